@@ -48,8 +48,10 @@ def test_rows_of_another_kind_are_refused_before_the_model_is_read(
     )
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert failure.message.startswith(f"method.type: {method} learns from rows with ")
-    assert failure.message.endswith(f"of the format {form}: choose method.type {instead}, or another dataset")
+    assert failure.message.startswith(f"method.type: {method} trains on rows with ")
+    assert failure.message.endswith(
+        f"the format {form}; set method.type to {instead}, or choose another dataset"
+    )
 
 
 @pytest.mark.parametrize(("method", "rows"), [("DPO", PAIRS), ("ORPO", PAIRS), ("KTO", JUDGED)])
@@ -127,7 +129,7 @@ def test_kto_needs_both_kinds_of_rows(bench: Workbench, rows: list[Row], missing
     failure = bench.preflight_failure(dataset=bench.dataset(rows), method=kto())
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert f"of the 6 training rows none has the label {missing}: add some" in failure.message
+    assert f"none of the 6 training rows has the label {missing}; add such rows" in failure.message
 
 
 def test_kto_needs_two_rows_at_once(bench: Workbench) -> None:

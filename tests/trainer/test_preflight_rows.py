@@ -101,7 +101,7 @@ def test_a_prompt_beyond_the_models_context_can_only_be_shortened(bench: Workben
     failure = bench.preflight_failure(dataset=bench.dataset((*ROWS, endless)))
 
     assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
-    assert "reads at most 512 tokens: shorten the prompts" in failure.message
+    assert "shorten the prompts, because the context of the base model has only 512 tokens" in failure.message
 
 
 def test_rows_that_the_chat_template_refuses_are_named(bench: Workbench) -> None:

@@ -1,1 +1,1 @@
-"""The base model and the data against each other, before a device is asked for."""
+"""Stage `preflight`: check the base model against the data before a device is requested."""

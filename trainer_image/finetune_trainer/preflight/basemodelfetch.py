@@ -1,4 +1,4 @@
-"""The base model on its way into the store, once for all runs that use it."""
+"""Put the base model into the store, once for all runs that use it."""
 
 import os
 import shutil
@@ -19,50 +19,53 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 def check_digest(uri: str, found: Digest, expected: Digest | None, parent: ParentCheckpoint | None) -> None:
-    """Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) where the user named another digest, or the parent was
-    trained from another."""
+    """Raise StageFailure (BASE_MODEL_DIGEST_MISMATCH) if the digest is not that of the config or that
+    of the parent's base model."""
     if expected is None or expected == found:
         return
     if parent is not None:
         raise StageFailure(
             FailureReason.BASE_MODEL_DIGEST_MISMATCH,
             f"baseModel {uri}: its digest is {found}, but Checkpoint {parent.name} was trained from"
-            f" {expected}, which the store no longer has; restore the files, or start from the new ones with"
-            " baseModel.uri in a new FineTuneJob",
+            f" {expected}, which the store no longer has; restore the files, or create a FineTuneJob with"
+            " baseModel.uri that starts from the new files",
         )
     raise StageFailure(
         FailureReason.BASE_MODEL_DIGEST_MISMATCH,
-        f"baseModel {uri}: its digest is {found}, but spec.baseModel.digest asks for {expected}; restore"
-        " the files, or name the new digest in a new FineTuneJob",
+        f"baseModel {uri}: its digest is {found}, but spec.baseModel.digest requires {expected}; restore"
+        " the files, or create a FineTuneJob with the new digest",
     )
 
 
 def store_model(
     uri: str, model: LocalModel, manifest: Manifest, context: StageContext, meter: StageMeter
 ) -> None:
-    """Have the model in the store; a download is linked or moved there, other files are copied.
+    """Store the model unless the store already has it. Downloads are linked or moved, other files copied.
 
-    Counts the bytes on `meter` twice: when they are taken, and when the store keeps them.
-    Raises StageFailure: BASE_MODEL_INVALID where the files change meanwhile; STORE_UNAVAILABLE. Raises
-    OSError about the source, Preempted.
+    Counts the bytes on `meter` twice: when they are copied, and when the store publishes them.
+    Raises StageFailure: BASE_MODEL_INVALID if the files change meanwhile; STORE_UNAVAILABLE. Raises OSError
+    about the source, Preempted.
     """
     ref = ArtifactRef(kind="models", digest=manifest.digest)
     if context.store.has(ref):
-        meter.begin("the store has this base model already")
+        meter.begin("the store already has this base model")
         meter.add(2 * manifest.total_bytes)
     else:
-        meter.begin("taking the base model into the store")
+        meter.begin("copying the base model into the store")
         with context.store.staging() as staging:
             for file in manifest.files:
-                _take(model, file, staging, meter)
-            meter.begin("checking what was written, and keeping it")
+                _copy(model, file, staging, meter)
+            meter.begin("verifying and publishing the base model")
             if context.store.publish("models", staging, meter.add) != manifest.digest:
-                raise invalid(uri, "its files were changed while they were copied; run again")
+                raise invalid(
+                    uri,
+                    "its files changed while they were copied; repeat the run when nothing writes to them",
+                )
     if model.source is not None:
         context.store.remember_model(model.source, ref)
 
 
-def _take(model: LocalModel, file: FileEntry, staging: Path, meter: StageMeter) -> None:
+def _copy(model: LocalModel, file: FileEntry, staging: Path, meter: StageMeter) -> None:
     source, target = model.folder / file.path, staging / file.path
     if model.source is not None:
         _link(source, target)
@@ -75,9 +78,9 @@ def _take(model: LocalModel, file: FileEntry, staging: Path, meter: StageMeter) 
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, so that a pod that is stopped now loses nothing of the download.
+    """Hard-link a file, so that a stopped pod loses nothing of the download.
 
-    Where the file system has no such links the file is moved: the next pod downloads that one again.
+    If the file system has no hard links, move the file: the next pod downloads that file again.
     """
     try:
         os.link(source, target)

@@ -1,33 +1,33 @@
-"""The hyperparameters that the user left open, chosen once by these rules and then recorded.
+"""Choose the hyperparameters that the user did not set, by the rules below. The run records them.
 
 epochs
-    OpenAI's rule for fine-tuning jobs: 3; but for fewer than 34 rows as many as make 100 row visits, at most
-    25, and for more than 8,333 rows as many as make 25,000 row visits, at least 1.
+    OpenAI's rule for fine-tuning jobs: normally 3. With fewer than 34 rows, enough epochs for about 100
+    training examples (at most 25); with more than 8,333 rows, enough for about 25,000 (at least 1).
 learningRate
-    5e-5 for Full and ten times that for LoRA, times (2000 / hidden size) ^ p, where p is 0.781 or 0.0775: the
-    fits over the Llama and the Qwen models from J. Schulman et al., "LoRA Without Regret", 2025, with the
-    constants of its authors' tinker-cookbook. Of the two the lower rate, because one that is too high costs
-    more. For LoRA that is 5.5e-4 at a hidden size of 640 (270 million parameters) and 2.9e-4 at 4,096
-    (8 billion); QLoRA, which learns as LoRA does (Dettmers et al., "QLoRA", 2023), has the same.
-    DPO 5e-6 and ORPO 8e-5, as TRL's scripts for them have it with an adapter (trl/scripts/dpo.py, and
-    examples/scripts/orpo.py: ten times the 8e-6 of Hong et al., "ORPO", 2024); KTO 5e-6, the upper end of
-    what TRL's page on it recommends for all weights, at the same beta of 0.1. They move a model that answers
-    well already by little; one that is small, or whose answers are to change much, needs more.
+    5e-5 for Full and ten times that for LoRA, times (2000 / hidden size) ^ p, with p = 0.781 or p = 0.0775:
+    the fits over the Llama and the Qwen models in J. Schulman et al., "LoRA Without Regret", 2025, with the
+    constants of the authors' tinker-cookbook. The lower of the two rates is used, because a rate that is too
+    high does more harm. For LoRA it is 5.5e-4 at a hidden size of 640 (270 million parameters) and 2.9e-4 at
+    4,096 (8 billion). QLoRA learns like LoRA (Dettmers et al., "QLoRA", 2023) and uses the same rate.
+    DPO 5e-6 and ORPO 8e-5, as in TRL's scripts with an adapter (trl/scripts/dpo.py and
+    examples/scripts/orpo.py: ten times the 8e-6 of Hong et al., "ORPO", 2024). KTO 5e-6, the upper end of the
+    range that TRL's page recommends for all weights, at the same beta of 0.1. These rates change a model that
+    already answers well only slightly. A small model, or answers that must change a lot, need a higher rate.
 maxSequenceLength
-    The smallest multiple of 64 that holds the longest row, at most 2,048 and what the model can read.
+    The smallest multiple of 64 that holds the longest row, at most 2,048 and the model's context length.
 perDeviceBatchSize, gradientAccumulationSteps
-    8 rows an optimizer step in all, of all processes together, or one for each process where those are more.
-    Of a process's rows as many at once as fit into 8,192 tokens, rounded down to a power of two; the rest is
-    accumulated. A row of DPO, KTO or ORPO counts twice, since two sequences are read for it. In a batch of
-    KTO at least 2: it estimates how far the model has moved from answers to other prompts.
+    The global batch is 8 rows, or one row per process if there are more than 8 processes. Each process runs
+    as many of its rows at once as fit into 8,192 tokens, rounded down to a power of two, and accumulates
+    gradients over the rest. A row of DPO, KTO or ORPO counts twice, because it has two sequences. A batch of
+    KTO has at least 2 rows, because KTO estimates the KL term from answers to other prompts.
 seed
     42.
 saveEverySteps
-    A tenth of all steps, at least 10: a pod that is killed repeats at most so many.
+    A tenth of all steps, at least 10. A killed pod repeats at most this many steps.
 earlyStoppingPatience
-    None: no run ends before its last epoch unless it was asked to.
+    None: a run trains to its last epoch unless the user sets a patience.
 gradientCheckpointing
-    False: it costs time, and whether memory is short is not known before training.
+    False: it costs time, and whether memory is short is unknown before training.
 """
 
 from typing import Final
@@ -57,7 +57,7 @@ MIN_STEPS_BETWEEN_SAVES: Final = 10
 
 
 def choose_hyperparameters(
-    wanted: RequestedHyperparameters,
+    requested: RequestedHyperparameters,
     method: MethodType,
     *,
     train_rows: int,
@@ -66,36 +66,39 @@ def choose_hyperparameters(
     context_length: int | None,
     processes: int = 1,
 ) -> Hyperparameters:
-    """Everything a run needs: what the user gave, and the rules' choice for the rest.
+    """All hyperparameters of a run: the user's values, and the defaults for the rest.
 
-    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength that the model cannot read, and for a
-    perDeviceBatchSize that the method cannot work with.
+    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length, and for a
+    perDeviceBatchSize that is too small for the method.
     """
     info = METHODS[method]
-    fewest = info.min_batch_rows
-    if wanted.per_device_batch_size is not None and wanted.per_device_batch_size < fewest:
+    min_rows = info.min_batch_rows
+    if requested.per_device_batch_size is not None and requested.per_device_batch_size < min_rows:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"hyperparameters.perDeviceBatchSize: {wanted.per_device_batch_size}, but {method} needs at least"
-            f" {fewest} rows at once, to compare each with the answer of another; raise it, or leave it out",
+            f"hyperparameters.perDeviceBatchSize: {requested.per_device_batch_size}, but {method} needs at"
+            f" least {min_rows} rows per batch, to compare each row with the answer of another; raise or"
+            " remove it",
         )
-    length = _sequence_length(wanted.max_sequence_length, longest_row_tokens, context_length)
-    most = _most_at_once(train_rows, processes)
-    batch = wanted.per_device_batch_size or max(fewest, _batch_size(info.sequences_per_row * length, most))
-    accumulation = wanted.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
-    epochs = wanted.epochs or _epochs(train_rows)
+    length = _sequence_length(requested.max_sequence_length, longest_row_tokens, context_length)
+    max_rows = _max_rows_per_process(train_rows, processes)
+    batch = requested.per_device_batch_size or max(
+        min_rows, _batch_size(info.sequences_per_row * length, max_rows)
+    )
+    accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
+    epochs = requested.epochs or _epochs(train_rows)
     total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
     return Hyperparameters(
         epochs=epochs,
-        learning_rate=wanted.learning_rate or _learning_rate(info, hidden_size),
+        learning_rate=requested.learning_rate or _learning_rate(info, hidden_size),
         per_device_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         max_sequence_length=length,
-        seed=SEED if wanted.seed is None else wanted.seed,
+        seed=SEED if requested.seed is None else requested.seed,
         total_steps=total,
-        save_every_steps=wanted.save_every_steps or max(MIN_STEPS_BETWEEN_SAVES, total // 10),
-        early_stopping_patience=wanted.early_stopping_patience,
-        gradient_checkpointing=wanted.gradient_checkpointing or False,
+        save_every_steps=requested.save_every_steps or max(MIN_STEPS_BETWEEN_SAVES, total // 10),
+        early_stopping_patience=requested.early_stopping_patience,
+        gradient_checkpointing=requested.gradient_checkpointing or False,
         processes=processes,
     )
 
@@ -116,26 +119,26 @@ def _learning_rate(method: MethodInfo, hidden_size: int) -> float:
     return float(f"{rate:.1e}")
 
 
-def _sequence_length(wanted: int | None, longest: int, context_length: int | None) -> int:
-    if wanted is not None:
-        if context_length is not None and wanted > context_length:
+def _sequence_length(requested: int | None, longest: int, context_length: int | None) -> int:
+    if requested is not None:
+        if context_length is not None and requested > context_length:
             raise StageFailure(
                 FailureReason.INVALID_CONFIG,
-                f"hyperparameters.maxSequenceLength: {wanted} is more than the {context_length} tokens that"
-                " the base model can read; lower it, or leave it out",
+                f"hyperparameters.maxSequenceLength: {requested} is more than the {context_length} tokens of"
+                " the base model's context; lower or remove it",
             )
-        return wanted
+        return requested
     rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, MAX_DEFAULT_SEQUENCE_LENGTH, context_length or MAX_DEFAULT_SEQUENCE_LENGTH)
 
 
-def _most_at_once(rows: int, processes: int) -> int:
-    """Rows of a process, so that each of several has some."""
+def _max_rows_per_process(rows: int, processes: int) -> int:
+    """Max rows per process and step, so that every process gets rows."""
     if processes == 1:
         return ROWS_PER_STEP
     return max(1, min(ROWS_PER_STEP, rows) // processes)
 
 
-def _batch_size(length: int, most: int) -> int:
-    fitting = max(1, min(most, MAX_BATCH_TOKENS // length))
+def _batch_size(length: int, max_rows: int) -> int:
+    fitting = max(1, min(max_rows, MAX_BATCH_TOKENS // length))
     return 1 << (fitting.bit_length() - 1)

@@ -1,8 +1,8 @@
-"""One download of a base model at a time: who comes second waits, and finds the model in the store.
+"""Lock so that only one run downloads a base model. Other runs wait and then find the model in the store.
 
-A note beside what the store knows of the model says which run downloads it, and changes every few seconds for
-as long as it does. A note that no longer changes is that of a pod which is gone. Two pods that write their
-notes in the same moment may both download; that costs time and harms nothing.
+The run that downloads writes a note next to the store's entry for the model, and renews it every few seconds.
+A note that no longer changes belongs to a pod that no longer exists. Two pods that write their notes at the
+same moment may both download the model. That costs time but does no harm.
 """
 
 import logging
@@ -20,10 +20,10 @@ from finetune_trainer.stage.context import StageContext
 
 RENEW_SECONDS: Final = 10.0
 STALE_SECONDS: Final = 60.0
-"""A note that has not changed for so long is nobody's."""
+"""A note that has not changed for this long has no owner any more."""
 POLL_SECONDS: Final = 2.0
 CONFIRM_SECONDS: Final = 1.0
-"""Between writing a note and reading whose it is."""
+"""Time between writing a note and checking that no other run has overwritten it."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 class _LockNote(BaseModel):
     run: str
     number: int = 0
-    """Of the renewal."""
+    """Number of the renewal."""
 
 
 @contextmanager
 def download_lock(source: str, run: str, context: StageContext) -> Iterator[ArtifactRef | None]:
     """Wait until no other run downloads the model that the store remembers by `source`.
 
-    Gives the model where the store has it by then; else it is this run's turn, until the block ends.
-    Raises StageFailure (STORE_UNAVAILABLE), Preempted.
+    Yields the model if the store has it by then. Otherwise yields None, and this run holds the lock until the
+    block ends. Raises StageFailure (STORE_UNAVAILABLE), Preempted.
     """
-    known = _wait(source, run, context)
-    if known is not None:
-        yield known
+    stored = _acquire(source, run, context)
+    if stored is not None:
+        yield stored
         return
     ended = threading.Event()
     renewal = threading.Thread(
-        target=_renew, args=(source, run, context, ended), name="download turn", daemon=True
+        target=_renew, args=(source, run, context, ended), name="download lock", daemon=True
     )
     renewal.start()
     try:
@@ -58,23 +58,23 @@ def download_lock(source: str, run: str, context: StageContext) -> Iterator[Arti
         context.store.write_download_note(source, b"")
 
 
-def _wait(source: str, run: str, context: StageContext) -> ArtifactRef | None:
+def _acquire(source: str, run: str, context: StageContext) -> ArtifactRef | None:
     seen, seen_at = None, time.monotonic()
-    while (known := context.store.model_from(source)) is None:
+    while (stored := context.store.model_from(source)) is None:
         note = _read(source, context)
         if note != seen:
             if seen is None and note is not None and note.run != run:
-                logger.info("run %s downloads this base model already; waiting for it", note.run)
+                logger.info("waiting for run %s, which is downloading this base model", note.run)
             seen, seen_at = note, time.monotonic()
         if note is not None and note.run != run and time.monotonic() - seen_at < STALE_SECONDS:
             _pause(POLL_SECONDS, context)
             continue
         _write(source, _LockNote(run=run), context)
         _pause(CONFIRM_SECONDS, context)
-        mine = _read(source, context)
-        if mine is None or mine.run == run:
+        current = _read(source, context)
+        if current is None or current.run == run:
             return None
-    return known
+    return stored
 
 
 def _renew(source: str, run: str, context: StageContext, ended: threading.Event) -> None:
@@ -97,7 +97,7 @@ def _read(source: str, context: StageContext) -> _LockNote | None:
     try:
         return _LockNote.model_validate_json(content) if content else None
     except ValidationError as error:
-        logger.warning("a damaged note about a download is not used: %s", error)
+        logger.warning("ignoring a damaged note about a download: %s", error)
         return None
 
 

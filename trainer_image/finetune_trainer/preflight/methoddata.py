@@ -1,4 +1,4 @@
-"""Whether the rows are of the kind that the method learns from, and what their number decides."""
+"""Check that rows and processes suit the training method, and resolve the settings for preference data."""
 
 from collections.abc import Mapping
 
@@ -17,37 +17,37 @@ from finetune_trainer.runtime.failure import StageFailure
 
 
 def check_form(splits: Mapping[SplitName, list[Row]], method: MethodType) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for rows that the method does not train on."""
+    """Raise StageFailure (INVALID_CONFIG) for rows of a form that the method does not train on."""
     form = next((rows[0].form for rows in splits.values() if rows), None)
     needed = METHODS[method].rows
     if form is None or form in needed.forms:
         return
-    others = listed(methods_where(lambda info: form in info.rows.forms), "or")
+    suitable = listed(methods_where(lambda info: form in info.rows.forms), "or")
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
-        f"method.type: {method} learns from rows with {needed.description}, but the dataset's rows are of the"
-        f" format {form}: choose method.type {others}, or another dataset",
+        f"method.type: {method} trains on rows with {needed.description}, but the rows of the dataset have"
+        f" the format {form}; set method.type to {suitable}, or choose another dataset",
     )
 
 
 def check_processes(method: MethodType, nodes: int, devices: int) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for several processes of a method that trains in one."""
+    """Raise StageFailure (INVALID_CONFIG) for several processes if the method supports only one."""
     if not METHODS[method].distributed and nodes * devices > 1:
         field = "compute.nodes" if nodes > 1 else "compute.devices"
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"{field}: {nodes if nodes > 1 else devices}, but {method} trains in one process in this release:"
+            f"{field}: {nodes if nodes > 1 else devices}, but {method} trains in one process in this release;"
             " set compute.nodes and compute.devices to 1",
         )
 
 
 def resolve_preference(method: Method, train: list[Row]) -> Preference | None:
-    """The settings of a method that learns from judged answers, with what was left open; None for others.
+    """Resolve the settings of a method for preference data; None for other methods.
 
-    KTO's weights make both kinds count the same, whatever their number: desirable weight × good rows =
-    undesirable weight × bad rows, as its paper recommends (Ethayarajh et al., 2024, equation 8). Of the kind
-    with more rows the weight is 1.
-    Raises StageFailure (INVALID_CONFIG) where rows with labels are all of one kind.
+    The default weights of KTO give both labels the same total weight: desirable weight × good rows =
+    undesirable weight × bad rows, as its paper recommends (Ethayarajh et al., 2024, equation 8). The label
+    with more rows has the weight 1.
+    Raises StageFailure (INVALID_CONFIG) if all rows have the same label.
     """
     rows = METHODS[method.type].rows
     if not rows.is_preference_data:
@@ -60,8 +60,8 @@ def resolve_preference(method: Method, train: list[Row]) -> Preference | None:
         missing = "true" if bad else "false"
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"method.type: {method.type} learns from good and bad answers, but of the {len(train)} training"
-            f" rows none has the label {missing}: add some, or train on the good answers with method.type"
+            f"method.type: {method.type} needs good and bad answers, but none of the {len(train)} training"
+            f" rows has the label {missing}; add such rows, or train on the good answers with method.type"
             f" {DEFAULT_METHOD}",
         )
     given = method.preference

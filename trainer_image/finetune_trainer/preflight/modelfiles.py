@@ -1,4 +1,4 @@
-"""Which files of a base model's folder are the model."""
+"""Choose the files of a base model among those of its folder."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from finetune_trainer.runtime.failure import StageFailure
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-NEEDED: Final = ("config.json", "tokenizer.json")
-KEPT: Final = (
+REQUIRED: Final = ("config.json", "tokenizer.json")
+OPTIONAL: Final = (
     "generation_config.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -24,56 +24,56 @@ KEPT: Final = (
     "chat_template.json",
     "README.md",
 )
-"""Taken along where they are there; subfolders and other formats of the weights are not."""
+"""Copied if present. Subfolders and other formats of the weights are not copied."""
 LICENSE_NAMES: Final = ("license", "licence", "notice", "use_policy")
 PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def invalid(uri: str, what: str) -> StageFailure:
-    """The failure for a base model that cannot be trained."""
+    """Failure for a base model that cannot be trained."""
     return StageFailure(FailureReason.BASE_MODEL_INVALID, f"baseModel {uri}: {what}")
 
 
 def absent(uri: str) -> StageFailure:
-    """The failure for a base model that is not there."""
+    """Failure for a base model that does not exist."""
     return StageFailure(
         FailureReason.BASE_MODEL_NOT_FOUND,
-        f"baseModel {uri}: there is no such folder; check the claim's name and the path in it",
+        f"baseModel {uri}: the folder does not exist; check the name of the claim and the path in it",
     )
 
 
 def model_files(folder: Path, uri: str) -> tuple[str, ...]:
     """Names of the model's files in `folder`, sorted.
 
-    Raises StageFailure: BASE_MODEL_NOT_FOUND; BASE_MODEL_INVALID where something is missing, or the weights
-    are no whole safetensors files. Raises OSError.
+    Raises StageFailure: BASE_MODEL_NOT_FOUND; BASE_MODEL_INVALID if a file is missing, or the weights are not
+    complete safetensors files. Raises OSError.
     """
     if not folder.is_dir():
         raise absent(uri)
     names = choose_files(folder, uri, {path.name for path in folder.iterdir() if path.is_file()})
     for name in names:
-        _check_whole(folder / name, uri)
+        _check_complete(folder / name, uri)
     return names
 
 
 def choose_files(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
-    """Which of the files that are `present` somewhere are the model, sorted.
+    """Choose the model's files among those `present` at its source, sorted.
 
-    `folder` has those of them that `described_by` names. Raises StageFailure (BASE_MODEL_INVALID), OSError.
+    `folder` must have the `metadata_files`. Raises StageFailure (BASE_MODEL_INVALID), OSError.
     """
     if "adapter_config.json" in present and "config.json" not in present:
-        raise invalid(uri, "this is an adapter, not a whole model; name the model that it was trained on")
+        raise invalid(uri, "this is an adapter, not a complete model; name the model that it was trained on")
     weights = _weights(folder, uri, present)
-    for name in NEEDED:
+    for name in REQUIRED:
         if name not in present:
-            raise invalid(uri, f"{name} is missing; download the model again, completely")
-    return tuple(sorted({*weights, *described_by(present)}))
+            raise invalid(uri, f"{name} is missing; download the complete model again")
+    return tuple(sorted({*weights, *metadata_files(present)}))
 
 
-def described_by(present: set[str]) -> set[str]:
-    """Everything but the weights, and the list of these."""
+def metadata_files(present: set[str]) -> set[str]:
+    """All files except the weights, including the index of the weights."""
     licenses = {name for name in present if name.lower().startswith(LICENSE_NAMES)}
-    return present.intersection((*NEEDED, *KEPT, INDEX)) | licenses
+    return present.intersection((*REQUIRED, *OPTIONAL, INDEX)) | licenses
 
 
 def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
@@ -84,14 +84,14 @@ def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
         if pickled:
             raise invalid(
                 uri,
-                f"its weights are pickled ({pickled[0]}), which can run code when they are read; convert them"
+                f"its weights are pickled ({pickled[0]}), and loading them could run code; convert them"
                 " with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
             )
         if any(name.endswith(".gguf") for name in present):
             raise invalid(
-                uri, "its weights are in GGUF, which cannot be trained; use the safetensors version"
+                uri, "its weights are in GGUF format, which cannot be trained; use the safetensors version"
             )
-        raise invalid(uri, f"no weights: there is neither {SINGLE} nor {INDEX}")
+        raise invalid(uri, f"it has no weights, neither {SINGLE} nor {INDEX}; download the model again")
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -99,12 +99,12 @@ def _weights(folder: Path, uri: str, present: set[str]) -> list[str]:
     missing = [name for name in names if name not in present]
     if missing or not names:
         raise invalid(
-            uri, f"{INDEX} names files that are missing: {', '.join(missing[:10])}; download the model again"
+            uri, f"files named in {INDEX} are missing: {', '.join(missing[:10])}; download the model again"
         )
     return [*names, INDEX]
 
 
-def _check_whole(path: Path, uri: str) -> None:
+def _check_complete(path: Path, uri: str) -> None:
     if path.suffix != ".safetensors":
         return
     try:

@@ -1,4 +1,4 @@
-"""The Checkpoint that a run continues from: whether it is there, and how its adapter is made."""
+"""Check the Checkpoint that a run continues from, and take over the settings of its adapter."""
 
 from typing import Any, Final
 
@@ -21,16 +21,20 @@ FIELDS: Final = {
     "rslora": "rsLoRA",
     "dora": "dora",
 }
-"""What the weights of an adapter are made for, by its name in the spec."""
+"""Names in the spec of the settings that an adapter's weights depend on."""
 
 
 def continued_lora(
-    parent: ParentCheckpoint, base_model: Digest, wanted: LoRA, model: PreTrainedModel, context: StageContext
+    parent: ParentCheckpoint,
+    base_model: Digest,
+    requested: LoRA,
+    model: PreTrainedModel,
+    context: StageContext,
 ) -> LoRA | None:
-    """The settings of the adapter that is trained on; None for a parent that is a whole model.
+    """Settings of the adapter that the run continues; None if the parent is a complete model.
 
-    A field of `wanted` at its default counts as left out and is the parent's.
-    Raises StageFailure: INVALID_CONFIG for another value than the parent's, BASE_MODEL_MISMATCH,
+    A field of `requested` at its default counts as not set and takes the parent's value.
+    Raises StageFailure: INVALID_CONFIG for a value that differs from the parent's, BASE_MODEL_MISMATCH,
     ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE; Preempted.
     """
     ref = ArtifactRef(kind="checkpoints", digest=parent.digest)
@@ -43,23 +47,23 @@ def continued_lora(
         raise StageFailure(
             FailureReason.BASE_MODEL_MISMATCH,
             f"baseModel.checkpoint: the adapter of Checkpoint {parent.name} was trained from base model"
-            f" {trained_from}, but the record says {base_model}: continue from another Checkpoint",
+            f" {trained_from}, but its record names {base_model}; continue from another Checkpoint",
         )
-    theirs = adapter.lora
+    lora = adapter.lora
     for name, field in FIELDS.items():
-        mine, parents = _setting(wanted, name), _setting(theirs, name)
-        if mine not in (_setting(LoRA(), name), parents):
+        value, parent_value = _setting(requested, name), _setting(lora, name)
+        if value not in (_setting(LoRA(), name), parent_value):
             raise StageFailure(
                 FailureReason.INVALID_CONFIG,
-                f"method.lora.{field}: {_shown(mine)}, but the adapter of Checkpoint {parent.name} has"
-                f" {_shown(parents)}, and it is trained on as it is: leave {field} out, or start from the"
-                " base model with baseModel.uri",
+                f"method.lora.{field}: {_format(value)}, but the adapter of Checkpoint {parent.name} has"
+                f" {_format(parent_value)}, which continued training cannot change; remove {field}, or start"
+                " from the base model with baseModel.uri",
             )
-    everything = set(theirs.target_modules) == set(linear_layers(model))
-    return theirs.model_copy(
+    targets_all = set(lora.target_modules) == set(linear_layers(model))
+    return lora.model_copy(
         update={
-            "dropout": theirs.dropout if wanted.dropout == LoRA().dropout else wanted.dropout,
-            "target_modules": () if everything else theirs.target_modules,
+            "dropout": lora.dropout if requested.dropout == LoRA().dropout else requested.dropout,
+            "target_modules": () if targets_all else lora.target_modules,
         }
     )
 
@@ -69,7 +73,7 @@ def _setting(lora: LoRA, name: str) -> Any:
     return sorted(set(value)) if isinstance(value, tuple) else value
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(value) if isinstance(value, list) else str(value)

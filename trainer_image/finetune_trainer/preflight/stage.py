@@ -1,4 +1,4 @@
-"""The stage itself: base model into the store, rows through its tokenizer, hyperparameters chosen."""
+"""Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging
 from collections.abc import Iterator
@@ -29,17 +29,17 @@ from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 
 ROW_COST: Final = 1 << 18
-"""What one row through the tokenizer counts beside bytes read: they take about as long."""
+"""Cost of tokenizing one row, in bytes read that take about as long."""
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
-    """Publish the base model, and decide everything that training needs to know.
+    """Publish the base model, and resolve all settings of training.
 
     Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
     BASE_MODEL_MISMATCH, INVALID_CONFIG, INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG,
-    ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and of a remote base model what `RemoteSource`
+    ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and for a remote base model what `RemoteSource`
     raises), Preempted.
     """
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
@@ -55,14 +55,14 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            "hyperparameters.earlyStoppingPatience: the dataset has no validation rows to see by when to"
-            " stop; raise split.validation, or leave earlyStoppingPatience out",
+            "hyperparameters.earlyStoppingPatience: early stopping needs validation rows, but the dataset has"
+            " none; raise split.validation, or remove earlyStoppingPatience",
         )
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
         source = found.folder
         files = model_files(source, uri)
-        # Hashed, taken, and kept by the store.
+        # Each byte is hashed, copied, and published by the store.
         total = 3 * sum((source / name).stat().st_size for name in files)
         meter = StageMeter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
         model_config = load_config(source, uri)
@@ -80,7 +80,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         if config.parent is not None:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
-    meter.begin("reading the rows with the base model's tokenizer")
+    meter.begin("tokenizing the rows")
     lengths = measure(splits, make_encoder(config.method.type, tokenizer), meter, ROW_COST)
     longest = max(split.longest for split in lengths.values())
     limit = context_length(model_config)
@@ -98,9 +98,9 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         report = token_report(uri.partition("?")[0], lengths, chosen.max_sequence_length)
         report_uri = write_token_report(folder, report)
     check_answers(lengths, chosen.max_sequence_length, limit, report_uri)
-    truncated = sum(split.cut(chosen.max_sequence_length) for split in lengths.values())
+    truncated = sum(split.truncated(chosen.max_sequence_length) for split in lengths.values())
     if truncated:
-        logger.warning("rows cut to %d tokens: %d", chosen.max_sequence_length, truncated)
+        logger.warning("%d rows truncated to %d tokens", truncated, chosen.max_sequence_length)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
@@ -118,13 +118,13 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
 
 
 def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for steps that the run will never make."""
+    """Raise StageFailure (INVALID_CONFIG) for steps that the run never reaches."""
     beyond = [step for step in sorted(keep_steps) if step > total_steps]
     if beyond:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"checkpoints.keepSteps: {', '.join(map(str, beyond))} cannot be kept, because the run has"
-            f" {total_steps} steps in all; name steps up to {total_steps} in a new run",
+            f"checkpoints.keepSteps: {', '.join(map(str, beyond))} cannot be kept, because the run has only"
+            f" {total_steps} steps; create a run with steps up to {total_steps}",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the run's tokenizer makes of the rows: a report in the run's folder, as JSON and as a page."""
+"""Report about the rows' lengths in tokens, in the run's folder, as JSON and as a page."""
 
 import dataclasses
 import heapq
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.statistics import lengths as spread
+from finetune_trainer.data.statistics import lengths as describe_lengths
 from finetune_trainer.preflight.lengths import TokenLengths
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.htmlpage import token_page
@@ -16,11 +16,11 @@ REPORT_NAME: Final = "tokens.json"
 PAGE_NAME: Final = "tokens.html"
 VERSION: Final = 1
 MAX_LONGEST_ROWS: Final = 10
-"""Rows that are named."""
+"""Max rows that the report names."""
 
 
 def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_length: int) -> dict[str, Any]:
-    """The report of rows whose lengths were measured: JSON types, rows counted from 1."""
+    """The report of measured rows, in JSON types. Rows are counted from 1."""
     import numpy as np
 
     rows = [
@@ -28,15 +28,17 @@ def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_lengt
         for split, lengths in splits.items()
         for number, tokens in enumerate(lengths.whole, 1)
     ]
-    spread_of_all = dataclasses.asdict(spread(np.array([tokens for tokens, _, _ in rows], dtype=np.uint32)))
+    distribution = dataclasses.asdict(
+        describe_lengths(np.array([tokens for tokens, _, _ in rows], dtype=np.uint32))
+    )
     return {
         "version": VERSION,
         "baseModel": model,
         "maxSequenceLength": max_length,
         "rows": len(rows),
-        "cutRows": sum(lengths.cut(max_length) for lengths in splits.values()),
+        "cutRows": sum(lengths.truncated(max_length) for lengths in splits.values()),
         "lostAnswers": sum(lengths.without_answer(max_length) for lengths in splits.values()),
-        "lengths": spread_of_all,
+        "lengths": distribution,
         "longest": [
             {"split": split, "row": number, "tokens": tokens}
             for tokens, split, number in heapq.nlargest(MAX_LONGEST_ROWS, rows, key=lambda row: row[0])
@@ -45,7 +47,7 @@ def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_lengt
 
 
 def write_token_report(folder: RunFolder, report: dict[str, Any]) -> str:
-    """Keep it; gives the page's uri. Raises StageFailure (STORE_UNAVAILABLE)."""
+    """Write the report and return the page's URI. Raises StageFailure (STORE_UNAVAILABLE)."""
     folder.write(REPORT_NAME, encode(report))
     folder.write(PAGE_NAME, token_page(report).encode())
     return f"{folder.uri}/{PAGE_NAME}"
