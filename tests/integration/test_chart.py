@@ -162,7 +162,7 @@ class Approvals:
         try:
             attempt()
         except ClusterError as error:
-            return "takes the verb approve on checkpoints.finetune.dev" in str(error)
+            return "requires the verb approve on checkpoints.finetune.dev" in str(error)
         return False
 
     def allow(self, user: str, *role: str) -> None:
