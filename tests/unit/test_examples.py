@@ -10,6 +10,7 @@ from typing import Any, Final, get_args
 import pytest
 import yaml
 
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
@@ -34,8 +35,10 @@ SECOND = FIRST / "v2"
 FORMATS = EXAMPLES / "data"
 VOICE = EXAMPLES / "brand-voice"
 METHODS = EXAMPLES / "methods"
+PROFILES = EXAMPLES / "profiles"
 PRODUCTS = VOICE / "data" / "products.csv"
-KINDS: dict[str, type[Dataset | FineTuneJob | InferenceDeployment]] = {
+KINDS: dict[str, type[ComputeProfile | Dataset | FineTuneJob | InferenceDeployment]] = {
+    "ComputeProfile": ComputeProfile,
     "Dataset": Dataset,
     "FineTuneJob": FineTuneJob,
     "InferenceDeployment": InferenceDeployment,
@@ -85,6 +88,29 @@ def test_an_example_uses_only_fields_that_exist_and_are_implemented(
     resource = strict(KINDS[manifest["kind"]], manifest)
     assert "namespace" not in manifest["metadata"], f"{path} should go into any namespace"
     assert not_implemented(resource.spec) == ()
+
+
+def test_profiles_name_priority_classes_that_exist_and_one_default() -> None:
+    objects = [
+        manifest for path in PROFILES.glob("*.yaml") for manifest in yaml.safe_load_all(path.read_text())
+    ]
+    classes = {each["metadata"]["name"] for each in objects if each["kind"] == "PriorityClass"}
+    profiles = [each for each in objects if each["kind"] == "ComputeProfile"]
+    named = {name for each in profiles for name in each["spec"].get("priorityClasses", {}).values()}
+    defaults = [
+        each["metadata"]["name"]
+        for each in profiles
+        if DEFAULT_PROFILE_LABEL in each["metadata"].get("annotations", {})
+    ]
+
+    assert named == classes
+    assert defaults == ["cpu"]
+
+
+def test_the_page_lists_every_example_of_a_profile() -> None:
+    listed = set(re.findall(r"\]\(([\w-]+\.yaml)\)", (PROFILES / "README.md").read_text()))
+
+    assert listed == {path.name for path in PROFILES.glob("*.yaml")}
 
 
 def test_the_second_part_has_all_rows_of_the_first_and_more() -> None:
