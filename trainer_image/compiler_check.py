@@ -1,6 +1,6 @@
-"""Compile Triton's CUDA driver as Triton does before its first kernel; fails where that would fail in a pod.
+"""Compile Triton's CUDA driver as Triton does before its first kernel. Fail if that would fail in a pod.
 
-Run when the CUDA image is built. It needs no GPU: what is missing then is only libcuda, to link with.
+It runs when the CUDA image is built. It needs no GPU: without one, only libcuda is missing, which it does not link.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from triton.runtime.build import compile_so_from_file
 
 
 def main() -> None:
-    """Raises RuntimeError where no compiler is found, CalledProcessError where a header is missing."""
+    """Raise RuntimeError if there is no compiler, CalledProcessError if a header is missing."""
     backend = Path(triton.__file__).parent / "backends" / "nvidia"
     with tempfile.TemporaryDirectory() as cache:
         knobs.cache.dir = cache

@@ -119,7 +119,7 @@ def _learning_rate(method: MethodInfo, hidden_size: int) -> float:
     return float(f"{rate:.1e}")
 
 
-def _sequence_length(requested: int | None, longest: int, context_length: int | None) -> int:
+def _sequence_length(requested: int | None, max_tokens: int, context_length: int | None) -> int:
     if requested is not None:
         if context_length is not None and requested > context_length:
             raise StageFailure(
@@ -128,7 +128,7 @@ def _sequence_length(requested: int | None, longest: int, context_length: int | 
                 " the base model's context; lower or remove it",
             )
         return requested
-    rounded = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    rounded = -(-max_tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return min(rounded, MAX_DEFAULT_SEQUENCE_LENGTH, context_length or MAX_DEFAULT_SEQUENCE_LENGTH)
 
 

@@ -28,7 +28,7 @@ class TokenLengths:
     """Numbers of tokens before the first one that the model is trained on."""
 
     @property
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         """Number of tokens of the longest row; 0 without rows."""
         return max(self.whole, default=0)
 
@@ -87,7 +87,7 @@ def check_answers(
     ]
     if not lost:
         return
-    needed = max(lengths.longest for lengths in measured.values())
+    needed = max(lengths.max_tokens for lengths in measured.values())
     advice = (
         f"set hyperparameters.maxSequenceLength to {needed} to keep every row whole, or shorten the prompts"
         if context_length is None or needed <= context_length

@@ -82,13 +82,13 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         store_model(uri, found, manifest, context, meter)
     meter.begin("tokenizing the rows")
     lengths = measure(splits, make_encoder(config.method.type, tokenizer), meter, ROW_COST)
-    longest = max(split.longest for split in lengths.values())
+    longest_row = max(split.max_tokens for split in lengths.values())
     limit = context_length(model_config)
     chosen = choose_hyperparameters(
         config.hyperparameters,
         config.method.type,
         train_rows=len(splits["train"]),
-        longest_row_tokens=longest,
+        longest_row_tokens=longest_row,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
         processes=config.nodes * config.devices,
@@ -111,7 +111,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         chat_template=template_name(tokenizer),
         train_rows=len(splits["train"]),
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
-        longest_row_tokens=longest,
+        longest_row_tokens=longest_row,
         truncated_rows=truncated,
         report_uri=report_uri,
     )

@@ -257,9 +257,9 @@ def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
 
 
 def _text(problem: RowProblem) -> str:
-    issue, place = problem.issue, problem.position
-    is_summary = issue.severity == "warning" and place.file is None and place.record is None
-    text = issue.public if is_summary else f"{place}: {issue.public}"
+    issue, position = problem.issue, problem.position
+    is_summary = issue.severity == "warning" and position.file is None and position.record is None
+    text = issue.public if is_summary else f"{position}: {issue.public}"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
 
 
