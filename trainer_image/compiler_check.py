@@ -1,6 +1,7 @@
 """Compile Triton's CUDA driver as Triton does before its first kernel. Fail if that would fail in a pod.
 
-It runs when the CUDA image is built. It needs no GPU: without one, only libcuda is missing, which it does not link.
+It runs when the CUDA image is built. It needs no GPU: without one, only libcuda is missing, and the
+driver is not linked with it.
 """
 
 import tempfile
