@@ -1,4 +1,4 @@
-"""A source, a store and a stage `prepare` over them."""
+"""A source, a store, and runs of the stage `prepare` on them."""
 
 import json
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ RUN = "0f0f-1"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Folders of one test, and what happens in them."""
+    """Source and store of one test, and runs of `prepare` on them."""
 
     root: Path
 

@@ -1,4 +1,4 @@
-"""The console script, as a person starts it: what it says, what it writes, how it ends."""
+"""The console script: its output, its files and its exit codes."""
 
 import contextlib
 import gzip
@@ -48,7 +48,7 @@ def write(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def check(folder: Path, *arguments: str, columns: int = 100) -> Result:
-    """Run it in a folder, on a terminal that wide."""
+    """Run it in a folder, on a terminal with this number of columns."""
     with contextlib.chdir(folder):
         return CliRunner().invoke(
             app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"}, catch_exceptions=False
@@ -56,11 +56,11 @@ def check(folder: Path, *arguments: str, columns: int = 100) -> Result:
 
 
 def words(text: str) -> str:
-    """The text without line ends and frames."""
+    """The text without line breaks and frames."""
     return " ".join(text.replace("│", " ").split())
 
 
-def test_clean_rows_end_with_0_and_the_verdict(tmp_path: Path) -> None:
+def test_clean_rows_exit_with_0_and_the_verdict(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows())
 
     done = check(tmp_path, "rows.jsonl")
@@ -71,7 +71,7 @@ def test_clean_rows_end_with_0_and_the_verdict(tmp_path: Path) -> None:
     assert "billing" in done.stdout
 
 
-def test_warnings_alone_end_with_1_and_are_told(tmp_path: Path) -> None:
+def test_warnings_alone_exit_with_1_and_are_printed(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows(50))
 
     done = check(tmp_path, "rows.jsonl")
@@ -81,7 +81,7 @@ def test_warnings_alone_end_with_1_and_are_told(tmp_path: Path) -> None:
     assert "warning: " in done.stdout
 
 
-def test_bad_rows_end_with_2_and_a_table_of_place_column_what_and_what_to_do(tmp_path: Path) -> None:
+def test_bad_rows_exit_with_2_and_a_table_of_problems(tmp_path: Path) -> None:
     rows: list[Any] = good_rows()
     rows[6] = {"prompt": "a", "completion": ""}
     rows[8] = '{"prompt": '
@@ -109,7 +109,7 @@ def test_the_table_fits_into_80_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_as_many_problems_are_listed_as_asked_for_and_the_others_are_counted(tmp_path: Path) -> None:
+def test_the_requested_number_of_problems_is_listed_and_the_rest_counted(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [*good_rows(), *({"prompt": "", "completion": "b"} for _ in range(30))])
 
     done = check(tmp_path, "rows.jsonl", "--problems", "5")
@@ -119,7 +119,7 @@ def test_as_many_problems_are_listed_as_asked_for_and_the_others_are_counted(tmp
     assert "30   Fields are empty" in done.stdout
 
 
-def test_rows_that_contradict_others_and_leaked_rows_are_named(tmp_path: Path) -> None:
+def test_conflicting_and_leaked_rows_are_named(tmp_path: Path) -> None:
     rows = [*good_rows(300), {**good_rows(1)[0], "completion": "another"}]
     rows = [{**row, "part": "train" if number else "test"} for number, row in enumerate(rows)]
     write(tmp_path / "rows.jsonl", [*rows, {**rows[5], "completion": "another"}])
@@ -142,11 +142,11 @@ def test_rows_that_contradict_others_and_leaked_rows_are_named(tmp_path: Path) -
         ("set format: KTO (columns.label names it)", "set --format KTO (--label names it)"),
     ],
 )
-def test_hints_are_in_the_words_of_the_command_line(hint: str, said: str) -> None:
+def test_hints_name_options_of_the_command_line(hint: str, said: str) -> None:
     assert as_options(hint) == said
 
 
-def test_columns_that_the_format_does_not_read_are_told(tmp_path: Path) -> None:
+def test_columns_that_the_format_does_not_read_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows())
 
     output = words(check(tmp_path, "rows.jsonl", "--messages", "turns").output)
@@ -154,7 +154,7 @@ def test_columns_that_the_format_does_not_read_are_told(tmp_path: Path) -> None:
     assert "--messages is not used, because the rows are PromptCompletion" in output
 
 
-def test_control_sequences_of_a_model_are_told(tmp_path: Path) -> None:
+def test_control_sequences_of_a_model_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "Hello", "completion": "Hi<|im_end|>"}])
 
     output = words(check(tmp_path, "rows.jsonl", columns=200).output)
@@ -197,7 +197,7 @@ def test_the_prepared_rows_are_written_and_the_digest_is_that_of_the_store(tmp_p
     assert f"digest {Manifest.of(folder).digest}\n" in done.stdout
 
 
-def test_another_seed_makes_another_division(tmp_path: Path) -> None:
+def test_another_seed_makes_another_split(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows())
 
     for seed in ("0", "1"):
@@ -224,7 +224,7 @@ def test_files_of_a_folder_and_of_a_pattern_are_read_in_the_order_of_their_names
     assert reports[0]["files"] == reports[1]["files"]
 
 
-def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_keep_their_folders(tmp_path: Path) -> None:
     write(tmp_path / "a" / "rows.jsonl", good_rows())
     write(tmp_path / "b" / "rows.jsonl", [*good_rows(1), {"prompt": "a"}])
 
@@ -243,7 +243,7 @@ def test_columns_are_mapped_in_one_option_or_in_several(tmp_path: Path) -> None:
     assert (together.exit_code, together.stdout) == (CLEAN, single.stdout)
 
 
-def test_a_template_makes_the_prompt_and_may_have_line_ends(tmp_path: Path) -> None:
+def test_a_template_makes_the_prompt_and_may_have_line_breaks(tmp_path: Path) -> None:
     rows = ["subject,body,topic", *(f"{row['prompt']},hello,{row['completion']}" for row in good_rows())]
     write(tmp_path / "rows.csv", rows)
 
@@ -256,7 +256,7 @@ def test_a_template_makes_the_prompt_and_may_have_line_ends(tmp_path: Path) -> N
     assert first["prompt"].endswith("\nhello")
 
 
-def test_what_is_done_with_personal_data_is_an_option(tmp_path: Path) -> None:
+def test_the_action_for_personal_data_is_an_option(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [*good_rows(), {"prompt": "ask jo@example.com", "completion": "billing"}])
 
     codes = {
@@ -325,7 +325,7 @@ MISSING: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "message"), MISSING)
-def test_a_file_that_is_not_there_ends_with_2_and_what_is_there(
+def test_a_missing_file_exits_with_2_and_names_the_files_of_its_folder(
     tmp_path: Path, name: str, message: str
 ) -> None:
     write(tmp_path / "rows.jsonl", good_rows(3))
@@ -337,14 +337,14 @@ def test_a_file_that_is_not_there_ends_with_2_and_what_is_there(
     assert done.stderr.startswith(f"finetune-check: {message}")
 
 
-def test_a_file_that_the_system_does_not_let_be_read_ends_with_2(tmp_path: Path) -> None:
+def test_an_unreadable_file_exits_with_2(tmp_path: Path) -> None:
     done = check(tmp_path, "/proc/self/mem")
 
     assert (done.exit_code, done.stdout) == (INVALID, "")
     assert done.stderr == "finetune-check: /proc/self/mem: Input/output error\n"
 
 
-def test_a_file_in_no_format_is_told_and_has_a_report(tmp_path: Path) -> None:
+def test_a_file_of_unknown_format_is_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK\x03\x04" + bytes(100))
 
     done = check(tmp_path, "rows.xlsx", "--report", "report.json", "--html", "report.html")
@@ -355,7 +355,7 @@ def test_a_file_in_no_format_is_told_and_has_a_report(tmp_path: Path) -> None:
     assert "The source cannot be read" in (tmp_path / "report.html").read_text()
 
 
-def test_a_fault_of_the_program_is_not_taken_for_warnings(tmp_path: Path) -> None:
+def test_an_internal_error_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows(3))
 
     with Path("/dev/full").open("wb") as full:
@@ -371,7 +371,7 @@ def test_a_fault_of_the_program_is_not_taken_for_warnings(tmp_path: Path) -> Non
     assert done.stderr.startswith(b"finetune-check failed; please report this error")
 
 
-def test_help_is_there_at_once_without_heavy_libraries() -> None:
+def test_help_imports_no_heavy_libraries() -> None:
     program = (
         "import sys\n"
         "from finetune_trainer.check.__main__ import main\n"
@@ -420,7 +420,7 @@ def test_a_whole_check_needs_no_machine_learning_stack(tmp_path: Path) -> None:
     assert {"torch", "transformers", "datasets", "tokenizers"} & set(done.stderr.split()) == set()
 
 
-def test_a_large_file_shows_on_a_terminal_how_far_it_is(tmp_path: Path) -> None:
+def test_a_large_file_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
     rows = good_rows(600)
     write(tmp_path / "rows.jsonl", [{**row, "prompt": row["prompt"] + " word" * 2000} for row in rows])
     terminal, end = pty.openpty()
@@ -437,7 +437,7 @@ def test_a_large_file_shows_on_a_terminal_how_far_it_is(tmp_path: Path) -> None:
         while chunk := os.read(terminal, 4096):
             shown += chunk
     except OSError:
-        # How Linux says that the other end of a terminal is closed.
+        # Linux reports that the other end of a terminal is closed.
         pass
     finally:
         os.close(terminal)
@@ -461,7 +461,7 @@ def test_sigterm_leaves_no_copy_of_the_rows(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written_is_said_before_rows_are_read(tmp_path: Path) -> None:
+def test_an_unwritable_report_is_reported_before_rows_are_read(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", good_rows(1))
 
     done = check(tmp_path, "rows.jsonl", "--report", "/proc/report.json")

@@ -1,4 +1,4 @@
-"""The base model: what is taken, what is refused, and its digest."""
+"""The base model: its files, its digest, and models that are rejected."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_a_model_that_the_store_has_is_not_copied_again(bench: Workbench, source
     assert (folder / "model.safetensors").stat() == before
 
 
-def test_only_what_belongs_to_the_model_is_taken(bench: Workbench, source: Path) -> None:
+def test_only_files_of_the_model_are_copied(bench: Workbench, source: Path) -> None:
     alone = bench.preflight(source).base_model
     (source / "optimizer.pt").write_bytes(b"pickle")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
@@ -76,7 +76,7 @@ def test_the_digest_that_the_user_named_is_confirmed(bench: Workbench) -> None:
     assert bench.preflight(base_model_digest=digest).base_model == digest
 
 
-def test_another_digest_than_named_is_refused_and_nothing_is_kept(bench: Workbench) -> None:
+def test_a_digest_other_than_the_named_one_is_rejected(bench: Workbench) -> None:
     named = f"sha256:{'0' * 64}"
 
     failure = bench.preflight_failure(base_model_digest=named)
@@ -89,7 +89,7 @@ def test_another_digest_than_named_is_refused_and_nothing_is_kept(bench: Workben
     assert bench.store.has(ArtifactRef(kind="models", digest=actual))
 
 
-def test_a_folder_that_is_not_there_is_named(bench: Workbench) -> None:
+def test_a_missing_folder_is_named(bench: Workbench) -> None:
     failure = bench.preflight_failure(bench.root / "absent")
 
     assert failure.reason == FailureReason.BASE_MODEL_NOT_FOUND
@@ -142,7 +142,7 @@ def _configured(**fields: object) -> Change:
         (_configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
     ],
 )
-def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(
+def test_a_model_that_cannot_be_trained_is_rejected_with_the_reason(
     bench: Workbench, source: Path, change: Change, complaint: str
 ) -> None:
     change(source)
@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("target", ["q_prj", "lm_head"])
-def test_an_adapter_target_that_cannot_be_is_refused_with_what_can(bench: Workbench, target: str) -> None:
+def test_an_unknown_adapter_target_is_rejected_with_the_known_ones(bench: Workbench, target: str) -> None:
     failure = bench.preflight_failure(method=Method(lora=LoRA(target_modules=("v_proj", target))))
 
     assert failure.reason == FailureReason.INVALID_CONFIG

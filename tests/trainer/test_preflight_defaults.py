@@ -1,4 +1,4 @@
-"""What is chosen where the user left it open."""
+"""Default hyperparameters."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def chosen(
     )
 
 
-def test_everything_is_chosen_for_a_small_dataset_and_a_small_model() -> None:
+def test_the_defaults_of_a_small_dataset_and_a_small_model() -> None:
     assert chosen() == Hyperparameters(
         epochs=3,
         learning_rate=5.5e-4,
@@ -45,7 +45,7 @@ def test_everything_is_chosen_for_a_small_dataset_and_a_small_model() -> None:
     )
 
 
-def test_what_the_user_gives_is_kept() -> None:
+def test_values_of_the_user_are_kept() -> None:
     wanted: dict[str, Any] = {
         "epochs": 5,
         "learning_rate": 1e-5,
@@ -67,7 +67,7 @@ def test_what_the_user_gives_is_kept() -> None:
     ("rows", "epochs"),
     [(1, 25), (4, 25), (5, 20), (20, 5), (33, 3), (34, 3), (8333, 3), (8334, 2), (25_000, 1), (10**6, 1)],
 )
-def test_few_rows_are_seen_more_often_and_many_less(rows: int, epochs: int) -> None:
+def test_few_rows_get_more_epochs_and_many_rows_fewer(rows: int, epochs: int) -> None:
     assert chosen(rows=rows).epochs == epochs
 
 
@@ -99,7 +99,7 @@ def test_the_learning_rate_falls_with_the_models_width(
         (90, None, 128),
     ],
 )
-def test_the_length_holds_the_longest_row_within_what_the_model_can_read(
+def test_the_length_holds_the_longest_row_within_the_models_context(
     longest: int, context_length: int | None, length: int
 ) -> None:
     assert chosen(longest=longest, context_length=context_length).max_sequence_length == length
@@ -108,7 +108,7 @@ def test_the_length_holds_the_longest_row_within_what_the_model_can_read(
 @pytest.mark.parametrize(
     ("length", "batch", "accumulation"), [(64, 8, 1), (1024, 8, 1), (1100, 4, 2), (2048, 4, 2), (8192, 1, 8)]
 )
-def test_eight_rows_make_a_step_of_which_fewer_are_in_memory_when_they_are_long(
+def test_a_step_has_eight_rows_and_long_rows_are_accumulated(
     length: int, batch: int, accumulation: int
 ) -> None:
     given = chosen(max_sequence_length=length)
@@ -116,11 +116,11 @@ def test_eight_rows_make_a_step_of_which_fewer_are_in_memory_when_they_are_long(
     assert (given.per_device_batch_size, given.gradient_accumulation_steps) == (batch, accumulation)
 
 
-def test_a_tenth_of_a_long_run_is_saved_at_a_time() -> None:
+def test_a_long_run_saves_ten_times() -> None:
     assert chosen(rows=8000).save_every_steps == 300
 
 
-def test_a_length_beyond_the_models_is_refused() -> None:
+def test_a_length_beyond_the_models_context_is_rejected() -> None:
     with pytest.raises(StageFailure, match="maxSequenceLength: 1024 is more than the 512 tokens") as caught:
         chosen(context_length=512, max_sequence_length=1024)
 

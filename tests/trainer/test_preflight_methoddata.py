@@ -1,4 +1,4 @@
-"""Rows that judge answers: which method learns from them, how long they are, and what is chosen for KTO."""
+"""Preference data: the methods that use it, the lengths of its rows, and the default weights of KTO."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,7 +40,7 @@ def kto(**preference: Any) -> Method:
         ("KTO", PAIRS, "Preference", "DPO or ORPO"),
     ],
 )
-def test_rows_of_another_kind_are_refused_before_the_model_is_read(
+def test_rows_of_another_form_are_rejected_before_the_model_is_read(
     bench: Workbench, method: MethodType, rows: Sequence[Row], form: str, instead: str
 ) -> None:
     failure = bench.preflight_failure(
@@ -68,7 +68,7 @@ def test_rows_that_fit_their_method_pass_with_its_settings(
     assert (result.preference.desirable_weight is not None) == (method == "KTO")
 
 
-def test_a_method_that_learns_answers_has_no_preference_settings(bench: Workbench) -> None:
+def test_a_method_for_completions_has_no_preference_settings(bench: Workbench) -> None:
     assert bench.preflight().preference is None
 
 
@@ -115,7 +115,7 @@ def test_target_modules_are_checked_for_every_method_with_an_adapter(bench: Work
         (6, 2, {"desirable_weight": 2, "undesirable_weight": 4}, 2, 4),
     ],
 )
-def test_the_weights_of_kto_make_both_kinds_of_rows_count_the_same(
+def test_the_default_weights_of_kto_give_both_labels_the_same_total_weight(
     good: int, bad: int, given: dict[str, float], desirable: float, undesirable: float
 ) -> None:
     chosen = resolve_preference(kto(**given), [*GOOD[:good], *BAD[:bad]])
@@ -125,14 +125,14 @@ def test_the_weights_of_kto_make_both_kinds_of_rows_count_the_same(
 
 
 @pytest.mark.parametrize(("rows", "missing"), [(GOOD, "false"), (BAD, "true")])
-def test_kto_needs_both_kinds_of_rows(bench: Workbench, rows: list[Row], missing: str) -> None:
+def test_kto_needs_both_labels(bench: Workbench, rows: list[Row], missing: str) -> None:
     failure = bench.preflight_failure(dataset=bench.dataset(rows), method=kto())
 
     assert failure.reason == FailureReason.INVALID_CONFIG
     assert f"none of the 6 training rows has the label {missing}; add such rows" in failure.message
 
 
-def test_kto_needs_two_rows_at_once(bench: Workbench) -> None:
+def test_kto_needs_two_rows_per_batch(bench: Workbench) -> None:
     failure = bench.preflight_failure(
         dataset=bench.dataset(JUDGED), method=kto(), hyperparameters={"per_device_batch_size": 1}
     )
@@ -142,9 +142,7 @@ def test_kto_needs_two_rows_at_once(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize(("where", "field"), [({"nodes": 2}, "nodes"), ({"devices": 2}, "devices")])
-def test_judged_answers_are_learned_in_one_process(
-    bench: Workbench, where: dict[str, Any], field: str
-) -> None:
+def test_preference_methods_train_in_one_process(bench: Workbench, where: dict[str, Any], field: str) -> None:
     failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=Method(type="DPO"), **where)
 
     assert failure.reason == FailureReason.INVALID_CONFIG

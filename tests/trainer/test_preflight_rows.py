@@ -1,4 +1,4 @@
-"""The rows through the base model's tokenizer."""
+"""Lengths of rows in tokens of the base model's tokenizer."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_the_longest_row_of_any_split_decides_the_length(bench: Workbench) -> No
     assert result.hyperparameters.max_sequence_length == -(-longest // 64) * 64
 
 
-def test_rows_that_lose_their_end_are_counted(bench: Workbench) -> None:
+def test_truncated_rows_are_counted(bench: Workbench) -> None:
     result = bench.preflight(
         dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
     )
@@ -61,7 +61,7 @@ def written(bench: Workbench) -> dict[str, Any]:
     return report
 
 
-def test_lengths_in_tokens_are_reported_with_the_rows_that_are_cut(bench: Workbench) -> None:
+def test_lengths_in_tokens_are_reported_with_the_truncated_rows(bench: Workbench) -> None:
     result = bench.preflight(
         dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
     )
@@ -104,7 +104,7 @@ def test_a_prompt_beyond_the_models_context_can_only_be_shortened(bench: Workben
     assert "shorten the prompts, because the context of the base model has only 512 tokens" in failure.message
 
 
-def test_rows_that_the_chat_template_refuses_are_named(bench: Workbench) -> None:
+def test_rows_that_the_chat_template_rejects_are_named(bench: Workbench) -> None:
     source = Path(shutil.copytree(tiny(), bench.root / "source"))
     (source / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ raise_exception('no system turns') if m['role'] == 'system' }}"
@@ -122,7 +122,7 @@ def test_rows_that_the_chat_template_refuses_are_named(bench: Workbench) -> None
     assert "no system turns" in failure.message
 
 
-def test_a_dataset_without_training_rows_is_refused(bench: Workbench) -> None:
+def test_a_dataset_without_training_rows_is_rejected(bench: Workbench) -> None:
     failure = bench.preflight_failure(dataset=bench.dataset((), ROWS))
 
     assert failure.reason == FailureReason.NO_TRAINING_ROWS

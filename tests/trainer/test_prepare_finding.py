@@ -1,4 +1,4 @@
-"""Where rows come from, and when there are none."""
+"""Finding the files of a source, and messages about missing ones."""
 
 import threading
 from pathlib import Path
@@ -17,7 +17,7 @@ def find(path: Path, wait_seconds: float = 0, *, root: Path | None = None) -> li
     return [file.name for file in files]
 
 
-def test_a_source_that_never_appears_is_named_with_what_is_beside_it(tmp_path: Path) -> None:
+def test_a_missing_source_is_named_with_the_files_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "row.jsonl").write_text("{}")
 
     with pytest.raises(StageFailure) as caught:
@@ -33,7 +33,7 @@ def test_a_source_that_never_appears_is_named_with_what_is_beside_it(tmp_path: P
     )
 
 
-def test_a_folder_without_rows_says_which_endings_count(tmp_path: Path) -> None:
+def test_a_folder_without_rows_names_the_supported_extensions(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
 
     with pytest.raises(StageFailure, match=r"no file with a supported extension \(\.csv \.json \.jsonl"):
@@ -45,14 +45,14 @@ def test_a_volume_that_was_never_filled_is_not_found(tmp_path: Path) -> None:
         find(tmp_path / "rows.jsonl")
 
 
-def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path) -> None:
+def test_a_pattern_without_matches_names_the_files_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
 
     with pytest.raises(StageFailure, match=r"no file matches \*\.jsonl; the folder has: notes\.txt; correct"):
         find(tmp_path / "*.jsonl")
 
 
-def test_a_pattern_takes_names_in_order_and_none_of_the_kubelets(tmp_path: Path) -> None:
+def test_a_pattern_matches_names_in_order_except_hidden_ones(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.csv", ".hidden.jsonl"):
         (tmp_path / name).write_text("{}")
 
@@ -74,7 +74,7 @@ def test_a_source_that_appears_late_is_read(tmp_path: Path) -> None:
     assert find(path, wait_seconds=60) == ["rows.jsonl"]
 
 
-def test_a_key_of_a_configmap_is_a_link_and_hidden_names_are_the_kubelets(tmp_path: Path) -> None:
+def test_a_key_of_a_configmap_is_a_link_and_hidden_names_are_skipped(tmp_path: Path) -> None:
     data = tmp_path / "..2030_01_02"
     data.mkdir()
     (data / "rows.jsonl").write_text("{}")

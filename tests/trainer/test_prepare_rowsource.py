@@ -1,4 +1,4 @@
-"""The version of a source on a volume: what tells that it has changed, without reading it."""
+"""The version of a source on a volume, which changes with its content."""
 
 import os
 import threading
@@ -20,11 +20,11 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_that_nobody_wrote_has_the_version_that_it_had(rows: Path) -> None:
+def test_an_unchanged_file_keeps_its_version(rows: Path) -> None:
     assert version(rows) == version(rows)
 
 
-def test_a_file_on_a_claim_that_was_written_again_has_another_version(rows: Path) -> None:
+def test_a_rewritten_file_on_a_claim_has_a_new_version(rows: Path) -> None:
     first, times = version(rows), rows.stat()
 
     os.utime(rows, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000))
@@ -32,7 +32,7 @@ def test_a_file_on_a_claim_that_was_written_again_has_another_version(rows: Path
     assert version(rows) != first
 
 
-def test_a_file_of_another_size_has_another_version_whatever_its_time(rows: Path) -> None:
+def test_a_file_of_another_size_has_a_new_version_with_the_same_time(rows: Path) -> None:
     first, times = version(rows), rows.stat()
 
     rows.write_text("{} ")
@@ -41,7 +41,7 @@ def test_a_file_of_another_size_has_another_version_whatever_its_time(rows: Path
     assert version(rows) != first
 
 
-def test_a_file_more_in_a_folder_is_another_version(rows: Path) -> None:
+def test_an_additional_file_in_a_folder_is_a_new_version(rows: Path) -> None:
     first = version(rows.parent)
 
     (rows.parent / "more.jsonl").write_text("{}")
@@ -49,7 +49,7 @@ def test_a_file_more_in_a_folder_is_another_version(rows: Path) -> None:
     assert version(rows.parent) != first
 
 
-def test_a_configmap_is_told_by_its_bytes_because_every_pod_gets_new_files(rows: Path) -> None:
+def test_a_configmap_is_identified_by_its_bytes_because_every_pod_gets_new_files(rows: Path) -> None:
     first = version(rows, "configmap")
 
     os.utime(rows, ns=(1, 1))

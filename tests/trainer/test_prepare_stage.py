@@ -1,4 +1,4 @@
-"""Stage prepare as a whole: what is published, what makes versions equal, what is refused and reported."""
+"""The whole stage `prepare`: published versions, rejected sources, and reports."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def preparation(tmp_path: Path) -> Preparation:
 
 
 def report(preparation: Preparation) -> dict[str, Any]:
-    """The report of the last try."""
+    """The report of the last attempt."""
     path = preparation.store.run_folder(RUN, "prepare").path / "report.json"
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
@@ -109,13 +109,13 @@ def test_other_settings_have_another_preparation_digest(preparation: Preparation
     assert len(digests) == len(settings)
 
 
-def test_a_bound_that_the_rows_keep_changes_neither_them_nor_their_digests(preparation: Preparation) -> None:
+def test_a_size_limit_that_holds_changes_neither_rows_nor_digests(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(40)))
 
     assert preparation.run(source, max_unpacked_bytes=1 << 20) == preparation.run(source)
 
 
-def test_a_source_beyond_the_bound_of_its_dataset_is_refused(preparation: Preparation) -> None:
+def test_a_source_beyond_the_size_limit_of_its_dataset_is_rejected(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl.gz", gzip.compress(json_lines(pairs(40)).encode() * 1000))
 
     failure = preparation.failure(source, max_unpacked_bytes=1 << 20)
@@ -144,7 +144,7 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(
     )
 
 
-def test_a_pattern_takes_the_files_that_match(preparation: Preparation) -> None:
+def test_a_pattern_reads_the_files_that_match(preparation: Preparation) -> None:
     rows = pairs(6)
     preparation.write("2026-02.jsonl", json_lines(rows[2:4]))
     preparation.write("2026-01.jsonl", json_lines(rows[:2]))
@@ -155,7 +155,7 @@ def test_a_pattern_takes_the_files_that_match(preparation: Preparation) -> None:
     assert preparation.rows(result, "train") == rows[:4]
 
 
-def test_the_files_names_say_the_split_where_that_is_asked_for(preparation: Preparation) -> None:
+def test_file_names_give_the_split_if_requested(preparation: Preparation) -> None:
     rows = pairs(6)
     preparation.write("train.jsonl", json_lines(rows[:3]))
     preparation.write("dev-1.jsonl", json_lines(rows[3:4]))
@@ -169,7 +169,7 @@ def test_the_files_names_say_the_split_where_that_is_asked_for(preparation: Prep
     assert preparation.rows(result, "test") == rows[4:]
 
 
-def test_a_column_says_the_split_and_training_rows_that_leak_are_left_out(preparation: Preparation) -> None:
+def test_a_column_gives_the_split_and_leaked_training_rows_are_removed(preparation: Preparation) -> None:
     rows = [
         {"prompt": "a", "completion": "b", "part": "train"},
         {"prompt": "c", "completion": "d", "part": "Test"},
@@ -185,7 +185,7 @@ def test_a_column_says_the_split_and_training_rows_that_leak_are_left_out(prepar
     assert result.statistics.leaked_rows == 1
 
 
-def test_the_division_is_by_the_row_as_it_came_and_cleaning_moves_none(preparation: Preparation) -> None:
+def test_the_split_uses_the_original_row_so_cleaning_moves_none(preparation: Preparation) -> None:
     rows = [{"prompt": f"two  spaces\t{number}", "completion": "x"} for number in range(60)]
     source = preparation.write("rows.jsonl", json_lines(rows))
 
@@ -211,7 +211,7 @@ def test_what_is_redacted_is_in_no_file_of_the_run_or_the_version(preparation: P
     assert any("e-mail address" in warning for warning in result.warnings)
 
 
-def test_exact_duplicates_are_left_out_and_contradictions_are_told(preparation: Preparation) -> None:
+def test_exact_duplicates_are_removed_and_conflicts_are_reported(preparation: Preparation) -> None:
     rows = [*pairs(2), *pairs(1), {"prompt": "question 0", "completion": "something else"}]
     source = preparation.write("rows.jsonl", json_lines(rows))
 
@@ -222,9 +222,7 @@ def test_exact_duplicates_are_left_out_and_contradictions_are_told(preparation: 
     assert any("another answer" in warning for warning in result.warnings)
 
 
-def test_a_field_that_is_not_used_is_named_once(
-    preparation: Preparation, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unused_field_is_named_once(preparation: Preparation, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{**row, "source": "mail"} for row in pairs(3)]
     source = preparation.write("rows.jsonl", json_lines(rows))
 
@@ -288,7 +286,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
     assert f"All problems: {folder}/problems.jsonl; as a page: {folder}/report.html." in failure.message
 
 
-def test_a_refused_source_leaves_a_report_and_no_version(preparation: Preparation) -> None:
+def test_a_rejected_source_leaves_a_report_and_no_version(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([*pairs(3), {"prompt": ""}]))
 
     preparation.failure(source)
@@ -320,7 +318,7 @@ def test_a_bad_row_in_one_of_several_files_names_the_file(preparation: Preparati
     assert preparation.problems(source)[0].startswith("b.jsonl row 2: prompt is empty")
 
 
-def test_problems_of_an_earlier_try_are_gone_after_a_good_one(preparation: Preparation) -> None:
+def test_problems_of_an_earlier_attempt_are_removed_after_a_success(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([{"prompt": ""}]))
     preparation.failure(source)
     source.write_text(json_lines(pairs(5)))
@@ -332,7 +330,7 @@ def test_problems_of_an_earlier_try_are_gone_after_a_good_one(preparation: Prepa
     assert all(json.loads(line)["severity"] == "warning" for line in log.read_text().splitlines())
 
 
-def test_dropped_rows_are_left_out_and_told(preparation: Preparation) -> None:
+def test_dropped_rows_are_removed_and_reported(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([*pairs(9), {"prompt": ""}]))
 
     result = preparation.run(source, on_invalid_rows="Drop", max_invalid_fraction=0.1, split=ALL_TRAIN)
@@ -342,7 +340,7 @@ def test_dropped_rows_are_left_out_and_told(preparation: Preparation) -> None:
     assert result.problems[0].startswith("row 10: prompt is empty")
 
 
-def test_more_bad_rows_than_allowed_are_refused(preparation: Preparation) -> None:
+def test_more_invalid_rows_than_allowed_are_rejected(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([*pairs(8), {"prompt": ""}, {"prompt": ""}]))
 
     failure = preparation.failure(source, on_invalid_rows="Drop", max_invalid_fraction=0.1)
@@ -365,7 +363,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_never_dropped(preparation: Pre
     assert "Drop" not in failure.message
 
 
-def test_nothing_left_to_train_on_says_where_the_rows_went(preparation: Preparation) -> None:
+def test_without_training_rows_the_failure_counts_where_the_rows_went(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([*pairs(2), {"prompt": ""}]))
 
     failure = preparation.failure(source, on_invalid_rows="Drop", split=Split(validation=0, test=0.999999))
@@ -398,7 +396,7 @@ def test_few_rows_warn_with_the_reason(preparation: Preparation) -> None:
         ({"template": "no column"}, "template: "),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
+def test_contradictory_settings_are_rejected(
     preparation: Preparation, settings: dict[str, Any], message: str
 ) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(1)))
@@ -413,7 +411,7 @@ def _looked_at(preparation: Preparation, source: Path, last: PrepareResult) -> P
     return preparation.run(source, unless_version=last.source_version, previous=last.dataset)
 
 
-def test_a_source_that_has_not_changed_is_left_alone(preparation: Preparation) -> None:
+def test_an_unchanged_source_is_not_prepared_again(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(20)))
     first = preparation.run(source)
 
@@ -422,7 +420,7 @@ def test_a_source_that_has_not_changed_is_left_alone(preparation: Preparation) -
     assert again == PrepareResult(source_version=first.source_version, unchanged=True)
 
 
-def test_a_source_that_changed_is_prepared_and_compared_with_the_version_before(
+def test_a_changed_source_is_prepared_and_compared_with_the_previous_version(
     preparation: Preparation,
 ) -> None:
     rows = pairs(20)
@@ -443,7 +441,7 @@ def test_a_source_that_changed_is_prepared_and_compared_with_the_version_before(
     }
 
 
-def test_a_version_that_is_gone_is_no_reason_to_stop(preparation: Preparation) -> None:
+def test_a_missing_previous_version_does_not_stop_the_preparation(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines(pairs(20)))
 
     result = preparation.run(source, previous=f"sha256:{'0' * 64}")
@@ -452,7 +450,7 @@ def test_a_version_that_is_gone_is_no_reason_to_stop(preparation: Preparation) -
     assert result.dataset is not None
 
 
-def test_every_row_that_is_left_out_is_listed_with_the_row_that_it_repeats(preparation: Preparation) -> None:
+def test_every_removed_row_is_listed_with_the_row_that_it_repeats(preparation: Preparation) -> None:
     rows = [{"prompt": f"question {number // 2}", "completion": "yes"} for number in range(300)]
     source = preparation.write("rows.jsonl", json_lines(rows))
 

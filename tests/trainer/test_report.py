@@ -1,4 +1,4 @@
-"""The report: a schema that programs can rely on, and a page that shows what is there, and nothing else."""
+"""The report as JSON with a schema, and as a self-contained page."""
 
 import json
 from dataclasses import replace
@@ -72,7 +72,7 @@ def prepared(*problems: RowProblem, **facts: Any) -> Prepared:
 
 
 def everything() -> Prepared:
-    """A preparation that found something of each kind."""
+    """A preparation with findings of every kind."""
     base = prepared(
         problem(7, file="a.jsonl"),
         problem(9, 'prompt has an e-mail address: "a <b>"', Code.EMAIL_ADDRESS, "warning", "a.jsonl"),
@@ -129,7 +129,7 @@ TOKENS = {
 
 
 def strict(schema: Any) -> Any:
-    """The schema without room for fields that it does not describe."""
+    """The schema, without additional properties."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -139,7 +139,7 @@ def strict(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("found", [prepared(), everything(), prepared(format=None, rows=0, split_rows={})])
-def test_a_report_has_what_the_schema_says_and_nothing_else(found: Prepared) -> None:
+def test_a_report_has_exactly_the_fields_of_the_schema(found: Prepared) -> None:
     schema = json.loads((DOCS / "report.schema.json").read_text())
     report = document(found, source="rows", digest=DIGEST, split_digests={"train": DIGEST}, problem_log="log")
 
@@ -155,7 +155,7 @@ def test_every_field_of_the_report_is_in_its_documentation() -> None:
     assert [field for field in document(everything()) if f"`{field}" not in text] == []
 
 
-def test_a_problem_says_where_it_is_what_is_wrong_and_what_to_do() -> None:
+def test_a_problem_has_its_position_what_is_wrong_and_what_to_do() -> None:
     assert document(prepared(problem(7, file="a.jsonl")))["problems"] == [
         {
             "file": "a.jsonl",
@@ -189,7 +189,7 @@ def test_kinds_of_problems_are_sorted_errors_first_then_by_count() -> None:
     assert len(groups[2]["examples"]) == 3
 
 
-def test_a_report_lists_the_first_problems_and_counts_the_others() -> None:
+def test_a_report_lists_the_first_problems_and_counts_the_rest() -> None:
     report = document(prepared(*(problem(row) for row in range(1, MAX_LISTED_PROBLEMS + 6))))
 
     assert len(report["problems"]) == MAX_LISTED_PROBLEMS
@@ -197,7 +197,7 @@ def test_a_report_lists_the_first_problems_and_counts_the_others() -> None:
     assert report["errorCount"] == MAX_LISTED_PROBLEMS + 5
 
 
-def test_what_is_said_of_all_rows_is_listed_however_many_rows_are_bad() -> None:
+def test_problems_of_all_rows_are_listed_however_many_rows_are_bad() -> None:
     found = prepared(
         *(problem(row) for row in range(1, MAX_LISTED_PROBLEMS + 1)),
         problem(None, "99 rows are good", Code.FEW_ROWS, "warning"),
@@ -213,7 +213,7 @@ def test_equal_preparations_have_equal_reports() -> None:
     assert encode(document(everything())) == encode(document(everything()))
 
 
-def test_texts_that_cannot_be_written_or_would_act_on_a_terminal_are_escaped() -> None:
+def test_characters_that_utf8_cannot_encode_or_that_control_a_terminal_are_escaped() -> None:
     found = prepared(
         problem(1, "has \ud83d and \x1b[31m and \x00 and ü"),
         statistics=Statistics(labels=(Label("\udc80", {"train": 80}),)),
@@ -226,7 +226,7 @@ def test_texts_that_cannot_be_written_or_would_act_on_a_terminal_are_escaped() -
     assert page(report).encode()
 
 
-def test_long_texts_out_of_rows_are_cut() -> None:
+def test_long_texts_from_rows_are_truncated() -> None:
     found = prepared(
         problem(1, "a" * 5000), statistics=Statistics(labels=(Label("b" * 5000, {"train": 80}),))
     )
@@ -277,7 +277,7 @@ VERDICTS: list[tuple[Prepared, str, str]] = [
 
 
 @pytest.mark.parametrize(("found", "level", "title"), VERDICTS)
-def test_the_verdict_is_on_top_of_the_page_in_words(found: Prepared, level: str, title: str) -> None:
+def test_the_verdict_is_at_the_top_of_the_page(found: Prepared, level: str, title: str) -> None:
     report = document(found)
     text = page(report)
 
@@ -291,7 +291,7 @@ def test_every_kind_of_problem_has_a_headline() -> None:
 
 
 class Outline(HTMLParser):
-    """Whether elements are closed as they were opened, and what a page loads."""
+    """Checks that elements are closed in order, and collects the addresses that a page loads."""
 
     VOID = frozenset({"meta", "link", "line", "rect", "br", "img"})
 
@@ -323,7 +323,7 @@ class Outline(HTMLParser):
 
 
 @pytest.mark.parametrize("text", [page(document(everything())), token_page(TOKENS)])
-def test_a_page_is_whole_and_loads_and_runs_nothing(text: str) -> None:
+def test_a_page_is_well_formed_and_loads_and_runs_nothing(text: str) -> None:
     outline = Outline(text)
 
     assert outline.open == []
@@ -332,7 +332,7 @@ def test_a_page_is_whole_and_loads_and_runs_nothing(text: str) -> None:
     assert "url(" not in text
 
 
-def test_texts_out_of_rows_are_no_markup() -> None:
+def test_texts_from_rows_are_escaped() -> None:
     text = page(document(everything(), source="<img src=x>"))
 
     assert "&lt;script&gt;" in text
@@ -340,7 +340,7 @@ def test_texts_out_of_rows_are_no_markup() -> None:
     assert "<img" not in text
 
 
-def test_the_page_has_a_section_for_everything_that_was_found() -> None:
+def test_the_page_has_a_section_for_every_finding() -> None:
     text = page(document(everything(), digest=DIGEST))
 
     assert Outline(text).headings == [
@@ -360,7 +360,7 @@ def test_the_page_has_a_section_for_everything_that_was_found() -> None:
     assert DIGEST in text
 
 
-def test_the_page_shows_nothing_of_what_is_empty() -> None:
+def test_the_page_omits_empty_sections() -> None:
     text = page(document(prepared(statistics=Statistics())))
 
     assert Outline(text).headings == ["Preparation"]
@@ -377,7 +377,7 @@ def test_the_page_has_all_listed_problems_in_a_table() -> None:
     assert text.count('<tr class="error">') == 30
 
 
-def test_the_page_says_how_many_problems_are_not_listed() -> None:
+def test_the_page_counts_the_problems_that_are_not_listed() -> None:
     found = replace(prepared(*(problem(row) for row in range(1, 31))), error_count=5000)
 
     text = page(document(found, problem_log="pvc://artifacts/problems.jsonl"))
@@ -386,7 +386,7 @@ def test_the_page_says_how_many_problems_are_not_listed() -> None:
     assert "pvc://artifacts/problems.jsonl" in text
 
 
-def test_the_page_of_tokens_marks_where_rows_are_cut() -> None:
+def test_the_page_of_tokens_marks_the_length_limit() -> None:
     text = token_page(TOKENS)
 
     assert "<h1>4 of 100 rows are truncated to 64 tokens</h1>" in text
@@ -396,7 +396,7 @@ def test_the_page_of_tokens_marks_where_rows_are_cut() -> None:
     assert '<td>train</td><td class="figure">12</td><td class="figure">90</td>' in text
 
 
-def test_the_page_of_tokens_marks_nothing_where_all_rows_fit() -> None:
+def test_the_page_of_tokens_marks_nothing_if_all_rows_fit() -> None:
     text = token_page({**TOKENS, "maxSequenceLength": 128, "cutRows": 0, "lostAnswers": 0, "longest": []})
 
     assert "<h1>All rows fit into 128 tokens</h1>" in text
@@ -404,7 +404,7 @@ def test_the_page_of_tokens_marks_nothing_where_all_rows_fit() -> None:
     assert "Longest rows" not in text
 
 
-def test_bars_are_as_high_as_their_rows_and_few_rows_are_still_seen() -> None:
+def test_bars_are_proportional_to_rows_and_few_rows_stay_visible() -> None:
     drawn = histogram(
         [
             {"start": 0, "end": 1, "rows": 0},

@@ -1,4 +1,4 @@
-"""The chart as the real Helm renders it; skipped where `make cluster` or `make verify` has not built Helm."""
+"""The chart, rendered by the real Helm. Skipped if `make cluster` or `make verify` has not built Helm."""
 
 import subprocess
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_operator_reads_no_secret_but_its_own(manifests: list[Manifest]) -> 
     secrets = [rule for rule in rules(manifests) if "secrets" in rule["resources"]]
     granted = sorted((rule["verbs"], rule.get("resourceNames")) for rule in secrets)
     own = (["get"], ["finetune-operator-report-tls"])
-    # Of others it makes the keys of runs in several pods, which it cannot read back.
+    # In other namespaces it creates the keys of runs with several pods, but cannot read them.
     assert granted == [(["create"], None), (["create"], None), own]
     for name in ("finetune-operator", "finetune-operator-cluster"):
         role = named(manifests, "ClusterRole", name)

@@ -1,4 +1,4 @@
-"""The examples parse as what they are, and fit together; the rows keep the rules that stand beside them."""
+"""The examples are valid and consistent, and their rows follow the rules that their pages state."""
 
 import csv
 import re
@@ -55,12 +55,12 @@ def manifests() -> list[tuple[str, dict[str, Any]]]:
 
 
 def split_of_spec(dataset: Dataset) -> Split:
-    """What a trainer gets of a new Dataset, which has the newest rule."""
+    """Split settings in the config for a new Dataset, which has the newest rule version."""
     return Split(**{"rule_version": RULE_VERSION, **dataset.spec.split.model_dump(exclude_none=True)})
 
 
 def strict(model: type[Model], value: Any) -> Any:
-    """The model of `value`; a field that the model does not have fails."""
+    """Parse `value`. Fail for fields that the model does not have."""
     parsed = model.model_validate(value)
     written = parsed.to_dict()
     assert _names(value) <= _names(written), f"unknown fields: {_names(value) - _names(written)}"
@@ -144,13 +144,13 @@ AMERICAN: Final = re.compile(
     r"|(?:organ|recogn|custom|minim|maxim|optim|personal|modern|real|special|apolog)iz(?:e|es|ed|er|ers|ing|ation)",
     re.IGNORECASE,
 )
-"""Whole words that the voice spells otherwise."""
+"""Words that the voice spells differently."""
 
 FORBIDDEN: Final = re.compile(r"premium|solution|elevat|[!£$€]", re.IGNORECASE)
-"""Parts of words that it never uses, and marks."""
+"""Parts of words, and characters, that it never uses."""
 
 MARKS: Final = re.compile(r"[^ -~]|  ")
-"""What a keyboard does not have, or a slip of one."""
+"""Characters that a keyboard does not have, and double spaces."""
 
 
 def products() -> list[dict[str, str]]:
@@ -230,7 +230,7 @@ def test_no_article_number_or_brief_is_there_twice() -> None:
 
 
 def misspelt(text: str) -> list[str]:
-    """Words and marks that the voice does not use."""
+    """Words and characters that the voice does not use."""
     words = [word for word in re.findall(r"[A-Za-z]+", text) if AMERICAN.fullmatch(word)]
     return [*words, *FORBIDDEN.findall(text), *MARKS.findall(text)]
 

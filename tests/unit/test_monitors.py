@@ -1,4 +1,4 @@
-"""What is scraped is what is built: the monitors of the chart, and docs/prometheus.yaml without them."""
+"""The chart's monitors and docs/prometheus.yaml scrape the pods that the operator builds."""
 
 import json
 import re
@@ -119,7 +119,7 @@ def test_the_plain_scrape_configuration_finds_the_same(chart: list[Manifest]) ->
 
 
 def test_promtool_takes_the_plain_scrape_configuration(tmp_path: Path) -> None:
-    """Except for the discovery itself, which the distribution's build leaves out."""
+    """Except for the discovery, which the distribution's build omits."""
     configuration = yaml.safe_load(SCRAPES.read_text())
     for job in configuration["scrape_configs"]:
         assert [discovery["role"] for discovery in job.pop("kubernetes_sd_configs")] == ["pod"]
