@@ -237,4 +237,4 @@ def test_finetune_check_says_what_to_do_about_pipes_and_standard_input(tmp_path:
 
     assert (pipe.exit_code, standard.exit_code) == (2, 2)
     assert "pipe is not a regular file but a named pipe; save its content" in pipe.stderr
-    assert "standard input is read once only" in standard.stderr
+    assert "standard input can be read only once" in standard.stderr
