@@ -22,7 +22,7 @@ def test_a_name_of_40_characters_is_accepted_and_one_of_41_refused(api: Api, kin
     assert _named(api, kind, "n" * NAME_LIMIT).accepted
     refused = _named(api, kind, "n" * (NAME_LIMIT + 1))
     assert refused.status == 422
-    assert f"metadata.name of kind {kind.name} has at most 40 characters" in refused.message
+    assert f"metadata.name of kind {kind.name} may have at most 40 characters" in refused.message
     assert "shorten it" in refused.message
 
 
