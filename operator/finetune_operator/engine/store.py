@@ -140,8 +140,7 @@ class ObjectStore:
             listener()
 
     def note_version(self, resource_version: int) -> None:
-        """Record a version that the API server has sent. Without a restore of etcd, no later read is
-        older."""
+        """Record a version of the API server. Later reads are not older, unless etcd is restored."""
         self.newest = max(self.newest, resource_version)
 
     def is_older_than_known(self, obj: Manifest, listed_at: int) -> bool:

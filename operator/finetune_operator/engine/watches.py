@@ -75,8 +75,7 @@ class Watches:
         self._beats[name] = self._answers[name] = self._clock()
 
     def refused(self, name: str, error: Rejected) -> None:
-        """Record that the API server refused the list or the watch: it is not frozen, but also not
-        current."""
+        """Record that the API server refused the list or the watch, so that it does not count as frozen."""
         self._answers[name] = self._clock()
         if error.code != HTTPStatus.FORBIDDEN or self.is_known(name) or name in self._forbidden:
             return

@@ -25,8 +25,7 @@ KEY_BYTES: Final = 32
 
 
 def peer_name(owner: Resource, stage: JobStage) -> str:
-    """Name of all three objects: `<stage>-<owner>-<5 hex>`. It begins with a letter, as a Service's name
-    must."""
+    """Name of all three objects: `<stage>-<owner>-<5 hex>`. It must begin with a letter for the Service."""
     return f"{stage}-{owner.name}-{short_hash(owner.uid, stage)}"
 
 

@@ -91,8 +91,7 @@ def build_dataset_version(
 
 
 def _statistics(found: DataStatistics) -> DatasetStatistics:
-    """The statistics of a result. `untested_answers` is left out if it is 0, because older records lack
-    it."""
+    """The statistics of a result. `untested_answers` is left out if it is 0, as in older records."""
     fields = found.model_dump()
     return DatasetStatistics(**fields | {"untested_answers": found.untested_answers or None})
 

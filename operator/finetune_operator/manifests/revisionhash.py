@@ -35,8 +35,7 @@ def hashed_resources(resources: PodResources | None) -> dict[str, Any] | None:
 
 
 def hashed(part: Model) -> dict[str, Any]:
-    """The part as JSON types. Fields that are not in `ALWAYS` are left out if they have their default
-    value."""
+    """The part as JSON types. Fields with their default value are left out unless they are in `ALWAYS`."""
     always = ALWAYS.get(type(part), frozenset())
     return {
         name: _value(getattr(part, name))
