@@ -26,14 +26,14 @@ ERROR_RESULTS: Final = frozenset({"unavailable", "rejected", "error"})
 
 
 class StageOutcome(StrEnum):
-    """How a stage ended."""
+    """Outcome of a stage."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 
 class PodEnd(StrEnum):
-    """Why a stage's pod ended."""
+    """Cause of the end of a stage's pod."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -51,7 +51,7 @@ class PromotionResult(StrEnum):
 
 
 class RolloutResult(StrEnum):
-    """How the rollout of a revision ended; rolled back: an earlier revision continues to serve."""
+    """Result of the rollout of a revision; rolled back: an earlier revision continues to serve."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"

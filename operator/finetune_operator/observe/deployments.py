@@ -28,7 +28,7 @@ def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Se
 
 
 def failure_of(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
-    """Why this revision cannot become ready; None while it can."""
+    """The reason that this revision cannot become ready; None while it can."""
     trouble = trouble_of(deployment["metadata"]["name"], pods, now)
     if trouble is not None and trouble.final:
         return trouble.message

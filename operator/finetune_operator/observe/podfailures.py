@@ -1,4 +1,4 @@
-"""Why a stage's pod failed or does not end, and what to do about it."""
+"""Problems of a stage's pods that failed or do not end, with advice."""
 
 import re
 from collections.abc import Iterable
@@ -84,7 +84,7 @@ def _ended(pod: Manifest) -> datetime:
 
 
 def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
-    """Why a Job failed whose deciding pod left no result; pods are sorted newest first."""
+    """The problem of a failed Job whose deciding pod left no result; pods are sorted newest first."""
     stage = stage_of(job)
     failed = condition(job, "Failed") or {}
     if failed.get("reason") == "DeadlineExceeded":
@@ -103,7 +103,7 @@ def failure(job: Manifest, pods: Iterable[Manifest]) -> Trouble:
 
 
 def disruption(pod: Manifest) -> str | None:
-    """How the cluster ended the pod, which does not count as a failure; None if it did not."""
+    """A text about the disruption that ended the pod, which is not a failure; None if there was none."""
     if not has_condition(pod, "DisruptionTarget", "True"):
         return None
     reason = (condition(pod, "DisruptionTarget") or {}).get("reason", "")
@@ -114,7 +114,7 @@ def disruption(pod: Manifest) -> str | None:
 
 
 def eviction_advice(pod: Manifest, stage: str) -> str:
-    """How to avoid another eviction like this one.
+    """Advice against another eviction like this one.
 
     Args:
         pod: the pod that its node evicted.
@@ -172,7 +172,7 @@ def _running_sidecar(pod: Manifest) -> tuple[str, datetime] | None:
 
 
 def _end(stage: str, pod: Manifest) -> Trouble | None:
-    """Why the pod failed, if its status shows it."""
+    """The problem of a failed pod, if its status shows it."""
     status, ended = pod["status"], container_state(pod).get("terminated", {})
     if ended.get("reason") == "OOMKilled":
         return _out_of_memory(stage, pod)

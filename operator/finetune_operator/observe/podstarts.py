@@ -1,4 +1,4 @@
-"""Why a pod has not started, and what to do about it."""
+"""Problems of pods that have not started, with advice."""
 
 import re
 from datetime import datetime, timedelta
@@ -59,7 +59,7 @@ SCHEDULING_ADVICE: Final = (
 
 
 def start_trouble(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
-    """Why this pod of the Job, or the missing pod if it is None, does not run yet."""
+    """The problem of a pod of the Job that does not run yet; `pod` is None if it does not exist."""
     if pod is None:
         return _without_pod(job, now)
     whose = describe_pod(stage_of(job), pod)

@@ -1,4 +1,4 @@
-"""Why a pod of an endpoint does not serve, and what to do about it."""
+"""Problems of pods of endpoints that do not serve, with advice."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""When a run has finished and when a Dataset is prepared, read from their conditions."""
+"""The end of a run and of the preparation of a Dataset, read from their conditions."""
 
 from typing import Final
 

@@ -18,7 +18,7 @@ written to the status: the revision has not started, or will be retried."""
 
 
 class Observation(Enum):
-    """What a pass observes about a revision. The value completes a sentence about the revision."""
+    """An observation about a revision. The value completes a sentence about the revision."""
 
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
@@ -30,7 +30,7 @@ class Observation(Enum):
 
 
 class Action(Enum):
-    """What a pass does. `outcomes.py` has a function for each action except REMOVE."""
+    """An action of a pass. `outcomes.py` has a function for each action except REMOVE."""
 
     POSTPONE = "wait for the first replica"
     QUEUE = "wait for a slot"

@@ -1,4 +1,4 @@
-"""What a pass reads about an endpoint and its wanted revision."""
+"""The state of an endpoint and its wanted revision, for one pass."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,12 +67,12 @@ class EndpointView:
 
     @property
     def trouble(self) -> ServingTrouble | None:
-        """What prevents a pod of the wanted revision from serving."""
+        """The problem that prevents a pod of the wanted revision from serving."""
         return trouble_of(self.wanted.name, self.snapshot.children[POD], self.snapshot.now)
 
     @property
     def failure(self) -> str | None:
-        """Why the wanted revision cannot become ready; None while it can."""
+        """The reason that the wanted revision cannot become ready; None while it can."""
         if self.deployment is None:
             return None
         return failure_of(self.deployment, self.snapshot.children[POD], self.snapshot.now)

@@ -1,1 +1,1 @@
-"""What a pass reads: the snapshot, the types of its secondary resources, and the indexes of the caches."""
+"""The input of passes: snapshots, the types of secondary resources, and the indexes of the caches."""

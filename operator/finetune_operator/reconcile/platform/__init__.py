@@ -1,1 +1,1 @@
-"""What the platform team offers: ComputeProfiles and stores, and whether an object can use them."""
+"""Resources of the platform team: ComputeProfiles and stores, and whether an object can use them."""

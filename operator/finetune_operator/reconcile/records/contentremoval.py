@@ -40,7 +40,7 @@ class Removal:
     artifact: ArtifactRef | None
     """The content to remove; None for the folder of a run."""
     advice: str
-    """How to delete the owner and keep the folder, for messages."""
+    """Advice on how to delete the owner and keep the folder, for messages."""
 
 
 def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:

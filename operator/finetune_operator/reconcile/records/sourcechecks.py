@@ -1,4 +1,4 @@
-"""When the source of a Dataset is due to be checked."""
+"""Schedule of the checks of a Dataset's source, which also decides whether a record may be removed."""
 
 from datetime import datetime
 from typing import Final

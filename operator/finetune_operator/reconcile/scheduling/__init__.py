@@ -1,1 +1,1 @@
-"""When objects are reconciled: what a change concerns, and which passes must not overlap."""
+"""Scheduling of passes: the objects that a change concerns, and locks for passes that must not overlap."""

@@ -1,4 +1,4 @@
-"""Which objects to reconcile when another one has changed. The cost is proportional to their number."""
+"""The objects to reconcile after a change of another one. The cost is proportional to their number."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
