@@ -65,7 +65,7 @@ class Resync:
 
 
 def is_at_rest(obj: Manifest) -> bool:
-    """Whether a pass is unlikely to change it: a finished run, prepared Dataset, or record with conditions."""
+    """Whether a pass rarely changes it: a finished run, a prepared Dataset, or a record with conditions."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     conditions = status.get("conditions") or ()
     if "deletionTimestamp" in metadata or not conditions:
