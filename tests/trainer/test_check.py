@@ -275,7 +275,7 @@ WRONG_OPTIONS: list[tuple[list[str], str]] = [
     (["--prompt", "a", "--completion", "a"], "--completion: prompt and completion are both 'a'; name two"),
     (["--prompt", ""], "--prompt: the value is empty; name a column"),
     (["--prompt", "a", "--template", "{b}"], "--template: it replaces the column of the prompt"),
-    (["--template", "{body"], "--template: expected '}' before end of string; write {{ and }} for braces"),
+    (["--template", "{body"], "--template: expected '}' before end of string; write {{ and }} for literal"),
     (["--template", "body"], "--template: it names no column; write {column}"),
     (["--validation", "0.5", "--test", "0.5"], "--validation and --test: their sum must be below 1"),
     (["--validation", "2"], "--validation"),

@@ -121,7 +121,7 @@ def test_a_source_beyond_the_size_limit_of_its_dataset_is_rejected(preparation: 
     failure = preparation.failure(source, max_unpacked_bytes=1 << 20)
 
     assert (failure.reason, failure.exit_code) == ("SourceTooLarge", ExitCode.BAD_DATA)
-    assert "unpacked, its files are more than 1 MiB" in str(failure)
+    assert "the unpacked files exceed 1 MiB" in str(failure)
     assert preparation.run(source).splits
 
 
@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_never_dropped(preparation: Pre
 
     assert failure.message.startswith(
         "the source cannot be read to its end: file: the file cannot be unpacked to its end: it ends in the"
-        " middle of its packed content"
+        " middle of its compressed content"
     )
     assert "Drop" not in failure.message
 
@@ -380,7 +380,7 @@ def test_few_rows_warn_with_the_reason(preparation: Preparation) -> None:
     few = preparation.run(preparation.write("few.jsonl", json_lines(pairs(199))))
     enough = preparation.run(preparation.write("enough.jsonl", json_lines(pairs(200))))
 
-    assert few.warnings[0].startswith("there are 199 rows only; expected at least 200 good rows; start with")
+    assert few.warnings[0].startswith("there are only 199 rows; expected at least 200 good rows; start with")
     assert enough.warnings == ()
 
 

@@ -61,7 +61,7 @@ def test_a_label_that_may_judge_the_answer_asks_for_the_format(
     outcome = read_json(tmp_path, rows)
 
     assert (outcome.format, outcome.rows, outcome.codes) == (None, [], [Code.FILE_UNKNOWN])
-    assert "which may say whether the answer is good" in outcome.problems[0]
+    assert "which may rate the answer as good or bad" in outcome.problems[0]
     assert "set format: KTO" in outcome.problems[0]
 
 
@@ -126,5 +126,5 @@ def test_a_dataset_of_the_first_rule_reads_as_ever_and_says_what_a_newer_rule_wo
 
     assert (prepared.format, prepared.kept_rows) == ("PromptCompletion", 2)
     (told,) = prepared.examples[Code.LABELS_NOT_READ]
-    assert "2 rows have a label that may call the answer good or bad" in told.issue.what
+    assert "2 rows have a label that may rate the answer as good or bad" in told.issue.what
     assert "split.ruleVersion: 2" in told.issue.fix

@@ -70,17 +70,17 @@ LINES: list[tuple[bytes, Code, str]] = [
     (
         b'{"prompt": "a \\ud83d", "completion": "b"}',
         Code.BROKEN_CHARACTER,
-        "prompt has U+D83D, half of a character, at character 3; expected whole characters; export the row",
+        "prompt has the unpaired surrogate U+D83D at character 3; expected complete characters; export",
     ),
     (
         b'{"prompt": "a", "prompt": "c", "completion": "b"}',
         Code.SYNTAX,
-        'not valid JSON: the field "prompt" is there twice',
+        'not valid JSON: the field "prompt" occurs twice',
     ),
     (
         b'{"prompt": "a", "completion": "b", "meta": {"x": 1, "x": 2}}',
         Code.SYNTAX,
-        'not valid JSON: the field "x" is there twice',
+        'not valid JSON: the field "x" occurs twice',
     ),
     (
         b'{"prompt": "caf\xe9", "completion": "b"}',
@@ -90,7 +90,7 @@ LINES: list[tuple[bytes, Code, str]] = [
     (
         b'{"messages": [{"role": "user", "content": "a"}]}',
         Code.FORMATS_MIXED,
-        'is a chat row, with "messages"; expected prompt and completion, as in the other rows; keep one form',
+        'is a chat row, with "messages"; expected prompt and completion, as in the other rows; use one form',
     ),
     (
         b'{"\\ud83d": 1, "completion": "b"}',
@@ -98,7 +98,7 @@ LINES: list[tuple[bytes, Code, str]] = [
         '"prompt" is missing (it has "\\ud83d", "completion")',
     ),
     (b'{"n": ' + b"9" * 5000 + b"}", Code.SYNTAX, "not valid JSON: Exceeds the limit"),
-    (b'{"a":' * 100_000, Code.SYNTAX, "nested too deep"),
+    (b'{"a":' * 100_000, Code.SYNTAX, "nested too deeply"),
     (
         b'{"prompt": "' + b"a" * (2 * MAX_ROW_BYTES) + b'"}',
         Code.ROW_TOO_LONG,
@@ -163,7 +163,7 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         {"prompt": "a", "completion": "b"},
         Code.FORMATS_MIXED,
-        'is a prompt with its completion; expected "messages", as in the other rows; keep one form a dataset',
+        'is a prompt with its completion; expected "messages", as in the other rows; use one form per',
     ),
     ({"text": "a"}, Code.FIELD_MISSING, '"messages" is missing (it has "text")'),
     (
@@ -202,7 +202,7 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         chat("a", "b", "c", roles=("user", "user", "assistant")),
         Code.TURN_ORDER,
-        "messages[1] is from user; expected assistant: user and assistant take turns; join or reorder",
+        "messages[1] is from user; expected assistant: user and assistant take turns; merge or reorder",
     ),
     (
         chat("a", "b", roles=("assistant",)),
@@ -223,7 +223,7 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         {"messages": [{"role": "user", "content": ["hello"]}]},
         Code.UNSUPPORTED,
-        "messages[0].content[0] is no text part; expected parts of text only",
+        "messages[0].content[0] is not a text part; expected parts of text only",
     ),
     ({"messages": [{"role": "user", "content": []}]}, Code.FIELD_EMPTY, "messages[0].content is empty"),
     # Weights.
@@ -236,9 +236,8 @@ CHATS: list[tuple[Any, Code, str]] = [
         {"messages": [*turns("a", "b", "c"), {"role": "assistant", "content": "d", "weight": 0}]},
         Code.NOTHING_TO_LEARN,
         (
-            "messages ends with a turn of weight 0; expected weight 1 of the last turn, by which "
-            "the model is "
-            "judged; cut the conversation after the last turn of weight 1"
+            "messages ends with a turn of weight 0; expected weight 1 for the last turn, which "
+            "evaluation uses; end the conversation with the last turn of weight 1"
         ),
     ),
     (
@@ -261,7 +260,7 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         {**chat("a", "b"), "tools": [{"name": "weather"}]},
         Code.TOOL_CALL,
-        'tools[0].function is missing; expected {"type": "function", "function": {"name": …}}; write it so',
+        'tools[0].function is missing; expected {"type": "function", "function": {"name": …}}; write it in',
     ),
     (
         {**chat("a", "b"), "tools": [{"type": "function", "function": {}}]},
@@ -292,7 +291,7 @@ CHATS: list[tuple[Any, Code, str]] = [
         calling(call("time"), tools=[WEATHER]),
         Code.TOOL_CALL,
         (
-            "messages[1].tool_calls[0].function.name is 'time', which is none of the row's tools; "
+            "messages[1].tool_calls[0].function.name is 'time', which is not one of the row's tools; "
             'expected one of "weather"; add the tool, or correct the name'
         ),
     ),
@@ -334,14 +333,14 @@ CHATS: list[tuple[Any, Code, str]] = [
         },
         Code.TOOL_CALL,
         (
-            "messages[1] is from tool, but the turn before it calls none; expected a tool's turn after an "
-            "assistant's turn with tool_calls; add the tool_calls, or remove it"
+            "messages[1] is from tool, but the turn before it makes no tool call; expected tool turns only "
+            "after an assistant turn with tool_calls; add the tool_calls, or remove it"
         ),
     ),
     (
         calling(call(), then=turns("thanks", "welcome")),
         Code.TOOL_CALL,
-        "messages[2] is from user; expected tool: what the tool answers to the tool_calls before it; add the",
+        "messages[2] is from user; expected tool: the response to the tool_calls before it; add the",
     ),
     (
         calling(
@@ -357,7 +356,7 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         calling(call(arguments={"city": "\ud83d"})),
         Code.BROKEN_CHARACTER,
-        "messages[1].tool_calls has half of a character; expected whole characters",
+        "messages[1].tool_calls has an unpaired surrogate; expected complete characters",
     ),
     (
         calling(call(arguments={"degrees": float("nan")})),
@@ -381,9 +380,9 @@ TABLES: list[tuple[bytes, Code, str]] = [
     (
         b"a,b,c\n",
         Code.FIELD_COUNT,
-        "has 3 fields; expected 2, as in the header; quote texts with commas",
+        "has 3 fields; expected 2, as in the header; put texts with commas",
     ),
-    (b"a\n", Code.FIELD_COUNT, "has 1 fields; expected 2, as in the header; add what is missing"),
+    (b"a\n", Code.FIELD_COUNT, "has 1 fields; expected 2, as in the header; add the missing fields"),
     (
         b'"a"b,c\n',
         Code.SYNTAX,
@@ -510,7 +509,7 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
         SHAREGPT,
         {"conversations": [{"from": "gpt", "value": "a"}]},
         Code.TURN_ORDER,
-        "conversations[0] is from gpt; expected human: human and gpt take turns; join or reorder the turns",
+        "conversations[0] is from gpt; expected human: human and gpt take turns; merge or reorder the turns",
     ),
     (
         "ShareGPT",
@@ -531,7 +530,7 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
         SHAREGPT,
         {"system": "s", "conversations": [{"from": "system", "value": "s"}, *SHAREGPT["conversations"]]},
         Code.TURN_ORDER,
-        "conversations[0] is a system message, and the row has system too; expected one of them; remove one",
+        "conversations[0] is a system message, and the row also has system; expected one system message;",
     ),
     (
         "ShareGPT",
@@ -545,14 +544,14 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
         task(choice("x")),
         task(),
         Code.FIELD_MISSING,
-        "has no annotation; expected one that was not cancelled; annotate it, or remove the row",
+        "has no annotation; expected an annotation that was not cancelled; annotate it, or remove the row",
     ),
     (
         "LabelStudio",
         task(choice("x")),
         {**task(), "annotations": [{"was_cancelled": True, "result": [choice("x")]}]},
         Code.FIELD_MISSING,
-        "has no annotation; expected one that was not cancelled",
+        "has no annotation; expected an annotation that was not cancelled",
     ),
     (
         "LabelStudio",
@@ -713,7 +712,7 @@ FILES: list[tuple[bytes, Code, str]] = [
     (
         b'{\n "prompt": "a"\n}',
         Code.FILE_UNKNOWN,
-        "the file is JSON objects over several lines each; expected one JSON object on each line; convert it",
+        "the file has JSON objects that span several lines; expected one JSON object on each line; convert",
     ),
     (
         b"hello\n",
@@ -755,20 +754,19 @@ FILES: list[tuple[bytes, Code, str]] = [
     (
         gzipped(parquet_bytes(pairs(3))),
         Code.FILE_UNKNOWN,
-        "the file is packed by gzip; expected Parquet as it is, which packs its columns itself; unpack it",
+        "the file is compressed by gzip; expected Parquet without it, because Parquet compresses its columns",
     ),
     (
         zstandarded(parquet_bytes(pairs(3))),
         Code.FILE_UNKNOWN,
-        "the file is packed by zstd; expected Parquet as",
+        "the file is compressed by zstd; expected Parquet without it",
     ),
     (
         gzipped(json_lines(pairs(3)))[:-9],
         Code.FILE_DAMAGED,
         (
-            "the file cannot be unpacked to its end: it ends in the middle of its packed content; "
-            "nothing of it "
-            "was used; expected a whole file; pack or copy it again"
+            "the file cannot be unpacked to its end: it ends in the middle of its compressed content; "
+            "none of its rows was used; expected a complete file; compress or copy it again"
         ),
     ),
     (
@@ -801,7 +799,7 @@ LISTS: list[tuple[str, int, Code, str]] = [
         '[{GOOD}, {{"prompt": "a", "prompt": "a"}}, {GOOD}]',
         2,
         Code.SYNTAX,
-        'not valid JSON: the field "prompt" is there twice',
+        'not valid JSON: the field "prompt" occurs twice',
     ),
     (
         '[{GOOD},\n {{"prompt": "a" "b"}}, {GOOD}]',
@@ -815,13 +813,23 @@ LISTS: list[tuple[str, int, Code, str]] = [
         '[{GOOD}, {{"prompt": "a',
         1,
         Code.FILE_ENDS_EARLY,
-        'the file ends before its list does; expected "]" at the end; export or copy the file again',
+        'the file ends before the list is closed; expected "]" at the end; export or copy the file again',
     ),
-    ("[{GOOD}", 1, Code.FILE_ENDS_EARLY, "the file ends before its list does"),
-    ("[{GOOD}] {GOOD}", 1, Code.SYNTAX, "there is more after the end of the list, at line 1 column 38"),
+    ("[{GOOD}", 1, Code.FILE_ENDS_EARLY, "the file ends before the list is closed"),
+    (
+        "[{GOOD}] {GOOD}",
+        1,
+        Code.SYNTAX,
+        "the file has content after the end of the list, at line 1 column 38",
+    ),
     ('[{GOOD}, {{"a": "\udce9"}}, {GOOD}]', 2, Code.ENCODING, "has the byte 0xE9, which is not UTF-8"),
-    ('[{GOOD}, {{"prompt": "\\ud83d"}}]', 1, Code.BROKEN_CHARACTER, "prompt has U+D83D, half of a char"),
-    ("[{GOOD}, " + "[" * 100_000, 1, Code.SYNTAX, "nested too deep; nothing after it was read"),
+    (
+        '[{GOOD}, {{"prompt": "\\ud83d"}}]',
+        1,
+        Code.BROKEN_CHARACTER,
+        "prompt has the unpaired surrogate U+D83D",
+    ),
+    ("[{GOOD}, " + "[" * 100_000, 1, Code.SYNTAX, "nested too deeply; nothing after it was read"),
     ("[{GOOD}, " + "9" * 5000 + "]", 1, Code.SYNTAX, "not valid JSON: Exceeds the limit"),
     ('[{GOOD}, "' + "a" * (MAX_ROW_BYTES + (1 << 20)), 1, Code.ROW_TOO_LONG, "longer than 16 MiB"),
 ]
@@ -870,9 +878,9 @@ def test_rows_before_the_damage_of_a_packed_file_are_read_and_the_last_is_named(
     assert last > 10_000
     assert outcome.problems == [
         (
-            "file: the file cannot be unpacked to its end: it ends in the middle of its packed "
-            "content; nothing after"
-            f" row {last} was used; expected a whole file; pack or copy it again"
+            "file: the file cannot be unpacked to its end: it ends in the middle of its "
+            f"compressed content; no row after row {last} was used; expected a complete file; "
+            "compress or copy it again"
         )
     ]
 
@@ -887,7 +895,7 @@ def test_damage_in_the_middle_of_parquet_names_the_last_row(tmp_path: Path) -> N
 
     assert len(outcome.rows) == 1000
     assert outcome.problems[0].startswith("file: the file is damaged: ")
-    assert "nothing after row 1000 was used" in outcome.problems[0]
+    assert "no row after row 1000 was used" in outcome.problems[0]
 
 
 FORCED: list[tuple[DataFormat, bytes, str]] = [
@@ -910,7 +918,7 @@ FORCED: list[tuple[DataFormat, bytes, str]] = [
     ),
     ("PromptCompletion", b"hello\n", "row 1: not valid JSON at column 1: Expecting value"),
     ("ChatMessages", json_lines(pairs(1)).encode(), "row 1: is a prompt with its completion; expected"),
-    ("ChatMessages", b'{\n "messages": []\n}', "file: the file is JSON objects over several lines each"),
+    ("ChatMessages", b'{\n "messages": []\n}', "file: the file has JSON objects that span several lines"),
     ("Alpaca", b"text,label\na,b\n", 'file: the header has no column "instruction", "output", but "text"'),
     ("ShareGPT", json_lines(pairs(1)).encode(), 'row 1: "conversations" is missing (it has "prompt"'),
 ]
@@ -987,7 +995,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
     (
         Recipe(division=Split(from_files=True)),
         json_lines([PAIR]),
-        "file: the file's name, rows, says no split; expected a name that begins with train, validation",
+        "file: the file name rows has no split; expected a name that begins with train, validation",
     ),
     (
         Recipe(names=FieldNames(label="good")),
@@ -1015,7 +1023,7 @@ def test_files_must_have_one_format(tmp_path: Path) -> None:
     outcome = read_files(tmp_path, files)
 
     assert outcome.problems == [
-        "b.csv: the file is CSV; expected PromptCompletion, as the first file; keep one format a source"
+        "b.csv: the file is CSV; expected PromptCompletion, as the first file; use one format per source"
     ]
     assert outcome.codes == [Code.FORMATS_MIXED]
     assert outcome.invalid[0].ends_file

@@ -189,7 +189,7 @@ def test_no_message_shows_what_was_found(text: str, redacted: str) -> None:
             "password='x7'",
             (
                 "prompt has a secret (Secret Keyword, …) at character 11; expected no secrets; "
-                "[SECRET] stands in place of it"
+                "[SECRET] replaces it"
             ),
         ),
     ],

@@ -237,7 +237,7 @@ def test_names_of_files_divide_the_rows(tmp_path: Path) -> None:
     assert [raw.split for raw in outcome.raw_rows] == ["test", "train", "train"]
     assert outcome.problems == [
         (
-            "notes.jsonl: the file's name, notes.jsonl, says no split; expected a name that begins "
+            "notes.jsonl: the file name notes.jsonl has no split; expected a name that begins "
             "with train,"
             " validation or test; rename the file, or remove split.fromFiles"
         )

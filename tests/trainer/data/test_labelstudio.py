@@ -154,7 +154,7 @@ def test_annotations_that_differ_are_a_persons_to_decide(tmp_path: Path) -> None
 def test_predictions_are_no_annotations(tmp_path: Path, fields: Any) -> None:
     content = json.dumps([{"data": {"text": "a"}, "predictions": [{"result": [CHOICE]}], **fields}])
 
-    assert "has predictions, and no annotation" in read_newest(tmp_path, content).problems[0]
+    assert "has predictions, but no annotation" in read_newest(tmp_path, content).problems[0]
 
 
 @pytest.mark.parametrize("value", ["none", None], ids=str)

@@ -33,24 +33,24 @@ def prepared(
 
 
 def test_unpacked_bytes_are_bounded_for_all_files_together(tmp_path: Path) -> None:
-    budget = Budget("unpacked, its files are", 3 << 20)
+    budget = Budget("the unpacked files", 3 << 20)
     packed = gzip.compress(json_lines(pairs(1)).encode() * (2 << 20 >> 6))
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(packed)
     files = [SourceFile(tmp_path / name, budget=budget) for name in ("a.jsonl", "b.jsonl")]
 
-    with pytest.raises(TooLarge, match=r"unpacked, its files are more than 3 MiB; .* raise maxUnpackedBytes"):
+    with pytest.raises(TooLarge, match=r"the unpacked files exceed 3 MiB; .* raise maxUnpackedBytes"):
         prepare(files, Recipe(), tmp_path)
 
 
 def test_rows_that_become_large_are_bounded(tmp_path: Path) -> None:
-    with pytest.raises(TooLarge, match=r"prepared, the rows are more than 0\.01 MiB"):
+    with pytest.raises(TooLarge, match=r"the prepared rows exceed 0\.01 MiB"):
         prepared(tmp_path, json_lines(pairs(1000)).encode(), limit_bytes=10_486)
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(None, "64 GiB"), (5 << 40, "5120 GiB"), (3 << 29, "1.5 GiB")])
 def test_the_bound_is_64_gib_where_none_is_asked_for(limit: int | None, shown: str) -> None:
-    budget = Budget("unpacked, its files are", limit)
+    budget = Budget("the unpacked files", limit)
     with pytest.raises(TooLarge, match=f"more than {shown};"):
         budget.use(6 << 40)
 
@@ -63,8 +63,8 @@ def test_millions_of_empty_lines_end_with_a_message(tmp_path: Path) -> None:
     (problem,) = (each for each in found.problems if each.issue.code == Code.FILE_DAMAGED)
     assert found.broken_files == 1
     assert str(problem.issue) == (
-        "the file cannot be read to its end: more than 1,000,000 lines in a row are empty; nothing after row"
-        " 300 was used; expected a whole file; remove the empty lines"
+        "the file cannot be read to its end: more than 1,000,000 consecutive lines are empty; no row after"
+        " row 300 was used; expected a complete file; remove the empty lines"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         file.head(1)
 
     with pytest.raises(
-        FileChanged, match=r"rows\.jsonl: was changed while it was read; run again when nobody"
+        FileChanged, match=r"rows\.jsonl: changed while it was read; run again when no process"
     ):
         read()
 

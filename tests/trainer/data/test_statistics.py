@@ -123,8 +123,8 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             ["train"],
             NO_SPLITS,
             (
-                "there is 1 row only; expected at least 200 good rows; "
-                "start with 200–500, measure, then scale: with fewer, a measurement says little"
+                "there is only 1 row; expected at least 200 good rows; "
+                "start with 200–500 rows, measure, then scale: with fewer rows, scores mean little"
             ),
         ),
         (
@@ -132,7 +132,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             ["train"],
             Recipe(division=Split(test=0)),
             (
-                "no row is in the validation split; expected some rows to measure with; "
+                "no row is in the validation split; expected some rows to evaluate with; "
                 "add rows, or set split.validation: 0"
             ),
         ),
@@ -140,7 +140,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             [("a", "b")],
             ["train"],
             Recipe(division=Split(test=0, from_files=True)),
-            "no row is in the test split; expected some rows to measure with; add rows that say test",
+            "no row is in the test split; expected some rows to evaluate with; add rows with the split test",
         ),
         (
             [("a", "b"), ("a", "c")],
@@ -148,7 +148,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             NO_SPLITS,
             (
                 "1 row has the same input as an earlier row, and another answer; "
-                "expected one answer to an input; keep the right one"
+                "expected one answer per input; keep the correct row"
             ),
         ),
         (
@@ -156,8 +156,8 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             ["train", "test"],
             NO_SPLITS,
             (
-                "1 row had the input of a row in a held-out split, and was left out; "
-                "expected each input in one split; look where they come from, if they are many"
+                "1 row had the input of a held-out row and was removed; "
+                "expected each input in one split; find out where they come from, if there are many"
             ),
         ),
         (
@@ -165,8 +165,8 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
             ["train"] * 2,
             Recipe(cleaning=Cleaning(max_rows_for_near_duplicates=1)),
             (
-                "near duplicates were not looked for in 2 rows; expected at most 1 rows; "
-                "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory a row, "
+                "near duplicates were not searched in 2 rows; expected at most 1 rows; "
+                "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
                 "or set cleaning.nearDuplicates: Off"
             ),
         ),
@@ -193,8 +193,8 @@ def test_labels_that_no_held_out_row_has_are_named() -> None:
 
     assert str(found) == (
         "2 of 3 answers have no row in the test split: 'y' (10 for training), 'z' (10 for training);"
-        " expected some rows of each answer; add rows, raise split.test, or take another split.seed; scores"
-        " say nothing of these answers"
+        " expected some rows per answer; add rows, raise split.test, or choose another split.seed; scores"
+        " do not cover these answers"
     )
 
 
@@ -239,12 +239,12 @@ def test_near_rows_are_told_of() -> None:
 
     assert told(Recipe()) == [
         (
-            "3 rows had the input of a row in a held-out split, 1 of them nearly, and were left out; "
-            "expected each input in one split; look where they come from, if they are many"
+            "3 rows had the input of a held-out row (1 of them nearly) and were removed; "
+            "expected each input in one split; find out where they come from, if there are many"
         ),
         (
-            "4 rows had nearly the same input, and the same answer, as an earlier row, and stay; "
-            "expected rows that differ; set cleaning.nearDuplicates: Remove to leave them out"
+            "4 rows have nearly the same input and the same answer as an earlier row; "
+            "expected rows that differ; set cleaning.nearDuplicates: Remove to remove them"
         ),
     ]
     assert told(Recipe(cleaning=Cleaning(near_duplicates="Remove"))) == told(Recipe())[:1]
@@ -259,7 +259,7 @@ def test_nearly_constant_completions_are_told_of() -> None:
 
     assert issue(19, 1) == (
         "19 of 20 rows have the same completion 'ok'; expected completions that depend on the prompt; "
-        "add rows with other completions, or leave some of these out; a model learns to say this always"
+        "add rows with other completions, or remove some of these; a model learns to always give this answer"
     )
     assert issue(18, 2) is None
     assert issue(19, 0) is None

@@ -1,7 +1,7 @@
-"""Rows as a team has them in; validated, cleaned, divided rows and what was found in them out.
+"""Turns the files of a team into validated, cleaned and split rows, and reports what was found in them.
 
-The same code prepares a Dataset in the cluster and checks a file on a laptop: it knows no model, no store
-and no operator. `preparation.prepare` is the whole of it:
+The same code prepares a Dataset in the cluster and checks a file on a laptop. It does not depend on a model,
+a store or the operator. Its entry point is `preparation.prepare`:
 
     files -> containers (bytes to records) -> formats (records to rows) -> checks, cleaning, split -> result
 """

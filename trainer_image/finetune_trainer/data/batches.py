@@ -1,6 +1,6 @@
-"""What is done with every row by itself: batches of records become lines, digests and findings.
+"""Turns batches of records into lines, digests and findings, each row by itself.
 
-A batch needs no other one, so that several processes can work on the batches of a source.
+A batch does not depend on other batches, so several processes can work on the batches of a source.
 """
 
 from dataclasses import dataclass, field
@@ -19,43 +19,43 @@ from finetune_trainer.rows import SPLIT_FILES
 
 @dataclass(slots=True, kw_only=True)
 class PreparedBatch:
-    """What a batch became."""
+    """Result of preparing one batch."""
 
     index: RowIndex
-    """The valid rows, as `lines` has them."""
+    """The valid rows, in the order of `lines`."""
     bytes_read: int
-    """Of all files on disk, when the batch was complete."""
+    """Bytes read from all files on disk when the batch was complete."""
     lines: dict[SplitName, bytearray] = field(
         default_factory=lambda: {name: bytearray() for name in SPLIT_FILES}
     )
-    """Of the split files."""
+    """Lines per split file."""
     findings: list[tuple[RowPosition, tuple[Issue, ...]]] = field(default_factory=list)
-    """All that is wrong, in the order of the records."""
+    """All issues, in the order of the records."""
     rows: int = 0
-    """Records that were read, invalid ones among them."""
+    """Number of records read, including invalid ones."""
     invalid: int = 0
     broken: int = 0
-    """Files of which the rest, or all, could not be read."""
+    """Number of files that could not be read to their end."""
     redacted: int = 0
     unread_labels: int = 0
     unused: tuple[str, ...] = ()
-    """Fields that nothing reads."""
+    """Fields of the records that are not used."""
     known: frozenset[str] = frozenset()
-    """Fields that are read."""
+    """Fields of the records that are used."""
 
 
 class Preparer:
-    """Prepares batches by a recipe."""
+    """Prepares batches as the recipe specifies."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises ValueError for a template that is none."""
+        """Raises ValueError for an invalid template."""
         self._recipe = recipe
         self._reader = BatchReader(recipe)
         self._scanner = Scanner(recipe.checks)
         self._compares_visible_text = recipe.division.rule_version >= VISIBLE_TEXT_SINCE
 
     def prepare(self, batch: RowBatch) -> PreparedBatch:
-        """Read, divide, clean and look through the rows of a batch."""
+        """Read, split, clean and scan the rows of a batch."""
         index = RowIndex(compares_visible_text=self._compares_visible_text)
         done = PreparedBatch(index=index, bytes_read=batch.bytes_read)
         for item in self._reader.read(batch):
@@ -66,7 +66,7 @@ class Preparer:
                 done.rows += not item.ends_file
                 continue
             done.rows += 1
-            # The division is by the raw row, so that no cleaning ever moves one.
+            # The split depends on the raw row, so cleaning never moves a row.
             split = split_of(item.raw, self._recipe.division)
             cleaned = clean(item.raw.row, self._recipe.cleaning)
             row, issues = self._scanner.scan(cleaned)

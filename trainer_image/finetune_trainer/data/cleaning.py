@@ -1,4 +1,4 @@
-"""Changes to the texts of rows, each asked for by the recipe; made after a row was given its split."""
+"""Cleaning of texts as the recipe specifies, after each row has its split."""
 
 import re
 import unicodedata
@@ -9,15 +9,15 @@ from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.rows import Message, Row
 
 SPACES: Final = re.compile(r"[ \t\u00a0\u2007\u202f]+")
-"""Spaces, tabs and spaces that do not break."""
+"""Spaces, tabs and non-breaking spaces."""
 LINE_END: Final = re.compile(r"[^\S\n]+(?=\n)")
 EMPTY_LINES: Final = re.compile(r"\n{3,}")
 
 
 def clean(row: Row, cleaning: Cleaning) -> Row:
-    """The row with the content of every turn, and the rejected answer, cleaned; calls of tools stay.
+    """Clean the content of every turn and the rejected answer; tool calls stay as they are.
 
-    The row itself where nothing changes.
+    Returns the same object if nothing changes.
     """
     if not (cleaning.normalize_unicode or cleaning.normalize_whitespace):
         return row

@@ -1,4 +1,4 @@
-"""How the rows of one version differ from those of another."""
+"""Comparison of the rows of two versions."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def compare(index: RowIndex, keep: "NDArray[np.bool_]", previous: str, files: Iterable[Path]) -> RowChanges:
-    """The kept rows beside those of the version with the digest `previous`, whose split files are `files`.
+    """Compare the kept rows with the version whose digest is `previous` and whose split files are `files`.
 
-    Splits do not matter. Of other rows with the same input, as many as both versions have are changed.
-    Raises OSError.
+    Splits do not matter. Rows that differ but share an input count as changed, up to the smaller number in
+    both. Raises OSError.
     """
     import numpy as np
 
@@ -45,8 +45,8 @@ def compare(index: RowIndex, keep: "NDArray[np.bool_]", previous: str, files: It
 
 
 def _rows(inputs: "Digests", answers: "Digests") -> "Digests":
-    """One number for a whole row. That two of five million rows have the same has a chance of 1 in 10^6."""
+    """One number per row. The probability of a collision among five million rows is 1 in 10^6."""
     import numpy as np
 
-    # An odd factor spreads the input, so that a swap of the two is another number.
+    # The odd factor makes the result depend on the order of the two operands.
     return inputs * np.uint64(0x9E3779B97F4A7C15) ^ answers

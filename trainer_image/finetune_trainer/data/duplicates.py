@@ -1,22 +1,20 @@
-"""Which rows are kept, of those that say the same again, that leak into a held-out split, or that contradict.
+"""Selection of the rows to keep: removes leaked and duplicate rows, and finds conflicts.
 
-In this order, each of the rows that are left:
+The rules apply in this order, each to the remaining rows:
 
-- A row leaks where a split that is held out more has its input: a training row where validation or test has
-  it, a validation row where test has it. It is left out. A division by the hash of the input gives no such
-  rows, but one by groups or by the team may, and cleaning makes inputs equal that were not.
-- A duplicate has the same input and answer as an earlier row of its split. It is left out.
-- A row leaks nearly where its input is nearly that of a row of a split that is held out more, and the answer
-  is the same: there it would be known by heart. It is left out, unless looking for near duplicates is off.
-- A near duplicate is near to an earlier row of its split, with the same answer. It is kept or left out as the
-  recipe says.
-- A row conflicts where an earlier row has the same input and another answer. It is kept. A preference does
-  where an earlier one prefers the other of the same two answers, a row of KTO where an earlier one judges the
-  same answer otherwise.
+- Leaked row: its input also occurs in a split that is held out more (of a training row in validation or test,
+  of a validation row in test). It is removed. Splits by the hash of the input have no leaked rows. Splits by
+  group or by the team can have them, and cleaning can make different inputs equal.
+- Duplicate: an earlier row of the same split has the same input and answer. It is removed.
+- Nearly leaked row: its input is near to that of a row in a split that is held out more, with the same
+  answer, so evaluation would reward memorization. It is removed, unless near duplicates are off.
+- Near duplicate: an earlier row of the same split has a near input and the same answer. The recipe says
+  whether it is removed.
+- Conflict: an earlier row has the same input and a different answer. The row is kept. Preferences conflict if
+  they order the same two answers differently, and KTO rows if they label the same answer differently.
 
-By rule version 2 inputs are equal across splits where a reader sees no difference between them: in another
-Unicode form, with invisible characters, with other blanks. For nearness answers are equal in that way too, in
-small letters.
+By rule version 2 inputs are compared across splits as a reader sees them, regardless of Unicode form,
+invisible characters and whitespace. Near duplicates also compare answers in this way, ignoring case.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,12 +36,12 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 MAX_EXAMPLES_PER_KIND: Final = 100
-"""Of each kind, in reports."""
+"""Number of example pairs per kind in reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Selection:
-    """The rows that are kept, by a mask over the index, and counts of those that are alike."""
+    """Mask of the rows to keep, and the pairs of similar rows with their counts."""
 
     keep: "Mask"
     duplicates: int
@@ -51,38 +49,38 @@ class Selection:
     near_leaked: int
     conflicting: int
     near_duplicates: int | None
-    """None: not looked for."""
+    """None: not searched."""
     skipped: int
-    """Rows that are too many to look for near duplicates; 0 where that was done, or is not asked for."""
+    """Number of rows if they are too many to search for near duplicates; otherwise 0."""
     index: RowIndex
     files: Sequence[str | None]
-    """Names for places."""
+    """File names for row positions."""
     pairs: "tuple[tuple[DuplicateKind, Numbers, Numbers], ...]"
-    """Of each kind the rows, and for each of them the one that it is alike to."""
+    """Per kind: the rows, and for each of them the row that it repeats or contradicts."""
 
     @property
     def example_pairs(self) -> tuple[DuplicatePair, ...]:
-        """Examples."""
+        """The first pairs of each kind."""
         return tuple(
             pair for part in self.pairs for pair in islice(self._pairs_of(*part), MAX_EXAMPLES_PER_KIND)
         )
 
     def all_pairs(self) -> Iterator[DuplicatePair]:
-        """Every pair of rows that are alike."""
+        """All pairs."""
         for part in self.pairs:
             yield from self._pairs_of(*part)
 
     def _pairs_of(self, kind: DuplicateKind, rows: "Numbers", of: "Numbers") -> Iterator[DuplicatePair]:
         for row, other in zip(rows, of, strict=True):
-            yield DuplicatePair(kind, self._place(int(row)), self._place(int(other)))
+            yield DuplicatePair(kind, self._position(int(row)), self._position(int(other)))
 
-    def _place(self, row: int) -> RowPosition:
+    def _position(self, row: int) -> RowPosition:
         table = self.index.table
         return RowPosition(self.files[table["file"][row]], int(table["record"][row]))
 
 
 def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str | None]) -> Selection:
-    """Decide about every row; `rows` reads them again, and `files` are names for places.
+    """Decide which rows to keep. `rows` reads them again; `files` are the file names for row positions.
 
     Raises OSError, and what `rows` raises.
     """
@@ -107,7 +105,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
     option = cleaning.near_duplicates
     answers = groups(table["visible_answer" if index.compares_visible_text else "answer"])
     order = _order(split, keep, answers)
-    # By the first rule all rows count.
+    # By rule version 1 all rows count.
     compared = len(order) if index.compares_visible_text else len(table)
     is_over = option != "Off" and compared > cleaning.max_rows_for_near_duplicates
     to = np.full(len(table), -1, dtype=np.int64)
@@ -140,19 +138,18 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
 
 
 def _order(split: "NDArray[np.uint8]", keep: "Mask", answers: "NDArray[np.int32]") -> "Numbers":
-    """The rows that may be near to another one; what is held out more comes first, so that others are near to
-    it."""
+    """The rows that can have a near duplicate, from test to train: later rows are near to earlier ones."""
     import numpy as np
 
     order = np.argsort(-split.astype(np.int8), kind="stable")
     order = order[keep[order]]
-    # Most answers are given once.
+    # A row whose answer occurs only once has no near duplicate.
     rows: Numbers = order[np.bincount(answers[order], minlength=1)[answers[order]] > 1]
     return rows
 
 
 def _highest(group: "NDArray[np.int32]", split: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """For each row the highest split of its group."""
+    """The highest split number of each row's group."""
     import numpy as np
 
     highest = np.zeros(len(group), dtype=np.uint8)
@@ -161,7 +158,7 @@ def _highest(group: "NDArray[np.int32]", split: "NDArray[np.uint8]") -> "NDArray
 
 
 def _firsts(group: "NDArray[np.int32]", among: "Mask") -> "NDArray[np.int32]":
-    """For each row the first one of its group among some, if there is one."""
+    """The first row of each row's group within `among`; the number of rows if there is none."""
     import numpy as np
 
     rows = np.flatnonzero(among).astype(np.int32)

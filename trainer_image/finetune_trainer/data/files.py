@@ -1,4 +1,4 @@
-"""The files of a source: read once from beginning to end, unpacked and hashed on the way."""
+"""Files of a source: read once from beginning to end, decompressed and hashed on the way."""
 
 import gzip
 import hashlib
@@ -16,50 +16,52 @@ from finetune_trainer.data.unpacking import CHUNK_BYTES, ZSTD, Budget, unpacked,
 SUFFIXES: Final = frozenset({".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"})
 COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst"})
 ENDINGS: Final = " ".join(sorted(SUFFIXES))
-"""For messages."""
+"""The suffixes as a text for messages."""
 MAX_ROW_BYTES: Final = 16 << 20
-"""Longest row; a longer one is a file without line ends, or an unclosed quote."""
+"""Maximum length of a row. A longer one results from missing line ends or an unclosed quote."""
 MAX_EMPTY_LINES: Final = 1_000_000
-"""In a row; a megabyte can be packed hundreds of millions of them."""
+"""Maximum number of consecutive empty lines. A compressed megabyte can have hundreds of millions."""
 IDENTITY_FIELDS: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
-"""What is another number once a file was exchanged or written to."""
+"""Attributes of which at least one changes when a file is replaced or written to."""
 
 
 class FileUnreadable(Exception):
-    """A file cannot be read; the message says why."""
+    """A file cannot be read; the message gives the reason."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.refused = isinstance(error, PathRefused)
-        """Whether it could be opened and must not be; then the message says what to do too."""
+        """Whether a rule forbids to open the file; the message then also says what to do."""
         super().__init__(str(error) if self.refused else f"{path}: {error.strerror or error}")
         self.lasting = isinstance(error, PermissionError | FileNotFoundError)
-        """Whether trying again is useless."""
+        """Whether a retry cannot help."""
 
 
 class FileChanged(FileUnreadable):
-    """A file is not any more what it was when it was looked at first."""
+    """A file changed after it was first opened."""
 
     def __init__(self, path: Path) -> None:
-        error = OSError(f"was changed while it was read; run again when nobody writes to {path.name}")
+        error = OSError(f"changed while it was read; run again when no process writes to {path.name}")
         super().__init__(path, error)
 
 
 class FileDamaged(Exception):
-    """A file cannot be read to its end; the message says what was found."""
+    """A file cannot be read to its end; the message describes the damage."""
 
-    def __init__(self, what: str, *, doing: str = "unpacked", fix: str = "pack or copy it again") -> None:
+    def __init__(
+        self, what: str, *, operation: str = "unpacked", fix: str = "compress or copy it again"
+    ) -> None:
         super().__init__(what)
-        self.doing = doing
+        self.operation = operation
         self.fix = fix
 
 
 class SourceFile:
-    """One file, which may be packed by gzip or zstd; told by its first bytes, not by its name.
+    """One file, optionally compressed with gzip or zstd, which its first bytes show, not its name.
 
-    Every opening is beneath `root`, the folder that a user fills; without one the user named the file itself.
-    `budget` is shared by all files of a source.
+    The file is opened beneath `root`, the folder that a user fills. Without a root, the user named the file
+    directly. All files of a source share `budget`.
     Every read raises FileUnreadable, FileChanged if the file changes meanwhile, TooLarge beyond the budget,
-    and FileDamaged for a damaged packed file.
+    and FileDamaged for damaged compressed content.
     """
 
     def __init__(
@@ -79,37 +81,37 @@ class SourceFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the bytes read so far, as they are on disk; 64 hexadecimal digits."""
+        """SHA-256 of the bytes on disk that were read so far, as 64 hexadecimal digits."""
         return hashlib.sha256().hexdigest() if self._raw is None else self._raw.content.hexdigest()
 
     @property
     def bytes_read(self) -> int:
-        """Of the bytes on disk."""
+        """Number of bytes read so far, as on disk."""
         return 0 if self._raw is None else self._raw.bytes_read
 
     @property
     def bytes_unpacked(self) -> int:
-        """Of all files that share the budget, so far."""
+        """Number of decompressed bytes so far of all files that share the budget."""
         return self._budget.used
 
     @property
     def size(self) -> int:
-        """In bytes, as it is on disk."""
+        """Size on disk in bytes."""
         return self._stat().st_size
 
     @property
     def modified(self) -> int:
-        """When it was written last, in nanoseconds since 1970."""
+        """Time of the last write, in nanoseconds since 1970."""
         return self._stat().st_mtime_ns
 
     def head(self, size: int) -> bytes:
-        """The first bytes, unpacked; they count as not read."""
+        """The first bytes, decompressed; they do not count as read."""
         with readable(self.path), self._open() as file:
             return unpacked(file, _magic(file), Budget("")).read(size)
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
-        """The file's bytes, unpacked, for the one time that it is read; then call `finish`."""
+        """Open the file's decompressed bytes for its only read; call `finish` afterwards."""
         with readable(self.path):
             file = self._open()
             self._raw = _HashedFile(file)
@@ -117,28 +119,28 @@ class SourceFile:
 
     @contextmanager
     def as_stored(self) -> Iterator[IO[bytes]]:
-        """The bytes as they are on disk, at any place; they count as not read."""
+        """Open the bytes on disk for random access; they do not count as read."""
         with readable(self.path), self._open() as file:
             yield io.BufferedReader(file, CHUNK_BYTES)
 
     def lines(self) -> Iterator[bytes]:
-        """Each line with its end; of a line longer than `MAX_ROW_BYTES` only more than that many bytes.
+        """Each line with its line end. A line longer than `MAX_ROW_BYTES` is truncated to one byte more.
 
-        Also raises FileDamaged where too many lines in a row are empty.
+        Also raises FileDamaged if too many consecutive lines are empty.
         """
         empty = 0
         with self.opened() as content:
             while line := content.readline(MAX_ROW_BYTES + 1):
                 empty = empty + 1 if len(line) < 3 and line.isspace() else 0
                 if empty > MAX_EMPTY_LINES:
-                    what = f"more than {MAX_EMPTY_LINES:,} lines in a row are empty"
-                    raise FileDamaged(what, doing="read", fix="remove the empty lines")
+                    what = f"more than {MAX_EMPTY_LINES:,} consecutive lines are empty"
+                    raise FileDamaged(what, operation="read", fix="remove the empty lines")
                 yield line
                 while not line.endswith(b"\n") and (line := content.readline(MAX_ROW_BYTES)):
                     pass
 
     def finish(self) -> None:
-        """Count and hash what was not read."""
+        """Count and hash the bytes that were not read."""
         with readable(self.path):
             self._raw = self._raw or _HashedFile(self._open())
             self._require_same(self._raw.finish())
@@ -162,14 +164,14 @@ class SourceFile:
         return self._first
 
     def _require_same(self, now: os.stat_result) -> None:
-        """Raises FileChanged where it is another file than at first, or was written to."""
+        """Raises FileChanged if the file was replaced or written to since it was first opened."""
         self._first = self._first or now
         if any(getattr(now, name) != getattr(self._first, name) for name in IDENTITY_FIELDS):
             raise FileChanged(self.path)
 
 
 def stem(name: str) -> str:
-    """A file's name without the endings for its format and its packing."""
+    """The file name without the suffixes for format and compression."""
     path = PurePosixPath(name)
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
@@ -177,7 +179,7 @@ def stem(name: str) -> str:
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of this name is read of a folder. Names with a leading dot are the kubelet's own."""
+    """Whether a file of this name in a folder is read. Names with a leading dot belong to the kubelet."""
     path = PurePosixPath(name)
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
@@ -186,28 +188,28 @@ def is_data(name: str) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn an OSError into FileUnreadable, and what an unpacker says of a damaged file into FileDamaged."""
+    """Convert an OSError into FileUnreadable, and a decompression error into FileDamaged."""
     import zstandard
 
     try:
         yield
     except EOFError as error:
-        raise FileDamaged("it ends in the middle of its packed content") from error
+        raise FileDamaged("it ends in the middle of its compressed content") from error
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise FileDamaged(f"its packed content is damaged ({error})") from error
+        raise FileDamaged(f"its compressed content is damaged ({error})") from error
     except OSError as error:
         raise FileUnreadable(path, error) from error
 
 
 def _magic(file: io.FileIO) -> bytes:
-    """The first bytes; the next read begins with them again."""
+    """The first bytes; the next read starts at the beginning again."""
     magic = file.read(len(ZSTD))
     file.seek(0)
     return magic
 
 
 class _HashedFile(io.RawIOBase):
-    """A file that is read once; what passes is counted and hashed. Call `finish` in the end."""
+    """A file that counts and hashes the bytes of its only read. Call `finish` at the end."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -224,7 +226,7 @@ class _HashedFile(io.RawIOBase):
         return size
 
     def finish(self) -> os.stat_result:
-        """Read what is left; also after a reader on top of this one was closed, and this one with it."""
+        """Read the remaining bytes. Works even if a reader on top of this one closed it."""
         while chunk := self._file.read(CHUNK_BYTES):
             self.bytes_read += len(chunk)
             self.content.update(chunk)

@@ -1,4 +1,4 @@
-"""Which format the records of a file are in."""
+"""Detection of the format of a file's records."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import field_names, listed
 
 SAMPLE_ROWS: Final = 100
-"""Records of a file from which its format is detected."""
+"""Number of records from which the format of a file is detected."""
 
 
 class FormatDetector:
@@ -26,16 +26,16 @@ class FormatDetector:
         self._clues = Clues(names, rule)
 
     def format_of(self, records: Sequence[Fields], container: ContainerName) -> DataFormat | Issue:
-        """What most of the records are; pairs are named as their table. Without records, pairs.
+        """The format of most records, or why none is chosen. Without records: prompts with completions.
 
-        Where a label may judge the answers that would be learned, a person has to say what they are.
+        If a label may rate the answers, the user must set the format.
         """
         clues = self._clues.within(container)
         found = [form for record in records if (form := _format_of(record, clues)) is not None]
         if found:
             form = Counter(found).most_common(1)[0][0]
             return self._ambiguity(form, records) or form
-        # Of a table the header says what is missing; of what could not be read, each record.
+        # The header check then reports what a table lacks, and each record reports why it cannot be read.
         if clues.table or not records:
             return prompt_completion_format(clues.table).name
         return Issue(
@@ -48,7 +48,7 @@ class FormatDetector:
         )
 
     def rating_issue(self, form: DataFormat, record: Fields) -> Issue | None:
-        """Why a record of this format must not be read as one, because a label judges its answer."""
+        """Why a record must not be read in this format: a label may rate its answer."""
         return self._clues.ratings.issue(record) if FORMATS[form].refuses_ratings else None
 
     def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
@@ -59,7 +59,7 @@ class FormatDetector:
 
 
 def _format_of(record: Fields, clues: Clues) -> DataFormat | None:
-    """The format that a record suggests most; None where it suggests none."""
+    """The format that best matches a record; None if no format matches."""
     matches = {name: match for name, form in FORMATS.items() if (match := form.match(record, clues))}
-    # Of equals, max keeps the first one.
+    # max returns the first of several equal matches.
     return max(matches, key=lambda name: matches[name], default=None)

@@ -1,6 +1,6 @@
-"""What is remembered of every row until all are read: digests and numbers, 70 bytes a row.
+"""Index of all rows: digests and numbers, 70 bytes per row.
 
-Rows are numbered from 0 in the order in which they are added, which is the order in which they are written.
+Rows are numbered from 0 in the order in which they are added and written.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPLITS: Final[tuple[SplitName, ...]] = tuple(SPLIT_FILES)
-"""By their numbers. Of rows that are alike, the one in the split with the highest number is kept."""
+"""Splits in the order of their numbers. Of equal rows, the one in the split with the highest number stays."""
 SPLIT_NUMBERS: Final = {name: number for number, name in enumerate(SPLITS)}
 
 MAX_LABELS: Final = 50
-"""So many distinct completions are labels."""
+"""Maximum number of distinct completions that count as labels."""
 MAX_LABEL_CHARACTERS: Final = 200
 
 ENTRY: Final = struct.Struct("<16s8s8s8s4sIBBIIII")
@@ -39,14 +39,16 @@ FIELDS: Final = [
     ("prompt_characters", "<u4"),
     ("completion_characters", "<u4"),
 ]
-"""`input` and `answer` together stand for the whole row: 16 bytes of SHA-256 of all that the model sees
-before it answers, and 8 of the rest. `completion` is of the last turn's text only. `visible_input` and
-`visible_answer` are those of the texts as a reader sees them, the answer's in small letters; where the rule
-does not ask for them, of the texts themselves. Rows with the same input and `subject` and another answer
-contradict each other. `label` is 1 + KTO's label, and 0 without one.
+"""Columns of the index, mostly truncated SHA-256 digests.
+
+`input` (16 bytes: all that the model sees before it answers) and `answer` (8 bytes: the rest) identify a row.
+`completion` covers only the text of the last turn. `visible_input` and `visible_answer` cover the texts as a
+reader sees them, with the answer in lower case; by rule version 1 they equal the exact digests.
+Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
+without a label.
 """
 
-# Control characters are in no valid row.
+# Valid rows have no control characters.
 PART: Final = "\x1f"
 NONE: Final = "\x1e"
 
@@ -54,27 +56,27 @@ NONE: Final = "\x1e"
 PAIR_BEGIN: Final = PART.join(("user", ""))
 PAIR_MIDDLE: Final = PART.join(("", NONE))
 PAIR_END: Final = PART.join(("", NONE, NONE, "None", "11"))
-"""What is around a pair's prompt, and after its answer, which says how that is learned."""
+"""Constant parts of the digested text of a pair: around its prompt, and after its answer."""
 
 
 class RowIndex:
-    """Grows by a row at a time; read `table` when all are there."""
+    """Index that grows row by row; read `table` when it is complete."""
 
     def __init__(self, *, compares_visible_text: bool = False) -> None:
-        """`compares_visible_text`: rows are compared by what a reader sees, too."""
+        """`compares_visible_text`: also index the texts as a reader sees them."""
         self.compares_visible_text = compares_visible_text
         self._entries = bytearray()
         self._labels: dict[bytes, str] = {}
         self.form: RowForm | None = None
-        """Of the rows; None before the first one."""
+        """Form of the rows; None before the first row."""
 
     def __len__(self) -> int:
         return len(self._entries) // ENTRY.size
 
     def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
-        """Remember a row: its split, the number of its file from 0, and its record's number from 1.
+        """Add a row with its split, the number of its file from 0 and of its record from 1.
 
-        `shown` is what reports show of its output, where that is not all of it.
+        `shown` is the text that reports show instead of the output.
         """
         self.form = row.form
         output, contents = row.output, [message.content for message in row.input]
@@ -104,7 +106,7 @@ class RowIndex:
         )
 
     def extend(self, other: "RowIndex") -> None:
-        """Remember the rows of another index after those that are here."""
+        """Append the rows of another index."""
         self.form = other.form or self.form
         self._entries += other._entries
         for completion, text in other._labels.items():
@@ -113,36 +115,36 @@ class RowIndex:
 
     @property
     def table(self) -> "NDArray[np.void]":
-        """One record a row, with FIELDS. No row can be added while it is in use."""
+        """One record per row, with FIELDS. No row can be added while the table is in use."""
         import numpy as np
 
         return np.frombuffer(self._entries, dtype=FIELDS)
 
     def label(self, completion: int) -> str | None:
-        """The text of a completion, by its digest; None where it is not among the first 51 distinct ones."""
+        """The text of a completion by its digest; None unless it is among the first 51 distinct ones."""
         return self._labels.get(completion.to_bytes(8, "little"))
 
 
 def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
-    """16 bytes of all that the model sees: every turn before the last, and the tools.
+    """16-byte digest of all that the model sees: every turn before the last, and the tools.
 
-    `contents` are those of the turns in another form.
+    `contents` replaces the contents of these turns.
     """
     if row.form == "PromptCompletion":
-        # The same as below, at a third of the time.
+        # The same as below in a third of the time.
         prompt = row.messages[0].content if contents is None else contents[0]
         return hashlib.sha256(f"{PAIR_BEGIN}{prompt}{PAIR_MIDDLE}".encode()).digest()[:16]
     parts: list[str] = []
-    for place, message in enumerate(row.input):
-        parts += _input_parts(message, message.content if contents is None else contents[place])
+    for number, message in enumerate(row.input):
+        parts += _input_parts(message, message.content if contents is None else contents[number])
     parts.append(NONE if row.tools is None else row.tools)
     return hashlib.sha256(PART.join(parts).encode()).digest()[:16]
 
 
 def answer_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
-    """8 bytes of what is learned: the answer, in a form, and what says how it is learned."""
+    """8-byte digest of what is learned: the answer, converted by `form`, and how it is learned."""
     if row.form == "PromptCompletion":
-        # The same as below, at a third of the time.
+        # The same as below in a third of the time.
         return hashlib.sha256(f"{form(row.output)}{PAIR_END}".encode()).digest()[:8]
     parts = [
         form(row.output),
@@ -155,7 +157,7 @@ def answer_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
 
 
 def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
-    """For each row the number of its group: rows with equal keys; numbers count from 0."""
+    """The number of each row's group, from 0. Rows with equal keys are one group."""
     import numpy as np
 
     order = np.lexsort(keys)
@@ -169,12 +171,12 @@ def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
 
 
 def folded(text: str) -> str:
-    """The text as a reader sees it, in small letters."""
+    """The text as a reader sees it, with case folded."""
     return visible_text(text).casefold()
 
 
 def _subject(row: Row, completion: bytes) -> int:
-    """What is judged of an input: KTO's answer, a preference's two in either order; of others nothing."""
+    """Digest of the rated answers: KTO's, or a preference's two in either order; 0 for other forms."""
     if row.form == "KTO":
         return int.from_bytes(completion[:4], "little")
     if row.rejected is None:

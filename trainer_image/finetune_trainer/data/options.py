@@ -1,4 +1,4 @@
-"""What is asked of a preparation; everything here is part of a version's preparation digest."""
+"""Settings of a preparation. All of them enter a version's preparation digest."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -7,38 +7,39 @@ from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.vocabulary import DataFormat
 
 OLDEST_RULE: Final = 1
-"""Versions of the rules by which rows are read and compared, up to RULE_VERSION. A Dataset keeps the one that
-it began with, so that a new release reads no label otherwise and moves no row:
+"""First version of the rules by which rows are read and compared; the newest is RULE_VERSION.
 
-1. Labels in JSON are those of KTO where they are true or false. Near duplicates are told by word triples.
-2. Labels of KTO are also "true", "false", 1 and 0; where a label may judge an answer, nothing is guessed.
-   Prompts and completions may be lists of messages; preferences as in OpenAI's API and the tasks of Label
-   Studio for generative AI are read. Short texts are near duplicates where all their words are the same.
-   Inputs that a reader sees as the same are the same, whatever their Unicode form, invisible characters and
-   blanks.
+A Dataset keeps the version that it started with, so a new release neither reads a label differently nor moves
+a row:
+
+1. Labels in JSON are KTO labels if they are true or false. Near duplicates are found by word trigrams.
+2. KTO labels can also be "true", "false", 1 and 0. If a label may rate an answer, the format must be set.
+   Prompts and completions can be lists of messages. Preferences as in OpenAI's API and Label Studio's tasks
+   for generative AI are read. Short texts are near duplicates if all their words are equal. Inputs that look
+   the same are equal, regardless of Unicode form, invisible characters and whitespace.
 """
 RATINGS_SINCE: Final = 2
-"""Labels in JSON are read as in tables."""
+"""First version that reads labels in JSON as in tables."""
 MESSAGES_SINCE: Final = 2
-"""Prompts and completions may be lists of messages, and more exports of tools are known by their content."""
+"""First version that reads prompts and completions as lists of messages, and recognizes more tool exports."""
 VISIBLE_TEXT_SINCE: Final = 2
-"""Rows are compared as a reader sees them, short ones whole."""
+"""First version that compares rows as a reader sees them, and short texts as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldNames(Columns):
-    """Names of the fields in the files."""
+    """Names of the fields in the source files."""
 
     template: str | None = None
-    """A text with `{column}` for each column that it takes; replaces the prompt column."""
+    """Text with `{column}` for each column to insert; replaces the prompt column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All of it."""
+    """All settings of a preparation."""
 
     format: DataFormat | None = None
-    """None: found by the content."""
+    """None: detected by content."""
     names: FieldNames = field(default_factory=FieldNames)
     division: Split = field(default_factory=Split)
     cleaning: Cleaning = field(default_factory=Cleaning)

@@ -1,4 +1,4 @@
-"""The files of a dataset: one a split, one row a line."""
+"""Files of a dataset: one per split, with one row per line."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class SplitWriter:
-    """Writes rows to the files of their splits, all of which exist in the end, up to `limit_bytes` of them.
+    """Creates the files of all splits and writes rows to them, up to `limit_bytes` in total.
 
     Raises OSError.
     """
 
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
-        self._budget = Budget("prepared, the rows are", limit_bytes)
+        self._budget = Budget("the prepared rows", limit_bytes)
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / file).open("wb")) for name, file in SPLIT_FILES.items()
@@ -46,7 +46,7 @@ class SplitWriter:
 
 
 def line_of(row: Row) -> bytes:
-    """The row's line with its end. What has texts only, orjson writes as `canonical` does."""
+    """The row's line with its line end. For rows of plain texts, orjson writes the same as `canonical`."""
     if row.form == "PromptCompletion":
         pair = {"completion": row.output, "prompt": row.messages[0].content}
         return orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
@@ -58,9 +58,9 @@ def line_of(row: Row) -> bytes:
 def read_rows(
     folder: Path, splits: "NDArray[np.uint8]", wanted: "NDArray[np.bool_]"
 ) -> Iterator[tuple[int, Row]]:
-    """The rows that are wanted, by their numbers in the order of writing, split after split. Raises OSError.
+    """The selected rows with their numbers in the order of writing, split by split. Raises OSError.
 
-    `splits` has the number of every row's split.
+    `splits` has the split number of every row.
     """
     import numpy as np
 
@@ -75,10 +75,10 @@ def read_rows(
 
 
 def keep_rows(folder: Path, splits: "NDArray[np.uint8]", keep: "NDArray[np.bool_]") -> dict[SplitName, int]:
-    """Leave the other rows out of the files; gives the rows of each split. Raises OSError.
+    """Remove all other rows from the files, and return the number of rows per split. Raises OSError.
 
-    `splits` has the number of every row's split, `keep` whether it is kept, both in the order of writing.
-    A file in which nothing changes is not written. A file is replaced at once or not at all.
+    `splits` has the split number of every row and `keep` whether to keep it, both in the order of writing.
+    A file without changes is not rewritten. Each file is replaced atomically.
     """
     rows: dict[SplitName, int] = {}
     for number, name in enumerate(SPLITS):
@@ -90,7 +90,7 @@ def keep_rows(folder: Path, splits: "NDArray[np.uint8]", keep: "NDArray[np.bool_
 
 
 def _rewrite(path: Path, kept: bytes) -> None:
-    """`kept` is 1 for each line that is kept, and 0 for each other one."""
+    """`kept` has 1 for each line to keep, and 0 for each line to remove."""
     part = path.with_name(f".{path.name}.part")
     with path.open("rb") as lines, part.open("wb") as output:
         output.writelines(line for line, is_kept in zip(lines, kept, strict=True) if is_kept)

@@ -1,8 +1,8 @@
-"""From files to divided rows and everything that is to be said about them.
+"""Prepares files: writes their rows to split files and reports all findings.
 
-One pass, by several processes where there are many rows, writes every usable row to the file of its split and
-remembers a few bytes of it; then duplicates and leaked rows are found among those bytes and left out of the
-files. So memory grows by about a hundred bytes a row, and what a row says is on disk only.
+One pass, with several processes if there are many rows, writes every usable row to the file of its split and
+indexes a few bytes of it. Duplicates and leaked rows are then found in the index and removed from the files.
+Memory grows by about a hundred bytes per row; the contents of rows are only on disk.
 """
 
 from collections import Counter, defaultdict
@@ -24,40 +24,40 @@ from finetune_trainer.data.rowworkers import prepare_batches
 
 MAX_PROBLEMS: Final = 1000
 MAX_EXAMPLES_PER_CODE: Final = 3
-"""Of each code."""
+"""Number of example problems per code."""
 
 NO_TRAINING_ROWS: Final = Issue(
     Code.NO_TRAINING_ROWS,
     "no row is left to train on",
     "at least one row in the train split",
-    "add rows, lower split.validation and split.test, or take another split.seed",
+    "add rows, lower split.validation and split.test, or choose another split.seed",
 )
 
 
 class Listener(Protocol):
-    """Who is told while a preparation goes on; either call may raise, to end it."""
+    """Receives progress and findings during a preparation. Each method may raise to end it."""
 
     def rows(self, count: int, bytes_read: int) -> None:
-        """So many more records were read, the last of them when `bytes_read` were read of all files."""
+        """`count` more records were read; `bytes_read` bytes of all files have been read so far."""
 
     def problem(self, problem: RowProblem) -> None:
-        """A problem was found; every one is told, once."""
+        """A problem was found. Called once per problem."""
 
     def duplicate(self, pair: DuplicatePair) -> None:
-        """Two rows are alike; every pair is told, once, after all rows were read."""
+        """A pair of similar rows was found. Called once per pair, after all rows were read."""
 
 
 class NullListener:
-    """A listener that needs nothing."""
+    """Listener that does nothing."""
 
     def rows(self, count: int, bytes_read: int) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
     def problem(self, problem: RowProblem) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
     def duplicate(self, pair: DuplicatePair) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
 
 def prepare(
@@ -69,10 +69,10 @@ def prepare(
     previous: tuple[str, Iterable[Path]] | None = None,
     limit_bytes: int | None = None,
 ) -> Prepared:
-    """Write the rows of `files` to the split files in `folder`, which is empty, in the order of the source.
+    """Write the rows of `files` to the split files in the empty `folder`, in the order of the source.
 
-    Also what cannot be used is read to its end and told. `previous` is another version, to be compared with:
-    its digest and its split files. `limit_bytes` bounds what is written.
+    Unusable rows are read to the end of the source too, and reported. `previous` is the digest and the split
+    files of a version to compare with. `limit_bytes` limits the size of the split files.
     Raises FileUnreadable, TooLarge, OSError about `folder`, and what the listener raises.
     """
     found = _Findings(listener or NullListener())
@@ -132,7 +132,7 @@ def prepare(
 
 
 class _Findings:
-    """Counts rows and problems, keeps the first of them, and tells the listener every one."""
+    """Counts rows and problems, keeps the first problems, and passes each one to the listener."""
 
     def __init__(self, listener: Listener) -> None:
         self.rows = self.invalid = self.broken = self.errors = self.warnings = 0
@@ -142,27 +142,27 @@ class _Findings:
         self.listener = listener
 
     def take(self, batch: PreparedBatch) -> None:
-        """Count the rows of the next batch and what is wrong with them."""
-        for place, issues in batch.findings:
-            self._add(place, issues)
+        """Count the rows and issues of the next batch."""
+        for position, issues in batch.findings:
+            self._add(position, issues)
         self.rows += batch.rows
         self.invalid += batch.invalid
         self.broken += batch.broken
         self.listener.rows(batch.rows, batch.bytes_read)
 
     def summary(self, issues: Iterable[Issue]) -> None:
-        """Add what is to be said of all rows together."""
+        """Add issues of all rows together."""
         self._add(RowPosition(), issues)
 
-    def _add(self, place: RowPosition, issues: Iterable[Issue]) -> None:
+    def _add(self, position: RowPosition, issues: Iterable[Issue]) -> None:
         for issue in issues:
-            problem = RowProblem(place, issue)
+            problem = RowProblem(position, issue)
             self.listener.problem(problem)
             self.errors += issue.severity == "error"
             self.warnings += issue.severity == "warning"
             self.counts[issue.code] += 1
             if len(self.examples[issue.code]) < MAX_EXAMPLES_PER_CODE:
                 self.examples[issue.code].append(problem)
-            # What is to be said of all rows is never left out for what is to be said of one.
-            if len(self.problems) < MAX_PROBLEMS or place == RowPosition():
+            # Problems of all rows together are always kept.
+            if len(self.problems) < MAX_PROBLEMS or position == RowPosition():
                 self.problems.append(problem)

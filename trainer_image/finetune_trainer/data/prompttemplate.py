@@ -1,4 +1,4 @@
-"""Prompts made of several columns: a text with `{column}` for each."""
+"""Prompt template: a text with `{column}` for each column to insert."""
 
 import json
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from finetune_trainer.data.textchecks import field_names, listed, text_issue, ty
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """Texts, each with the column that follows it; `{{` and `}}` stand for braces."""
+    """Texts, each with the column that follows it; `{{` and `}}` are literal braces."""
 
     parts: tuple[tuple[str, str | None], ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The template. Raises ValueError with what is wrong and what to write."""
+        """Parse a template. Raises ValueError with the error and its fix."""
         try:
             found = list(Formatter().parse(text))
         except ValueError as error:
-            raise ValueError(f"{error}; write {{{{ and }}}} for braces") from error
+            raise ValueError(f"{error}; write {{{{ and }}}} for literal braces") from error
         for _, name, form, conversion in found:
             if name is None:
                 continue
             if form or conversion or any(mark in name for mark in ".[]"):
                 end = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-                raise ValueError(f"{{{name}{end}}} is more than a column; write {{column}}, and no more")
+                raise ValueError(f"{{{name}{end}}} is more than a column name; write {{column}} only")
             if not name.strip() or name.isdigit():
                 raise ValueError(f"{{{name}}} names no column; write the column's name")
         if not any(name is not None for _, name, _, _ in found):
-            raise ValueError("it names no column; write {column} where a column's text goes")
+            raise ValueError("it names no column; write {column} where the text of a column belongs")
         return cls(tuple((literal, name) for literal, name, _, _ in found))
 
     @property
@@ -40,7 +40,7 @@ class PromptTemplate:
         return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def fill(self, fields: dict[str, Any]) -> str | tuple[Issue, ...]:
-        """The text of one record, or why there is none; of its columns some may be empty or null, not all."""
+        """The text for one record, or its issues. Some of the columns may be empty or null, but not all."""
         found = [issue for name in self.columns if (issue := _issue(fields, name))]
         if found:
             return tuple(found)
@@ -58,7 +58,7 @@ class PromptTemplate:
 
 
 def _text(value: Any) -> str:
-    """A value as in JSON, a text without its quotes."""
+    """A value as in JSON; a text without quotes."""
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 

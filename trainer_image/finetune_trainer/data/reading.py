@@ -1,4 +1,4 @@
-"""All rows of a source, in one format, file after file."""
+"""Reads all rows of a source in one format, file by file."""
 
 import logging
 import re
@@ -29,18 +29,18 @@ CONTAINERS: Final[Mapping[ContainerName, Container]] = {
 }
 MAX_SAMPLE_BYTES: Final = 4 * CHUNK_BYTES
 BATCH_BYTES: Final = 2 * CHUNK_BYTES
-"""Of a file, unpacked, and about so many: it is read in chunks."""
+"""Approximate decompressed size of a batch; files are read in chunks."""
 BATCH_ROWS: Final = 1000
 MAX_UNUSED: Final = 200
-"""Names of unused fields that are remembered: rows may have a new one each."""
+"""Maximum number of names of unused fields to keep: each row could have a new one."""
 MAX_UNUSED_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)  # not frozen, which would take longer to make than to read
+@dataclass(slots=True)  # not frozen: creating it would take longer than reading it
 class LocatedRow:
-    """A valid row, and where it is."""
+    """A valid row and its position."""
 
     position: RowPosition
     raw: RawRow
@@ -48,25 +48,25 @@ class LocatedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBatch:
-    """Records of one file, one after the other, and what `BatchReader` needs to read them."""
+    """Consecutive records of one file, and what `BatchReader` needs to read them."""
 
     file: int
-    """The file's number, from 0."""
+    """Number of the file, from 0."""
     name: str | None
-    """Of the file, for places."""
+    """Name of the file for row positions."""
     split: SplitName | None
-    """What the file's name says, where that is asked for."""
+    """Split that the file's name gives, with split.fromFiles."""
     format: DataFormat | None
-    """None where no record is to be read."""
+    """None if no record is to be read."""
     items: list[RawRecord | Line | InvalidRecord]
     bytes_read: int
-    """Of all files on disk, when the batch was complete."""
+    """Bytes read from all files on disk when the batch was complete."""
 
 
 class SourceReader:
-    """Reads a source once; `format` is what was forced, or found in the first file that tells.
+    """Reads a source once. `format` is the forced format, or the one of the first file that shows it.
 
-    Raises ValueError for a template that is none, and what SourceFile raises but FileDamaged.
+    Raises ValueError for an invalid template, and what SourceFile raises except FileDamaged.
     """
 
     def __init__(self, files: Sequence[SourceFile], recipe: Recipe) -> None:
@@ -79,14 +79,14 @@ class SourceReader:
 
     @property
     def ignored_names(self) -> tuple[str, ...]:
-        """What the recipe names, and the format has no use for."""
+        """Names in the recipe that the format does not use."""
         return () if self._form is None else self._form.ignored_names
 
     def __iter__(self) -> Iterator[RowBatch]:
-        """All records in order. What was read before an error comes before it."""
+        """All records in order. Records before an error are yielded before it is raised."""
         for number, file in enumerate(self._files):
             yield from self._batches(number, file)
-            # What was not read counts for the source's digest all the same.
+            # The source's digest also covers the rest of the file.
             file.finish()
 
     def _batches(self, number: int, file: SourceFile) -> Iterator[RowBatch]:
@@ -122,11 +122,11 @@ class SourceReader:
                 row = _record_of(item) or row
                 yield item
         except FileDamaged as damage:
-            used = "nothing of it was used" if row is None else f"nothing after row {row} was used"
+            used = "none of its rows was used" if row is None else f"no row after row {row} was used"
             issue = Issue(
                 Code.FILE_DAMAGED,
-                f"the file cannot be {damage.doing} to its end: {damage}; {used}",
-                "a whole file",
+                f"the file cannot be {damage.operation} to its end: {damage}; {used}",
+                "a complete file",
                 damage.fix,
             )
             yield InvalidRecord(RowPosition(name), (issue,), ends_file=True)
@@ -152,9 +152,9 @@ class SourceReader:
     def _resolve_format(
         self, sample: Sequence[Header | RawRecord | InvalidRecord], container: ContainerName
     ) -> Format | Issue:
-        """What the records mean, or why this file cannot be read together with the files before it."""
+        """The format of the records, or why this file cannot be read together with the files before it."""
         records = [item.fields for item in sample if isinstance(item, RawRecord)]
-        # A table without records is told by its columns.
+        # The format of a table without records shows in its columns.
         records = records or [dict.fromkeys(item.columns) for item in sample if isinstance(item, Header)]
         if self.format is None or (records and not self._is_forced):
             found = self._detector.format_of(records, container)
@@ -168,7 +168,7 @@ class SourceReader:
                     Code.FORMATS_MIXED,
                     f"the file is {found}",
                     f"{self.format}, as the first file",
-                    "keep one format a source",
+                    "use one format per source",
                 )
         if self._form is None:
             self._form = FORMATS[self.format](self._recipe)
@@ -176,7 +176,7 @@ class SourceReader:
 
 
 class BatchReader:
-    """Reads the records of batches, each without knowledge of the others."""
+    """Reads the records of batches independently of each other."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -184,12 +184,12 @@ class BatchReader:
         self._is_forced = _forced(recipe) is not None
         self._decoder = jsonlines.LineDecoder()
         self.form: Format | None = None
-        """Of the last batch, with the fields that it does not use; None where it had no record to read."""
+        """Format of the last batch, with its unused fields; None if the batch had no record to read."""
         self.unread_labels = 0
-        """Rows of the last batch whose label judges an answer that an older rule learns all the same."""
+        """Rows of the last batch whose label may rate the answer, which an older rule learns regardless."""
 
     def read(self, batch: RowBatch) -> Iterator[LocatedRow | InvalidRecord]:
-        """Each row, or what is wrong with it."""
+        """Each row, or its issues."""
         self.unread_labels = 0
         if batch.format is None:
             self.form = None
@@ -210,7 +210,7 @@ class BatchReader:
                 )
 
     def _rating_issue(self, record: RawRecord, form: DataFormat) -> tuple[Issue] | None:
-        """Why a row is not read as what most others are; rows after the first ones have labels too."""
+        """Why a row is not read in the detected format; labels can occur after the sampled rows too."""
         if self._is_forced:
             return None
         issue = self._detector.rating_issue(form, record.fields)
@@ -223,7 +223,7 @@ class BatchReader:
 
 
 class UnusedFields:
-    """Names of fields that the rows have and nothing reads, at most MAX_UNUSED, in the order of the rows."""
+    """Names of unused fields of the rows, at most MAX_UNUSED, in the order of the rows."""
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
@@ -232,11 +232,11 @@ class UnusedFields:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all batches so far."""
+        """Names in all batches so far."""
         return tuple(self._names)
 
     def add(self, unused: Iterable[str], known: Iterable[str]) -> None:
-        """Take those of the next batch; `known` are the fields that it reads."""
+        """Add the names of the next batch; `known` are the fields that it uses."""
         for name in unused:
             if self._noted < MAX_UNUSED and name not in self._known:
                 self._noted += 1
@@ -246,7 +246,7 @@ class UnusedFields:
 
 
 def _forced(recipe: Recipe) -> DataFormat | None:
-    """The format that the recipe names, where that leaves nothing to detect."""
+    """The recipe's format, if it leaves nothing to detect."""
     return recipe.format if recipe.format is not None and FORMATS[recipe.format].is_definite else None
 
 
@@ -262,7 +262,7 @@ def split_of(name: str) -> SplitName | None:
 def _no_split_issue(name: str) -> Issue:
     return Issue(
         Code.SPLIT,
-        f"the file's name, {name}, says no split",
+        f"the file name {name} has no split",
         "a name that begins with train, validation or test",
         "rename the file, or remove split.fromFiles",
     )
@@ -271,17 +271,14 @@ def _no_split_issue(name: str) -> Issue:
 def _sample(
     items: Iterator[Header | RawRecord | Line | InvalidRecord], file: SourceFile
 ) -> tuple[list[Header | RawRecord | Line | InvalidRecord], list[Header | RawRecord | InvalidRecord]]:
-    """The first items of a file, as they are and decoded.
-
-    So many that its format can be told, and so few that they fit in memory.
-    """
+    """The first items of a file, raw and decoded: enough to detect its format, and few enough for memory."""
     decoder = jsonlines.LineDecoder()
     sample: list[Header | RawRecord | Line | InvalidRecord] = []
     decoded: list[Header | RawRecord | InvalidRecord] = []
     for item in items:
         sample.append(item)
         decoded.append(decoder.decode(item, None) if isinstance(item, tuple) else item)
-        is_much = isinstance(decoded[-1], RawRecord) and file.bytes_read >= MAX_SAMPLE_BYTES
-        if len(sample) >= SAMPLE_ROWS or is_much:
+        is_full = isinstance(decoded[-1], RawRecord) and file.bytes_read >= MAX_SAMPLE_BYTES
+        if len(sample) >= SAMPLE_ROWS or is_full:
             break
     return sample, decoded

@@ -1,4 +1,4 @@
-"""What a preparation found: plain facts for the cluster's records, and for the report that people read."""
+"""Result of a preparation, as plain data for the cluster's records and for the report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Issue, RowPosition
 
 DuplicateKind = Literal["Exact", "Near", "Conflict", "Leak", "NearLeak"]
-"""How two rows are alike: the same; nearly the same input; the same input with another answer; the same, or
-nearly the same, input in training and in a held-out split."""
+"""Relation of two rows: equal; nearly equal input; equal input with a different answer; equal or nearly equal
+input in a training and a held-out row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """One issue at its place."""
+    """One issue with its position."""
 
     position: RowPosition
     issue: Issue
@@ -23,7 +23,7 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class DuplicatePair:
-    """An example of two rows that are alike; the first is the one that is left out, or told of."""
+    """Two similar rows: the removed or reported row at `position`, and the `other` row."""
 
     kind: DuplicateKind
     position: RowPosition
@@ -41,19 +41,19 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CharacterLengths:
-    """Of the kept rows, in characters."""
+    """Lengths of the kept rows in characters."""
 
     mean: float = 0.0
     median: float = 0.0
     p95: float = 0.0
     max: int = 0
     histogram: tuple[Bucket, ...] = ()
-    """About twenty buckets of growing width."""
+    """About twenty buckets of increasing width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One of few distinct completions, and how often each split has it."""
+    """One of few distinct completions, and its number of rows per split."""
 
     completion: str
     rows: Mapping[SplitName, int]
@@ -61,11 +61,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Facts about the rows."""
+    """Statistics of the rows."""
 
     duplicate_rows: int = 0
     near_duplicate_rows: int | None = 0
-    """None: not looked for, because it is switched off or the rows are too many."""
+    """None: not searched, because it is off or there are too many rows."""
     leaked_rows: int = 0
     conflicting_rows: int = 0
     redacted_rows: int = 0
@@ -73,15 +73,15 @@ class Statistics:
     completion_characters: CharacterLengths = CharacterLengths()
     distinct_completions: int = 0
     labels: tuple[Label, ...] = ()
-    """The most frequent first; empty where there are more than 50 distinct completions."""
+    """Labels by descending frequency; empty if there are more than 50 distinct completions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowChanges:
-    """Beside another version; a row is changed where its input stayed and its answer did not."""
+    """Numbers of rows that differ from another version; a changed row has the same input, another answer."""
 
     previous: str
-    """Its digest."""
+    """Digest of the other version."""
     added: int
     removed: int
     changed: int
@@ -98,43 +98,43 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All of it. Problems are bounded: the first ones; the counts are of all."""
+    """Result of a preparation. It has the first problems only, but counts all of them."""
 
     recipe: Recipe
     format: DataFormat | None
-    """None where it could not be told."""
+    """None if it was not detected."""
     files: tuple[FileRecord, ...]
     rows: int
-    """Records in the files."""
+    """Number of records in the files."""
     invalid_rows: int
     broken_files: int
-    """Files of which the rest, or all, could not be read."""
+    """Number of files that could not be read to their end."""
     split_rows: Mapping[SplitName, int]
     unused_fields: tuple[str, ...] = ()
-    """Fields of the records that nothing reads."""
+    """Fields of the records that are not used."""
     problems: tuple[RowProblem, ...]
-    """Errors and warnings in the order of the source, and those of all rows together in the end."""
+    """Errors and warnings in the order of the source, then those of all rows together."""
     error_count: int
     warning_count: int
     counts: Mapping[str, int]
-    """How many problems there are of each code."""
+    """Number of problems per code."""
     examples: Mapping[str, tuple[RowProblem, ...]]
-    """Up to three problems of each code."""
+    """Up to three problems per code."""
     statistics: Statistics = field(default_factory=Statistics)
     duplicate_pairs: tuple[DuplicatePair, ...] = ()
-    """Up to a hundred examples of each kinship."""
+    """Up to a hundred examples per kind."""
     difference: RowChanges | None = None
     untested_answers: int = 0
-    """Distinct completions with rows to train on and no row in the test split, where they are labels."""
+    """Number of labels with training rows but no test row."""
     unread_labels: int = 0
-    """Rows whose label may judge the answer, learned all the same by an older rule."""
+    """Number of rows whose label may rate the answer, which an older rule learns regardless."""
 
     @property
     def valid_rows(self) -> int:
-        """Rows that could be used, before duplicates and leaked rows were left out."""
+        """Number of usable rows, before duplicates and leaked rows are removed."""
         return self.rows - self.invalid_rows
 
     @property
     def kept_rows(self) -> int:
-        """Rows in all splits."""
+        """Number of rows in all splits."""
         return sum(self.split_rows.values())

@@ -1,7 +1,7 @@
-"""What is wrong with rows: said once a place, with what was expected and what to do.
+"""Problems of rows: each issue names what is wrong, what was expected and what to do.
 
-The report, which lies in the store beside the rows, may quote them. Status, events and logs may not: what is
-quoted is marked, and an issue keeps a second wording without it.
+The report, which is in the store next to the rows, may quote them. Status, events and logs may not. So
+quotations are marked, and an issue has a second wording without them.
 """
 
 import re
@@ -12,31 +12,31 @@ from typing import Final, Literal
 Severity = Literal["error", "warning"]
 
 QUOTED: Final = re.compile("\x02([^\x02-\x04]*)\x03([^\x02-\x04]*)\x04")
-"""What rows say, and what is said in its place where rows must not be quoted."""
+"""A quotation of rows, and its replacement where rows must not be quoted."""
 MARKS: Final = re.compile("[\x02-\x04]")
 
 
 def quoted(text: str, instead: str) -> str:
-    """A part of an issue's wording that comes from the rows; `instead` is said where they are not quoted."""
+    """Mark a part of a message as quoted from rows; `instead` replaces it where rows must not be quoted."""
     return f"\x02{MARKS.sub('?', text)}\x03{instead}\x04"
 
 
 class Code(StrEnum):
-    """The kinds of problems; stable names, for programs that read the report."""
+    """Kinds of problems. The names are stable for programs that read the report."""
 
-    # Of a file as a whole.
+    # Whole files.
     FILE_EMPTY = "FileEmpty"
     FILE_UNKNOWN = "FileUnknown"
     FILE_DAMAGED = "FileDamaged"
     FILE_ENDS_EARLY = "FileEndsEarly"
     FORMATS_MIXED = "FormatsMixed"
     HEADER = "Header"
-    # Of a record's bytes.
+    # Bytes of a record.
     ENCODING = "Encoding"
     SYNTAX = "Syntax"
     ROW_TOO_LONG = "RowTooLong"
     FIELD_COUNT = "FieldCount"
-    # Of a record's fields.
+    # Fields of a record.
     FIELD_MISSING = "FieldMissing"
     FIELD_EMPTY = "FieldEmpty"
     FIELD_TYPE = "FieldType"
@@ -44,22 +44,22 @@ class Code(StrEnum):
     CONTROL_CHARACTER = "ControlCharacter"
     BROKEN_CHARACTER = "BrokenCharacter"
     UNSUPPORTED = "Unsupported"
-    # Of a conversation.
+    # Conversations.
     ROLE = "Role"
     TURN_ORDER = "TurnOrder"
     NOTHING_TO_LEARN = "NothingToLearn"
     TOOL_CALL = "ToolCall"
-    # Of a row's place in the division.
+    # Splits.
     GROUP = "Group"
     SPLIT = "Split"
-    # What should not be learned.
+    # Content that should not be learned.
     SECRET = "Secret"
     EMAIL_ADDRESS = "EmailAddress"
     PAYMENT_CARD = "PaymentCard"
     IBAN = "IBAN"
     PHONE_NUMBER = "PhoneNumber"
     CONTROL_SEQUENCE = "ControlSequence"
-    # Of the rows together.
+    # All rows together.
     COLUMNS_IGNORED = "ColumnsIgnored"
     LABELS_NOT_READ = "LabelsNotRead"
     FEW_ROWS = "FewRows"
@@ -83,10 +83,10 @@ class Issue:
     expected: str
     fix: str
     column: str | None = None
-    """The column or field, where one is at fault; as a path, such as `messages[1].role`."""
+    """Column or field with the problem, if any, as a path such as `messages[1].role`."""
     severity: Severity = "error"
     public: str = field(default="", compare=False, repr=False)
-    """The whole issue without a word of the rows, for status, events and logs; made of the others."""
+    """The whole issue without quotations, for status, events and logs; derived from the other fields."""
 
     def __post_init__(self) -> None:
         parts = {name: getattr(self, name) for name in ("what", "expected", "fix")}
@@ -106,11 +106,11 @@ def _sentence(what: str, expected: str, fix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RowPosition:
-    """Where it is; records and lines count from 1.
+    """Position of a row. Records and lines count from 1.
 
-    In JSON Lines a record's number is its line. In CSV and TSV it counts the records below the header, and
-    `line` is the line where the record begins. In JSON lists and Parquet files records have no line. Without
-    a record the whole file is meant. `file` is set where the source has several.
+    In JSON Lines the number of a record is its line. In CSV and TSV it counts the records below the header,
+    and `line` is the first line of the record. In JSON lists and Parquet files records have no line. Without
+    a record it is the position of the whole file. `file` is set if the source has several files.
     """
 
     file: str | None = None
@@ -126,9 +126,9 @@ class RowPosition:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRecord:
-    """A row, or a whole file, that cannot be used."""
+    """An unusable record, or an unusable file."""
 
     position: RowPosition
     issues: tuple[Issue, ...]
     ends_file: bool = False
-    """Nothing after this place can be read; dropping rows does not help."""
+    """Whether nothing after this position can be read, so that dropping rows does not help."""

@@ -1,4 +1,4 @@
-"""A process that prepares batches: python -m finetune_trainer.data.rowworker, of `workers` only."""
+"""Process that prepares batches: python -m finetune_trainer.data.rowworker, started by `rowworkers`."""
 
 import os
 import pickle
@@ -9,11 +9,11 @@ from finetune_trainer.data.batches import PreparedBatch, Preparer
 
 
 def main() -> None:
-    """Read a recipe and then batches from standard input until it ends; write what became of each batch."""
+    """Read a recipe and then batches from standard input until it ends; write the result of each batch."""
     requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # What a library prints must not get among the results.
+    # Output of libraries must not mix with the results.
     os.dup2(2, 1)
-    preparer = Preparer(pickle.load(requests))  # noqa: S301 - of the process that started this one
+    preparer = Preparer(pickle.load(requests))  # noqa: S301 - from the process that started this one
     while True:
         try:
             batch = pickle.load(requests)  # noqa: S301

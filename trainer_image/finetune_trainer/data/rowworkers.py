@@ -1,7 +1,7 @@
-"""Batches of rows on several processors: worker processes prepare them, and they come back in order.
+"""Prepares batches of rows in worker processes, and returns them in order.
 
-A worker is a Python of its own. Processes are not forked: that is unsafe where threads run, and no default on
-macOS. A worker whose parent is killed ends too, because its standard input does.
+A worker is a separate Python process. It is not forked: that is unsafe with threads, and not the default on
+macOS. A worker ends if its parent is killed, because its standard input is then closed.
 """
 
 import pickle
@@ -23,23 +23,23 @@ from finetune_trainer.processors import available_processors
 
 WORKER: Final = "finetune_trainer.data.rowworker"
 LOCAL_BATCHES: Final = 8
-"""The first batches, about 4 MiB, are prepared by this process: most sources have no more, and workers take a
-while to start."""
+"""Number of first batches, about 4 MiB, that this process prepares: most sources have no more, and workers
+start slowly."""
 MAX_WORKERS: Final = 4
-"""This process has to keep up with them, and each takes about 30 MiB of memory."""
+"""Maximum number of workers. This process must keep up with them, and each takes about 30 MiB of memory."""
 MAX_WAITING_BATCHES: Final = 2
-"""Per worker, so that none waits for work."""
+"""Maximum number of queued batches per worker, so that no worker is idle."""
 MAX_WAITING_BYTES: Final = 16 << 20
-"""Of all batches at the workers. One may be larger, and is there alone then."""
+"""Maximum size of all queued batches. A larger batch is queued alone."""
 SIGKILL_EXIT_CODE: Final = -9
-"""Exit code after SIGKILL, which is how the kernel ends a process when memory runs out."""
+"""Exit code after SIGKILL, with which the kernel ends a process that runs out of memory."""
 
 
 def prepare_batches(batches: Iterable[RowBatch], recipe: Recipe) -> Generator[PreparedBatch, None, None]:
-    """Prepare batches, on several processors where there are many batches; the caller closes it in the end.
+    """Prepare batches, in several processes if there are many; the caller closes the generator at the end.
 
-    Raises ValueError for a template that is none, MemoryError, and what `batches` raises, after all that came
-    before it.
+    Raises ValueError for an invalid template, MemoryError, and what `batches` raises, after the results of
+    all earlier batches.
     """
     batches = iter(batches)
     preparer = Preparer(recipe)
@@ -64,22 +64,22 @@ def prepare_batches(batches: Iterable[RowBatch], recipe: Recipe) -> Generator[Pr
 
 
 def _until_failure(batches: Iterator[RowBatch], failures: list[Exception]) -> Iterator[RowBatch]:
-    """The batches up to an exception, which goes to `failures`."""
+    """The batches up to an exception, which is appended to `failures`."""
     try:
         yield from batches
-    except Exception as error:  # noqa: BLE001 - raised when all batches before it are prepared
+    except Exception as error:  # noqa: BLE001 - raised when all earlier batches are prepared
         failures.append(error)
 
 
 class RowWorkers:
-    """Processes that prepare batches. Give and take by one thread only."""
+    """Worker processes that prepare batches. Call `give` and `take` from one thread only."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         self._recipe = recipe
         self._count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        # Each talks to one worker at a time, so that no pipe ever has two that wait for each other.
+        # Each thread uses one worker at a time, so that reads and writes of a pipe cannot deadlock.
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="worker")
         self._waiting: deque[tuple[Future[PreparedBatch], int]] = deque()
         self._waiting_bytes = 0
@@ -88,11 +88,11 @@ class RowWorkers:
         recipe = pickle.dumps(self._recipe)
         for _ in range(self._count):
             process = subprocess.Popen(
-                # Not from the working directory, where a user may have a json.py.
+                # -P: import nothing from the working directory, where a user may have a json.py.
                 [sys.executable, "-P", "-m", WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # A terminal's Ctrl-C is for this process, which ends its workers.
+                # Ctrl-C in a terminal reaches only this process, which ends its workers.
                 start_new_session=True,
             )
             self._processes.append(process)
@@ -111,40 +111,40 @@ class RowWorkers:
             process.communicate()
 
     def have_work(self) -> bool:
-        """Whether there is something to take."""
+        """Whether a batch was given and not taken."""
         return bool(self._waiting)
 
     def are_busy(self) -> bool:
-        """Whether something is to be taken before more is given."""
-        is_much = self._waiting_bytes > MAX_WAITING_BYTES
-        return self.have_work() and (is_much or len(self._waiting) > self._count * MAX_WAITING_BATCHES)
+        """Whether a batch must be taken before the next one is given."""
+        is_full = self._waiting_bytes > MAX_WAITING_BYTES
+        return self.have_work() and (is_full or len(self._waiting) > self._count * MAX_WAITING_BATCHES)
 
     def give(self, batch: RowBatch) -> None:
-        """Let the first worker that has time prepare a batch."""
+        """Queue a batch for the next free worker."""
         message = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
-        self._waiting.append((self._threads.submit(self._ask, message), len(message)))
+        self._waiting.append((self._threads.submit(self._request, message), len(message)))
         self._waiting_bytes += len(message)
 
     def take(self) -> PreparedBatch:
-        """The first batch that was given and not taken. Raises MemoryError, and what a worker raised."""
+        """The result of the oldest batch that was not taken. Raises MemoryError, and what a worker raised."""
         future, size = self._waiting.popleft()
         self._waiting_bytes -= size
         return future.result()
 
-    def _ask(self, message: bytes) -> PreparedBatch:
+    def _request(self, message: bytes) -> PreparedBatch:
         process = self._idle.get()
         try:
             _piped(process.stdin).write(message)
             _piped(process.stdin).flush()
-            found = pickle.load(_piped(process.stdout))  # noqa: S301 - of a process of our own
+            found = pickle.load(_piped(process.stdout))  # noqa: S301 - from a process of our own
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            raise _lost(process) from error
+            raise _worker_failure(process) from error
         finally:
             self._idle.put(process)
         if isinstance(found, Exception):
             raise found
         if not isinstance(found, PreparedBatch):
-            raise TypeError(f"a worker process gave {type(found).__name__}")
+            raise TypeError(f"a worker process returned {type(found).__name__}")
         return found
 
 
@@ -154,8 +154,8 @@ def _piped(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def _lost(process: subprocess.Popen[bytes]) -> Exception:
-    """Why a worker does not answer."""
+def _worker_failure(process: subprocess.Popen[bytes]) -> Exception:
+    """The reason why a worker does not respond."""
     code = process.wait()
     if code == SIGKILL_EXIT_CODE:
         return MemoryError("a worker process was killed")

@@ -1,16 +1,15 @@
-"""Rows that say nearly the same: MinHash of the words of their inputs, of rows with the same answer.
+"""Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
 
-Two rows are near where the sets of their inputs' word trigrams (in small letters) have a Jaccard similarity
-of about 0.8 or more, and their answers are equal. Inputs that are alike with different answers, such as two
-tickets that differ by a number and by the team they go to, are what a model is to learn from, and no harm in
-a test.
+Two rows are near if the sets of word trigrams of their inputs (in lower case) have a Jaccard similarity of
+about 0.8 or more, and their answers are equal. Similar inputs with different answers, such as two tickets
+that differ by a number and by the team they go to, are what a model should learn, and do no harm in a test.
 
-Prompts that are made by a template share its words, and would all be near each other. So word trigrams
-that many of the first rows have are left out: they say nothing of a row.
+Prompts that come from one template share its words and would all be near each other. So trigrams that many
+of the first rows have are ignored.
 
-Of a short text, or of one of which the template leaves little, a share of trigrams says nothing: by rule
-version 2 such texts are near where their words are the same, one by one. By version 1 the words of a text
-with fewer than three are its trigrams.
+The share of trigrams means little for a short text, or for one with few words besides the template. By rule
+version 2 such texts are near only if all their words are equal. By version 1 the words of a text with fewer
+than three words count as its trigrams.
 """
 
 import hashlib
@@ -35,35 +34,35 @@ if TYPE_CHECKING:
 
 MIN_SIMILARITY: Final = 0.8
 PERMUTATIONS: Final = 128
-"""The estimate of a similarity of 0.8 has a standard error of 0.035."""
+"""Hashes per signature: the standard error of an estimated similarity of 0.8 is 0.035."""
 BANDS: Final = (9, 8)
-"""Bands, and hashes in each: 81 % of the pairs at the threshold are candidates, 99 % of those at 0.9. Each
-band takes about 370 bytes of memory a row."""
+"""Number of bands, and hashes per band: 81 % of the pairs at the minimum similarity are candidates, and 99 %
+of those at 0.9. Each band takes about 370 bytes of memory per row."""
 TRIGRAM_WORDS: Final = 3
 WORD: Final = re.compile(r"\w+")
 TRIGRAMS_PER_UPDATE: Final = 4096
-"""Trigrams that are hashed at once, of which each takes a kibibyte then."""
+"""Number of trigrams that are hashed together; each takes 1 KiB meanwhile."""
 
 SAMPLE_ROWS: Final = 1000
 MIN_TEMPLATE_SHARE: Final = 0.05
 MIN_TEMPLATE_ROWS: Final = 10
-"""A trigram is the template's where so large a share of the first rows, and so many of them, have it."""
+"""A trigram belongs to the template if at least this share and this number of the first rows have it."""
 
 MIN_WORDS: Final = 8
-"""Texts with fewer words are compared whole."""
+"""Texts with fewer words are compared as a whole."""
 MIN_TRIGRAMS: Final = 4
-"""So are texts with fewer trigrams of their own: of these, one in common would be too large a share."""
+"""Texts with fewer trigrams besides the template's are compared as a whole, because each is a large share."""
 
 Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
-"""The rows whose numbers a mask has, with their numbers, in any order."""
+"""Reads the rows that a mask selects, with their numbers, in any order."""
 
 
 def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short_texts: bool) -> "Numbers":
-    """For each row of the index, the row that it is near to, or -1. Raises OSError.
+    """For each row of the index, the number of the row that it is near to, or -1. Raises OSError.
 
-    `order` has the rows to look at: a row is near to the first one there that is itself near to none.
-    `answers` has a number for each row of the index, equal where answers are. `compares_short_texts`: compare
-    short texts whole. Takes half a kibibyte for each row in `order`, and less than four more while it finds.
+    `order` has the rows to compare: a row is near to the first one there that is itself near to none.
+    `answers` has a number per row of the index, equal for equal answers. `compares_short_texts`: compare
+    short texts as a whole. Memory: 0.5 KiB per row in `order`, and less than 4 KiB more during the search.
     """
     import numpy as np
 
@@ -74,17 +73,17 @@ def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short
     template = _template(rows, len(answers), words)
     wanted = np.zeros(len(answers), dtype=bool)
     wanted[order] = True
-    places = np.full(len(answers), -1, dtype=np.int64)
-    places[order] = np.arange(len(order))
+    positions = np.full(len(answers), -1, dtype=np.int64)
+    positions[order] = np.arange(len(order))
     signatures = np.zeros((len(order), PERMUTATIONS), dtype=np.uint32)
     signer = _Signer()
     texts: dict[int, bytes] = {}
     for number, row in rows(wanted):
         features, text = _features(row, template, words, compares_short_texts=compares_short_texts)
         if text is None:
-            # The answer is where hashing begins, so that rows with different answers have no hash in common.
+            # The answer seeds the hash, so that rows with different answers have no hash in common.
             seed = answer_digest(row, folded) if compares_short_texts else answer_digest(row)
-            signatures[places[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
+            signatures[positions[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
         else:
             texts[number] = text
     _find_equal(near, order, answers, texts)
@@ -119,10 +118,10 @@ def _find_similar(
             scheme="affine32",
             hashvalues=signatures[position],
         )
-        places = sorted(index.query(signature))
-        candidates = order[places]
+        positions = sorted(index.query(signature))
+        candidates = order[positions]
         same = answers[candidates] == answers[number]
-        alike = (signatures[places] == signatures[position]).mean(axis=1) >= MIN_SIMILARITY
+        alike = (signatures[positions] == signatures[position]).mean(axis=1) >= MIN_SIMILARITY
         if (same & alike).any():
             near[number] = candidates[(same & alike).argmax()]
         else:
@@ -130,7 +129,7 @@ def _find_similar(
 
 
 class _Signer:
-    """Makes signatures that share their permutations."""
+    """Computes signatures with common permutations."""
 
     def __init__(self) -> None:
         self._empty: Any = None
@@ -154,28 +153,28 @@ class _Signer:
 
 
 def _template(rows: Rows, count: int, words: Callable[[Row], list[str]]) -> frozenset[bytes]:
-    """The trigrams that many of the first rows have."""
+    """The trigrams that many of the first rows share."""
     import numpy as np
 
     sample = np.arange(count) < SAMPLE_ROWS
     counts: Counter[bytes] = Counter()
-    seen = 0
+    count_sampled = 0
     for _, row in rows(sample):
         counts.update(_trigrams(words(row)))
-        seen += 1
-    least = max(MIN_TEMPLATE_ROWS, MIN_TEMPLATE_SHARE * seen)
-    return frozenset(trigram for trigram, found in counts.items() if found >= least)
+        count_sampled += 1
+    minimum = max(MIN_TEMPLATE_ROWS, MIN_TEMPLATE_SHARE * count_sampled)
+    return frozenset(trigram for trigram, found in counts.items() if found >= minimum)
 
 
 def _features(
     row: Row, template: frozenset[bytes], words: Callable[[Row], list[str]], *, compares_short_texts: bool
 ) -> tuple[set[bytes], bytes | None]:
-    """The trigrams of a row's own, or what stands for the text that is compared whole."""
+    """The row's trigrams besides the template's, or the digest of a text that is compared as a whole."""
     found = words(row)
     trigrams = _trigrams(found)
     own = trigrams - template
     if compares_short_texts and (len(found) < MIN_WORDS or len(own) < MIN_TRIGRAMS):
-        # Of marks and pictures only, what they are.
+        # A text without words, such as emojis only, is compared by its characters.
         text = " ".join(found) or "\0".join(visible_text(message.content) for message in row.input)
         return set(), hashlib.sha256(text.encode()).digest()[:16]
     return own or trigrams, None

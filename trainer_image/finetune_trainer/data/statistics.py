@@ -1,4 +1,4 @@
-"""Facts about the rows, and what is worth a warning about all of them together."""
+"""Statistics of the rows, and warnings about all of them together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95
 MIN_NEAR_CONSTANT_ROWS: Final = 20
-"""With fewer rows a share says little."""
+"""With fewer rows a share means little."""
 
 CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
     "KTO": "and the same answer with the other label",
     "Preference": "and prefer the answer that it rejects",
 }
-"""What a row says against an earlier one; of other forms, another answer."""
+"""How a row contradicts an earlier one; rows of other forms have another answer."""
 
 MAX_BUCKETS: Final = 20
 MIN_ROWS_PER_LABEL: Final = 4
-"""On average, and more; otherwise completions are texts of their own."""
+"""Minimum average number of rows per distinct completion for completions to count as labels."""
 MAX_LABELS_IN_MESSAGE: Final = 10
 
 BUCKET_EDGES: Final = (
@@ -38,17 +38,17 @@ BUCKET_EDGES: Final = (
     (10, 30),
     (10,),
 )
-"""Round numbers of one decade, in tenths, from fine to coarse."""
+"""Round numbers within a decade, in tenths, from fine to coarse."""
 
 
 def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statistics:
-    """The facts about the rows that are kept."""
+    """The statistics of the kept rows."""
     import numpy as np
 
-    # Column by column: all of them at once would be a copy of the whole index.
+    # Column by column: indexing whole rows would copy the whole index.
     table, keep = index.table, selection.keep
     completions = table["completion"][keep]
-    # Without counts numpy puts all of them into a hash table, which takes several times as long as sorting.
+    # Without return_counts numpy uses a hash table, which takes several times as long as sorting.
     distinct = len(np.unique(completions, return_counts=True)[0])
     return Statistics(
         duplicate_rows=selection.duplicates,
@@ -64,7 +64,7 @@ def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statis
 
 
 def lengths(characters: "NDArray[np.uint32]") -> CharacterLengths:
-    """Of one number a row."""
+    """The distribution of lengths, given one number per row."""
     import numpy as np
 
     if not len(characters):
@@ -86,7 +86,7 @@ def lengths(characters: "NDArray[np.uint32]") -> CharacterLengths:
 def summary_issues(
     index: RowIndex, selection: Selection, split_rows: Mapping[SplitName, int], recipe: Recipe
 ) -> tuple[Issue, ...]:
-    """Warnings about all rows together; `split_rows` are those that are kept."""
+    """Warnings about all rows together; `split_rows` counts the kept rows per split."""
     found = [
         _few_rows(sum(split_rows.values())),
         *(
@@ -102,31 +102,32 @@ def summary_issues(
 
 
 def unread_labels(rows: int) -> Iterator[Issue]:
-    """A warning where an older rule learns answers that their labels may call bad."""
+    """A warning if an older rule version learns answers that their labels may rate as bad."""
     if rows:
         yield _warning(
             Code.LABELS_NOT_READ,
-            f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may call the answer good or bad,"
+            f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may rate the answer as good or bad,"
             f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
-            "labels that are read",
-            f"set split.ruleVersion: {RULE_VERSION} to read them as KTO does, or format to keep this",
+            "labels that the rule version reads",
+            f"set split.ruleVersion: {RULE_VERSION} to read them as labels of KTO, or set format"
+            " to keep learning every answer",
         )
 
 
 def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Issue]:
-    """A warning of columns that are named in vain."""
-    said = ", ".join(name if name == "template" else f"columns.{name}" for name in names)
-    if said:
+    """A warning about column names in the recipe that the format does not use."""
+    unused = ", ".join(name if name == "template" else f"columns.{name}" for name in names)
+    if unused:
         yield _warning(
             Code.COLUMNS_IGNORED,
-            f"{said} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
+            f"{unused} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
             "names that the format reads",
-            "remove what is not used, or set format to what the rows are",
+            "remove the unused names, or set format to the format of the rows",
         )
 
 
 def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | None:
-    """A warning where nearly every row has the same completion."""
+    """A warning if nearly every row has the same completion."""
     import numpy as np
 
     completions, counts = np.unique(index.table["completion"][selection.keep], return_counts=True)
@@ -139,16 +140,16 @@ def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | 
         Code.NEAR_CONSTANT_COMPLETIONS,
         f"{most} of {rows} rows have the same completion{shown}",
         "completions that depend on the prompt",
-        "add rows with other completions, or leave some of these out; a model learns to say this always",
+        "add rows with other completions, or remove some of these; a model learns to always give this answer",
     )
 
 
 def not_held_out(
     labels: Sequence[Label], split_rows: Mapping[SplitName, int], split: SplitName
 ) -> list[Label]:
-    """Labels that have rows to train on, and none in this split, which has some.
+    """Labels with training rows but no row in this split; none if the split is empty.
 
-    Where most completions are given once, they are no labels.
+    Completions that mostly occur once are not labels.
     """
     if len(labels) * MIN_ROWS_PER_LABEL > sum(split_rows.values()) or not split_rows[split]:
         return []
@@ -156,7 +157,7 @@ def not_held_out(
 
 
 def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, int]) -> Iterator[Issue]:
-    """Warnings of labels that have rows to train on, and none to measure with."""
+    """Warnings about labels with training rows but no row to evaluate with."""
     splits: tuple[SplitName, ...] = ("validation", "test")
     for split in splits:
         absent = not_held_out(labels, split_rows, split)
@@ -173,13 +174,13 @@ def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, 
             Code.LABEL_NOT_HELD_OUT,
             f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
             f" {split} split{quoted(f': {named}{more}', ', which the report names')}",
-            "some rows of each answer",
-            f"add rows, raise split.{split}, or take another split.seed; scores say nothing of these answers",
+            "some rows per answer",
+            f"add rows, raise split.{split}, or choose another split.seed; scores do not cover these answers",
         )
 
 
 def _one_label(index: RowIndex, selection: Selection) -> Issue | None:
-    """A warning where all rows of KTO have the same label."""
+    """A warning if all rows of KTO have the same label."""
     import numpy as np
 
     labels = np.unique(index.table["label"][selection.keep])
@@ -199,9 +200,9 @@ def _few_rows(rows: int) -> Issue | None:
         return None
     return _warning(
         Code.FEW_ROWS,
-        f"there {'is' if rows == 1 else 'are'} {_rows(rows)} only",
+        f"there {'is' if rows == 1 else 'are'} only {_rows(rows)}",
         f"at least {MIN_RECOMMENDED_ROWS} good rows",
-        "start with 200–500, measure, then scale: with fewer, a measurement says little",
+        "start with 200–500 rows, measure, then scale: with fewer rows, scores mean little",
     )
 
 
@@ -212,8 +213,8 @@ def _empty_split(name: SplitName, rows: int, division: Split) -> Issue | None:
     return _warning(
         Code.EMPTY_SPLIT,
         f"no row is in the {name} split",
-        "some rows to measure with",
-        f"add rows that say {name}" if division.is_given else f"add rows, or set split.{name}: 0",
+        "some rows to evaluate with",
+        f"add rows with the split {name}" if division.is_given else f"add rows, or set split.{name}: 0",
     )
 
 
@@ -223,31 +224,32 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             Code.CONFLICTING_DUPLICATES,
             f"{_rows(rows)} {'has' if rows == 1 else 'have'} the same input as an earlier row, "
             + CONTRADICTIONS.get(selection.index.form, "and another answer"),
-            "one answer to an input",
-            "keep the right one",
+            "one answer per input",
+            "keep the correct row",
         )
     if rows := selection.leaked + selection.near_leaked:
-        nearly = f", {selection.near_leaked} of them nearly" if selection.near_leaked else ""
+        nearly = f" ({selection.near_leaked} of them nearly)" if selection.near_leaked else ""
         yield _warning(
             Code.LEAKED_ROWS,
-            f"{_rows(rows)} had the input of a row in a held-out split{nearly}, and {_were(rows)} left out",
+            f"{_rows(rows)} had the input of a held-out row{nearly} and {_were(rows)} removed",
             "each input in one split",
-            "look where they come from, if they are many",
+            "find out where they come from, if there are many",
         )
-    # Rows that are left out as asked are no warning; nor are exact duplicates, which always are.
+    # No warning about rows that are removed on request, nor about exact duplicates, which are always removed.
     if (rows := selection.near_duplicates or 0) and recipe.cleaning.near_duplicates == "Keep":
         yield _warning(
             Code.NEAR_DUPLICATES,
-            f"{_rows(rows)} had nearly the same input, and the same answer, as an earlier row, and stay",
+            f"{_rows(rows)} {'has' if rows == 1 else 'have'} nearly the same input and the same answer as an"
+            " earlier row",
             "rows that differ",
-            "set cleaning.nearDuplicates: Remove to leave them out",
+            "set cleaning.nearDuplicates: Remove to remove them",
         )
     if selection.skipped:
         yield _warning(
             Code.NEAR_DUPLICATES_SKIPPED,
-            f"near duplicates were not looked for in {selection.skipped} rows",
+            f"near duplicates were not searched in {selection.skipped} rows",
             f"at most {recipe.cleaning.max_rows_for_near_duplicates} rows",
-            "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory a row, "
+            "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
             "or set cleaning.nearDuplicates: Off",
         )
 
@@ -255,7 +257,7 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
 def _labels(
     index: RowIndex, completions: "NDArray[np.uint64]", splits: "NDArray[np.uint8]"
 ) -> tuple[Label, ...]:
-    """Empty where the text of a completion is not known any more."""
+    """The labels with their rows per split; empty if the text of a completion was not kept."""
     import numpy as np
 
     labels = []
@@ -268,17 +270,19 @@ def _labels(
     return tuple(sorted(labels, key=lambda label: (-sum(label.rows.values()), label.completion)))
 
 
-def _edges(least: int, most: int) -> list[int]:
-    """Round numbers from 0 to above `most`, as fine as MAX_BUCKETS allows; one bucket up to about `least`."""
+def _edges(smallest: int, largest: int) -> list[int]:
+    """Round numbers from 0 to above `largest`, as fine as MAX_BUCKETS allows; the first bucket ends near
+    `smallest`.
+    """
     for steps in BUCKET_EDGES:
         numbers = [
             step * 10**decade // 10
-            for decade in range(len(str(most)) + 1)
+            for decade in range(len(str(largest)) + 1)
             for step in steps
             if decade or step % 10 == 0
         ]
-        first = max((number for number in numbers if number <= least), default=0)
-        last = min(number for number in numbers if number > most)
+        first = max((number for number in numbers if number <= smallest), default=0)
+        last = min(number for number in numbers if number > largest)
         edges = [0, *(number for number in numbers if max(first, 1) <= number <= last)]
         if len(edges) <= MAX_BUCKETS + 1:
             return edges

@@ -1,4 +1,4 @@
-"""Checks of single values that hold in every format."""
+"""Checks and display of single values, for all formats."""
 
 import re
 import unicodedata
@@ -8,16 +8,16 @@ from typing import Any, Final
 from finetune_trainer.data.rowproblems import Code, Issue, quoted
 
 FORBIDDEN_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""Control characters other than tab and line ends, and halves of characters."""
+"""Control characters except tab and line ends, and surrogates."""
 INVISIBLE: Final = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
-"""Characters that a reader does not see: of no width, marks of direction, selectors of a glyph."""
+"""Characters that a reader does not see: zero-width characters, direction marks, variation selectors."""
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 MAX_NAMES: Final = 200
-"""A table with more columns is looked at by its report only."""
+"""Maximum number of names that are checked for looking like field names; more are shown in reports only."""
 MAX_NAME_CHARACTERS: Final = 100
-"""Of a name that a message lists."""
+"""Maximum length of a name in a message."""
 TYPE_NAMES: Final = {
     dict: "an object",
     list: "a list",
@@ -30,44 +30,44 @@ TYPE_NAMES: Final = {
 }
 MAX_SHOWN_CHARACTERS: Final = 40
 NAME: Final = re.compile(r"[A-Za-z]{1,24}(?:[_.-][A-Za-z]{1,24}){0,3}(?:[_-]?[0-9]{1,3})?")
-"""What looks like a field's name, and neither like a sentence nor like a key."""
+"""Texts that look like a field name, and not like a sentence or a key."""
 
 
 def type_name(value: Any) -> str:
-    """What a value is, in words."""
+    """The type of a value in words."""
     return TYPE_NAMES.get(type(value)) or f"of the type {type(value).__name__}"
 
 
 def shown(value: Any) -> str:
-    """A value where something else was expected: a text in quotes, cut short; of others the type.
+    """An unexpected value for a message: a truncated text in quotes, a number, or the type of another value.
 
-    It is a quotation of the rows.
+    Texts and numbers are marked as quotations of rows.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return type_name(value)
     text = str(value)
-    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
-    return quoted(repr(cut), "another text") if isinstance(value, str) else quoted(cut, "another number")
+    short = text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
+    return quoted(repr(short), "another text") if isinstance(value, str) else quoted(short, "another number")
 
 
 def field_name(name: str) -> str:
-    """The name of a field of the rows, as a quotation of them where it does not look like a name."""
+    """The name of a field, marked as a quotation of rows unless it looks like a name."""
     return name if NAME.fullmatch(name) else quoted(printable(name), "a field")
 
 
 def field_names(names: Iterable[str], noun: str = "fields", prefix: str = "") -> str:
-    """Names of fields of the rows, listed after a prefix; a quotation of them unless all look like names.
+    """Names of fields, listed after a prefix, and marked as a quotation of rows unless all look like names.
 
-    A table without a header has its first row's texts as names.
+    In a table without a header, the texts of the first row are the names.
     """
-    every = list(names)
-    if len(every) <= MAX_NAMES and all(map(NAME.fullmatch, every)):
-        return prefix + listed(every)
-    return quoted(prefix + listed(every), f"{len(every)} {noun}")
+    all_names = list(names)
+    if len(all_names) <= MAX_NAMES and all(map(NAME.fullmatch, all_names)):
+        return prefix + listed(all_names)
+    return quoted(prefix + listed(all_names), f"{len(all_names)} {noun}")
 
 
 def text_issue(field: str, value: Any) -> Issue | None:
-    """What is wrong with a value that must be text with something in it."""
+    """The issue of a value that must be a non-empty text; None if it is valid."""
     if not isinstance(value, str):
         return Issue(
             Code.FIELD_TYPE,
@@ -83,46 +83,46 @@ def text_issue(field: str, value: Any) -> Issue | None:
     found = FORBIDDEN_CHARACTERS.search(value)
     if found is None:
         return None
-    number, place = ord(found[0]), found.start() + 1
+    number, position = ord(found[0]), found.start() + 1
     if SURROGATE.match(found[0]):
         return Issue(
             Code.BROKEN_CHARACTER,
-            f"{field} has U+{number:04X}, half of a character, at character {place}",
-            "whole characters",
-            "export the row again as UTF-8, without cutting texts by bytes",
+            f"{field} has the unpaired surrogate U+{number:04X} at character {position}",
+            "complete characters",
+            "export the row again as UTF-8, without truncating texts by bytes",
             column=field,
         )
     return Issue(
         Code.CONTROL_CHARACTER,
-        f"{field} has the control character U+{number:04X} at character {place}",
-        "text with no control characters but tab and line ends",
+        f"{field} has the control character U+{number:04X} at character {position}",
+        "text without control characters other than tab and line ends",
         "remove the character",
         column=field,
     )
 
 
 def normal_line_ends(text: str) -> str:
-    """CRLF and CR become LF, so that where a file was written decides nothing."""
+    """Convert CRLF and CR to LF, so that the platform that wrote a file makes no difference."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def visible_text(text: str) -> str:
-    """The text as a reader sees it: in one Unicode form, without invisible characters, with single blanks."""
+    """The text as a reader sees it: in Unicode form NFKC, without invisible characters, spaces collapsed."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     return " ".join(text.split())
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in quotes, at most ten, in a form that can be written as UTF-8."""
-    every = [
+    """Names in quotes, at most ten, in a form that UTF-8 can encode."""
+    short = [
         name if len(name) <= MAX_NAME_CHARACTERS else name[: MAX_NAME_CHARACTERS - 1] + "…" for name in names
     ]
-    more = f" and {len(every) - 10} more" if len(every) > 10 else ""
-    text = ", ".join(f'"{name}"' for name in every[:10]) + more
+    more = f" and {len(short) - 10} more" if len(short) > 10 else ""
+    text = ", ".join(f'"{name}"' for name in short[:10]) + more
     return printable(text)
 
 
 def printable(text: str) -> str:
-    """The text in a form that can be written as UTF-8: halves of characters as their numbers."""
+    """The text in a form that UTF-8 can encode: surrogates as escape sequences."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What packed files become: their content, and how much of it may come."""
+"""Decompression of files, with a limit on the unpacked size."""
 
 import gzip
 import io
@@ -6,44 +6,43 @@ from typing import IO, Any, Final
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_BYTES: Final = 64 << 30
-"""Of the unpacked files of a source, and of the rows made of them, where no other bound is asked for: 6 MB
-can be packed 64 GB."""
+"""Default limit of the unpacked files of a source, and of its prepared rows: 6 MB can unpack to 64 GB."""
 
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 ZSTD_BYTES: Final = 2 << 10
-"""Packed bytes that are unpacked at once: four of them can become 128 KiB."""
+"""Number of compressed bytes to unpack at once: four of them can become 128 KiB."""
 
 
 class TooLarge(Exception):
-    """Rows become more than was allowed; the message says how much that is."""
+    """The content exceeds its limit; the message names the limit."""
 
 
 class Budget:
-    """How many bytes may come out of all files of a source together, or go into a dataset.
+    """Limit on the total bytes unpacked from the files of a source, or written to a dataset.
 
-    `limit_bytes`: None for MAX_BYTES.
+    `what` is the subject of the message, in the plural. `limit_bytes`: None for MAX_BYTES.
     """
 
     def __init__(self, what: str, limit_bytes: int | None = None) -> None:
         self._what = what
         self._limit_bytes = MAX_BYTES if limit_bytes is None else limit_bytes
         self.used = 0
-        """Bytes so far."""
+        """Number of bytes so far."""
 
     def use(self, size: int) -> None:
-        """Raises TooLarge."""
+        """Count `size` more bytes. Raises TooLarge."""
         self.used += size
         if self.used > self._limit_bytes:
             raise TooLarge(
-                f"{self._what} more than {_shown(self._limit_bytes)}; divide the rows among Datasets, or"
+                f"{self._what} exceed {_shown(self._limit_bytes)}; divide the rows among several Datasets, or"
                 " raise maxUnpackedBytes"
             )
 
 
 def unpacking_budget(limit_bytes: int | None = None) -> Budget:
-    """That of the files of one source."""
-    return Budget("unpacked, its files are", limit_bytes)
+    """The budget of the files of one source."""
+    return Budget("the unpacked files", limit_bytes)
 
 
 def _shown(size: int) -> str:
@@ -52,9 +51,9 @@ def _shown(size: int) -> str:
 
 
 def unpacked(file: io.RawIOBase, magic: bytes, budget: Budget) -> IO[bytes]:
-    """The content of a file that begins with `magic`.
+    """The unpacked content of a file that begins with `magic`.
 
-    Its reader raises TooLarge, and of a damaged file EOFError and what the libraries raise.
+    Reading it raises TooLarge, and for a damaged file EOFError and the errors of the libraries.
     """
     content: io.RawIOBase | gzip.GzipFile = file
     if magic.startswith(GZIP):
@@ -65,7 +64,7 @@ def unpacked(file: io.RawIOBase, magic: bytes, budget: Budget) -> IO[bytes]:
 
 
 class _Counted(io.RawIOBase):
-    """A reader whose bytes come out of a budget."""
+    """Reader that counts its bytes against a budget."""
 
     def __init__(self, content: io.RawIOBase | gzip.GzipFile, budget: Budget) -> None:
         self._content = content
@@ -82,7 +81,7 @@ class _Counted(io.RawIOBase):
 
 
 class _ZstdFrames(io.RawIOBase):
-    """The content of all frames. The library's own reader ends in silence where the last frame is cut."""
+    """Content of all frames. The library's own reader does not detect a truncated last frame."""
 
     def __init__(self, file: io.RawIOBase) -> None:
         import zstandard
@@ -98,7 +97,7 @@ class _ZstdFrames(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises EOFError where the file ends within a frame."""
+        """Raises EOFError if the file ends within a frame."""
         while not self._content and self._more():
             pass
         size = min(len(buffer), len(self._content))

@@ -1,4 +1,4 @@
-"""What should not be learned: secrets and personal data, found in the texts of rows."""
+"""Detection of secrets and personal data in the texts of rows."""
 
 from finetune_trainer.data.checks.scanner import Scanner
 

@@ -1,4 +1,4 @@
-"""What every detector gives: the places in a text that should not be learned."""
+"""Interface of detectors, which find spans of text that should not be learned."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from finetune_trainer.data.rowproblems import Code
 
 @dataclass(frozen=True, slots=True)
 class DetectedSpan:
-    """text[start:end]; `shown` is what a message may show of it, never all of it."""
+    """The span text[start:end]; `shown` is its partly masked form for messages."""
 
     start: int
     end: int
@@ -18,23 +18,23 @@ class DetectedSpan:
 
 
 class Detector(Protocol):
-    """Looks for one kind."""
+    """Finds one kind of sensitive text."""
 
     code: ClassVar[Code]
     name: ClassVar[str]
-    """With its article."""
+    """Name with its article, for messages."""
     expected: ClassVar[str]
     fix: ClassVar[str]
     setting: ClassVar[str]
-    """The field of a Dataset that says what to do with what is found."""
+    """Field of a Dataset that sets what happens with a finding."""
     placeholder: ClassVar[str]
 
     @property
     def expressions(self) -> Expressions:
-        """What every text fits in which it finds something."""
+        """Expressions that match every text in which the detector finds something."""
 
     def may_find(self, text: str) -> bool:
-        """Whether it is worth a look, once a text fits the expressions: never wrongly False, and cheap."""
+        """Cheap check of a text that matches the expressions; False only if `find` would find nothing."""
 
     def find(self, text: str) -> Iterator[DetectedSpan]:
-        """All of them, in no order; they may overlap."""
+        """All spans in any order; they may overlap."""

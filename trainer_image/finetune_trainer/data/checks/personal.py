@@ -8,20 +8,20 @@ from finetune_trainer.data.checks.base import DetectedSpan
 from finetune_trainer.data.checks.prefilter import BEYOND_ASCII, Expressions, any_of
 from finetune_trainer.data.rowproblems import Code
 
-# Each regular expression begins with a set of characters and only then looks back, so that the engine skips
-# the rest of a text fast.
+# Each regular expression begins with a set of characters and looks back only then, so that the engine skips
+# other text fast.
 
 EMAIL_ADDRESS: Final = re.compile(
     r"(?<![\w.%+\-])[\w%+\-][\w.%+'\-]{0,63}@(?:[^\W_](?:[\w\-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])"
 )
 
 CARD: Final = re.compile(
-    # No part of a longer number, a decimal fraction, or a word.
+    # Not part of a longer number, a decimal fraction, or a word.
     r"[0-9](?<![\w.][0-9])(?<![0-9][ \-][0-9])"
-    # As printed on cards, also before something else (4-4-4-4 and what American Express and Diners have) …
+    # As printed on cards, also with text after it (4-4-4-4 and the groups of American Express and Diners) …
     r"(?:[0-9]{3}(?P<mark>[ \-])(?:[0-9]{4}(?P=mark)[0-9]{4}(?P=mark)[0-9]{4}(?:(?P=mark)[0-9]{3})?"
     r"|[0-9]{6}(?P=mark)[0-9]{4,5})(?! [0-9]{4}(?![0-9])|-?[0-9])"
-    # … or 13 to 19 digits, wherever the marks between them are.
+    # … or 13 to 19 digits with separators anywhere.
     r"|(?:[ \-]?[0-9]){12,18}(?![ \-]?[0-9]))(?!\w|\.[0-9])"
 )
 CARD_NUMBER: Final = re.compile(
@@ -34,33 +34,33 @@ CARD_NUMBER: Final = re.compile(
     r"|62[0-9]{14,17}"  # UnionPay
     r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]{9,15}"  # Maestro
 )
-"""Of the networks, how their numbers begin and how long they are."""
+"""Prefixes and lengths of the card networks' numbers."""
 
 IBAN_LIKE: Final = re.compile(
     r"[0-9]{2}(?<=[A-Za-z]{2}[0-9]{2})(?<![A-Za-z0-9][A-Za-z]{2}[0-9]{2})(?:[ \-]?[A-Za-z0-9]){11,30}"
 )
-"""From the check digits on, and perhaps with words that follow."""
+"""An IBAN from its check digits on, possibly with words that follow."""
 IBAN_CHARACTERS: Final = range(15, 35)
 GROUP_END: Final = re.compile(r"[A-Za-z0-9](?![A-Za-z0-9])")
 
 SEVEN_DIGITS: Final = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
 PLUS_SIGNS: Final = ("+", "＋")
 
-# The same for RE2, each at least as loose as what it stands for.
+# The same for RE2; each matches at least what its counterpart above matches.
 CARD_DIGITS: Final = r"[0-9](?:[ \-]?[0-9]){12}"
 IBAN_CHARACTERS_LIKE: Final = r"[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11}"
 SEVEN_DIGITS_LIKE: Final = rf"[\d{BEYOND_ASCII}](?:[^\w\n]{{0,4}}[\d{BEYOND_ASCII}]){{6}}"
 
 
 class PersonalData:
-    """What is said of all of it."""
+    """Shared advice for all kinds."""
 
     expected: ClassVar = "no personal data"
     fix: ClassVar = "remove it"
 
 
 class EmailAddresses(PersonalData):
-    """In the usual form, with letters of any alphabet."""
+    """E-mail addresses in the usual form, with letters of any alphabet."""
 
     code: ClassVar = Code.EMAIL_ADDRESS
     name: ClassVar = "an e-mail address"
@@ -78,7 +78,7 @@ class EmailAddresses(PersonalData):
 
 
 class PaymentCards(PersonalData):
-    """Numbers of a card network's form and length that pass the Luhn check."""
+    """Numbers with the form and length of a card network that pass the Luhn check."""
 
     code: ClassVar = Code.PAYMENT_CARD
     name: ClassVar = "a payment card's number"
@@ -97,7 +97,7 @@ class PaymentCards(PersonalData):
 
 
 class Ibans(PersonalData):
-    """International bank account numbers with the right form, length and check digits."""
+    """International bank account numbers with valid form, length and check digits."""
 
     code: ClassVar = Code.IBAN
     name: ClassVar = "an IBAN"
@@ -121,7 +121,7 @@ class Ibans(PersonalData):
 
 
 class PhoneNumbers(PersonalData):
-    """Numbers that exist: with their country's code, or of `region`, a two-letter country."""
+    """Valid phone numbers with a country code, or numbers of `region`, a two-letter country code."""
 
     code: ClassVar = Code.PHONE_NUMBER
     name: ClassVar = "a phone number"
@@ -154,10 +154,10 @@ def _is_card(number: str) -> bool:
 
     if not CARD_NUMBER.fullmatch(number) or not luhn.is_valid(number):
         return False
-    # Visa's old numbers look like the bar codes of German products.
+    # Old Visa numbers have the form of bar codes (EAN-13) of German products.
     return not (len(number) == 13 and ean.is_valid(number))
 
 
 def _group_ends(text: str, start: int, end: int) -> list[int]:
-    """Where groups of letters and digits end, the last first."""
+    """Ends of the groups of letters and digits, in reverse order."""
     return [found.end() for found in GROUP_END.finditer(text, start, end)][::-1]

@@ -1,4 +1,4 @@
-"""Looks through all texts of a row for what the recipe asks, and replaces it where it asks for that."""
+"""Scans all texts of a row for sensitive text, and redacts it as the recipe specifies."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,67 +28,67 @@ class _Hit:
 
 
 class Scanner:
-    """Looks for what is not off."""
+    """Runs the checks that are not off."""
 
     def __init__(self, checks: Checks) -> None:
-        asked: list[tuple[Detector, Finding]] = [
+        checked: list[tuple[Detector, Finding]] = [
             (Secrets(), checks.secrets),
             (EmailAddresses(), checks.email_addresses),
             (PaymentCards(), checks.payment_cards),
             (Ibans(), checks.ibans),
             (PhoneNumbers(checks.phone_region), checks.phone_numbers),
         ]
-        self._asked = [(detector, finding) for detector, finding in asked if finding != "Off"]
-        self._prefilter = Prefilter([*(detector.expressions for detector, _ in self._asked), EXPRESSIONS])
+        self._enabled = [(detector, finding) for detector, finding in checked if finding != "Off"]
+        self._prefilter = Prefilter([*(detector.expressions for detector, _ in self._enabled), EXPRESSIONS])
 
     def scan(self, row: Row) -> tuple[Row, tuple[Issue, ...]]:
-        """The row, with placeholders where that is asked for, and an issue of each thing that was found.
+        """The row with placeholders for redacted text, and an issue per finding.
 
-        Of finds that overlap one counts: what is failed or replaced before what is warned of, or the longest.
-        Characters count from 1, in the row as it was given. The row itself where nothing changes.
+        Of overlapping findings one counts: the one with the strictest setting, then the longest. Characters
+        count from 1 in the original row. Returns the same row object if nothing changes.
         """
         texts, calls = [], {}
-        for place, message in enumerate(row.messages):
+        for number, message in enumerate(row.messages):
             texts.append(message.content)
             if message.tool_calls is not None:
-                calls[place] = json.loads(message.tool_calls)
+                calls[number] = json.loads(message.tool_calls)
         if row.rejected is not None:
             texts.append(row.rejected)
         everything = "\n".join([*texts, *_strings(list(calls.values()))] if calls else texts)
-        worth = self._prefilter.find(everything)
-        if not worth:
+        candidates = self._prefilter.find(everything)
+        if not candidates:
             # Nearly all rows end here.
             return row, ()
         suspects = [
             each
-            for number, each in enumerate(self._asked)
-            if number in worth and each[0].may_find(everything)
+            for number, each in enumerate(self._enabled)
+            if number in candidates and each[0].may_find(everything)
         ]
         issues: list[Issue] = []
         if SEQUENCES.search(everything):
-            found = (sequence_issue(text, _column(row, place)) for place, text in enumerate(texts))
+            found = (sequence_issue(text, _column(row, number)) for number, text in enumerate(texts))
             issues += (issue for issue in found if issue is not None)
         if not suspects:
             return row, tuple(issues)
 
-        def look(text: str, column: str) -> str:
+        def redact(text: str, column: str) -> str:
             hits = _hits(text, suspects)
             issues.extend(_issue(hit, column) for hit in hits)
             return _redacted(text, hits)
 
-        texts = [look(text, _column(row, place)) for place, text in enumerate(texts)]
-        for place, call in calls.items():
-            calls[place] = _rewritten(call, f"messages[{place}].tool_calls", look)
+        texts = [redact(text, _column(row, number)) for number, text in enumerate(texts)]
+        for number, call in calls.items():
+            calls[number] = _rewritten(call, f"messages[{number}].tool_calls", redact)
         return _with_texts(row, texts, calls), tuple(issues)
 
     def masked(self, text: str) -> str:
-        """The text with a placeholder for all that is looked for, whatever becomes of it in the row."""
-        hits = [replace(hit, finding="Redact") for hit in _hits(text, self._asked)]
+        """The text with placeholders for all findings, whatever their settings."""
+        hits = [replace(hit, finding="Redact") for hit in _hits(text, self._enabled)]
         return _redacted(text, hits)
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, names of fields not among them."""
+    """All texts in a JSON value, without the names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -96,19 +96,19 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(each)
 
 
-def _rewritten(value: Any, path: str, look: Callable[[str, str], str]) -> Any:
-    """A JSON value with what `look` makes of each text, which it is given with its path."""
+def _rewritten(value: Any, path: str, redact: Callable[[str, str], str]) -> Any:
+    """A JSON value in which `redact(text, path)` replaces each text."""
     if isinstance(value, str):
-        return look(value, path)
+        return redact(value, path)
     if isinstance(value, list):
-        return [_rewritten(each, f"{path}[{index}]", look) for index, each in enumerate(value)]
+        return [_rewritten(each, f"{path}[{index}]", redact) for index, each in enumerate(value)]
     if isinstance(value, dict):
-        return {name: _rewritten(each, f"{path}.{field_name(name)}", look) for name, each in value.items()}
+        return {name: _rewritten(each, f"{path}.{field_name(name)}", redact) for name, each in value.items()}
     return value
 
 
 def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]:
-    """In the order of the text."""
+    """Findings without overlaps, in the order of the text."""
     hits = [
         _Hit(detector, finding, found)
         for detector, finding in suspects
@@ -116,7 +116,7 @@ def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]
         for found in detector.find(text)
     ]
     hits.sort(key=lambda hit: (STRICTEST.index(hit.finding), hit.found.start - hit.found.end))
-    # One byte a character: a row may have as many finds as it has words.
+    # One byte per character: a row may have as many findings as words.
     taken = bytearray(len(text))
     kept: list[_Hit] = []
     for hit in hits:
@@ -141,10 +141,10 @@ def _with_texts(row: Row, texts: list[str], calls: Mapping[int, Any]) -> Row:
     messages = tuple(
         replace(
             message,
-            content=texts[place],
-            tool_calls=canonical.text(calls[place]) if place in calls else None,
+            content=texts[number],
+            tool_calls=canonical.text(calls[number]) if number in calls else None,
         )
-        for place, message in enumerate(row.messages)
+        for number, message in enumerate(row.messages)
     )
     rejected = None if row.rejected is None else texts[-1]
     if messages == row.messages and rejected == row.rejected:
@@ -156,7 +156,7 @@ def _issue(hit: _Hit, column: str) -> Issue:
     detector = hit.detector
     severity: Severity = "error" if hit.finding == "Fail" else "warning"
     fix = (
-        f"{detector.placeholder} stands in place of it"
+        f"{detector.placeholder} replaces it"
         if hit.finding == "Redact"
         else f"{detector.fix}, or set {detector.setting}: Redact"
     )
@@ -171,13 +171,13 @@ def _issue(hit: _Hit, column: str) -> Issue:
     )
 
 
-def _column(row: Row, place: int) -> str:
-    """The field of the prepared row."""
-    if place == len(row.messages):
+def _column(row: Row, number: int) -> str:
+    """The field of the prepared row that has the message."""
+    if number == len(row.messages):
         return "rejected"
     if row.form == "ChatMessages":
-        return f"messages[{place}].content"
-    if place == len(row.messages) - 1:
+        return f"messages[{number}].content"
+    if number == len(row.messages) - 1:
         return "chosen" if row.form == "Preference" else "completion"
     is_text = len(row.messages) == 2 and row.messages[0].role == "user"
-    return "prompt" if is_text else f"prompt[{place}].content"
+    return "prompt" if is_text else f"prompt[{number}].content"

@@ -1,6 +1,6 @@
-"""Secrets: what the detectors of detect-secrets know, but for those that go by randomness or are no secrets.
+"""Secrets, found by detect-secrets without its detectors for random strings and for IP addresses.
 
-Its detectors are used on the lines of a text directly. Each is asked only where a text has one of its hints.
+Its detectors run on the lines of a text directly. Each runs only if a line has one of its hints.
 """
 
 import re
@@ -17,17 +17,17 @@ from finetune_trainer.data.rowproblems import Code
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What every text has in which a detector finds something: one of the words, if any, and the shape."""
+    """Necessary conditions of a finding: the text contains one of the words, if any, and the shape."""
 
     words: tuple[str, ...] = ()
     any_case: bool = False
-    """The words are in small letters, and stand for any case."""
+    """Whether the words, which are in lower case, match any case."""
     shape: re.Pattern[str] | None = None
     has_value: bool = False
-    """Whether the first group, if there is one, is the secret; otherwise it is what matches."""
+    """Whether the first group of a pattern, if any, is the secret; otherwise the whole match is."""
 
     def fit(self, text: str, folded: str) -> bool:
-        """`folded` is the text in small letters."""
+        """Whether the text meets the conditions; `folded` is the text in lower case."""
         searched = folded if self.any_case else text
         return (not self.words or any(word in searched for word in self.words)) and (
             self.shape is None or self.shape.search(text) is not None
@@ -35,7 +35,7 @@ class Hints:
 
     @property
     def expressions(self) -> tuple[str, ...]:
-        """What every text fits that fits these hints."""
+        """Expressions that match every text that fits these hints."""
         words = (any_of(self.words, any_case=self.any_case),) if self.words else ()
         return (*words, loosened(self.shape)) if self.shape else words
 
@@ -45,7 +45,7 @@ ASSIGNED: Final = Hints(
 )
 DETECTORS: Final = {
     "ArtifactoryDetector": Hints(
-        # A digit, for words in capital letters are no passwords.
+        # With a digit, because words in capital letters are not passwords.
         ("AKC", "AP"),
         shape=re.compile("(?:AKC|AP[0-9A-F])(?=[a-zA-Z]*[0-9])[a-zA-Z0-9]{8}"),
     ),
@@ -82,20 +82,20 @@ DETECTORS: Final = {
     "TelegramBotTokenDetector": Hints(shape=re.compile(r":[\w\-]{35}")),
     "TwilioKeyDetector": Hints(("AC", "SK"), shape=re.compile("(?:AC|SK)[a-z0-9]{32}")),
 }
-"""Classes of detect-secrets."""
+"""Detectors of detect-secrets by class name."""
 HEADS: Final = {
     "JwtTokenDetector": re.compile(r"eyJ[A-Za-z0-9\-_=]++"),
     "NpmDetector": re.compile(r"//.*"),
 }
-"""Of patterns that take quadratic time when each place is tried."""
+"""Heads of patterns that would take quadratic time if tried at each position."""
 KEYWORDS: Final = Hints(
     ("key", "pass", "pwd", "secret", "contrase"),
     any_case=True,
     shape=re.compile(r"""[:=>]\s*["'`]|["'`];"""),
 )
-"""Of its KeywordDetector, which gives one value a line, and is used by its patterns instead."""
+"""Hints of KeywordDetector, which finds only one value per line, so its patterns are used directly."""
 NOT_USED: Final = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector"})
-"""They find too much that is no secret."""
+"""Detectors with too many false positives."""
 
 ALL_HINTS: Final = tuple(dict.fromkeys((*DETECTORS.values(), KEYWORDS)))
 EXACT_WORDS: Final = tuple(word for hints in ALL_HINTS if not hints.any_case for word in hints.words)
@@ -105,25 +105,25 @@ FOLDED_WORDS: Final = tuple(
 SHAPES: Final = tuple(hints.shape for hints in ALL_HINTS if hints.shape and not hints.words)
 
 WORD_REST: Final = re.compile(r"[\w+/=\-]*")
-"""Tokens have grown longer since the patterns were written."""
+"""Rest of a token: tokens have become longer since the patterns were written."""
 KEY_HEAD: Final = re.compile(
     r"-*(?:BEGIN [A-Z0-9 ]{0,64}PRIVATE KEY(?: BLOCK)?-*|(?P<putty>PuTTY-User-Key-File-2))"
 )
-"""A key's first line, by which it is found."""
+"""First line of a private key, by which it is found."""
 KEY_ENDS: Final = {
     False: re.compile(r"-END [A-Z0-9 ]{0,64}PRIVATE KEY(?: BLOCK)?-*"),
     True: re.compile(r"Private-MAC: *[0-9a-f]+"),
 }
-"""Of other keys, and of PuTTY's."""
+"""Last lines of private keys; True: of PuTTY's keys."""
 KEY_REST: Final = re.compile(r"(?:(?:\s|\\n)*[A-Za-z0-9+/=]{16,})*")
-"""Of a key whose end is missing."""
+"""Rest of a key without a last line."""
 MIN_KEY_CHARACTERS: Final = 64
-"""A text that only speaks of keys has fewer between the first line and the last."""
+"""Minimum length between first and last line; a text that only mentions keys has less."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretRule:
-    """One pattern of a detector; `group` is the secret."""
+    """One pattern of a detector; `group` contains the secret."""
 
     hints: Hints
     kind: str
@@ -131,22 +131,22 @@ class SecretRule:
     group: int = 0
     is_password: bool = False
     is_token: bool = False
-    """A JSON Web Token, which must also be one in form."""
+    """Whether it is a JSON Web Token, whose form is then validated."""
     is_key: bool = False
-    """The first line of a private key."""
+    """Whether it matches the first line of a private key."""
     head: re.Pattern[str] | None = None
-    """Where the pattern can begin, each time with all that it would read in vain from a later place in it."""
+    """Matches where the pattern can begin, with all text in which a later start would be futile."""
 
     def spans(self, line: str) -> Iterator[tuple[int, int]]:
-        """Where it is, in a line that fits the hints."""
+        """Spans of secrets in a line that fits the hints."""
         last = 0
         for match in self._matches(line):
             start, end = match.span(self.group)
             if start < last:
-                # In what is told already.
+                # Part of the previous span.
                 continue
             if self.group == 0:
-                # Some patterns begin and end with the space or the mark beside the secret.
+                # Some patterns begin and end with a space or mark next to the secret.
                 start += len(match[0]) - len(match[0].lstrip(' \t=:"'))
                 end = _rest(line, start + len(match[0].strip(' \t=:"')))
             if self._is_secret(line[start:end], line):
@@ -162,7 +162,7 @@ class SecretRule:
                 yield match
 
     def found(self, text: str, start: int, end: int, key_ends: "_KeyEnds") -> DetectedSpan | None:
-        """What is there in the whole text; None where a private key has a first line only."""
+        """The span in the whole text; None for a private key that has only a first line."""
         if not self.is_key:
             return DetectedSpan(
                 start, end, f"{self.kind}, {text[start : start + min(4, (end - start) // 4)]}…"
@@ -187,7 +187,7 @@ class SecretRule:
         if self.group == 0:
             return True
         if self.is_password and (
-            # A sentence in quotes, or the call of what gives the password.
+            # A quoted sentence, or a call that returns the password.
             any(map(str.isspace, value))
             or heuristic.is_sequential_string(value)
             or heuristic.is_indirect_reference(line)
@@ -201,7 +201,7 @@ class SecretRule:
 
 
 class Secrets:
-    """Keys and tokens of well-known services, private keys, and quoted values of what is named a password."""
+    """Keys and tokens of well-known services, private keys, and quoted values with the name of a password."""
 
     code: ClassVar = Code.SECRET
     name: ClassVar = "a secret"
@@ -236,12 +236,12 @@ class Secrets:
 
     @cached_property
     def _rules(self) -> list[SecretRule]:
-        """Loaded with the first text that may have something."""
+        """Rules of all detectors, loaded on first use."""
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
         from detect_secrets.plugins import keyword
 
-        found: dict[str, type[Any]] = get_mapping_from_secret_type_to_class()
-        kinds = {kind.__name__: kind for kind in found.values()}
+        by_type: dict[str, type[Any]] = get_mapping_from_secret_type_to_class()
+        kinds = {kind.__name__: kind for kind in by_type.values()}
         rules = [
             SecretRule(
                 hints,
@@ -258,26 +258,26 @@ class Secrets:
         rules += [
             SecretRule(KEYWORDS, keyword.KeywordDetector.secret_type, pattern, group, is_password=True)
             for pattern, group in keyword.QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP.items()
-            # It takes quadratic time on lines with many backticks.
+            # This pattern takes quadratic time on lines with many backticks.
             if pattern is not keyword.PRECEDED_BY_EQUAL_COMPARISON_SIGNS_QUOTES_REQUIRED_REGEX
         ]
         return rules
 
 
 class _KeyEnds:
-    """Where private keys end in a text, found once for all of their first lines."""
+    """Ends of private keys in a text, found once for all first lines."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._found: dict[bool, list[tuple[int, int]]] = {}
 
     def after(self, start: int, *, is_putty: bool) -> int | None:
-        """The end of the first one that begins at an index or later."""
+        """End of the first last line that begins at `start` or later; None if there is none."""
         if is_putty not in self._found:
             self._found[is_putty] = [match.span() for match in KEY_ENDS[is_putty].finditer(self._text)]
         ends = self._found[is_putty]
-        place = bisect_left(ends, (start, 0))
-        return ends[place][1] if place < len(ends) else None
+        index = bisect_left(ends, (start, 0))
+        return ends[index][1] if index < len(ends) else None
 
 
 def _fit(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Control sequences of chat templates in texts: a tokenizer reads them as what ends a turn, not as text."""
+"""Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text."""
 
 import re
 from typing import Final
@@ -11,12 +11,12 @@ SEQUENCES: Final = re.compile(
     r"|system|user|assistant|end|start|return|channel|message|call)\|>"
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|\[/?(?:TOOL_CALLS|AVAILABLE_TOOLS)\]"
 )
-"""Of ChatML (Qwen), Llama, Phi, Gemma, Mistral and gpt-oss, as their tokenizers have them."""
+"""Control sequences of ChatML (Qwen), Llama, Phi, Gemma, Mistral and gpt-oss, as in their tokenizers."""
 EXPRESSIONS: Final[Expressions] = ((SEQUENCES.pattern,),)
 
 
 def sequence_issue(text: str, column: str) -> Issue | None:
-    """A warning of the first one in a text."""
+    """A warning about the first control sequence in a text."""
     found = SEQUENCES.search(text)
     if found is None:
         return None
@@ -24,7 +24,7 @@ def sequence_issue(text: str, column: str) -> Issue | None:
         Code.CONTROL_SEQUENCE,
         f"{column} has {found[0]}, which a model reads as the end or beginning of a turn,"
         f" at character {found.start() + 1}",
-        "text that the chat template completes",
+        "text without control sequences",
         "remove it, or write the turns as messages",
         column=column,
         severity="warning",

@@ -1,1 +1,1 @@
-"""How records lie in files: JSON Lines, a JSON list, CSV, TSV, Parquet. They know no format."""
+"""Containers of records: JSON Lines, JSON list, CSV, TSV, Parquet. They do not depend on formats."""

@@ -1,4 +1,4 @@
-"""What all containers give: records, as they were written, each with its place."""
+"""Interface of containers, which read a file into raw records with their positions."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,26 +14,26 @@ ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]
 TABLES: Final[tuple[TableName, ...]] = get_args(TableName)
 
 Fields = dict[str, Any]
-"""A record's fields: JSON values, of CSV and TSV texts."""
+"""Fields of a record: JSON values; texts in CSV and TSV."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The columns of a table, before its records."""
+    """Columns of a table, before its records."""
 
     columns: tuple[str, ...]
 
 
-@dataclass(slots=True)  # not frozen, which would take longer to make than to read
+@dataclass(slots=True)  # not frozen: creating it would take longer than reading it
 class RawRecord:
-    """One record."""
+    """One record as in the file."""
 
     position: RowPosition
     fields: Fields
 
 
 Line = tuple[int, bytes]
-"""A record that is not decoded: the number of its line, from 1, and the line."""
+"""A record before decoding: its line number, from 1, and the line."""
 
 
 class Container(Protocol):
@@ -42,18 +42,18 @@ class Container(Protocol):
     def __call__(
         self, file: SourceFile, name: str | None
     ) -> Iterator[Header | RawRecord | Line | InvalidRecord]:
-        """Every record, or what is wrong with it; tables give their header first. `name` is for places."""
+        """Each record, or its issues; tables yield their header first. `name` is the file for positions."""
 
 
 def repeated_column(columns: Sequence[str]) -> Issue | None:
-    """The issue of a table that has two columns of one name."""
-    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
-    if not twice:
+    """The issue of a table in which two columns have the same name."""
+    repeated = sorted(name for name, count in Counter(columns).items() if count > 1)
+    if not repeated:
         return None
-    what = f"the header has {field_names(twice, 'names')} twice"
+    what = f"the header has {field_names(repeated, 'names')} twice"
     return Issue(Code.HEADER, what, "each name once", "rename one of the columns")
 
 
 def table_of(container: ContainerName) -> TableName | None:
-    """The container where it is a table; None where it holds JSON."""
+    """The container if it is a table; None if it holds JSON."""
     return next((table for table in TABLES if table == container), None)

@@ -1,4 +1,4 @@
-"""How records lie in a file, by its first bytes."""
+"""Detection of a file's container by its first bytes."""
 
 import codecs
 from typing import Final
@@ -10,7 +10,7 @@ from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.unpacking import GZIP, ZSTD
 
 HEAD_BYTES: Final = 1 << 16
-"""How much of a file is looked at to tell how its records lie in it."""
+"""Number of first bytes by which the container of a file is detected."""
 
 UNSUPPORTED_KINDS: Final = (
     (codecs.BOM_UTF32_LE, "UTF-32 text", "save it as UTF-8"),
@@ -18,23 +18,23 @@ UNSUPPORTED_KINDS: Final = (
     (codecs.BOM_UTF16_BE, "UTF-16 text", "save it as UTF-8"),
     (GZIP, "compressed by gzip twice", "decompress it once (gunzip)"),
     (ZSTD, "compressed by zstd twice", "decompress it once (unzstd)"),
-    (b"\xfd7zXZ\x00", "compressed by xz", "decompress it (unxz), or pack it with gzip or zstd"),
-    (b"BZh", "compressed by bzip2", "decompress it (bunzip2), or pack it with gzip or zstd"),
+    (b"\xfd7zXZ\x00", "compressed by xz", "decompress it (unxz), or compress it with gzip or zstd"),
+    (b"BZh", "compressed by bzip2", "decompress it (bunzip2), or compress it with gzip or zstd"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it (7z x)"),
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "export it as CSV"),
     (b"%PDF", "PDF", "export the rows as JSON Lines or CSV"),
-    (b"<!DOCTYPE html", "a web page", "download the rows themselves; a page to sign in looks like this too"),
-    (b"<html", "a web page", "download the rows themselves; a page to sign in looks like this too"),
+    (b"<!DOCTYPE html", "a web page", "download the data itself; a sign-in page looks like this too"),
+    (b"<html", "a web page", "download the data itself; a sign-in page looks like this too"),
 )
 UTF16_SHARE: Final = 0.7
 TAR: Final = (257, b"ustar")
-"""Where an archive says what it is."""
+"""Offset and magic bytes of a tar archive."""
 EXPECTED: Final = "JSON Lines or CSV"
 
 
 def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issue:
-    """How records lie in a file that begins with these bytes, or why it cannot be read."""
-    if issue := _other_kind(head, forced):
+    """The container of a file that begins with these bytes, or why it cannot be read."""
+    if issue := _unsupported_kind(head, forced):
         return issue
     content = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if not content:
@@ -49,7 +49,7 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     if first_line == b"{":
         return Issue(
             Code.FILE_UNKNOWN,
-            "the file is JSON objects over several lines each",
+            "the file has JSON objects that span several lines",
             ONE_OBJECT,
             "convert it: jq -c . FILE > rows.jsonl",
         )
@@ -59,12 +59,12 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     if commas or tabs:
         return "TSV" if tabs > commas else "CSV"
     if first_line.count(b";") or first_line.count(b"|"):
-        # What to do about it is told with the header.
+        # The check of the header then says what to do.
         return "CSV"
     if forced is not None:
-        # As rows, each line is told what is wrong with it.
+        # Each line then gets its own message.
         return "JSON Lines"
-    # Nothing of it is quoted: nobody knows what it is.
+    # The message does not quote the file, because its content is unknown.
     return Issue(
         Code.FILE_UNKNOWN,
         "the first line is neither a JSON object nor a header with commas or tabs",
@@ -73,11 +73,11 @@ def container_of(head: bytes, forced: DataFormat | None) -> ContainerName | Issu
     )
 
 
-def _other_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
+def _unsupported_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
     for magic, name, fix in UNSUPPORTED_KINDS:
         if head.startswith(magic):
             return Issue(Code.FILE_UNKNOWN, f"the file is {name}", f"{EXPECTED} in UTF-8", fix)
-    if not head.startswith(b"PAR1") and (found := _by_its_bytes(head)):
+    if not head.startswith(b"PAR1") and (found := _unsupported_content(head)):
         return Issue(Code.FILE_UNKNOWN, f"the file {found[0]}", f"{EXPECTED} in UTF-8", found[1])
     if forced in ("CSV", "TSV") and head.startswith(b"PAR1"):
         return Issue(
@@ -86,13 +86,13 @@ def _other_kind(head: bytes, forced: DataFormat | None) -> Issue | None:
     return None
 
 
-def _by_its_bytes(head: bytes) -> tuple[str, str] | None:
-    """What a file is that says so further on, or nowhere, and what to do about it."""
+def _unsupported_content(head: bytes) -> tuple[str, str] | None:
+    """The kind of an unsupported file without magic bytes at its start, and what to do about it."""
     start, word = TAR
     if head[start:].startswith(word):
         return "is a tar archive", "unpack it (tar -xf) and name the file in it"
     first, second = head[0::2], head[1::2]
-    # Of UTF-16 without a mark nearly every other byte is zero, in languages of Latin letters.
+    # In UTF-16 without a byte order mark, nearly every other byte of Latin text is zero.
     zeros = sorted(half.count(0) / max(len(half), 1) for half in (first, second))
     if zeros[0] < 1 - UTF16_SHARE and zeros[1] > UTF16_SHARE:
         return "is UTF-16 text without a byte order mark", "save it as UTF-8"

@@ -1,4 +1,4 @@
-"""JSON as Python's own reader takes it, which tells names that are in one object twice."""
+"""Decodes JSON like Python's own reader, and detects names that occur twice in one object."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import field_names, type_name
 
-NESTED_TOO_DEEP: Final = "nested too deep"
+NESTED_TOO_DEEP: Final = "nested too deeply"
 SPACED_NAME: Final = re.compile(rb'"[ \t\n\r]+:')
 MAX_QUICK_LEVELS: Final = 32
-"""Deeper records are left to Python's reader, whose limit depends on the stack."""
+"""Maximum depth for orjson; Python's reader, whose limit depends on the stack, reads deeper records."""
 
 
 class Decoder:
@@ -21,25 +21,25 @@ class Decoder:
 
     def __init__(self) -> None:
         self.repeated: str | None = None
-        """A name that an object of the last value has twice."""
-        # One decoder for all values: json.loads makes one each time, which costs more than the decoding.
+        """A name that occurs twice in an object of the last value, if any."""
+        # One decoder for all values: json.loads creates one per call, which takes longer than the decoding.
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def decode(self, text: str) -> Any:
-        """The value that is all of the text."""
+        """Decode a text that is one value."""
         self.repeated = None
         return self._decoder.decode(text)
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at an index, and the index after it."""
+        """Decode the value that begins at an index; also returns the index after it."""
         self.repeated = None
         return self._decoder.raw_decode(text, start)
 
     def fields(self, value: Any, expected: str) -> Fields | Issue:
-        """The last value as a record's fields, or why it is no record."""
+        """The last value as the fields of a record, or why it is not a record."""
         if self.repeated is not None:
             return syntax_issue(
-                f"not valid JSON: the field {field_names([self.repeated])} is there twice", expected
+                f"not valid JSON: the field {field_names([self.repeated])} occurs twice", expected
             )
         if not isinstance(value, dict):
             return Issue(Code.SYNTAX, f"is {type_name(value)}", expected, "put the fields in { }")
@@ -57,10 +57,10 @@ class Decoder:
 
 
 def quick_fields(line: bytes) -> Fields | None:
-    """The fields of a record by orjson, or None where Python's reader may read it otherwise.
+    """The fields of a record by orjson, or None if Python's reader may read it differently.
 
-    That is: what orjson refuses; names that are in one object twice, of which orjson takes the last; and
-    fractions and integers of more than 64 bits, which it makes fractions.
+    Differences: records that orjson rejects; names that occur twice in one object, of which orjson uses the
+    last; fractions; and integers of more than 64 bits, which orjson converts to fractions.
 
     Raises:
         MemoryError: the record does not fit.
@@ -76,20 +76,20 @@ def quick_fields(line: bytes) -> Fields | None:
     except ValueError:
         return None
     except SystemError as error:
-        # Where memory is used up, orjson returns a value beside the error.
+        # If memory runs out, orjson returns a value in addition to setting an error.
         if isinstance(error.__cause__, MemoryError):
             raise error.__cause__ from error
         raise
-    # Each name ends with these two characters, each in a text adds to them, and no name counts twice.
+    # Each name ends with these two characters. Repeated names, or the characters in a text, change the count.
     return value if names == line.count(b'":') and not SPACED_NAME.search(line) else None
 
 
 def _names(value: Any, level: int = 0) -> int:
-    """How many names all objects in a value have. Raises ValueError where orjson may be wrong."""
+    """Number of names of all objects in a value. Raises ValueError if orjson may have misread it."""
     if isinstance(value, str):
         return 0
     if isinstance(value, float) or level == MAX_QUICK_LEVELS:
-        raise ValueError("to be read by Python's reader")
+        raise ValueError("only Python's reader reads this value exactly")
     if isinstance(value, dict):
         return len(value) + sum(_names(each, level + 1) for each in value.values())
     if isinstance(value, list):
@@ -98,5 +98,5 @@ def _names(value: Any, level: int = 0) -> int:
 
 
 def syntax_issue(what: str, expected: str) -> Issue:
-    """The issue of text that is no JSON."""
+    """The issue of a text that is not valid JSON."""
     return Issue(Code.SYNTAX, what, expected, "correct the line")

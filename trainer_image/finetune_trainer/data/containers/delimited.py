@@ -1,4 +1,4 @@
-"""CSV as in RFC 4180 and TSV: a header, texts with separators or line ends in double quotes, in UTF-8."""
+"""CSV as in RFC 4180, and TSV: a header, texts with separators or line ends in double quotes, in UTF-8."""
 
 import codecs
 import csv
@@ -11,7 +11,7 @@ from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPos
 from finetune_trainer.data.textchecks import SURROGATE, field_name, field_names
 
 UNCLOSED: Final = ("field larger than field limit", "unexpected end of data")
-"""What the csv module says when a quote is never closed: beyond a bound, or at the end of the file."""
+"""Messages of the csv module about an unclosed quote: beyond a limit, or at the end of the file."""
 SEPARATORS: Final = {",": "commas", "\t": "tabs", ";": '";"', "|": '"|"'}
 RULES: Final = {",": ("CSV", "RFC 4180"), "\t": ("TSV", "RFC 4180 with tabs")}
 
@@ -27,13 +27,13 @@ def read_tsv(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord 
 
 
 def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header | RawRecord | InvalidRecord]:
-    """Each record below the header, or what is wrong with it; empty lines are no records."""
+    """Each record below the header, or its issue. Empty lines are not records."""
     csv.field_size_limit(MAX_ROW_BYTES)
     reader = csv.reader(_decoded(file.lines()), strict=True, delimiter=separator)
     header: list[str] | None = None
     number = 0
     while True:
-        place = (
+        position = (
             RowPosition(name, number + 1, reader.line_num + 1) if header is not None else RowPosition(name)
         )
         try:
@@ -43,7 +43,7 @@ def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header
         except csv.Error as error:
             number += 1
             ends_file = header is None or str(error).startswith(UNCLOSED)
-            yield InvalidRecord(place, (_syntax_issue(error, separator, ends_file=ends_file),), ends_file)
+            yield InvalidRecord(position, (_syntax_issue(error, separator, ends_file=ends_file),), ends_file)
             if ends_file:
                 return
             continue
@@ -52,29 +52,29 @@ def _read(file: SourceFile, name: str | None, separator: str) -> Iterator[Header
         if header is None:
             header = values
             if issue := _header_issue(header, separator):
-                yield InvalidRecord(place, (issue,), ends_file=True)
+                yield InvalidRecord(position, (issue,), ends_file=True)
                 return
             yield Header(tuple(header))
             continue
         number += 1
         issue = _values_issue(header, values, separator)
         yield (
-            RawRecord(place, dict(zip(header, values, strict=True)))
+            RawRecord(position, dict(zip(header, values, strict=True)))
             if issue is None
-            else InvalidRecord(place, (issue,))
+            else InvalidRecord(position, (issue,))
         )
 
 
 def _header_issue(header: list[str], separator: str) -> Issue | None:
-    """What is wrong with a header, whatever the format."""
+    """The issue of a header in any format."""
     others = (mark for mark in SEPARATORS if mark != separator and _separates(mark, header))
     if other := next(others, None):
-        wanted = SEPARATORS[separator]
+        expected = SEPARATORS[separator]
         return Issue(
             Code.HEADER,
             f"the header is separated by {SEPARATORS[other]}",
-            wanted,
-            f"export it again separated by {wanted}",
+            expected,
+            f"export it again separated by {expected}",
         )
     if any(SURROGATE.search(name) for name in header):
         what = f"the header is not UTF-8: {field_names(header, 'names')}"
@@ -83,18 +83,18 @@ def _header_issue(header: list[str], separator: str) -> Issue | None:
 
 
 def _separates(mark: str, header: list[str]) -> bool:
-    """Whether a mark is there more often than the separator, so that it separates."""
+    """Whether a mark is more frequent than the separator, so that it is the actual separator."""
     return sum(name.count(mark) for name in header) >= len(header)
 
 
 def _values_issue(header: list[str], values: list[str], separator: str) -> Issue | None:
     if len(values) != len(header):
-        more = f"quote texts with {SEPARATORS[separator]}"
+        more = f"put texts with {SEPARATORS[separator]} in double quotes"
         return Issue(
             Code.FIELD_COUNT,
             f"has {len(values)} fields",
             f"{len(header)}, as in the header",
-            more if len(values) > len(header) else "add what is missing",
+            more if len(values) > len(header) else "add the missing fields",
         )
     for name, value in zip(header, values, strict=True):
         if not value.isascii() and (found := SURROGATE.search(value)):
@@ -126,5 +126,5 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
         if len(line) > MAX_ROW_BYTES:
             raise csv.Error(f"{UNCLOSED[0]} ({MAX_ROW_BYTES})")
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        # A byte that is no UTF-8 becomes a surrogate, which belongs to no text, and is found in its record.
+        # A byte that is not UTF-8 becomes a surrogate, which no valid text has: its record is invalid.
         yield content.decode(errors="surrogateescape")

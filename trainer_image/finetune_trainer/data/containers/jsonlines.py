@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line, in UTF-8."""
+"""JSON Lines: one object per line, in UTF-8."""
 
 import codecs
 import json
@@ -13,8 +13,8 @@ from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPos
 ONE_OBJECT: Final = "one JSON object on each line"
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 - as all containers
-    """Each line, to be decoded by `LineDecoder`; lines of white space only are no records."""
+def read(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 - the signature of all containers
+    """Each line, for `LineDecoder` to decode. Blank lines are not records."""
     for number, line in enumerate(file.lines(), start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not content.isspace():
@@ -22,17 +22,19 @@ def read(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 
 
 
 class LineDecoder:
-    """Makes records of lines."""
+    """Decodes lines into records."""
 
     def __init__(self) -> None:
         self._decoder = Decoder()
 
     def decode(self, line: Line, name: str | None) -> RawRecord | InvalidRecord:
-        """The line's object, or what is wrong with it; `name` is for places."""
+        """The line's object, or its issue; `name` is the file name for positions."""
         number, content = line
-        place = RowPosition(name, number, number)
+        position = RowPosition(name, number, number)
         fields = _fields(content, self._decoder)
-        return InvalidRecord(place, (fields,)) if isinstance(fields, Issue) else RawRecord(place, fields)
+        return (
+            InvalidRecord(position, (fields,)) if isinstance(fields, Issue) else RawRecord(position, fields)
+        )
 
 
 def _fields(line: bytes, decoder: Decoder) -> Fields | Issue:

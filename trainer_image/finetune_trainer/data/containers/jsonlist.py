@@ -1,7 +1,7 @@
-"""A JSON list of objects, in UTF-8, read value by value: a list may be longer than memory.
+"""A JSON list of objects, in UTF-8, read value by value: a list may be larger than memory.
 
-By Python's own reader, not by ijson: that one writes "?" for half a character, ends at NaN and at integers of
-more than 64 bits, lets a name be in an object twice, and takes memory without a bound for deep nesting.
+It uses Python's own reader, not ijson, which replaces surrogates with "?", stops at NaN and at integers of
+more than 64 bits, accepts a name twice in an object, and takes unlimited memory for deep nesting.
 """
 
 import codecs
@@ -19,12 +19,13 @@ from finetune_trainer.data.unpacking import CHUNK_BYTES
 
 OBJECTS: Final = "a list of JSON objects"
 SPACE: Final = re.compile(r"[ \t\n\r]*")
-MAX_CUT_CHARACTERS: Final = 12
-"""An error so close to the end of what was read, or in a string without an end, may go when more is read."""
+MAX_TRUNCATED_CHARACTERS: Final = 12
+"""An error this close to the end of the text read so far, or in an unterminated string, may result from the
+end of the chunk."""
 
 
-class _Broken(Exception):
-    """Nothing more can be read of the list."""
+class _ListBroken(Exception):
+    """The rest of the list cannot be read."""
 
     def __init__(self, issue: Issue) -> None:
         super().__init__(issue.what)
@@ -32,25 +33,29 @@ class _Broken(Exception):
 
 
 def read(file: SourceFile, name: str | None) -> Iterator[RawRecord | InvalidRecord]:
-    """Each object of the list, or what is wrong with it; what is no JSON ends the file."""
+    """Each object of the list, or its issue. Invalid JSON ends the file."""
     number = 1
     with file.opened() as content:
         try:
             for value in _List(content).values():
-                place = RowPosition(name, number)
-                yield InvalidRecord(place, (value,)) if isinstance(value, Issue) else RawRecord(place, value)
+                position = RowPosition(name, number)
+                yield (
+                    InvalidRecord(position, (value,))
+                    if isinstance(value, Issue)
+                    else RawRecord(position, value)
+                )
                 number += 1
-        except _Broken as broken:
+        except _ListBroken as broken:
             yield InvalidRecord(RowPosition(name, number), (broken.issue,), ends_file=True)
 
 
 class _List:
-    """The part of the list that was read and not yet used."""
+    """Reader of a list; holds the text that was read and not yet used."""
 
     def __init__(self, content: IO[bytes]) -> None:
         self._content = content
         self._decoder = Decoder()
-        # A byte that is no UTF-8 becomes a surrogate, which belongs to no text, and is found in its value.
+        # A byte that is not UTF-8 becomes a surrogate, which makes its value invalid.
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self._text = ""
         self._at = 0
@@ -58,7 +63,7 @@ class _List:
         self._line, self._column = 1, 0
 
     def values(self) -> Iterator[Fields | Issue]:
-        """Each value as a record's fields, or what is wrong with it. Raises _Broken."""
+        """Each value as the fields of a record, or its issue. Raises _ListBroken."""
         self._read_more()
         self._text = self._text.removeprefix("\ufeff")
         self._take("[")
@@ -71,17 +76,17 @@ class _List:
                 yield self._value()
             self._take("]")
         if self._next():
-            raise _Broken(
+            raise _ListBroken(
                 Issue(
                     Code.SYNTAX,
-                    f"there is more after the end of the list, {self._where(self._at)}",
+                    f"the file has content after the end of the list, {self._where(self._at)}",
                     "one list",
                     "remove it, or join the lists",
                 )
             )
 
     def _next(self) -> str:
-        """The next character that is no space; none at the end of the file."""
+        """The next character that is not white space; "" at the end of the file."""
         while True:
             self._at = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -115,39 +120,39 @@ class _List:
                 if end < len(self._text) or not self._read_more():
                     return value, end
             except json.JSONDecodeError as error:
-                self._go_on_after(error)
+                self._read_more_after(error)
             except RecursionError:
-                raise _Broken(_issue(NESTED_TOO_DEEP)) from None
+                raise _ListBroken(_issue(NESTED_TOO_DEEP)) from None
             except ValueError as error:
-                raise _Broken(_issue(f"not valid JSON: {error}")) from None
+                raise _ListBroken(_issue(f"not valid JSON: {error}")) from None
 
-    def _go_on_after(self, error: json.JSONDecodeError) -> None:
-        """Read more, where that can help."""
-        is_cut = error.msg.startswith("Unterminated") or (
-            error.pos >= len(self._text.rstrip(" \t\n\r")) - MAX_CUT_CHARACTERS
+    def _read_more_after(self, error: json.JSONDecodeError) -> None:
+        """Read more if that can remove the error; otherwise raise _ListBroken."""
+        is_truncated = error.msg.startswith("Unterminated") or (
+            error.pos >= len(self._text.rstrip(" \t\n\r")) - MAX_TRUNCATED_CHARACTERS
         )
-        if is_cut and len(self._text) - self._at > MAX_ROW_BYTES:
-            raise _Broken(
+        if is_truncated and len(self._text) - self._at > MAX_ROW_BYTES:
+            raise _ListBroken(
                 Issue(
                     Code.ROW_TOO_LONG, f"longer than {MAX_ROW_BYTES >> 20} MiB", OBJECTS, "check the quotes"
                 )
             )
-        if not (is_cut and self._read_more()):
-            raise self._broken(error.msg, error.pos, is_cut=is_cut)
+        if not (is_truncated and self._read_more()):
+            raise self._broken(error.msg, error.pos, is_truncated=is_truncated)
 
     def _read_more(self) -> bool:
-        """Forget what was used, and read as much as is left, at least a chunk; whether the file went on."""
+        """Drop the used text and read a chunk, or as much as is unused if that is more; False at the end."""
         if self._ended:
             return False
         used, rest = self._text[: self._at], self._text[self._at :]
         self._line, self._column = self._position(used)
-        packed = self._content.read(max(CHUNK_BYTES, len(rest)))
-        self._ended = not packed
-        self._text, self._at = rest + self._characters.decode(packed, final=self._ended), 0
+        chunk = self._content.read(max(CHUNK_BYTES, len(rest)))
+        self._ended = not chunk
+        self._text, self._at = rest + self._characters.decode(chunk, final=self._ended), 0
         return True
 
     def _position(self, used: str) -> tuple[int, int]:
-        """Line, from 1, and column, from 0, after some of the text."""
+        """Line, from 1, and column, from 0, after the used text."""
         lines = used.count("\n")
         column = len(used) - used.rfind("\n") - 1 if lines else self._column + len(used)
         return self._line + lines, column
@@ -156,17 +161,17 @@ class _List:
         line, column = self._position(self._text[:at])
         return f"at line {line} column {column + 1}"
 
-    def _broken(self, message: str, at: int, *, is_cut: bool = True) -> _Broken:
-        if self._ended and (at >= len(self._text) or (is_cut and message.startswith("Unterminated"))):
-            return _Broken(
+    def _broken(self, message: str, at: int, *, is_truncated: bool = True) -> _ListBroken:
+        if self._ended and (at >= len(self._text) or (is_truncated and message.startswith("Unterminated"))):
+            return _ListBroken(
                 Issue(
                     Code.FILE_ENDS_EARLY,
-                    "the file ends before its list does",
+                    "the file ends before the list is closed",
                     '"]" at the end',
                     "export or copy the file again",
                 )
             )
-        return _Broken(_issue(f"not valid JSON {self._where(at)}: {message}"))
+        return _ListBroken(_issue(f"not valid JSON {self._where(at)}: {message}"))
 
 
 def _issue(what: str) -> Issue:

@@ -17,7 +17,7 @@ BATCH_ROWS: Final = 1000
 
 
 def read(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | InvalidRecord]:
-    """The columns, then each row; lists and structs as lists and objects, dates and decimals as texts."""
+    """The columns, then each row. Lists and structs become lists and objects, dates and decimals texts."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -28,7 +28,7 @@ def read(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | In
             return
         content.seek(0)
         try:
-            # Without pre_buffer, which would hold whole row groups in memory.
+            # pre_buffer would hold whole row groups in memory.
             table = ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
             columns = table.schema_arrow.names
             if issue := repeated_column(columns):
@@ -38,14 +38,14 @@ def read(file: SourceFile, name: str | None) -> Iterator[Header | RawRecord | In
             for batch in table.iter_batches(BATCH_ROWS):
                 for fields in _records(batch):
                     number += 1
-                    place = RowPosition(name, number)
+                    position = RowPosition(name, number)
                     yield (
-                        InvalidRecord(place, (fields,))
+                        InvalidRecord(position, (fields,))
                         if isinstance(fields, Issue)
-                        else RawRecord(place, fields)
+                        else RawRecord(position, fields)
                     )
         except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            # Of damaged content pyarrow raises OSError too, but without the system's number.
+            # For damaged content pyarrow also raises OSError, but without an errno.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             yield InvalidRecord(RowPosition(name), (_damage(error, number),), ends_file=True)
@@ -58,9 +58,9 @@ def _magic_issue(magic: bytes) -> Issue | None:
     if packed:
         return Issue(
             Code.FILE_UNKNOWN,
-            f"the file is packed by {packed}",
-            "Parquet as it is, which packs its columns itself",
-            f"unpack it ({'gunzip' if packed == 'gzip' else 'unzstd'})",
+            f"the file is compressed by {packed}",
+            "Parquet without it, because Parquet compresses its columns itself",
+            f"decompress it ({'gunzip' if packed == 'gzip' else 'unzstd'})",
         )
     return Issue(
         Code.FILE_UNKNOWN,
@@ -72,11 +72,11 @@ def _magic_issue(magic: bytes) -> Issue | None:
 
 def _damage(error: Exception, number: int) -> Issue:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    used = f"nothing after row {number} was used" if number else "nothing of it was used"
+    used = f"no row after row {number} was used" if number else "none of its rows was used"
     return Issue(
         Code.FILE_DAMAGED,
         f"the file is damaged{quoted(f': {reason}', '')}; {used}",
-        "Parquet that can be read to its end",
+        "a complete Parquet file",
         "export or copy the file again",
     )
 
@@ -88,7 +88,7 @@ def _records(batch: "pyarrow.RecordBatch") -> Iterator[Fields | Issue]:
     try:
         records: list[Fields] = plain.to_pylist()
     except (ValueError, OverflowError):
-        # One by one, to find the values that cannot be read.
+        # Row by row, to find the values that cannot be read.
         for index in range(plain.num_rows):
             yield _record(plain, index)
     else:
@@ -120,7 +120,7 @@ def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
 
 
 def _plain(column: "pyarrow.Array[Any]") -> "pyarrow.Array[Any]":
-    """Dates, times and decimals as texts, where pyarrow has a text for them."""
+    """Dates, times and decimals as texts, if pyarrow can convert them."""
     import pyarrow
 
     if not (pyarrow.types.is_temporal(column.type) or pyarrow.types.is_decimal(column.type)):

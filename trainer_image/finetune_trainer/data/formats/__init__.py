@@ -1,1 +1,1 @@
-"""What records mean: each format's records become rows. They know no files."""
+"""Formats of records: each format turns its records into rows. They do not depend on files."""

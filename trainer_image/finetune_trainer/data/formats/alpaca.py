@@ -1,4 +1,4 @@
-"""Alpaca: an instruction, its input and the output; with a system text and history as in LLaMA-Factory."""
+"""Alpaca: an instruction, its input and output; optionally a system text and history as in LLaMA-Factory."""
 
 from typing import Any, ClassVar
 
@@ -11,26 +11,26 @@ from finetune_trainer.rows import Message, Row
 
 
 class AlpacaFormat(Format):
-    """`instruction` and `input`, with an empty line between, are the prompt, `output` the completion."""
+    """The prompt is `instruction`, an empty line and `input`; the completion is `output`."""
 
     name: ClassVar = "Alpaca"
     title: ClassVar = "Alpaca"
     refuses_ratings: ClassVar = True
-    # `text` is all of it again, in the data of Stanford.
+    # `text` repeats the other fields in Stanford's data.
     used: ClassVar = ("input", "system", "history", "text")
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By `instruction` and `output`, where these are not beside a prompt and its completion."""
+        """Matches `instruction` and `output` without a prompt and a completion."""
         is_pair = clues.has_prompt(record) and clues.has_completion(record)
         return Match.FIELDS if record.keys() >= {"instruction", "output"} and not is_pair else None
 
     def columns(self) -> tuple[str, ...]:
-        """Instruction and output."""
+        """The columns of instruction and output."""
         return ("instruction", "output")
 
     def row(self, record: Fields) -> Row | Issues:
-        """A pair, or a conversation where there is a system text or history."""
+        """A pair; a conversation if there is a system text or a history."""
         found: list[Issue] = []
         prompt = text(record, "instruction", found)
         if added := optional_text(record, "input", found):
@@ -48,7 +48,7 @@ class AlpacaFormat(Format):
 
 
 def optional_text(record: Fields, name: str, found: list[Issue]) -> str:
-    """A field's text; "" where it is missing, null, empty or no text, the last with what is wrong with it."""
+    """A field's text; "" if it is missing, null or empty. A value that is not a text adds an issue."""
     value = record.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
@@ -56,7 +56,7 @@ def optional_text(record: Fields, name: str, found: list[Issue]) -> str:
 
 
 def _history(history: Any, found: list[Issue]) -> list[Message]:
-    # CSV has no lists; an empty column is no history.
+    # CSV has no lists; an empty column means no history.
     if history is None or history == "":
         return []
     if not isinstance(history, list):
@@ -64,18 +64,18 @@ def _history(history: Any, found: list[Issue]) -> list[Message]:
         return []
     turns: list[Message] = []
     for index, pair in enumerate(history):
-        place = f"history[{index}]"
+        path = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
             state = f"a list of {len(pair)}" if isinstance(pair, list) else type_name(pair)
-            found.append(_issue(place, f"is {state}", "an [instruction, output] pair"))
+            found.append(_issue(path, f"is {state}", "an [instruction, output] pair"))
             continue
         for part, value in enumerate(pair):
-            if issue := text_issue(f"{place}[{part}]", value):
+            if issue := text_issue(f"{path}[{part}]", value):
                 found.append(issue)
             else:
                 turns.append(Message("assistant" if part else "user", normal_line_ends(value)))
     return turns
 
 
-def _issue(place: str, what: str, expected: str) -> Issue:
-    return Issue(Code.FIELD_TYPE, f"{place} {what}", expected, "correct it", column=place)
+def _issue(path: str, what: str, expected: str) -> Issue:
+    return Issue(Code.FIELD_TYPE, f"{path} {what}", expected, "correct it", column=path)

@@ -1,4 +1,4 @@
-"""From a record to a row, or to what is wrong with it; the same for every format."""
+"""Base class of formats, which turn a record into a row or issues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -34,55 +34,55 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
-"""What teams call their splits; of files' names too. Capital letters count as small ones."""
+"""Names of splits in columns and file names, in lower case; they match any case."""
 
 
-@dataclass(slots=True)  # not frozen, which would take longer to make than to read
+@dataclass(slots=True)  # not frozen: creating it would take longer than reading it
 class RawRow:
-    """A valid row as it came, before any cleaning."""
+    """A valid row before cleaning."""
 
     row: Row
     group: Group | None = None
-    """Where the division is by groups."""
+    """Group of the row, with split.groupBy."""
     split: SplitName | None = None
-    """Where the rows say it themselves."""
+    """Split of the row, if the source sets it."""
 
 
 class Format(ABC):
-    """Recognises and reads the records of one format."""
+    """Recognizes and reads the records of one format."""
 
     name: ClassVar[DataFormat]
     title: ClassVar[str]
-    """What the report's page calls it."""
+    """Name on the report's page."""
     table: ClassVar[TableName | None] = None
-    """The only container that holds this format, and its name; None where any container may hold it."""
+    """The only container of this format, if it has one; None if any container can hold it."""
     is_definite: ClassVar[bool] = True
-    """Whether a recipe that names the format leaves nothing to detect."""
+    """Whether a recipe that sets this format leaves nothing to detect."""
     refuses_ratings: ClassVar[bool] = False
-    """Whether every answer is learned, so that rows must have no label that may judge the answer."""
+    """Whether every answer is learned, so that rows must not have a label that may rate the answer."""
     used: ClassVar[tuple[str, ...]] = ()
-    """Fields of the format itself that are read, refused or of no interest, not those that a recipe names."""
+    """Fields of the format that are read, rejected or irrelevant, besides those that the recipe names."""
     usual_prompt: ClassVar[str] = "prompt"
     named: ClassVar[frozenset[str]] = frozenset()
-    """Fields of FieldNames that have a meaning here; those of others are told to have none."""
+    """Fields of FieldNames that the format uses; a warning reports the others."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises ValueError for a template that is none."""
+        """Raises ValueError for an invalid template."""
         self.recipe = recipe
         self.names = recipe.names
         self.template = PromptTemplate.parse(self.names.template) if self.names.template else None
         self.prompt_columns: tuple[str, ...] = (self.names.prompt or self.usual_prompt,)
-        """What the prompt is made of."""
+        """Columns that make up the prompt."""
         if self.template is not None:
             self.prompt_columns = self.template.columns
         self.unused: dict[str, None] = {}
-        """Fields that were seen and are not used, in the order of their coming."""
+        """Fields that occurred and are not used, in the order of their occurrence."""
         self._known = {*self.used, *self.table_columns()}
 
     @classmethod
     @abstractmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """How strongly a record suggests this format; None: not at all."""
+        """How strongly a record matches this format; None if it does not."""
 
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
@@ -90,19 +90,19 @@ class Format(ABC):
 
     @abstractmethod
     def row(self, record: Fields) -> Row | Issues:
-        """The row, or all that is wrong with it."""
+        """The row, or all its issues."""
 
     def data(self, record: Fields) -> Fields:
-        """The fields that the team filled, where a format has them apart; group and split are there."""
+        """The part of the record with the team's own fields, including group and split."""
         return record
 
     def table_columns(self) -> tuple[str, ...]:
-        """The columns that a table must have, with those that the recipe names for groups and splits."""
+        """The columns that a table must have, including those of group and split in the recipe."""
         division = self.recipe.division
         return (*self.columns(), *(name for name in (division.group_by, division.column) if name is not None))
 
     def header_issues(self, columns: Sequence[str]) -> Issues:
-        """What a table's columns lack."""
+        """Issues about missing columns of a table."""
         absent = [name for name in self.table_columns() if name not in columns]
         in_template = [name for name in absent if self.template and name in self.template.columns]
         others = [name for name in absent if name not in in_template]
@@ -129,7 +129,7 @@ class Format(ABC):
         return tuple(found)
 
     def read(self, record: Fields) -> RawRow | Issues:
-        """The row with its group and split, or all that is wrong with it."""
+        """The row with its group and split, or all its issues."""
         row = self.row(record)
         data = self.data(record)
         if not data.keys() <= self._known:
@@ -146,7 +146,7 @@ class Format(ABC):
 
     @property
     def ignored_names(self) -> tuple[str, ...]:
-        """What the recipe names in vain."""
+        """Names in the recipe that the format does not use."""
         return tuple(
             field.name
             for field in fields(self.names)
@@ -154,7 +154,7 @@ class Format(ABC):
         )
 
     def note_unused(self, record: Fields, prefix: str = "") -> None:
-        """Remember the fields that are not known; null says nothing, and is not counted."""
+        """Note the unused fields of a record, without those that are null."""
         for name, value in record.items():
             if value is not None and (path := prefix + name) not in self._known:
                 self._known.add(path)
@@ -162,11 +162,11 @@ class Format(ABC):
 
     @property
     def known(self) -> frozenset[str]:
-        """The fields that are known: of the format, or from the records that were read; not those unused."""
+        """The fields that are used: those of the format and those found in the records."""
         return frozenset(self._known.difference(self.unused))
 
     def prompt(self, record: Fields, found: list[Issue]) -> str:
-        """The prompt's text, or "" and what is wrong with it."""
+        """The prompt's text; "" if it is invalid, with an issue in `found`."""
         if self.template is None:
             return text(record, self.prompt_columns[0], found)
         filled = self.template.fill(record)
@@ -207,11 +207,11 @@ class Format(ABC):
 
 
 def missing(record: Fields, name: str) -> Issue:
-    """The issue of a field that is not there."""
-    there = f"it has {field_names(record)}" if record else "it is an empty object"
+    """The issue of a missing field."""
+    content = f"it has {field_names(record)}" if record else "it is an empty object"
     return Issue(
         Code.FIELD_MISSING,
-        f'"{name}" is missing ({there})',
+        f'"{name}" is missing ({content})',
         f'the field "{name}"',
         "add it, or map another field in columns",
         column=name,
@@ -219,7 +219,7 @@ def missing(record: Fields, name: str) -> Issue:
 
 
 def text(record: Fields, name: str, found: list[Issue]) -> str:
-    """A field's text; "" where it has none, and what is wrong with it."""
+    """A field's text; "" if it is invalid, with an issue in `found`."""
     issue = text_issue(name, record[name]) if name in record else missing(record, name)
     if issue is None:
         return normal_line_ends(record[name])

@@ -15,7 +15,7 @@ from finetune_trainer.rows import Row
 
 
 class ChatMessagesFormat(Format):
-    """`messages`, the last one the assistant's, and the `tools` that the assistant may call."""
+    """`messages`, of which the last is the assistant's, and the `tools` that the assistant may call."""
 
     name: ClassVar = "ChatMessages"
     title: ClassVar = "chat messages"
@@ -25,7 +25,7 @@ class ChatMessagesFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By the messages."""
+        """Matches the field of the messages."""
         if clues.messages not in record:
             return None
         return Match.FIELDS if clues.names.messages is None else Match.NAMED
@@ -36,7 +36,7 @@ class ChatMessagesFormat(Format):
         self._known.update(f"{self.messages}[].{field}" for field in FIELDS)
 
     def columns(self) -> tuple[str, ...]:
-        """The messages."""
+        """The column of the messages."""
         return (self.names.messages or "messages",)
 
     def row(self, record: Fields) -> Row | Issues:
@@ -56,7 +56,7 @@ class ChatMessagesFormat(Format):
         messages = record[self.messages]
         turns = read_messages(self.messages, messages, found, names)
         self._note_unused_in_messages(messages)
-        # The order of roles means nothing before every message has one.
+        # The order is checked only if every message has a role.
         issues = tuple(found or order_issues(self.messages, turns))
         return issues or Row(tuple(turns), tools=tools)
 

@@ -1,4 +1,4 @@
-"""What formats are recognised by: a record's fields, the names in the recipe, the container."""
+"""Clues for recognizing formats: the fields of a record, the names in the recipe, the container."""
 
 from copy import copy
 from enum import IntEnum
@@ -12,7 +12,7 @@ from finetune_trainer.data.prompttemplate import PromptTemplate
 
 
 class Match(IntEnum):
-    """How strongly a record suggests a format. The highest wins, then the order of the registry."""
+    """How strongly a record matches a format. The highest wins, then the order of the registry."""
 
     FIELDS = 1
     """Its fields have the usual names."""
@@ -21,11 +21,11 @@ class Match(IntEnum):
     NAMED = 3
     """It has the fields that the recipe names."""
     EXPORT = 4
-    """A tool wrote it. Its fields say so whatever the recipe names."""
+    """It is the export of a tool, as its fields show, whatever the recipe names."""
 
 
 class Clues:
-    """The field names to look for in one source: those that the recipe names, else the usual ones."""
+    """Field names to expect in one source: those in the recipe, else the usual ones."""
 
     def __init__(self, names: FieldNames, rule: int = RULE_VERSION) -> None:
         """Raises ValueError for an invalid template."""
@@ -39,24 +39,24 @@ class Clues:
         self.label = names.label or "label"
         self.messages = names.messages or "messages"
         self.table: TableName | None = None
-        """The container of the records where it is a table; None where it is JSON."""
+        """Container of the records if it is a table; None if it is JSON."""
         self.answers = {names.chosen or "chosen", names.rejected or "rejected"}
 
     def within(self, container: ContainerName) -> Self:
-        """The same clues for records of a container."""
+        """The same clues for the records of a container."""
         clues = copy(self)
         clues.table = table_of(container)
         return clues
 
     def has_prompt(self, record: Fields) -> bool:
-        """Whether all fields of the prompt are there."""
+        """Whether the record has all fields of the prompt."""
         return record.keys() >= set(self.prompt)
 
     def has_completion(self, record: Fields) -> bool:
-        """Whether the completion is there."""
+        """Whether the record has the completion."""
         return self.completion in record
 
     def has_plain_completion(self, record: Fields) -> bool:
-        """Whether the completion is there, and neither a list nor an object."""
+        """Whether the record has the completion, and it is neither a list nor an object."""
         value: Any = record.get(self.completion)
         return self.completion in record and not isinstance(value, list | dict)

@@ -14,7 +14,7 @@ COLUMNS: Final = {"id", "text", "label"}
 
 
 class DoccanoFormat(Format):
-    """`text`, and `label` (in old versions `labels`) with one label or text."""
+    """`text`, and `label` (`labels` in old versions) with one label or text."""
 
     name: ClassVar = "Doccano"
     title: ClassVar = "doccano"
@@ -25,7 +25,7 @@ class DoccanoFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By the columns of its tables, with metadata only where nothing else is there; in JSON by a list."""
+        """Matches the columns of its tables, with other fields only without a prompt; in JSON, a list."""
         fields = record.keys()
         if not clues.table:
             label: Any = record.get("label", record.get("labels"))
@@ -36,7 +36,7 @@ class DoccanoFormat(Format):
         return Match.FIELDS if fields >= COLUMNS and not is_other else None
 
     def columns(self) -> tuple[str, ...]:
-        """Text and label."""
+        """The columns of text and label."""
         return (*self.prompt_columns, self.names.completion or "label")
 
     def row(self, record: Fields) -> Row | Issues:

@@ -1,4 +1,4 @@
-"""KTO, as TRL has it: a prompt, a completion, and whether that is a good one."""
+"""KTO as in TRL: a prompt, a completion, and whether the completion is good."""
 
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from finetune_trainer.rows import Row
 
 
 class KTOFormat(Format):
-    """`prompt`, `completion` (texts, or messages) and `label`."""
+    """`prompt`, `completion` (texts or messages) and `label`."""
 
     name: ClassVar = "KTO"
     title: ClassVar = "rated answers (KTO)"
@@ -24,7 +24,7 @@ class KTOFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By the label that the recipe names, or by one that says true or false."""
+        """Matches the label that the recipe names, or one that is true or false."""
         if (
             clues.names.label is not None
             and clues.names.label in record
@@ -36,7 +36,7 @@ class KTOFormat(Format):
         return Match.FIELDS if _is_rated(record, clues) else None
 
     def columns(self) -> tuple[str, ...]:
-        """All three."""
+        """The columns of prompt, completion and label."""
         names = self.names
         return (*self.prompt_columns, names.completion or "completion", names.label or "label")
 
@@ -64,7 +64,7 @@ class KTOFormat(Format):
 
 
 def _is_rated(record: Fields, clues: Clues) -> bool:
-    """Whether the label says true or false; by the first rule JSON has no other ways to write that."""
+    """Whether the label is true or false. By rule version 1, JSON must have a boolean."""
     if clues.rule >= RATINGS_SINCE:
         return clues.ratings.is_kto(record)
     label = record.get(clues.label)

@@ -25,22 +25,23 @@ from finetune_trainer.rows import Message, Row
 META: Final = (
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history",
 )  # fmt: skip
-"""What Label Studio adds to the data and the answers in flat exports."""
+"""Columns that Label Studio adds to data and answers in flat exports."""
 FLAT_COLUMNS: Final = ({"annotation_id", "lead_time"}, {"annotator", "lead_time"})
-"""Columns of flat exports, with and without the annotation's number."""
+"""Columns that identify flat exports, with and without the annotation's number."""
 COLLIDED: Final = "_data_"
-"""Before the names of data in flat exports, where a control tag has the same name."""
+"""Prefix of a data field in flat exports if a control tag has the same name."""
 OLD_ANNOTATIONS: Final = "completions"
-"""What annotations are called in exports before version 1.0."""
+"""Name of the annotations in exports before version 1.0."""
 PROMPTS: Final = ("text", "prompt")
-"""Usual names of the prompt in a task's data, those of the templates."""
+"""Names of the prompt in a task's data, as in the templates."""
 
 
 class LabelStudioFormat(Format):
-    """A field of the data is the prompt, what one control tag (its `name`) was answered the completion.
+    """The prompt is a field of the data; the completion is the answer of one control tag, by its `name`.
 
-    By rule version 2 also the tasks for generative AI: a conversation is the prompt, the tag Chat continues
-    one, the tag Pairwise prefers one of two answers. By version 1 the first of several annotations counts.
+    By rule version 2 tasks for generative AI are read too: a conversation is the prompt, the tag Chat
+    continues one, and the tag Pairwise prefers one of two answers. By version 1 the first of several
+    annotations counts.
     """
 
     name: ClassVar = "LabelStudio"
@@ -51,7 +52,7 @@ class LabelStudioFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """As a task, or by the columns that Label Studio adds to flat exports."""
+        """Matches a task, or the columns that Label Studio adds to flat exports."""
         is_read = clues.rule >= MESSAGES_SINCE or (
             isinstance(record.get("annotations"), list) and "data" in record
         )
@@ -60,18 +61,18 @@ class LabelStudioFormat(Format):
 
     def __init__(self, recipe: Recipe) -> None:
         self._reads_tasks = recipe.division.rule_version >= MESSAGES_SINCE
-        self._place = ""
-        """Where the turns before the answer are."""
+        self._path = ""
+        """Path of the turns before the answer, for messages."""
         super().__init__(recipe)
 
     def columns(self) -> tuple[str, ...]:
-        """Of flat exports."""
+        """The columns that flat exports must have."""
         is_found = self._reads_tasks and self.names.prompt is None and self.template is None
         prompts = () if is_found else self.prompt_columns
         return (*prompts, *((self.names.completion,) if self.names.completion else ()))
 
     def data(self, record: Fields) -> Fields:
-        """The task's data; of flat exports all fields, those of the data by their own names."""
+        """The task's data; for flat exports all fields, with the prefix of data fields removed."""
         if is_task(record):
             return record["data"] if isinstance(record.get("data"), dict) else {}
         collided = {
@@ -80,7 +81,7 @@ class LabelStudioFormat(Format):
         return {name: value for name, value in record.items() if not name.startswith(COLLIDED)} | collided
 
     def row(self, record: Fields) -> Row | Issues:
-        """The data's text with the answer of the control tag."""
+        """The prompt in the data with the answer of the control tag."""
         data = self.data(record)
         if not is_task(record):
             return self._flat_row(record, data)
@@ -96,7 +97,7 @@ class LabelStudioFormat(Format):
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
 
     def _flat_row(self, record: Fields, data: Fields) -> Row | Issues:
-        """All that is neither the prompt nor of Label Studio itself may be a control tag."""
+        """Every column besides the prompt and those of Label Studio itself may be a control tag."""
         if "annotation_id" in record and record["annotation_id"] in (None, ""):
             return (issues.unanswered(),)
         known = {*META, *(name for name in self.table_columns() if COLLIDED + name not in record)}
@@ -106,7 +107,7 @@ class LabelStudioFormat(Format):
         return self._row(data, record, tags)
 
     def _flat_tags(self, data: Fields, record: Fields, tags: Sequence[str]) -> list[str]:
-        """Those that are no part of the data, as far as their values and usual names tell."""
+        """The tags without the data fields that values and usual names identify."""
         special = [name for name in tags if _is_special(record[name])]
         if special:
             return special
@@ -127,10 +128,10 @@ class LabelStudioFormat(Format):
             return (self._chat if is_chat else self._pairwise)(data, name, answers[name])
         turns = self._context(data, tags if data is not answers else (), found)
         completion = self._completion(answers, tags, found)
-        return tuple(found) or _row(turns, Message("assistant", completion), self._place)
+        return tuple(found) or _row(turns, Message("assistant", completion), self._path)
 
     def _chat(self, data: Fields, name: str, answer: Any) -> Row | Issues:
-        """A conversation, of which the turns that were there before are context only."""
+        """A conversation in which the turns of the task's data are context only."""
         found: list[Issue] = []
         messages, before = chat_of(answer) or [], conversations_in(data, [name])
         if len(before) > 1:
@@ -148,7 +149,7 @@ class LabelStudioFormat(Format):
         )
 
     def _pairwise(self, data: Fields, name: str, answer: Any) -> Row | Issues:
-        """The answer that was chosen, beside the other one."""
+        """The preference for the selected answer over the other one."""
         names = self.names
         pair = (names.chosen, names.rejected) if names.chosen and names.rejected else pair_of(data)
         if pair is None:
@@ -165,7 +166,7 @@ class LabelStudioFormat(Format):
         chosen, rejected = (left, right) if selected == "left" else (right, left)
         if found:
             return tuple(found)
-        row = _row(turns, Message("assistant", chosen), self._place)
+        row = _row(turns, Message("assistant", chosen), self._path)
         return replace(row, form="Preference", rejected=rejected) if isinstance(row, Row) else row
 
     def _context(self, data: Fields, answers: Sequence[str], found: list[Issue]) -> list[Message]:
@@ -177,15 +178,16 @@ class LabelStudioFormat(Format):
             if len(conversations) > 1 or (conversations and texts):
                 found.append(issues.conversations([*texts[:1], *conversations]))
                 return []
-            left = [each for each, value in data.items() if isinstance(value, str) and each not in answers]
-            name = next(iter((*conversations, *texts, *(left if len(left) == 1 else ()))), self.usual_prompt)
-        self._place = printable(name or self.prompt_columns[0])
+            others = [each for each, value in data.items() if isinstance(value, str) and each not in answers]
+            only = others if len(others) == 1 else ()
+            name = next(iter((*conversations, *texts, *only)), self.usual_prompt)
+        self._path = printable(name or self.prompt_columns[0])
         if name is not None:
             self._known.add(name)
         if name in conversations:
-            return list(_as_context(read_messages(self._place, conversations[name], found, None)))
+            return list(_as_context(read_messages(self._path, conversations[name], found, None)))
         if conversations:
-            found.append(issues.history(self._place, list(conversations)))
+            found.append(issues.history(self._path, list(conversations)))
             return []
         return [Message("user", self.prompt(data, found) if name is None else text(data, name, found))]
 
@@ -210,7 +212,7 @@ class LabelStudioFormat(Format):
 
 
 def is_task(record: Fields) -> bool:
-    """Whether a record is a task with its data apart; otherwise it is a row of a flat export."""
+    """Whether a record is a task with separate data; otherwise it is a row of a flat export."""
     return "annotations" in record or (
         isinstance(record.get("data"), dict)
         and any(isinstance(record.get(name), list) for name in (OLD_ANNOTATIONS, "predictions"))
@@ -218,17 +220,17 @@ def is_task(record: Fields) -> bool:
 
 
 def _as_context(turns: Iterable[Message]) -> Iterator[Message]:
-    """Turns that are not learned."""
+    """The turns, none of them learned."""
     return (replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
 
 
-def _row(turns: Sequence[Message], answer: Message, place: str) -> Row | Issues:
+def _row(turns: Sequence[Message], answer: Message, path: str) -> Row | Issues:
     if len(turns) == 1 and turns[0].role == "user":
         return Row.pair(turns[0].content, answer.content)
     every = (*turns, answer)
-    return tuple(order_issues(place, every)) or Row(every)
+    return tuple(order_issues(path, every)) or Row(every)
 
 
 def _is_special(value: Any) -> bool:
-    """Whether an answer is that of Chat or Pairwise."""
+    """Whether an answer comes from the tag Chat or Pairwise."""
     return chat_of(value) is not None or selected_of(value) is not None

@@ -1,4 +1,4 @@
-"""What annotations of Label Studio say, by the names of their control tags."""
+"""Answers in annotations of Label Studio, by the names of their control tags."""
 
 import json
 from typing import Any, Final
@@ -13,9 +13,9 @@ CHATS: Final = ("chatmessages", "chatmessage", "chat")
 
 
 def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issue:
-    """What the first annotation that was not cancelled says, by the control tags' names.
+    """Answers of the first annotation that was not cancelled, by the control tags' names.
 
-    `refuses_disagreement`: where several annotations say different things, a person has to decide.
+    `refuses_disagreement`: return an issue if annotations differ, so that the user decides.
     """
     if annotations is None:
         return issues.unanswered()
@@ -33,16 +33,16 @@ def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issu
         if isinstance(annotation, dict) and not annotation.get("was_cancelled")
     ]
     if not refuses_disagreement:
-        return _said(kept[0].get("result") if kept else None) or issues.unanswered()
-    right = [annotation for annotation in kept if annotation.get("ground_truth")]
-    said = [found for each in right or kept if (found := _said(each.get("result")))]
-    if any(each != said[0] for each in said):
-        return issues.disagreement(len(said))
-    return said[0] if said else issues.unanswered()
+        return _answers(kept[0].get("result") if kept else None) or issues.unanswered()
+    ground_truth = [annotation for annotation in kept if annotation.get("ground_truth")]
+    answers = [found for each in ground_truth or kept if (found := _answers(each.get("result")))]
+    if any(each != answers[0] for each in answers):
+        return issues.disagreement(len(answers))
+    return answers[0] if answers else issues.unanswered()
 
 
-def _said(results: Any) -> Fields:
-    """What one annotation says."""
+def _answers(results: Any) -> Fields:
+    """The answers of one annotation."""
     answers: Fields = {}
     for result in results if isinstance(results, list) else ():
         if not isinstance(result, dict) or not isinstance(result.get("from_name"), str):
@@ -63,7 +63,7 @@ def _said(results: Any) -> Fields:
 
 
 def text_of(name: str, value: Any) -> Any:
-    """The text of an answer: choices joined by commas, or one text; what has another shape as it is."""
+    """The text of an answer: choices joined by commas, or one text; other values unchanged, or an issue."""
     value = _unpacked(value)
     if isinstance(value, dict) and isinstance(choices := value.get("choices"), list):
         return ", ".join(choices) if all(isinstance(choice, str) for choice in choices) else choices
@@ -86,7 +86,7 @@ def text_of(name: str, value: Any) -> Any:
 
 
 def _unpacked(value: Any) -> Any:
-    """In tables several choices are JSON."""
+    """Parse several choices, which tables have as JSON."""
     if isinstance(value, str) and value.startswith('{"choices":'):
         try:
             return json.loads(value)

@@ -1,4 +1,4 @@
-"""What may be wrong with a task of Label Studio."""
+"""Issues of tasks of Label Studio."""
 
 from collections.abc import Sequence
 
@@ -8,29 +8,29 @@ from finetune_trainer.data.textchecks import field_name, field_names
 
 
 def disagreement(count: int) -> Issue:
-    """Of annotations that say different things."""
+    """Annotations differ."""
     return Issue(
         Code.FIELD_VALUE,
         f"has {count} annotations that differ",
-        "one, or one that is marked as ground truth",
-        "decide in Label Studio which is right, or remove the row",
+        "one annotation, or one marked as ground truth",
+        "mark the correct one in Label Studio, or remove the row",
         column="annotations",
     )
 
 
 def predicted() -> Issue:
-    """Of a task that nobody annotated, but a model."""
+    """The task has predictions of a model, but no annotation."""
     return Issue(
         Code.FIELD_MISSING,
-        "has predictions, and no annotation",
-        "an annotation: predictions are what a model said",
+        "has predictions, but no annotation",
+        "an annotation: predictions come from a model",
         "annotate it, or create annotations from predictions in Label Studio's data manager",
         column="annotations",
     )
 
 
 def conversations(names: Sequence[str]) -> Issue:
-    """Of several fields that may be the prompt."""
+    """Several fields may be the prompt."""
     return Issue(
         Code.FIELD_VALUE,
         f"the prompt may be any of {field_names(names)}",
@@ -40,7 +40,7 @@ def conversations(names: Sequence[str]) -> Issue:
 
 
 def history(name: str, conversations: Sequence[str]) -> Issue:
-    """Of a prompt that would leave a conversation out."""
+    """The prompt would leave out a conversation."""
     return Issue(
         Code.FIELD_VALUE,
         f"{field_name(name)} would be read without the conversation in {field_names(conversations)}",
@@ -51,17 +51,17 @@ def history(name: str, conversations: Sequence[str]) -> Issue:
 
 
 def no_pair(data: Fields) -> Issue:
-    """Of a pairwise task whose answers are not known by their names."""
+    """The names of a pairwise task's answers are unknown."""
     return Issue(
         Code.FIELD_MISSING,
-        f"the two answers are not told among {field_names(data)}",
+        f"the two answers are not recognized among {field_names(data)}",
         '"answer1" and "answer2"',
         "name the left one in columns.chosen and the right one in columns.rejected",
     )
 
 
 def not_chosen(name: str) -> Issue:
-    """Of a pairwise task without a choice."""
+    """A pairwise task has no choice."""
     return Issue(
         Code.FIELD_VALUE,
         f"{field_name(name)} prefers neither answer",
@@ -72,7 +72,7 @@ def not_chosen(name: str) -> Issue:
 
 
 def same_answers(pair: tuple[str, str]) -> Issue:
-    """Of a pairwise task with one answer."""
+    """Both answers of a pairwise task are the same."""
     return Issue(
         Code.FIELD_VALUE,
         f"{field_name(pair[0])} and {field_name(pair[1])} are the same",
@@ -83,23 +83,23 @@ def same_answers(pair: tuple[str, str]) -> Issue:
 
 
 def unanswered() -> Issue:
-    """Of a task without annotation."""
+    """The task has no annotation."""
     return Issue(
         Code.FIELD_MISSING,
         "has no annotation",
-        "one that was not cancelled",
+        "an annotation that was not cancelled",
         "annotate it, or remove the row",
         column="annotations",
     )
 
 
 def ambiguous(tags: Sequence[str]) -> Issue:
-    """Of several control tags, or none."""
+    """The task has several control tags, or none."""
     if not tags:
         return Issue(
             Code.FIELD_MISSING,
             "has no answer of a control tag",
-            "one",
+            "an answer",
             "annotate it, or name the tag in columns.completion",
         )
     return Issue(

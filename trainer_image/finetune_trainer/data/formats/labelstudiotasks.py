@@ -1,4 +1,4 @@
-"""Values of Label Studio's tasks for generative AI: conversations, chosen answers, messages of a chat."""
+"""Values of Label Studio's tasks for generative AI: conversations, selected answers, chat messages."""
 
 import ast
 import json
@@ -9,7 +9,7 @@ from finetune_trainer.data.containers.base import Fields
 
 ROLE_FIELDS: Final = ("role", "author", "from", "speaker")
 CONTENT_FIELDS: Final = ("content", "text", "value")
-"""Names of a message's fields, those of the API of OpenAI first; of Paragraphs the next."""
+"""Names of a message's fields: first those of the OpenAI API, then those of the tag Paragraphs."""
 ROLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("user", "human", "customer", "client", "question"), "user"),
     **dict.fromkeys(("assistant", "bot", "ai", "gpt", "model", "chatbot", "agent", "answer"), "assistant"),
@@ -25,11 +25,11 @@ PAIRS: Final = (
 )
 """Names of the two answers of a pairwise task, the left one first."""
 MAX_LITERAL_CHARACTERS: Final = 1 << 20
-"""Longest list that is read as Python writes it; that takes memory."""
+"""Maximum length of a list to parse as a Python literal, which takes memory."""
 
 
 def unpacked(value: Any) -> Any:
-    """A list or object out of a table, where it is a text: as JSON, or as Python writes it."""
+    """Parse a list or object that a table has as a text: as JSON, or as a Python literal."""
     if not isinstance(value, str) or not value.startswith(("[{", '{"', "{'")):
         return value
     try:
@@ -54,7 +54,7 @@ def conversation_of(value: Any) -> list[dict[str, Any]] | None:
 
 
 def selected_of(value: Any) -> str | None:
-    """Which answer of a pairwise task was chosen: left, right, or another text for none."""
+    """The selected answer of a pairwise task: left, right, or another text for neither."""
     value = _only(unpacked(value))
     return value["selected"] if isinstance(value, dict) and isinstance(value.get("selected"), str) else None
 
@@ -74,17 +74,17 @@ def chat_of(value: Any) -> list[Any] | None:
 
 def pair_of(names: Iterable[str]) -> tuple[str, str] | None:
     """The two answers of a pairwise task among the names of its data."""
-    there = set(names)
-    return next((pair for pair in PAIRS if there.issuperset(pair)), None)
+    present = set(names)
+    return next((pair for pair in PAIRS if present.issuperset(pair)), None)
 
 
 def conversations_in(data: Fields, without: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """The conversations among a task's fields."""
-    left = set(without)
+    """The conversations among a task's fields, except the fields `without`."""
+    excluded = set(without)
     return {
         name: messages
         for name, value in data.items()
-        if name not in left and (messages := conversation_of(value)) is not None
+        if name not in excluded and (messages := conversation_of(value)) is not None
     }
 
 
@@ -96,7 +96,7 @@ def _message(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     speaker = next((value[name] for name in ROLE_FIELDS if name in value), None)
-    said = next((name for name in CONTENT_FIELDS if name in value), None)
-    if not isinstance(speaker, str) or said is None:
+    content = next((name for name in CONTENT_FIELDS if name in value), None)
+    if not isinstance(speaker, str) or content is None:
         return None
-    return {"role": ROLES.get(speaker.strip().lower(), speaker), "content": value[said]}
+    return {"role": ROLES.get(speaker.strip().lower(), speaker), "content": value[content]}

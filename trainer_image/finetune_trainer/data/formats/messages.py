@@ -16,133 +16,131 @@ ROLES: Final[Mapping[str, Role]] = {
     "tool": "tool",
 }
 FIELDS: Final = ("role", "content", "weight", "tool_calls", "tool_call_id", "name", "function_call")
-"""Of a message; they are read or refused."""
+"""Fields of a message that are read or rejected."""
 
 
 def read_messages(
-    place: str, messages: Any, found: list[Issue], tools: frozenset[str] | None = frozenset()
+    path: str, messages: Any, found: list[Issue], tools: frozenset[str] | None = frozenset()
 ) -> list[Message]:
-    """The turns, as far as they are valid; what is wrong goes to `found`.
+    """The valid turns; issues are appended to `found`.
 
-    `tools` are the names that may be called: none, all; None, no calls and no turns of tools.
+    `tools` are the names that may be called: empty means all; None means no calls and no tool turns.
     """
     if not isinstance(messages, list) or not messages:
         state = "an empty list" if messages == [] else type_name(messages)
         found.append(
             Issue(
                 Code.FIELD_EMPTY if messages == [] else Code.FIELD_TYPE,
-                f"{place} is {state}",
+                f"{path} is {state}",
                 "a list of messages",
                 "give the turns as a list",
-                column=place,
+                column=path,
             )
         )
         return []
-    turns = (_message(f"{place}[{index}]", message, found, tools) for index, message in enumerate(messages))
+    turns = (_message(f"{path}[{index}]", message, found, tools) for index, message in enumerate(messages))
     return [turn for turn in turns if turn is not None]
 
 
-def unsupported(place: str, fix: str = "remove it") -> Issue:
-    """The issue of a field that would change what is learned: leaving it out in silence would be wrong."""
-    name = place.rsplit(".", 1)[-1]
-    return Issue(Code.UNSUPPORTED, f"{place} is not supported", f"rows without {name}", fix, column=place)
+def unsupported(path: str, fix: str = "remove it") -> Issue:
+    """The issue of an unsupported field that would change what is learned, so it must not be ignored."""
+    name = path.rsplit(".", 1)[-1]
+    return Issue(Code.UNSUPPORTED, f"{path} is not supported", f"rows without {name}", fix, column=path)
 
 
-def _message(place: str, message: Any, found: list[Issue], tools: frozenset[str] | None) -> Message | None:
+def _message(path: str, message: Any, found: list[Issue], tools: frozenset[str] | None) -> Message | None:
     if not isinstance(message, dict):
         found.append(
             Issue(
                 Code.FIELD_TYPE,
-                f"{place} is {type_name(message)}",
+                f"{path} is {type_name(message)}",
                 "an object with role and content",
                 "correct it",
-                column=place,
+                column=path,
             )
         )
         return None
     before = len(found)
     if message.get("function_call") is not None:
-        found.append(unsupported(f"{place}.function_call", "use tools and tool_calls"))
-    role = _role(place, message, found, tools)
-    calls = _calls(place, message, role, found, tools)
-    content = _content(place, message, found, may_be_empty=calls is not None)
-    learned = _learned(place, message, role, found)
-    identity = _tool_field(place, message, "tool_call_id", role, found)
-    name = _tool_field(place, message, "name", role, found)
+        found.append(unsupported(f"{path}.function_call", "use tools and tool_calls"))
+    role = _role(path, message, found, tools)
+    calls = _calls(path, message, role, found, tools)
+    content = _content(path, message, found, may_be_empty=calls is not None)
+    learned = _learned(path, message, role, found)
+    identity = _tool_field(path, message, "tool_call_id", role, found)
+    name = _tool_field(path, message, "name", role, found)
     if role is None or len(found) > before:
         return None
     return Message(role, content, learned, calls, identity, name)
 
 
 def _role(
-    place: str, message: dict[str, Any], found: list[Issue], tools: frozenset[str] | None
+    path: str, message: dict[str, Any], found: list[Issue], tools: frozenset[str] | None
 ) -> Role | None:
     value = message.get("role")
     role = ROLES.get(value) if isinstance(value, str) else None
     if role is not None and (role != "tool" or tools is not None):
         return role
     if value == "function":
-        found.append(unsupported(f"{place}.role function", "use tools and tool_calls"))
+        found.append(unsupported(f"{path}.role function", "use tools and tool_calls"))
         return None
     found.append(
         Issue(
             Code.ROLE,
-            f"{place}.role is {'missing' if 'role' not in message else shown(value)}",
+            f"{path}.role is {'missing' if 'role' not in message else shown(value)}",
             "system, user, assistant or tool" if tools is not None else "system, user or assistant",
             "correct the role",
-            column=f"{place}.role",
+            column=f"{path}.role",
         )
     )
     return None
 
 
 def _calls(
-    place: str, message: dict[str, Any], role: Role | None, found: list[Issue], tools: frozenset[str] | None
+    path: str, message: dict[str, Any], role: Role | None, found: list[Issue], tools: frozenset[str] | None
 ) -> str | None:
     calls = message.get("tool_calls")
     if calls is None or calls == []:
         return None
-    place = f"{place}.tool_calls"
+    path = f"{path}.tool_calls"
     if tools is None:
-        found.append(unsupported(place))
+        found.append(unsupported(path))
         return None
     if role not in ("assistant", None):
         found.append(
             Issue(
                 Code.TOOL_CALL,
-                f"{place} is in a turn of {role}",
+                f"{path} is in a turn of {role}",
                 "tool_calls of the assistant only",
                 "remove it, or correct the role",
-                column=place,
+                column=path,
             )
         )
         return None
-    return read_calls(place, calls, tools, found)
+    return read_calls(path, calls, tools, found)
 
 
-def _content(place: str, message: dict[str, Any], found: list[Issue], *, may_be_empty: bool) -> str:
-    place = f"{place}.content"
+def _content(path: str, message: dict[str, Any], found: list[Issue], *, may_be_empty: bool) -> str:
+    path = f"{path}.content"
     content: Any = message.get("content")
     if may_be_empty and (content is None or content == ""):
         return ""
     if "content" not in message:
-        found.append(
-            Issue(Code.FIELD_MISSING, f"{place} is missing", "text", "add the content", column=place)
-        )
+        found.append(Issue(Code.FIELD_MISSING, f"{path} is missing", "text", "add the content", column=path))
         return ""
     if isinstance(content, list):
-        joined = _joined(place, content, found)
+        joined = _joined(path, content, found)
         if joined is None:
             return ""
         content = joined
-    if issue := text_issue(place, content):
+    if issue := text_issue(path, content):
         found.append(issue)
         return ""
     return normal_line_ends(content)
 
 
-def _joined(place: str, parts: list[Any], found: list[Issue]) -> str | None:
-    """The text of parts, of which each must be a text."""
+def _joined(path: str, parts: list[Any], found: list[Issue]) -> str | None:
+    """The joined text of content parts, all of which must be texts."""
     texts = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -150,50 +148,50 @@ def _joined(place: str, parts: list[Any], found: list[Issue]) -> str | None:
         if kind == "text" and isinstance(value, str):
             texts.append(value)
             continue
-        state = f"of the type {shown(kind)}" if kind not in (None, "text") else "no text part"
+        state = f"of the type {shown(kind)}" if kind not in (None, "text") else "not a text part"
         found.append(
             Issue(
                 Code.UNSUPPORTED,
-                f"{place}[{index}] is {state}",
+                f"{path}[{index}] is {state}",
                 'parts of text only, {"type": "text", "text": …}',
-                "say it in text, or remove the row",
-                column=f"{place}[{index}]",
+                "write it as text, or remove the row",
+                column=f"{path}[{index}]",
             )
         )
         return None
     return "".join(texts)
 
 
-def _learned(place: str, message: dict[str, Any], role: Role | None, found: list[Issue]) -> bool:
+def _learned(path: str, message: dict[str, Any], role: Role | None, found: list[Issue]) -> bool:
     weight = message.get("weight")
     if weight is None:
         return True
-    place = f"{place}.weight"
+    path = f"{path}.weight"
     if isinstance(weight, bool) or weight not in (0, 1):
         found.append(
-            Issue(Code.FIELD_VALUE, f"{place} is {shown(weight)}", "0 or 1", "correct it", column=place)
+            Issue(Code.FIELD_VALUE, f"{path} is {shown(weight)}", "0 or 1", "correct it", column=path)
         )
     elif role not in ("assistant", None):
         found.append(
             Issue(
                 Code.FIELD_VALUE,
-                f"{place} is in a turn of {role}",
+                f"{path} is in a turn of {role}",
                 "weight in the assistant's turns only",
                 "remove it",
-                column=place,
+                column=path,
             )
         )
     return bool(weight != 0)
 
 
 def _tool_field(
-    place: str, message: dict[str, Any], field: str, role: Role | None, found: list[Issue]
+    path: str, message: dict[str, Any], field: str, role: Role | None, found: list[Issue]
 ) -> str | None:
-    """A text field that only turns of tools have; that of others says nothing that is learned."""
+    """A text field of tool turns; in other turns it is ignored, because it is not learned."""
     value = message.get(field)
     if value is None or role != "tool":
         return None
-    if issue := text_issue(f"{place}.{field}", value):
+    if issue := text_issue(f"{path}.{field}", value):
         found.append(issue)
         return None
     return normal_line_ends(value)

@@ -1,4 +1,4 @@
-"""A prompt and its completion, in two fields or columns: texts, or lists of messages as in TRL."""
+"""Prompt and completion in two fields or columns: texts, or lists of messages as in TRL."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from finetune_trainer.rows import Message, Row
 
 
 class PromptCompletionFormat(Format):
-    """`prompt` (or what a template makes) and `completion`; with messages also the `tools` to be called."""
+    """`prompt` (or the filled template) and `completion`; with messages also the `tools` to call."""
 
     name: ClassVar[DataFormat] = "PromptCompletion"
     title: ClassVar[str] = "prompts with completions"
@@ -25,7 +25,7 @@ class PromptCompletionFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By the prompt and the completion where the recipe names both, else by one of them."""
+        """Matches prompt and completion if the recipe names both, else one of them."""
         if cls.table != clues.table:
             return None
         names = clues.names
@@ -43,7 +43,7 @@ class PromptCompletionFormat(Format):
         self._columns = self.columns()
 
     def columns(self) -> tuple[str, ...]:
-        """Prompt and completion."""
+        """The columns of prompt and completion."""
         return (*self.prompt_columns, self.names.completion or "completion")
 
     def row(self, record: Fields) -> Row | Issues:
@@ -61,7 +61,7 @@ class PromptCompletionFormat(Format):
         return tuple(found) or Row.pair(prompt, answer)
 
     def _conversation(self, record: Fields, prompt: str, completion: str) -> Row | Issues:
-        """Turns of which those of the completion are learned."""
+        """A conversation; only the turns of the completion are learned."""
         self._known.add("tools")
         found: list[Issue] = []
         tools, names = None, frozenset[str]()
@@ -75,18 +75,18 @@ class PromptCompletionFormat(Format):
         if found:
             return tuple(found)
 
-        def at(index: int) -> str:
+        def path_of(index: int) -> str:
             is_answer = index >= len(before)
             return f"{completion}[{index - len(before)}]" if is_answer else f"{prompt}[{index}]"
 
         context = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         turns = (*context, *answer)
-        issues = order_issues(completion, turns, at=at)
+        issues = order_issues(completion, turns, path_of=path_of)
         return tuple(issues) or Row(turns, tools=tools)
 
 
 class CSVFormat(PromptCompletionFormat):
-    """Pairs in a table of commas."""
+    """Prompts with completions in a comma-separated table."""
 
     name: ClassVar = "CSV"
     title: ClassVar = "CSV"
@@ -94,7 +94,7 @@ class CSVFormat(PromptCompletionFormat):
 
 
 class TSVFormat(PromptCompletionFormat):
-    """Pairs in a table of tabs."""
+    """Prompts with completions in a tab-separated table."""
 
     name: ClassVar = "TSV"
     title: ClassVar = "TSV"
@@ -102,7 +102,7 @@ class TSVFormat(PromptCompletionFormat):
 
 
 class ParquetFormat(PromptCompletionFormat):
-    """Pairs in a Parquet table; such a table may hold any other format too."""
+    """Prompts with completions in a Parquet table, which can also hold any other format."""
 
     name: ClassVar = "Parquet"
     title: ClassVar = "Parquet"
@@ -118,7 +118,7 @@ def _answer(record: Fields, name: str, tools: frozenset[str], found: list[Issue]
 
 
 def mixed(found: str, expected: str) -> Issue:
-    """The issue of a row of another form."""
+    """The issue of a row in another form than the other rows."""
     return Issue(
-        Code.FORMATS_MIXED, f"is {found}", f"{expected}, as in the other rows", "keep one form a dataset"
+        Code.FORMATS_MIXED, f"is {found}", f"{expected}, as in the other rows", "use one form per dataset"
     )

@@ -1,4 +1,4 @@
-"""Preference pairs, as in TRL: a prompt, and a chosen and a rejected answer; and as in the API of OpenAI."""
+"""Preference pairs as in TRL (a prompt, a chosen and a rejected answer) and as in the OpenAI API."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Final
@@ -17,7 +17,7 @@ OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 
 
 class PreferenceFormat(Format):
-    """`prompt`, `chosen` and `rejected`: texts or messages; in whole conversations the prompt is implicit."""
+    """`prompt`, `chosen` and `rejected`: texts or messages. Whole conversations include the prompt."""
 
     name: ClassVar = "Preference"
     title: ClassVar = "preference pairs"
@@ -25,7 +25,7 @@ class PreferenceFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
-        """By both answers."""
+        """Matches both answers."""
         names = clues.names
         if names.chosen in record and names.rejected in record:
             return Match.NAMED
@@ -40,17 +40,17 @@ class PreferenceFormat(Format):
         self._reads_openai = recipe.division.rule_version >= MESSAGES_SINCE
 
     def columns(self) -> tuple[str, ...]:
-        """The answers; a prompt may be in them."""
+        """The columns of the answers, which may include the prompt."""
         return (self.names.chosen or "chosen", self.names.rejected or "rejected")
 
     def header_issues(self, columns: Sequence[str]) -> Issues:
-        """What a table's columns lack."""
+        """Issues about missing columns of a table."""
         if self._reads_openai and set(columns) >= OPENAI_FIELDS:
             return ()
         return super().header_issues(columns)
 
     def row(self, record: Fields) -> Row | Issues:
-        """The pair of answers."""
+        """The preference pair."""
         if self._reads_openai and is_openai(record):
             return self._openai_row(record)
         return self._row(record, self.columns(), self.names.prompt or "prompt")
@@ -98,12 +98,12 @@ class PreferenceFormat(Format):
 
 
 def tools_issues(record: Fields) -> list[Issue]:
-    """Tools are for chats only."""
+    """The issue of tools, which only chats may have."""
     return [unsupported("tools")] if record.get("tools") else []
 
 
 def read_answer(record: Fields, name: str, found: list[Issue]) -> list[Message]:
-    """An answer's turns, of which the last is the answer itself; a text is one turn."""
+    """The turns of an answer, of which the last is the answer itself. A text is one turn."""
     value = record.get(name)
     if not isinstance(value, list):
         return [Message("assistant", text(record, name, found))]
@@ -123,20 +123,20 @@ def read_answer(record: Fields, name: str, found: list[Issue]) -> list[Message]:
 
 
 def is_openai(record: Fields) -> bool:
-    """Whether a record is a preference as in the API of OpenAI."""
+    """Whether a record is a preference as in the OpenAI API."""
     return record.keys() >= OPENAI_FIELDS and isinstance(record["input"], dict)
 
 
 def read_prompt(
     form: Format, record: Fields, answer: list[Message], found: list[Issue], name: str
 ) -> list[Message]:
-    """All turns up to an answer, with it: those of the prompt, unless the answer's own begin with them."""
+    """All turns up to and including the answer. The prompt is added unless the answer begins with it."""
     before = answer[:-1]
     value = record.get(name) if form.template is None else None
     if isinstance(value, list):
         prompt = read_messages(name, value, found, None)
         return answer if before[: len(prompt)] == prompt else [*prompt, *answer]
-    # In a whole conversation the prompt is there too; beside it a prompt's text is the same again.
+    # A whole conversation includes the prompt; a prompt in text form then only repeats it.
     if before:
         return answer
     if form.template is None and name not in record:

@@ -1,4 +1,4 @@
-"""All formats. Each one describes, recognises and reads itself; see `Format`."""
+"""All formats. Each one describes, recognizes and reads its records; see `Format`."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -31,11 +31,11 @@ FORMATS: Final[Mapping[DataFormat, type[Format]]] = {
         PromptCompletionFormat,
     )
 }
-"""In the order in which they are tried: of two formats that a record suggests equally, the first wins."""
+"""Formats in order of precedence: of two formats that match a record equally, the first wins."""
 
 
 def prompt_completion_format(table: TableName | None) -> type[Format]:
-    """The format of prompts with completions in a table; None: in JSON."""
+    """The format of prompts with completions in a table; None means JSON."""
     return next(
         form for form in (CSVFormat, TSVFormat, ParquetFormat, PromptCompletionFormat) if form.table == table
     )

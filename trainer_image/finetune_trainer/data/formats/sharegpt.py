@@ -27,7 +27,7 @@ AS_MESSAGES: Final = "write the rows as messages with tool_calls"
 
 
 class ShareGPTFormat(Format):
-    """`conversations`, the last turn the assistant's; `system` may stand beside them."""
+    """`conversations`, of which the last turn is the assistant's, and optionally `system`."""
 
     name: ClassVar = "ShareGPT"
     title: ClassVar = "ShareGPT"
@@ -36,11 +36,11 @@ class ShareGPTFormat(Format):
 
     @classmethod
     def match(cls, record: Fields, _: Clues, /) -> Match | None:
-        """By `conversations`."""
+        """Matches `conversations`."""
         return Match.FIELDS if CONVERSATIONS in record else None
 
     def columns(self) -> tuple[str, ...]:
-        """The conversations."""
+        """The column of the conversations."""
         return (CONVERSATIONS,)
 
     def row(self, record: Fields) -> Row | Issues:
@@ -57,8 +57,8 @@ class ShareGPTFormat(Format):
             found.append(
                 Issue(
                     Code.TURN_ORDER,
-                    f"{CONVERSATIONS}[0] is a system message, and the row has system too",
-                    "one of them",
+                    f"{CONVERSATIONS}[0] is a system message, and the row also has system",
+                    "one system message",
                     "remove one",
                     column="system",
                 )
@@ -81,23 +81,23 @@ class ShareGPTFormat(Format):
         found[before:] = [_in_file(issue) for issue in found[before:]]
         return read
 
-    def _message(self, place: str, turn: Any, found: list[Issue]) -> Any:
-        """A turn as a message."""
+    def _message(self, path: str, turn: Any, found: list[Issue]) -> Any:
+        """A turn converted to a message."""
         if not isinstance(turn, dict):
             found.append(
                 Issue(
                     Code.FIELD_TYPE,
-                    f"{place} is {type_name(turn)}",
+                    f"{path} is {type_name(turn)}",
                     "an object with from and value",
                     "correct it",
-                    column=place,
+                    column=path,
                 )
             )
             return None
         speaker = turn.get("from")
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            found.append(_role_issue(f"{place}.from", speaker, is_there="from" in turn))
+            found.append(_role_issue(f"{path}.from", speaker, is_there="from" in turn))
         self.note_unused(
             {name: turn[name] for name in turn if name not in ("from", "value", "weight")},
             f"{CONVERSATIONS}[].",
@@ -107,7 +107,7 @@ class ShareGPTFormat(Format):
 
 
 def _in_file(issue: Issue) -> Issue:
-    """A message's issue with the names of the file's fields."""
+    """The issue of a message, with the field names of the file."""
     what, fix, column, public = (
         (part or "").replace("].content", "].value")
         for part in (issue.what, issue.fix, issue.column, issue.public)
@@ -115,14 +115,14 @@ def _in_file(issue: Issue) -> Issue:
     return replace(issue, what=what, fix=fix, column=column, public=public)
 
 
-def _role_issue(place: str, speaker: Any, *, is_there: bool) -> Issue:
+def _role_issue(path: str, speaker: Any, *, is_there: bool) -> Issue:
     if speaker in TOOL_ROLES:
         return Issue(
             Code.UNSUPPORTED,
-            f"{place} is {shown(speaker)}, which is not supported",
+            f"{path} is {shown(speaker)}, which is not supported",
             "human, gpt or system",
             AS_MESSAGES,
-            column=place,
+            column=path,
         )
     state = shown(speaker) if is_there else "missing"
-    return Issue(Code.ROLE, f"{place} is {state}", "human, gpt or system", "correct the role", column=place)
+    return Issue(Code.ROLE, f"{path} is {state}", "human, gpt or system", "correct the role", column=path)

@@ -1,4 +1,4 @@
-"""The order of the turns of a conversation, and which of them are learned."""
+"""Checks of the order of a conversation's turns, and of which turns are learned."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +12,24 @@ AS_WRITTEN: Final[Mapping[Role, str]] = {role: role for role in ("system", "user
 
 
 def order_issues(
-    place: str,
+    path: str,
     turns: Sequence[Message],
-    said: Mapping[Role, str] = AS_WRITTEN,
-    at: Callable[[int], str] | None = None,
+    role_names: Mapping[Role, str] = AS_WRITTEN,
+    path_of: Callable[[int], str] | None = None,
 ) -> list[Issue]:
-    """What is wrong with the order of valid turns; `said` are the roles as the file calls them.
+    """Issues in the order of valid turns; `role_names` are the names of the roles in the file.
 
-    `at` gives the place of a turn, where the turns are not one list.
+    `path_of` gives the path of a turn if the turns are not one list.
     """
-    at = at or (lambda index: f"{place}[{index}]")
+    path_of = path_of or (lambda index: f"{path}[{index}]")
     if not any(turn.role == "assistant" for turn in turns):
         return [
             Issue(
                 Code.NOTHING_TO_LEARN,
-                f"{place} has no assistant turn",
+                f"{path} has no assistant turn",
                 "an answer to learn",
                 "add the assistant's answer",
-                column=place,
+                column=path,
             )
         ]
     allowed: tuple[Role, ...] = ("user",)
@@ -37,19 +37,19 @@ def order_issues(
         if turn.role == "system" and index == 0:
             continue
         if turn.role not in allowed:
-            return [_order_issue(at(index), turn, allowed, said)]
+            return [_order_issue(path_of(index), turn, allowed, role_names)]
         allowed = _after(turn)
     if turns[-1].role != "assistant":
         return [
             Issue(
                 Code.TURN_ORDER,
-                f"{place} ends with {said[turns[-1].role]}",
+                f"{path} ends with {role_names[turns[-1].role]}",
                 "the assistant's turn last",
                 "add the answer",
-                column=place,
+                column=path,
             )
         ]
-    return _answer_issues(turns, at) + _learning_issues(place, turns)
+    return _answer_issues(turns, path_of) + _learning_issues(path, turns)
 
 
 def _after(turn: Message) -> tuple[Role, ...]:
@@ -60,50 +60,52 @@ def _after(turn: Message) -> tuple[Role, ...]:
     return ("user",) if turn.tool_calls is None else ("tool",)
 
 
-def _order_issue(place: str, turn: Message, allowed: tuple[Role, ...], said: Mapping[Role, str]) -> Issue:
+def _order_issue(
+    path: str, turn: Message, allowed: tuple[Role, ...], role_names: Mapping[Role, str]
+) -> Issue:
     if turn.role == "system":
         return Issue(
             Code.TURN_ORDER,
-            f"{place} is a system message",
+            f"{path} is a system message",
             "system first only",
             "move or remove it",
-            column=place,
+            column=path,
         )
     if turn.role == "tool":
         return Issue(
             Code.TOOL_CALL,
-            f"{place} is from tool, but the turn before it calls none",
-            "a tool's turn after an assistant's turn with tool_calls",
+            f"{path} is from tool, but the turn before it makes no tool call",
+            "tool turns only after an assistant turn with tool_calls",
             "add the tool_calls, or remove it",
-            column=place,
+            column=path,
         )
     if "tool" in allowed and "assistant" not in allowed:
         return Issue(
             Code.TOOL_CALL,
-            f"{place} is from {said[turn.role]}",
-            "tool: what the tool answers to the tool_calls before it",
-            "add the tool's turn",
-            column=place,
+            f"{path} is from {role_names[turn.role]}",
+            "tool: the response to the tool_calls before it",
+            "add the tool turn",
+            column=path,
         )
-    user, assistant = said["user"], said["assistant"]
+    user, assistant = role_names["user"], role_names["assistant"]
     return Issue(
         Code.TURN_ORDER,
-        f"{place} is from {said[turn.role]}",
-        f"{said[allowed[0]]}: {user} and {assistant} take turns",
-        "join or reorder the turns",
-        column=place,
+        f"{path} is from {role_names[turn.role]}",
+        f"{role_names[allowed[0]]}: {user} and {assistant} take turns",
+        "merge or reorder the turns",
+        column=path,
     )
 
 
-def _answer_issues(turns: Sequence[Message], at: Callable[[int], str]) -> list[Issue]:
-    """Of tools' turns that answer a call that was not made."""
+def _answer_issues(turns: Sequence[Message], path_of: Callable[[int], str]) -> list[Issue]:
+    """Issues of tool turns that respond to a call that was not made."""
     found = []
     identities: set[str] = set()
     for index, turn in enumerate(turns):
         if turn.tool_calls is not None:
             identities = {call["id"] for call in json.loads(turn.tool_calls) if "id" in call}
         elif turn.tool_call_id is not None and turn.tool_call_id not in identities:
-            column = f"{at(index)}.tool_call_id"
+            column = f"{path_of(index)}.tool_call_id"
             found.append(
                 Issue(
                     Code.TOOL_CALL,
@@ -116,14 +118,14 @@ def _answer_issues(turns: Sequence[Message], at: Callable[[int], str]) -> list[I
     return found
 
 
-def _learning_issues(place: str, turns: Sequence[Message]) -> list[Issue]:
+def _learning_issues(path: str, turns: Sequence[Message]) -> list[Issue]:
     if turns[-1].learned:
         return []
     if any(turn.learned for turn in turns if turn.role == "assistant"):
-        what = f"{place} ends with a turn of weight 0"
-        expected = "weight 1 of the last turn, by which the model is judged"
-        fix = "cut the conversation after the last turn of weight 1"
+        what = f"{path} ends with a turn of weight 0"
+        expected = "weight 1 for the last turn, which evaluation uses"
+        fix = "end the conversation with the last turn of weight 1"
     else:
-        what = f"{place} has no assistant turn of weight 1"
+        what = f"{path} has no assistant turn of weight 1"
         expected, fix = "an answer to learn", "give the last turn weight 1, or remove the row"
-    return [Issue(Code.NOTHING_TO_LEARN, what, expected, fix, column=place)]
+    return [Issue(Code.NOTHING_TO_LEARN, what, expected, fix, column=path)]
