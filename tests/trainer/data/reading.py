@@ -1,4 +1,4 @@
-"""Files of rows in the forms that teams have, and what a reading makes of them."""
+"""Helpers that write files of rows in various formats and read them."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ DEFAULT = Recipe()
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a reading gave."""
+    """Everything that was read."""
 
     format: DataFormat | None
     items: list[LocatedRow | InvalidRecord]
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def read_files(folder: Path, files: Mapping[str, str | bytes], recipe: Recipe = DEFAULT) -> Outcome:
-    """Files of these names and contents, read in this order."""
+    """Write files with these names and contents, and read them in this order."""
     sources = []
     for name, content in files.items():
         path = folder / name
@@ -75,7 +75,7 @@ def read_files(folder: Path, files: Mapping[str, str | bytes], recipe: Recipe = 
 
 
 def read(folder: Path, content: str | bytes, recipe: Recipe = DEFAULT, name: str = "rows") -> Outcome:
-    """One file; its name says nothing of what is in it."""
+    """Write and read one file, whose name does not show its content."""
     return read_files(folder, {name: content}, recipe)
 
 

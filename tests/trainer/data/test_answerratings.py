@@ -1,4 +1,4 @@
-"""Labels that judge an answer: no rejected answer becomes one to learn."""
+"""Labels that rate an answer: a rejected answer is never learned."""
 
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,7 @@ def read_json(folder: Path, rows: list[dict[str, Any]], **recipe: Any) -> Outcom
     [("true", "false"), ("True", "FALSE"), ("1", "0"), (1, 0), (1.0, 0.0), (True, False)],
     ids=str,
 )
-def test_labels_that_say_true_or_false_are_those_of_kto_in_json_too(
-    tmp_path: Path, labels: tuple[Any, Any]
-) -> None:
+def test_true_and_false_labels_are_labels_of_kto_in_json_too(tmp_path: Path, labels: tuple[Any, Any]) -> None:
     outcome = read_json(tmp_path, labelled(*labels))
 
     assert (outcome.format, outcome.problems) == ("KTO", [])
@@ -55,7 +53,7 @@ def test_labels_that_say_true_or_false_are_those_of_kto_in_json_too(
     ],
     ids=range(9),
 )
-def test_a_label_that_may_judge_the_answer_asks_for_the_format(
+def test_a_label_that_may_rate_the_answer_requires_the_format(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     outcome = read_json(tmp_path, rows)
@@ -65,7 +63,7 @@ def test_a_label_that_may_judge_the_answer_asks_for_the_format(
     assert "set format: KTO" in outcome.problems[0]
 
 
-def test_the_format_that_is_named_decides_what_a_label_means(tmp_path: Path) -> None:
+def test_the_forced_format_decides_what_a_label_means(tmp_path: Path) -> None:
     rows = labelled(0, 1, 2)
 
     outcome = read_json(tmp_path, rows, format="PromptCompletion")
@@ -74,13 +72,13 @@ def test_the_format_that_is_named_decides_what_a_label_means(tmp_path: Path) -> 
     assert read_json(tmp_path, rows, format="KTO").codes == [Code.FIELD_TYPE]
 
 
-def test_labels_of_classes_are_no_verdicts(tmp_path: Path) -> None:
+def test_class_labels_are_not_ratings(tmp_path: Path) -> None:
     outcome = read_json(tmp_path, labelled("billing", "dispatch", 7, None, 0.5))
 
     assert (outcome.format, outcome.problems, len(outcome.rows)) == ("PromptCompletion", [], 5)
 
 
-def test_a_label_that_is_the_answer_judges_nothing(tmp_path: Path) -> None:
+def test_a_label_that_is_the_answer_is_not_a_rating(tmp_path: Path) -> None:
     rows = [{"prompt": f"is it {number}?", "label": "true"} for number in range(3)]
 
     outcome = read_json(tmp_path, rows, names=FieldNames(completion="label"))
@@ -88,7 +86,7 @@ def test_a_label_that_is_the_answer_judges_nothing(tmp_path: Path) -> None:
     assert (outcome.format, outcome.problems, len(outcome.rows)) == ("PromptCompletion", [], 3)
 
 
-def test_a_verdict_far_behind_the_first_rows_is_refused(tmp_path: Path) -> None:
+def test_a_rating_after_the_sampled_rows_is_rejected(tmp_path: Path) -> None:
     outcome = read_json(tmp_path, [*pairs(200), *labelled("false")])
 
     assert (outcome.format, len(outcome.rows), outcome.codes) == (
@@ -96,7 +94,7 @@ def test_a_verdict_far_behind_the_first_rows_is_refused(tmp_path: Path) -> None:
         200,
         [Code.FORMATS_MIXED],
     )
-    assert outcome.problems[0].startswith("row 201: label is 'false', which may say")
+    assert outcome.problems[0].startswith("row 201: label is 'false', which may rate the answer")
 
 
 @pytest.mark.parametrize(
@@ -109,13 +107,11 @@ def test_a_verdict_far_behind_the_first_rows_is_refused(tmp_path: Path) -> None:
     ],
     ids=range(4),
 )
-def test_tables_are_read_by_the_same_rule(
-    tmp_path: Path, content: str | bytes, form: DataFormat | None
-) -> None:
+def test_tables_follow_the_same_rule(tmp_path: Path, content: str | bytes, form: DataFormat | None) -> None:
     assert read(tmp_path, content, Recipe(division=NEWEST)).format == form
 
 
-def test_a_dataset_of_the_first_rule_reads_as_ever_and_says_what_a_newer_rule_would_read(
+def test_rule_version_1_reads_as_before_and_reports_what_a_newer_version_would_read(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "rows"
@@ -125,6 +121,6 @@ def test_a_dataset_of_the_first_rule_reads_as_ever_and_says_what_a_newer_rule_wo
     prepared = prepare([SourceFile(source)], Recipe(), tmp_path / "out")
 
     assert (prepared.format, prepared.kept_rows) == ("PromptCompletion", 2)
-    (told,) = prepared.examples[Code.LABELS_NOT_READ]
-    assert "2 rows have a label that may rate the answer as good or bad" in told.issue.what
-    assert "split.ruleVersion: 2" in told.issue.fix
+    (problem,) = prepared.examples[Code.LABELS_NOT_READ]
+    assert "2 rows have a label that may rate the answer as good or bad" in problem.issue.what
+    assert "split.ruleVersion: 2" in problem.issue.fix

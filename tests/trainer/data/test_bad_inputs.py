@@ -1,4 +1,4 @@
-"""Bad rows and files: every one is told, with its place, what is wrong, what was expected and what to do."""
+"""Bad rows and files: each is reported with its position, the issue, what was expected and what to do."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ LINES: list[tuple[bytes, Code, str]] = [
     (
         b'{"prompt": "a\\u0000", "completion": "b"}',
         Code.CONTROL_CHARACTER,
-        "prompt has the control character U+0000 at character 2; expected text with no control characters",
+        "prompt has the control character U+0000 at character 2; expected text without control characters",
     ),
     (
         b'{"prompt": "a\\u001b[1m", "completion": "b"}',
@@ -108,7 +108,9 @@ LINES: list[tuple[bytes, Code, str]] = [
 
 
 @pytest.mark.parametrize(("line", "code", "problem"), LINES, ids=range(len(LINES)))
-def test_a_bad_line_is_told_by_its_number(tmp_path: Path, line: bytes, code: Code, problem: str) -> None:
+def test_a_bad_line_is_reported_with_its_number(
+    tmp_path: Path, line: bytes, code: Code, problem: str
+) -> None:
     outcome = read(tmp_path, GOOD.encode() + b"\n\n" + line + b"\n" + GOOD.encode())
 
     assert len(outcome.rows) == 2
@@ -118,7 +120,7 @@ def test_a_bad_line_is_told_by_its_number(tmp_path: Path, line: bytes, code: Cod
     assert not outcome.invalid[0].ends_file
 
 
-def test_all_that_is_wrong_with_a_row_is_told_with_its_column(tmp_path: Path) -> None:
+def test_all_issues_of_a_row_are_reported_with_their_columns(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([{"prompt": "", "completion": 3}]))
 
     assert [(issue.column, issue.code) for issue in outcome.invalid[0].issues] == [
@@ -367,7 +369,7 @@ CHATS: list[tuple[Any, Code, str]] = [
 
 
 @pytest.mark.parametrize(("row", "code", "problem"), CHATS, ids=range(len(CHATS)))
-def test_a_bad_chat_is_told_by_its_number(tmp_path: Path, row: Any, code: Code, problem: str) -> None:
+def test_a_bad_chat_is_reported_with_its_number(tmp_path: Path, row: Any, code: Code, problem: str) -> None:
     outcome = read(tmp_path, json_lines([chat("a", "b"), chat("c", "d"), row]))
 
     assert outcome.format == "ChatMessages"
@@ -396,7 +398,7 @@ TABLES: list[tuple[bytes, Code, str]] = [
 
 @pytest.mark.parametrize(("record", "code", "problem"), TABLES, ids=range(len(TABLES)))
 @pytest.mark.parametrize("separator", [b",", b"\t"], ids=["CSV", "TSV"])
-def test_a_bad_record_is_told_by_its_number_and_the_line_where_it_begins(
+def test_a_bad_record_is_reported_with_its_number_and_first_line(
     tmp_path: Path, separator: bytes, record: bytes, code: Code, problem: str
 ) -> None:
     content = b'prompt,completion\n"two\nlines",b\n\n' + record + b"c,d\n"
@@ -411,14 +413,14 @@ def test_a_bad_record_is_told_by_its_number_and_the_line_where_it_begins(
     assert outcome.codes == [code]
 
 
-def test_a_quote_that_is_never_closed_names_its_line_and_ends_the_file(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_reported_with_its_line_and_ends_the_file(tmp_path: Path) -> None:
     outcome = read(tmp_path, 'prompt,completion\na,b\n"c,d\n' + "e,f\n" * 10)
 
     assert outcome.problems[0].startswith("row 2 (line 3): a quote that opens here is not closed")
     assert outcome.invalid[0].ends_file
 
 
-def test_a_quote_that_is_never_closed_in_a_long_file_is_not_kept_in_memory(tmp_path: Path) -> None:
+def test_an_unclosed_quote_in_a_long_file_is_not_kept_in_memory(tmp_path: Path) -> None:
     outcome = read(tmp_path, b'prompt,completion\na,"' + b"b" * (MAX_ROW_BYTES + 10))
 
     assert outcome.problems[0].startswith("row 1 (line 2): a quote that opens here is not closed")
@@ -446,7 +448,7 @@ def flat(**fields: Any) -> dict[str, Any]:
 ALPACA = {"instruction": "a", "output": "b"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
 PREFERENCE = {"prompt": "a", "chosen": "b", "rejected": "c"}
-JUDGED = {"prompt": "a", "completion": "b", "label": True}
+KTO_ROW = {"prompt": "a", "completion": "b", "label": True}
 
 RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
     (
@@ -601,7 +603,7 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
         flat(intent="x"),
         flat(),
         Code.FIELD_MISSING,
-        "has no answer of a control tag; expected one; annotate it, or name the tag in columns.completion",
+        "has no answer of a control tag; expected an answer; annotate it, or name the tag in columns",
     ),
     (
         "Doccano",
@@ -668,19 +670,19 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
     ),
     (
         "KTO",
-        JUDGED,
-        {**JUDGED, "label": "good"},
+        KTO_ROW,
+        {**KTO_ROW, "label": "good"},
         Code.FIELD_TYPE,
         "label is 'good'; expected true for a good answer or false for a bad one; correct label",
     ),
-    ("KTO", JUDGED, {"prompt": "a", "completion": "b"}, Code.FIELD_MISSING, '"label" is missing (it has'),
-    ("KTO", JUDGED, {**JUDGED, "completion": []}, Code.FIELD_EMPTY, "completion is an empty list"),
+    ("KTO", KTO_ROW, {"prompt": "a", "completion": "b"}, Code.FIELD_MISSING, '"label" is missing (it has'),
+    ("KTO", KTO_ROW, {**KTO_ROW, "completion": []}, Code.FIELD_EMPTY, "completion is an empty list"),
 ]
 
 
 @pytest.mark.parametrize("case", RECORDS, ids=range(len(RECORDS)))
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "detected"])
-def test_a_bad_record_of_each_format_is_told(
+def test_a_bad_record_of_each_format_is_reported(
     tmp_path: Path, forced: bool, case: tuple[DataFormat, Any, Any, Code, str]
 ) -> None:
     form, good, bad, code, problem = case
@@ -780,7 +782,7 @@ FILES: list[tuple[bytes, Code, str]] = [
 
 
 @pytest.mark.parametrize(("content", "code", "problem"), FILES, ids=range(len(FILES)))
-def test_a_file_that_cannot_be_read_says_what_it_is(
+def test_an_unreadable_file_is_reported_with_its_kind(
     tmp_path: Path, content: bytes, code: Code, problem: str
 ) -> None:
     outcome = read(tmp_path, content)
@@ -836,7 +838,7 @@ LISTS: list[tuple[str, int, Code, str]] = [
 
 
 @pytest.mark.parametrize(("content", "rows", "code", "problem"), LISTS, ids=range(len(LISTS)))
-def test_a_bad_second_value_of_a_json_list_is_told(
+def test_a_bad_second_value_of_a_json_list_is_reported(
     tmp_path: Path, content: str, rows: int, code: Code, problem: str
 ) -> None:
     filled = content.replace("{GOOD}", GOOD).replace("{{", "{").replace("}}", "}")
@@ -858,7 +860,7 @@ PARQUET: list[tuple[Any, Code, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "code", "problem"), PARQUET, ids=range(len(PARQUET)))
-def test_a_bad_row_of_parquet_is_told_by_its_number(
+def test_a_bad_row_of_parquet_is_reported_with_its_number(
     tmp_path: Path, fields: Any, code: Code, problem: str
 ) -> None:
     outcome = read(tmp_path, parquet_bytes([{"completion": "b", **fields}]))
@@ -868,7 +870,7 @@ def test_a_bad_row_of_parquet_is_told_by_its_number(
     assert outcome.codes[0] is code
 
 
-def test_rows_before_the_damage_of_a_packed_file_are_read_and_the_last_is_named(tmp_path: Path) -> None:
+def test_rows_before_the_damage_of_a_compressed_file_are_read_and_the_last_is_named(tmp_path: Path) -> None:
     content = gzipped(json_lines(pairs(50_000)))
 
     outcome = read(tmp_path, content[: len(content) // 2])
@@ -925,7 +927,7 @@ FORCED: list[tuple[DataFormat, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("form", "content", "problem"), FORCED, ids=range(len(FORCED)))
-def test_a_file_that_is_not_what_format_says_is_told(
+def test_a_file_in_another_format_than_forced_is_reported(
     tmp_path: Path, form: DataFormat, content: bytes, problem: str
 ) -> None:
     assert read(tmp_path, content, Recipe(format=form)).problems[0].startswith(problem)
@@ -1011,7 +1013,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
 
 
 @pytest.mark.parametrize(("recipe", "content", "problem"), RECIPES, ids=range(len(RECIPES)))
-def test_what_the_recipe_names_and_the_rows_do_not_have_is_told(
+def test_names_in_the_recipe_that_the_rows_lack_are_reported(
     tmp_path: Path, recipe: Recipe, content: str, problem: str
 ) -> None:
     assert read(tmp_path, content, recipe).problems[0].startswith(problem)
@@ -1037,7 +1039,7 @@ def test_files_must_have_one_format(tmp_path: Path) -> None:
         ("prompt|completion\na|b\n", '"|"'),
     ],
 )
-def test_a_table_with_another_separator_is_told_which(tmp_path: Path, content: str, mark: str) -> None:
+def test_a_table_with_another_separator_is_reported_with_it(tmp_path: Path, content: str, mark: str) -> None:
     (problem,) = read(tmp_path, content).problems
 
     assert f"the header is separated by {mark}; expected commas; export it again" in problem

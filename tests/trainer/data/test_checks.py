@@ -118,7 +118,7 @@ NOT_FOUND = [
 
 
 @pytest.mark.parametrize(("text", "redacted"), FOUND, ids=range(len(FOUND)))
-def test_it_is_found_and_replaced_and_nothing_else_is(text: str, redacted: str) -> None:
+def test_sensitive_text_is_redacted_and_nothing_else(text: str, redacted: str) -> None:
     row, issues = REDACT.scan(Row.pair(text, "ok"))
 
     assert row == Row.pair(redacted, "ok")
@@ -126,14 +126,14 @@ def test_it_is_found_and_replaced_and_nothing_else_is(text: str, redacted: str) 
 
 
 @pytest.mark.parametrize("text", NOT_FOUND)
-def test_what_only_looks_like_it_is_left_alone(text: str) -> None:
+def test_similar_text_is_not_redacted(text: str) -> None:
     row = Row.pair(text, "ok")
 
     assert REDACT.scan(row) == (row, ())
 
 
 @pytest.mark.parametrize(("text", "redacted"), FOUND, ids=range(len(FOUND)))
-def test_no_message_shows_what_was_found(text: str, redacted: str) -> None:
+def test_no_message_shows_a_finding_in_full(text: str, redacted: str) -> None:
     _, issues = REDACT.scan(Row.pair(text, "ok"))
     around = redacted.split("[", 1)[0]
     end = text.rfind(redacted.rsplit("]", 1)[1]) if redacted.rsplit("]", 1)[1] else len(text)
@@ -194,7 +194,9 @@ def test_no_message_shows_what_was_found(text: str, redacted: str) -> None:
         ),
     ],
 )
-def test_messages_say_what_and_where_and_what_to_do(checks: dict[str, Any], text: str, message: str) -> None:
+def test_messages_name_the_finding_its_position_and_the_fix(
+    checks: dict[str, Any], text: str, message: str
+) -> None:
     _, (issue,) = Scanner(replace(OFF, **checks)).scan(Row.pair(text, "ok"))
 
     assert str(issue) == message
@@ -208,19 +210,19 @@ def test_messages_say_what_and_where_and_what_to_do(checks: dict[str, Any], text
         ("Redact", "warning", "[EMAIL]"),
     ],
 )
-def test_what_happens_is_what_the_recipe_says(finding: Any, severity: str, text: str) -> None:
+def test_findings_are_handled_as_the_recipe_specifies(finding: Any, severity: str, text: str) -> None:
     row, (issue,) = Scanner(replace(OFF, email_addresses=finding)).scan(Row.pair("jo@example.com", "ok"))
 
     assert (issue.code, issue.severity, row.messages[0].content) == (Code.EMAIL_ADDRESS, severity, text)
 
 
-def test_what_is_off_is_not_looked_for() -> None:
+def test_checks_that_are_off_find_nothing() -> None:
     row = Row.pair("\n".join(text for text, _ in FOUND), "ok")
 
     assert Scanner(OFF).scan(row) == (row, ())
 
 
-def test_by_default_secrets_cards_and_ibans_are_warned_of() -> None:
+def test_secrets_cards_and_ibans_cause_warnings_by_default() -> None:
     text = "AKIAIOSFODNN7REALKEY 4111111111111111 GB82WEST12345698765432 jo@example.com +44 20 8366 1177"
     row, issues = Scanner(Checks()).scan(Row.pair(text, "ok"))
 
@@ -229,14 +231,14 @@ def test_by_default_secrets_cards_and_ibans_are_warned_of() -> None:
     assert {issue.severity for issue in issues} == {"warning"}
 
 
-def test_phone_numbers_without_a_country_are_found_with_a_region_only() -> None:
+def test_phone_numbers_without_a_country_code_are_found_only_with_a_region() -> None:
     row = Row.pair("030 901820 or +44 20 8366 1177", "ok")
 
     assert _codes(Scanner(replace(OFF, phone_numbers="Warn")).scan(row)[1]) == ["PhoneNumber"]
     assert len(Scanner(replace(OFF, phone_numbers="Warn", phone_region="DE")).scan(row)[1]) == 2
 
 
-def test_of_finds_that_overlap_the_stricter_one_counts() -> None:
+def test_the_stricter_of_overlapping_findings_counts() -> None:
     row = Row.pair("https://jo:hunter2@example.com/a", "ok")
     scanner = Scanner(replace(OFF, secrets="Redact", email_addresses="Warn"))
 
@@ -246,7 +248,7 @@ def test_of_finds_that_overlap_the_stricter_one_counts() -> None:
     assert _codes(issues) == ["Secret"]
 
 
-def test_of_finds_that_overlap_the_longest_counts() -> None:
+def test_the_longest_of_overlapping_findings_counts() -> None:
     scanner = Scanner(replace(OFF, secrets="Redact", email_addresses="Redact"))
     row, issues = scanner.scan(Row.pair('password = "jo@example.com-and-more"', "ok"))
 
@@ -276,7 +278,7 @@ def test_of_finds_that_overlap_the_longest_counts() -> None:
         ),
     ],
 )
-def test_every_text_is_looked_at_and_named_as_in_the_prepared_row(row: Row, columns: list[str]) -> None:
+def test_every_text_is_scanned_and_named_as_in_the_prepared_row(row: Row, columns: list[str]) -> None:
     redacted, issues = REDACT.scan(row)
 
     assert [issue.column for issue in issues] == columns
@@ -284,7 +286,7 @@ def test_every_text_is_looked_at_and_named_as_in_the_prepared_row(row: Row, colu
     assert redacted.rejected in (None, "[EMAIL]")
 
 
-def test_every_detector_of_the_library_is_used_or_left_out_on_purpose() -> None:
+def test_every_detector_of_the_library_is_used_or_excluded_explicitly() -> None:
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
     known: Any = get_mapping_from_secret_type_to_class()
@@ -294,7 +296,7 @@ def test_every_detector_of_the_library_is_used_or_left_out_on_purpose() -> None:
 
 
 @given(st.text() | st.from_regex(r"[0-9 \-]{10,40}") | st.from_regex(r"(pass|key|://|@|\+|:|'){1,12}"))
-def test_any_text_can_be_looked_at_and_changes_only_where_something_is_found(text: str) -> None:
+def test_any_text_can_be_scanned_and_changes_only_at_findings(text: str) -> None:
     row = Row.pair(text, "ok")
     redacted, issues = REDACT.scan(row)
 
@@ -305,13 +307,13 @@ def test_any_text_can_be_looked_at_and_changes_only_where_something_is_found(tex
 @pytest.mark.parametrize(
     "piece", ["password `", "a", "1", "1 ", "://", "a.", "eyJ", "-", "key='", "AB12", "@a"]
 )
-def test_long_texts_take_no_more_than_their_length(piece: str) -> None:
+def test_scan_time_is_linear_in_the_length_of_a_text(piece: str) -> None:
     text = piece * (100_000 // len(piece))
 
     Scanner(replace(Checks(), email_addresses="Warn")).scan(Row.pair(f"{text} @ AKIA key :// '", "ok"))
 
 
-def test_hints_are_in_everything_that_is_found() -> None:
+def test_every_finding_has_its_hints() -> None:
     secrets = Secrets()
 
     assert all(secrets.may_find(text) for text, redacted in FOUND if "[SECRET]" in redacted)
@@ -321,7 +323,7 @@ def _codes(issues: tuple[Issue, ...]) -> list[str]:
     return [issue.code for issue in issues]
 
 
-def test_arguments_of_tool_calls_are_looked_at_too_and_stay_what_they_are() -> None:
+def test_arguments_of_tool_calls_are_scanned_and_keep_their_types() -> None:
     calls = [{"function": {"name": "mail", "arguments": {"to": "jo@example.com", "lines": ["a", 'say "b"']}}}]
     row = Row(
         (

@@ -1,4 +1,4 @@
-"""Normal white space and Unicode, where they are asked for."""
+"""Normalization of white space and Unicode, if it is on."""
 
 import unicodedata
 
@@ -14,7 +14,7 @@ SPACE = Cleaning(normalize_whitespace=True)
 UNICODE = Cleaning(normalize_unicode=True)
 
 
-def test_nothing_changes_unless_it_is_asked_for() -> None:
+def test_nothing_changes_by_default() -> None:
     row = Row.pair("  e\u0301  ", "b")
 
     assert clean(row, Cleaning()) is row
@@ -33,13 +33,13 @@ def test_nothing_changes_unless_it_is_asked_for() -> None:
         ("a\n    b", "a\n b"),
     ],
 )
-def test_white_space_becomes_normal(text: str, cleaned: str) -> None:
+def test_white_space_is_normalized(text: str, cleaned: str) -> None:
     assert clean(Row.pair(text, "b"), SPACE).messages[0].content == cleaned
 
 
 def test_unicode_is_composed() -> None:
     assert clean(Row.pair("Cafe\u0301", "b"), UNICODE) == Row.pair("Caf\u00e9", "b")
-    # Compatibility forms mean something else, and stay.
+    # Compatibility characters have a different meaning, so they stay.
     assert clean(Row.pair("x\u00b2", "b"), UNICODE) == Row.pair("x\u00b2", "b")
 
 
@@ -49,7 +49,7 @@ def test_a_row_without_a_change_is_the_same_object() -> None:
     assert clean(row, Cleaning(normalize_whitespace=True, normalize_unicode=True)) is row
 
 
-def test_every_turn_and_the_rejected_answer_are_cleaned_and_calls_of_tools_are_not() -> None:
+def test_every_turn_and_the_rejected_answer_are_cleaned_but_not_tool_calls() -> None:
     call = '[{"function":{"arguments":"{\\"text\\":\\"a  b\\"}"}}]'
     row = Row(
         (
@@ -73,7 +73,7 @@ def test_every_turn_and_the_rejected_answer_are_cleaned_and_calls_of_tools_are_n
 @given(
     st.text(st.characters(exclude_categories=("Cs", "Cc"))).filter(str.strip) | st.from_regex(r"[ \n\ta]+a")
 )
-def test_cleaning_twice_is_cleaning_once_and_leaves_no_text_empty(text: str) -> None:
+def test_cleaning_is_idempotent_and_leaves_no_text_empty(text: str) -> None:
     both = Cleaning(normalize_whitespace=True, normalize_unicode=True)
     once = clean(Row.pair(text, "b"), both)
 

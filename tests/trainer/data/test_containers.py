@@ -1,4 +1,4 @@
-"""How records lie in files: what is read of each kind, and at which place."""
+"""Containers: which records are read, and with which positions."""
 
 import datetime
 import decimal
@@ -27,7 +27,7 @@ def items(
     return [decoder.decode(item, None) if isinstance(item, tuple) else item for item in read]
 
 
-def test_a_line_is_a_record_and_empty_lines_are_none(tmp_path: Path) -> None:
+def test_a_line_is_a_record_and_empty_lines_are_not(tmp_path: Path) -> None:
     assert items(tmp_path, jsonlines.read, '\ufeff{"a": 1}\r\n\n \t\n{"a": [2, null, "é"]}') == [
         RawRecord(RowPosition(None, 1, 1), {"a": 1}),
         RawRecord(RowPosition(None, 4, 4), {"a": [2, None, "é"]}),
@@ -67,7 +67,7 @@ def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("container", "separator"), [(delimited.read_csv, ","), (delimited.read_tsv, "\t")])
-def test_a_table_gives_its_header_and_its_records_with_their_lines(
+def test_a_table_yields_its_header_and_its_records_with_their_lines(
     tmp_path: Path, container: Container, separator: str
 ) -> None:
     content = '\ufeffid;text\r\n1;"two\r\nlines; and a ""quote"""\r\n\r\n2;plain\r\n'.replace(";", separator)
@@ -79,7 +79,7 @@ def test_a_table_gives_its_header_and_its_records_with_their_lines(
     ]
 
 
-def test_parquet_gives_its_columns_and_its_rows_as_json_has_them(tmp_path: Path) -> None:
+def test_parquet_yields_its_columns_and_its_rows_as_in_json(tmp_path: Path) -> None:
     row = {
         "text": "é",
         "number": 2.5,
@@ -113,7 +113,7 @@ def test_every_row_group_of_parquet_is_read_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_a_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
+def test_a_text_of_parquet_that_is_not_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
     texts = pyarrow.array([b"a", b"caf\xe9", b"c"], pyarrow.binary()).view(pyarrow.string())
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
@@ -127,7 +127,7 @@ def test_a_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Pat
     assert str(second.issues[0]).startswith("text has the byte 0xE9, which is not UTF-8; expected UTF-8")
 
 
-def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> None:
+def test_two_columns_with_the_same_name_are_rejected_in_parquet_too(tmp_path: Path) -> None:
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(table, path)
@@ -138,7 +138,7 @@ def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> N
     assert str(invalid.issues[0]).startswith('the header has "text" twice; expected each name once')
 
 
-def test_a_file_of_json_lines_of_any_kind_of_space_is_read(tmp_path: Path) -> None:
+def test_json_lines_with_any_kind_of_white_space_are_read(tmp_path: Path) -> None:
     read = items(tmp_path, jsonlines.read, json_lines(pairs(3)).replace("\n", "  \r\n"))
 
     assert [record.fields for record in read if isinstance(record, RawRecord)] == pairs(3)

@@ -1,4 +1,4 @@
-"""JSON is read quickly where that gives what Python's reader gives, and by Python's reader elsewhere."""
+"""orjson reads JSON that it reads like Python's reader; Python's reader reads the rest."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_any_value_is_read_as_python_reads_it(
 
 @settings(max_examples=200, deadline=None)
 @given(pieces=st.lists(PIECES, max_size=9), is_object=st.booleans())
-def test_any_text_is_read_as_python_reads_it_or_left_to_it(pieces: list[str], is_object: bool) -> None:
+def test_any_text_is_read_as_python_reads_it_or_left_to_python(pieces: list[str], is_object: bool) -> None:
     text = "".join(pieces)
     check((f"{{{text}}}" if is_object else text).encode())
 
@@ -93,7 +93,7 @@ def test_any_text_is_read_as_python_reads_it_or_left_to_it(pieces: list[str], is
         b"",
     ],
 )
-def test_what_may_be_read_otherwise_is_left_to_python(line: bytes) -> None:
+def test_lines_that_python_may_read_differently_are_left_to_python(line: bytes) -> None:
     assert quick_fields(line) is None
 
 

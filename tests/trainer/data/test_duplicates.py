@@ -1,4 +1,4 @@
-"""Which rows are kept of those that are alike."""
+"""Selection of the rows to keep among similar rows."""
 
 import random
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_the_first_of_equal_rows_is_kept() -> None:
     )
 
 
-def test_a_row_that_another_split_measures_with_is_left_out_of_training() -> None:
+def test_a_row_whose_input_is_held_out_is_removed_from_training() -> None:
     selection = _select(
         [("a", "b"), ("a", "other"), ("a", "b"), ("c", "d")], ["train", "train", "test", "train"]
     )
@@ -53,7 +53,7 @@ def test_test_comes_before_validation_and_validation_before_training() -> None:
     assert selection.keep.tolist() == [False, False, True, False, True]
 
 
-def test_other_answers_to_an_input_are_told_and_kept() -> None:
+def test_other_answers_to_an_input_are_reported_and_kept() -> None:
     selection = _select([("a", "b"), ("a", "c"), ("a", "d"), ("a", "d"), ("e", "f")])
 
     assert selection.keep.tolist() == [True, True, True, False, True]
@@ -61,7 +61,7 @@ def test_other_answers_to_an_input_are_told_and_kept() -> None:
     assert DuplicatePair("Conflict", _place(2), _place(1)) in selection.example_pairs
 
 
-def test_an_answer_that_is_judged_both_ways_contradicts_and_another_answer_does_not() -> None:
+def test_an_answer_with_both_labels_conflicts_and_another_answer_does_not() -> None:
     rows = [
         replace(Row.pair("a", answer), form="KTO", label=label)
         for answer, label in (("b", True), ("c", False), ("b", False), ("b", True))
@@ -73,7 +73,7 @@ def test_an_answer_that_is_judged_both_ways_contradicts_and_another_answer_does_
     assert DuplicatePair("Conflict", _place(3), _place(1)) in selection.example_pairs
 
 
-def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not() -> None:
+def test_the_same_two_answers_preferred_both_ways_conflict_and_others_do_not() -> None:
     rows = [
         replace(Row.pair("a", chosen), form="Preference", rejected=rejected)
         for chosen, rejected in (("b", "c"), ("b", "d"), ("c", "b"), ("d", "c"))
@@ -90,7 +90,7 @@ def test_the_same_two_answers_preferred_both_ways_contradict_and_others_do_not()
     ["Caf\u0065\u0301 au lait", "Caf\u00e9\u200b au lait", "Caf\u00e9  au lait ", "Caf\u00e9 au\u00a0lait"],
     ids=["decomposed", "zero width", "blanks", "no-break space"],
 )
-def test_a_training_row_that_only_looks_the_same_as_a_held_out_row_is_left_out(twin: str) -> None:
+def test_a_training_row_that_looks_the_same_as_a_held_out_row_is_removed(twin: str) -> None:
     rows = [Row.pair(twin, "a"), Row.pair("Caf\u00e9 au lait", "b")]
 
     selection = _select_rows(rows, ["train", "test"], "Off", visible_text=True)
@@ -100,7 +100,7 @@ def test_a_training_row_that_only_looks_the_same_as_a_held_out_row_is_left_out(t
     assert _select_rows(rows, ["train", "test"], "Off").keep.all(), "by the first rule they are two inputs"
 
 
-def test_a_training_row_in_other_case_whose_answer_has_a_blank_more_is_left_out() -> None:
+def test_a_training_row_that_differs_in_case_and_spaces_is_removed() -> None:
     rows = [Row.pair(LONG.upper(), "Dispatch  now"), Row.pair(LONG, "dispatch now")]
 
     selection = _select_rows(rows, ["train", "test"], visible_text=True)
@@ -109,7 +109,7 @@ def test_a_training_row_in_other_case_whose_answer_has_a_blank_more_is_left_out(
     assert selection.example_pairs == (DuplicatePair("NearLeak", _place(1), _place(2)),)
 
 
-def test_distinct_short_texts_with_one_answer_stay() -> None:
+def test_distinct_short_texts_with_one_answer_are_kept() -> None:
     first = ["printer", "router", "laptop", "screen", "mouse", "phone"]
     second = ["broken", "missing", "slow", "stolen", "loud", "hot"]
     rows = [Row.pair(f"{one} {two}", "hardware") for one in first for two in second]
@@ -120,7 +120,7 @@ def test_distinct_short_texts_with_one_answer_stay() -> None:
     assert selection.keep.all()
 
 
-def test_examples_are_bounded_and_name_their_files_and_all_pairs_can_be_had() -> None:
+def test_examples_are_limited_and_name_their_files_and_all_pairs_are_available() -> None:
     index = RowIndex()
     for record in range(200):
         index.add(Row.pair("a", "b"), "train", record % 2, record // 2 + 1)
@@ -134,7 +134,7 @@ def test_examples_are_bounded_and_name_their_files_and_all_pairs_can_be_had() ->
     )
 
 
-def test_near_duplicates_are_kept_or_left_out_as_asked() -> None:
+def test_near_duplicates_are_kept_or_removed_as_the_recipe_specifies() -> None:
     rows = [(LONG, "dispatch"), (f"{LONG} please", "dispatch"), (f"{LONG} thanks", "refund")]
 
     assert _select(rows, option="Keep").keep.tolist() == [True, True, True]
@@ -145,7 +145,7 @@ def test_near_duplicates_are_kept_or_left_out_as_asked() -> None:
     assert _select(rows, option="Off").near_duplicates is None
 
 
-def test_training_rows_near_to_a_test_row_are_left_out_unless_the_answer_differs() -> None:
+def test_training_rows_near_to_a_test_row_are_removed_unless_the_answer_differs() -> None:
     rows = [(LONG, "dispatch"), (f"{LONG} please", "dispatch"), (f"{LONG} thanks", "refund")]
     splits: list[SplitName] = ["train", "test", "train"]
 
@@ -157,13 +157,13 @@ def test_training_rows_near_to_a_test_row_are_left_out_unless_the_answer_differs
     assert _select(rows, splits, "Off").keep.all()
 
 
-def test_exact_duplicates_are_no_near_duplicates() -> None:
+def test_exact_duplicates_are_not_near_duplicates() -> None:
     selection = _select([(LONG, "a"), (LONG, "a")], option="Remove")
 
     assert (selection.duplicates, selection.near_duplicates) == (1, 0)
 
 
-def test_above_the_limit_nothing_is_near() -> None:
+def test_near_duplicates_are_not_searched_above_the_limit() -> None:
     rows = [Row.pair(f"{LONG} {number}", "a") for number in range(2)]
 
     selection = _select_rows(rows, option="Remove", limit=1)
@@ -183,7 +183,7 @@ def test_above_the_limit_no_row_is_read_again() -> None:
     assert select(index, rows, Cleaning(max_rows_for_near_duplicates=1), [None]).skipped == 2
 
 
-def test_rows_whose_answer_is_given_once_are_not_read_again_and_do_not_count_for_the_limit() -> None:
+def test_rows_with_a_unique_answer_are_not_read_again_and_do_not_count_for_the_limit() -> None:
     rows = [Row.pair(f"{LONG} {number}", str(number)) for number in range(5)]
 
     selection = _select_rows(rows, option="Remove", limit=1, visible_text=True)
@@ -191,11 +191,11 @@ def test_rows_whose_answer_is_given_once_are_not_read_again_and_do_not_count_for
     assert (selection.near_duplicates, selection.skipped) == (0, 0)
 
 
-def test_no_rows_are_no_trouble() -> None:
+def test_an_empty_index_has_an_empty_selection() -> None:
     assert _select([]).keep.tolist() == []
 
 
-def test_what_the_model_sees_is_the_input_and_all_else_is_the_answer() -> None:
+def test_the_input_is_what_the_model_sees_and_the_answer_is_the_rest() -> None:
     row = Row(
         (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     )
@@ -225,7 +225,7 @@ def test_what_the_model_sees_is_the_input_and_all_else_is_the_answer() -> None:
     ),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_what_is_kept_is_each_row_once_and_each_input_in_one_split_in_any_order(
+def test_each_row_is_kept_once_and_each_input_in_one_split_in_any_order(
     rows: list[tuple[str, str, SplitName]], shuffle: random.Random
 ) -> None:
     def kept(rows: list[tuple[str, str, SplitName]]) -> set[tuple[str, str, SplitName]]:

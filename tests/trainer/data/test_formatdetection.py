@@ -1,4 +1,4 @@
-"""Which format a source is found to be in, and what forces another."""
+"""Detection of a source's format, and forced formats."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ FOUND: list[tuple[Any, DataFormat]] = [
 
 @pytest.mark.parametrize(("record", "form"), FOUND, ids=range(len(FOUND)))
 @pytest.mark.parametrize("as_list", [True, False], ids=["list", "lines"])
-def test_the_fields_tell_the_format_of_json(
+def test_the_fields_determine_the_format_of_json(
     tmp_path: Path, as_list: bool, record: Any, form: DataFormat
 ) -> None:
     outcome = read(tmp_path, json.dumps([record], indent=2) if as_list else json_lines([record]))
@@ -79,7 +79,7 @@ TABLES: list[tuple[str, DataFormat]] = [
 
 
 @pytest.mark.parametrize(("content", "form"), TABLES, ids=range(len(TABLES)))
-def test_the_columns_tell_the_format_of_a_table(tmp_path: Path, content: str, form: DataFormat) -> None:
+def test_the_columns_determine_the_format_of_a_table(tmp_path: Path, content: str, form: DataFormat) -> None:
     outcome = read(tmp_path, content)
 
     assert (outcome.format, outcome.problems, len(outcome.rows)) == (form, [], 1)
@@ -116,7 +116,7 @@ NAMED: list[tuple[FieldNames, Any, DataFormat]] = [
 
 
 @pytest.mark.parametrize(("names", "record", "form"), NAMED, ids=range(len(NAMED)))
-def test_named_columns_win_over_other_guesses(
+def test_columns_in_the_recipe_take_precedence(
     tmp_path: Path, names: FieldNames, record: Any, form: DataFormat
 ) -> None:
     outcome = read(tmp_path, json_lines([record]), Recipe(names=names))
@@ -124,13 +124,13 @@ def test_named_columns_win_over_other_guesses(
     assert (outcome.format, outcome.problems, len(outcome.rows)) == (form, [], 1)
 
 
-def test_named_columns_make_doccanos_columns_a_plain_table(tmp_path: Path) -> None:
+def test_columns_in_the_recipe_make_doccanos_columns_a_plain_table(tmp_path: Path) -> None:
     recipe = Recipe(names=FieldNames(prompt="text", completion="label"))
 
     assert read(tmp_path, "id,text,label\n1,a,b\n", recipe).format == "CSV"
 
 
-def test_most_of_the_first_rows_tell_the_format(tmp_path: Path) -> None:
+def test_most_of_the_first_rows_determine_the_format(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([CHAT, *pairs(3)]))
 
     assert outcome.format == "PromptCompletion"
@@ -141,7 +141,7 @@ def test_rows_that_cannot_be_read_do_not_hide_the_format(tmp_path: Path) -> None
     assert read(tmp_path, '{"broken\n' * 20 + json_lines([CHAT])).format == "ChatMessages"
 
 
-def test_a_forced_format_is_not_looked_for(tmp_path: Path) -> None:
+def test_a_forced_format_is_not_detected(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([CHAT, *pairs(3)]), Recipe(format="ChatMessages"))
 
     assert outcome.format == "ChatMessages"
@@ -159,7 +159,7 @@ def test_a_forced_format_is_not_looked_for(tmp_path: Path) -> None:
     ],
     ids=["lines", "list", "CSV", "TSV", "Parquet"],
 )
-def test_a_forced_record_format_may_lie_in_any_kind_of_file(tmp_path: Path, content: str | bytes) -> None:
+def test_a_forced_record_format_may_be_in_any_container(tmp_path: Path, content: str | bytes) -> None:
     outcome = read(tmp_path, content, Recipe(format="Alpaca"))
 
     assert (outcome.format, outcome.dicts) == ("Alpaca", [{"prompt": "a", "completion": "b"}])
@@ -167,7 +167,7 @@ def test_a_forced_record_format_may_lie_in_any_kind_of_file(tmp_path: Path, cont
 
 @pytest.mark.parametrize("packed", [gzipped, zstandarded])
 @pytest.mark.parametrize("content", [json_lines(pairs(5)), json.dumps(pairs(5))])
-def test_packed_files_are_told_by_their_content(tmp_path: Path, packed: Any, content: str) -> None:
+def test_compressed_files_are_detected_by_their_content(tmp_path: Path, packed: Any, content: str) -> None:
     outcome = read(tmp_path, packed(content))
 
     assert (outcome.format, outcome.dicts) == ("PromptCompletion", pairs(5))
@@ -191,7 +191,7 @@ def test_parquet_counts_for_the_digest(tmp_path: Path) -> None:
     assert read(tmp_path, parquet_bytes(pairs(1))).digests != read(tmp_path, parquet_bytes(pairs(2))).digests
 
 
-def test_unused_fields_are_named_once_in_the_order_of_their_coming(tmp_path: Path) -> None:
+def test_unused_fields_are_named_once_in_the_order_of_their_occurrence(tmp_path: Path) -> None:
     rows = [{**PAIR, "source": "mail"}, {**PAIR, "lang": "en", "source": "web", "empty": None}, PAIR]
 
     assert read(tmp_path, json_lines(rows)).unused == ("source", "lang")
@@ -225,7 +225,7 @@ def test_a_files_name_begins_with_its_split(name: str, split: SplitName | None) 
     assert split_of(name) == split
 
 
-def test_names_of_files_divide_the_rows(tmp_path: Path) -> None:
+def test_file_names_split_the_rows(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
         "test.jsonl": json_lines(pairs(1)),
         "train-1.jsonl.gz": gzipped(json_lines(pairs(2))),
@@ -244,7 +244,7 @@ def test_names_of_files_divide_the_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_only_several_files_are_named_in_places(tmp_path: Path) -> None:
+def test_positions_name_the_file_only_if_there_are_several(tmp_path: Path) -> None:
     one = read(tmp_path, json_lines(pairs(1)))
     two = read_files(tmp_path, {"a": json_lines(pairs(1)), "b": json_lines(pairs(1))})
 

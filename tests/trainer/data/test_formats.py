@@ -1,4 +1,4 @@
-"""What the rows of each format mean, on files in the shape of the tools' current versions."""
+"""Rows of each format, read from files in the form of the tools' current versions."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_line_ends_in_texts_are_line_feeds(tmp_path: Path) -> None:
     assert outcome.dicts == [{"prompt": "a\nb", "completion": "c"}]
 
 
-def test_a_template_makes_the_prompt_of_several_columns(tmp_path: Path) -> None:
+def test_a_template_builds_the_prompt_from_several_columns(tmp_path: Path) -> None:
     recipe = Recipe(names=FieldNames(template="{{{id}}} {subject}\n{body}", completion="queue"))
 
     outcome = read(tmp_path, "id,subject,body,queue\n7,Invoice,,billing\n8,,No one came,dispatch\n", recipe)
@@ -48,7 +48,7 @@ def test_a_template_makes_the_prompt_of_several_columns(tmp_path: Path) -> None:
     assert outcome.unused == ()
 
 
-def test_a_template_writes_numbers_and_truth_as_json_does(tmp_path: Path) -> None:
+def test_a_template_writes_numbers_and_booleans_as_in_json(tmp_path: Path) -> None:
     recipe = Recipe(names=FieldNames(template="{a} {b} {c} {d}"))
 
     outcome = read(
@@ -92,7 +92,7 @@ CALLING: dict[str, Any] = {
 }
 
 
-def test_calls_of_tools_are_kept_with_their_arguments_as_objects(tmp_path: Path) -> None:
+def test_tool_calls_are_kept_with_their_arguments_as_objects(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([CALLING]))
 
     assert (outcome.problems, outcome.unused) == ([], ())
@@ -123,7 +123,7 @@ def test_arguments_as_objects_and_as_texts_are_the_same_row(tmp_path: Path) -> N
     assert first == second
 
 
-def test_a_tool_may_be_asked_again_and_several_tools_at_once(tmp_path: Path) -> None:
+def test_a_tool_may_be_called_again_and_several_tools_at_once(tmp_path: Path) -> None:
     call = CALLING["messages"][2]
     twice = {**call, "tool_calls": [{**call["tool_calls"][0], "id": name} for name in ("a", "b")]}
     answers = [{"role": "tool", "tool_call_id": name, "content": "21"} for name in ("b", "a")]
@@ -135,7 +135,7 @@ def test_a_tool_may_be_asked_again_and_several_tools_at_once(tmp_path: Path) -> 
     assert len(outcome.rows[0].messages) == len(messages)
 
 
-def test_no_tools_and_no_calls_may_be_written_as_null_or_an_empty_list(tmp_path: Path) -> None:
+def test_absent_tools_and_calls_may_be_null_or_an_empty_list(tmp_path: Path) -> None:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": "b",
@@ -150,7 +150,7 @@ def test_no_tools_and_no_calls_may_be_written_as_null_or_an_empty_list(tmp_path:
     assert (outcome.dicts, outcome.problems) == ([chat("a", "b"), chat("a", "b")], [])
 
 
-def test_weights_say_which_answers_are_learned(tmp_path: Path) -> None:
+def test_weights_select_the_answers_that_are_learned(tmp_path: Path) -> None:
     messages = turns("a", "b", "c", "d")
     messages[1]["weight"] = 0
     messages[3]["weight"] = 1
@@ -176,7 +176,7 @@ def test_fields_of_messages_that_are_not_used_are_named(tmp_path: Path) -> None:
     assert read(tmp_path, json_lines([{"messages": messages, "id": 1}])).unused == ("messages[].mood", "id")
 
 
-def test_chats_of_parquet_have_null_for_what_a_message_does_not_say(tmp_path: Path) -> None:
+def test_chats_of_parquet_have_null_for_absent_fields_of_a_message(tmp_path: Path) -> None:
     messages = turns("a", "b", "c", "d")
     messages[1]["weight"] = 0
 
@@ -275,7 +275,7 @@ def test_texts_of_label_studio_are_completions_too(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["labelstudio-min.json", "labelstudio.csv"])
-def test_a_choice_between_control_tags_of_label_studio_is_left_to_the_team(tmp_path: Path, name: str) -> None:
+def test_several_control_tags_of_label_studio_require_a_choice_by_the_user(tmp_path: Path, name: str) -> None:
     problem = read_fixture(tmp_path, name).problems[0]
 
     assert 'the completion may be any of "customer", "intent", "reply"; expected the name' in problem
@@ -287,7 +287,9 @@ def test_the_only_control_tag_of_label_studio_is_the_completion(tmp_path: Path) 
     assert read(tmp_path, json_lines([flat])).dicts == [{"prompt": "a", "completion": "kind"}]
 
 
-def test_data_of_the_name_of_a_control_tag_is_told_apart_in_tables_of_label_studio(tmp_path: Path) -> None:
+def test_data_with_the_name_of_a_control_tag_is_distinguished_in_tables_of_label_studio(
+    tmp_path: Path,
+) -> None:
     content = "_data_text,annotation_id,annotator,id,lead_time,text\nthe data,1,me,1,1.5,the answer\n"
 
     outcome = read(tmp_path, content)
@@ -381,7 +383,7 @@ def test_kto(tmp_path: Path, row: dict[str, Any]) -> None:
     assert outcome.dicts == [{"prompt": SKY, "completion": "It is green.", "label": False}]
 
 
-def test_kto_in_tables_has_several_words_for_true_and_false(tmp_path: Path) -> None:
+def test_kto_in_tables_accepts_several_spellings_of_true_and_false(tmp_path: Path) -> None:
     outcome = read(
         tmp_path,
         "prompt,completion,label\n" + "".join(f"a,b,{label}\n" for label in ("True", 0, "1", "false")),
@@ -392,7 +394,7 @@ def test_kto_in_tables_has_several_words_for_true_and_false(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", [path.name for path in FIXTURES.iterdir()])
 @pytest.mark.parametrize("packed", [gzipped, zstandarded])
-def test_packing_changes_no_row(tmp_path: Path, packed: Any, name: str) -> None:
+def test_compression_changes_no_row(tmp_path: Path, packed: Any, name: str) -> None:
     recipe = Recipe(names=FieldNames(completion="reply")) if "studio" in name else Recipe()
     plain = read_fixture(tmp_path, name, recipe)
 

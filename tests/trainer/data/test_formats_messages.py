@@ -1,4 +1,4 @@
-"""Pairs and preferences whose texts are lists of messages: of TRL, and of the API of OpenAI."""
+"""Pairs and preferences with lists of messages, as in TRL and in the OpenAI API."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ def read_json(folder: Path, *rows: Any) -> Outcome:
 
 
 @pytest.mark.parametrize("content", [json_lines([PAIR]), parquet_bytes([PAIR])], ids=["json", "parquet"])
-def test_of_a_conversation_the_completions_turns_are_learned(tmp_path: Path, content: str | bytes) -> None:
+def test_only_the_completions_turns_of_a_conversation_are_learned(
+    tmp_path: Path, content: str | bytes
+) -> None:
     outcome = read(tmp_path, content, NEWEST)
 
     assert outcome.problems == []
@@ -66,7 +68,7 @@ def test_a_completion_may_call_tools(tmp_path: Path) -> None:
     assert outcome.rows[0].tools is not None
 
 
-def test_what_is_wrong_with_a_conversation_is_told_at_its_turn(tmp_path: Path) -> None:
+def test_issues_of_a_conversation_name_its_turn(tmp_path: Path) -> None:
     outcome = read_json(
         tmp_path,
         {**PAIR, "prompt": turns("a", "b")},
@@ -95,7 +97,7 @@ def test_preferences_of_openai_are_found_by_their_fields(tmp_path: Path, content
     assert outcome.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
 
 
-def test_what_is_wrong_with_a_preference_of_openai_is_told_by_its_fields(tmp_path: Path) -> None:
+def test_issues_of_a_preference_of_openai_name_its_fields(tmp_path: Path) -> None:
     outcome = read_json(
         tmp_path,
         PREFERENCE,
@@ -114,5 +116,5 @@ def test_what_is_wrong_with_a_preference_of_openai_is_told_by_its_fields(tmp_pat
 
 
 @pytest.mark.parametrize("row", [PAIR, PREFERENCE], ids=["pair", "preference"])
-def test_the_first_rule_reads_none_of_them(tmp_path: Path, row: Any) -> None:
+def test_rule_version_1_reads_none_of_them(tmp_path: Path, row: Any) -> None:
     assert read(tmp_path, json_lines([row])).rows == []

@@ -1,4 +1,4 @@
-"""Short ways to what the long way gives: they decide splits, files and digests, which never change."""
+"""Shortcuts that must equal the general computation: splits, files and digests depend on them."""
 
 import hashlib
 
@@ -15,9 +15,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(prompt=TEXTS, completion=TEXTS, seed=st.integers(0, 2**31 - 1))
-def test_a_pair_has_the_line_the_split_and_the_digest_of_any_row(
-    prompt: str, completion: str, seed: int
-) -> None:
+def test_shortcuts_for_pairs_equal_the_general_computation(prompt: str, completion: str, seed: int) -> None:
     row = Row.pair(prompt, completion)
 
     assert row.to_line() == canonical.text(row.to_dict())

@@ -1,4 +1,4 @@
-"""Label Studio's templates for generative AI, as JSON, JSON_MIN and CSV, found without naming columns."""
+"""Label Studio's templates for generative AI, as JSON, JSON_MIN and CSV, without columns in the recipe."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def task(data: dict[str, Any], *results: Any, **fields: Any) -> dict[str, Any]:
 
 
 def exported(form: str, data: dict[str, Any], answer: dict[str, Any]) -> str:
-    """One task as Label Studio exports it; lists of the data are in CSV as Python writes them."""
+    """One task as Label Studio exports it. In CSV, lists of the data are Python literals."""
     name, kind, value = answer["from_name"], answer["type"], answer["value"]
     if form == "json":
         return json.dumps([task(data, answer)])
@@ -113,7 +113,7 @@ def test_the_answers_of_a_pairwise_task_can_be_named(tmp_path: Path) -> None:
     assert named.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
 
 
-def test_a_history_is_never_dropped_in_silence(tmp_path: Path) -> None:
+def test_a_history_is_never_dropped_silently(tmp_path: Path) -> None:
     data = {"prompt": "a", "messages": turns("x", "y")}
     content = exported("json", data, result("response", "textarea", text=["b"]))
 
@@ -139,11 +139,11 @@ def tasks(*annotations: Any, **fields: Any) -> str:
     ],
     ids=["agree", "ground truth", "cancelled", "empty"],
 )
-def test_several_annotations_count_where_there_is_no_doubt(tmp_path: Path, annotations: Any) -> None:
+def test_several_annotations_count_if_they_are_unambiguous(tmp_path: Path, annotations: Any) -> None:
     assert clean(read_newest(tmp_path, tasks(*annotations))) == [{"prompt": "a", "completion": "b"}]
 
 
-def test_annotations_that_differ_are_a_persons_to_decide(tmp_path: Path) -> None:
+def test_annotations_that_differ_require_a_decision_of_the_user(tmp_path: Path) -> None:
     content = tasks({"result": [CHOICE]}, {"result": [OTHER]})
 
     assert read_newest(tmp_path, content).problems[0].startswith("row 1: has 2 annotations that differ")
@@ -151,14 +151,14 @@ def test_annotations_that_differ_are_a_persons_to_decide(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fields", [{}, {"annotations": []}], ids=["no annotations", "none yet"])
-def test_predictions_are_no_annotations(tmp_path: Path, fields: Any) -> None:
+def test_predictions_are_not_annotations(tmp_path: Path, fields: Any) -> None:
     content = json.dumps([{"data": {"text": "a"}, "predictions": [{"result": [CHOICE]}], **fields}])
 
     assert "has predictions, but no annotation" in read_newest(tmp_path, content).problems[0]
 
 
 @pytest.mark.parametrize("value", ["none", None], ids=str)
-def test_a_pairwise_task_without_a_choice_is_told(tmp_path: Path, value: Any) -> None:
+def test_a_pairwise_task_without_a_choice_is_reported(tmp_path: Path, value: Any) -> None:
     data = {"prompt": "a", "answer1": "b", "answer2": "c"}
     content = exported("json", data, result("pw", "pairwise", selected=value))
 

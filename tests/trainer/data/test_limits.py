@@ -1,4 +1,4 @@
-"""Sources that are small and become large, that change meanwhile, or are of a kind that is not read."""
+"""Sources that unpack to a large size, change during the read, or have an unsupported kind."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def prepared(
     return prepare([SourceFile(path, budget=budget)], Recipe(), folder / "out", limit_bytes=limit_bytes)
 
 
-def test_unpacked_bytes_are_bounded_for_all_files_together(tmp_path: Path) -> None:
+def test_unpacked_bytes_are_limited_for_all_files_together(tmp_path: Path) -> None:
     budget = Budget("the unpacked files", 3 << 20)
     packed = gzip.compress(json_lines(pairs(1)).encode() * (2 << 20 >> 6))
     for name in ("a.jsonl", "b.jsonl"):
@@ -43,15 +43,15 @@ def test_unpacked_bytes_are_bounded_for_all_files_together(tmp_path: Path) -> No
         prepare(files, Recipe(), tmp_path)
 
 
-def test_rows_that_become_large_are_bounded(tmp_path: Path) -> None:
+def test_the_size_of_prepared_rows_is_limited(tmp_path: Path) -> None:
     with pytest.raises(TooLarge, match=r"the prepared rows exceed 0\.01 MiB"):
         prepared(tmp_path, json_lines(pairs(1000)).encode(), limit_bytes=10_486)
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(None, "64 GiB"), (5 << 40, "5120 GiB"), (3 << 29, "1.5 GiB")])
-def test_the_bound_is_64_gib_where_none_is_asked_for(limit: int | None, shown: str) -> None:
+def test_the_default_limit_is_64_gib(limit: int | None, shown: str) -> None:
     budget = Budget("the unpacked files", limit)
-    with pytest.raises(TooLarge, match=f"more than {shown};"):
+    with pytest.raises(TooLarge, match=f"exceed {shown};"):
         budget.use(6 << 40)
 
 
@@ -87,7 +87,7 @@ def _rewrite(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [_append, _exchange, _rewrite])
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_file_that_changes_while_it_is_read_is_refused(
+def test_a_file_that_changes_while_it_is_read_is_rejected(
     tmp_path: Path, change: Callable[[Path], None], when: str
 ) -> None:
     path = tmp_path / "rows.jsonl"
@@ -102,7 +102,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
             if number == 0 and when == "while":
                 change(path)
         file.finish()
-        # One that was exchanged was read as it was; the next look is at another.
+        # A replaced file was read completely; the next access detects the replacement.
         file.head(1)
 
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         read()
 
 
-def test_names_of_unused_fields_are_bounded(tmp_path: Path) -> None:
+def test_names_of_unused_fields_are_limited(tmp_path: Path) -> None:
     rows = [{**row, f"{number}{'x' * 5000}": 1} for number, row in enumerate(pairs(1000))]
 
     found = prepared(tmp_path, json_lines(rows).encode())
@@ -131,7 +131,7 @@ ROWS = json_lines(pairs(30))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (ROWS.encode("utf-16-le"), "the file is UTF-16 text without a byte order mark; expected"),
         (ROWS.encode("utf-16-be"), "the file is UTF-16 text without a byte order mark; expected"),
@@ -145,11 +145,11 @@ ROWS = json_lines(pairs(30))
         (b"<!DOCTYPE html><html>", "the file is a web page"),
     ],
 )
-def test_what_a_file_is_that_is_not_read_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+def test_the_kind_of_an_unsupported_file_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (problem,) = prepared(tmp_path, content).problems
 
     assert problem.issue.code == Code.FILE_UNKNOWN
-    assert str(problem.issue).startswith(said)
+    assert str(problem.issue).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows and headers made so that a careless check takes quadratic time: hours for a row of the largest size.
+"""Rows and headers with which a naive check takes quadratic time: hours for a row of the maximum size.
 
 Each takes about a second where the work is linear, and minutes where it is quadratic.
 """
@@ -18,7 +18,7 @@ from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.result import Prepared
 
 DEADLINE_SECONDS = 30
-"""Of processor time, so that a busy machine fails no test."""
+"""Processor time, so that no test fails on a busy machine."""
 SIZE = 400_000
 SECRETS = {
     "e-mail addresses": "a.b@example.org ",
@@ -60,7 +60,7 @@ def prepared(folder: Path, content: str) -> Prepared:
 
 
 @pytest.mark.parametrize("unit", SECRETS.values(), ids=SECRETS)
-def test_a_text_of_nothing_but_finds_and_heads_of_finds_is_looked_through(tmp_path: Path, unit: str) -> None:
+def test_a_text_of_findings_and_their_heads_only_is_scanned(tmp_path: Path, unit: str) -> None:
     text = unit * (SIZE // len(unit))
 
     result = prepared(tmp_path, json.dumps({"prompt": "a", "completion": text}) + "\n")
@@ -76,13 +76,13 @@ def test_a_header_of_very_many_columns_is_read(tmp_path: Path) -> None:
     assert result.kept_rows == 1
 
 
-def test_prose_in_one_line_is_no_table(tmp_path: Path) -> None:
+def test_prose_in_one_line_is_not_a_table(tmp_path: Path) -> None:
     result = prepared(tmp_path, " ".join(f"word {number}," for number in range(150_000)) + "\n")
 
     assert (result.broken_files, result.kept_rows) == (1, 0)
 
 
-def test_wrong_calls_of_very_many_tools_are_told(tmp_path: Path) -> None:
+def test_wrong_calls_of_very_many_tools_are_reported(tmp_path: Path) -> None:
     count = 15_000
     tools: list[Any] = [{"function": {"name": f"tool {number}"}} for number in range(count)]
     calls = [{"function": {"name": "none", "arguments": "{}"}}] * count

@@ -1,4 +1,4 @@
-"""A format that is one class and one row of the registry is detected, read and shown."""
+"""A new format, which is one class and one row of the registry, is detected, read and shown."""
 
 from pathlib import Path
 from typing import ClassVar, cast
@@ -44,7 +44,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cast(dict[DataFormat, type[Format]], FORMATS), NAME, Interview)
 
 
-def test_it_is_found_by_its_fields(tmp_path: Path) -> None:
+def test_it_is_detected_by_its_fields(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([QUESTION]))
 
     assert (outcome.format, outcome.rows, outcome.unused) == (
@@ -54,12 +54,12 @@ def test_it_is_found_by_its_fields(tmp_path: Path) -> None:
     )
 
 
-def test_the_stronger_match_wins_wherever_it_stands_in_the_registry(tmp_path: Path) -> None:
+def test_the_stronger_match_wins_at_any_position_in_the_registry(tmp_path: Path) -> None:
     assert read(tmp_path, json_lines([QUESTION | ALPACA])).format == NAME
     assert read(tmp_path, json_lines([ALPACA])).format == "Alpaca"
 
 
-def test_it_can_be_forced_and_then_says_what_is_missing(tmp_path: Path) -> None:
+def test_it_can_be_forced_and_then_reports_missing_fields(tmp_path: Path) -> None:
     outcome = read(tmp_path, json_lines([ALPACA]), Recipe(format=NAME))
 
     assert outcome.problems[0].startswith('row 1: "question" is missing')

@@ -1,4 +1,4 @@
-"""The files of a dataset, and leaving rows out of them."""
+"""Files of a dataset, and removal of rows from them."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_each_row_is_in_the_file_of_its_split_and_all_files_exist(folder: Path) 
     assert (folder / "validation.jsonl").read_bytes() == b""
 
 
-def test_rows_that_are_not_kept_leave_their_files(folder: Path) -> None:
+def test_other_rows_are_removed_from_their_files(folder: Path) -> None:
     rows = keep_rows(folder, _splits(), np.array([True, True, False, True, False]))
 
     assert rows == {"train": 2, "validation": 0, "test": 1}
@@ -40,7 +40,7 @@ def test_rows_that_are_not_kept_leave_their_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == set(SPLIT_FILES.values())
 
 
-def test_a_file_of_which_all_rows_are_kept_is_not_written(folder: Path) -> None:
+def test_a_file_without_changes_is_not_rewritten(folder: Path) -> None:
     before = (folder / "train.jsonl").stat()
 
     keep_rows(folder, _splits(), np.array([True, False, True, True, True]))
@@ -49,7 +49,7 @@ def test_a_file_of_which_all_rows_are_kept_is_not_written(folder: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_file_with_other_rows_than_were_written_is_refused(folder: Path) -> None:
+def test_a_file_with_other_rows_than_were_written_is_rejected(folder: Path) -> None:
     with (folder / "train.jsonl").open("a") as file:
         file.write("{}\n")
 

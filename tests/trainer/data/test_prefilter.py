@@ -1,4 +1,4 @@
-"""One look for all detectors before any of them: whatever they find is found with it and without it."""
+"""Prefilter of the detectors: the findings are the same with and without it."""
 
 import random
 import re
@@ -63,7 +63,7 @@ TEXTS = st.lists(PIECES, max_size=4).map("".join)
 
 
 def by_every_detector(checks: Checks) -> Scanner:
-    """As where RE2 has no wheel."""
+    """Behave as if RE2 were not installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefilter, "re2", None)
         return Scanner(checks)
@@ -87,7 +87,7 @@ def test_the_findings_are_those_of_the_detectors_alone(prompt: str, completion: 
 
 @pytest.mark.parametrize("name", ["test_checks.py", "test_linear.py"])
 def test_the_findings_in_texts_made_for_detectors_are_those_of_the_detectors_alone(name: str) -> None:
-    """Every text of other tests of them, and every place where it may be cut."""
+    """Every text of the detectors' tests, truncated at every position."""
     source = Path(__file__).with_name(name).read_text()
     for literal in re.findall(r'"((?:[^"\\\n]|\\.)+)"', source):
         for text in (literal, literal.upper(), literal * 3):
@@ -120,11 +120,11 @@ LOOKED = Prefilter([((expression,),) for _, expression in LOOSE])
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), number=st.integers(0, len(LOOSE) - 1))
-def test_an_expression_fits_wherever_its_pattern_does(data: st.DataObject, number: int) -> None:
+def test_an_expression_matches_wherever_its_pattern_does(data: st.DataObject, number: int) -> None:
     assert number in LOOKED.find(data.draw(st.from_regex(LOOSE[number][0])))
 
 
-def test_texts_of_everyday_words_are_not_worth_a_look() -> None:
+def test_texts_of_everyday_words_select_no_detector() -> None:
     texts = [
         "Please reset my password, the key is lost.",
         "ASAP: the secret of 3 tokens!",
@@ -149,10 +149,10 @@ def test_a_set_with_little_memory_finds_the_same(monkeypatch: pytest.MonkeyPatch
     assert little.find(text + "@") == Prefilter(detectors).find(text + "@") == [0, 1]
 
 
-def test_where_the_set_fails_every_detector_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_detector_runs_if_the_set_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failed:
         def Match(self, _text: bytes) -> None:  # noqa: N802
-            """As RE2 answers when its memory is too small."""
+            """Respond like RE2 with too little memory."""
 
     monkeypatch.setattr(prefilter, "_set_of", lambda _: Failed())
 

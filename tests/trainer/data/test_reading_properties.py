@@ -1,4 +1,4 @@
-"""What holds for all inputs: nothing crashes the reader, and rows come back as they were written."""
+"""Properties for all inputs: nothing crashes the reader, and rows are read back as they were written."""
 
 import csv
 import io
@@ -99,7 +99,7 @@ def read_bytes(content: bytes, recipe: Recipe) -> Outcome:
 
 
 def check(outcome: Outcome) -> None:
-    """Only valid rows come out, which can be written and read again, and problems that can be told."""
+    """Only valid rows result, which can be written and read again, and problems that can be printed."""
     for item in outcome.items:
         assert isinstance(item, LocatedRow | InvalidRecord)
         if isinstance(item, InvalidRecord):

@@ -1,4 +1,4 @@
-"""Many rows are prepared by several processes: they find what one process finds, and they end with it."""
+"""Worker processes find the same as one process, and end with their parent."""
 
 import gzip
 import json
@@ -55,8 +55,8 @@ TOKEN = "ghp_" + "a1B2" * 9
 
 
 @dataclass
-class Told:
-    """What a listener is told."""
+class RecordingListener:
+    """Records the calls of a listener."""
 
     counts: list[int] = field(default_factory=list)
     problems: list[Any] = field(default_factory=list)
@@ -73,14 +73,16 @@ class Told:
         self.duplicates.append(duplicate_record(pair))
 
 
-def outcome(sources: Iterable[Path], recipe: Recipe) -> tuple[dict[str, bytes], bytes, Prepared, Told]:
-    """Everything that a preparation makes: files, report, facts, and what was told."""
-    told = Told()
+def outcome(
+    sources: Iterable[Path], recipe: Recipe
+) -> tuple[dict[str, bytes], bytes, Prepared, RecordingListener]:
+    """Everything that a preparation produces: files, report, result, and calls of the listener."""
+    recorder = RecordingListener()
     with tempfile.TemporaryDirectory() as folder:
-        found = prepare([SourceFile(path) for path in sources], recipe, Path(folder), listener=told)
+        found = prepare([SourceFile(path) for path in sources], recipe, Path(folder), listener=recorder)
         files = {name: (Path(folder) / name).read_bytes() for name in SPLIT_FILES.values()}
-    assert sum(told.counts) == found.rows
-    return files, encode(document(found)), found, replace(told, counts=[])
+    assert sum(recorder.counts) == found.rows
+    return files, encode(document(found)), found, replace(recorder, counts=[])
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RowBatch]:
-    """Of one row each."""
+    """Batches of one row each."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json_lines(pairs(50)))
     monkeypatch.setattr(reading, "BATCH_ROWS", 1)
@@ -101,7 +103,7 @@ def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RowBatc
 
 
 def bad_rows() -> list[Any]:
-    """One of each kind of problem, among rows that have none, with fields of which few are used."""
+    """One row with each kind of problem, among valid rows with many unused fields."""
     rows: list[Any] = []
     for number, pair in enumerate(pairs(200)):
         rows.append({**pair, f"field {number % 40}": number} if number % 3 else pair)
@@ -124,7 +126,7 @@ def text_of(rows: Iterable[Any]) -> str:
 
 @pytest.mark.usefixtures("two_processors")
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_several_processes_find_what_one_finds(
+def test_several_processes_find_the_same_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(text_of(bad_rows()))
@@ -137,7 +139,7 @@ def test_several_processes_find_what_one_finds(
 
     monkeypatch.setattr(rowworkers, "available_processors", lambda: 1)
     assert [outcome(sources, recipe) for sources in several] == by_workers
-    assert sum(len(told.problems) for *_, told in by_workers) > 20
+    assert sum(len(recorder.problems) for *_, recorder in by_workers) > 20
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,7 +147,7 @@ def test_several_processes_find_what_one_finds(
     records=st.lists(RECORDS | VALUES, min_size=1, max_size=12),
     recipe=st.sampled_from([*RECIPES.values(), Recipe(names=FieldNames(completion="answer"))]),
 )
-def test_where_a_batch_ends_decides_nothing(records: list[Any], recipe: Recipe) -> None:
+def test_the_ends_of_batches_make_no_difference(records: list[Any], recipe: Recipe) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "rows"
         path.write_text(json_lines(records))
@@ -156,24 +158,24 @@ def test_where_a_batch_ends_decides_nothing(records: list[Any], recipe: Recipe) 
 
 
 @pytest.mark.usefixtures("two_processors")
-def test_what_was_read_before_a_file_changed_is_told(tmp_path: Path) -> None:
+def test_problems_before_a_file_changed_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(text_of(bad_rows()))
-    told = Told()
-    rows = told.rows
+    recorder = RecordingListener()
+    rows = recorder.rows
 
     def change(count: int, bytes_read: int) -> None:
         rows(count, bytes_read)
         path.touch()
 
-    told.rows = change  # type: ignore[method-assign]
+    recorder.rows = change  # type: ignore[method-assign]
     (tmp_path / "out").mkdir()
 
     with pytest.raises(FileChanged):
-        prepare([SourceFile(path)], Recipe(), tmp_path / "out", listener=told)
+        prepare([SourceFile(path)], Recipe(), tmp_path / "out", listener=recorder)
 
-    assert sum(told.counts) == 199
-    assert len(told.problems) > 5
+    assert sum(recorder.counts) == 199
+    assert len(recorder.problems) > 5
 
 
 def test_few_rows_and_one_processor_start_no_process(
@@ -204,7 +206,7 @@ def test_an_error_of_a_worker_is_raised_with_its_traceback(
     assert any("in prepare" in note for note in caught.value.__notes__)
 
 
-def test_a_worker_that_is_killed_means_that_memory_ran_out(batches: Iterator[RowBatch]) -> None:
+def test_a_killed_worker_raises_a_memory_error(batches: Iterator[RowBatch]) -> None:
     with RowWorkers(Recipe(), 1) as several:
         several.give(next(batches))
         several.take()
@@ -215,7 +217,7 @@ def test_a_worker_that_is_killed_means_that_memory_ran_out(batches: Iterator[Row
             several.take()
 
 
-def test_batches_at_the_workers_are_bounded(
+def test_batches_at_the_workers_are_limited(
     monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
     with RowWorkers(Recipe(), 1) as several:
@@ -229,7 +231,7 @@ def test_batches_at_the_workers_are_bounded(
         assert several.are_busy()
 
 
-def test_workers_end_when_their_batches_are_wanted_no_more(
+def test_workers_end_when_the_generator_is_closed(
     monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
     monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)

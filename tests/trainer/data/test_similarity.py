@@ -1,4 +1,4 @@
-"""Inputs that say nearly the same, with the same answer."""
+"""Near duplicates: nearly equal inputs with the same answer."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tests.trainer.data.reading import reader
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "el", "in", "or", "ush")]
 
 
-def test_one_word_more_is_near_and_another_text_is_not() -> None:
+def test_a_text_with_one_more_word_is_near_and_another_text_is_not() -> None:
     text = _text(1, 30)
     near = _near([(text, "a"), (f"{text} thanks", "a"), (_text(2, 30), "a")])
 
@@ -29,7 +29,7 @@ def test_another_answer_is_never_near() -> None:
     assert _near([(text, "a"), (text, "b"), (f"{text} thanks", "b")]) == [-1, -1, 1]
 
 
-def test_few_words_are_near_where_they_are_the_same() -> None:
+def test_few_words_are_near_if_they_are_equal() -> None:
     assert _near(
         [("hello there", "a"), ("There, hello!", "a"), ("hello you", "a"), ("…", "a"), ("!", "a")]
     ) == [
@@ -57,7 +57,7 @@ def test_a_conversation_is_near_by_all_its_turns() -> None:
     assert _near_rows([chat(""), chat(" please"), Row.pair(last, "a")]) == [-1, 0, -1]
 
 
-def test_the_words_of_a_template_make_no_rows_near() -> None:
+def test_the_words_of_a_template_do_not_make_rows_near() -> None:
     template = _text(1, 200)
     rows = [(f"{template} {_text(number, 12)}", "yes") for number in range(2, 60)]
     rows.append((f"{rows[7][0]} please", "yes"))
@@ -65,7 +65,7 @@ def test_the_words_of_a_template_make_no_rows_near() -> None:
     assert _near(rows) == [*[-1] * 58, 7]
 
 
-def test_rows_after_the_sample_know_its_template() -> None:
+def test_the_template_of_the_sample_applies_to_later_rows() -> None:
     template = _text(1, 200)
     rows = [(f"{template} {_text(number, 12)}", "yes") for number in range(2, 1100)]
     rows.append((f"{rows[1050][0]} please", "yes"))
@@ -73,7 +73,7 @@ def test_rows_after_the_sample_know_its_template() -> None:
     assert _near(rows) == [*[-1] * 1098, 1050]
 
 
-def test_nearly_all_pairs_above_the_threshold_are_found_and_none_far_below() -> None:
+def test_nearly_all_pairs_above_the_minimum_similarity_are_found_and_none_far_below() -> None:
     pairs = 200
     rows = []
     for number in range(pairs):
@@ -82,19 +82,19 @@ def test_nearly_all_pairs_above_the_threshold_are_found_and_none_far_below() -> 
         rows.append((" ".join([*words[:30], *_text(number + 10_000, 30).split()]), "a"))
     near = _near(rows)
 
-    # 56 of 60 triples are in both of a near pair, 28 of 88 in both of a far one.
+    # A near pair shares 56 of 60 trigrams, a far pair 28 of 88.
     assert sum(each >= 0 for each in near[1::3]) > 0.97 * pairs
     assert all(each == 3 * number for number, each in enumerate(near[1::3]) if each >= 0)
     assert all(each == -1 for each in near[2::3])
 
 
-def test_short_texts_are_near_where_every_word_is_the_same() -> None:
+def test_short_texts_are_near_if_all_words_are_equal() -> None:
     texts = ["Reset my password", "reset my password!", "reset my passwort", "…", "!", "👍", "👍\ufe0f"]
 
     assert _near([(text, "a") for text in texts], compares_short_texts=True) == [-1, 0, -1, -1, -1, -1, 5]
 
 
-def test_texts_of_which_the_template_leaves_little_are_compared_whole() -> None:
+def test_texts_with_few_words_besides_the_template_are_compared_as_a_whole() -> None:
     template = _text(1, 40)
     cities = ["Ulm", "Bonn", "Jena", "Kiel", "Trier", "Worms", "Hof", "Suhl", "Gera", "Fulda", "Marl", "Bern"]
     rows = [(f"{template} {city}", "yes") for city in cities]

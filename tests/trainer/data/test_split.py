@@ -1,4 +1,4 @@
-"""The rule that divides rows; it can never change."""
+"""The rule that splits rows; it can never change."""
 
 import hashlib
 import random
@@ -35,27 +35,27 @@ CALL = '[{"function":{"arguments":"{}","name":"orders"},"id":"1","type":"functio
         (Row.pair("a", "b"), 7, 0, 0.46902887949590377),
     ],
 )
-def test_known_rows_have_their_known_place_for_ever(
+def test_known_rows_keep_their_fraction(
     row: Row, group: str | int | None, seed: int, fraction: float
 ) -> None:
     assert fraction_of(RawRow(row, group), seed) == fraction
 
 
-def test_the_prompt_of_a_preference_or_a_judged_answer_has_the_place_of_the_same_prompt_in_a_pair() -> None:
+def test_the_prompt_of_a_preference_or_kto_row_has_the_fraction_of_the_same_prompt_in_a_pair() -> None:
     pair = Row.pair("Where is my order?", "dispatch")
     preference = Row(pair.messages, "Preference", rejected="refund")
-    judged = Row(pair.messages, "KTO", label=True)
+    kto = Row(pair.messages, "KTO", label=True)
 
-    assert {_fraction(row) for row in (pair, preference, judged)} == {0.9548119571250019}
+    assert {_fraction(row) for row in (pair, preference, kto)} == {0.9548119571250019}
 
 
-def test_a_preference_about_a_conversation_has_the_place_of_that_conversation() -> None:
+def test_a_preference_about_a_conversation_has_the_fraction_of_that_conversation() -> None:
     turns = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello"))
 
     assert _fraction(Row(turns, "Preference", rejected="Go away")) == 0.35823155356333475
 
 
-def test_weights_names_and_tools_move_no_chat() -> None:
+def test_weights_names_and_tools_do_not_change_the_split_of_a_chat() -> None:
     turns = (
         Message("user", "Hi"),
         Message("assistant", "Hello"),
@@ -67,7 +67,7 @@ def test_weights_names_and_tools_move_no_chat() -> None:
     assert _fraction(Row(turns)) == _fraction(Row(context)) == _fraction(Row(turns, tools="[]"))
 
 
-def test_the_calls_of_tools_are_part_of_the_input() -> None:
+def test_tool_calls_are_part_of_the_input() -> None:
     def chat(calls: str | None, answers: str | None) -> float:
         return _fraction(
             Row(
@@ -83,7 +83,7 @@ def test_the_calls_of_tools_are_part_of_the_input() -> None:
     assert len({chat(None, None), chat(CALL, None), chat(CALL, "1"), chat(CALL, "2")}) == 4
 
 
-def test_rows_that_the_team_divided_stay_where_it_put_them() -> None:
+def test_rows_with_a_split_of_the_teams_own_keep_it() -> None:
     row = Row.pair("Where is my order?", "dispatch")
 
     assert split_of(RawRow(row, split="test"), Split(column="part")) == "test"
@@ -117,7 +117,7 @@ def test_a_larger_test_split_keeps_every_test_row(prompt: str, test: float, more
 
 @settings(max_examples=50)
 @given(prompts=PROMPTS, more=PROMPTS, shuffle=st.randoms(use_true_random=False))
-def test_more_rows_and_another_order_move_no_row_and_no_prompt_is_in_two_splits(
+def test_new_rows_and_another_order_move_no_row_and_no_prompt_is_in_two_splits(
     prompts: list[str], more: list[str], shuffle: random.Random
 ) -> None:
     before = _splits_of(prompts)
@@ -129,11 +129,11 @@ def test_more_rows_and_another_order_move_no_row_and_no_prompt_is_in_two_splits(
     assert all(len(splits) == 1 for splits in after.values())
 
 
-def test_the_fractions_are_met_by_many_rows() -> None:
+def test_many_rows_meet_the_fractions() -> None:
     division = Split(validation=0.1, test=0.2)
     names = [split_of(RawRow(Row.pair(f"question {number}", "x")), division) for number in range(20_000)]
 
-    # Four standard deviations of a fair division.
+    # Four standard deviations of a fair split.
     assert abs(names.count("test") / 20_000 - 0.2) < 0.0113
     assert abs(names.count("validation") / 20_000 - 0.1) < 0.0085
 
@@ -150,7 +150,7 @@ def _splits_of(prompts: list[str]) -> dict[str, frozenset[str]]:
 
 
 @given(prompt=st.text(st.characters(exclude_categories=["Cs"])), seed=st.integers(0, 2**31 - 1))
-def test_the_place_of_a_prompt_is_by_its_canonical_json(prompt: str, seed: int) -> None:
+def test_the_fraction_of_a_prompt_depends_on_its_canonical_json(prompt: str, seed: int) -> None:
     text = canonical.text(["v1", seed, "prompt", prompt])
 
     place = fraction_of(RawRow(Row.pair(prompt, "a")), seed)

@@ -1,4 +1,4 @@
-"""Facts about the rows, and warnings about all of them."""
+"""Statistics of the rows, and warnings about all rows together."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from tests.trainer.data.reading import reader
 NO_SPLITS = Recipe(division=Split(validation=0, test=0), cleaning=Cleaning(near_duplicates="Off"))
 
 
-def test_lengths_are_of_the_rows_that_are_kept() -> None:
+def test_lengths_cover_the_kept_rows() -> None:
     index, selection = _index([("ab", "c"), ("ab", "c"), ("abcdef", "cd")])
 
     facts = of_rows(index, selection, redacted_rows=1)
@@ -43,7 +43,7 @@ def test_lengths_are_of_the_rows_that_are_kept() -> None:
     assert facts.distinct_completions == 2
 
 
-def test_labels_are_counted_by_split_the_most_frequent_first() -> None:
+def test_labels_are_counted_per_split_by_descending_frequency() -> None:
     index, selection = _index(
         [("a", "no"), ("b", "yes"), ("c", "yes"), ("d", "yes")], ["train", "train", "test", "train"]
     )
@@ -64,13 +64,13 @@ def test_fifty_distinct_completions_are_labels_and_fifty_one_are_not() -> None:
     assert (more.labels, more.distinct_completions) == ((), 51)
 
 
-def test_a_long_label_is_cut() -> None:
+def test_a_long_label_is_truncated() -> None:
     (label,) = of_rows(*_index([("a", "x" * 300)]), 0).labels
 
     assert label.completion == "x" * 199 + "…"
 
 
-def test_buckets_are_round_and_become_wider() -> None:
+def test_buckets_have_round_edges_and_increasing_width() -> None:
     assert lengths(np.array([0, 3, 40, 40, 999], dtype=np.uint32)).histogram == tuple(
         Bucket(start, end, rows)
         for start, end, rows in [
@@ -108,7 +108,7 @@ def test_every_row_is_in_one_of_at_most_twenty_buckets(characters: list[int]) ->
     assert [bucket.end for bucket in found.histogram[:-1]] == edges[1:]
 
 
-def test_many_rows_in_every_split_need_no_warning() -> None:
+def test_many_rows_in_every_split_cause_no_warning() -> None:
     rows = [(f"a{number}", f"b{number}") for number in range(300)]
     splits: list[SplitName] = [SPLITS[number % 3] for number in range(300)]
 
@@ -172,7 +172,7 @@ def test_many_rows_in_every_split_need_no_warning() -> None:
         ),
     ],
 )
-def test_warnings_say_what_is_expected(
+def test_warnings_name_what_is_expected(
     rows: list[tuple[str, str]], splits: list[SplitName], recipe: Recipe, warning: str
 ) -> None:
     assert warning in _warnings(rows, splits, recipe)
@@ -181,7 +181,7 @@ def test_warnings_say_what_is_expected(
 SPLIT_ROWS: dict[SplitName, int] = {"train": 20, "validation": 0, "test": 10}
 
 
-def test_labels_that_no_held_out_row_has_are_named() -> None:
+def test_labels_without_held_out_rows_are_named() -> None:
     rows = [(f"a{number}", "xyz"[number % 3]) for number in range(30)]
     splits: list[SplitName] = ["test" if number % 3 == 0 else "train" for number in range(30)]
     index, selection = _index(rows, splits)
@@ -198,7 +198,7 @@ def test_labels_that_no_held_out_row_has_are_named() -> None:
     )
 
 
-def test_completions_of_their_own_are_no_labels() -> None:
+def test_mostly_unique_completions_are_not_labels() -> None:
     rows = [(f"a{number}", f"b{number}") for number in range(30)]
     splits: list[SplitName] = ["train" if number else "test" for number in range(30)]
     index, selection = _index(rows, splits)
@@ -208,19 +208,19 @@ def test_completions_of_their_own_are_no_labels() -> None:
     assert not list(labels_not_held_out(facts.labels, {"train": 29, "validation": 0, "test": 1}))
 
 
-def test_judged_answers_of_one_label_only_are_told_of() -> None:
+def test_kto_rows_with_only_one_label_cause_a_warning() -> None:
     rows = [replace(Row.pair(f"a{number}", "b"), form="KTO", label=True) for number in range(3)]
     index = RowIndex()
     for number, row in enumerate(rows):
         index.add(row, "train", 0, number + 1)
     selection = select(index, reader(rows), Cleaning(near_duplicates="Off"), [None])
 
-    told = [str(issue) for issue in summary_issues(index, selection, {"train": 3}, NO_SPLITS)]
+    warnings = [str(issue) for issue in summary_issues(index, selection, {"train": 3}, NO_SPLITS)]
 
-    assert any("every row has the label true" in text for text in told)
+    assert any("every row has the label true" in text for text in warnings)
 
 
-def test_near_rows_are_told_of() -> None:
+def test_near_rows_cause_a_warning() -> None:
     selection = Selection(
         keep=np.ones(300, dtype=bool),
         duplicates=0,
@@ -234,10 +234,10 @@ def test_near_rows_are_told_of() -> None:
         pairs=(),
     )
 
-    def told(recipe: Recipe) -> list[str]:
+    def warnings(recipe: Recipe) -> list[str]:
         return [str(issue) for issue in summary_issues(_index_of(300), selection, {"train": 300}, recipe)]
 
-    assert told(Recipe()) == [
+    assert warnings(Recipe()) == [
         (
             "3 rows had the input of a held-out row (1 of them nearly) and were removed; "
             "expected each input in one split; find out where they come from, if there are many"
@@ -247,10 +247,10 @@ def test_near_rows_are_told_of() -> None:
             "expected rows that differ; set cleaning.nearDuplicates: Remove to remove them"
         ),
     ]
-    assert told(Recipe(cleaning=Cleaning(near_duplicates="Remove"))) == told(Recipe())[:1]
+    assert warnings(Recipe(cleaning=Cleaning(near_duplicates="Remove"))) == warnings(Recipe())[:1]
 
 
-def test_nearly_constant_completions_are_told_of() -> None:
+def test_nearly_constant_completions_cause_a_warning() -> None:
     def issue(same: int, other: int) -> str | None:
         rows = [(f"a{number}", "ok") for number in range(same)]
         rows += [(f"b{number}", f"other {number}") for number in range(other)]
@@ -266,7 +266,7 @@ def test_nearly_constant_completions_are_told_of() -> None:
     assert issue(0, 0) is None
 
 
-def test_a_version_differs_by_rows_that_were_added_removed_and_answered_anew(tmp_path: Path) -> None:
+def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> None:
     before = [("same", "a"), ("changed", "b"), ("removed", "c"), ("moved", "d")]
     after = [("moved", "d"), ("changed", "x"), ("same", "a"), ("added", "e"), ("added", "e"), ("added", "f")]
     with SplitWriter(tmp_path) as writer:
@@ -279,7 +279,7 @@ def test_a_version_differs_by_rows_that_were_added_removed_and_answered_anew(tmp
     assert difference == RowChanges(previous="abc", added=2, removed=1, changed=1)
 
 
-def test_rows_of_every_form_are_the_same_rows_when_they_are_read_again(tmp_path: Path) -> None:
+def test_rows_of_every_form_are_equal_when_they_are_read_again(tmp_path: Path) -> None:
     turns = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
     call = '[{"function":{"arguments":"{}","name":"f"},"id":"1","type":"function"}]'
     rows = [
