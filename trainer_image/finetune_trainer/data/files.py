@@ -30,7 +30,7 @@ class FileUnreadable(Exception):
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.refused = isinstance(error, PathRefused)
-        """Whether a rule forbids to open the file; the message then also says what to do."""
+        """Whether a rule forbids opening the file; the message then also says what to do."""
         super().__init__(str(error) if self.refused else f"{path}: {error.strerror or error}")
         self.lasting = isinstance(error, PermissionError | FileNotFoundError)
         """Whether a retry cannot help."""

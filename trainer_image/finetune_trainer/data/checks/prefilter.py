@@ -15,7 +15,7 @@ except ImportError:
     re2 = None
 
 Expressions = tuple[tuple[str, ...], ...]
-"""Groups of expressions in RE2's syntax. A text with a finding matches all expressions of a group."""
+"""Groups of expressions in RE2's syntax. A text with a finding matches all expressions of at least one."""
 
 BEYOND_ASCII: Final = r"\x{80}-\x{10FFFF}"
 LOOK_AHEAD: Final = re.compile(r"\(\?=[^()]*\)")
