@@ -36,7 +36,7 @@ class FieldNames(Columns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All settings of a preparation."""
+    """All settings of a preparation. The names of its fields enter the digest, so they never change."""
 
     format: DataFormat | None = None
     """None: detected by content."""
