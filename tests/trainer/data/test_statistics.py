@@ -12,19 +12,18 @@ from hypothesis import strategies as st
 from finetune_trainer.contract.dataset import Cleaning, Split
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.comparison import compare
+from finetune_trainer.data.datasetwarnings import (
+    labels_not_held_out,
+    near_constant_completions,
+    not_held_out,
+    summary_issues,
+)
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.output import SplitWriter, line_of
 from finetune_trainer.data.result import Bucket, CharacterLengths, RowChanges
-from finetune_trainer.data.statistics import (
-    labels_not_held_out,
-    lengths,
-    near_constant_completions,
-    not_held_out,
-    of_rows,
-    summary_issues,
-)
+from finetune_trainer.data.statistics import lengths, of_rows
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, Protocol
 
-from finetune_trainer.data import duplicates, output, statistics
+from finetune_trainer.data import datasetwarnings, duplicates, output, statistics
 from finetune_trainer.data.batches import PreparedBatch
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
@@ -105,10 +105,10 @@ def prepare(
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
-    found.summary(statistics.ignored_names(reading.ignored_names, reading.format))
-    found.summary(statistics.unread_labels(unread_labels))
-    found.summary(statistics.labels_not_held_out(facts.labels, split_rows))
-    found.summary(statistics.summary_issues(index, selection, split_rows, recipe))
+    found.summary(datasetwarnings.ignored_names(reading.ignored_names, reading.format))
+    found.summary(datasetwarnings.unread_labels(unread_labels))
+    found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
+    found.summary(datasetwarnings.summary_issues(index, selection, split_rows, recipe))
     return Prepared(
         recipe=recipe,
         format=reading.format,
@@ -126,7 +126,7 @@ def prepare(
         statistics=facts,
         duplicate_pairs=selection.example_pairs,
         difference=None if previous is None else compare(index, selection.keep, *previous),
-        untested_answers=len(statistics.not_held_out(facts.labels, split_rows, "test")),
+        untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
         unread_labels=unread_labels,
     )
 

@@ -1,36 +1,16 @@
-"""Statistics of the rows, and warnings about all of them together."""
+"""Statistics of the kept rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
-from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.result import Bucket, CharacterLengths, Label, Statistics
-from finetune_trainer.data.rowproblems import Code, Issue, quoted
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MIN_RECOMMENDED_ROWS: Final = 200
-MIN_NEAR_CONSTANT_SHARE: Final = 0.95
-MIN_NEAR_CONSTANT_ROWS: Final = 20
-"""With fewer rows a share means little."""
-
-CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
-    "KTO": "and the same answer with the other label",
-    "Preference": "and prefer the answer that it rejects",
-}
-"""How a row contradicts an earlier one; rows of other forms have another answer."""
-
 MAX_BUCKETS: Final = 20
-MIN_ROWS_PER_LABEL: Final = 4
-"""Minimum average number of rows per distinct completion for completions to count as labels."""
-MAX_LABELS_IN_MESSAGE: Final = 10
-
 BUCKET_EDGES: Final = (
     (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
     (10, 20, 40, 60),
@@ -83,177 +63,6 @@ def lengths(characters: "NDArray[np.uint32]") -> CharacterLengths:
     )
 
 
-def summary_issues(
-    index: RowIndex, selection: Selection, split_rows: Mapping[SplitName, int], recipe: Recipe
-) -> tuple[Issue, ...]:
-    """Warnings about all rows together; `split_rows` counts the kept rows per split."""
-    found = [
-        _few_rows(sum(split_rows.values())),
-        *(
-            _empty_split(name, rows, recipe.division)
-            for name, rows in split_rows.items()
-            if selection.keep.any()
-        ),
-        *_alike(selection, recipe),
-        near_constant_completions(index, selection),
-        _one_label(index, selection),
-    ]
-    return tuple(issue for issue in found if issue is not None)
-
-
-def unread_labels(rows: int) -> Iterator[Issue]:
-    """A warning if an older rule version learns answers that their labels may rate as bad."""
-    if rows:
-        yield _warning(
-            Code.LABELS_NOT_READ,
-            f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may rate the answer as good or bad,"
-            f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
-            "labels that the rule version reads",
-            f"set split.ruleVersion: {RULE_VERSION} to read them as labels of KTO, or set format"
-            " to keep learning every answer",
-        )
-
-
-def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Issue]:
-    """A warning about column names in the recipe that the format does not use."""
-    unused = ", ".join(name if name == "template" else f"columns.{name}" for name in names)
-    if unused:
-        yield _warning(
-            Code.COLUMNS_IGNORED,
-            f"{unused} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
-            "names that the format reads",
-            "remove the unused names, or set format to the format of the rows",
-        )
-
-
-def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | None:
-    """A warning if nearly every row has the same completion."""
-    import numpy as np
-
-    completions, counts = np.unique(index.table["completion"][selection.keep], return_counts=True)
-    rows, most = int(counts.sum()), int(counts.max(initial=0))
-    if rows < MIN_NEAR_CONSTANT_ROWS or most < MIN_NEAR_CONSTANT_SHARE * rows:
-        return None
-    text = index.label(int(completions[counts.argmax()]))
-    shown = "" if text is None else quoted(f" {text[:60]!r}", "")
-    return _warning(
-        Code.NEAR_CONSTANT_COMPLETIONS,
-        f"{most} of {rows} rows have the same completion{shown}",
-        "completions that depend on the prompt",
-        "add rows with other completions, or remove some of these; a model learns to always give this answer",
-    )
-
-
-def not_held_out(
-    labels: Sequence[Label], split_rows: Mapping[SplitName, int], split: SplitName
-) -> list[Label]:
-    """Labels with training rows but no row in this split; none if the split is empty.
-
-    Completions that mostly occur once are not labels.
-    """
-    if len(labels) * MIN_ROWS_PER_LABEL > sum(split_rows.values()) or not split_rows[split]:
-        return []
-    return [label for label in labels if label.rows["train"] and not label.rows[split]]
-
-
-def labels_not_held_out(labels: Sequence[Label], split_rows: Mapping[SplitName, int]) -> Iterator[Issue]:
-    """Warnings about labels with training rows but no row to evaluate with."""
-    splits: tuple[SplitName, ...] = ("validation", "test")
-    for split in splits:
-        absent = not_held_out(labels, split_rows, split)
-        if not absent:
-            continue
-        named = ", ".join(
-            f"{label.completion!r} ({label.rows['train']} for training)"
-            for label in absent[:MAX_LABELS_IN_MESSAGE]
-        )
-        more = (
-            f" and {len(absent) - MAX_LABELS_IN_MESSAGE} more" if len(absent) > MAX_LABELS_IN_MESSAGE else ""
-        )
-        yield _warning(
-            Code.LABEL_NOT_HELD_OUT,
-            f"{len(absent)} of {len(labels)} answers {'has' if len(absent) == 1 else 'have'} no row in the"
-            f" {split} split{quoted(f': {named}{more}', ', which the report names')}",
-            "some rows per answer",
-            f"add rows, raise split.{split}, or choose another split.seed; scores do not cover these answers",
-        )
-
-
-def _one_label(index: RowIndex, selection: Selection) -> Issue | None:
-    """A warning if all rows of KTO have the same label."""
-    import numpy as np
-
-    labels = np.unique(index.table["label"][selection.keep])
-    if index.form != "KTO" or len(labels) != 1:
-        return None
-    label = "false" if labels[0] == 1 else "true"
-    return _warning(
-        Code.ONE_LABEL,
-        f"every row has the label {label}",
-        "good and bad answers",
-        "add rows with the other label; KTO learns from both",
-    )
-
-
-def _few_rows(rows: int) -> Issue | None:
-    if rows >= MIN_RECOMMENDED_ROWS or not rows:
-        return None
-    return _warning(
-        Code.FEW_ROWS,
-        f"there {'is' if rows == 1 else 'are'} only {_rows(rows)}",
-        f"at least {MIN_RECOMMENDED_ROWS} good rows",
-        "start with 200–500 rows, measure, then scale: with fewer rows, scores mean little",
-    )
-
-
-def _empty_split(name: SplitName, rows: int, division: Split) -> Issue | None:
-    fraction = {"validation": division.validation, "test": division.test}.get(name)
-    if rows or fraction is None or not (fraction or division.is_given):
-        return None
-    return _warning(
-        Code.EMPTY_SPLIT,
-        f"no row is in the {name} split",
-        "some rows to evaluate with",
-        f"add rows with the split {name}" if division.is_given else f"add rows, or set split.{name}: 0",
-    )
-
-
-def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
-    if rows := selection.conflicting:
-        yield _warning(
-            Code.CONFLICTING_DUPLICATES,
-            f"{_rows(rows)} {'has' if rows == 1 else 'have'} the same input as an earlier row, "
-            + CONTRADICTIONS.get(selection.index.form, "and another answer"),
-            "one answer per input",
-            "keep the correct row",
-        )
-    if rows := selection.leaked + selection.near_leaked:
-        nearly = f" ({selection.near_leaked} of them nearly)" if selection.near_leaked else ""
-        yield _warning(
-            Code.LEAKED_ROWS,
-            f"{_rows(rows)} had the input of a held-out row{nearly} and {_were(rows)} removed",
-            "each input in one split",
-            "find out where they come from, if there are many",
-        )
-    # No warning about rows that are removed on request, nor about exact duplicates, which are always removed.
-    if (rows := selection.near_duplicates or 0) and recipe.cleaning.near_duplicates == "Keep":
-        yield _warning(
-            Code.NEAR_DUPLICATES,
-            f"{_rows(rows)} {'has' if rows == 1 else 'have'} nearly the same input and the same answer as an"
-            " earlier row",
-            "rows that differ",
-            "set cleaning.nearDuplicates: Remove to remove them",
-        )
-    if selection.skipped:
-        yield _warning(
-            Code.NEAR_DUPLICATES_SKIPPED,
-            f"near duplicates were not searched in {selection.skipped} rows",
-            f"at most {recipe.cleaning.max_rows_for_near_duplicates} rows",
-            "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
-            "or set cleaning.nearDuplicates: Off",
-        )
-
-
 def _labels(
     index: RowIndex, completions: "NDArray[np.uint64]", splits: "NDArray[np.uint8]"
 ) -> tuple[Label, ...]:
@@ -287,15 +96,3 @@ def _edges(smallest: int, largest: int) -> list[int]:
         if len(edges) <= MAX_BUCKETS + 1:
             return edges
     return edges
-
-
-def _warning(code: Code, what: str, expected: str, fix: str) -> Issue:
-    return Issue(code, what, expected, fix, severity="warning")
-
-
-def _rows(rows: int) -> str:
-    return f"{rows} row{'' if rows == 1 else 's'}"
-
-
-def _were(rows: int) -> str:
-    return "was" if rows == 1 else "were"
