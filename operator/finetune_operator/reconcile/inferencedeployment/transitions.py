@@ -30,7 +30,7 @@ class Observation(Enum):
 
 
 class Action(Enum):
-    """An action of a pass. `outcomes.py` has a function for each action except REMOVE."""
+    """An action of a pass. `actionoutcomes.py` has a function for each action except REMOVE."""
 
     POSTPONE = "wait for the first replica"
     QUEUE = "wait for a slot"
