@@ -201,5 +201,5 @@ def test_a_step_beyond_the_last_one_is_refused_before_training(bench: Workbench)
 
     assert failure.reason == FailureReason.INVALID_CONFIG
     assert failure.message.startswith("checkpoints.keepSteps: 99 cannot be kept")
-    assert "6 steps in all" in failure.message
+    assert "only 6 steps" in failure.message
     assert bench.preflight(keep_steps=(2, 6), hyperparameters={"epochs": 3}).hyperparameters.total_steps == 6
