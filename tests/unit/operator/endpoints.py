@@ -1,16 +1,18 @@
 """Endpoints, checkpoints and their prerequisites for the serving tests."""
 
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.resources import DEPLOYMENT, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET, SERVICE
+from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest, Plan
-from finetune_operator.reconcile.inferencedeployment.reconciler import reconcile
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import claim
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(
@@ -19,6 +21,11 @@ FACTS = OperatorFacts(
     monitoring_namespace={"kubernetes.io/metadata.name": "monitoring"},
 )
 BASE = "sha256:" + "b" * 64
+PREREQUISITES = (
+    {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "finetune-runner"}},
+    *(claim(name, "ReadWriteMany") for name in ("artifacts", "golden", "models", "moved")),
+)
+"""Objects that an endpoint needs in its namespace."""
 
 
 def digest(character: str) -> str:
@@ -95,65 +102,89 @@ def profile(**spec: Any) -> ComputeProfile:
     )
 
 
+class Objects(MutableMapping[str, Manifest]):
+    """The objects of one kind in a cluster, by name."""
+
+    def __init__(self, cluster: MemoryCluster, kind: str) -> None:
+        self._cluster = cluster
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> Manifest:
+        return self._cluster.objects[self._kind, name]
+
+    def __setitem__(self, name: str, manifest: Manifest) -> None:
+        self._cluster.objects[self._kind, name] = manifest
+
+    def __delitem__(self, name: str) -> None:
+        del self._cluster.objects[self._kind, name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cluster.of(self._kind))
+
+    def __len__(self) -> int:
+        return len(self._cluster.of(self._kind))
+
+
 class EndpointCluster:
-    """A minimal API server for passes over one endpoint."""
+    """A cluster with one endpoint, Checkpoints and a default ComputeProfile."""
 
     def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
-        self.endpoint = endpoint(**spec)
-        self.checkpoints = CheckpointIndex(checkpoints)
-        self.others: tuple[InferenceDeployment, ...] = ()
-        self.profiles = {"standard": profile()}
-        self.deployments: dict[str, Manifest] = {}
-        self.services: dict[str, Manifest] = {}
-        self.network_policies: dict[str, Manifest] = {}
-        self.disruption_budgets: dict[str, Manifest] = {}
-        self.pods: dict[str, Manifest] = {}
-        self.log: list[str] = []
+        self.cluster = MemoryCluster(*PREREQUISITES, facts=FACTS)
+        self.cluster.now = NOW
+        self.put(endpoint(**spec), profile(), *checkpoints)
+        self.deployments = Objects(self.cluster, "Deployment")
+        self.services = Objects(self.cluster, "Service")
+        self.network_policies = Objects(self.cluster, "NetworkPolicy")
+        self.disruption_budgets = Objects(self.cluster, "PodDisruptionBudget")
+        self.pods = Objects(self.cluster, "Pod")
+
+    def put(self, *objects: Resource | Manifest) -> None:
+        """Create or replace objects."""
+        for obj in objects:
+            manifest = obj if isinstance(obj, dict) else obj.to_dict()
+            existing = self.cluster.objects.get((manifest["kind"], manifest["metadata"]["name"]))
+            if existing is not None:
+                manifest["metadata"].setdefault("uid", existing["metadata"]["uid"])
+            self.cluster.add(manifest)
+
+    def put_child(self, manifest: Manifest) -> None:
+        """Create an object that the endpoint controls."""
+        owner = {"kind": "InferenceDeployment", "name": "desk", "uid": self.endpoint.uid, "controller": True}
+        self.put({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
+
+    def configure(self, **facts: Any) -> None:
+        """Change facts of the operator process."""
+        self.cluster.facts = replace(self.cluster.facts, **facts)
+
+    @property
+    def endpoint(self) -> InferenceDeployment:
+        return InferenceDeployment.model_validate(self.cluster.objects["InferenceDeployment", "desk"])
+
+    @endpoint.setter
+    def endpoint(self, endpoint: InferenceDeployment) -> None:
+        self.cluster.objects["InferenceDeployment", "desk"] = endpoint.to_dict()
+
+    @property
+    def log(self) -> list[str]:
+        """Changes and events of the passes."""
+        return self.cluster.log
+
+    def snapshot(self) -> Snapshot:
+        """The snapshot of a pass over the endpoint."""
+        return self.cluster.snapshot("InferenceDeployment", "desk")[1]
 
     def reconcile(self) -> Plan:
         """Carry out one pass."""
-        snapshot = Snapshot(
-            now=NOW,
-            facts=FACTS,
-            children={
-                DEPLOYMENT: dict(self.deployments),
-                SERVICE: dict(self.services),
-                NETWORK_POLICY: dict(self.network_policies),
-                POD_DISRUPTION_BUDGET: dict(self.disruption_budgets),
-                POD: dict(self.pods),
-            },
-            checkpoints=self.checkpoints,
-            profiles=self.profiles,
-            service_accounts=frozenset({"finetune-runner"}),
-            rolling_everywhere=(self.endpoint, *self.others),
-        )
-        plan = reconcile(self.endpoint, snapshot)
-        for create in plan.create:
-            self._put(create.manifest, "create")
-        for apply in plan.apply:
-            self._merge(apply.manifest)
-        for delete in plan.delete:
-            self.log.append(f"delete {delete.manifest['metadata']['name']}")
-            del self._store(delete.manifest)[delete.manifest["metadata"]["name"]]
-        self.log.extend(f"event {event.reason}" for event in plan.events)
-        if plan.status is not None:
-            self.endpoint = InferenceDeployment.model_validate(
-                {**self.endpoint.to_dict(), "status": plan.status}
-            )
-        return plan
+        return self.cluster.reconcile("InferenceDeployment", "desk")
 
     def settle(self) -> None:
-        """Carry out passes until nothing changes."""
+        """Carry out passes until nothing changes any more."""
         for _ in range(10):
-            before = self._state()
+            before = self.cluster.writes
             self.reconcile()
-            if before == self._state():
+            if before == self.cluster.writes:
                 return
         raise AssertionError(f"does not settle: {self.log}")
-
-    def _state(self) -> tuple[InferenceDeployment, list[dict[str, Manifest]]]:
-        children = (self.deployments, self.services, self.network_policies, self.disruption_budgets)
-        return self.endpoint, [dict(each) for each in children]
 
     def edit(self, **spec: Any) -> None:
         """Edit the spec as `kubectl apply` does."""
@@ -193,40 +224,6 @@ class EndpointCluster:
             if condition.type == type_ and condition.status == "True":
                 return condition.reason, condition.message
         return None
-
-    def _store(self, manifest: Manifest) -> dict[str, Manifest]:
-        return {
-            "Deployment": self.deployments,
-            "Service": self.services,
-            "NetworkPolicy": self.network_policies,
-            "PodDisruptionBudget": self.disruption_budgets,
-        }[manifest["kind"]]
-
-    def _put(self, manifest: Manifest, verb: str) -> None:
-        name, store = manifest["metadata"]["name"], self._store(manifest)
-        if name not in store:
-            self.log.append(f"{verb} {manifest['kind']} {name}")
-            metadata = {**manifest["metadata"], "uid": f"uid-of-{name}", "generation": 1}
-            store[name] = {**manifest, "metadata": metadata}
-
-    def _merge(self, manifest: Manifest) -> None:
-        """Apply as the executor does: create a missing object, and write nothing if nothing changes."""
-        name, store = manifest["metadata"]["name"], self._store(manifest)
-        if name not in store:
-            self._put(manifest, "apply")
-            return
-        assert (
-            manifest["metadata"].get("uid", store[name]["metadata"]["uid"]) == store[name]["metadata"]["uid"]
-        )
-        before = store[name]
-        merged = {**before, "spec": {**before["spec"], **manifest["spec"]}}
-        annotations = manifest["metadata"].get("annotations", {})
-        if annotations:
-            kept = before["metadata"].get("annotations", {})
-            merged["metadata"] = {**before["metadata"], "annotations": {**kept, **annotations}}
-        if merged != before:
-            self.log.append(f"apply {manifest['kind']} {name}")
-            store[name] = merged
 
 
 def serving(**spec: Any) -> tuple[EndpointCluster, str]:

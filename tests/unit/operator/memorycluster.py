@@ -46,6 +46,7 @@ class MemoryCluster:
         self.facts = facts
         self.objects: dict[ObjectKey, Manifest] = {}
         self.events: list[Event] = []
+        self.log: list[str] = []
         self.writes = 0
         self.progress: RunProgress | None = None
         self.is_terminating = False
@@ -151,8 +152,10 @@ class MemoryCluster:
     def carry_out(self, kind: str, name: str, plan: Plan, *, crash_before_status: bool = False) -> None:
         for create in plan.create:
             self._create(create)
+        for apply in plan.apply:
+            self._apply(apply.manifest)
         for delete in plan.delete:
-            self.writes += 1
+            self._wrote(f"delete {delete.manifest['metadata']['name']}")
             self.delete(delete.manifest["kind"], delete.manifest["metadata"]["name"])
         if crash_before_status:
             return
@@ -161,6 +164,7 @@ class MemoryCluster:
             self.writes += 1
             stored["status"] = deepcopy(plan.status)
         self.events.extend(plan.events)
+        self.log.extend(f"event {event.reason}" for event in plan.events)
         if plan.metadata is not None:
             self.writes += 1
             self._write_metadata(kind, name, plan.metadata)
@@ -176,12 +180,35 @@ class MemoryCluster:
         key = create.manifest["kind"], create.manifest["metadata"]["name"]
         existing = self.objects.get(key)
         if existing is None:
-            self.writes += 1
+            self._wrote(f"create {' '.join(key)}")
             self.add(create.manifest)
         elif create.same not in {"Any", "Unread"} and _identity(create, existing) != _identity(
             create, create.manifest
         ):
             raise NameTaken(key)
+
+    def _apply(self, manifest: Manifest) -> None:
+        """Apply as the executor does: no write if nothing changes, and only to the object that was seen."""
+        key = manifest["kind"], manifest["metadata"]["name"]
+        existing = self.objects.get(key)
+        if existing is None:
+            self._wrote(f"apply {' '.join(key)}")
+            self.add(manifest)
+            return
+        metadata = existing["metadata"]
+        if manifest["metadata"].get("uid", metadata["uid"]) != metadata["uid"]:
+            raise NameTaken(key)
+        annotations = {**metadata.get("annotations", {}), **manifest["metadata"].get("annotations", {})}
+        applied = {**existing, "spec": {**existing["spec"], **manifest["spec"]}}
+        if annotations:
+            applied["metadata"] = {**metadata, "annotations": annotations}
+        if applied != existing:
+            self._wrote(f"apply {' '.join(key)}")
+            self.objects[key] = applied
+
+    def _wrote(self, entry: str) -> None:
+        self.writes += 1
+        self.log.append(entry)
 
     def settle(self) -> None:
         """Look at everything until nothing changes any more."""

@@ -1,11 +1,8 @@
 """Conditions Available and ImageCurrent of an endpoint."""
 
-from dataclasses import replace
-
 import pytest
 
 from finetune_operator.api.meta import Condition
-from tests.unit.operator import endpoints
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
 from tests.unit.operator.test_endpoint_rollout import failed_pod
 
@@ -36,7 +33,7 @@ def test_an_endpoint_is_available_while_a_replica_of_what_serves_is_ready() -> N
 
 def test_a_live_endpoint_without_a_pod_says_so_and_why() -> None:
     cluster, revision = serving()
-    cluster.pods["pod"] = failed_pod(revision, 12, "StoreUnavailable: input/output error")
+    cluster.put(failed_pod(revision, 12, "StoreUnavailable: input/output error"))
     lose_pods(cluster, revision)
     cluster.settle()
     assert verdict(cluster, "Available") == ("False", "NoReplicaReady")
@@ -49,7 +46,7 @@ def test_a_live_endpoint_without_a_pod_says_so_and_why() -> None:
 def test_a_live_endpoint_whose_pods_cannot_start_again_is_stalled_until_they_do() -> None:
     cluster, revision = serving()
     live = cluster.deployments[revision]
-    cluster.pods["pod"] = failed_pod(revision, 10, "ArtifactCorrupt: another digest")
+    cluster.put(failed_pod(revision, 10, "ArtifactCorrupt: another digest"))
     lose_pods(cluster, revision)
     cluster.settle()
     assert "another digest" in (cluster.condition("Stalled") or ("", ""))[1]
@@ -63,7 +60,7 @@ def test_a_live_endpoint_whose_pods_cannot_start_again_is_stalled_until_they_do(
 
 def test_a_rollout_that_failed_leaves_the_endpoint_available() -> None:
     cluster, old = serving()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     cluster.miss_deadline(new)
@@ -95,27 +92,23 @@ def test_an_endpoint_without_replicas_is_not_available() -> None:
         ("trainer:1a2b3c4d", "0.2.0", ("Unknown", "VersionUnknown")),
     ],
 )
-def test_an_image_below_the_security_floor_is_named(
-    monkeypatch: pytest.MonkeyPatch, tag: str, floor: str, expected: tuple[str, str]
-) -> None:
+def test_an_image_below_the_security_floor_is_named(tag: str, floor: str, expected: tuple[str, str]) -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
-    monkeypatch.setattr(endpoints, "FACTS", replace(endpoints.FACTS, trainer_image=tag))
+    cluster.configure(trainer_image=tag)
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.make_ready(revision)
     cluster.settle()
     assert condition(cluster, "ImageCurrent") is None
-    monkeypatch.setattr(endpoints, "FACTS", replace(endpoints.FACTS, trainer_image_floor=floor))
+    cluster.configure(trainer_image_floor=floor)
     cluster.settle()
     assert verdict(cluster, "ImageCurrent") == expected
     assert list(cluster.deployments) == [revision]
 
 
-def test_a_restart_is_a_rollout_with_the_operators_image_and_only_a_new_time_is_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_restart_is_a_rollout_with_the_operators_image_and_only_a_new_time_is_another() -> None:
     cluster, old = serving()
-    monkeypatch.setattr(endpoints, "FACTS", replace(endpoints.FACTS, trainer_image="trainer:2"))
+    cluster.configure(trainer_image="trainer:2")
     cluster.settle()
     assert list(cluster.deployments) == [old]
     cluster.edit(restartedAt="2030-02-01T00:00:00Z")
@@ -137,7 +130,7 @@ def test_a_restart_is_a_rollout_with_the_operators_image_and_only_a_new_time_is_
 
 def test_a_restart_mends_a_failed_revision() -> None:
     cluster, old = serving()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     cluster.miss_deadline(new)
@@ -150,7 +143,7 @@ def test_a_restart_mends_a_failed_revision() -> None:
 
 def test_an_image_that_the_profile_names_is_not_replaced_by_a_restart() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), restartedAt="2030-02-01T00:00:00Z")
-    cluster.profiles = {"standard": profile(images={"trainer": "registry.example/other:2"})}
+    cluster.put(profile(images={"trainer": "registry.example/other:2"}))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]

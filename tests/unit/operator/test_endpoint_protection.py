@@ -1,5 +1,7 @@
 """NetworkPolicies and PodDisruptionBudgets of endpoints, and how their replicas are spread."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from finetune_operator.plan import Manifest
@@ -10,7 +12,7 @@ ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
 
 
-def only(children: dict[str, Manifest]) -> Manifest:
+def only(children: Mapping[str, Manifest]) -> Manifest:
     (child,) = children.values()
     return child
 
@@ -107,7 +109,7 @@ def test_a_network_policy_follows_its_field_and_goes_with_it() -> None:
 
 def test_an_endpoint_that_waits_for_its_profile_is_still_protected() -> None:
     cluster, _ = serving()
-    cluster.profiles = {}
+    cluster.cluster.remove("ComputeProfile", "standard")
     cluster.edit(networkPolicy=ALLOW_WEB)
     cluster.settle()
     assert len(cluster.network_policies) == 1
@@ -144,7 +146,7 @@ def test_whoever_has_a_budget_of_their_own_refuses_the_operators() -> None:
 
 def test_the_budget_moves_with_the_service() -> None:
     cluster, old = serving(replicas=2)
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
 
@@ -208,7 +210,7 @@ def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_rev
 def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
     older = {"images": {"trainer": "registry.example/older:1"}, "trainerContract": 1}
     cluster = EndpointCluster(checkpoint("first", "1"), serving=KEYS)
-    cluster.profiles = {"standard": profile(**older)}
+    cluster.put(profile(**older))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")

@@ -4,12 +4,20 @@ from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.manifests.labels import REVISION, RUN
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
 
 
 def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
+    owner = {"kind": "ReplicaSet", "name": f"{revision}-5d4f8", "uid": "replicaset-uid", "controller": True}
     return {
-        "metadata": {"name": f"{revision}-pod", "labels": {"finetune.dev/revision": revision}},
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{revision}-pod",
+            "labels": {RUN: "endpoint-uid", REVISION: revision},
+            "ownerReferences": [owner],
+        },
         "spec": {"nodeName": "node-1"},
         "status": {
             "initContainerStatuses": [
@@ -37,7 +45,7 @@ def serving_cluster() -> tuple[EndpointCluster, str]:
 
 def promote_second(cluster: EndpointCluster, old: str, **spec: Any) -> str:
     """Make a second checkpoint the champion. Returns the name of its revision."""
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10, **spec))
+    cluster.put(checkpoint("second", "2", promoted=10, **spec))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     return new
@@ -98,7 +106,7 @@ def test_a_revision_past_its_deadline_is_removed_and_the_old_one_keeps_serving()
 def test_a_corrupt_artifact_fails_the_rollout_at_once_with_the_pods_own_words() -> None:
     cluster, old = serving_cluster()
     new = promote_second(cluster, old)
-    cluster.pods["pod"] = failed_pod(new, 10, "ArtifactCorrupt: adapter_model.safetensors has another digest")
+    cluster.put(failed_pod(new, 10, "ArtifactCorrupt: adapter_model.safetensors has another digest"))
     cluster.settle()
     assert cluster.points_at == old
     reason, message = cluster.condition("Stalled") or ("", "")
@@ -109,7 +117,7 @@ def test_a_corrupt_artifact_fails_the_rollout_at_once_with_the_pods_own_words() 
 def test_a_passing_trouble_does_not_fail_the_rollout() -> None:
     cluster, old = serving_cluster()
     new = promote_second(cluster, old)
-    cluster.pods["pod"] = failed_pod(new, 12, "StoreUnavailable: input/output error")
+    cluster.put(failed_pod(new, 12, "StoreUnavailable: input/output error"))
     cluster.settle()
     assert set(cluster.deployments) == {old, new}
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -158,7 +166,7 @@ def test_a_restarting_replica_is_no_rollout() -> None:
 
 def test_an_endpoint_that_waits_for_its_profile_can_still_be_scaled() -> None:
     cluster, revision = serving_cluster()
-    cluster.profiles = {}
+    cluster.cluster.remove("ComputeProfile", "standard")
     cluster.edit(replicas=2)
     cluster.settle()
     assert cluster.deployments[revision]["spec"]["replicas"] == 2
@@ -177,8 +185,8 @@ def test_a_model_whose_record_was_deleted_keeps_being_served() -> None:
     (revision,) = cluster.deployments
     cluster.make_ready(revision)
     cluster.settle()
-    cluster.checkpoints.remove("pinned")
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.cluster.remove("Checkpoint", "pinned")
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     assert list(cluster.deployments) == [revision]
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -250,7 +258,7 @@ def test_the_only_revision_of_an_endpoint_keeps_trying_after_its_deadline() -> N
 def test_a_rollout_overtaken_by_a_newer_champion_is_given_up() -> None:
     cluster, old = serving_cluster()
     overtaken = promote_second(cluster, old)
-    cluster.checkpoints.put(checkpoint("third", "3", promoted=20))
+    cluster.put(checkpoint("third", "3", promoted=20))
     cluster.settle()
     assert overtaken not in cluster.deployments
     assert old in cluster.deployments
@@ -262,7 +270,7 @@ def test_a_rejected_champion_rolls_back_to_the_one_before() -> None:
     new = promote_second(cluster, old)
     cluster.make_ready(new)
     cluster.settle()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10, approval={"state": "Rejected"}))
+    cluster.put(checkpoint("second", "2", promoted=10, approval={"state": "Rejected"}))
     cluster.settle()
     assert set(cluster.deployments) == {old, new}
     cluster.make_ready(old)
@@ -272,7 +280,7 @@ def test_a_rejected_champion_rolls_back_to_the_one_before() -> None:
 
 def test_when_every_checkpoint_is_rejected_what_serves_keeps_serving() -> None:
     cluster, old = serving_cluster()
-    cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Rejected"}))
+    cluster.put(checkpoint("first", "1", approval={"state": "Rejected"}))
     cluster.settle()
     assert list(cluster.deployments) == [old]
     assert cluster.points_at == old
@@ -282,7 +290,7 @@ def test_a_checkpoint_of_another_base_model_is_not_rolled_out() -> None:
     cluster, old = serving_cluster()
     second = checkpoint("second", "2", promoted=10).to_dict()
     second["spec"]["lineage"]["baseModel"]["digest"] = digest("c")
-    cluster.checkpoints.put(Checkpoint.model_validate(second))
+    cluster.put(Checkpoint.model_validate(second))
     cluster.settle()
     assert list(cluster.deployments) == [old]
     reason, message = cluster.condition("Stalled") or ("", "")
@@ -296,7 +304,7 @@ def test_a_follower_that_needs_approval_waits_for_it() -> None:
     cluster.settle()
     assert not cluster.deployments
     assert "not approved" in (cluster.condition("Reconciling") or ("", ""))[1]
-    cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Approved"}))
+    cluster.put(checkpoint("first", "1", approval={"state": "Approved"}))
     cluster.settle()
     assert len(cluster.deployments) == 1
 
@@ -342,10 +350,10 @@ def test_scaling_changes_the_replicas_and_gives_several_of_them_a_budget() -> No
 
 def test_another_default_image_of_the_operator_restarts_no_endpoint() -> None:
     cluster, revision = serving_cluster()
-    cluster.profiles = {"standard": profile(images={"trainer": "registry.example/other:2"})}
+    cluster.put(profile(images={"trainer": "registry.example/other:2"}))
     cluster.settle()
     assert len(cluster.deployments) == 2, "an image that the profile names is the user's choice"
-    cluster.profiles = {"standard": profile()}
+    cluster.put(profile())
     cluster.settle()
     assert list(cluster.deployments) == [revision]
 
@@ -384,7 +392,7 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
 
 def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
-    cluster.profiles = {"standard": profile(devices={"resource": "nvidia.com/gpu", "max": 8})}
+    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -397,7 +405,7 @@ def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name
 
 def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 4})
-    cluster.profiles = {"standard": profile(devices={"resource": "cpu", "max": 8})}
+    cluster.put(profile(devices={"resource": "cpu", "max": 8}))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]

@@ -9,12 +9,14 @@ from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
 
 
-def other(serving: str = "old", state: str = "RollingOut", **spec: object) -> InferenceDeployment:
+def other(
+    name: str = "chat", serving: str = "old", state: str = "RollingOut", **spec: object
+) -> InferenceDeployment:
     """An endpoint of another team, on the default profile."""
     return InferenceDeployment.model_validate(
         {
             "kind": "InferenceDeployment",
-            "metadata": {"name": "chat", "namespace": "another-team", "uid": "uid-of-chat"},
+            "metadata": {"name": name, "namespace": "another-team", "uid": f"uid-of-{name}"},
             "spec": {
                 "baseModel": {"uri": "pvc://models/base"},
                 "models": [{"name": "chat", "follow": {"model": "chat"}}],
@@ -32,7 +34,7 @@ def limited(**images: str) -> ComputeProfile:
 def serving_cluster() -> tuple[EndpointCluster, str]:
     """An endpoint that serves, on a profile that allows one rollout at a time."""
     cluster = EndpointCluster(checkpoint("first", "1"))
-    cluster.profiles = {"standard": limited()}
+    cluster.put(limited())
     cluster.settle()
     (revision,) = cluster.deployments
     cluster.make_ready(revision)
@@ -41,19 +43,19 @@ def serving_cluster() -> tuple[EndpointCluster, str]:
 
 
 def edit_profile(cluster: EndpointCluster) -> None:
-    cluster.profiles = {"standard": limited(trainer="registry.example/trainer:2")}
+    cluster.put(limited(trainer="registry.example/trainer:2"))
 
 
 def test_an_endpoint_waits_with_what_it_serves_while_another_on_its_profile_rolls() -> None:
     cluster, old = serving_cluster()
-    cluster.others = (other(),)
+    cluster.put(other())
     edit_profile(cluster)
     cluster.settle()
     assert list(cluster.deployments) == [old]
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "Queued"
     assert "ComputeProfile standard has maxConcurrentRollouts 1" in message
-    cluster.others = (other(serving="new", state="Live"),)
+    cluster.put(other(serving="new", state="Live"))
     cluster.settle()
     assert len(cluster.deployments) == 2
 
@@ -62,19 +64,19 @@ def test_an_endpoint_that_rolls_already_goes_on() -> None:
     cluster, _ = serving_cluster()
     edit_profile(cluster)
     cluster.settle()
-    cluster.others = (other(),)
+    cluster.put(other())
     cluster.settle()
     assert len(cluster.deployments) == 2
 
 
 def test_a_new_endpoint_does_not_wait_and_is_waited_for_by_nobody() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
-    cluster.profiles = {"standard": limited()}
-    cluster.others = (other(),)
+    cluster.put(limited())
+    cluster.put(other())
     cluster.settle()
     assert len(cluster.deployments) == 1
     cluster, old = serving_cluster()
-    cluster.others = (other(serving=""), other(serving="new"))
+    cluster.put(other(serving=""), other("mail", serving="new"))
     edit_profile(cluster)
     cluster.settle()
     assert set(cluster.deployments) > {old}
@@ -82,7 +84,7 @@ def test_a_new_endpoint_does_not_wait_and_is_waited_for_by_nobody() -> None:
 
 def test_endpoints_on_other_profiles_do_not_count() -> None:
     cluster, _ = serving_cluster()
-    cluster.others = (other(compute={"profile": "h100"}),)
+    cluster.put(other(compute={"profile": "h100"}))
     edit_profile(cluster)
     cluster.settle()
     assert len(cluster.deployments) == 2
@@ -90,7 +92,7 @@ def test_endpoints_on_other_profiles_do_not_count() -> None:
 
 def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_is() -> None:
     cluster, _ = serving_cluster()
-    cluster.others = (other(),)
+    cluster.put(other())
     edit_profile(cluster)
     cluster.settle()
     known = MemoryCluster(cluster.endpoint.to_dict())

@@ -6,7 +6,7 @@ from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 def rolling() -> tuple[EndpointCluster, str, str]:
     """An endpoint that rolls out a new champion, with its old and new revision."""
     cluster, old = serving()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     return cluster, old, new
@@ -52,7 +52,7 @@ def test_a_service_deleted_by_hand_comes_back_and_no_pod_is_restarted() -> None:
 
 def test_a_service_of_an_endpoint_that_waits_for_its_profile_comes_back_too() -> None:
     cluster, revision = serving()
-    cluster.profiles = {}
+    cluster.cluster.remove("ComputeProfile", "standard")
     cluster.services.clear()
     cluster.settle()
     assert cluster.points_at == revision
@@ -72,7 +72,7 @@ def test_without_replicas_no_revision_goes_live_unseen_and_the_old_one_stays() -
     cluster, old = serving()
     cluster.edit(replicas=0)
     cluster.settle()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     assert cluster.points_at == old
     assert list(cluster.deployments) == [old]
@@ -88,7 +88,7 @@ def test_a_replica_proves_the_new_revision_and_a_broken_one_is_rolled_back() -> 
     cluster, old = serving()
     cluster.edit(replicas=0)
     cluster.settle()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     cluster.edit(replicas=1)
     cluster.settle()

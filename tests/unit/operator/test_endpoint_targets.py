@@ -132,7 +132,7 @@ def test_weights_that_no_pin_names_any_more_are_kept_until_there_are_others() ->
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "CheckpointNotFound"
     assert "serves weights sha256:777777777777, which no pin names now" in message
-    cluster.checkpoints.put(checkpoint("first", "1"))
+    cluster.put(checkpoint("first", "1"))
     serve(cluster)
     assert served(cluster) == {"bought": ("first", digest("1"))}
 
@@ -141,7 +141,7 @@ def test_a_champion_whose_record_is_being_deleted_gives_way_to_the_one_before() 
     cluster = EndpointCluster(checkpoint("first", "1"), checkpoint("second", "2", promoted=10))
     serve(cluster)
     assert served(cluster) == {"router": ("second", digest("2"))}
-    cluster.checkpoints.put(going("second", "2", promoted=10))
+    cluster.put(going("second", "2", promoted=10))
     serve(cluster)
     assert served(cluster) == {"router": ("first", digest("1"))}
 
@@ -151,9 +151,9 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
     cluster = EndpointCluster(going("first", "1"), models=pinned)
     cluster.settle()
     assert not cluster.deployments
-    cluster.checkpoints.put(checkpoint("first", "1"))
+    cluster.put(checkpoint("first", "1"))
     revision = serve(cluster)
-    cluster.checkpoints.put(going("first", "1"))
+    cluster.put(going("first", "1"))
     cluster.settle()
     assert list(cluster.deployments) == [revision]
     assert (cluster.condition("Reconciling") or ("", ""))[0] == "CheckpointNotFound"
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
 def test_an_endpoint_says_that_what_it_serves_was_rejected_and_nothing_can_take_its_place() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
     serve(cluster)
-    cluster.checkpoints.put(checkpoint("first", "1", approval={"state": "Rejected"}))
+    cluster.put(checkpoint("first", "1", approval={"state": "Rejected"}))
     cluster.settle()
     reason, message = cluster.condition("Ready") or ("", "")
     assert reason == "Serving"
@@ -182,7 +182,7 @@ def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> Non
 
     cluster = EndpointCluster(judged("first", "1", 0), models=[{"name": "router", "follow": follow}])
     serve(cluster)
-    cluster.checkpoints.put(judged("second", "2", 10))
+    cluster.put(judged("second", "2", 10))
     cluster.settle()
     assert served(cluster) == {"router": ("first", digest("1"))}
     assert "exact_match is 0.500, below 0.900" in (cluster.condition("Ready") or ("", ""))[1]
@@ -196,7 +196,7 @@ def test_a_model_that_cannot_be_resolved_yet_does_not_hold_back_the_others() -> 
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "WaitingForCheckpoint"
     assert "model line letters" in message
-    cluster.checkpoints.put(checkpoint("letter", "2", model="letters"))
+    cluster.put(checkpoint("letter", "2", model="letters"))
     serve(cluster)
     assert set(served(cluster)) == {"router", "writer"}
 
@@ -205,7 +205,7 @@ def test_a_new_champion_moves_its_followers_and_no_pin_beside_them() -> None:
     models = [FOLLOWS, {"name": "router-v1", "pin": {"checkpoint": "first"}}]
     cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     serve(cluster)
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     serve(cluster)
     assert served(cluster) == {"router": ("second", digest("2")), "router-v1": ("first", digest("1"))}
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
@@ -14,8 +13,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     main_revision,
     traffic_of,
 )
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
 
 def service(revision: str | None) -> Manifest:
@@ -26,17 +24,12 @@ def service(revision: str | None) -> Manifest:
 def traffic(
     selects: str | None = None, served: str = "", *, has_service: bool = True, deployments: str = "one two"
 ) -> ServiceTraffic:
-    return ServiceTraffic(
-        endpoint({"revision": served}),
-        Snapshot(
-            now=NOW,
-            facts=FACTS,
-            children={
-                SERVICE: {"desk": service(selects)} if has_service else {},
-                DEPLOYMENT: {name: {} for name in deployments.split()},
-            },
-        ),
-    )
+    cluster = EndpointCluster(status={"revision": served})
+    if has_service:
+        cluster.put_child(service(selects))
+    for name in deployments.split():
+        cluster.put_child({"kind": "Deployment", "metadata": {"name": name}})
+    return ServiceTraffic(cluster.endpoint, cluster.snapshot())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +74,8 @@ def test_the_main_revision_has_most_of_the_requests() -> None:
 
 
 def test_an_endpoint_is_routed_by_its_service() -> None:
-    assert isinstance(traffic_of(endpoint(), Snapshot(now=NOW, facts=FACTS)), ServiceTraffic)
+    cluster = EndpointCluster()
+    assert isinstance(traffic_of(cluster.endpoint, cluster.snapshot()), ServiceTraffic)
 
 
 def weights(cluster: EndpointCluster) -> dict[str, int | None]:
@@ -95,7 +89,7 @@ def test_the_status_shows_the_weights_through_a_whole_rollout() -> None:
     assert weights(cluster) == {old: 100}, "nobody else can answer while the first one starts"
     cluster.make_ready(old)
     cluster.settle()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     assert weights(cluster) == {new: 0, old: 100}
@@ -119,7 +113,7 @@ def without_weights(cluster: EndpointCluster) -> None:
 def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_profile: bool) -> None:
     cluster, revision = serving()
     if not has_profile:
-        cluster.profiles = {}
+        cluster.cluster.remove("ComputeProfile", "standard")
         cluster.settle()
     without_weights(cluster)
     cluster.log.clear()
@@ -145,7 +139,7 @@ class SplitTraffic:
 
 def test_several_revisions_with_requests_are_kept_scaled_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, old = serving()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     older = {**cluster.deployments[new]["metadata"], "name": "desk-older"}

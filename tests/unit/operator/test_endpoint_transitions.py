@@ -1,6 +1,5 @@
 """The rollout's state machine: its table, a pass for each row of it, and the picture of it in the docs."""
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +7,6 @@ from typing import Any, Final
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.resources import SERVICE
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
@@ -23,10 +21,7 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
 )
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView, state_of
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
-from finetune_operator.reconcile.inputs.secondaries import no_children
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from tests.unit.operator.endpoints import FACTS, NOW, EndpointCluster, checkpoint, endpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
 from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 IMPOSSIBLE: Final = {
@@ -84,7 +79,7 @@ def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
 def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose wanted revision has this state and observation; that revision and the serving one."""
     cluster, old = serving()
-    cluster.checkpoints.put(checkpoint("second", "2", promoted=10))
+    cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
     if state == "Live":
@@ -94,8 +89,8 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     if seen is Observation.UNPROVABLE:
         cluster.edit(replicas=0)
     if seen is Observation.NO_SLOT:
-        cluster.profiles = {"standard": profile(maxConcurrentRollouts=1)}
-        cluster.others = (other(),)
+        cluster.put(profile(maxConcurrentRollouts=1))
+        cluster.put(other())
     match seen:
         case Observation.READY:
             cluster.make_ready(new)
@@ -143,17 +138,15 @@ SAYS: Final = {
 
 def view(recorded: str, tried: str, routed: str) -> EndpointView:
     """The view of an endpoint whose Service selects `routed`, the wanted or another revision."""
-    checkpoints = CheckpointIndex([checkpoint("first", "1")])
-    snapshot = Snapshot(now=NOW, facts=FACTS, checkpoints=checkpoints, profiles={"standard": profile()})
-    targets = resolve(endpoint(), checkpoints)
-    wanted = wanted_revision(endpoint(), targets, snapshot)
+    cluster = EndpointCluster(checkpoint("first", "1"))
+    targets = resolve(cluster.endpoint, cluster.snapshot().checkpoints)
+    wanted = wanted_revision(cluster.endpoint, targets, cluster.snapshot())
     assert isinstance(wanted, Revision)
     names = {"wanted": wanted.name, "another": "desk-another"}
     selector = {"finetune.dev/revision": names[routed]}
-    services = {"desk": {"metadata": {"name": "desk"}, "spec": {"selector": selector}}}
-    entry = {"name": wanted.name, "state": recorded, "specHash": tried}
-    snapshot = replace(snapshot, children={**no_children(), SERVICE: services})
-    return EndpointView(endpoint({"revisions": [entry]}), snapshot, targets, wanted)
+    cluster.put_child({"kind": "Service", "metadata": {"name": "desk"}, "spec": {"selector": selector}})
+    cluster.put(endpoint({"revisions": [{"name": wanted.name, "state": recorded, "specHash": tried}]}))
+    return EndpointView(cluster.endpoint, cluster.snapshot(), targets, wanted)
 
 
 @pytest.mark.parametrize(
