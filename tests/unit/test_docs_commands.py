@@ -1,4 +1,4 @@
-"""Commands in the documentation: those that need no cluster are run; each other block says why it is not.
+"""Commands in the documentation: run those that need no cluster, and check the markers of all others.
 
 The line above a block is a comment: `run`, `run by TEST`, `output`, or `not run: REASON`.
 """
@@ -10,24 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
 from finetune_operator.api.kinds import KINDS
+from tests.docsblocks import ROOT, blocks
 
-ROOT: Final = Path(__file__).parents[2]
-PAGES: Final = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted(path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*.md")),
-]
-BLOCK: Final = re.compile(
-    r"(?:^ *<!-- (?P<marker>[^\n]*) -->\n)?^(?P<indent> *)```(?:console|sh)\n(?P<text>.*?)^(?P=indent)```",
-    re.DOTALL | re.MULTILINE,
-)
 MARKER: Final = re.compile(r"run|output|not run: \S.*|run by (?P<test>\S+)")
 TYPED: Final = re.compile(
     r"kubectl (?:-n \S+ )?(?:get|describe|patch|delete|annotate(?: --overwrite)?|scale) ([a-z][a-z,]*)\b"
@@ -36,18 +26,6 @@ OF_KUBERNETES: Final = {
     *("pod", "pods", "pvc", "job", "node", "nodes", "lease", "service", "endpointslice", "endpointslices"),
     *("secret", "deployment", "events"),
 }
-
-
-class Block(NamedTuple):
-    page: Path
-    marker: str | None
-    text: str
-
-
-def blocks() -> Iterator[Block]:
-    for page in PAGES:
-        for found in BLOCK.finditer(page.read_text()):
-            yield Block(page, found["marker"], found["text"])
 
 
 def test_every_block_of_commands_is_run_or_says_why_not() -> None:
