@@ -1,4 +1,4 @@
-"""A run whose rows, base model and store are in buckets: no claim anywhere, and an answer at its end."""
+"""A run whose rows, base model and store are in buckets, without any claim, from rows to an answer."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ MODEL = {"uri": "s3://inputs/tiny"}
 
 @pytest.fixture
 def server(team: Team, tmp_path: Path) -> Iterator[S3Server]:
-    """An S3 server on the node's own address, and the Secret with its keys."""
+    """An S3 server on the node's address, and the Secret with its keys."""
     with S3Server(tmp_path / "s3", host=str(NODE_ADDRESS)) as server:
         server.bucket("artifacts")
         inputs = server.bucket("inputs")

@@ -18,11 +18,11 @@ from tools.demo.access import CONTEXT, Object
 from tools.demo.install import RELEASE, SYSTEM
 
 WORD: Final = "quokkaberry"
-"""In every text of every row, in names of fields, and in the header of a table."""
+"""Occurs in every text of every row, in names of fields, and in the header of a table."""
 TOKEN: Final = "ghp_kN3mQ8rT5vX2zB7dF4gH9jL6pS1wY0aC3eUq"
-"""In rows, and the credential of the source behind the web address."""
+"""Occurs in rows, and is the credential of the web source."""
 SIGNATURE: Final = "5ebc0d1a9f72c483e6b1"
-"""In the query of a uri, which the spec has: it is in no status, event or log."""
+"""Occurs in the query of a uri in the spec, but must not occur in a status, event or log."""
 
 SECRET: Final = f'{WORD} password = "{TOKEN}"'
 TAKEN: Final = "".join(
@@ -41,7 +41,7 @@ UNKNOWN: Final = f"{WORD} {TOKEN}\n"
 
 
 LINKS: Final = ("environment", "token")
-"""Datasets whose file is a link out of the claim. They are tried again, as for any source that is missing."""
+"""Datasets whose file is a link out of the claim. They are retried, like any missing source."""
 
 
 def on_claim(name: str, path: str) -> Object:
@@ -49,7 +49,7 @@ def on_claim(name: str, path: str) -> Object:
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """All of it, planted."""
+    """Create all objects with the planted texts."""
     folder = request.getfixturevalue("tmp_path_factory").mktemp("canary")
     for name, text in (
         ("taken.jsonl", TAKEN),
@@ -86,7 +86,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def looked_at(team: Team, begun: None) -> None:
-    """All of it, prepared or refused."""
+    """Wait until all Datasets are prepared or refused."""
     team.until("Dataset", "canary-taken", "Ready")
     for name in ("refused", "headless", "unknown", "token", "environment", "remote"):
         condition = "Reconciling" if name in LINKS else "Stalled"

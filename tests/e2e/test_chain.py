@@ -1,4 +1,4 @@
-"""From one YAML to an answer: three runs at once, two that clear their bar and one that does not."""
+"""From one YAML to an answer: three concurrent runs, two of which pass their gates."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tools.demo.questions import ask
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """Runs that are under way while the tests look at `routing`, and an endpoint for one of them."""
+    """Create two more runs, which train while the tests check `routing`, and an endpoint for one of them."""
     out_of_reach = {"metric": "loss", "max": 0.0001}
     team.apply(
         manifests.endpoint("whole", "whole"),
@@ -146,7 +146,7 @@ def test_kubectl_get_shows_the_columns_of_each_kind(
 
 
 def columns(printed: str) -> dict[str, str]:
-    """Cells of the one row that `kubectl get` printed, by header."""
+    """Cells of the only row of `kubectl get`, by header."""
     header, row = printed.splitlines()
     starts = [at for at, letter in enumerate(header) if letter != " " and (at == 0 or header[at - 1] == " ")]
     cells = [row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
@@ -184,7 +184,7 @@ def test_a_run_continues_from_the_checkpoint_of_another_and_says_so(team: Team, 
     lineage = checkpoint["spec"]["lineage"]
     assert lineage["parentCheckpoint"] == name_of(parent)
     assert lineage["baseModel"] == parent["spec"]["lineage"]["baseModel"]
-    # It begins where the other one ended, and not with the base model.
+    # It starts from the Checkpoint of the other run, and not from the base model.
     (loss,) = checkpoint["spec"]["metrics"]
     assert loss["value"] < 1
 

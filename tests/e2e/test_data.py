@@ -1,4 +1,4 @@
-"""Rows in every format become versions, broken ones are named, a source that changes makes one version."""
+"""Rows in every format become versions, invalid rows are named, and a changed source makes one version."""
 
 import json
 import os
@@ -28,15 +28,15 @@ FORMATS: Final = {
     "table-parquet": "Parquet",
     "table-tsv": "TSV",
 }
-"""Of each Dataset of the example, what its file is found to be."""
+"""Detected format of the file, by Dataset of the example."""
 
 ROWS: Final = manifests.PROMPTS[:12]
 CHANGED: Final = (*ROWS[1:], "bell broken?")
-"""One row less and one more."""
+"""ROWS with one row removed and one added."""
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """The example in the team's namespace, whose claim is there, and what the other tests wait for."""
+    """Create the example in the team's namespace, and the objects of the other tests."""
     folder = request.getfixturevalue("tmp_path_factory").mktemp("data").resolve()
     claim = {
         "apiVersion": "v1",
@@ -95,7 +95,7 @@ def test_dropped_rows_are_named_in_the_status_and_in_an_event_with_the_way_to_th
 
 
 def _look(team: Team, name: str, request: str) -> Object:
-    """Ask for a look at the source, and wait until it is through."""
+    """Request a check of the source, and wait until it is complete."""
     team.kubectl("annotate", "dataset", name, f"finetune.dev/refresh-requested={request}", "--overwrite")
 
     def looked() -> Object | None:

@@ -43,10 +43,10 @@ from tools.images.tags import References
 
 REQUESTS_PER_SECOND: Final = 4.0
 NEIGHBOURS: Final = 2000
-"""Runs that another team creates."""
+"""Number of runs that another team creates."""
 FROZEN_SECONDS: Final = 60.0
 BACK_WITHIN_SECONDS: Final = 5.0
-"""Requests may fail for so long after somebody deleted the endpoint's Service."""
+"""Time for which requests may fail after a user deleted the endpoint's Service."""
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
@@ -58,7 +58,7 @@ LONG: Final = {
 }
 FAST: Final = {"requests": {"cpu": "200m"}, "limits": {"cpu": "2"}}
 SLOW: Final = {"requests": {"cpu": "20m"}, "limits": {"cpu": "40m"}}
-"""The processor of a pod that trains: with this one it needs many minutes for all steps."""
+"""Processor time of a training pod, with which all steps take many minutes."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Scene:
 
     @contextmanager
     def disaster(self, name: str) -> Iterator[Disaster]:
-        """The time of the block: no request fails, and no pod that serves is replaced or restarted."""
+        """Check that no request fails during the block, and that no serving pod is replaced or restarted."""
         serving = self.ours.serving(self.endpoint)
         disaster = Disaster(name)
         self.disasters.append(disaster)
@@ -114,7 +114,7 @@ class Scene:
         assert self.unforgiven(disaster) == []
 
     def asked(self, disaster: Disaster) -> list[LoadRequest]:
-        """Requests that were sent meanwhile and have ended."""
+        """Completed requests that were sent during the disaster."""
         return [each for each in self.load.ended if disaster.began <= each.at <= disaster.ended]
 
     def unforgiven(self, disaster: Disaster) -> list[LoadRequest]:
@@ -124,7 +124,7 @@ class Scene:
         return self.ours.children("pods", uid_of(self.run), "train")
 
     def kept(self) -> Object:
-        """What no change of the operator's release may touch."""
+        """State that a change of the operator's release must not affect."""
         jobs = self.ours.children("jobs", uid_of(self.run))
         resolved = self.ours.get("FineTuneJob", "steady")["status"]["resolved"]
         return {
@@ -135,7 +135,7 @@ class Scene:
         }
 
     def newest_step(self) -> int:
-        """The last step whose state is in the store, which is a folder of this machine."""
+        """The last step whose state is in the store."""
         claim = self.ours.kubectl("get", "pvc", "artifacts", "--output=jsonpath={.metadata.uid}")
         return newest_step(self.cluster.layout.volumes / claim, self.run)
 
@@ -156,7 +156,7 @@ def own(cluster: TestCluster) -> TestCluster:
 
 @pytest.fixture(scope="module")
 def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
-    """Images of these sources. Installed is the release before them, with its own definitions."""
+    """The images of the present sources. The previous release is installed, with its own definitions."""
     crd = access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name")
     assert not crd, "the cluster has had another release"
     refs = images()
@@ -168,7 +168,7 @@ def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
-    """Two namespaces with claims, a base model and a prepared Dataset each."""
+    """Two namespaces, each with claims, a base model and a prepared Dataset."""
     with (
         new_namespace(access, "ours", "restricted") as ours,
         new_namespace(access, "theirs", "restricted") as theirs,
@@ -190,7 +190,7 @@ def teams(access: Access, refs: References) -> Iterator[tuple[Team, Team]]:
 
 @pytest.fixture(scope="module")
 def scene(own: TestCluster, access: Access, refs: References, teams: tuple[Team, Team]) -> Iterator[Scene]:
-    """All of it at work: the endpoint is asked, the run has saved its first state."""
+    """The scene in operation: the endpoint gets requests, and the run has saved its first state."""
     ours, theirs = teams
     ours.apply(
         manifests.endpoint("support", "champion"),
@@ -228,7 +228,7 @@ class EtcdSnapshot:
 
 @pytest.fixture(scope="module")
 def snapshot(scene: Scene) -> EtcdSnapshot:
-    """Taken while the run trains in a pod that is evicted right after; the next one goes on."""
+    """A snapshot while the run trains in a pod, which is evicted right after it; the next pod resumes."""
     (pod,) = filter(is_running, scene.train_pods())
     scene.cluster.save()
     taken = time.monotonic()
@@ -239,14 +239,14 @@ def snapshot(scene: Scene) -> EtcdSnapshot:
 
 
 def pace(team: Team, pod: Object, once_logged: str, resources: Object) -> str:
-    """Resize a pod once it has logged these words; the line with them."""
+    """Wait until the pod logs this text, resize the pod, and return the line."""
     line = team.until_logged(pod, once_logged)
     resize(team, pod, resources)
     return line
 
 
 def resize(team: Team, pod: Object, resources: Object) -> None:
-    """Change the processor that a pod's containers get, without a restart."""
+    """Change the processor limit of a pod's containers without a restart."""
     containers = [{"name": each["name"], "resources": resources} for each in pod["spec"]["containers"]]
     patch = f"--patch={json.dumps({'spec': {'containers': containers}})}"
     team.kubectl("patch", "pod", name_of(pod), "--subresource=resize", patch)
@@ -257,7 +257,7 @@ def until(condition: Callable[[], object], what: str, describe: Callable[[], obj
 
 
 def step_in(line: str, after: str) -> int:
-    """The number that follows these words in a line of a log."""
+    """The number after this text in a log line."""
     return int(line.partition(after)[2].split()[0])
 
 
@@ -349,7 +349,7 @@ def first_job(scene: Scene) -> None:
 
 
 def create_runs(scene: Scene, created: list[str]) -> None:
-    """Half of them are suspended, half wait for a store that does not exist."""
+    """Half of the runs are suspended, half wait for a store that does not exist."""
 
     def runs() -> Iterator[Object]:
         for number in range(NEIGHBOURS):
@@ -379,7 +379,7 @@ def test_endpoint_and_run_go_on_while_the_api_server_is_frozen(scene: Scene, sna
 
 
 def restarts(pod: Object) -> tuple[str, int]:
-    """uid of a pod and how often its container was started again."""
+    """The uid of a pod and the number of restarts of its container."""
     return uid_of(pod), pod["status"]["containerStatuses"][0]["restartCount"]
 
 
@@ -411,7 +411,7 @@ def test_after_a_restore_of_etcd_what_was_there_goes_on_and_what_was_not_is_made
 
 
 def pod_started_after(scene: Scene, moment: datetime) -> Object:
-    """The run's train pod whose container was started since."""
+    """The run's train pod whose container has been restarted."""
 
     def found() -> Object | None:
         for pod in filter(is_running, scene.train_pods()):
@@ -497,7 +497,7 @@ def test_no_request_has_failed_but_for_the_time_without_a_service(
 
 
 def table(scene: Scene) -> Iterator[str]:
-    """What was seen of each disaster, and of the whole time."""
+    """Table rows of each disaster, and of the whole time."""
     yield "| disaster | seconds | requests sent | failed | longest answer, s | |"
     yield "|---|---:|---:|---:|---:|---|"
     for each in scene.disasters:

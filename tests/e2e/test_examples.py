@@ -1,4 +1,4 @@
-"""The example `brand-voice`, applied with kustomize: from rows in CSV to an answer that a person let out."""
+"""The example `brand-voice`, applied with kustomize: from rows in CSV to an answer, with an approval."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,10 @@ from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"
 NAME: Final = "brand-voice"
-"""Of the run, its model line, its endpoint and the model that clients ask for."""
+"""Name of the run, its model line, its endpoint and the served model."""
 
 BRIEF: Final = "alloy wheel rim tape, 7 mm, reflective, 4 wheels"
-"""The brief of the test split that the example's page asks with."""
+"""The brief of the test split in the request on the example's page."""
 
 HERE: Final[dict[str, Any]] = {
     "baseModel": {"uri": manifests.MODEL_URI},
@@ -42,7 +42,7 @@ def overlay(folder: Path) -> Path:
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        # kustomize takes no absolute path.
+        # kustomize accepts no absolute path.
         "resources": [os.path.relpath(EXAMPLE, folder)],
         "patches": [
             {"patch": yaml.safe_dump(patch)}
@@ -63,15 +63,15 @@ def overlay(folder: Path) -> Path:
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """The example in the team's namespace, with the tiny model on its claim."""
-    # Without links, so that the way from there to the example is the way that kustomize goes.
+    """Create the example in the team's namespace, with the tiny model on its claim."""
+    # Without links, so that the relative path to the example is valid for kustomize.
     folder = overlay(request.getfixturevalue("tmp_path_factory").mktemp("brand-voice").resolve())
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
 
 
 @pytest.fixture(scope="module")
 def judged(team: Team, begun: None) -> Object:
-    """The run, when it has cleared its gate and waits for a person."""
+    """The run when it has passed its gate and waits for approval."""
     return team.until("FineTuneJob", NAME, "Ready", "AwaitingApproval")
 
 
@@ -113,5 +113,5 @@ def test_nothing_is_served_until_a_person_approves_and_then_the_endpoint_answers
     assert (served["name"], served["checkpoint"]) == (NAME, name_of(checkpoint))
     with open_endpoint(team.access, NAME, team.namespace) as found, found.client() as client:
         assert sorted(model.id for model in client.models.list()) == ["base", NAME]
-        # What random weights say has no meaning; that it is another text shows whose it is.
+        # Random weights answer with noise; that the texts differ shows which model answered.
         assert ask(client, NAME, BRIEF) != ask(client, "base", BRIEF)

@@ -1,4 +1,4 @@
-"""The example `methods`: every run is taken; DPO and QLoRA train, in `make test-full` the others too."""
+"""The example `methods`: every run is accepted; DPO and QLoRA train, the others only in `make test-full`."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ from tools.demo.access import Object
 EXAMPLE: Final = ROOT / "examples" / "methods"
 TRAINED: Final = ("dpo", "qlora")
 RESTING: Final = ("dora", "full", "kto", "lora", "orpo", "rslora")
-"""Applied and suspended: other tests train by these methods, those of tests/trainer by all of them."""
+"""Runs that are applied suspended; the tests of tests/trainer train with all methods."""
 DORA, KTO, ORPO = (pytest.param(name, marks=pytest.mark.full) for name in ("dora", "kto", "orpo"))
-"""Those of the suspended ones that `make test-full` resumes."""
+"""The suspended runs that `make test-full` resumes."""
 
 SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128}
-"""24 steps; in so few the tiny model learns which answers are wanted."""
+"""24 steps, enough for the tiny model to learn the preferred answers."""
 
 
 def run(name: str) -> str:
@@ -29,9 +29,9 @@ def run(name: str) -> str:
 
 
 def overlay(folder: Path) -> Path:
-    """The example's rows and all of its runs, with the least changes that the tiny model needs."""
+    """The example's rows and runs, with the changes that the tiny model needs."""
     for name in (*TRAINED, *RESTING):
-        # kustomize takes no file from outside its folder.
+        # kustomize accepts no file from outside its folder.
         (folder / f"{name}.yaml").write_text((EXAMPLE / f"{name}.yaml").read_text())
     changes: dict[str, Any] = {
         "baseModel": {"uri": manifests.MODEL_URI},
@@ -51,7 +51,7 @@ def overlay(folder: Path) -> Path:
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        # kustomize takes no absolute path.
+        # kustomize accepts no absolute path.
         "resources": [
             os.path.relpath(EXAMPLE, folder),
             *(f"{name}.yaml" for name in (*TRAINED, *RESTING)),
@@ -68,7 +68,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
 
 
 def until_ended(team: Team, name: str) -> Object:
-    """The run at its end; one that rests is resumed for it."""
+    """Wait until the run is complete; a suspended one is resumed before."""
     if name in RESTING:
         team.patch("finetunejob", run(name), {"suspend": False})
     return team.until("FineTuneJob", run(name), "Ready")

@@ -1,4 +1,4 @@
-"""Runs that something happens to in the middle of training. All at once: they mostly wait for the cluster."""
+"""Runs that are interrupted during training. They run concurrently, because they mostly wait."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +33,7 @@ Story = Callable[[Team, Team], None]
 
 @pytest.fixture(scope="module")
 def node(access: Access, refs: References) -> Iterator[Team]:
-    """A namespace with a pod in it that may kill processes of the node."""
+    """A namespace with a pod that may kill processes of the node."""
     with new_namespace(access, "node", "privileged") as team:
         team.apply(pods.killer(refs.operator))
         team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
@@ -42,15 +42,15 @@ def node(access: Access, refs: References) -> Iterator[Team]:
 
 @pytest.fixture(scope="module")
 def told(team: Team, node: Team, tickets: Object) -> Iterator[Mapping[str, Future[None]]]:
-    """All stories, each in a thread of its own."""
+    """All stories, each in its own thread."""
     pool = ThreadPoolExecutor(len(STORIES))
     yield {story.__name__: pool.submit(story, team, node) for story in STORIES}
-    # After Ctrl-C some still wait; without their namespace they fail.
+    # After Ctrl-C some stories still wait; they fail when their namespace is deleted.
     pool.shutdown(wait=False)
 
 
 def until_saved(team: Team, name: str, **spec: object) -> tuple[Object, Object]:
-    """A run and its train pod, once that has saved its state and has more steps to go."""
+    """Wait until a train pod of the run has saved a state and has steps left; returns run and pod."""
     team.apply(
         manifests.finetunejob(
             name, hyperparameters=manifests.LONG, checkpoints=manifests.SAVED, **spec
@@ -63,18 +63,18 @@ def until_saved(team: Team, name: str, **spec: object) -> tuple[Object, Object]:
 
 
 def step_in(line: str, after: str) -> int:
-    """The number that follows these words in a line of a log."""
+    """The number after this text in a log line."""
     return int(line.partition(after)[2].split()[0])
 
 
 def train_job(team: Team, run: Object) -> str:
-    """uid of the run's one train Job."""
+    """The uid of the run's only train Job."""
     (job,) = team.children("jobs", uid_of(run), "train")
     return uid_of(job)
 
 
 def assert_complete(team: Team, name: str) -> Object:
-    """Wait for the run's end; it has trained every step and left one Checkpoint."""
+    """Wait until the run is complete, and check that it trained every step and has one Checkpoint."""
     ended = team.until("FineTuneJob", name, "Ready", "Promoted")
     (checkpoint,) = (each for each in ended["status"]["checkpoints"] if each.get("final"))
     assert checkpoint["step"] == STEPS

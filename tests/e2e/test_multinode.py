@@ -33,7 +33,7 @@ IN_TWO_PODS: Final = {"compute": {"profile": manifests.CPU, "nodes": 2}}
 
 @pytest.fixture(scope="module")
 def node(access: Access, refs: References) -> Iterator[Team]:
-    """A namespace with a pod in it that may kill processes of the node."""
+    """A namespace with a pod that may kill processes of the node."""
     with new_namespace(access, "peers", "privileged") as team:
         team.apply(pods.killer(refs.operator))
         team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
@@ -41,18 +41,18 @@ def node(access: Access, refs: References) -> Iterator[Team]:
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """A run that nothing happens to."""
+    """Create a run that is not disturbed."""
     start(team, "pair")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(team: Team, begun: None) -> Object:
-    """That run, at its end."""
+    """The undisturbed run when it is complete."""
     return team.until("FineTuneJob", "pair", "Ready", "Promoted")
 
 
 def start(team: Team, name: str, **spec: object) -> None:
-    """Runs of these names differ in nothing else."""
+    """A run; two runs differ only in their names."""
     fields = {**IN_TWO_PODS, "hyperparameters": manifests.LONG, "checkpoints": manifests.SAVED, **spec}
     team.apply(manifests.finetunejob(name, **fields))
 
@@ -63,7 +63,7 @@ def final_digest(run: Object) -> str:
 
 
 def train_pods(team: Team, uid: str, other_than: tuple[str, ...] = ()) -> dict[int, Object]:
-    """The two pods of a run by index, once both run."""
+    """Wait until both pods of a run run; returns them by index."""
 
     def both() -> dict[int, Object] | None:
         found = {
@@ -79,7 +79,7 @@ def train_pods(team: Team, uid: str, other_than: tuple[str, ...] = ()) -> dict[i
 
 
 def train_job(team: Team, uid: str) -> Object:
-    """The run's one train Job."""
+    """The run's only train Job."""
     (job,) = team.children("jobs", uid, "train")
     return job
 
@@ -95,7 +95,7 @@ def test_two_pods_train_one_checkpoint_and_the_time_of_both_is_counted(
 def test_when_one_pod_is_killed_both_go_on_from_the_saved_state_to_the_same_weights(
     team: Team, node: Team, undisturbed: Object
 ) -> None:
-    """First the one that the others find each other by, then the other one."""
+    """First kill the pod with the rendezvous, then the other one."""
     start(team, "widowed")
     run = team.get("FineTuneJob", "widowed")
     uid = uid_of(run)

@@ -1,4 +1,4 @@
-"""The operator is uninstalled and installed again: what stays, what waits, and what goes on."""
+"""Uninstall and reinstall the operator: objects stay, endpoints serve, and new work waits."""
 
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
@@ -22,12 +22,12 @@ def test_endpoints_serve_on_without_an_operator_and_the_next_one_takes_over_wher
     rows = team.get("DatasetVersion", version)["spec"]["digest"].removeprefix("sha256:")
     status, running = team.get("InferenceDeployment", "support")["status"], team.serving(support)
 
-    # Stopped first: Helm takes its rights away at once, and test_rights.py counts what is refused.
+    # Stopped first: Helm removes its rights at once, and test_rights.py counts refused requests.
     access.kubectl("scale", f"deployment/{RELEASE}", f"--namespace={SYSTEM}", "--replicas=0")
     selector = f"app.kubernetes.io/instance={RELEASE}"
     eventually("the operator has stopped", lambda: not access.pods(SYSTEM, selector), pause=PAUSE_SECONDS)
     access.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
-    # Helm knows nothing of these two: the next operator makes them again, as the first one of all did.
+    # Helm does not manage these two objects; the next operator creates them again.
     made = (f"lease/{RELEASE}", f"secret/{RELEASE}-report-tls")
     access.kubectl("delete", *made, f"--namespace={SYSTEM}")
 

@@ -1,4 +1,4 @@
-"""Two runs that want the same GPU: one waits and says so, and trains when the other has ended."""
+"""Two runs need the same GPU: one waits with a message, and trains when the other has ended."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ RUNS = ("eager", "patient")
 
 @pytest.fixture
 def one_gpu_left(team: Team, refs: References) -> Iterator[None]:
-    """All GPUs of the cluster but one are held by something else."""
+    """Hold all GPUs of the cluster except one."""
     nodes = json.loads(team.kubectl("get", "nodes", "--output=json"))["items"]
     count = sum(int(node["status"]["allocatable"].get(RESOURCE, 0)) for node in nodes)
     assert count > 1, f"the cluster needs two {RESOURCE}, it has {count}"
@@ -29,7 +29,7 @@ def one_gpu_left(team: Team, refs: References) -> Iterator[None]:
 
 
 def waiting(team: Team) -> str | None:
-    """The run that says that no node has a GPU for it."""
+    """The run whose condition says that no node has a free GPU."""
     for name in RUNS:
         condition = condition_of(team.get("FineTuneJob", name), "Reconciling")
         if condition.get("reason") == "Unschedulable" and f"Insufficient {RESOURCE}" in condition["message"]:

@@ -1,4 +1,4 @@
-"""What cannot work stops before a device is asked for and says what to fix; what can mend itself does."""
+"""Runs that cannot succeed stop before they request a device and say what to fix; others recover."""
 
 import json
 
@@ -11,12 +11,12 @@ from tests.waiting import eventually
 from tools.demo.access import Object
 
 LATE = f"e2e-late-{manifests.OWN}"
-"""A profile and a claim of this name come into being in the middle of a test; a Secret of it never does."""
+"""Name of a profile and a claim that a test creates late, and of a Secret that is never created."""
 OTHER_DIGEST = f"sha256:{'0' * 64}"
 NO_IMAGE = f"e2e-no-image-{manifests.OWN}"
-"""A profile with a trainer image that is nowhere."""
+"""A profile with a trainer image that does not exist."""
 NO_MEMORY = f"e2e-no-memory-{manifests.OWN}"
-"""A profile with so little memory that Python does not even start."""
+"""A profile with too little memory to start Python."""
 
 BAD_ROWS = "\n".join(
     (
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("begun")
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """Everything that the tests of this module wait for, and profiles on which no pod gets anywhere."""
+    """Create the objects of this module's tests, and profiles on which no pod can succeed."""
     no_image, no_memory = manifests.profile(NO_IMAGE), manifests.profile(NO_MEMORY)
     no_image["spec"]["images"] = {"trainer": "localhost/no-such-image:dev"}
     no_memory["spec"]["resources"] = {"prepare": {"cpu": "20m", "memory": "12Mi"}}
@@ -72,7 +72,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
 
 
 def stages_started(team: Team, name: str) -> list[str]:
-    """Stages of which this run ever had a Job: its Jobs stay for a day."""
+    """Stages of the run's Jobs, which are kept for a day."""
     jobs = team.children("jobs", uid_of(team.get("FineTuneJob", name)))
     return sorted(job["metadata"]["labels"]["finetune.dev/stage"] for job in jobs)
 
@@ -164,6 +164,6 @@ def test_a_pod_that_needs_more_memory_than_it_may_have_is_tried_again_and_then_n
 
 
 def test_a_dataset_without_its_source_names_it(team: Team) -> None:
-    # The last test, because the pod gives a late ConfigMap a minute to appear.
+    # Run as the last test, because the pod waits up to one minute for a late ConfigMap.
     dataset = team.until("Dataset", "no-rows", "Reconciling", "SourceNotFound")
     assert "no-such-rows" in message(dataset, "Reconciling")

@@ -1,4 +1,4 @@
-"""Reports are news, not a condition: the chain completes without them."""
+"""Reports are optional: the chain completes without them."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SERVICE = f"{RELEASE}-report"
 
 @pytest.fixture
 def unreachable_operator(team: Team) -> Iterator[None]:
-    """The Service that pods report to is gone; the operator does not know."""
+    """Delete the Service that pods report to, without the operator's knowledge."""
     scope = f"--namespace={SYSTEM}"
     service = json.loads(team.access.kubectl("get", "service", SERVICE, scope, "--output=json"))
     team.access.kubectl("delete", "service", SERVICE, scope)

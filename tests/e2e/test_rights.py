@@ -20,7 +20,7 @@ OPERATOR: Final = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 
 @pytest.fixture(scope="module")
 def operator(request: pytest.FixtureRequest, session: LaneSession) -> RightsUsage:
-    """What the operators of this session, and of the lanes before it, asked for since they began."""
+    """The rights that the operators of this session and of the earlier lanes used."""
     folder: Path | None = request.config.option.requests
     lanes = left_in(folder) if folder else []
     used = usage_of_all((session, *lanes), (path.name for path in HERE.glob("test_*.py")), OPERATOR)

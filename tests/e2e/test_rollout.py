@@ -1,4 +1,4 @@
-"""An endpoint rolls to its line's champion without losing a request, and stays where that cannot serve."""
+"""An endpoint rolls out its line's champion without losing a request, or stays if that cannot serve."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tools.demo.questions import ask
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was seen of it; the load ran from before the second run until the last old pod had gone."""
+    """A rollout with the requests from before the second run until the last old pod was deleted."""
 
     load: SteadyLoad
     before: str

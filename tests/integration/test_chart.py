@@ -1,4 +1,4 @@
-"""The chart's manifests on a real API server: accepted, and giving the rights that they should, no more."""
+"""The chart's manifests on a real API server: they are accepted and grant exactly the intended rights."""
 
 import json
 import subprocess
@@ -144,7 +144,7 @@ def test_editors_run_jobs_and_leave_records_and_profiles_alone(
 
 
 class Approvals:
-    """What people try on the namespace's Checkpoint `routing-1`."""
+    """Attempts of users to change the approval of the Checkpoint `routing-1`."""
 
     def __init__(self, cluster: ControlPlane, namespace: str) -> None:
         self.kubectl = cluster.kubectl
@@ -171,7 +171,7 @@ class Approvals:
 
 @pytest.fixture
 def approvals(installed: ControlPlane, namespace: str) -> Approvals:
-    """A Checkpoint, an editor, an approver, and the policy in force."""
+    """A Checkpoint, an editor, an approver, and the active policy."""
     made = Approvals(installed, namespace)
     made.allow("editor", "--clusterrole=edit")
     made.allow("approver", "--clusterrole=finetune-operator-approver")
@@ -195,7 +195,7 @@ def test_an_approval_takes_the_verb_approve_and_any_other_change_does_not(approv
     assert approvals.is_refused(None, "editor")
     kept = approvals.kubectl.get("checkpoint", "routing-1", approvals.scope)["spec"]["approval"]
     assert kept == {"state": "Approved", "reason": "read 50 answers"}
-    # Who may not approve may still do the rest to a Checkpoint that has been approved.
+    # A user without the right to approve may still make other changes to an approved Checkpoint.
     approvals.kubectl.run("label", "checkpoint", "routing-1", "seen-", "--as=editor", approvals.scope)
 
 

@@ -1,4 +1,4 @@
-"""The Deployment of an endpoint that others change, on a real API server."""
+"""Changes by others in the Deployment of an endpoint, on a real API server."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def team(api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet) -
 
 @pytest.fixture
 def mirrored(api: Api, namespace: str) -> Iterator[str]:
-    """Admission gives the first container of each Deployment another image."""
+    """An admission policy that replaces the image of the first container of each Deployment."""
     operations = ["CREATE", "UPDATE"]
     rule = {
         "apiGroups": ["apps"],
@@ -74,7 +74,7 @@ def image(found: Object) -> str:
 
 
 def edit(api: Api, found: Object, container: Object) -> None:
-    """What `kubectl edit` or `kubectl set` sends."""
+    """Send the request of `kubectl edit` or `kubectl set`."""
     body = {"spec": {"template": {"spec": {"containers": [{"name": "engine", **container}]}}}}
     path = path_of("Deployment", found["metadata"]["namespace"], found["metadata"]["name"])
     answer = api.request(
@@ -105,7 +105,7 @@ def test_what_somebody_edits_is_put_back_once_and_stays_when_the_endpoint_is_sca
     events = [each for each in api.list("Event", namespace) if each["reason"] == "DriftCorrected"]
     assert "containers[engine].image" in events[0]["message"]
 
-    # By another field manager, which every release has: it must not take the image along.
+    # Scaling uses another field manager, which every release has; it must not change the image.
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2}})
     eventually("it is scaled", lambda: deployment(api, namespace)["spec"]["replicas"] == 2)
     assert deployment(api, namespace)["spec"]["template"] == created["spec"]["template"]
@@ -121,7 +121,7 @@ def test_what_admission_changes_each_time_is_put_back_once_and_reported(
     until_settled(audit, operators.user)
     mark = audit.mark()
     assert image(deployment(api, mirrored)) == MIRROR
-    # Another look at it writes nothing.
+    # Another pass writes nothing.
     api.patch("InferenceDeployment", mirrored, "support", {"metadata": {"labels": {"looked": "at"}}})
     until_settled(audit, operators.user)
     assert not [each for each in audit.writes(mark, operators.user) if each.resource == "deployments"]

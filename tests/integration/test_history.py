@@ -1,4 +1,4 @@
-"""History limits on a real API server: field managers and what deletes are what they are there."""
+"""History limits on a real API server, with real field managers and deletions."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from tools.cluster.audit import AuditLog
 
 
 def recorded_earlier(api: Api, checkpoint: Object, name: str, manager: str) -> None:
-    """Another Checkpoint of the same run, made by this field manager."""
+    """Another Checkpoint of the same run, created by this field manager."""
     older = deepcopy(checkpoint)
     del older["status"]
     older["metadata"] = {

@@ -1,4 +1,4 @@
-"""The command of docs/ownership.md that removes old runs, as it stands there."""
+"""Run the command of docs/ownership.md that removes old runs."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from tools.cluster import ControlPlane, program
 
 PAGE = Path(__file__).parents[2] / "docs" / "ownership.md"
 NAMESPACE = "team"
-"""What the page calls it."""
+"""Namespace on the page."""
 STATES = {"Ready": "Promoted", "Stalled": "GateFailed", "Reconciling": "Training", "Suspended": "Suspended"}
 
 
@@ -30,7 +30,7 @@ def kept_by(text: str) -> int:
 
 
 def create_run(api: Api, name: str, state: str = "Ready") -> str:
-    """A run in this state; when it was made."""
+    """Create a run in this state; returns its creation time."""
     made = api.create(manifests.finetunejob(NAMESPACE, name))
     condition = {
         "type": state,
@@ -45,7 +45,7 @@ def create_run(api: Api, name: str, state: str = "Ready") -> str:
 
 
 def wait_until_later_than(api: Api, moment: str) -> None:
-    """Until an object that is made now has a later time, which is in whole seconds."""
+    """Wait until a new object would have a later creation time, which is in whole seconds."""
     path = f"{path_of('FineTuneJob', NAMESPACE)}?dryRun=All"
     trial = manifests.finetunejob(NAMESPACE, "trial")
     eventually(
@@ -70,7 +70,7 @@ def test_the_documented_command_removes_the_oldest_runs_that_have_succeeded_and_
     newest = {f"newest-{number}" for number in range(kept_by(text))}
     for name in newest:
         create_run(api, name)
-    # Not looked at yet: it has no conditions.
+    # Not reconciled yet: it has no conditions.
     api.create(manifests.finetunejob(NAMESPACE, "new"))
 
     kubectl = program("kubectl")

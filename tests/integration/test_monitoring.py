@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes operator, training process and model server, and is asked what users ask."""
+"""A real Prometheus scrapes operator, training process and model server, and runs the documented queries."""
 
 import json
 import re
@@ -53,7 +53,7 @@ TEMPLATES = [
     if variable["type"] == "query"
 ]
 VARIABLES = {"$namespace": ".*", "$job": "finetune-operator", "$__rate_interval": "5m", "$__range": "1h"}
-"""What Grafana would put in the place of each."""
+"""Values of Grafana's variables."""
 
 NAMESPACE = "monitored"
 POD_IP = "10.20.30.40"
@@ -61,19 +61,19 @@ POD_IP = "10.20.30.40"
 
 @dataclass(frozen=True)
 class Site:
-    """All that is scraped, and what scrapes it."""
+    """The scrape targets and Prometheus."""
 
     api: Api
     prometheus: Prometheus
     processes: tuple["Process", ...]
 
     def answers(self, query: str) -> None:
-        """Wait for the scrape that has what is asked for."""
+        """Wait until the query has a result."""
         ask = self.prometheus
         eventually(f"an answer to {query}", lambda: ask.has_data(query), 20, lambda: ask.query(query))
 
     def forgets(self, query: str) -> None:
-        """Wait for the scrape that has it no more."""
+        """Wait until the query has no result any more."""
         ask = self.prometheus
         eventually(f"nothing is left of {query}", lambda: not ask.query(query), 20, lambda: ask.query(query))
 
@@ -91,8 +91,8 @@ def outcome(config: StageConfig) -> StageResult:
 
 
 def start_training(folder: Path, port: int) -> "Process":
-    """A run of the tiny model that does not end by itself."""
-    # They import torch, which the other tests here do without.
+    """A training process of the tiny model that does not end by itself."""
+    # These modules import torch, which the other tests here do not need.
     from tests.trainer.processes import start
     from tests.trainer.workbench import ROWS, Workbench
 
@@ -102,7 +102,7 @@ def start_training(folder: Path, port: int) -> "Process":
 
 
 def start_serving(folder: Path, port: int) -> "ServerProcess":
-    """A tiny model and its adapters, as an init container leaves them."""
+    """A tiny model and its adapters in the layout of the init container."""
     from tests.trainer.serve.endpoint import ServerProcess
     from tests.trainer.serve.models import make_llama
 
@@ -114,7 +114,7 @@ def start_serving(folder: Path, port: int) -> "ServerProcess":
 
 @pytest.fixture(scope="module")
 def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A run that has ended and is served, one that failed, one that trains."""
+    """A completed run that is served, a failed run, and a run that trains."""
     with ExitStack() as stack:
         api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}}).raise_for_status()
         operators = Operators(control_plane, NAMESPACE, tmp_path_factory.mktemp("operator"))
@@ -165,7 +165,7 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
     until_condition(api, (NAMESPACE, "InferenceDeployment", "support"), "Ready", operator)
     kubelet.held.add("train")
     api.create(manifests.finetunejob(NAMESPACE, "under-way"))
-    # Somebody else's Service has the endpoint's name: its passes are refused.
+    # A Service of another owner has the endpoint's name, so its passes fail.
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken", "namespace": NAMESPACE}}
     api.create(service | {"spec": {"ports": [{"port": 80}]}})
     api.create(manifests.inferencedeployment(NAMESPACE, "taken"))
@@ -178,7 +178,7 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
 @pytest.mark.parametrize(("query", "needs_gpu"), QUERIES)
 def test_prometheus_answers_each_documented_query(site: Site, query: str, *, needs_gpu: bool) -> None:
     if needs_gpu:
-        # tests/unit/test_queries.py asks what it answers with a GPU.
+        # tests/unit/test_queries.py checks its result with a GPU.
         assert site.prometheus.query(query) == []
     else:
         site.answers(query)
@@ -242,7 +242,7 @@ def test_prometheus_takes_the_alert_rules_as_they_are(site: Site) -> None:
 
 
 def test_series_vanish_with_their_objects_and_processes(site: Site) -> None:
-    """The last test here: nothing is left to be asked after it."""
+    """Runs last, because it removes the objects of the other queries."""
     gone = (
         ("FineTuneJob", "under-way", 'finetune_job_progress_ratio{finetunejob="under-way"}'),
         ("Dataset", "tickets", 'finetune_dataset_problems{dataset="tickets"}'),

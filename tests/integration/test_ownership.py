@@ -1,4 +1,4 @@
-"""What is deleted with what, and what comes back from a backup, on a real API server."""
+"""Deletion of owned objects and restores from a backup, on a real API server."""
 
 import json
 from typing import Any
@@ -17,17 +17,17 @@ from tools.cluster.audit import AuditLog
 from tools.fakepods import digest
 
 GONE_SECONDS = 90
-"""Longer than the namespace controller takes."""
+"""Longer than the namespace controller needs."""
 KINDS = ("Dataset", "DatasetVersion", "Checkpoint", "FineTuneJob", "InferenceDeployment")
 
 
 def started_elsewhere(operators: Operators, namespace: str) -> Operator:
-    """An operator whose Lease does not go with the namespace that it works in."""
+    """An operator whose Lease is outside the namespace that it watches."""
     return operators.start(POD_NAMESPACE="default", LEASE_NAME=f"lease-{namespace}").wait_active()
 
 
 def version(namespace: str, name: str = "rows-1") -> Object:
-    """A record with `deletionPolicy: Delete` whose Dataset is gone."""
+    """A record with `deletionPolicy: Delete` whose Dataset was deleted."""
     split = {"name": "train", "rows": 10, "digest": digest(name, "train")}
     record = manifests.of(
         "DatasetVersion",
@@ -65,7 +65,7 @@ def until_gone(api: Api, namespace: str, kind: str, name: str, operator: Operato
 
 
 def until_reason(api: Api, namespace: str, name: str, reason: str, operator: Operator) -> Object:
-    """The Reconciling condition of a DatasetVersion, once it has this reason."""
+    """Wait until the condition Reconciling of a DatasetVersion has this reason, and return it."""
 
     def reached() -> Object | None:
         found = condition(api.get("DatasetVersion", namespace, name), "Reconciling")
@@ -102,7 +102,7 @@ def test_pruning_a_run_leaves_its_live_model_serving(
 
 
 def identities(api: Api, namespace: str, kind: str) -> set[tuple[str, int]]:
-    """uid and generation: what changes when something is made anew or edited."""
+    """The uid and generation, which change when an object is recreated or edited."""
     return {(obj["metadata"]["uid"], obj["metadata"]["generation"]) for obj in api.list(kind, namespace)}
 
 
@@ -165,7 +165,7 @@ def test_a_cleanup_that_fails_is_shown_and_retain_lets_the_record_go(
 
 
 def fail_pods(api: Api, namespace: str, message: str) -> None:
-    """End every pod of the namespace badly, as the kubelet does."""
+    """Let every pod of the namespace fail, as the kubelet reports it."""
     for pod in api.list("Pod", namespace):
         status = pod["status"]["containerStatuses"][0]
         started = status["state"]["running"]["startedAt"]
@@ -182,7 +182,7 @@ def test_a_namespace_in_which_everything_has_delete_can_be_deleted(
     api.create(manifests.finetunejob(namespace, deletionPolicy="Delete"))
     api.create(manifests.inferencedeployment(namespace))
     until_condition(api, (namespace, "InferenceDeployment", "support"), "Ready", operator)
-    # One that waits for a cleanup which does not end.
+    # An object that waits for a cleanup that does not end.
     kubelet.held.add("cleanup")
     api.create(version(namespace))
     until_held(api, namespace, "DatasetVersion", "rows-1", operator)
@@ -229,7 +229,7 @@ def until_namespace_gone(api: Api, namespace: str, operator: Operator) -> None:
 
 
 def saved(api: Api, namespace: str, *kinds: str) -> list[Object]:
-    """A backup without statuses, as Velero makes it: without what belongs to one object in one cluster."""
+    """A backup like that of Velero: without status, uid and other fields of one cluster."""
     own = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
     backup = []
     for kind in kinds:
@@ -259,7 +259,7 @@ def test_a_run_restored_under_another_uid_without_its_status_trains_nothing(
     )
     until_settled(audit, operators.user)
     assert is_unchanged(api, namespace, job)
-    # The run comes back before its records, which is the hardest order.
+    # Restore the run before its records, which is the most difficult order.
     backup = saved(api, namespace, "FineTuneJob", "Checkpoint", "DatasetVersion", "Dataset")
     lose(api, namespace)
     started = list(kubelet.started)

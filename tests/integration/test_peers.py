@@ -1,4 +1,4 @@
-"""A run in two pods on a real Job controller: who counts as a failure, and who follows whom."""
+"""A run in two pods on a real Job controller: which failures count, and which pods are replaced."""
 
 import json
 from base64 import b64decode
@@ -14,11 +14,11 @@ from tests.integration.operators import Operators
 from tests.waiting import eventually
 
 PATIENCE_SECONDS = 60.0
-"""Seconds; the Job controller waits ten before it follows up a failure."""
+"""The Job controller waits ten seconds before it replaces a failed pod."""
 
 
 def train_pods(api: Api, namespace: str, *others: str) -> dict[int | None, Object]:
-    """Pods of the train stage that run, by index; `others` are the uids of those that do not matter."""
+    """Running pods of the train stage by index; `others` are the uids of pods to ignore."""
     return {
         index_of(pod): pod
         for pod in api.list("Pod", namespace)
@@ -29,7 +29,7 @@ def train_pods(api: Api, namespace: str, *others: str) -> dict[int | None, Objec
 
 
 def end(api: Api, pod: Object, code: int) -> None:
-    """What a kubelet says of a pod whose container ended with this code."""
+    """Status of a pod whose container ended with this exit code."""
     status, metadata = pod["status"], pod["metadata"]
     (container,) = status["containerStatuses"]
     started = container["state"]["running"]["startedAt"]

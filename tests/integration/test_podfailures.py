@@ -44,7 +44,7 @@ def of(namespace: str, kind: str, spec: Object) -> Object:
 def operator(
     control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
-    """One that watches a namespace for each story, each with a Dataset to prepare."""
+    """An operator that watches one namespace per story, each with a Dataset to prepare."""
     namespaces = [namespace_of(story) for story in STORIES]
     for namespace in (SYSTEM, *namespaces):
         api.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}}).raise_for_status()
@@ -70,7 +70,7 @@ def lost(api: Api, operator: Operator) -> Mapping[str, Object]:
 
 
 def run_on_node(api: Api, story: str) -> Object:
-    """Make a node, and let the pod of the story run there, as scheduler and kubelet do."""
+    """Create a node, and let the pod of the story run on it, as scheduler and kubelet do."""
     namespace, node = namespace_of(story), f"node-{story}"
     api.request("POST", NODES, {"metadata": {"name": node}}).raise_for_status()
     say_of(api, node, "True")
@@ -85,7 +85,7 @@ def run_on_node(api: Api, story: str) -> Object:
 
 
 def say_of(api: Api, node: str, ready: str) -> None:
-    """What a kubelet says of its node."""
+    """Status of a node from its kubelet."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     state = {"type": "Ready", "status": ready, "lastHeartbeatTime": now, "lastTransitionTime": now}
     body = {"status": {"conditions": [state]}}
@@ -101,7 +101,7 @@ def name_of(pod: Object) -> str:
 
 
 def until_said(api: Api, operator: Operator, story: str, reason: str, *parts: str) -> None:
-    """Until the Dataset of a story is Reconciling for this reason, in these words."""
+    """Wait until the Dataset of a story is Reconciling with this reason and these texts."""
     namespace = namespace_of(story)
 
     def found() -> Object:
@@ -115,7 +115,7 @@ def until_said(api: Api, operator: Operator, story: str, reason: str, *parts: st
 
 
 def until_replaced(api: Api, story: str, pod: Object) -> None:
-    """Until the Job has another pod, and does not hold the end of the first against it."""
+    """Wait until the Job has another pod, and check that it does not count the end of the first one."""
     namespace = namespace_of(story)
 
     def others() -> list[Object]:

@@ -1,4 +1,4 @@
-"""Who serves what after a verdict, an approval, a rejection or a pin, on a real API server."""
+"""The served Checkpoint after an evaluation, an approval, a rejection or a pin, on a real API server."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def run(team: Team, name: str, **spec: Any) -> None:
 
 
 def checkpoint_of(team: Team, name: str) -> str:
-    """The Checkpoint of a run that has ended well."""
+    """The Checkpoint of a run that succeeded."""
     job = until_condition(team.api, (team.namespace, "FineTuneJob", name), "Ready", team.operator)
     made: str = job["status"]["checkpoints"][0]["name"]
     return made
@@ -72,7 +72,7 @@ def test_two_runs_that_end_together_are_promoted_one_after_the_other(
     made = [checkpoint_of(team, name) for name in runs]
     records = [team.api.get("Checkpoint", team.namespace, name) or {} for name in made]
     records.sort(key=lambda each: each["status"]["promotedAt"])
-    # Each was judged against the one that was the champion when it was promoted.
+    # Each was evaluated against the champion at the time of its promotion.
     against = [each["status"]["evaluations"][0].get("champion") for each in records]
     assert against == [None, *(each["metadata"]["name"] for each in records[:-1])]
 
@@ -109,7 +109,7 @@ def test_weights_are_pinned_by_place_and_digest_where_there_is_no_record(team: T
     pinned = {"uri": weights("elsewhere"), "digest": digest("elsewhere")}
     team.serve({"name": "routing", "pin": pinned}, digest=BASE)
     team.until_served(routing=digest("elsewhere"))
-    # The record arrives, and the pin moves to it.
+    # The record appears, and the pin refers to it.
     team.record("elsewhere")
     team.serve({"name": "routing", "pin": {"checkpoint": "elsewhere"}}, digest=BASE)
     team.until_served(routing="elsewhere")

@@ -14,7 +14,7 @@ from tools.cluster.audit import AuditLog
 
 REVISION = "finetune.dev/revision"
 WITHIN_SECONDS = 5.0
-"""Requests to an endpoint may fail for so long after somebody deleted its Service."""
+"""Time for which requests to an endpoint may fail after a user deleted its Service."""
 FIRST, SECOND = ({"name": "routing", "pin": {"checkpoint": name}} for name in ("first", "second"))
 
 

@@ -1,4 +1,4 @@
-"""Upgrades and rollbacks of the operator in the middle of a run, between this release and the one before."""
+"""Upgrades and rollbacks of the operator during a run, between this release and the previous one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.olderrelease import older_release, python_path
 from tests.waiting import eventually
 
 START_SECONDS = 120
-"""Many processes are started, one after another, beside what else the machine does."""
+"""Long, because many processes start one after another on a busy machine."""
 STAGES = ("prepare", "preflight", "train", "evaluate")
 
 
@@ -28,7 +28,7 @@ def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
 
 
 class Releases:
-    """One operator at a time, of this release or of the one before it."""
+    """Runs one operator at a time, of this release or of the previous one."""
 
     def __init__(self, operators: Operators, older: Path, api: Api, namespace: str) -> None:
         self._operators = operators
@@ -39,7 +39,7 @@ class Releases:
         self.now: Operator | None = None
 
     def change(self, *, older: bool) -> Operator:
-        """Replace the operator that runs, and wait until the new one has looked at everything."""
+        """Replace the running operator, and wait until the new one has reconciled every object."""
         if self.now is not None:
             self.now.terminate()
         self._started += 1
@@ -58,7 +58,7 @@ def pod_uids(api: Api, namespace: str) -> set[str]:
 
 
 def settings(api: Api, namespace: str, run: str) -> Object:
-    """What the run was resolved to, as the older release knows it."""
+    """The run's resolved settings that the previous release knows."""
     job = api.get("FineTuneJob", namespace, run)
     assert job is not None
     return {key: value for key, value in job["status"]["resolved"].items() if key != "trainerContract"}
@@ -90,7 +90,7 @@ def test_changes_of_the_release_keep_pods_and_settings_and_train_nothing_twice(
         assert pod_uids(api, namespace) == pods
         assert settings(api, namespace, "routing") == resolved
 
-    # The other release than the one that made the train Job reads its result, and judges the model.
+    # The release that did not create the train Job reads its result and evaluates the model.
     kubelet.held.discard("train")
     eventually(
         "the model is judged",

@@ -1,4 +1,4 @@
-"""The chart's rights, one short each time: it is said which one is missing, and no process ends over it."""
+"""The chart's rights with one missing: the operator reports which one, and no process ends because of it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,28 +31,28 @@ SYSTEM = "rights-system"
 POD_IP = "10.20.30.40"
 LISTS = [f"list {resource}" for resource in WATCHED]
 HALF_BLIND = {"seen": (), "without-records": ("list checkpoints",), "without-pods": ("list pods",)}
-"""Namespaces of one process, and what it lacks there."""
+"""Namespaces of one process, and the rights that are missing there."""
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 class Grants:
-    """Gives users the chart's rights, but for some."""
+    """Grants the chart's rights to users, except some."""
 
     def __init__(self, api: Api, granted: frozenset[Right]) -> None:
         self._api = api
         self._granted = sorted(granted)
 
     def in_namespace(self, user: str, role: str, namespace: str, *missing: str) -> None:
-        """One of the chart's roles, in one namespace."""
+        """Grant one of the chart's roles in one namespace."""
         where = f"{RBAC}/namespaces/{namespace}/role"
         self._bind(user, f"{user}-{role}", "Role", where, self._rules(role, missing))
 
     def in_the_cluster(self, user: str, *missing: str) -> None:
-        """The chart's role outside of namespaces."""
+        """Grant the chart's role for the cluster."""
         self._bind(user, user, "ClusterRole", f"{RBAC}/clusterrole", self._rules(CLUSTER, missing))
 
     def give_back(self, user: str, role: str, namespace: str) -> None:
-        """All rights of the role, where one was missing."""
+        """Grant all rights of a role that lacked one."""
         path = f"{RBAC}/namespaces/{namespace}/roles/{user}-{role}"
         rules = {"rules": self._rules(role, ())}
         self._api.request(
@@ -74,7 +74,7 @@ class Grants:
 
 
 class Processes:
-    """Operator processes of users with the rights that they were given."""
+    """Operator processes, each with its own user."""
 
     def __init__(self, control_plane: ControlPlane, folder: Path) -> None:
         self._control_plane = control_plane
@@ -135,7 +135,7 @@ def namespace_of(right: str, lacked_by: str = "lacks") -> str:
 
 
 def namespace_of_process(right: str) -> str:
-    """A right may be lacked by a process as a whole, and in one namespace by another one."""
+    """Namespace of a process that lacks a right as a whole, other than that of `namespace_of`."""
     return namespace_of(right, "process-lacks")
 
 
@@ -152,7 +152,7 @@ def begin(api: Api, case: Case, namespace: str) -> None:
 
 @pytest.fixture(scope="module")
 def short_of_one(api: Api, grants: Grants, processes: Processes) -> Iterator[Operator]:
-    """A process that watches many namespaces, in each of which it lacks another right."""
+    """A process that watches many namespaces and lacks a different right in each."""
     user = "short-of-one"
     make_namespace(api, SYSTEM)
     grants.in_namespace(user, OWN, SYSTEM)
@@ -165,14 +165,14 @@ def short_of_one(api: Api, grants: Grants, processes: Processes) -> Iterator[Ope
     attended = frozenset(namespace_of(right) for right in IN_A_NAMESPACE.keys() - UNATTENDED)
     kubelet = FakeKubelet(Attended(api, attended), "")
     watched = [namespace_of(right) for right in IN_A_NAMESPACE]
-    # So many lists and watches at once that the API server puts some of them off.
+    # The API server delays some of these many lists and watches.
     yield processes.start(user, SYSTEM, watched).wait_active(3 * PATIENCE_SECONDS)
     kubelet.close()
 
 
 @pytest.fixture(scope="module")
 def blind(api: Api, grants: Grants, processes: Processes) -> Operator:
-    """A process that may not list one type or another, in one namespace each."""
+    """A process that must not list certain types, each in one namespace."""
     user = "blind"
     system = make_namespace(api, user)
     grants.in_namespace(user, OWN, system)
@@ -185,7 +185,7 @@ def blind(api: Api, grants: Grants, processes: Processes) -> Operator:
 
 @pytest.fixture(scope="module")
 def lacking(api: Api, grants: Grants, processes: Processes, short_of_one: Operator) -> dict[str, Operator]:
-    """For each right of a process as a whole, one that lacks it."""
+    """One process per right of a process as a whole, which lacks it."""
     started = {}
     for right, case in IN_A_PROCESS.items():
         user = namespace_of_process(right)
@@ -200,7 +200,7 @@ def lacking(api: Api, grants: Grants, processes: Processes, short_of_one: Operat
 
 @pytest.fixture(scope="module")
 def unfinishing(api: Api, grants: Grants, processes: Processes) -> Operator:
-    """A process that may write no finalizers, nor see whether a namespace goes."""
+    """A process that must not write finalizers or read namespaces."""
     user = "unfinishing"
     system = make_namespace(api, user)
     grants.in_namespace(user, OWN, system)
@@ -214,7 +214,7 @@ def unfinishing(api: Api, grants: Grants, processes: Processes) -> Operator:
 
 @pytest.fixture(scope="module")
 def half_blind(api: Api, grants: Grants, processes: Processes) -> Operator:
-    """A process that may list everything in one namespace, and not in two others."""
+    """A process that may list all types in one namespace, but not in two others."""
     user = "half-blind"
     system = make_namespace(api, user)
     grants.in_namespace(user, OWN, system)
@@ -312,7 +312,7 @@ def test_what_was_refused_goes_on_when_the_right_is_there_again(
 ) -> None:
     namespace = namespace_of("create jobs")
     grants.give_back("short-of-one", NAMESPACES, namespace)
-    # An edit is looked at at once; without one the next try is up to five minutes away.
+    # An edit causes a pass at once; otherwise the next retry is up to five minutes away.
     api.patch("Dataset", namespace, "tickets", {"metadata": {"annotations": {"seen": "yes"}}})
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", short_of_one)
 

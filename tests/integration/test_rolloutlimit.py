@@ -1,4 +1,4 @@
-"""An edit of a profile, and the endpoints on it, on a real API server."""
+"""Rollouts of the endpoints on a profile after its edit, on a real API server."""
 
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api
@@ -31,7 +31,7 @@ def test_an_edit_of_a_profile_rolls_as_many_endpoints_at_a_time_as_it_allows(
             60,
             lambda name=name: team.endpoint(name),  # type: ignore[misc]
         )
-    # Each starts its new pods only when the Service of the one before has moved.
+    # Each endpoint starts new pods only after the Service of the previous endpoint has switched.
     wanted = {("create", "deployments"), ("patch", "services")}
     asked = audit.writes(mark, operators.user)
     steps = [each.verb for each in asked if (each.verb, each.resource) in wanted]

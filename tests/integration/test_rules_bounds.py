@@ -1,4 +1,4 @@
-"""Types, bounds, patterns, enums and required fields, each with values on both sides of it."""
+"""Types, bounds, patterns, enums and required fields, each with valid and invalid values."""
 
 import pytest
 

@@ -76,7 +76,7 @@ def test_an_endpoint_is_scaled_through_the_scale_subresource(api: Api, namespace
 
 
 def _minimal_in(kind: Kind, namespace: str) -> Object:
-    """Cluster-scoped objects get a name of their own."""
+    """Give cluster-scoped objects unique names."""
     patch = {"namespace": namespace} if kind.namespaced else {"name": namespace}
     given = files.minimal(kind)
     assert given["metadata"].get("namespace", NAMESPACE) == NAMESPACE

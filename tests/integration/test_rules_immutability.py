@@ -1,4 +1,4 @@
-"""Records and runs: what may never change, and what may at any time."""
+"""Immutable and mutable fields of records and runs."""
 
 import pytest
 
@@ -39,13 +39,13 @@ INSIDE = [
 
 @pytest.fixture(scope="module")
 def with_every_field(api: Api) -> dict[str, Object]:
-    """Of each kind a stored object with the first value of each field."""
+    """A stored object of each kind with the first value of each field."""
     return {name: api.create(_example(KINDS_BY_NAME[name], every_field=True)) for name in MUTABLE}
 
 
 @pytest.fixture(scope="module")
 def with_required_fields(api: Api) -> dict[str, Object]:
-    """Of each kind a stored object without optional fields."""
+    """A stored object of each kind without optional fields."""
     return {name: api.create(_example(KINDS_BY_NAME[name], every_field=False)) for name in MUTABLE}
 
 

@@ -1,4 +1,4 @@
-"""Names: short enough for the names of children, and without dots."""
+"""Names must be short enough for the names of children, and have no dots."""
 
 import pytest
 

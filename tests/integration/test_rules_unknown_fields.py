@@ -1,4 +1,4 @@
-"""Typing errors in field names are named instead of dropped."""
+"""Misspelt field names are reported instead of dropped."""
 
 import pytest
 import yaml
@@ -45,6 +45,6 @@ def test_kubectl_apply_takes_a_learning_rate_in_scientific_notation(control_plan
 
 
 def _apply(control_plane: ControlPlane, text: str) -> str:
-    """Applied by dry run; the learning rate that arrived."""
+    """Apply with a dry run, and return the resulting learning rate."""
     output = "--output=jsonpath={.spec.hyperparameters.learningRate}"
     return control_plane.kubectl.run("apply", "--dry-run=server", "--filename=-", output, text=text)

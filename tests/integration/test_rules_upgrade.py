@@ -66,7 +66,7 @@ def refused(api: Api, manifest: Object) -> bool:
 
 @pytest.fixture
 def existing(api: Api) -> Any:
-    """Runs that were created before the rules were, which are in force now."""
+    """Runs that were created before the present rules."""
     crd = yaml.safe_load(CRD.read_text())
     try:
         install(api, without_new_rules(crd))

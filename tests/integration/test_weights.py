@@ -23,7 +23,7 @@ def test_an_endpoint_of_an_earlier_release_gets_its_weights_with_one_write(
     api.patch("InferenceDeployment", namespace, "support", {"status": {"revisions": before}}, "status")
 
     def writes_of_next(name: str) -> list[str]:
-        """What a new process writes before it has looked at everything."""
+        """Writes of a new process until it has reconciled every object."""
         mark = audit.mark()
         following = operators.start(name).wait_active()
         until_all_reconciled(api, namespace, following)

@@ -1,4 +1,4 @@
-"""What the demo shows of objects, and how it counts."""
+"""The demo's view of objects, and its counts of requests."""
 
 import io
 import json
@@ -171,7 +171,7 @@ def test_the_questions_are_held_out_rows_with_three_different_answers() -> None:
 
 
 class OpenAIServer(BaseHTTPRequestHandler):
-    """Answers with the model's name, and to every second request of the model `flaky` with an error."""
+    """Answers with the model's name; every second request to the model `flaky` gets an error."""
 
     asked = 0
     lock = threading.Lock()
@@ -194,7 +194,7 @@ class OpenAIServer(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Nothing: the terminal belongs to pytest."""
+        """Log nothing, to keep pytest's output clean."""
 
 
 @pytest.fixture

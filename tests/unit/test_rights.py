@@ -1,4 +1,4 @@
-"""Which of the chart's rights the end-to-end tests excuse, and what they find in the logs of their lanes."""
+"""The rights that the end-to-end tests need not use, and the rights in the audit logs of their lanes."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ USER = "system:serviceaccount:here:operator"
 
 
 def line(verb: str, resource: str, *, refused: bool = False) -> str:
-    """One request as the audit log has it, which the chart's role in namespaces allowed."""
+    """A line of the audit log for one request that the chart's role in namespaces allowed."""
     annotations = {
         "authorization.k8s.io/decision": "forbid" if refused else "allow",
         "authorization.k8s.io/reason": f'by ClusterRoleBinding "a" of ClusterRole "{rights.NAMESPACES}"',
@@ -46,7 +46,7 @@ def line(verb: str, resource: str, *, refused: bool = False) -> str:
 
 
 def lane(folder: Path, name: str, *modules: str, partial: bool = False) -> LaneSession:
-    """A session whose log has something from before it."""
+    """A session whose log also has earlier requests."""
     log = folder / f"{name}.log"
     log.write_text(line("delete", "nodes"))
     return LaneSession(str(log), log.stat().st_size, [*modules], partial)

@@ -1,4 +1,4 @@
-"""How long the measurement waits for the operator."""
+"""Time limits of the operator's benchmark."""
 
 import asyncio
 from asyncio import StreamReader, StreamWriter

@@ -1,4 +1,4 @@
-"""What a measured program uses is what all of its processes use."""
+"""The resources of a measured program are those of all its processes."""
 
 import subprocess
 import sys

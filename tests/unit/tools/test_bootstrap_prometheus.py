@@ -1,4 +1,4 @@
-"""Where Prometheus' programs are found."""
+"""Search for the programs of Prometheus."""
 
 from pathlib import Path
 

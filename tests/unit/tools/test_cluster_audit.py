@@ -1,4 +1,4 @@
-"""The audit log as its readers see it: answers, or all that was begun."""
+"""Reading the audit log: answered requests, or all events."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def line(verb: str, stage: str, name: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A log with a watch that is open, two answers, and a line that is being written."""
+    """A log with an open watch, two answered requests, and an incomplete line."""
     path = tmp_path / "audit.log"
     lines = (
         line("watch", "ResponseStarted"),

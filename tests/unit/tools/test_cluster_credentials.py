@@ -32,7 +32,7 @@ def verify_server(layout: Layout, name: str, subject: x509.verification.Subject)
 
 
 def user_of(kubeconfig: Path) -> tuple[str, list[str]]:
-    """Common name and organizations, which Kubernetes reads as user and groups."""
+    """Common name and organizations, which Kubernetes uses as user and groups."""
     user = yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]
     subject = x509.load_pem_x509_certificate(b64decode(user["client-certificate-data"])).subject
     names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)

@@ -1,4 +1,4 @@
-"""Files that a cluster writes: configuration and image archives."""
+"""Files of a cluster: configuration and image archives."""
 
 import hashlib
 import json

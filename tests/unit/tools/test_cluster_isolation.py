@@ -1,4 +1,4 @@
-"""Commands in namespaces of their own, and what a cluster there may undo from outside."""
+"""Commands in isolated namespaces, and the settings that a teardown from outside restores."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_what_an_isolated_command_has_started_ends_with_it(tmp_path: Path, end: 
 
 
 def _running(argument: str) -> list[int]:
-    """Processes of the machine that were started with this argument."""
+    """Processes of the machine with this argument."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

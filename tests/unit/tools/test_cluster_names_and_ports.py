@@ -1,4 +1,4 @@
-"""Names, paths and ports that a cluster takes on a machine."""
+"""Names, paths and ports of a cluster."""
 
 import json
 import socket

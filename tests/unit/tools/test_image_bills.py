@@ -38,7 +38,7 @@ def constraints(tmp_path: Path) -> Path:
 
 
 def found() -> dict[str, Any]:
-    """What the inventory says of an image."""
+    """The inventory of an image."""
     return {
         "bytes": 1000,
         "distribution": "debian-12",

@@ -1,4 +1,4 @@
-"""`make images` from the sources to the images, with a buildah that builds nothing."""
+"""`make images` with a buildah that builds nothing."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ INVENTORY = {
 
 
 class Store:
-    """Buildah's store, in which every image is there; it counts of which one was asked what is in it."""
+    """A buildah store that has every image, and counts the inventories by image."""
 
     def __init__(self) -> None:
         self.looked_into: Counter[str] = Counter()
@@ -36,7 +36,7 @@ class Store:
         return True
 
     def run(self, *_arguments: str) -> str:
-        """The id of what is pulled."""
+        """The id of the pulled image."""
         return "0123456789ab"
 
     def output(self, image: str, *_command: str, **_: Any) -> str:
@@ -53,7 +53,7 @@ class Nobody:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The only one that the build sees; what it writes goes to the test's folder."""
+    """The store of the build, whose files go to the test's folder."""
     store = Store()
     packages = Dependencies(tmp_path / "packages", PurePosixPath("/opt/venv"))
     monkeypatch.setenv("BASE_IMAGE", BASE)

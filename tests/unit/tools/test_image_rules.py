@@ -1,4 +1,4 @@
-"""What the images promise: a base that can be pinned, a user that is not root, a size."""
+"""Rules for the images: a base image that can be pinned, a user other than root, a size budget."""
 
 import re
 import shutil
@@ -63,7 +63,7 @@ COMPILER_CHECK = ROOT / "trainer_image" / "compiler_check.py"
 
 
 def test_the_cuda_image_compiles_triton_s_driver_as_it_is_built() -> None:
-    """In the stage whose place the packages of the CPU variant take."""
+    """In the stage that the packages of the CPU variant replace."""
     stages = dict(
         re.findall(
             r"^FROM [^\n]* AS (\w+)\n(.*?)(?=^FROM|\Z)", DOCKERFILES[1].read_text(), re.MULTILINE | re.DOTALL

@@ -19,7 +19,7 @@ def library(path: Path, source: str, *options: str) -> Path:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
-    """Packages such as those of a CUDA build of torch."""
+    """Packages like those of a CUDA build of torch."""
     root = tmp_path / "full"
     big = library(
         root / "nvidia/cublas/lib/libcublas.so.13",

@@ -1,4 +1,4 @@
-"""The suites of `make test`: what runs on which cluster, what runs side by side, and the table of times."""
+"""The suites of `make test`: clusters of the sessions, parallel sessions, and the table of times."""
 
 import os
 import signal
@@ -90,7 +90,7 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
         "four": ["touch", str(next_one)],
     }
     script = f"from tools.suites.lanes import run_concurrently; run_concurrently({commands!r})"
-    # A shell lets commands in its background ignore the signal, and these tests may be one.
+    # Background commands of a shell ignore the signal, and these tests may be one.
     command = ["env", "--default-signal=INT", sys.executable, "-c", script]
     with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:
         eventually("it has started", begun.exists)
