@@ -1,4 +1,4 @@
-"""The schema of the chart's values, as Helm applies it."""
+"""The schema of the chart's values, as Helm checks it."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ FREE_FORM = {
     ("global",),
     *(("affinity", part) for part in ("nodeAffinity", "podAffinity", "podAntiAffinity")),
 }
-"""Objects of Kubernetes itself, which the API server checks."""
+"""Kubernetes' own objects, which the API server validates."""
 
 
 def objects(

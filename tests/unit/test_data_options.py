@@ -1,4 +1,4 @@
-"""What a Dataset may ask for is the same in the API, in the contract and in the registry of formats."""
+"""The options of a Dataset are the same in the API, the contract and the registry of formats."""
 
 import dataclasses
 from typing import get_args
@@ -22,7 +22,7 @@ def test_every_format_of_the_contract_is_registered_under_its_own_name() -> None
     ("asked", "sent"),
     [
         (api.Columns(), Columns()),
-        # Absent, the operator says the version: that of the Dataset's first DatasetVersion, or the newest.
+        # If it is absent, the operator sets the version: that of the first DatasetVersion, or the newest.
         (api.Split(rule_version=1), Split()),
         (api.Checks(), Checks()),
         (api.Cleaning(), Cleaning()),

@@ -1,4 +1,4 @@
-"""The documentation names everything that it says it names, and its links lead somewhere."""
+"""The documentation names all reasons, metrics and events that it lists, and its links are valid."""
 
 import re
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_page_on_failures_has_every_reason_of_one_and_none_that_no_object_ev
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub and the site make of a page's headings."""
+    """Anchors of a page's headings, as GitHub and the site generate them."""
     found: set[str] = set()
     for heading in HEADING.findall(FENCED.sub("", page.read_text())):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)

@@ -69,7 +69,7 @@ def test_the_commands_for_a_laptop_do_what_their_page_says(page: str, tmp_path: 
         for line in block.text.splitlines()
         if not line.startswith("pip install")
     ]
-    # jq reads the report that the other commands write, wherever it stands on the page.
+    # jq reads the report that the other commands write, so it runs last.
     for command in sorted(commands, key=lambda line: line.startswith("jq")):
         if command.startswith("jq") and shutil.which("jq") is None:
             continue

@@ -86,7 +86,7 @@ def test_revisions_keep_their_names(
 
 
 class LaterDevices(Devices):
-    """As of a release that adds a field."""
+    """A class of a later release that adds a field."""
 
     sharing: str | None = None
 

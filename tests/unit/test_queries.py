@@ -1,4 +1,4 @@
-"""Queries, panels and alerts are about metrics and labels that there are, also where only a GPU answers."""
+"""Queries, panels and alerts use existing metrics and labels, including those of nodes with a GPU."""
 
 import json
 import re
@@ -30,7 +30,7 @@ ASKED = [
 ]
 
 BY_PROMETHEUS = {"namespace", "pod", "instance", "job", "le"}
-"""Labels that no metric of ours needs to have itself."""
+"""Labels that the metrics themselves do not have."""
 PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -66,7 +66,7 @@ def test_a_legend_names_labels_that_there_are() -> None:
 
 
 def training(pod: str, *, gpu: bool) -> Iterator[dict[str, str]]:
-    """Series of a training pod, each at 1."""
+    """Series of a training pod, each with the value 1."""
     scraped = {"instance": pod, "namespace": "team", "pod": pod}
     for family in families()["training"]:
         if gpu or "device" not in family.labels:
@@ -80,7 +80,7 @@ def series(name: str, labels: dict[str, str]) -> dict[str, str]:
 
 
 def answers(folder: Path, query: str, expected: set[str]) -> None:
-    """Ask of a pod with a GPU and one without; all values are 1."""
+    """Run the query on a pod with a GPU and on one without; all values are 1."""
     samples = [{"labels": labels, "value": 1} for labels in sorted(expected)]
     check = {"expr": query, "eval_time": "3m", "exp_samples": samples}
     given = [*training("with", gpu=True), *training("without", gpu=False)]

@@ -1,4 +1,4 @@
-"""A name of a table stands in its table and in its own module, and nowhere else in the product."""
+"""Names of a table occur only in the table and in their own module, and nowhere else in the product."""
 
 import ast
 import inspect
@@ -44,7 +44,7 @@ STATED: Final = r"""metric\w*\s*(?:==|!=|=|:|in)\s*[\[(]?\s*['"]{}['"]"""
 
 
 def texts(module: Path) -> Iterator[str]:
-    """The string constants of a module but for docstrings."""
+    """The string constants of a module without docstrings."""
     tree = ast.parse(module.read_text())
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -91,7 +91,7 @@ def test_a_gain_is_positive_in_the_direction_of_the_metric(
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_the_name_of_a_method_stands_once(name: methods.MethodType) -> None:
-    """Alone or in quotation marks, as code and CEL compare it; messages and descriptions may name it."""
+    """Finds a name alone or in quotation marks, as code and CEL use it; messages may contain names."""
     named = {
         module
         for folder in PRODUCT

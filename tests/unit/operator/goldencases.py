@@ -1,4 +1,4 @@
-"""Cases of the golden tests: base objects, and a merge patch for each that a case has otherwise.
+"""Cases of the golden tests: base objects, and merge patches for those that a case changes.
 
 tests/golden/README.md describes the files.
 """
@@ -21,7 +21,7 @@ TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves timestamps the text that they are in JSON; `!json` is an object as compact JSON text."""
+    """Reads timestamps as text, as in JSON; `!json` is an object as compact JSON text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
@@ -38,19 +38,19 @@ _Loader.add_constructor("!json", _Loader.json_text)
 
 @dataclass(frozen=True)
 class Case:
-    """What a pass of the operator sees.
+    """The input of one reconcile pass.
 
     Attributes:
-        now: when it is, in ISO 8601.
-        look: the object that is reconciled, as Kind/name.
-        given: names of base objects, by the file that has them.
-        objects: all that exists.
-        progress: what the pod of a stage last reported, and `stage`.
-        report: where pods report to.
+        now: the time of the pass in ISO 8601.
+        reconcile: the object to reconcile, as Kind/name.
+        given: names of base objects, by their file.
+        objects: all existing objects.
+        progress: the last report of the pod of a stage, and `stage`.
+        report: the report target of pods.
     """
 
     now: str
-    look: str
+    reconcile: str
     given: dict[str, list[str]]
     objects: tuple[Manifest, ...]
     progress: dict[str, Any] | None = None

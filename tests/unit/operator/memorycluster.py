@@ -1,4 +1,4 @@
-"""A cluster in memory that carries out plans: the pure core at work without an API server."""
+"""A cluster in memory that carries out plans, to test the reconcilers without an API server."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -35,11 +35,11 @@ def at(moment: datetime) -> str:
 
 
 class NameTaken(Exception):
-    """A create met an object of that name that is not ours."""
+    """An object with this name that is not ours exists already."""
 
 
 class MemoryCluster:
-    """Objects by kind and name in one namespace; time moves only when a test says so."""
+    """Objects by kind and name in one namespace; only a test advances the time."""
 
     def __init__(self, *objects: Manifest, facts: OperatorFacts = FACTS) -> None:
         self.now = NOW
@@ -78,12 +78,12 @@ class MemoryCluster:
         manifest["metadata"]["generation"] += 1
 
     def annotate(self, kind: str, name: str, **annotations: str) -> None:
-        """Set annotations of ours, which are no part of a generation; `_` stands for `-`."""
+        """Set our annotations, which do not change the generation; `_` in a name means `-`."""
         own = {f"finetune.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}
         self.objects[kind, name]["metadata"].setdefault("annotations", {}).update(own)
 
     def delete(self, kind: str, name: str) -> None:
-        """Ask for an object's end, which waits for its finalizers."""
+        """Delete an object; it is terminating while it has finalizers."""
         metadata = self.objects[kind, name]["metadata"]
         if metadata.get("finalizers"):
             metadata.setdefault("deletionTimestamp", at(self.now))
@@ -91,7 +91,7 @@ class MemoryCluster:
             self.remove(kind, name)
 
     def remove(self, kind: str, name: str) -> None:
-        """Delete an object and what it owns."""
+        """Remove an object and its dependents."""
         gone = self.objects.pop((kind, name))
         for key, child in list(self.objects.items()):
             if _controller(child) == gone["metadata"]["uid"]:
@@ -107,7 +107,7 @@ class MemoryCluster:
         return FineTuneJob.model_validate(self.objects["FineTuneJob", name])
 
     def reader(self) -> SnapshotReader:
-        """The caches of a process that has watched all this."""
+        """The caches of a process that has watched all objects."""
         caches = Caches()
         reader = SnapshotReader(caches)
         for manifest in self.objects.values():
@@ -117,7 +117,7 @@ class MemoryCluster:
         return reader
 
     def snapshot(self, kind: str, name: str) -> tuple[Resource, Snapshot]:
-        """The object, and what a pass over it sees."""
+        """The object, and the snapshot of a pass over it."""
         reader = self.reader()
         namespace = NAMESPACE if KINDS_BY_NAME[kind].namespaced else ""
         resource = reader.resource(Key(kind, namespace, name))
@@ -140,11 +140,11 @@ class MemoryCluster:
         return {**found, resources.NAMESPACE: {NAMESPACE: namespace}}
 
     def plan(self, kind: str, name: str) -> Plan:
-        """What a pass over this object would do."""
+        """The plan of a pass over this object."""
         return RECONCILERS[kind].reconcile(*self.snapshot(kind, name))
 
     def reconcile(self, kind: str, name: str) -> Plan:
-        """One pass: decide and carry out."""
+        """Carry out one pass over this object."""
         plan = self.plan(kind, name)
         self.carry_out(kind, name, plan)
         return plan
@@ -211,7 +211,7 @@ class MemoryCluster:
         self.log.append(entry)
 
     def settle(self) -> None:
-        """Look at everything until nothing changes any more."""
+        """Reconcile all objects until nothing changes any more."""
         for _ in range(50):
             before = self.writes
             for kind, name in list(self.objects):
@@ -222,7 +222,7 @@ class MemoryCluster:
         raise AssertionError("the reconcilers do not settle")
 
     def stage_job(self, stage: str) -> Manifest:
-        """The one Job of this stage, or of several the one that has not ended."""
+        """The only Job of this stage, or the only one that has not ended."""
         jobs = [job for job in self.of("Job").values() if job["metadata"]["labels"].get(STAGE) == stage]
         jobs = [job for job in jobs if "status" not in job] or jobs
         if len(jobs) != 1:
@@ -233,7 +233,7 @@ class MemoryCluster:
         return any(job["metadata"]["labels"].get(STAGE) == stage for job in self.of("Job").values())
 
     def config(self, stage: str) -> Any:
-        """The config that the stage's pod gets, read as the trainer reads it."""
+        """The config of the stage's pod, as the trainer reads it."""
         container = self.stage_job(stage)["spec"]["template"]["spec"]["containers"][0]
         text = next(variable["value"] for variable in container["env"] if variable["name"] == CONFIG_ENV)
         return CONFIG_ADAPTER.validate_json(text)
@@ -241,8 +241,15 @@ class MemoryCluster:
     def pod(
         self, stage: str, state: Manifest, which: str = "pod", *, index: int | None = None, **status: Any
     ) -> Manifest:
-        """Put a pod of a stage in a container state, as the kubelet does; `which` tells several apart that
-        follow one another, `index` those that work together."""
+        """Put a pod of a stage in a container state, as the kubelet does.
+
+        Args:
+            stage: the stage.
+            state: the container state.
+            which: part of the name, for pods that follow one another.
+            index: completion index, for pods that run together.
+            status: further fields of the status.
+        """
         job = self.stage_job(stage)
         name = f"{job['metadata']['name']}-{which if index is None else f'{index}-{which}'}"
         marks = {} if index is None else {"annotations": {INDEX: str(index)}}
@@ -269,12 +276,12 @@ class MemoryCluster:
         return pod
 
     def start(self, stage: str, after: int = 0) -> None:
-        """The stage's container runs, so many seconds from now."""
+        """Let the stage's container run, `after` seconds from now."""
         self.now += timedelta(seconds=after)
         self.pod(stage, {"running": {"startedAt": at(self.now)}})
 
     def end(self, stage: str, message: str, exit_code: int = 0, after: int = 0, reason: str = "") -> None:
-        """The stage's container, and with it its Job, ends so many seconds from now."""
+        """Let the stage's container and its Job end, `after` seconds from now."""
         started = self.now
         running = next(
             (
@@ -298,7 +305,7 @@ class MemoryCluster:
         self.end_job(stage, "Failed" if exit_code else "Complete")
 
     def end_job(self, stage: str, how: str, reason: str = "", message: str = "") -> None:
-        """The Job controller's verdict."""
+        """Write the Job's final condition, as the Job controller does."""
         condition = {
             "type": how,
             "status": "True",
@@ -329,7 +336,7 @@ def _identity(create: Create, manifest: Manifest) -> str | None:
 
 
 def _state(pod: Manifest) -> Manifest:
-    """Of its container; empty before there is one."""
+    """State of the pod's container; empty before it has one."""
     statuses: list[Manifest] = pod.get("status", {}).get("containerStatuses", [])
     return next((status["state"] for status in statuses), {})
 

@@ -1,4 +1,4 @@
-"""Runs in several pods that have come so far, and what becomes of their pods."""
+"""Runs in several pods at certain stages, and states of their pods."""
 
 from datetime import timedelta
 from typing import Any
@@ -52,7 +52,7 @@ def service_of(cluster: MemoryCluster) -> Manifest:
 
 
 def preflighted_run(run: Manifest, *profiles: Manifest) -> MemoryCluster:
-    """A run that has only to train."""
+    """A run that has passed preflight."""
     cluster = MemoryCluster(profile(), *profiles, claim("artifacts"), claim("models"), dataset(), run)
     cluster.settle()
     cluster.succeed("prepare", prepared())

@@ -1,4 +1,4 @@
-"""Objects and stage results of a small run, for the tests of the pure core."""
+"""Objects and stage results of a small run, for the tests of the reconcilers."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def dataset(**spec: Any) -> Manifest:
 
 
 def finetunejob(**spec: Any) -> Manifest:
-    """A run on the Dataset, with two gates; fields of None are left out."""
+    """A run on the Dataset with two gates, without the fields that are None."""
     fields: Manifest = {
         "model": "ticket-routing",
         "baseModel": {"uri": "pvc://models/gemma"},
@@ -83,7 +83,7 @@ def finetunejob(**spec: Any) -> Manifest:
 
 
 def prerequisites() -> tuple[Manifest, ...]:
-    """Everything that a run needs, but for its data."""
+    """The prerequisites of a run, without its data."""
     return profile(), claim("artifacts"), claim("models")
 
 

@@ -1,4 +1,4 @@
-"""Runs that have come so far, for the tests of what follows."""
+"""Runs at certain stages, for the tests of later stages."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,7 +26,7 @@ RESULTS: Final[dict[str, Callable[[], StageResult]]] = {
 
 
 def started(**spec: Any) -> MemoryCluster:
-    """A run with these fields in its spec whose data is ready and whose first stage is under way."""
+    """A run with these fields in its spec whose data is ready and whose first stage has started."""
     cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**spec))
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
@@ -35,7 +35,7 @@ def started(**spec: Any) -> MemoryCluster:
 
 
 def ended(data: Manifest | None = None, **spec: Any) -> MemoryCluster:
-    """A run with these fields in its spec that was judged and, if its gates pass, promoted."""
+    """A run with these fields in its spec that was evaluated and, if its gates pass, promoted."""
     cluster = MemoryCluster(*prerequisites(), data or dataset(), finetunejob(**spec))
     cluster.settle()
     cluster.succeed("prepare", prepared(), after=5)
@@ -47,7 +47,7 @@ def ended(data: Manifest | None = None, **spec: Any) -> MemoryCluster:
 
 
 def reached(stage: str, **spec: Any) -> MemoryCluster:
-    """A run with these fields in its spec in which this stage's Job exists and nothing of it has run yet."""
+    """A run with these fields in its spec in which this stage's Job exists, but no pod of it has run."""
     cluster = started(**spec)
     for earlier in STAGES[: STAGES.index(stage)]:
         cluster.succeed(earlier, RESULTS[earlier](), after=10)
@@ -56,7 +56,7 @@ def reached(stage: str, **spec: Any) -> MemoryCluster:
 
 
 def delete_run(cluster: MemoryCluster) -> None:
-    """Delete the run; the pod that removes its folder succeeds."""
+    """Delete the run, and let the pod that removes its folder succeed."""
     cluster.delete("FineTuneJob", JOB)
     for _ in range(3):
         if ("FineTuneJob", JOB) in cluster.objects:

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when everybody waits: hours at once, and always the same."""
+"""An event loop that skips waiting times, so that tests of hours are fast and deterministic."""
 
 import asyncio
 import selectors
@@ -6,11 +6,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 LIMIT = 1_000_000
-"""Seconds of that clock after which what is run counts as stuck."""
+"""Seconds of the loop's clock after which a test counts as stuck."""
 
 
 class _Skipping(selectors.SelectSelector):
-    """Instead of waiting, moves the clock on by what would have been waited."""
+    """Advances the clock by the waiting time instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _SkippingLoop(asyncio.SelectorEventLoop):
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test to its end, without ever waiting."""
+    """Run a test to its end without waiting."""
     loop = _SkippingLoop()
     try:
         loop.run_until_complete(asyncio.wait_for(test, LIMIT))
@@ -41,5 +41,5 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def clock() -> float:
-    """Seconds since the test began, by the loop that runs it."""
+    """Seconds since the start of the test, by the loop's clock."""
     return asyncio.get_running_loop().time()

@@ -62,7 +62,7 @@ def planned(case: Case) -> Plan:
     if case.progress:
         progress = dict(case.progress)
         cluster.progress = RunProgress(progress.pop("stage"), Progress(**progress))
-    kind, name = case.look.split("/")
+    kind, name = case.reconcile.split("/")
     return cluster.plan(kind, name)
 
 
@@ -99,7 +99,7 @@ def test_a_patch_without_a_base_object_and_an_object_in_place_of_one_are_refused
 ) -> None:
     (tmp_path / "run.yaml").write_text("{apiVersion: v1, kind: Pod, metadata: {name: one}}")
     case = tmp_path / "case.yaml"
-    case.write_text(f"{{now: now, look: Pod/one, given: {{run: [Pod/one]}}}}\n---\n{document}\n")
+    case.write_text(f"{{now: now, reconcile: Pod/one, given: {{run: [Pod/one]}}}}\n---\n{document}\n")
     with pytest.raises(ValueError, match=complaint):
         load(case, tmp_path)
 
@@ -107,6 +107,6 @@ def test_a_patch_without_a_base_object_and_an_object_in_place_of_one_are_refused
 def test_a_base_object_that_does_not_exist_is_refused_by_file_and_name(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("{apiVersion: v1, kind: Pod, metadata: {name: one}}")
     case = tmp_path / "case.yaml"
-    case.write_text("{now: now, look: Pod/one, given: {run: [Pod/two]}}")
+    case.write_text("{now: now, reconcile: Pod/one, given: {run: [Pod/two]}}")
     with pytest.raises(ValueError, match=r"case\.yaml: run\.yaml has no Pod/two"):
         load(case, tmp_path)
