@@ -56,7 +56,9 @@ def sheet(results: Sequence[Result]) -> Sheet:
     ]
     tests, skipped = sum(each.tests.total() for each in results), sum(each.skipped for each in results)
     total = ("all", f"{tests:,}", f"{skipped:,}", "", _minutes(sum(each.seconds for each in results)))
-    return Sheet("min:s", ("suite", "tests", "skipped", "parallel sessions", "total"), (*lines, total))
+    return Sheet(
+        "Duration, min:s", ("suite", "tests", "skipped", "parallel sessions", "total"), (*lines, total)
+    )
 
 
 def write(results: Sequence[Result]) -> None:
@@ -74,7 +76,7 @@ def write_fresh(seconds: float) -> None:
     Raises:
         BenchError: the page has no markers.
     """
-    table = Sheet("min:s", ("command", "total"), ((".ci/run", _minutes(seconds)),))
+    table = Sheet("Duration, min:s", ("command", "total"), ((".ci/run", _minutes(seconds)),))
     put(PAGE, BEGIN_FRESH, [table], "`.ci/run` in a fresh clone with empty caches")
 
 
