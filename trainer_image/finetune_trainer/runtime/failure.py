@@ -1,4 +1,4 @@
-"""How a stage ends early: a failure that says what to fix, or a preemption whose state is saved."""
+"""Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved."""
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import PrepareResult

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interval:
-    """An interval that passes at most once per number of seconds."""
+    """Limits an action to once per number of seconds."""
 
     def __init__(self, seconds: float, *, due: bool = False) -> None:
         """`due`: whether the first interval has already passed."""

@@ -37,7 +37,7 @@ class ChatChunkChoice(BaseModel):
 
     index: Literal[0] = 0
     delta: dict[Literal["role", "content"], str]
-    """What the chunk adds to the message."""
+    """Addition of the chunk to the message."""
     logprobs: None = None
     finish_reason: FinishReason | None = None
 
