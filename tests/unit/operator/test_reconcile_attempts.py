@@ -34,7 +34,7 @@ def tried_before(message: str) -> MemoryCluster:
 NO_SPACE = failed("train", "StoreUnavailable", "no space left").to_json()
 
 
-def test_a_completed_job_is_not_failed_by_what_an_earlier_pod_said() -> None:
+def test_a_completed_job_does_not_fail_because_of_the_message_of_an_earlier_pod() -> None:
     cluster = tried_before(NO_SPACE)
     cluster.pod("train", ended(cluster, 0), "second")
     cluster.end_job("train", "Complete")
@@ -56,7 +56,7 @@ def test_a_completed_job_waits_for_the_message_of_the_pod_that_succeeded() -> No
     assert set(cluster.of("Checkpoint")) == {CHECKPOINT}
 
 
-def test_the_last_pod_of_a_failed_job_decides_what_is_said() -> None:
+def test_the_last_pod_of_a_failed_job_decides_the_message() -> None:
     cluster = tried_before(NO_SPACE)
     cluster.pod("train", ended(cluster, 137, reason="OOMKilled"), "second")
     cluster.end_job("train", "Failed", "BackoffLimitExceeded")
@@ -74,7 +74,7 @@ def test_a_pod_that_never_ran_leaves_the_word_to_the_one_before() -> None:
     assert cluster.states("FineTuneJob", JOB)["Stalled"] == "LossNotFinite"
 
 
-def test_a_job_that_ran_past_a_deadline_says_so_whatever_code_its_pod_ended_with() -> None:
+def test_a_job_that_ran_past_a_deadline_reports_it_whatever_the_exit_code_of_its_pod() -> None:
     cluster = reached("train")
     cluster.pod("train", ended(cluster, ExitCode.PREEMPTED_SAVED), "first")
     cluster.end_job("train", "Failed", "DeadlineExceeded")
@@ -96,7 +96,7 @@ def test_a_job_that_ran_past_a_deadline_says_so_whatever_code_its_pod_ended_with
         (137, "", "OOMKilled", "failed with OutOfMemory and is retried: the train pod was killed"),
     ],
 )
-def test_between_two_attempts_the_run_says_how_the_last_one_failed_and_that_another_follows(
+def test_between_two_attempts_the_run_reports_how_the_last_one_failed_and_that_it_retries(
     code: int, message: str, reason: str, said: str
 ) -> None:
     cluster = reached("train")
@@ -211,7 +211,7 @@ def test_an_injected_container_that_ends_by_itself_is_no_trouble(
     assert reconciling(cluster) == ("Training", "train is running")
 
 
-def test_the_trainers_own_image_and_memory_limit_are_named_beside_an_injected_container() -> None:
+def test_messages_name_the_trainers_image_and_memory_limit_and_not_those_of_an_injected_container() -> None:
     cluster = reached("train")
     proxy = {"name": "mesh-proxy", "image": "mesh:1", "resources": {"limits": {"memory": "64Mi"}}}
     pod = cluster.pod("train", {"waiting": {"reason": "ImagePullBackOff"}})

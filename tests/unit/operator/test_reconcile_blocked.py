@@ -1,4 +1,4 @@
-"""What keeps a run from starting: each state says what to mend, and mends itself when it is."""
+"""What blocks a run: each state reports what to repair, and ends by itself once it is repaired."""
 
 from collections.abc import Callable
 from typing import Any
@@ -144,7 +144,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     [row[1:] for row in BLOCKED],
     ids=[row[0] for row in BLOCKED],
 )
-def test_a_run_says_what_is_missing_and_goes_on_when_it_is_there(
+def test_a_run_reports_what_is_missing_and_continues_when_it_exists(
     objects: tuple[Manifest, ...], spec: dict[str, Any], reason: str, message: str, mend: Mend
 ) -> None:
     cluster = cluster_of(*objects, **spec)
@@ -246,7 +246,7 @@ def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() 
     assert cluster.states("FineTuneJob", JOB) == {"Reconciling": "WaitingForDataset"}
 
 
-def test_a_profile_that_asks_for_what_is_not_implemented_blocks_the_runs_that_use_it() -> None:
+def test_a_profile_with_fields_that_are_not_implemented_blocks_the_runs_that_use_it() -> None:
     cluster = cluster_of(*with_claims(profile(engine="VLLM")))
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
     assert condition is not None

@@ -55,7 +55,7 @@ def test_a_run_goes_from_rows_to_a_promoted_checkpoint() -> None:
     assert checkpoint.status.display.score == "exact_match 0.95 (base 0.00)"
 
 
-def test_looking_again_when_nothing_has_changed_writes_nothing() -> None:
+def test_a_pass_without_a_change_writes_nothing() -> None:
     for stage in STAGES:
         cluster = reached(stage)
         before = cluster.writes
@@ -64,7 +64,7 @@ def test_looking_again_when_nothing_has_changed_writes_nothing() -> None:
         assert cluster.writes == before, stage
 
 
-def test_no_device_is_asked_for_before_data_and_base_model_are_checked() -> None:
+def test_no_device_is_requested_before_data_and_base_model_are_checked() -> None:
     cluster = reached("preflight")
     assert not cluster.has_stage_job("train")
     assert cluster.config("preflight").dataset == ROWS
@@ -89,7 +89,7 @@ def test_a_job_that_vanished_before_its_result_was_recorded_is_created_again(sta
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_recorded_result_is_never_asked_for_again(stage: str) -> None:
+def test_a_stage_with_a_recorded_result_never_runs_again(stage: str) -> None:
     cluster = reached(stage)
     cluster.succeed(stage, RESULTS[stage](), after=10)
     cluster.settle()
@@ -142,7 +142,7 @@ def test_finished_jobs_go_after_their_time_and_records_stay() -> None:
 @pytest.mark.parametrize(
     ("untested", "said"), [(0, ""), (1, "1 answer in training rows has"), (3, "3 answers")]
 )
-def test_answers_that_no_test_row_has_are_said_where_the_scores_are(untested: int, said: str) -> None:
+def test_answers_without_a_test_row_are_reported_with_the_scores(untested: int, said: str) -> None:
     statistics = DataStatistics(source_rows=240, distinct_completions=7, untested_answers=untested)
     cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob())
     cluster.settle()

@@ -182,7 +182,7 @@ def test_a_run_waits_for_its_checkpoint_and_begins_when_it_is_recorded() -> None
     assert state(cluster)[0] == "Queued"
 
 
-def test_nothing_is_begun_with_a_checkpoint_that_is_being_deleted_and_its_deletion_goes_on() -> None:
+def test_no_run_starts_from_a_checkpoint_that_is_being_deleted_and_its_deletion_continues() -> None:
     before = ended()
     before.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
     before.settle()
@@ -197,7 +197,7 @@ def test_nothing_is_begun_with_a_checkpoint_that_is_being_deleted_and_its_deleti
     assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "CleaningUp"
 
 
-def test_nothing_is_begun_with_a_checkpoint_that_somebody_rejected_until_they_think_again() -> None:
+def test_no_run_starts_from_a_rejected_checkpoint_until_the_rejection_is_removed() -> None:
     before = ended()
     before.change("Checkpoint", CHECKPOINT, approval={"state": "Rejected", "reason": "rude"})
     cluster = continuing(before)
@@ -333,7 +333,7 @@ def test_a_checkpoint_leads_to_the_runs_that_wait_for_it() -> None:
     assert waiting not in related("Checkpoint", None, record, cluster.reader())
 
 
-def test_a_restored_run_says_again_what_it_continued_from() -> None:
+def test_a_restored_run_records_again_what_it_continued_from() -> None:
     cluster = continuing()
     for stage, result in (("preflight", next_preflighted()), ("train", next_trained())):
         cluster.succeed(stage, result)
@@ -346,7 +346,7 @@ def test_a_restored_run_says_again_what_it_continued_from() -> None:
     assert state(cluster, "Ready")[0] == "Restored"
 
 
-def test_a_run_in_a_cluster_without_a_store_says_so_before_it_looks_for_the_parent() -> None:
+def test_a_run_without_a_store_reports_that_before_it_resolves_the_parent() -> None:
     cluster = MemoryCluster(profile(store=None), next_run())
     cluster.settle()
 

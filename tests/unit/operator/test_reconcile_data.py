@@ -57,7 +57,7 @@ def test_a_run_repeats_why_its_dataset_failed() -> None:
     assert waits_for(cluster) == ("DatasetFailed", "Dataset tickets failed with InvalidData: 3 rows")
 
 
-def test_a_run_whose_dataset_waits_for_somebody_waits_for_them_too_and_repeats_what_for() -> None:
+def test_a_run_whose_dataset_is_blocked_is_blocked_too_and_repeats_the_reason() -> None:
     cluster = cluster_of(*with_claims(profile()))
     away = failed("prepare", "SourceUnavailable", "status 503", run=f"{DATASET_UID}-1")
     cluster.end("prepare", away.to_json(), 12)
@@ -107,7 +107,7 @@ def test_a_named_version_is_used_although_its_dataset_is_gone() -> None:
     assert cluster.has_stage_job("preflight")
 
 
-def test_data_in_another_store_is_prepared_there_too_when_the_dataset_says_so() -> None:
+def test_data_in_another_store_is_prepared_again_in_the_store_that_the_dataset_names() -> None:
     cluster = cluster_of(
         *with_claims(profile()), claim("elsewhere", "ReadWriteMany"), store={"uri": "pvc://elsewhere"}
     )
@@ -135,7 +135,7 @@ def test_an_evaluation_without_held_out_rows_ends_the_run_before_training() -> N
     assert not cluster.has_stage_job("preflight")
 
 
-def test_bad_inline_rows_end_the_run_before_any_device_is_asked_for_and_are_named() -> None:
+def test_invalid_inline_rows_end_the_run_before_any_device_is_requested_and_are_reported() -> None:
     cluster = cluster_of(
         *with_claims(profile()), dataset={"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
     )

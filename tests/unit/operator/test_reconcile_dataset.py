@@ -155,7 +155,7 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_profile() -> None:
         ((profile(singleNode=False), claim("artifacts")), {}, "StoreNotShareable"),
     ],
 )
-def test_a_blocked_dataset_says_what_is_missing(objects: Any, spec: Any, reason: str) -> None:
+def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reason: str) -> None:
     cluster = MemoryCluster(*objects, dataset(**spec))
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Reconciling": reason}
@@ -266,7 +266,7 @@ def test_a_version_in_another_store_or_on_its_way_out_is_not_compared_with() -> 
     assert cluster.config("prepare").previous is None
 
 
-def test_the_status_stays_below_32_kib_whatever_a_pod_says() -> None:
+def test_the_status_stays_below_32_kib_whatever_a_pod_reports() -> None:
     cluster = cluster_of()
     # The kubelet keeps no more than 4,096 bytes of a termination message.
     texts = tuple("😀" * 90 for _ in range(5))
@@ -289,7 +289,7 @@ def test_the_status_stays_below_32_kib_whatever_a_pod_says() -> None:
     assert len(written) < 32 * 1024
 
 
-def test_a_dataset_goes_on_when_a_name_conflict_is_resolved() -> None:
+def test_a_dataset_continues_when_a_name_conflict_is_resolved() -> None:
     cluster = cluster_of()
     cluster.remove("Job", cluster.stage_job("prepare")["metadata"]["name"])
     stalled = {
@@ -305,7 +305,7 @@ def test_a_dataset_goes_on_when_a_name_conflict_is_resolved() -> None:
     assert cluster.has_stage_job("prepare")
 
 
-def test_a_version_whose_store_nobody_knows_says_what_to_annotate() -> None:
+def test_a_version_with_an_unknown_store_reports_which_annotation_to_set() -> None:
     cluster = cluster_of()
     cluster.succeed("prepare", prepared())
     cluster.settle()

@@ -1,4 +1,4 @@
-"""Checkpoints of steps that a run was asked to keep: recorded like others, and removed only as records."""
+"""Checkpoints of `checkpoints.keepSteps`: recorded like others, and removed only as records."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def served(name: str, digest_: str) -> Manifest:
     return endpoint
 
 
-def test_the_trainer_is_told_what_to_keep() -> None:
+def test_the_config_lists_the_steps_to_keep() -> None:
     cluster = trained_run()
 
     assert (cluster.config("train").keep, cluster.config("train").keep_steps) == (6, (3, 5))

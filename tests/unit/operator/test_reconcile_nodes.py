@@ -102,7 +102,7 @@ def test_a_store_that_pods_on_two_nodes_cannot_mount_is_named_unless_all_are_on_
     assert training().has_stage_job("train")
 
 
-def test_a_service_that_somebody_deletes_is_made_again_while_pods_need_it() -> None:
+def test_a_service_that_is_deleted_is_created_again_while_pods_need_it() -> None:
     cluster = training()
     both_run(cluster)
     name = service_of(cluster)["metadata"]["name"]
@@ -162,7 +162,7 @@ def test_a_failed_run_keeps_the_service_as_long_as_a_job_of_its_has_pods() -> No
     assert cluster.of("Service") == {}
 
 
-def test_it_trains_when_all_its_pods_run_and_says_who_is_missing_until_then() -> None:
+def test_it_trains_when_all_its_pods_run_and_reports_missing_pods_until_then() -> None:
     cluster = training()
     assert state(cluster) == ("Queued", "the train pods are being created")
     cluster.pod("train", {}, index=0)
@@ -176,7 +176,7 @@ def test_it_trains_when_all_its_pods_run_and_says_who_is_missing_until_then() ->
     assert state(cluster) == ("Training", "train is running")
 
 
-def test_what_somebody_must_act_on_comes_before_what_only_waits() -> None:
+def test_a_problem_that_needs_action_is_reported_before_a_wait() -> None:
     cluster = training()
     cluster.pod("train", {}, index=0, conditions=[NO_ROOM])
     cluster.pod("train", {"waiting": {"reason": "ErrImagePull", "message": "no such tag"}}, index=1)
@@ -197,7 +197,7 @@ def test_pods_that_are_created_one_by_one_write_no_status_each() -> None:
     assert cluster.writes == before
 
 
-def test_a_job_that_never_gets_its_second_pod_says_where_to_look() -> None:
+def test_a_job_that_never_gets_its_second_pod_reports_which_command_shows_why() -> None:
     cluster = training()
     cluster.pod("train", running(cluster), index=0)
     cluster.now += timedelta(seconds=61)
@@ -208,7 +208,7 @@ def test_a_job_that_never_gets_its_second_pod_says_where_to_look() -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_node_under_any_of_the_pods_is_told(lost: int) -> None:
+def test_a_lost_node_of_any_pod_is_reported(lost: int) -> None:
     cluster = training()
     both_run(cluster)
     pod = cluster.pod(
@@ -239,7 +239,7 @@ def test_a_job_that_kueue_holds_back_is_queued_with_all_its_pods() -> None:
 
 
 @pytest.mark.parametrize("going", [0, 1])
-def test_any_pod_that_should_end_is_looked_at_again_when_its_time_is_over(going: int) -> None:
+def test_a_pass_follows_when_the_grace_period_of_any_pod_is_over(going: int) -> None:
     cluster = training()
     both_run(cluster)
     pod = cluster.pod("train", running(cluster), index=going)
@@ -253,7 +253,7 @@ def test_any_pod_that_should_end_is_looked_at_again_when_its_time_is_over(going:
     assert message.startswith(f"1 of 2 pods is running; {which} should have ended")
 
 
-def test_a_pod_that_should_end_is_looked_at_again_although_another_one_waits() -> None:
+def test_a_pass_follows_the_grace_period_of_a_pod_although_another_one_waits() -> None:
     cluster = training()
     pod = cluster.pod("train", running(cluster), index=0)
     pod["metadata"]["deletionTimestamp"] = at(cluster.now + timedelta(seconds=20))

@@ -1,4 +1,4 @@
-"""Pods that trained together and end: what is said of their run, and what they used."""
+"""The end of pods that trained together: the message of their run, and their usage."""
 
 from datetime import timedelta
 
@@ -37,7 +37,9 @@ def test_a_pod_that_lost_another_one_is_no_failure() -> None:
 
 @pytest.mark.parametrize("newer", [0, 1])
 @pytest.mark.parametrize("failing", [0, 1])
-def test_what_is_said_is_what_failed_and_not_who_noticed(failing: int, newer: int) -> None:
+def test_the_message_is_that_of_the_pod_that_failed_and_not_of_the_pods_that_noticed(
+    failing: int, newer: int
+) -> None:
     cluster = training()
     cluster.pod("train", running(cluster), index=1 - newer)
     cluster.now += timedelta(seconds=1)

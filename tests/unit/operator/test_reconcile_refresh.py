@@ -100,7 +100,7 @@ def refreshed(cluster: MemoryCluster) -> tuple[str, str, str] | None:
     return None if condition is None else (condition["status"], condition["reason"], condition["message"])
 
 
-def said(cluster: MemoryCluster, reason: str) -> list[str]:
+def messages(cluster: MemoryCluster, reason: str) -> list[str]:
     return [event.message for event in cluster.events if event.reason == reason]
 
 
@@ -228,7 +228,7 @@ def test_what_is_new_in_the_source_becomes_one_version_and_the_dataset_is_ready_
     assert (found.difference.previous, found.difference.added) == (VERSION, 5)
     assert set(cluster.of("DatasetVersion")) == {VERSION, NEWER_VERSION}
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
-    assert said(cluster, "DatasetVersionCreated")[-1] == (
+    assert messages(cluster, "DatasetVersionCreated")[-1] == (
         f"DatasetVersion {NEWER_VERSION} with 240 rows (+5 −0 ~2 rows compared with {VERSION})"
     )
     until_due(cluster)
@@ -271,8 +271,8 @@ def test_a_server_that_tells_no_versions_is_read_each_time_and_equal_rows_are_no
         changed(cluster, dataset=ROWS, source_version=None, **warned)
         assert checks(cluster) == number
     assert list(cluster.of("DatasetVersion")) == [VERSION]
-    assert len(said(cluster, "DatasetVersionCreated")) == 1
-    assert said(cluster, "DataProblems") == [], "it is no new version"
+    assert len(messages(cluster, "DatasetVersionCreated")) == 1
+    assert messages(cluster, "DataProblems") == [], "it is no new version"
     assert status(cluster).warnings == ("line 3: e-mail address",)
 
 
@@ -287,7 +287,7 @@ def test_broken_rows_in_the_source_leave_the_latest_version_in_use_and_are_named
         f"DatasetVersion {VERSION} stays in use; the last check of the source: 1 row is invalid: correct it"
     )
     assert refreshed(cluster) == ("False", "InvalidData", message)
-    assert said(cluster, "RefreshFailed") == [message]
+    assert messages(cluster, "RefreshFailed") == [message]
     assert (found.problem_count, found.problems) == (1, ("row 17: completion is empty",))
     assert list(cluster.of("DatasetVersion")) == [VERSION]
     assert checks(cluster) == 2
@@ -316,15 +316,15 @@ def test_a_failing_check_is_reported_once_for_each_reason() -> None:
     for number in range(3):
         until_due(cluster)
         bad_rows(cluster, f"row {number} is invalid")
-    assert len(said(cluster, "RefreshFailed")) == 1
+    assert len(messages(cluster, "RefreshFailed")) == 1
     until_due(cluster)
     broken(cluster, "SourceUnavailable", "status 503")
-    assert len(said(cluster, "RefreshFailed")) == 2
+    assert len(messages(cluster, "RefreshFailed")) == 2
     until_due(cluster)
     changed(cluster, dataset=ROWS)
     until_due(cluster)
     broken(cluster, "SourceUnavailable", "status 503")
-    assert len(said(cluster, "RefreshFailed")) == 3
+    assert len(messages(cluster, "RefreshFailed")) == 3
 
 
 @pytest.mark.parametrize("reason", ["SourceNotFound", "SourceUnavailable", "StoreUnavailable"])
@@ -382,7 +382,7 @@ def test_a_missing_prerequisite_is_reported_and_the_check_follows_when_it_exists
     # The claim itself is looked up from time to time.
     assert cluster.plan("Dataset", DATASET).requeue_after is None
     assert checks(cluster) == 1
-    assert len(said(cluster, "RefreshFailed")) == 1
+    assert len(messages(cluster, "RefreshFailed")) == 1
     cluster.add(gone)
     cluster.settle()
     unchanged(cluster)
@@ -466,7 +466,7 @@ def test_a_value_that_was_there_from_the_start_is_answered_by_the_preparation() 
     assert len(refresh.requested or "") == 64
 
 
-def test_an_empty_annotation_asks_for_nothing() -> None:
+def test_an_empty_annotation_requests_nothing() -> None:
     cluster = ready()
     cluster.annotate("Dataset", DATASET, refresh_requested="")
     cluster.settle()
@@ -474,7 +474,7 @@ def test_an_empty_annotation_asks_for_nothing() -> None:
     assert run_of(cluster) == f"{DATASET_UID}-1"
 
 
-def test_a_dataset_that_failed_is_prepared_again_when_somebody_asks() -> None:
+def test_a_dataset_that_failed_is_prepared_again_on_request() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}))
     cluster.settle()
     bad_rows(cluster)

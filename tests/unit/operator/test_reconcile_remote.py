@@ -91,7 +91,7 @@ def test_later_stages_have_no_credentials_of_what_was_read() -> None:
     assert not {"hub", "bucket-reader"} & set(mounts_of(cluster.stage_job("train")).values())
 
 
-def test_a_version_says_where_its_rows_came_from_without_a_signature() -> None:
+def test_a_version_records_where_its_rows_came_from_without_a_signature() -> None:
     cluster = MemoryCluster(
         profile(),
         claim("artifacts"),

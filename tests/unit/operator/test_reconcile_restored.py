@@ -42,7 +42,7 @@ def test_a_run_is_marked_when_its_checkpoints_are_recorded_and_not_before() -> N
     assert marked["annotations"][RECORDED_RUN].startswith(f"{marked['uid']}.")
 
 
-def test_a_checkpoint_says_when_it_was_first_recorded() -> None:
+def test_a_checkpoint_keeps_the_time_at_which_it_was_first_recorded() -> None:
     cluster, _, checkpoint = wiped()
     restored = cluster.add(checkpoint)["metadata"]
     recorded = datetime.fromisoformat(restored["annotations"][RECORDED_AT])
@@ -93,7 +93,7 @@ def test_a_run_that_was_made_again_from_its_manifest_adopts_nothing() -> None:
     assert not has_started_nothing(cluster)
 
 
-def test_an_annotation_that_was_copied_to_another_spec_says_nothing() -> None:
+def test_an_annotation_that_was_copied_to_another_spec_is_ignored() -> None:
     cluster, run, checkpoint = wiped()
     cluster.add(checkpoint)
     run["spec"]["hyperparameters"] = {"learningRate": 0.01}
@@ -102,7 +102,7 @@ def test_an_annotation_that_was_copied_to_another_spec_says_nothing() -> None:
     assert "Trained" not in cluster.states("FineTuneJob", JOB)
 
 
-def test_an_annotation_that_was_copied_to_another_name_says_nothing() -> None:
+def test_an_annotation_that_was_copied_to_another_name_is_ignored() -> None:
     cluster, run, checkpoint = wiped()
     cluster.add(checkpoint)
     run["metadata"]["name"] = "tickets-v2"

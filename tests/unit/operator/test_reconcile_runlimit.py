@@ -45,7 +45,7 @@ def stalled(cluster: MemoryCluster) -> str:
         (1200, 900, 900, "ask the platform team to raise spec.maxRunSeconds of ComputeProfile cpu"),
     ],
 )
-def test_a_run_that_has_used_its_time_is_stopped_in_the_foreground_and_says_how_to_continue(
+def test_a_run_that_has_used_its_time_is_stopped_in_the_foreground_and_reports_how_to_continue(
     own: int | None, offered: int | None, limit: int, advice: str
 ) -> None:
     cluster = training(own=own, offered=offered)

@@ -1,4 +1,4 @@
-"""A stage's pod that waits, dies or disappears, and what the run says about it."""
+"""A stage's pod that waits, fails or disappears, and the condition of its run."""
 
 import json
 from datetime import timedelta
@@ -75,7 +75,7 @@ WAITING: list[tuple[str, Manifest, list[Manifest], str, list[str]]] = [
     [row[1:] for row in WAITING],
     ids=[row[0] for row in WAITING],
 )
-def test_a_pod_that_is_not_running_says_why(
+def test_the_reason_why_a_pod_does_not_run_is_reported(
     container: Manifest, conditions: list[Manifest], reason: str, messages: list[str]
 ) -> None:
     cluster = reached("train")
@@ -216,7 +216,7 @@ def test_a_pod_evicted_for_its_own_limit_counts_and_ends_the_run_in_the_end() ->
     )
 
 
-def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_says_what_helps() -> None:
+def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_reports_what_helps() -> None:
     cluster = reached("train")
     pressure = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
     evicted(cluster, "The node was low on resource: memory. ", pressure)
@@ -228,7 +228,7 @@ def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_says_what
     )
 
 
-def test_a_failed_job_without_pods_repeats_what_the_job_says() -> None:
+def test_a_failed_job_without_pods_repeats_the_message_of_the_job() -> None:
     cluster = reached("train")
     cluster.end_job("train", "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
     assert state(cluster)[0] == "Training"
@@ -295,7 +295,7 @@ COLLECTORS: list[tuple[str, Manifest, list[Manifest], str, str]] = [
     [row[1:] for row in COLLECTORS],
     ids=[row[0] for row in COLLECTORS],
 )
-def test_a_collector_that_is_not_through_says_why(
+def test_the_reason_why_a_collector_is_unfinished_is_reported(
     container: Manifest, conditions: list[Manifest], reason: str, part: str
 ) -> None:
     cluster = lost(reached("train"))
@@ -316,7 +316,7 @@ def test_a_collector_without_a_pod_for_a_minute_points_to_quota_and_admission() 
     assert state(cluster)[0] == "PodNotStarting"
 
 
-def test_a_collector_on_a_node_that_is_gone_says_so() -> None:
+def test_a_collector_on_a_lost_node_is_reported() -> None:
     cluster = lost(reached("train"))
     cluster.start("collect")
     (pod,) = [pod for (kind, name), pod in cluster.objects.items() if kind == "Pod" and "collect" in name]

@@ -1,4 +1,4 @@
-"""A suspended run: its state is saved, its devices are free, and nobody writes while nothing happens."""
+"""A suspended run: its state is saved, its devices are free, and passes without a change write nothing."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""What a run's status says of its training: how far it came, whether it ended early, whether it overfits."""
+"""Training in a run's status: its progress, an early stop, overfitting."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def message(cluster: MemoryCluster) -> Any:
     return condition["message"]
 
 
-def test_a_run_that_stopped_early_says_after_how_many_of_its_steps_and_why() -> None:
+def test_a_run_that_stopped_early_reports_after_how_many_steps_and_why() -> None:
     cluster = after(steps=30, stopped_early=True, checkpoints=(BEST, FINAL))
 
     assert message(cluster) == (
@@ -91,11 +91,11 @@ def test_the_best_checkpoint_is_judged_also_where_a_later_one_is_final() -> None
     assert cluster.config("evaluate").checkpoint == BEST.digest
 
 
-def test_a_run_that_does_not_overfit_says_nothing_of_it() -> None:
+def test_a_run_that_does_not_overfit_does_not_mention_it() -> None:
     assert message(after()) == "40 steps, 1 checkpoint"
 
 
-def test_a_run_with_smaller_batches_than_planned_says_so_and_records_them() -> None:
+def test_a_run_with_smaller_batches_than_planned_reports_and_records_them() -> None:
     cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8)
 
     assert message(cluster) == (
@@ -112,7 +112,7 @@ def test_a_run_with_smaller_batches_than_planned_says_so_and_records_them() -> N
 CURVE = ((10, 2.5, None), (20, 1.5, 1.2), (30, 0.5, 1.45))
 
 
-def test_a_run_that_lost_work_says_how_much_and_where_its_report_is() -> None:
+def test_a_run_that_lost_work_reports_how_much_and_where_its_report_is() -> None:
     uri = "pvc://artifacts/runs/u/train/report.html"
     cluster = after(restarts=2, lost_device_seconds=34.4, report_uri=uri)
 
@@ -121,7 +121,7 @@ def test_a_run_that_lost_work_says_how_much_and_where_its_report_is() -> None:
     )
 
 
-def test_a_run_that_was_interrupted_and_lost_nothing_says_nothing_of_it() -> None:
+def test_a_run_that_was_interrupted_without_a_loss_does_not_mention_it() -> None:
     assert message(after(restarts=2)) == "40 steps, 1 checkpoint, 2 restarts"
 
 
@@ -173,7 +173,7 @@ def test_a_result_without_a_curve_makes_a_checkpoint_without() -> None:
     assert "lossCurve" not in checkpoint["spec"]
 
 
-def test_a_run_that_learned_preferences_says_how_far_the_rewards_are_apart() -> None:
+def test_a_run_that_learned_preferences_reports_the_reward_margin() -> None:
     rewards = {"reward_accuracy": 0.91666, "reward_margin": 1.2345}
     pairs = after(checkpoints=(FINAL.model_copy(update=rewards | {"best": True}),))
     judged = after(checkpoints=(FINAL.model_copy(update={"reward_margin": 1.2345, "best": True}),))

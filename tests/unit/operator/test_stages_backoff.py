@@ -119,7 +119,7 @@ def test_failures_in_a_row_are_counted_over_all_tries_and_forgotten_after_a_succ
     assert cluster.job(JOB).status.retry is None
 
 
-def test_a_probe_of_an_earlier_failure_says_nothing_of_this_one() -> None:
+def test_a_probe_of_an_earlier_failure_does_not_count_for_this_one() -> None:
     cluster = reached("train")
     break_store(cluster, "train")
     wait(cluster)

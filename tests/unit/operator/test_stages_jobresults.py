@@ -45,7 +45,7 @@ def training(*profiles: Manifest) -> MemoryCluster:
 
 
 def hand_made(cluster: MemoryCluster, message: str, **metadata: Any) -> None:
-    """A pod of somebody's own that ended well and says that it is the train Job's."""
+    """A user's pod that succeeded and has the labels of the train Job."""
     job = cluster.stage_job("train")
     owner = {key: job["metadata"][key] for key in ("name", "uid")} | {"kind": "Job", "controller": True}
     now = at(cluster.now)
@@ -135,7 +135,7 @@ def test_a_result_from_the_store_is_bound_to_the_job_that_read_it() -> None:
     assert is_trained(cluster)
 
 
-def test_a_trainer_of_the_first_contract_is_asked_for_no_nonce() -> None:
+def test_a_trainer_of_the_first_contract_needs_no_nonce() -> None:
     cluster = training(profile(images={"trainer": "registry/trainer:1"}))
     job = cluster.stage_job("train")["metadata"]["annotations"]
     assert NONCE not in job
@@ -155,7 +155,7 @@ def preparing(*profiles: Manifest, **spec: Any) -> MemoryCluster:
 
 
 def without_marks(cluster: MemoryCluster, stage: str = "prepare") -> None:
-    """The stage's Job becomes one that somebody made by hand."""
+    """The stage's Job becomes one that a user created."""
     for mark in (NONCE, CONFIG_DIGEST):
         cluster.stage_job(stage)["metadata"]["annotations"].pop(mark, None)
 
@@ -186,7 +186,7 @@ def test_a_hand_made_job_blocks_a_dataset_until_it_is_gone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Dataset", "FineTuneJob"])
-def test_a_job_that_was_there_before_the_operator_looked_is_hand_made(kind: str) -> None:
+def test_a_job_that_existed_before_the_operator_created_its_own_is_foreign(kind: str) -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(), facts=KEYED)
     if kind == "FineTuneJob":
         cluster.settle()

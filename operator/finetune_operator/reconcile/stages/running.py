@@ -25,6 +25,7 @@ def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime)
 
 
 def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
+    """The stage's Job is unfinished: its pods run, wait, or follow each other."""
     trouble, later = job_trouble(job, pods, now), recheck_after_seconds(pods, now)
     together = newest_per_index(pods)
     ended = podfailures.deciding_pod([pod for pod in pods if pod in together])
