@@ -13,7 +13,7 @@ from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
 from finetune_trainer.train.states.weights import CollectedWeights
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
-"""The seconds for which training pauses."""
+"""Log line of a save, with the seconds for which training paused."""
 
 logger = logging.getLogger(__name__)
 
