@@ -74,7 +74,7 @@ def test_a_dataset_of_each_format_becomes_a_version(team: Team, begun: None, nam
     version = team.get("DatasetVersion", status["latestVersion"])
     assert version["spec"]["format"] == found
     assert status["rows"] == sum(split["rows"] for split in version["spec"]["splits"]) == 12
-    assert any("start with 200–500, measure, then scale" in warning for warning in status["warnings"])
+    assert any("start with 200–500 rows, measure, then scale" in warning for warning in status["warnings"])
 
 
 def test_dropped_rows_are_named_in_the_status_and_in_an_event_with_the_way_to_the_report(

@@ -81,19 +81,20 @@ def test_commands_end_with_the_process_that_started_them(tmp_path: Path) -> None
 
 
 def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins(tmp_path: Path) -> None:
-    begun, cleaned, next_one = tmp_path / "begun", tmp_path / "cleaned", tmp_path / "next"
-    patient = f"trap 'sleep 0.5; touch {cleaned}; exit 2' INT; touch {begun}; while :; do sleep 0.1; done"
+    begun = [tmp_path / f"begun-{number}" for number in range(3)]
+    cleaned, next_one = tmp_path / "cleaned", tmp_path / "next"
+    patient = f"trap 'sleep 0.5; touch {cleaned}; exit 2' INT; touch {begun[0]}; while :; do sleep 0.1; done"
     commands = {
         "one": ["sh", "-c", patient],
-        "two": ["sh", "-c", "sleep 600"],
-        "three": ["sh", "-c", "sleep 600"],
+        "two": ["sh", "-c", f"touch {begun[1]}; exec sleep 600"],
+        "three": ["sh", "-c", f"touch {begun[2]}; exec sleep 600"],
         "four": ["touch", str(next_one)],
     }
     script = f"from tools.suites.lanes import run_concurrently; run_concurrently({commands!r})"
     # Background commands of a shell ignore the signal, and these tests may be one.
     command = ["env", "--default-signal=INT", sys.executable, "-c", script]
     with subprocess.Popen(command, cwd=ROOT, process_group=0) as parent:
-        eventually("it has started", begun.exists)
+        eventually("all three have started", lambda: all(path.exists() for path in begun))
         os.killpg(parent.pid, signal.SIGINT)
 
     assert cleaned.exists()
