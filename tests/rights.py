@@ -129,7 +129,8 @@ def usage(audit_log: Path, mark: int, user: str) -> RightsUsage:
     used, refused = set(), set()
     for event, _ in AuditLog(audit_log).events(mark):
         target = event.get("objectRef")
-        if event["user"]["username"] != user or target is None:
+        # A request that was not authenticated has no user name.
+        if event["user"].get("username") != user or target is None:
             continue
         resource = "/".join(target[key] for key in ("resource", "subresource") if key in target)
         annotations = event.get("annotations", {})

@@ -15,7 +15,7 @@ IGNORED_RESOURCES = frozenset({"leases", "tokenreviews"})
 
 @dataclass(frozen=True, slots=True)
 class AuditedRequest:
-    """One answered request; `code` is its HTTP status."""
+    """One answered request; `code` is its HTTP status. `user` is empty if it was not authenticated."""
 
     user: str
     verb: str
@@ -54,7 +54,7 @@ class AuditLog:
             target = event.get("objectRef", {})
             subresource = f"/{target['subresource']}" if "subresource" in target else ""
             request = AuditedRequest(
-                user=event["user"]["username"],
+                user=event["user"].get("username", ""),
                 verb=event["verb"],
                 resource=target.get("resource", event["requestURI"]) + subresource,
                 namespace=target.get("namespace", ""),

@@ -29,9 +29,11 @@ def line(verb: str, stage: str, name: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A log with an open watch, two answered requests, and an incomplete line."""
+    """A log with a request that was not authenticated, an open watch, two answered requests, and an
+    incomplete line."""
     path = tmp_path / "audit.log"
     lines = (
+        line("update", "ResponseStarted") | {"user": {}},
         line("watch", "ResponseStarted"),
         line("create", "ResponseComplete", "one"),
         line("delete", "ResponseComplete", "two"),
@@ -52,3 +54,11 @@ def test_a_right_counts_as_used_while_a_watch_is_open(path: Path) -> None:
     used = rights.usage(path, 0, "operator").used
     assert used == {Right(NAMESPACES, "batch", "jobs", verb) for verb in ("watch", "create", "delete")}
     assert rights.usage(path, 0, "somebody").used == frozenset()
+
+
+def test_a_request_that_was_not_authenticated_has_no_user(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    event = line("update", "ResponseComplete") | {"user": {}, "responseStatus": {"code": 401}}
+    path.write_text(f"{json.dumps(event)}\n")
+    ((request, _),) = AuditLog(path).read(0)
+    assert (request.user, request.code) == ("", 401)
