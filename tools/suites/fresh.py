@@ -3,7 +3,6 @@
 import os
 import subprocess
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -21,13 +20,13 @@ def measure(
     ] = None,
 ) -> None:
     """Run .ci/run in a fresh clone of HEAD with empty caches, and write its times into docs/testing.md."""
-    kept = caches and nullcontext(caches.absolute())
-    with TemporaryDirectory() as clones, kept or TemporaryDirectory() as folder:
-        cache = Path(folder)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = (caches or folder / "caches").absolute()
         cache.mkdir(parents=True, exist_ok=True)
         if any(cache.iterdir()):
             raise typer.BadParameter(f"{cache} is not empty.", param_hint="--caches")
-        clone = Path(clones) / "clone"
+        clone = folder / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         started = time.monotonic()
         result = subprocess.run([".ci/run"], cwd=clone, env=_environment(cache), check=False)
