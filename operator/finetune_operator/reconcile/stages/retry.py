@@ -82,6 +82,8 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     failed_at = ended_at(probe, "Failed")
     if found is None:
         settling = until_settled(probe, "Failed", request, snapshot.now)
+        if settling is not None:
+            return replace(retry, halt=_checking(request, settling.requeue_after))
         trouble = podfailures.failure(probe, pods)
         found = StageResult(
             stage=request.stage,
@@ -90,8 +92,6 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
             reason=str(trouble.reason),
             message=trouble.message,
         )
-        if settling is not None:
-            return replace(retry, halt=_checking(request, settling.requeue_after))
     status = backoff.count_failure(retry.status, request.stage, failed_at)
     due = backoff.due_at(status, request.run)
     if snapshot.now >= due:
