@@ -11,7 +11,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Halt
 from tests.unit.operator.test_kstatus import BLOCKED, DONE, FAILED, SUSPENDED, WORKING, after, resource
 
-lua51: Final[Any] = pytest.importorskip("lupa.lua51", reason="needs a Lua interpreter: run `make venv`")
+lua51: Final[Any] = pytest.importorskip("lupa.lua51", reason="needs a Lua interpreter: run `make .venv`")
 
 FOLDER: Final = Path(__file__).parents[2] / "examples" / "argocd"
 CHECK: Final = (FOLDER / "health.lua").read_text()
