@@ -10,6 +10,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.lenient import lenient_validator
 from finetune_trainer.contract.method import LoRA, Preference
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.vocabulary import CheckpointType, SplitName, Stage, Subject
 
 
@@ -100,6 +101,8 @@ class PreflightResult(Contract):
     truncated_rows: int = 0
     report_uri: str | None = None
     """URI of the page with the lengths of the rows in tokens."""
+    prediction: Annotated[Prediction | None, Field(json_schema_extra={"since": 2})] = None
+    """What training will take; None if the method or the model cannot be predicted."""
 
 
 class CheckpointResult(Contract):

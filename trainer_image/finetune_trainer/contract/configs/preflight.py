@@ -1,16 +1,21 @@
 """The config of the stage that checks the base model against the data."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
 
 
 class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
+
+    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {"mfu"}
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
@@ -33,3 +38,11 @@ class PreflightConfig(StageConfig):
     """Number of pods that train together."""
     devices: int = 1
     """Processes per pod, one per accelerator."""
+    device: Annotated[DeviceFacts | None, Field(json_schema_extra={"since": 2})] = None
+    """Facts about the devices of train; None if nothing about them is known."""
+    on_predicted_out_of_memory: Annotated[OnPredictedOutOfMemory, Field(json_schema_extra={"since": 2})] = (
+        "Refuse"
+    )
+    """Whether the stage fails if the prediction says that train cannot fit the device."""
+    mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
+    """Median model FLOPs utilization of the profile's last finished runs; None before the first."""

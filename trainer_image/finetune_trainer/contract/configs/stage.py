@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ from finetune_trainer.contract.results import StageResult
 class StageConfig(Contract):
     """Fields of every stage's config."""
 
+    not_work: ClassVar[frozenset[str]] = frozenset({"contract", "nonce", "report", "accelerators"})
+    """Wire names of the fields that may differ between two Jobs for the same work."""
+
     contract: int = CONTRACT_VERSION
     owner: Owner
     run: str
@@ -22,16 +25,16 @@ class StageConfig(Contract):
     report: ReportTarget | None = None
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Repeated in the result, which binds the result to the Job created with it."""
+    accelerators: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    """Accelerators that the pod requests; 0 if it requests none, or if its trainer does not check them."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of the work to do, as 64 hexadecimal digits.
 
-        Excludes the fields that may differ between two Jobs for the same work.
+        Excludes the fields of `not_work`.
         """
-        work = {
-            key: value for key, value in self.to_dict().items() if key not in ("contract", "nonce", "report")
-        }
+        work = {key: value for key, value in self.to_dict().items() if key not in self.not_work}
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
     def bind(self, result: StageResult) -> StageResult:
