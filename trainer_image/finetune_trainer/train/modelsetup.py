@@ -46,6 +46,20 @@ def trainable_model(
     base = _quantized(folder, device) if info.quantized_base else load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
+    adapter = adapter_config(base, method)
+    if parent is not None:
+        return load_adapter(base, parent, trained_as=adapter)
+    model = get_peft_model(base, adapter)
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT returned a {type(model).__name__}")
+    return model
+
+
+def adapter_config(base: PreTrainedModel, method: Method) -> LoraConfig:
+    """The settings of a new adapter for the base model, with names of the layers that it adapts.
+
+    Raises StageFailure (INVALID_CONFIG) for target modules that the model does not have.
+    """
     targets = list(method.lora.target_modules) or linear_layers(base)
     unknown = unknown_layers(base, targets)
     if unknown or not targets:
@@ -54,7 +68,7 @@ def trainable_model(
             f"method.lora.targetModules: the model has no linear layer {', '.join(unknown)} to adapt; its"
             f" linear layers are {', '.join(linear_layers(base)) or 'none'}",
         )
-    adapter = LoraConfig(
+    return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=method.lora.r,
         lora_alpha=method.lora.alpha,
@@ -63,12 +77,6 @@ def trainable_model(
         use_rslora=method.lora.rslora,
         use_dora=method.lora.dora,
     )
-    if parent is not None:
-        return load_adapter(base, parent, trained_as=adapter)
-    model = get_peft_model(base, adapter)
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"PEFT returned a {type(model).__name__}")
-    return model
 
 
 def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
