@@ -79,7 +79,8 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
 
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
-    technical = {"contract", "stage", "owner", "run", "store", "report", "nonce", "sourceUri", "sourcePath"}
+    common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
+    technical = common | {"sourceUri", "sourcePath"}
     left = named - technical - {"sourceCredentials", "previous", "unlessVersion"}
     assert left == set(EVERYTHING) - {"source"}
     for model, field in (
