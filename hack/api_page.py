@@ -114,6 +114,8 @@ def _type(node: Schema) -> str:
         name = f"list of {node['items']['type']}s"
     elif name == "object" and "additionalProperties" in node:
         name = "map of strings"
+    elif "x-kubernetes-preserve-unknown-fields" in node:
+        name = "map of strings, numbers and booleans"
     elif node.get("format") == "date-time":
         name = "time"
     if name in {"object", "time"}:

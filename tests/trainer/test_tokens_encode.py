@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
 from tools.models import tiny
@@ -203,3 +205,24 @@ def test_a_cut_row_keeps_its_beginning(tokenizer: PreTrainedTokenizerBase) -> No
     assert row.truncate(length - 1).truncated
     assert row.truncate(length - 1).input_ids == row.input_ids[:-1]
     assert learned(tokenizer, row.truncate(row.prompt_length)) == ""
+
+
+@pytest.mark.parametrize("method", ["LoRA", "DPO"])
+def test_arguments_of_the_template_reach_both_encoders(
+    with_template: MakeTokenizer, method: MethodType
+) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{{ style }}{% endif %}"
+        "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{{ style }}{% endif %}"
+    )
+    row = replace(PAIR, rejected="billing", form="Preference") if method == "DPO" else PAIR
+
+    encoder = make_encoder(method, tokenizer, {"style": "short:"})
+    encoded = encoder.encode(row)
+
+    if isinstance(encoded, EncodedRow):
+        assert str(tokenizer.decode(encoded.input_ids)).endswith("<assistant>short:shipping</s>")
+        assert learned(tokenizer, encoded) == "shipping</s>"
+    else:
+        assert str(tokenizer.decode(encoded.prompt)).endswith("<assistant>short:")
+        assert tokenizer.decode(encoded.answer) == "shipping</s>"

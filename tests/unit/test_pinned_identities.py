@@ -5,6 +5,7 @@ prepares Datasets again, or makes a training begin anew; a new setting must ente
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,18 @@ def test_revisions_keep_their_names(
     )
 
     assert build_revision(endpoint(**spec), digest("b"), models, made, "pvc://artifacts").name == name
+
+
+@pytest.mark.parametrize(("arguments", "same"), [({}, True), ({"enable_thinking": False}, False)])
+def test_template_arguments_enter_the_name_only_when_set(arguments: dict[str, Any], same: bool) -> None:
+    made = ComputeProfile.model_validate(
+        {"kind": "ComputeProfile", "metadata": {"name": "standard"}, "spec": {}}
+    )
+    models = (("tone", replace(RECORDED, chat_template_kwargs=arguments)),)
+
+    name = build_revision(endpoint(), digest("b"), models, made, "pvc://artifacts").name
+
+    assert (name == REVISIONS[0][-1]) is same
 
 
 class LaterDevices(Devices):
@@ -225,3 +238,7 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
 
     assert json.loads(RunLedger(fingerprint=fingerprint).model_dump_json())["fingerprint"] == FINGERPRINT
     assert Fingerprint.model_validate(FINGERPRINT) == fingerprint
+
+    thinking = Fingerprint.of(config.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}}))
+    assert thinking.differences(fingerprint) == ["chat_template_kwargs None → {'enable_thinking': False}"]
+    assert Fingerprint.model_validate_json(thinking.model_dump_json()) == thinking

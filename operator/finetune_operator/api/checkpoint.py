@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -53,6 +54,21 @@ class Lineage(Model):
         Name | None, Field(description="Checkpoint whose weights training started from.")
     ] = None
     hyperparameters: ResolvedHyperparameters
+    chat_template_kwargs: Annotated[
+        ChatTemplateKwargs | None,
+        Field(
+            description="Arguments for the chat template that the run trained and evaluated with. Endpoints"
+            " that serve the Checkpoint use them unless a request has its own."
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="Parser that separates the reasoning of an answer from its content, named as in vLLM."
+            " Absent: the chat template has no reasoning.",
+        ),
+    ] = None
     trainer_image: Annotated[str, Field(max_length=512, description="Trainer image of the train pods.")]
 
 

@@ -81,7 +81,9 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
             raise TypeError(f"a union cannot be expressed in a CRD: {node}")
         return structural({**arms[0], **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
     out = _scalar_keywords(node)
-    if "properties" in node:
+    if node.get("x-kubernetes-preserve-unknown-fields"):
+        out["x-kubernetes-preserve-unknown-fields"] = True
+    elif "properties" in node:
         out["properties"] = {k: structural(v, definitions) for k, v in node["properties"].items()}
     elif isinstance(node.get("additionalProperties"), dict):
         out["additionalProperties"] = structural(node["additionalProperties"], definitions)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.basemodel import BaseModelReference
 from finetune_operator.api.cel import is_none_of, is_one_of
+from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
@@ -186,6 +187,15 @@ class _FineTuneJobFields(Model):
     base_model: BaseModelReference
     dataset: JobDataset
     method: Method = Method()
+    chat_template_kwargs: Annotated[
+        ChatTemplateKwargs | None,
+        Field(
+            description="Arguments for the chat template of the base model, such as enable_thinking: false."
+            " Training, evaluation and endpoints that serve the Checkpoints use the same ones. Values are"
+            " strings, numbers or booleans. Default: those of the Checkpoint that the run continues from,"
+            " else none."
+        ),
+    ] = None
     hyperparameters: Hyperparameters = Hyperparameters()
     compute: Compute = Compute()
     store: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
@@ -37,6 +38,17 @@ class Resolved(Model):
     lora: Annotated[LoRA | None, Field(description="Settings of the adapter that training continues.")] = None
     preference: Annotated[
         Preference | None, Field(description="Settings of DPO, KTO or ORPO, including the chosen values.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        ChatTemplateKwargs | None, Field(description="Arguments for the chat template of the base model.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="Parser that separates the reasoning of an answer from its content, named as in"
+            " vLLM.",
+        ),
     ] = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the run.")] = None
     profile_generation: Annotated[

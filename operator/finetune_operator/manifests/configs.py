@@ -40,7 +40,7 @@ from finetune_trainer.contract.references import (
     ReportTarget,
     StoreConfig,
 )
-from finetune_trainer.contract.vocabulary import RULE_VERSION, CheckpointType, Stage
+from finetune_trainer.contract.vocabulary import RULE_VERSION, ChatTemplateKwargs, CheckpointType, Stage
 
 
 class SharedFields(TypedDict):
@@ -173,6 +173,11 @@ def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> ParentCheckpoint | Non
     )
 
 
+def template_arguments(resolved: Resolved) -> ChatTemplateKwargs:
+    """Arguments for the chat template, which `validate` has checked."""
+    return cast(ChatTemplateKwargs, resolved.chat_template_kwargs or {})
+
+
 def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved) -> PreflightConfig:
     """The config of preflight, which checks the base model and the data.
 
@@ -190,6 +195,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         parent=parent,
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method),
+        chat_template_kwargs=template_arguments(resolved),
         hyperparameters=RequestedHyperparameters(
             **requested.model_dump(), save_every_steps=spec.checkpoints.every_steps
         ),
@@ -212,6 +218,7 @@ def train_config(
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
         method=_method(spec.method, resolved.lora, resolved.preference),
+        chat_template_kwargs=template_arguments(resolved),
         hyperparameters=Hyperparameters(**hyperparameters.model_dump()),
         keep=spec.checkpoints.keep or 0,
         keep_steps=spec.checkpoints.keep_steps or (),
@@ -232,6 +239,7 @@ def evaluate_config(
     base_model: str,
     dataset: str,
     checkpoint: str,
+    chat_template_kwargs: ChatTemplateKwargs,
     hyperparameters: ResolvedHyperparameters,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates."""
@@ -243,6 +251,7 @@ def evaluate_config(
         dataset=dataset,
         checkpoint=checkpoint,
         checkpoint_type=checkpoint_type(spec.method),
+        chat_template_kwargs=chat_template_kwargs,
         metrics=tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated),
         subjects=("Tuned", "Base") if compares_base else ("Tuned",),
         max_sequence_length=hyperparameters.max_sequence_length,

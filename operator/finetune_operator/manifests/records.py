@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import get_args
 
+from pydantic import JsonValue
+
 from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
 from finetune_operator.api.datasetversion import (
     DatasetStatistics,
@@ -109,6 +111,8 @@ def build_checkpoint(
     dataset_version: str,
     validation_rows: int,
     hyperparameters: ResolvedHyperparameters,
+    chat_template_kwargs: dict[str, JsonValue] | None,
+    reasoning_parser: str | None,
     trainer_image: str,
     loss_curve: Sequence[ContractLossPoint],
     recorded_at: datetime,
@@ -143,6 +147,8 @@ def build_checkpoint(
             job=JobRecord(name=job.name, uid=job.uid),
             parent_checkpoint=parent_checkpoint,
             hyperparameters=hyperparameters,
+            chat_template_kwargs=chat_template_kwargs or None,
+            reasoning_parser=reasoning_parser,
             trainer_image=trainer_image,
         ),
         deletion_policy=job.spec.deletion_policy,

@@ -53,6 +53,9 @@ def build_revision(
         "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
         "placement": hashed_placement(spec),
     }
+    arguments = {name: weights.chat_template_kwargs for name, weights in models}
+    if any(arguments.values()):
+        inputs["chatTemplateKwargs"] = arguments
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)

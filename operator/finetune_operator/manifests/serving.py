@@ -155,7 +155,13 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         owner=owner,
         base_folder=_base_folder(revision),
         models=tuple(
-            ServedModel(name=name, folder=name, type=weights.type) for name, weights in revision.models
+            ServedModel(
+                name=name,
+                folder=name,
+                type=weights.type,
+                chat_template_kwargs=weights.chat_template_kwargs,
+            )
+            for name, weights in revision.models
         ),
         drain_seconds=DRAIN_SECONDS,
         api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,

@@ -1,11 +1,11 @@
 """References to weights in a store, from a Checkpoint or from the pin of an endpoint."""
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, cast
 
 from finetune_operator.api.checkpoint import BaseModelRecord, Checkpoint
 from finetune_operator.manifests.labels import STORE_CREDENTIALS
-from finetune_trainer.contract.vocabulary import CheckpointType
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
 CHECKPOINTS: Final = "/checkpoints/"
 """Part of a weights' URI between the store's URI and the 64 hexadecimal digits of the digest."""
@@ -24,13 +24,24 @@ class WeightsReference:
     """Base model of the weights; None without a Checkpoint: then the pod that fetches them checks it."""
     credentials: str | None = None
     """Name of the Secret with the credentials of the store."""
+    chat_template_kwargs: ChatTemplateKwargs = field(default_factory=dict, hash=False)
+    """Arguments for the chat template that the weights were trained with."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "WeightsReference":
         """The weights of a Checkpoint."""
         spec = checkpoint.spec
         secret = checkpoint.metadata.annotations.get(STORE_CREDENTIALS)
-        return cls(spec.uri, spec.digest, spec.type, checkpoint.name, spec.lineage.base_model, secret)
+        lineage = spec.lineage
+        return cls(
+            spec.uri,
+            spec.digest,
+            spec.type,
+            checkpoint.name,
+            lineage.base_model,
+            secret,
+            cast(ChatTemplateKwargs, lineage.chat_template_kwargs or {}),
+        )
 
     @property
     def store(self) -> str:

@@ -115,12 +115,22 @@ def occurring(schema: Schema, value: Any, path: str) -> Iterator[str]:
     yield path
     if isinstance(value, dict):
         for name, child in value.items():
-            inner = schema.get("properties", {}).get(name) or schema["additionalProperties"]
+            inner = _inner(schema, name)
+            if inner is None:
+                continue
             at = f"{path}.{name}" if "properties" in schema else f"{path}[*]"
             yield from occurring(inner, child, at)
     elif isinstance(value, list):
         for child in value:
             yield from occurring(schema["items"], child, f"{path}[*]")
+
+
+def _inner(schema: Schema, name: str) -> Schema | None:
+    """The schema of one value of an object; None for a value of any type."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return None
+    found: Schema = schema.get("properties", {}).get(name) or schema["additionalProperties"]
+    return found
 
 
 def _at(
@@ -133,8 +143,9 @@ def _at(
         yield (*path, name), Breach("required", None, (), (), ())
     if isinstance(value, dict):
         for name, child in value.items():
-            inner = schema.get("properties", {}).get(name) or schema["additionalProperties"]
-            yield from _at(inner, child, (*path, name), (*around, *advice))
+            inner = _inner(schema, name)
+            if inner is not None:
+                yield from _at(inner, child, (*path, name), (*around, *advice))
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from _at(schema["items"], child, (*path, index), (*around, *advice))

@@ -71,10 +71,12 @@ def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
         base_model=digest("b"),
         dataset=ROWS,
         checkpoint=digest("c"),
+        chat_template_kwargs={"enable_thinking": False},
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
     )
 
     assert config.metrics == ("loss", "preference_accuracy")
+    assert config.chat_template_kwargs == {"enable_thinking": False}
     assert config.checkpoint_type == "Adapter"
 
 
@@ -109,3 +111,19 @@ def test_gradient_checkpointing_reaches_the_trainer() -> None:
         "hyperparameters"
     ]["gradientCheckpointing"]
     assert "gradientCheckpointing" not in train().to_dict()["hyperparameters"]
+
+
+def test_arguments_for_the_chat_template_reach_preflight_and_training() -> None:
+    job, inputs = job_and_inputs()
+    arguments: dict[str, Any] = {"enable_thinking": False, "effort": "low", "budget": 0.5}
+    resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS, chat_template_kwargs=arguments)
+
+    configs = (
+        preflight_config(inputs, job.spec, resolved),
+        train_config(inputs, job.spec, resolved, ResolvedHyperparameters(**HYPERPARAMETERS.model_dump())),
+    )
+
+    for config in configs:
+        assert config.to_dict()["chatTemplateKwargs"] == arguments
+        assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("chatTemplateKwargs",)
+    assert "chatTemplateKwargs" not in train().to_dict()

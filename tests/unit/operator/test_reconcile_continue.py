@@ -351,3 +351,69 @@ def test_a_run_without_a_store_reports_that_before_it_resolves_the_parent() -> N
     cluster.settle()
 
     assert state(cluster)[0] == "StoreMissing"
+
+
+THINKS_NOT: dict[str, Any] = {"enable_thinking": False}
+
+
+def with_arguments(**lineage: Any) -> MemoryCluster:
+    cluster = ended()
+    cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"] |= lineage
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, THINKS_NOT),
+        ({"chatTemplateKwargs": {"effort": "low"}}, {"effort": "low"}),
+        ({"chatTemplateKwargs": {}}, {}),
+    ],
+    ids=["none", "others", "explicitly none"],
+)
+def test_a_run_has_the_template_arguments_of_its_parent_unless_it_sets_its_own(
+    own: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    cluster = continuing(with_arguments(chatTemplateKwargs=THINKS_NOT), **own)
+
+    assert cluster.config("preflight").chat_template_kwargs == expected
+    cluster.succeed("preflight", next_preflighted())
+    cluster.settle()
+    said = cluster.condition("FineTuneJob", NEXT, "Preflighted")
+    assert said is not None
+    assert ("other chatTemplateKwargs than that Checkpoint" in said["message"]) is (expected != THINKS_NOT)
+    assert cluster.config("train").chat_template_kwargs == expected
+    cluster.succeed("train", next_trained())
+    cluster.settle()
+    (made,) = cluster.job(NEXT).status.checkpoints
+    lineage = Checkpoint.model_validate(cluster.objects["Checkpoint", made.name]).spec.lineage
+    assert (lineage.chat_template_kwargs or {}) == expected
+    assert cluster.config("evaluate").chat_template_kwargs == expected
+
+
+def test_a_renamed_argument_changes_nothing_once_the_run_has_begun() -> None:
+    cluster = continuing(chatTemplateKwargs=THINKS_NOT)
+
+    cluster.objects["FineTuneJob", NEXT]["spec"]["chatTemplateKwargs"] = {"thinking": False}
+    cluster.succeed("preflight", next_preflighted())
+    cluster.settle()
+
+    assert cluster.config("train").chat_template_kwargs == THINKS_NOT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"documents": "a"}, "spec.chatTemplateKwargs.documents is set by the trainer itself"),
+        ({"effort": ["low"]}, "spec.chatTemplateKwargs.effort must be a string, a number or a boolean"),
+        ({"effort": None}, "spec.chatTemplateKwargs.effort must be a string, a number or a boolean"),
+        ({"effort": "x" * 1100}, "spec.chatTemplateKwargs has 1113 characters as JSON, more than 1024"),
+    ],
+)
+def test_an_argument_that_no_template_can_take_ends_the_run(arguments: dict[str, Any], problem: str) -> None:
+    cluster = continuing(chatTemplateKwargs=arguments)
+
+    reason, message = state(cluster, "Stalled")
+    assert reason == "InvalidSpec"
+    assert problem in message
+    assert not has_stage_job(cluster)

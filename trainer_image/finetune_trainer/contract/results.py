@@ -95,6 +95,8 @@ class PreflightResult(Contract):
     """Resolved settings of DPO, KTO or ORPO; None for other methods."""
     chat_template: str
     """`model`, or the name of the trainer's own template."""
+    reasoning_parser: str | None = Field(default=None, json_schema_extra={"since": 2})
+    """Parser of the template's reasoning, named as in vLLM; None if the template has no reasoning."""
     train_rows: int = 0
     train_tokens: int = 0
     longest_row_tokens: int = 0

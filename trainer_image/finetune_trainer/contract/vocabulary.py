@@ -5,6 +5,29 @@ from typing import Final, Literal
 
 RULE_VERSION: Final = 2
 """Newest version of the rules for reading and comparing rows. docs/data.md describes each version."""
+ChatTemplateKwargs = dict[str, bool | int | float | str]
+"""Arguments for the chat template. vLLM and transformers use the same name."""
+RESERVED_TEMPLATE_ARGUMENTS: Final = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Names that the trainer, the engine or transformers set themselves."""
 Stage = Literal["prepare", "preflight", "train", "evaluate"]
 CheckpointType = Literal["Adapter", "Full"]
 ADAPTER: Final = "Adapter"

@@ -8,6 +8,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.answers import AnswerEncoder
+from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
 from finetune_trainer.tokens.encode import EncodedRow, RowEncoder, RowNotEncodable
 
 
@@ -27,14 +28,19 @@ class Example:
 
 
 def encode_examples(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, split: str
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_sequence_length: int,
+    split: str,
+    chat_template_kwargs: TemplateArguments = NONE,
 ) -> list[Example]:
     """Encode the rows, sorted by prompt length so that a batch has little padding.
 
     The correct answer of a Preference row is the chosen one. KTO rows whose label is false are skipped.
     Raises StageFailure (INVALID_DATA) with the number of a row that the chat template rejects.
     """
-    row_encoder, answer_encoder = RowEncoder(tokenizer), AnswerEncoder(tokenizer)
+    row_encoder = RowEncoder(tokenizer, chat_template_kwargs)
+    answer_encoder = AnswerEncoder(tokenizer, chat_template_kwargs)
     examples: list[Example] = []
     for number, row in enumerate(rows, 1):
         if row.label is False:

@@ -47,7 +47,9 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     device = choose_device()
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
-    examples = encode_examples(rows, tokenizer, config.max_sequence_length, config.split)
+    examples = encode_examples(
+        rows, tokenizer, config.max_sequence_length, config.split, config.chat_template_kwargs
+    )
     _check(examples, config)
     meter = StageMeter(context, len(examples) * len(config.subjects) * len(config.metrics))
     scores: list[Score] = []

@@ -81,7 +81,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
     meter.begin("tokenizing the rows")
-    lengths = measure(splits, make_encoder(config.method.type, tokenizer), meter, ROW_COST)
+    encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
+    lengths = measure(splits, encoder, meter, ROW_COST)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit = context_length(model_config)
     chosen = choose_hyperparameters(

@@ -1,32 +1,51 @@
 """Tokenize the prompt of a request, and check that it fits into the context."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
-from finetune_trainer.tokens.chattemplate import render
+from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
 
 
 class Prompts:
     """Tokenizes prompts. Not thread-safe."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int, vocabulary: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context_length: int,
+        vocabulary: int,
+        template_arguments: Mapping[str, TemplateArguments] = MappingProxyType({}),
+    ) -> None:
         self._tokenizer = tokenizer
+        self._arguments = template_arguments
+        """Default arguments for the chat template, by model name."""
         self._vocabulary = vocabulary
         self.context_length = context_length
         """Max tokens of prompt and answer together."""
 
-    def of_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Tokenize a conversation with the chat template, as in training, up to the start of the answer."""
+    def of_chat(
+        self, messages: Sequence[ChatMessage], model: str, arguments: TemplateArguments = NONE
+    ) -> list[int]:
+        """Tokenize a conversation with the chat template, as in training, up to the start of the answer.
+
+        The request's arguments for the template replace those of the model one by one.
+        """
         turns = tuple(
             {"role": "system" if message.role == "developer" else message.role, "content": message.content}
             for message in messages
         )
         try:
-            text = render(self._tokenizer, turns, add_generation_prompt=True)
+            text = render(
+                self._tokenizer,
+                turns,
+                add_generation_prompt=True,
+                arguments={**self._arguments.get(model, NONE), **arguments},
+            )
         except TemplateError as error:
             raise RequestError.invalid(
                 f"The model's chat template rejects these messages: {error}", "messages"

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, ChatTemplateKwargs
+
 UNSUPPORTED: Final = "unsupported"
 """Type of the validation error for an unsupported field. Its context has the name of the field."""
 
@@ -119,6 +121,17 @@ def _as_list(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
 
 
+def _template_arguments(arguments: object) -> object:
+    reserved = (
+        sorted(RESERVED_TEMPLATE_ARGUMENTS.intersection(arguments)) if isinstance(arguments, dict) else []
+    )
+    if reserved:
+        raise PydanticCustomError(
+            "reserved_argument", "{name} is set by the server: remove it", {"name": reserved[0]}
+        )
+    return arguments
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -192,6 +205,10 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    chat_template_kwargs: Annotated[
+        ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=16)
+    ] = Field(default={})
+    """Arguments for the chat template, as in vLLM. They replace those that the model was trained with."""
 
     @property
     def limit(self) -> tuple[str, int | None]:

@@ -1,6 +1,7 @@
 """Routes of the server."""
 
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -55,14 +56,16 @@ def routes(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         body = await _read(request, ChatCompletionRequest)
         loaded = _begin(service, request, body)
-        prompt = await service.tokenize(loaded.prompts.of_chat, body.messages)
+        prompt = await service.tokenize(
+            partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
+        )
         return await _generate(request, loaded, body, prompt, ChatFormat(body.model))
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await _read(request, CompletionRequest)
         loaded = _begin(service, request, body)
-        prompt = await service.tokenize(loaded.prompts.of_text, body.prompt)
+        prompt = await service.tokenize(partial(loaded.prompts.of_text, body.prompt))
         return await _generate(request, loaded, body, prompt, CompletionFormat(body.model))
 
     @router.get("/health")

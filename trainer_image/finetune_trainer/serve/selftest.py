@@ -23,7 +23,7 @@ def generate_one_token_each(served: LoadedModels, prompts: Prompts) -> None:
     batch = GenerationBatch(served.model, mixed=served.mixed)
     for name, adapter in served.adapters.items():
         try:
-            prompt = prompts.of_chat([ChatMessage(role="user", content=f"Hello, {name}")])
+            prompt = prompts.of_chat([ChatMessage(role="user", content=f"Hello, {name}")], name)
             # Each row joins the earlier ones with a prompt of another length; then all of them take a step.
             logits = batch.join([prompt], [adapter])
             stepped = batch.step([int(logits[-1].argmax())] * len(batch))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.serve.apikeys import ApiKeys
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     # These import torch, which takes seconds. The server answers probes and handles signals before that.
     from finetune_trainer.serve.engine import Engine
     from finetune_trainer.serve.prompts import Prompts
-
-InputT = TypeVar("InputT")
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +112,9 @@ class Service:
                 code=MODEL_NOT_FOUND,
             )
 
-    async def tokenize(self, read: Callable[[InputT], list[int]], prompt: InputT) -> list[int]:
-        """Run `read`, a method of Prompts, without blocking the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizer, read, prompt)
+    async def tokenize(self, read: Callable[[], list[int]]) -> list[int]:
+        """Run `read`, which calls a method of Prompts, without blocking the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizer, read)
 
     async def _load(self) -> Loaded:
         loaded = await asyncio.to_thread(self._load_models)
@@ -135,7 +133,12 @@ class Service:
         from finetune_trainer.serve.selftest import generate_one_token_each
 
         served = load(self._config)
-        prompts = Prompts(served.tokenizer, served.context_length, served.vocabulary)
+        prompts = Prompts(
+            served.tokenizer,
+            served.context_length,
+            served.vocabulary,
+            {model.name: model.chat_template_kwargs for model in self._config.models},
+        )
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()

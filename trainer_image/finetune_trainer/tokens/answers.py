@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
 
 
@@ -50,8 +51,10 @@ class EncodedAnswers:
 class AnswerEncoder:
     """Encodes Preference and KTO rows with one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._encoder = RowEncoder(tokenizer)
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
+    ) -> None:
+        self._encoder = RowEncoder(tokenizer, chat_template_kwargs)
 
     def encode(self, row: Row) -> EncodedAnswers:
         """Encode the last turn as the answer; earlier turns are context. Raises RowNotEncodable."""
@@ -76,9 +79,18 @@ class AnswerEncoder:
 Encoder = RowEncoder | AnswerEncoder
 
 
-def make_encoder(method: MethodType, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Create the encoder of the rows that `method` trains on."""
-    return AnswerEncoder(tokenizer) if METHODS[method].rows.is_preference_data else RowEncoder(tokenizer)
+def make_encoder(
+    method: MethodType, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
+) -> Encoder:
+    """Create the encoder of the rows that `method` trains on.
+
+    Args:
+        method: the training method.
+        tokenizer: the base model's tokenizer, with its chat template.
+        chat_template_kwargs: arguments for the chat template.
+    """
+    encoder = AnswerEncoder if METHODS[method].rows.is_preference_data else RowEncoder
+    return encoder(tokenizer, chat_template_kwargs)
 
 
 def _with_answer(row: Row, answer: str) -> Row:

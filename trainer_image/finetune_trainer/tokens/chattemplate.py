@@ -39,6 +39,11 @@ PROBE: Final = (
 )
 
 
+TemplateArguments = Mapping[str, Any]
+"""Arguments for the chat template, such as enable_thinking: `chatTemplateKwargs` of the API."""
+NONE: Final[TemplateArguments] = MappingProxyType({})
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer in `folder`, with a chat template and a padding token.
 
@@ -91,10 +96,10 @@ def stop_token_ids(
     return sorted(token for token in found if token is not None)
 
 
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE) -> int | None:
     """The control token that the chat template adds after an answer; None if it adds none."""
-    before = render(tokenizer, PROBE[:1], add_generation_prompt=True)
-    after = render(tokenizer, PROBE).removeprefix(before)
+    before = render(tokenizer, PROBE[:1], add_generation_prompt=True, arguments=arguments)
+    after = render(tokenizer, PROBE, arguments=arguments).removeprefix(before)
     control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
     return next((token for token in reversed(ids) if token in control), None)
@@ -106,6 +111,7 @@ def render(
     *,
     tools: list[dict[Any, Any] | Callable[..., Any]] | None = None,
     add_generation_prompt: bool = False,
+    arguments: TemplateArguments = NONE,
 ) -> str:
     """Render the conversation as text. Raises jinja2.TemplateError for messages that the template rejects."""
     text = tokenizer.apply_chat_template(
@@ -113,6 +119,7 @@ def render(
         tools=tools,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
+        **arguments,
     )
     return cast(str, text)
 

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.chattemplate import end_of_turn_id, render
+from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, end_of_turn_id, render
 
 IGNORE_INDEX: Final = -100
 """Label of a token that is not learned; the convention of PyTorch and transformers."""
@@ -56,9 +56,12 @@ class EncodedRow:
 class RowEncoder:
     """Encodes rows with one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
+    ) -> None:
         self._tokenizer = tokenizer
-        end_of_turn = end_of_turn_id(tokenizer)
+        self._arguments = chat_template_kwargs
+        end_of_turn = end_of_turn_id(tokenizer, chat_template_kwargs)
         self._end: int = tokenizer.eos_token_id if end_of_turn is None else end_of_turn
 
     def encode(self, row: Row) -> EncodedRow:
@@ -108,6 +111,7 @@ class RowEncoder:
                 tuple(_for_template(message) for message in row.messages[:turns]),
                 tools=None if row.tools is None else json.loads(row.tools),
                 add_generation_prompt=add_generation_prompt,
+                arguments=self._arguments,
             )
         except TemplateError as error:
             raise RowNotEncodable(f"the model's chat template rejects it: {error}") from error

@@ -47,7 +47,7 @@ class TrainingData:
         base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
         folder = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
         tokenizer = load_tokenizer(base)
-        encoder = make_encoder(config.method.type, tokenizer)
+        encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
         rows = _encode(folder, "train", encoder, config, context)
         return cls(
             base=base,

@@ -71,6 +71,8 @@ def restored(run: Run) -> Plan:
         base_model_revision=lineage.base_model.revision,
         dataset_version=lineage.dataset_version,
         hyperparameters=lineage.hyperparameters,
+        chat_template_kwargs=lineage.chat_template_kwargs,
+        reasoning_parser=lineage.reasoning_parser,
         trainer_image=lineage.trainer_image,
     )
     run.update(

@@ -4,7 +4,7 @@ from typing import get_args
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
-from finetune_operator.manifests.configs import evaluate_config
+from finetune_operator.manifests.configs import evaluate_config, template_arguments
 from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -90,6 +90,7 @@ def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | H
             base_model=base_model,
             dataset=dataset,
             checkpoint=checkpoint,
+            chat_template_kwargs=template_arguments(resolved),
             hyperparameters=hyperparameters,
         ),
     )

@@ -1,5 +1,7 @@
 """The Checkpoint that a run continues from, and the base model that comes with it."""
 
+from pydantic import JsonValue
+
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.manifests.configs import checkpoint_type
 from finetune_operator.manifests.weightsreference import WeightsReference
@@ -42,8 +44,15 @@ def parent(run: Run) -> Halt | None:
         base_model_uri=base_model.uri,
         base_model_revision=base_model.revision,
         base_model_digest=base_model.digest,
+        chat_template_kwargs=_template_arguments(run, checkpoint),
     )
     return None
+
+
+def _template_arguments(run: Run, checkpoint: Checkpoint) -> dict[str, JsonValue] | None:
+    """The run's own arguments for the chat template if it sets any, else those of the Checkpoint."""
+    own = run.job.spec.chat_template_kwargs
+    return checkpoint.spec.lineage.chat_template_kwargs if own is None else own
 
 
 def _live(run: Run, name: str) -> Checkpoint | Blocked:

@@ -14,6 +14,8 @@ def preflight(run: Run) -> Halt | None:
     resolved = run.status.resolved
     if resolved.base_model_digest is not None and resolved.hyperparameters is not None:
         return None
+    # A rule of the API server keeps the field immutable, except that it overlooks a renamed argument.
+    run.resolve(chat_template_kwargs=run.job.spec.chat_template_kwargs)
     result = run_stage(
         run, "preflight", lambda inputs: preflight_config(inputs, run.job.spec, run.status.resolved)
     )
@@ -27,12 +29,15 @@ def preflight(run: Run) -> Halt | None:
         base_model_revision=found.base_model_revision,
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
+        reasoning_parser=found.reasoning_parser,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
     truncated = (
         f", {found.truncated_rows} rows truncated to maxSequenceLength" if found.truncated_rows else ""
     )
     parent = f"; continues from Checkpoint {resolved.parent_checkpoint}" if resolved.parent_checkpoint else ""
+    if parent and run.job.spec.chat_template_kwargs is not None:
+        parent += " with other chatTemplateKwargs than that Checkpoint"
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.succeed(
         "preflight",

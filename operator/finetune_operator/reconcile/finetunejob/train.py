@@ -78,6 +78,8 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             dataset_version=resolved.dataset_version or "",
             validation_rows=validation,
             hyperparameters=hyperparameters,
+            chat_template_kwargs=resolved.chat_template_kwargs,
+            reasoning_parser=resolved.reasoning_parser,
             trainer_image=image or resolved.trainer_image or "",
             loss_curve=trained.loss_curve,
             recorded_at=run.snapshot.now,

@@ -1,5 +1,6 @@
 """Validate a run before its first stage."""
 
+from finetune_operator.api.chattemplate import invalid_arguments
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.podtemplate import CPU
@@ -26,7 +27,7 @@ def validate(run: Run) -> Failed | Blocked | None:
 
 
 def _refused(run: Run) -> Failed | None:
-    """Fields that this release does not implement, and uris that are not valid."""
+    """Fields that this release does not implement, and values that the API server cannot check."""
     spec = run.job.spec
     messages = not_implemented(spec)
     if messages:
@@ -35,7 +36,11 @@ def _refused(run: Run) -> Failed | None:
         wrong = storage.check_source(uri, field)
         if wrong is not None:
             return wrong
-    return storage.check_form(spec.store)
+    wrong_form = storage.check_form(spec.store)
+    if wrong_form is not None:
+        return wrong_form
+    invalid = invalid_arguments(spec.chat_template_kwargs or {}, "spec.chatTemplateKwargs")
+    return None if invalid is None else Failed(Reason.INVALID_SPEC, invalid)
 
 
 def _unusable(*profiles: ComputeProfile) -> Blocked | None:

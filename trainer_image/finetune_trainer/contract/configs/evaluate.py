@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
-from finetune_trainer.contract.vocabulary import CheckpointType, Subject
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, Subject
 
 
 class EvaluateConfig(StageConfig):
@@ -19,6 +21,9 @@ class EvaluateConfig(StageConfig):
     split: Literal["test"] = "test"
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     subjects: tuple[Subject, ...] = ("Tuned", "Base")
+    chat_template_kwargs: ChatTemplateKwargs = Field(
+        default={}, json_schema_extra={"since": 2, "essential": True}
+    )
     max_sequence_length: int = 2048
     max_new_tokens: int = 256
     batch_size: int = 8

@@ -10,6 +10,7 @@ from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 
 
 class PreflightConfig(StageConfig):
@@ -31,6 +32,9 @@ class PreflightConfig(StageConfig):
     settings of its adapter."""
     dataset: Digest
     method: Method = Method()
+    chat_template_kwargs: ChatTemplateKwargs = Field(
+        default={}, json_schema_extra={"since": 2, "essential": True}
+    )
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
     keep_steps: tuple[int, ...] = ()
     """Steps whose weights the run must keep. The run must reach all of them."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.environment import MODELS_MOUNT, SERVE_PORT
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
-from finetune_trainer.contract.vocabulary import CheckpointType
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
 
 class FetchItem(Contract):
@@ -36,6 +36,10 @@ class ServedModel(Contract):
     folder: str
     """Folder name under `MODELS_MOUNT`."""
     type: CheckpointType = "Adapter"
+    chat_template_kwargs: ChatTemplateKwargs = Field(
+        default={}, json_schema_extra={"since": 2, "essential": True}
+    )
+    """Arguments for the chat template in requests that do not set them."""
 
 
 class ServeConfig(Contract):

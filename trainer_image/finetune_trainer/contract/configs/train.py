@@ -10,6 +10,7 @@ from finetune_trainer.contract.environment import METRICS_PORT
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ParentCheckpoint
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 
 STEP_TIMEOUT_SECONDS: Final = 1800
 
@@ -23,6 +24,9 @@ class TrainConfig(StageConfig):
     """Checkpoint that training starts from. It was trained from the same base model."""
     dataset: Digest
     method: Method = Method()
+    chat_template_kwargs: ChatTemplateKwargs = Field(
+        default={}, json_schema_extra={"since": 2, "essential": True}
+    )
     hyperparameters: Hyperparameters
     keep: int = 0
     """Number of most recent periodic saves to publish as Checkpoints, in addition to best and final."""

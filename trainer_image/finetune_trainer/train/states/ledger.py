@@ -1,13 +1,14 @@
 """The figures of a run that its states carry, in addition to weights, optimizer and random numbers."""
 
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.states.losses import LossCurve, RecentLosses, StoredModel
 from finetune_trainer.train.states.retention import KeptStep, Retention
@@ -30,6 +31,7 @@ class Fingerprint(BaseModel):
     dataset: Digest
     method: Method
     hyperparameters: Hyperparameters
+    chat_template_kwargs: ChatTemplateKwargs = Field(default={})
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Fingerprint":
@@ -40,12 +42,25 @@ class Fingerprint(BaseModel):
             dataset=config.dataset,
             method=config.method,
             hyperparameters=config.hyperparameters,
+            chat_template_kwargs=config.chat_template_kwargs,
         )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_arguments(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out absent template arguments, which ledgers of earlier releases do not have."""
+        fields: dict[str, Any] = handler(self)
+        if not self.chat_template_kwargs:
+            del fields["chat_template_kwargs"]
+        return fields
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Describe the fields that differ, with both values."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return [f"{field} {theirs[field]} → {mine[field]}" for field in mine if mine[field] != theirs[field]]
+        return [
+            f"{field} {theirs.get(field)} → {mine.get(field)}"
+            for field in {**mine, **theirs}
+            if mine.get(field) != theirs.get(field)
+        ]
 
 
 class Best(BaseModel):
