@@ -11,8 +11,9 @@ import pytest
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES
+from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.results import PrepareResult, StageResult
+from finetune_trainer.contract.results import PreflightResult, PrepareResult, StageResult
 from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start
@@ -246,6 +247,34 @@ def test_last_words_drop_problems_before_anything_else() -> None:
     assert parsed.prepare is not None
     assert parsed.prepare.problem_count == 10
     assert 1 <= len(parsed.prepare.problems) < 10
+
+
+def test_last_words_drop_warnings_of_preflight_from_the_last_one() -> None:
+    warnings = tuple(f"{number} " + "ä" * 400 for number in range(10))
+    found = PreflightResult(
+        base_model=f"sha256:{'1' * 64}",
+        hyperparameters=Hyperparameters(
+            epochs=1,
+            learning_rate=1e-4,
+            per_device_batch_size=1,
+            gradient_accumulation_steps=1,
+            max_sequence_length=64,
+            seed=0,
+            total_steps=1,
+            save_every_steps=1,
+        ),
+        chat_template="model",
+        warnings=warnings,
+    )
+
+    text = termination.bounded(StageResult(stage="preflight", run=RUN, outcome="Succeeded", preflight=found))
+
+    assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
+    parsed = StageResult.parse(text)
+    assert parsed is not None
+    assert parsed.preflight is not None
+    assert 1 <= len(parsed.preflight.warnings) < 10
+    assert parsed.preflight.warnings == warnings[: len(parsed.preflight.warnings)]
 
 
 def test_last_words_shorten_a_long_message() -> None:

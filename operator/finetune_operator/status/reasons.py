@@ -121,6 +121,7 @@ class EventReason(StrEnum):
     STAGE_FAILED = "StageFailed"
     DATASET_VERSION_CREATED = "DatasetVersionCreated"
     DATA_PROBLEMS = "DataProblems"
+    PREFLIGHT_WARNING = "PreflightWarning"
     REFRESH_FAILED = "RefreshFailed"
     CHECKPOINT_CREATED = "CheckpointCreated"
     GATE_FAILED = "GateFailed"

@@ -230,3 +230,20 @@ def test_the_image_that_ran_is_recorded_by_digest(image_id: str, shown: str | No
     assert training is not None
     assert training.image == shown
     assert cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"]["trainerImage"] == recorded
+
+
+def test_a_warning_of_preflight_is_an_event_and_in_the_condition_and_the_run_continues() -> None:
+    cluster = reached("preflight")
+    result = preflighted()
+    assert result.preflight is not None
+    warned = result.preflight.model_copy(update={"warnings": ("the adapter leaves out the experts",)})
+    cluster.succeed("preflight", result.model_copy(update={"preflight": warned}), after=5)
+    cluster.settle()
+
+    condition = cluster.condition("FineTuneJob", JOB, "Preflighted")
+    assert condition is not None
+    assert "; the adapter leaves out the experts" in condition["message"]
+    assert ("Warning", "PreflightWarning", "the adapter leaves out the experts") in [
+        (event.type, event.reason, event.message) for event in cluster.events
+    ]
+    assert cluster.has_stage_job("train")

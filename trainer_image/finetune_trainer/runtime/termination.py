@@ -15,11 +15,15 @@ logger = logging.getLogger(__name__)
 def bounded(result: StageResult) -> str:
     """Return the result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
-    Omits in this order: the loss curve; warnings and then problems, from the last one (their count stays);
-    the end of the message; the stage's own fields. `result.json` in the store has everything.
+    Omits in this order: the loss curve; warnings of preflight from the last one; warnings and then problems
+    of prepare, from the last one (their count stays); the end of the message; the stage's own fields.
+    `result.json` in the store has everything.
     """
     if not _fits(result) and result.train is not None:
         result = result.model_copy(update={"train": result.train.model_copy(update={"loss_curve": ()})})
+    while not _fits(result) and result.preflight is not None and result.preflight.warnings:
+        fewer = {"warnings": result.preflight.warnings[:-1]}
+        result = result.model_copy(update={"preflight": result.preflight.model_copy(update=fewer)})
     for listed in ("warnings", "problems"):
         while not _fits(result) and result.prepare is not None and getattr(result.prepare, listed):
             shorter = {listed: getattr(result.prepare, listed)[:-1]}

@@ -6,6 +6,7 @@ from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 
 
@@ -38,12 +39,15 @@ def preflight(run: Run) -> Halt | None:
     parent = f"; continues from Checkpoint {resolved.parent_checkpoint}" if resolved.parent_checkpoint else ""
     if parent and run.job.spec.chat_template_kwargs is not None:
         parent += " with other chatTemplateKwargs than that Checkpoint"
+    warnings = "".join(f"; {warning}" for warning in found.warnings)
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.succeed(
         "preflight",
         f"{found.train_rows} training rows with {found.train_tokens} tokens{truncated};"
-        f" chat template: {found.chat_template}{parent}{lengths}",
+        f" chat template: {found.chat_template}{parent}{warnings}{lengths}",
     )
+    for warning in found.warnings:
+        run.draft.event(EventReason.PREFLIGHT_WARNING, warning, "Warning")
     return None
 
 
