@@ -70,6 +70,40 @@ def test_the_license_travels_with_the_weights(bench: Workbench, source: Path) ->
     assert (folder / "LICENSE.txt").read_text() == "terms"
 
 
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+
+
+def test_the_files_with_which_engines_read_images_travel_with_the_weights(
+    bench: Workbench, source: Path
+) -> None:
+    for name in PROCESSOR:
+        (source / name).write_text("{}")
+
+    base = bench.preflight(source).base_model
+
+    assert {*PROCESSOR} < names_in_store(bench, base)
+    full = bench.train(bench.train_config(base, method=Method(type="Full"))).checkpoints[0]
+    assert {*PROCESSOR} < {path.name for path in bench.checkpoint(full).iterdir()}
+
+
+def test_a_digest_of_a_release_that_left_out_processor_files_is_confirmed(
+    bench: Workbench, source: Path
+) -> None:
+    older = bench.preflight(source).base_model
+    bench.store.delete(ArtifactRef(kind="models", digest=older))
+    for name in PROCESSOR:
+        (source / name).write_text("{}")
+
+    assert bench.preflight(source, base_model_digest=older).base_model == older
+    assert names_in_store(bench, older).isdisjoint(PROCESSOR)
+    assert bench.preflight(source).base_model != older
+
+
+def names_in_store(bench: Workbench, base_model: str) -> set[str]:
+    folder = bench.store.artifact(ArtifactRef(kind="models", digest=base_model), verify=True)
+    return {path.name for path in folder.iterdir()}
+
+
 def test_the_digest_that_the_user_named_is_confirmed(bench: Workbench) -> None:
     digest = bench.preflight().base_model
 

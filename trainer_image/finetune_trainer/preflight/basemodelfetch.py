@@ -9,6 +9,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.manifest import FileEntry, Manifest
+from finetune_trainer.model.bundle import PROCESSOR_FILES
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.preflight.modelsource import LocalModel
 from finetune_trainer.runtime.failure import StageFailure
@@ -18,22 +19,31 @@ from finetune_trainer.stage.meter import StageMeter
 CHUNK_BYTES: Final = 1 << 20
 
 
-def check_digest(uri: str, found: Digest, expected: Digest | None, parent: ParentCheckpoint | None) -> None:
-    """Raise StageFailure (BASE_MODEL_DIGEST_MISMATCH) if the digest is not that of the config or that
-    of the parent's base model."""
-    if expected is None or expected == found:
-        return
+def require_digest(
+    uri: str, found: Manifest, expected: Digest | None, parent: ParentCheckpoint | None
+) -> Manifest:
+    """The manifest of the files to store: `found`, or its part that has the expected digest.
+
+    Older releases did not store processor files, so their digests of a model with such files omit them.
+    Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) if the digest is not that of the config or that of the
+    parent's base model.
+    """
+    without_processor = found.without(PROCESSOR_FILES)
+    if expected is None or expected == found.digest:
+        return found
+    if expected == without_processor.digest:
+        return without_processor
     if parent is not None:
         raise StageFailure(
             FailureReason.BASE_MODEL_DIGEST_MISMATCH,
-            f"baseModel {uri}: its digest is {found}, but Checkpoint {parent.name} was trained from"
+            f"baseModel {uri}: its digest is {found.digest}, but Checkpoint {parent.name} was trained from"
             f" {expected}, which the store no longer has; restore the files, or create a FineTuneJob with"
             " baseModel.uri that starts from the new files",
         )
     raise StageFailure(
         FailureReason.BASE_MODEL_DIGEST_MISMATCH,
-        f"baseModel {uri}: its digest is {found}, but spec.baseModel.digest requires {expected}; restore"
-        " the files, or create a FineTuneJob with the new digest",
+        f"baseModel {uri}: its digest is {found.digest}, but spec.baseModel.digest requires {expected};"
+        " restore the files, or create a FineTuneJob with the new digest",
     )
 
 

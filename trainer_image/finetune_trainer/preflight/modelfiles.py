@@ -7,20 +7,24 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.model.adapter import ADAPTER_CONFIG
+from finetune_trainer.model.bundle import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+)
 from finetune_trainer.runtime.failure import StageFailure
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-REQUIRED: Final = ("config.json", "tokenizer.json")
+REQUIRED: Final = (MODEL_CONFIG, "tokenizer.json")
 OPTIONAL: Final = (
-    "generation_config.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+    *TOKENIZER_FILES,
+    *PROCESSOR_FILES,
+    GENERATION_CONFIG,
+    CHAT_TEMPLATE,
     "chat_template.json",
     "README.md",
 )
@@ -61,7 +65,7 @@ def choose_files(folder: Path, uri: str, present: set[str]) -> tuple[str, ...]:
 
     `folder` must have the `metadata_files`. Raises StageFailure (BASE_MODEL_INVALID), OSError.
     """
-    if "adapter_config.json" in present and "config.json" not in present:
+    if ADAPTER_CONFIG in present and MODEL_CONFIG not in present:
         raise invalid(uri, "this is an adapter, not a complete model; name the model that it was trained on")
     weights = _weights(folder, uri, present)
     for name in REQUIRED:

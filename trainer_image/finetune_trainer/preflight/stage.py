@@ -13,7 +13,7 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
-from finetune_trainer.preflight.basemodelfetch import check_digest, store_model
+from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure
 from finetune_trainer.preflight.methoddata import check_form, check_processes, resolve_preference
@@ -75,7 +75,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         else:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
-        check_digest(uri, manifest.digest, config.base_model_digest, config.parent)
+        manifest = require_digest(uri, manifest, config.base_model_digest, config.parent)
         lora = None
         if config.parent is not None:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)

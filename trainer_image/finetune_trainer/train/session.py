@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
@@ -29,7 +30,7 @@ from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights
+from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights, bundle_of
 from finetune_trainer.train.trainingmetrics import TrainingMetrics
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class TrainingOutcome:
     epoch: float
     stopped_early: bool
     weights: CollectedWeights
+    bundle: Bundle
     ledger: RunLedger
     wasted_time: WastedTime
     retention: Retention
@@ -92,7 +94,7 @@ class TrainingSession:
         PeerLost.
         """
         config, data, group = self.config, self.data, self.context.group
-        weights = TrainingWeights(self.model, config.base_model, data.base, data.tokenizer)
+        weights = TrainingWeights(self.model, config.base_model, data.base)
         ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
@@ -145,6 +147,7 @@ class TrainingSession:
             epoch=steps / data.steps_per_epoch,
             stopped_early=stopped_early,
             weights=weights.collect(),
+            bundle=bundle_of(data.base, data.tokenizer),
             ledger=ledger,
             wasted_time=run.wasted_time,
             retention=run.retention,

@@ -105,6 +105,7 @@ def _publish(
         outcome.ledger,
         outcome.weights,
         outcome.retention,
+        bundle=outcome.bundle,
         step=outcome.steps,
         epoch=outcome.epoch,
     )

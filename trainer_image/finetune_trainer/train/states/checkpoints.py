@@ -6,6 +6,7 @@ from finetune_trainer.beneath import copy_file, names_in
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.manifest import MANIFEST_NAME
+from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.store import Store
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
@@ -20,13 +21,15 @@ def publish_checkpoints(
     weights: CollectedWeights,
     retention: Retention,
     *,
+    bundle: Bundle,
     step: int,
     epoch: float,
 ) -> tuple[CheckpointResult, ...]:
     """Publish the weights after `step` as the final ones, and the best and the kept weights.
 
     The best weights are those with the lowest validation loss; without validation, the final ones. Each
-    digest is published once, because a kept step may also be the best. The result is sorted by step.
+    digest is published once, because a kept step may also be the best. Each checkpoint gets the files of
+    `bundle`. The result is sorted by step.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
     best = ledger.best
@@ -42,13 +45,14 @@ def publish_checkpoints(
 
     for kept in retention.published(ledger.kept, step):
         if best is None or kept.step != best.step:
-            digest = _publish_folder(store, states.kept_folder(kept.step))
+            digest = _publish_folder(store, states.kept_folder(kept.step), bundle)
             add(CheckpointResult(digest=digest, type=weights.type, **kept.model_dump()))
     if best is not None and not final_is_best:
-        digest = _publish_folder(store, states.best_folder(best.step))
+        digest = _publish_folder(store, states.best_folder(best.step), bundle)
         add(CheckpointResult(digest=digest, type=weights.type, best=True, **best.model_dump()))
     with store.staging() as staging:
         weights.write(staging)
+        bundle.write(staging)
         add(
             CheckpointResult(
                 digest=store.publish("checkpoints", staging),
@@ -65,9 +69,10 @@ def publish_checkpoints(
     return tuple(sorted(published.values(), key=lambda checkpoint: checkpoint.step))
 
 
-def _publish_folder(store: Store, folder: Path) -> Digest:
+def _publish_folder(store: Store, folder: Path, bundle: Bundle) -> Digest:
     with store.staging() as staging:
         for name in names_in(folder, folder):
             if name != MANIFEST_NAME:
                 copy_file(folder / name, staging / name, folder)
+        bundle.write(staging)
         return store.publish("checkpoints", staging)
