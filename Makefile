@@ -73,8 +73,8 @@ cluster-down: packages-environment .venv ## Stop the local Kubernetes and everyt
 	@$(RUN) -m tools.cluster down
 	@$(RUN) -m tools.cluster down --name second
 
-images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster
-	@$(RUN) -m tools.images build
+images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster; VARIANT=cuda for GPUs
+	@$(RUN) -m tools.images build $(if $(VARIANT),--variant $(VARIANT))
 
 bench-data: packages-environment .venv ## Prepare five million rows, and compare with Hugging Face datasets; ROWS=100000 for fewer
 	@$(RUN) -m tools.bench.data $(or $(ROWS),--page)

@@ -108,6 +108,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
     group = ALONE
     try:
         with stop.listening():
+            _check_accelerators(config)
             store = open_store(_store_config(config, process), stop)
             result = _succeeded(store, config)
             if result is not None:
@@ -148,6 +149,14 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
         _remove_states(store, config)
         termination.write(termination.bounded(result))
     return ExitCode.OK
+
+
+def _check_accelerators(config: StageRunConfig) -> None:
+    """Raise StageFailure (WRONG_IMAGE, DEVICE_NOT_FOUND) if the pod cannot use what it requests."""
+    if config.accelerators:
+        from finetune_trainer.model.accelerators import check_accelerators
+
+        check_accelerators(config.accelerators)
 
 
 def _remove_states(store: Store, config: StageRunConfig) -> None:
