@@ -14,6 +14,7 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
+from finetune_trainer.contract.prediction import DeviceFacts, Prediction
 from finetune_trainer.contract.results import (
     CheckpointResult,
     DataStatistics,
@@ -55,7 +56,14 @@ def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
                 best=True,
                 final=True,
             )
-            return StageResult(stage="train", train=TrainResult(steps=40, checkpoints=(weights,)), **common)
+            trained = TrainResult(
+                steps=40,
+                tokens=40_000,
+                tokens_per_second=5,
+                device_memory_bytes=30 << 30,
+                checkpoints=(weights,),
+            )
+            return StageResult(stage="train", train=trained, **common)
         case EvaluateConfig():
             return StageResult(stage="evaluate", evaluate=_evaluated(config), **common)
         case _:
@@ -96,6 +104,28 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
         chat_template="model",
         train_rows=200,
         train_tokens=20_000,
+        prediction=_predicted(config),
+    )
+
+
+def _predicted(config: PreflightConfig) -> Prediction:
+    """The prediction of a run that takes about two hours on one H100 at an MFU of 0.4."""
+    device = config.device or DeviceFacts()
+    flops, mfu = 3e18, config.mfu or 0.35
+    peak = device.peak_teraflops
+    seconds = None if peak is None else flops / (peak * 1e12 * mfu * config.devices * config.nodes)
+    return Prediction(
+        device_memory_bytes=1 << 30 if device.memory_bytes is None else 31 << 30,
+        device_memory_available_bytes=device.memory_bytes,
+        host_memory_bytes=2 << 30,
+        state_bytes=200 << 20,
+        flops=flops,
+        seconds_low=seconds,
+        seconds_high=seconds,
+        mfu=mfu,
+        mfu_assumed=config.mfu is None,
+        verdict="Unknown" if device.memory_bytes is None else "Fits",
+        chosen=("batches of 4 rows, the largest that fit",),
     )
 
 

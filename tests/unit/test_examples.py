@@ -15,7 +15,8 @@ from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
-from finetune_operator.manifests.configs import StageInputs, prepare_config
+from finetune_operator.manifests.configs import prepare_config
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import BaseModelRecord
-from finetune_operator.api.computeprofile import ComputeProfile, Devices
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import Devices
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.revision import build_revision

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
@@ -22,46 +23,9 @@ from finetune_operator.api.storereference import StoreReference
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 """At most one ComputeProfile may have this annotation or label with the value `true`."""
 
-LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 CURRENCY: Final = r"^[A-Z]{3}$"
 
 ImageName = Annotated[str, Field(min_length=1, max_length=512)]
-LabelValue = Annotated[
-    str,
-    Field(
-        max_length=63,
-        pattern=LABEL_VALUE,
-        json_schema_extra=pattern_advice(
-            LABEL_VALUE,
-            "a label value may only have letters, digits, '-', '_' and '.', for example NVIDIA-A100",
-        ),
-    ),
-]
-
-
-class Devices(Model):
-    """Devices that train, evaluate and serve pods request."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "self.resource == 'cpu'"
-            " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
-            "devices.resource must be cpu or an extended resource with its domain, for example"
-            " nvidia.com/gpu",
-            "resource",
-        ),
-    )
-
-    resource: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=128,
-            description="Extended resource such as nvidia.com/gpu, or cpu. With cpu, a device is one CPU"
-            " core.",
-        ),
-    ] = "nvidia.com/gpu"
-    max: Annotated[int, Field(ge=1, le=64, description="Max number of devices per pod.")] = 8
 
 
 class Toleration(Model):
@@ -145,9 +109,22 @@ class ComputeProfileSpec(Model):
             " see kubectl get nodes --show-labels",
             "nodeSelector",
         ),
+        CELRule(
+            "!has(self.device) || self.devices.resource != 'cpu'",
+            "device describes an accelerator, but devices.resource is cpu: remove device, or name the"
+            " accelerator's resource",
+            "device",
+        ),
     )
 
     devices: Devices = Devices()
+    device: Annotated[
+        DeviceFacts | None,
+        Field(
+            description="Properties of one device, from which preflight predicts whether a run fits and how"
+            " long it takes. Default: those of the product in nodeSelector, if it is known."
+        ),
+    ] = None
     resources: StageResources = StageResources()
     node_selector: Annotated[
         dict[str, LabelValue], Field(max_length=32, description="Node labels that pods with devices require.")
@@ -196,7 +173,10 @@ class ComputeProfileSpec(Model):
     ] = False
     shared_memory: Annotated[
         Quantity | None,
-        Field(description="Size of /dev/shm in train pods. Default: that of the container runtime."),
+        Field(
+            description="Size of /dev/shm in train pods. Default: 1Gi per accelerator in pods with several,"
+            " else that of the container runtime."
+        ),
     ] = None
     price_per_device_hour: Annotated[
         float | None,

@@ -218,7 +218,9 @@ def build_crd(kind: Kind) -> Schema:
                     "storage": True,
                     "subresources": subresources,
                     "additionalPrinterColumns": [
-                        {"name": c.name, "type": c.type, "jsonPath": c.json_path} for c in kind.columns
+                        {"name": c.name, "type": c.type, "jsonPath": c.json_path}
+                        | ({"priority": 1} if c.wide else {})
+                        for c in kind.columns
                     ],
                     "schema": {"openAPIV3Schema": root},
                 }

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.computeprofile import LabelValue
+from finetune_operator.api.devices import LabelValue
 from finetune_operator.api.meta import CELRule, Model, pattern_advice
 
 LABEL_KEY: Final = r"^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"

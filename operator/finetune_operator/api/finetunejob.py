@@ -7,6 +7,7 @@ from pydantic import Field
 from finetune_operator.api.basemodel import BaseModelReference
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
+from finetune_operator.api.compute import Compute
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
@@ -67,55 +68,6 @@ class JobDataset(Model):
         Field(
             description="Source of rows for this run only, and how to prepare them, as in the spec of a"
             " Dataset."
-        ),
-    ] = None
-
-
-class Compute(Model):
-    """ComputeProfile, devices and time limits of the run."""
-
-    profile: Annotated[
-        Name | None,
-        Field(description="ComputeProfile of the run. Default: the cluster's default ComputeProfile."),
-    ] = None
-    devices: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            description="Number of devices per pod of the train stage, at most devices.max of the"
-            " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
-            " CPU cores are threads of one process. The evaluate stage uses one device, so a model that"
-            " needs several devices cannot be evaluated.",
-        ),
-    ] = 1
-    nodes: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            description="Number of pods that train together, each with `devices` devices. Training starts"
-            " when all of them run. If one is lost, all of them resume from the last saved state.",
-        ),
-    ] = 1
-    step_timeout_seconds: Annotated[
-        int | None,
-        Field(
-            ge=60,
-            le=86400,
-            description="Seconds without a finished batch, validation batch or saved state after which a"
-            " train pod is ended as hung. The next pod resumes from the last saved state. Default: 1800.",
-        ),
-    ] = None
-    max_run_seconds: Annotated[
-        int | None,
-        Field(
-            ge=60,
-            le=31536000,
-            description="Max seconds that the train stage uses devices, over all its attempts; time in a"
-            " queue or suspended does not count. At the limit, the run saves its state and stops. It"
-            " continues when the limit is raised. maxRunSeconds of the ComputeProfile limits the run as"
-            " well. Mutable. Default: no limit except that of the ComputeProfile.",
         ),
     ] = None
 

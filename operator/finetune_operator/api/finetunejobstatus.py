@@ -10,6 +10,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
+from finetune_operator.api.prediction import Prediction
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -256,6 +257,10 @@ class JobDisplay(Model):
         str | None, Field(description="First score of the tuned model, and that of the base model.")
     ] = None
     eta: Annotated[str | None, Field(description="Estimated time until the current stage ends.")] = None
+    predicted: Annotated[
+        str | None, Field(description="Predicted duration, device memory and cost of training.")
+    ] = None
+    took: Annotated[str | None, Field(description="The same three figures as measured.")] = None
 
 
 class FineTuneJobStatus(Status):
@@ -269,6 +274,7 @@ class FineTuneJobStatus(Status):
         ),
     ] = ""
     resolved: Resolved = Resolved()
+    prediction: Prediction | None = None
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8, description="Finished stages.")] = ()
     usage: StageUsage | None = None

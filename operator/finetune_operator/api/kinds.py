@@ -19,6 +19,8 @@ class Column:
     name: str
     json_path: str
     type: str = "string"
+    wide: bool = False
+    """Whether it is shown only with `-o wide`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ KINDS: Final[tuple[Kind, ...]] = (
             Column("Loss", ".status.display.loss"),
             Column("Score", ".status.display.score"),
             Column("ETA", ".status.display.eta"),
+            Column("Predicted", ".status.display.predicted", wide=True),
+            Column("Took", ".status.display.took", wide=True),
             AGE,
         ),
     ),

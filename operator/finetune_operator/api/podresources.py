@@ -1,5 +1,6 @@
 """CPU, memory and storage of pods."""
 
+from fractions import Fraction
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -19,6 +20,20 @@ Quantity = Annotated[
         ),
     ),
 ]
+
+
+UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
+    unit: Fraction(base**power)
+    for base, units in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
+    for power, unit in enumerate(units, 1)
+}
+"""Factors of the unit suffixes of `Quantity`."""
+
+
+def quantity_value(quantity: str) -> Fraction:
+    """Value of a `Quantity` in its base unit: bytes or cores."""
+    unit = quantity.lstrip("0123456789.")
+    return Fraction(quantity.removesuffix(unit)) * UNITS[unit]
 
 
 class PodResources(Model):

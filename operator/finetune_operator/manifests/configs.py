@@ -1,7 +1,6 @@
 """Builders of the config of each stage, from the API's types."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, cast
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
@@ -11,8 +10,8 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_operator.manifests.locations import parse_source
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -25,7 +24,6 @@ from finetune_trainer.contract.environment import (
     PEER_KEY_FILE,
     PEER_KEY_MOUNT,
     SOURCE_MOUNT,
-    STORE_MOUNT,
 )
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA as ContractLoRA
@@ -35,72 +33,9 @@ from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.references import (
     ArtifactRef,
-    Owner,
     ParentCheckpoint,
-    ReportTarget,
-    StoreConfig,
 )
 from finetune_trainer.contract.vocabulary import RULE_VERSION, ChatTemplateKwargs, CheckpointType, Stage
-
-
-class SharedFields(TypedDict):
-    """Fields that the configs of all stages have."""
-
-    contract: int
-    owner: Owner
-    run: str
-    store: StoreConfig
-    report: ReportTarget | None
-
-
-@dataclass(frozen=True, slots=True)
-class StageInputs:
-    """What the builders of all configs get."""
-
-    owner: Resource
-    run: str
-    """Folder of the results in the store."""
-    store_uri: str
-    report: ReportTarget | None
-    """Where the pods report their progress."""
-    store_credentials: str | None = None
-    """Name of the Secret with the credentials of the store."""
-    accelerators: int = 1
-    """Devices of a pod that trains. CPU cores count as one: a single process uses them all."""
-    contract_version: int = CONTRACT_VERSION
-    """Version of the contract that the pod's trainer reads. The config has no newer fields."""
-    coordinator: str | None = None
-    """Host name of the first pod of a stage with several pods."""
-
-    @property
-    def shared(self) -> SharedFields:
-        return {
-            "contract": self.contract_version,
-            "owner": self.contract_owner,
-            "run": self.run,
-            "store": self.store,
-            "report": self.report,
-        }
-
-    @property
-    def contract_owner(self) -> Owner:
-        kind = cast(Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint"], self.owner.kind)
-        return Owner(kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid)
-
-    @property
-    def store(self) -> StoreConfig:
-        return store_config(self.store_uri, self.store_credentials)
-
-
-def store_config(uri: str, secret: str | None) -> StoreConfig:
-    """The store as a pod sees it.
-
-    Args:
-        secret: name of the Secret with its credentials.
-    """
-    claim = parse_store(uri)
-    path = STORE_MOUNT if claim is None else claim.under(STORE_MOUNT)
-    return StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
 
 
 def prepare_config(
@@ -202,6 +137,9 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         keep_steps=spec.checkpoints.keep_steps or (),
         devices=inputs.accelerators,
         nodes=spec.compute.nodes,
+        device=inputs.device,
+        on_predicted_out_of_memory=spec.compute.on_predicted_out_of_memory or "Refuse",
+        mfu=inputs.mfu,
     )
 
 
@@ -214,6 +152,7 @@ def train_config(
     """The config of train, with all values resolved."""
     return TrainConfig(
         **inputs.shared,
+        accelerators=inputs.requested_accelerators,
         base_model=resolved.base_model_digest or "",
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
@@ -247,6 +186,7 @@ def evaluate_config(
     compares_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
         **inputs.shared,
+        accelerators=inputs.requested_accelerators,
         base_model=base_model,
         dataset=dataset,
         checkpoint=checkpoint,

@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
+from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.labels import (
     CONFIG_DIGEST,
     DEVICES,
@@ -57,6 +58,8 @@ class Placement:
     """Name of the headless Service that gives several pods their names."""
     peer_key: str | None = None
     """Name of the Secret with the key of several pods."""
+    prediction: Prediction | None = None
+    """What preflight predicted about the run."""
 
 
 def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
@@ -169,6 +172,7 @@ def build_stage_job(
                         storage=placement.storage,
                         credentials=placement.credentials,
                         peer_key=placement.peer_key,
+                        prediction=placement.prediction,
                     ),
                     **({"subdomain": placement.service} if placement.service else {}),
                 },

@@ -6,11 +6,13 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.api.podresources import PodResources
+from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.podsizing import PodSizing, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
@@ -35,9 +37,6 @@ JobConfig = StageConfig | CleanupConfig
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
 
-CPU: Final = "cpu"
-"""Device resource of a profile whose devices are CPU cores."""
-
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -58,21 +57,21 @@ class CredentialsMount:
     base_model: SecretReference | None = None
 
 
-def resources_of(stage: JobStage, profile: ComputeProfile | None, devices: int) -> dict[str, dict[str, str]]:
+def container_resources(
+    sizing: PodSizing, profile: ComputeProfile | None, devices: int
+) -> dict[str, dict[str, str]]:
     """Requests and limits of the container.
 
     The memory limit equals the request, so that a stage is killed for its own use and not for a neighbour's.
     There is no CPU limit. If devices are CPU cores, the CPU request is the number of devices, unless the
     profile sets the stage's resources.
     """
-    row = STAGES[stage]
-    given = getattr(profile.spec.resources, stage) if profile is not None and row.in_profile else None
-    resources: PodResources = given or row.resources
+    resources = sizing.resources
     requests = {"cpu": resources.cpu, **resources.limited}
     limits = resources.limited
     if devices and profile is not None:
         if profile.spec.devices.resource == CPU:
-            requests["cpu"] = given.cpu if given else str(devices)
+            requests["cpu"] = resources.cpu if sizing.is_given else str(devices)
         else:
             limits[profile.spec.devices.resource] = str(devices)
     return {"requests": requests, "limits": limits}
@@ -89,9 +88,11 @@ def build_stage_pod(
     storage: Storage,
     credentials: CredentialsMount,
     peer_key: str | None = None,
+    prediction: Prediction | None = None,
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages without devices; their pods may run on any node."""
-    volumes, mounts = _volumes(stage, config, profile, storage)
+    sizing = pod_sizing(stage, profile, devices, prediction)
+    volumes, mounts = _volumes(config, sizing.shared_memory, storage)
     for mount in _secrets(credentials):
         volume, volume_mount = secret_volume(mount)
         volumes.append(volume)
@@ -100,7 +101,7 @@ def build_stage_pod(
         volume, volume_mount = _peer_key_volume(peer_key)
         volumes.append(volume)
         mounts.append(volume_mount)
-    resources = resources_of(stage, profile, devices)
+    resources = container_resources(sizing, profile, devices)
     container: Manifest = {
         "name": CONTAINER,
         "image": image,
@@ -112,8 +113,7 @@ def build_stage_pod(
         "securityContext": container_security(),
         "volumeMounts": mounts,
     }
-    row = STAGES[stage]
-    if row.multi_node:
+    if STAGES[stage].multi_node:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     pod: Manifest = {
         **pod_security(),
@@ -121,8 +121,8 @@ def build_stage_pod(
         "containers": [container],
         "volumes": volumes,
     }
-    if row.grace_seconds is not None:
-        pod["terminationGracePeriodSeconds"] = row.grace_seconds
+    if sizing.grace_seconds is not None:
+        pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
     return {**pod, **_placement(stage, profile, devices)}
 
 
@@ -162,7 +162,7 @@ def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
 
 
 def _volumes(
-    stage: JobStage, config: JobConfig, profile: ComputeProfile | None, storage: Storage
+    config: JobConfig, shared_memory: str | None, storage: Storage
 ) -> tuple[list[Manifest], list[Manifest]]:
     volumes: list[Manifest] = [
         {"name": "store", **_store_volume(storage.store)},
@@ -184,8 +184,7 @@ def _volumes(
             continue
         volumes.append({"name": name, **_read_only_volume(location)})
         mounts.append({"name": name, "mountPath": mount, "readOnly": True})
-    shared_memory = profile.spec.shared_memory if profile is not None else None
-    if STAGES[stage].multi_node and shared_memory:
+    if shared_memory is not None:
         volumes.append(
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
         )

@@ -3,7 +3,8 @@
 from datetime import UTC
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec, Devices, Toleration
+from finetune_operator.api.computeprofile import ComputeProfileSpec, Toleration
+from finetune_operator.api.devices import Devices
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import PodResources

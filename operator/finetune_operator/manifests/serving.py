@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.podresources import PodResources
-from finetune_operator.manifests.configs import store_config
 from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
@@ -18,10 +18,10 @@ from finetune_operator.manifests.labels import (
     child_labels,
 )
 from finetune_operator.manifests.placement import device_placement
-from finetune_operator.manifests.podtemplate import CPU
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.manifests.servingvolumes import key_volume, scratch_volume, store_volume
+from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel

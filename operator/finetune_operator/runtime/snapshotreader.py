@@ -17,6 +17,7 @@ from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CONTENT,
     BY_DATASET_OF,
@@ -44,7 +45,9 @@ class SnapshotReader:
         self._models = {kind.name: Models(caches.kinds[kind.name], kind.model) for kind in KINDS}
         self._lines: dict[str, CheckpointIndex] = {}
         self._champion_listeners: list[Callable[[str, str], None]] = []
+        self._calibration = Calibration()
         caches.kinds["Checkpoint"].subscribe(self._index)
+        caches.kinds["FineTuneJob"].subscribe(self._calibrate)
 
     def subscribe_champions(self, listener: Callable[[str, str], None]) -> None:
         """Call the listener with namespace and name of each model line whose champion changed."""
@@ -109,6 +112,7 @@ class SnapshotReader:
             endpoints_with=partial(self._with_content, self._of(InferenceDeployment)),
             rolling_everywhere=self._of(InferenceDeployment).indexed(BY_STATE, ROLLING),
             profiles=self._of(ComputeProfile).named(""),
+            calibrated_mfu=self._calibration.mfu,
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),
@@ -161,6 +165,10 @@ class SnapshotReader:
             if index.champion_identity(model) != champion:
                 for listener in self._champion_listeners:
                     listener(namespace, model)
+
+    def _calibrate(self, _: Manifest | None, job: Manifest | None) -> None:
+        if job is not None:
+            self._calibration.note(job)
 
     def _with_content(self, models: Models[R], content: str) -> Iterable[R]:
         return models.indexed(BY_CONTENT, content)

@@ -123,6 +123,7 @@ class EventReason(StrEnum):
     DATA_PROBLEMS = "DataProblems"
     PREFLIGHT_WARNING = "PreflightWarning"
     REFRESH_FAILED = "RefreshFailed"
+    PREDICTED_TIGHT = "PredictedTight"
     CHECKPOINT_CREATED = "CheckpointCreated"
     GATE_FAILED = "GateFailed"
     PROMOTED = "Promoted"

@@ -5,8 +5,12 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_trainer.contract.results import CheckpointResult, TrainResult
 
 
-def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters) -> str:
-    """Message of Trained: steps, checkpoints, restarts, deviations from the plan, and overfitting."""
+def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters, measured: str) -> str:
+    """Message of Trained: steps, checkpoints, restarts, deviations from the plan, and overfitting.
+
+    Args:
+        measured: text of `measured_message`.
+    """
     steps = f"{trained.steps} steps"
     if trained.stopped_early:
         patience = hyperparameters.early_stopping_patience or 0
@@ -17,7 +21,7 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
     report = f"; report: {trained.report_uri}" if trained.report_uri else ""
     return (
         f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}{_rewards(trained)}"
-        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}{report}"
+        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}{measured}{report}"
     )
 
 

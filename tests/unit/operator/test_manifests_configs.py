@@ -8,7 +8,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import Preference
-from finetune_operator.manifests.configs import StageInputs, evaluate_config, preflight_config, train_config
+from finetune_operator.manifests.configs import evaluate_config, preflight_config, train_config
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters

@@ -6,10 +6,12 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.manifests.configs import StageInputs, collect_config
+from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
 from finetune_operator.manifests.locations import Location
-from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, resources_of
+from finetune_operator.manifests.podsizing import pod_sizing
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, container_resources
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.outcomes import ExitCode
@@ -97,8 +99,8 @@ def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
             "train",
             {"devices": {"resource": "nvidia.com/gpu"}},
             2,
-            {"cpu": "1", "memory": "4Gi"},
-            {"memory": "4Gi", "nvidia.com/gpu": "2"},
+            {"cpu": "1", "memory": "6Gi"},
+            {"memory": "6Gi", "nvidia.com/gpu": "2"},
         ),
         (
             "preflight",
@@ -112,7 +114,9 @@ def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
 def test_a_pod_asks_for_its_stages_resources(
     stage: JobStage, spec: dict[str, Any], devices: int, requests: Manifest, limits: Manifest
 ) -> None:
-    assert resources_of(stage, profile_of(**spec), devices) == {"requests": requests, "limits": limits}
+    profile = profile_of(**spec)
+    found = container_resources(pod_sizing(stage, profile, devices, None), profile, devices)
+    assert found == {"requests": requests, "limits": limits}
 
 
 def test_only_pods_with_devices_are_bound_to_the_profiles_nodes() -> None:

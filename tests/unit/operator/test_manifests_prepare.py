@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.manifests.configs import StageInputs, prepare_config
+from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics

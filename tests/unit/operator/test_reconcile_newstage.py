@@ -12,7 +12,7 @@ import pytest
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.manifests.configs import StageInputs
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob import reconciler
 from finetune_operator.reconcile.finetunejob.run import Run

@@ -7,11 +7,12 @@ from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import StageInputs, collect_config, prepare_config
+from finetune_operator.manifests.configs import collect_config, prepare_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check

@@ -3,6 +3,7 @@
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.manifests.configs import preflight_config
+from finetune_operator.reconcile.finetunejob.predicting import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.steps import Failed, Halt
@@ -40,11 +41,12 @@ def preflight(run: Run) -> Halt | None:
     if parent and run.job.spec.chat_template_kwargs is not None:
         parent += " with other chatTemplateKwargs than that Checkpoint"
     warnings = "".join(f"; {warning}" for warning in found.warnings)
+    predicted = record_prediction(run, found.prediction)
     lengths = f"; lengths: {found.report_uri}" if found.report_uri else ""
     run.succeed(
         "preflight",
         f"{found.train_rows} training rows with {found.train_tokens} tokens{truncated};"
-        f" chat template: {found.chat_template}{parent}{warnings}{lengths}",
+        f" chat template: {found.chat_template}{parent}{warnings}{predicted}{lengths}",
     )
     for warning in found.warnings:
         run.draft.event(EventReason.PREFLIGHT_WARNING, warning, "Warning")

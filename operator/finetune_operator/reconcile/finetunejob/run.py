@@ -12,7 +12,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.stagetable import STAGES
-from finetune_operator.status import conditions, progress
+from finetune_operator.status import conditions, prediction, progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -101,4 +101,5 @@ class Run:
         if self.status.progress is None and self.status.evaluation is None:
             return
         state = SHOWN_AS.get(type(halt), "Running")
-        self.update(display=progress.display(self.status.progress, self.status.evaluation, state))
+        display = progress.display(self.status.progress, self.status.evaluation, state)
+        self.update(display=display.model_copy(update=prediction.columns(self.status.prediction)))

@@ -1,5 +1,6 @@
 """Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
 
+from finetune_operator.reconcile.finetunejob.predicting import start_note
 from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
@@ -42,6 +43,7 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         contract=known_contract(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
         retry=run.status.retry,
+        note=start_note(run) if STAGES[stage].time_limit else "",
     )
     answer = advance(run.draft, request)
     if isinstance(answer, StartNeeded):

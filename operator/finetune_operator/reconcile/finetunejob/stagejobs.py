@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from finetune_operator.manifests.configs import StageInputs, collect_config
+from finetune_operator.api.devices import CPU
+from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.peerservice import (
@@ -12,10 +13,12 @@ from finetune_operator.manifests.peerservice import (
     coordinator_host,
     peer_name,
 )
-from finetune_operator.manifests.podtemplate import CPU, CredentialsMount, Storage
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.platform.devicefacts import device_facts
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.stages.request import JobPurpose, PeerObjects, StageRequest
 from finetune_operator.reconcile.steps import Blocked
@@ -74,6 +77,8 @@ def nodes_of(run: Run, stage: JobStage) -> int:
 
 def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
+    devices, row = run.job.spec.compute.devices, STAGES[stage]
+    on_cpu = found.profile_of(stage).spec.devices.resource == CPU
     return StageInputs(
         owner=run.job,
         run=run.job.uid,
@@ -81,7 +86,10 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
         store_credentials=secret.name if secret else None,
         report=run.snapshot.facts.report,
         contract_version=found.trainer.contract,
-        accelerators=1 if found.profile.spec.devices.resource == CPU else run.job.spec.compute.devices,
+        accelerators=1 if found.profile.spec.devices.resource == CPU else devices,
+        requested_accelerators=0 if on_cpu else row.devices_of(devices),
+        device=device_facts(found.profile),
+        mfu=run.snapshot.calibrated_mfu(found.profile.name),
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
     )
 
@@ -110,4 +118,5 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
         nodes=nodes,
         service=peers,
         peer_key=peers,
+        prediction=run.status.prediction,
     )

@@ -2,8 +2,8 @@
 
 from finetune_operator.api.chattemplate import invalid_arguments
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.manifests.podtemplate import CPU
 from finetune_operator.reconcile.finetunejob.prerequisites import inputs_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform import storage

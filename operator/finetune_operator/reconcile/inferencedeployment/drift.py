@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
-from finetune_operator.api.podresources import QUANTITY
+from finetune_operator.api.podresources import QUANTITY, quantity_value
 from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest
@@ -21,12 +21,6 @@ REVISION_PART: Final = "revision"
 """Part of the Deployment that a correction applies; every release applies the replicas separately."""
 MAX_NAMES_IN_MESSAGE: Final = 3
 EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
-UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
-    unit: Fraction(base**power)
-    for base, units in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
-    for power, unit in enumerate(units, 1)
-}
-"""Factors of the unit suffixes that quantities in a ComputeProfile can have."""
 MERGE_KEYS: Final = ("mountPath", "containerPort", "name")
 """Fields by which the API server identifies items of a list, in the order in which they are tried."""
 
@@ -100,5 +94,4 @@ def _size(value: Any) -> Fraction | None:
     """The value of a quantity, because the API server writes 0.5 as 500m; None if it is not a quantity."""
     if not isinstance(value, str) or not re.match(QUANTITY, value):
         return None
-    unit = value.lstrip("0123456789.")
-    return Fraction(value.removesuffix(unit)) * UNITS[unit]
+    return quantity_value(value)

@@ -3,8 +3,8 @@
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.podtemplate import CPU
 from finetune_operator.manifests.revision import Revision, api_keys_secret, build_revision
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.inferencedeployment.targets import Targets

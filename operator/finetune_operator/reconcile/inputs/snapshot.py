@@ -80,6 +80,8 @@ class Snapshot:
     rolling_everywhere: Iterable[InferenceDeployment] = ()
     """InferenceDeployments of all namespaces with a starting revision, because profiles have no namespace."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
+    calibrated_mfu: Callable[[str], float | None] = lambda _: None
+    """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""

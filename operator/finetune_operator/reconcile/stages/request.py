@@ -66,6 +66,8 @@ class StageRequest:
     """Set if the stage has several pods."""
     retry: RetryStatus | None = None
     """Consecutive failures so far, from the status."""
+    note: str = ""
+    """What the event about its start says after the name of the Job."""
 
     @property
     def row(self) -> StageRow:

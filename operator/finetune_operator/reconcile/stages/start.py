@@ -22,7 +22,9 @@ def start(
         add_peer_objects(draft, request)
         if request.peers is not None:
             draft.create.append(Create(request.peers.key, same="Unread"))
-        draft.event(EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.names.stage}")
+        draft.event(
+            EventReason.STAGE_STARTED, f"{request.stage} started as Job {request.names.stage}{request.note}"
+        )
     draft.start_job(job)
     return needed.then
 

@@ -1,0 +1,66 @@
+"""Devices and time limits of a run."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_operator.api.meta import Model, Name
+from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
+
+
+class Compute(Model):
+    """ComputeProfile, devices and time limits of the run."""
+
+    profile: Annotated[
+        Name | None,
+        Field(description="ComputeProfile of the run. Default: the cluster's default ComputeProfile."),
+    ] = None
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Number of devices per pod of the train stage, at most devices.max of the"
+            " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
+            " CPU cores are threads of one process. The evaluate stage uses one device, so a model that"
+            " needs several devices cannot be evaluated.",
+        ),
+    ] = 1
+    nodes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Number of pods that train together, each with `devices` devices. Training starts"
+            " when all of them run. If one is lost, all of them resume from the last saved state.",
+        ),
+    ] = 1
+    step_timeout_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=86400,
+            description="Seconds without a finished batch, validation batch or saved state after which a"
+            " train pod is ended as hung. The next pod resumes from the last saved state. Default: 1800.",
+        ),
+    ] = None
+    on_predicted_out_of_memory: Annotated[
+        OnPredictedOutOfMemory | None,
+        Field(
+            description="What happens if preflight predicts that training needs more than 1.15 times the"
+            " memory of a device, with the smallest batch and gradient checkpointing. Refuse: the run fails"
+            " before a device is requested. Warn: it trains, and an event has the figures. No effect if the"
+            " memory of the devices is unknown. Default: Refuse.",
+        ),
+    ] = None
+    max_run_seconds: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=31536000,
+            description="Max seconds that the train stage uses devices, over all its attempts; time in a"
+            " queue or suspended does not count. At the limit, the run saves its state and stops. It"
+            " continues when the limit is raised. maxRunSeconds of the ComputeProfile limits the run as"
+            " well. Mutable. Default: no limit except that of the ComputeProfile.",
+        ),
+    ] = None

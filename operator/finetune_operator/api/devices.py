@@ -1,0 +1,89 @@
+"""Devices of a ComputeProfile: what pods request, and what one device can do."""
+
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from finetune_operator.api.meta import CELRule, Model, pattern_advice
+from finetune_operator.api.podresources import Quantity
+
+CPU: Final = "cpu"
+"""Resource of devices that are CPU cores."""
+
+LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
+
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=LABEL_VALUE,
+        json_schema_extra=pattern_advice(
+            LABEL_VALUE,
+            "a label value may only have letters, digits, '-', '_' and '.', for example NVIDIA-A100",
+        ),
+    ),
+]
+
+
+class Devices(Model):
+    """Devices that train, evaluate and serve pods request."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "self.resource == 'cpu'"
+            " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
+            "devices.resource must be cpu or an extended resource with its domain, for example"
+            " nvidia.com/gpu",
+            "resource",
+        ),
+    )
+
+    resource: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=128,
+            description="Extended resource such as nvidia.com/gpu, or cpu. With cpu, a device is one CPU"
+            " core.",
+        ),
+    ] = "nvidia.com/gpu"
+    max: Annotated[int, Field(ge=1, le=64, description="Max number of devices per pod.")] = 8
+
+
+class DeviceFacts(Model):
+    """Properties of one device, for predictions. With the product of a known card, the rest may be absent."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.product) || has(self.memory) || has(self.peakTeraflops)",
+            "device is empty: set device.product, for example NVIDIA-L4, or device.memory and"
+            " device.peakTeraflops",
+        ),
+        CELRule(
+            "!has(self.memory) || !quantity(self.memory).isLessThan(quantity('1Gi'))",
+            "device.memory is the memory of one device: write at least 1Gi, for example 80Gi",
+            "memory",
+        ),
+    )
+
+    product: Annotated[
+        LabelValue | None,
+        Field(
+            description="Product name as in the node label nvidia.com/gpu.product, such as"
+            " NVIDIA-H100-80GB-HBM3. docs/training.md lists the known ones. Default: the value of that label"
+            " in nodeSelector."
+        ),
+    ] = None
+    memory: Annotated[
+        Quantity | None,
+        Field(description="Memory of one device, such as 80Gi. Default: that of the known product."),
+    ] = None
+    peak_teraflops: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=100000,
+            description="Peak of dense bf16 matrix products of one device, in 10^12 floating-point operations"
+            " per second. Default: that of the known product.",
+        ),
+    ] = None

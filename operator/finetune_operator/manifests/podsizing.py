@@ -1,0 +1,108 @@
+"""Memory, shared memory and grace period of a stage's pods, where the ComputeProfile does not set them."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
+from finetune_operator.api.podresources import PodResources, quantity_value
+from finetune_operator.api.prediction import Prediction
+from finetune_operator.stagetable import STAGES, JobStage
+
+MEBIBYTE: Final = 1 << 20
+HEADROOM: Final = 1.25
+"""Memory limit of a pod as a multiple of the predicted peak."""
+STEP_BYTES: Final = 256 * MEBIBYTE
+SHARED_MEMORY_BYTES: Final = 1024 * MEBIBYTE
+"""Size of /dev/shm per accelerator in a pod with several. NCCL exchanges data between processes there; the
+64 MiB of a container runtime are not enough."""
+
+WRITE_BYTES_PER_SECOND: Final = 100 * MEBIBYTE
+"""Rate at which a store is expected to take a resume state."""
+STEP_SECONDS: Final = 60
+"""Seconds of the grace period to finish a step, in addition to those for the resume state."""
+MAX_GRACE_SECONDS: Final = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class PodSizing:
+    """What the pods of one stage get."""
+
+    resources: PodResources
+    """CPU, memory and ephemeral storage, from the profile or chosen here."""
+    is_given: bool
+    """Whether the resources are those of the profile."""
+    shared_memory: str | None
+    """Size of /dev/shm as a quantity; None for that of the container runtime."""
+    grace_seconds: int | None
+    """Seconds from SIGTERM to SIGKILL; None for the cluster's default."""
+
+
+def pod_sizing(
+    stage: JobStage, profile: ComputeProfile | None, devices: int, prediction: Prediction | None
+) -> PodSizing:
+    """The sizing of a stage's pods.
+
+    Args:
+        devices: devices per pod; 0 for a stage without devices.
+        prediction: that of the run, if there is one. Its memory is that of a train pod; evaluate loads the
+            same weights.
+    """
+    row = STAGES[stage]
+    given: PodResources | None = (
+        getattr(profile.spec.resources, stage) if profile is not None and row.in_profile else None
+    )
+    accelerators = devices if profile is not None and profile.spec.devices.resource != CPU else 0
+    shared, shared_bytes = _shared_memory(stage, profile, accelerators)
+    return PodSizing(
+        resources=given
+        or _with_memory(row.resources, shared_bytes, prediction if devices else None, accelerators),
+        is_given=given is not None,
+        shared_memory=shared,
+        grace_seconds=_grace_seconds(row.grace_seconds, prediction),
+    )
+
+
+def _shared_memory(
+    stage: JobStage, profile: ComputeProfile | None, accelerators: int
+) -> tuple[str | None, int]:
+    """Size of /dev/shm, and the bytes by which the memory limit is raised for it.
+
+    The profile's own size never changes the limit, because its memory was chosen without that.
+    """
+    requested = profile.spec.shared_memory if profile is not None else None
+    if requested and (STAGES[stage].multi_node or accelerators > 1):
+        return requested, 0
+    if accelerators > 1:
+        size = accelerators * SHARED_MEMORY_BYTES
+        return _quantity(size), size
+    return None, 0
+
+
+def _with_memory(
+    default: PodResources, shared_bytes: int, prediction: Prediction | None, accelerators: int
+) -> PodResources:
+    """The stage's default, with at least as much memory as predicted and the size of /dev/shm on top."""
+    memory = int(quantity_value(default.memory))
+    if prediction is not None:
+        # Where devices are CPU cores, tensors are in the memory of the pod.
+        tensors = 0 if accelerators else prediction.device_memory_bytes
+        memory = max(memory, int((prediction.host_memory_bytes + tensors) * HEADROOM))
+    if memory + shared_bytes == quantity_value(default.memory):
+        return default
+    return default.model_copy(update={"memory": _quantity(memory + shared_bytes)})
+
+
+def _quantity(size: int) -> str:
+    """Bytes as a quantity, rounded up to a multiple of `STEP_BYTES`."""
+    mebibytes = math.ceil(size / STEP_BYTES) * STEP_BYTES // MEBIBYTE
+    return f"{mebibytes // 1024}Gi" if mebibytes % 1024 == 0 else f"{mebibytes}Mi"
+
+
+def _grace_seconds(default: int | None, prediction: Prediction | None) -> int | None:
+    """Time to finish a step and write the resume state, in multiples of 10 seconds."""
+    if default is None or prediction is None:
+        return default
+    seconds = STEP_SECONDS + prediction.state_bytes / WRITE_BYTES_PER_SECOND
+    return min(MAX_GRACE_SECONDS, max(default, math.ceil(seconds / 10) * 10))

@@ -1,0 +1,78 @@
+"""What the builders of all configs get, and the parts of a config that follow from it."""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict, cast
+
+from finetune_operator.api.meta import Resource
+from finetune_operator.manifests.credentialmounts import secret_mount
+from finetune_operator.manifests.locations import parse_store
+from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.environment import STORE_MOUNT
+from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
+
+
+class SharedFields(TypedDict):
+    """Fields that the configs of all stages have."""
+
+    contract: int
+    owner: Owner
+    run: str
+    store: StoreConfig
+    report: ReportTarget | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageInputs:
+    """What the builders of all configs get."""
+
+    owner: Resource
+    run: str
+    """Folder of the results in the store."""
+    store_uri: str
+    report: ReportTarget | None
+    """Where the pods report their progress."""
+    store_credentials: str | None = None
+    """Name of the Secret with the credentials of the store."""
+    accelerators: int = 1
+    """Devices of a pod that trains. CPU cores count as one: a single process uses them all."""
+    contract_version: int = CONTRACT_VERSION
+    """Version of the contract that the pod's trainer reads. The config has no newer fields."""
+    coordinator: str | None = None
+    """Host name of the first pod of a stage with several pods."""
+    requested_accelerators: int = 0
+    """Accelerators that the stage's pod requests."""
+    device: DeviceFacts | None = None
+    """What is known about the devices of train."""
+    mfu: float | None = None
+    """Median model FLOPs utilization of the last runs of the run's ComputeProfile."""
+
+    @property
+    def shared(self) -> SharedFields:
+        return {
+            "contract": self.contract_version,
+            "owner": self.contract_owner,
+            "run": self.run,
+            "store": self.store,
+            "report": self.report,
+        }
+
+    @property
+    def contract_owner(self) -> Owner:
+        kind = cast(Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint"], self.owner.kind)
+        return Owner(kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid)
+
+    @property
+    def store(self) -> StoreConfig:
+        return store_config(self.store_uri, self.store_credentials)
+
+
+def store_config(uri: str, secret: str | None) -> StoreConfig:
+    """The store as a pod sees it.
+
+    Args:
+        secret: name of the Secret with its credentials.
+    """
+    claim = parse_store(uri)
+    path = STORE_MOUNT if claim is None else claim.under(STORE_MOUNT)
+    return StoreConfig(uri=uri, path=path, credentials=secret_mount("store", secret))
