@@ -1,0 +1,264 @@
+"""One training step of a method on fake tensors: peak bytes of a process, and floating-point operations."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from accelerate.state import AcceleratorState
+from peft import PeftModel, get_peft_model
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward
+from finetune_trainer.preflight.estimate.livebytes import LiveBytes
+from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.factory import make_trainer
+from finetune_trainer.train.modelsetup import Trainable, adapter_config
+
+STEPS: Final = 2
+"""The second step has the state of the optimizer from its beginning."""
+MIXED_PRECISION: Final = "ACCELERATE_MIXED_PRECISION"
+
+Peaks = Mapping[tuple[str, int], int]
+"""Peak bytes by phase of a step and layer; -1 is the last layer."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one process computes in a step."""
+
+    rows: int
+    """Rows per batch. A row of a preference method has two sequences."""
+    length: int
+    """Tokens per sequence."""
+    checkpointing: bool = False
+    """Whether activations are recomputed."""
+    masks: bool = True
+    """Whether attention reads a mask, as in padded batches."""
+    accumulates: bool = True
+    """Whether a step has several batches, whose gradients are accumulated."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of a process."""
+
+    weights: torch.dtype
+    """Dtype of the base model, or of all weights of Full."""
+    autocast: bool
+    """Whether the forward pass runs under autocast to bfloat16, as on a GPU."""
+
+
+@dataclass(frozen=True)
+class StepMeasure:
+    """Figures of one step of one process that holds all weights."""
+
+    peaks: Peaks
+    frozen_bytes: int
+    trained_bytes: int
+    matmul_flops: int
+    """Of one batch, except those of attention."""
+    attention_flops: int
+    """Of one batch, without the saving of a causal mask."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak bytes of live tensors, weights included."""
+        return max(self.peaks.values())
+
+
+def measure_step(
+    config: PretrainedConfig,
+    method: Method,
+    shape: StepShape,
+    precision: Precision,
+    *,
+    keeps_gradients: bool = True,
+) -> StepMeasure:
+    """Run two steps on fake tensors.
+
+    Args:
+        config: that of the base model; all of its layers are computed.
+        method: the method with the settings of its adapter.
+        shape: rows and tokens of a batch.
+        precision: dtypes.
+        keeps_gradients: whether gradients of weights are kept until the optimizer's step. False for sharded
+            weights, whose gradients leave the process during the backward pass.
+    """
+    batches = 2 if shape.accumulates else 1
+    with (
+        TemporaryDirectory() as folder,
+        _autocast(precision.autocast),
+        fake_tensors(masks=shape.masks),
+        LiveBytes() as live,
+    ):
+        model = _fake_model(config, method, precision.weights)
+        weights = _bytes_of_weights(model)
+        phases = _Phases(live)
+        phases.watch(_decoder_layers(model, config))
+        if not keeps_gradients:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+        trainer = make_trainer(
+            model,
+            _rows(method, shape, STEPS * batches * shape.rows),
+            tokenizer=_tokenizer(),
+            method=method,
+            hyperparameters=_hyperparameters(shape, batches),
+            folder=Path(folder),
+            device=torch.device("cpu"),
+            continues=False,
+            group=ALONE,
+        )
+        trainer.add_callback(phases)
+        live.peaks.clear()
+        live.matmul_flops = live.attention_flops = 0
+        trainer.train()
+    return StepMeasure(
+        peaks=dict(live.peaks),
+        frozen_bytes=weights[False],
+        trained_bytes=weights[True],
+        matmul_flops=live.matmul_flops // (STEPS * batches),
+        attention_flops=live.attention_flops // (STEPS * batches),
+    )
+
+
+def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) -> Trainable:
+    """The model of a method, as `trainable_model` prepares it, but never quantized."""
+    torch.set_default_dtype(dtype)
+    try:
+        # PEFT makes an adapter in float32, which is the default dtype again afterwards.
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if not METHODS[method.type].trains_adapter:
+        return base
+    model = get_peft_model(base, adapter_config(base, method))
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT returned a {type(model).__name__}")
+    return model
+
+
+def _bytes_of_weights(model: nn.Module) -> dict[bool, int]:
+    """Bytes of frozen (False) and of trained (True) weights."""
+    sizes = {False: 0, True: 0}
+    for parameter in model.parameters():
+        sizes[parameter.requires_grad] += parameter.numel() * parameter.element_size()
+    return sizes
+
+
+def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
+    """The list of the model's layers; None if there is no list of that length."""
+    depth = config.get_text_config().num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next((each for each in lists if len(each) == depth), None)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _rows(method: Method, shape: StepShape, count: int) -> list[Any]:
+    """Rows of equal length; all tokens have labels, except the first, which is the prompt of an answer."""
+    tokens = [0] * shape.length
+    if not METHODS[method.type].rows.is_preference_data:
+        return [EncodedRow(input_ids=tokens, labels=tokens)] * count
+    prompt, answer = tokens[:1], tokens[1:]
+    return [EncodedAnswers(prompt, answer, rejected=answer, label=bool(index % 2)) for index in range(count)]
+
+
+def _hyperparameters(shape: StepShape, batches: int) -> Hyperparameters:
+    return Hyperparameters(
+        epochs=1,
+        learning_rate=1e-5,
+        per_device_batch_size=shape.rows,
+        gradient_accumulation_steps=batches,
+        max_sequence_length=shape.length,
+        seed=0,
+        total_steps=STEPS,
+        save_every_steps=STEPS,
+        gradient_checkpointing=shape.checkpointing,
+    )
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of one token: the rows are tokenized already, and batches need a token to pad with."""
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<pad>"
+    )
+
+
+@contextmanager
+def _autocast(enabled: bool) -> Iterator[None]:
+    """In the block, new Trainers wrap models as on a GPU (True) or as on a CPU."""
+    before = os.environ.get(MIXED_PRECISION)
+    os.environ[MIXED_PRECISION] = "bf16" if enabled else "no"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if before is None:
+            del os.environ[MIXED_PRECISION]
+        else:
+            os.environ[MIXED_PRECISION] = before
+
+
+class _Phases(TrainerCallback):
+    """Tells the counter which layer is computed, by hooks that keep no tensors."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
+
+    def watch(self, layers: nn.ModuleList | None) -> None:
+        """Begin a phase with the forward and backward pass of each layer."""
+        for index, layer in enumerate(layers or ()):
+            layer.register_forward_pre_hook(lambda *_, index=index: self._forward(index))
+            layer.register_forward_hook(
+                lambda _, __, output, index=index: self._after(output, index, len(layers or ()))
+            )
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Embed the tokens."""
+        self._live.begin(("embedding", 0))
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Change the weights."""
+        self._live.begin(("update", 0))
+
+    def _forward(self, index: int) -> None:
+        if not in_backward():
+            self._live.begin(("forward" if torch.is_grad_enabled() else "inference", index))
+
+    def _after(self, output: Any, index: int, layers: int) -> None:
+        if in_backward():
+            return
+        if index == layers - 1:
+            self._live.begin(("head", 0))
+        hidden = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        if hidden.requires_grad:
+            hidden.register_hook(  # type: ignore[no-untyped-call]
+                lambda _: self._live.begin(("backward", index))
+            )
