@@ -101,7 +101,7 @@ generate: packages-environment .venv ## Write the files that are generated from 
 	$(RUN) -m hack.generate
 
 golden: packages-environment .venv ## Write the expected outputs of the golden tests anew, for review
-	UPDATE_GOLDEN=1 $(PYTEST) tests/unit/operator/test_reconcile_golden.py
+	UPDATE_GOLDEN=1 $(PYTEST) tests/unit/operator/test_reconcile_golden.py tests/trainer/test_tokens_templates.py
 
 format: packages-environment .venv ## Format the code and apply safe lint fixes
 	$(RUN) -m ruff check --fix .

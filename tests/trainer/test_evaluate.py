@@ -17,7 +17,10 @@ from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.reasoning import AnswerReader
 from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer
+from tools.models import tiny
 
 METHODS = {
     "LoRA": Method(lora=LoRA(r=8, alpha=16, dropout=0)),
@@ -157,3 +160,18 @@ def test_white_space_around_an_answer_does_not_count() -> None:
     (example,) = encode_examples([Row.pair("order late?", " billing\n")], tiny_tokenizer(), 64, "test")
 
     assert example.accepted == {"billing"}
+
+
+def test_an_answer_is_judged_as_a_client_receives_it_without_reasoning() -> None:
+    tokenizer = load_tokenizer(tiny())
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+
+    (example,) = encode_examples([Row.pair("order late?", "billing")], tokenizer, 64, "test")
+
+    assert example.accepted == {"billing"}
+    generated = example.encoded.input_ids[len(example.prompt) :]
+    assert "<think>" in tokenizer.decode(generated)
+    assert AnswerReader(tokenizer).content(example.prompt, generated) == "billing"

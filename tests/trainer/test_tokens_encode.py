@@ -11,7 +11,8 @@ from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens.rendering import RowNotEncodable
 from tools.models import tiny
 
 PAIR = Row.pair("Where is it?", "shipping")
@@ -226,3 +227,28 @@ def test_arguments_of_the_template_reach_both_encoders(
     else:
         assert str(tokenizer.decode(encoded.prompt)).endswith("<assistant>short:")
         assert tokenizer.decode(encoded.answer) == "shipping</s>"
+
+
+FORGETS_THOUGHTS = (
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_turns_that_are_not_learned_are_counted(with_template: MakeTokenizer) -> None:
+    row = RowEncoder(with_template(FORGETS_THOUGHTS)).encode(CHAT)
+
+    assert (row.learned_turns, row.unlearned_turns) == (1, 1)
+
+
+def test_the_model_learns_to_close_the_reasoning_that_the_prompt_opens(with_template: MakeTokenizer) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+    )
+
+    row = RowEncoder(tokenizer).encode(PAIR)
+
+    assert learned(tokenizer, row) == "\n</think>\n\nshipping</s>"
+    assert row.input_ids[: row.prompt_length] == RowEncoder(tokenizer).encode_prompt(PAIR)

@@ -9,7 +9,9 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.answers import AnswerEncoder
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.encode import EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
+from finetune_trainer.tokens.reasoning import AnswerReader
+from finetune_trainer.tokens.rendering import RowNotEncodable
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Example:
     answer_tokens: int
     """Length of the correct answer in tokens, including its end-of-turn token."""
     accepted: frozenset[str]
-    """Correct texts: the row's completion, and the completion as the chat template renders it."""
+    """Correct texts: what a client would receive if the model answered with the row's completion."""
     rejected: EncodedRow | None = None
     """The prompt with the rejected answer, for a Preference row."""
 
@@ -41,15 +43,16 @@ def encode_examples(
     """
     row_encoder = RowEncoder(tokenizer, chat_template_kwargs)
     answer_encoder = AnswerEncoder(tokenizer, chat_template_kwargs)
+    reader = AnswerReader(tokenizer)
     examples: list[Example] = []
     for number, row in enumerate(rows, 1):
         if row.label is False:
             continue
         try:
             examples.append(
-                _preference_example(row, answer_encoder, tokenizer, max_sequence_length)
+                _preference_example(row, answer_encoder, reader, max_sequence_length)
                 if row.is_preference
-                else _completion_example(row, row_encoder, tokenizer, max_sequence_length)
+                else _completion_example(row, row_encoder, reader, max_sequence_length)
             )
         except RowNotEncodable as error:
             raise StageFailure(
@@ -59,20 +62,19 @@ def encode_examples(
 
 
 def _completion_example(
-    row: Row, encoder: RowEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+    row: Row, encoder: RowEncoder, reader: AnswerReader, max_sequence_length: int
 ) -> Example:
-    conversation, prompt = encoder.encode(row), encoder.encode_prompt(row)
-    answer = conversation.input_ids[len(prompt) :]
+    prompt, answer = encoder.encode_answer(row)
     return Example(
-        encoded=conversation.truncate(max_sequence_length),
+        encoded=encoder.encode(row).truncate(max_sequence_length),
         prompt=prompt,
         answer_tokens=len(answer),
-        accepted=_accepted(row, tokenizer, answer),
+        accepted=_accepted(row, reader),
     )
 
 
 def _preference_example(
-    row: Row, encoder: AnswerEncoder, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+    row: Row, encoder: AnswerEncoder, reader: AnswerReader, max_sequence_length: int
 ) -> Example:
     answers = encoder.encode(row)
     rejected = answers.rejected
@@ -80,17 +82,11 @@ def _preference_example(
         encoded=answers.row(answers.answer).truncate(max_sequence_length),
         prompt=answers.prompt,
         answer_tokens=len(answers.answer),
-        accepted=_accepted(row, tokenizer, answers.answer),
+        accepted=_accepted(row, reader),
         rejected=None if rejected is None else answers.row(rejected).truncate(max_sequence_length),
     )
 
 
-def _accepted(row: Row, tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> frozenset[str]:
+def _accepted(row: Row, reader: AnswerReader) -> frozenset[str]:
     # A tool call may have no text; an empty answer must not count as correct.
-    return frozenset({row.output.strip(), decode_answer(tokenizer, answer)} - {""})
-
-
-def decode_answer(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> str:
-    """Decode an answer for comparison, without control tokens and surrounding white space."""
-    text = tokenizer.decode(answer, skip_special_tokens=True)
-    return str(text).strip()
+    return frozenset({reader.reference(row.output)} - {""})

@@ -8,11 +8,12 @@ from peft import PeftModel
 from torch import Tensor, inference_mode
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.evaluate.examples import Example, decode_answer
+from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.model.load import context_length
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.batching import Padding, pad_left
 from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.reasoning import AnswerReader
 
 SPARE_TOKENS: Final = 16
 """Tokens that an answer may be longer than the correct one, if it tokenizes the same text differently."""
@@ -37,6 +38,7 @@ class MeasuredModel:
         self.model: PreTrainedModel | PeftModel = model.eval()
         self.examples = examples
         self._tokenizer = tokenizer
+        self._reader = AnswerReader(tokenizer)
         self._stop_ids = stop_ids
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
@@ -93,7 +95,10 @@ class MeasuredModel:
         )
         with inference_mode():
             output: Tensor = model.generate(**inputs)  # type: ignore[operator] # PEFT's __getattr__ hides it
-        return [decode_answer(self._tokenizer, self._until_stop(row)) for row in output[:, width:].tolist()]
+        return [
+            self._reader.content(example.prompt, self._until_stop(row))
+            for example, row in zip(batch, output[:, width:].tolist(), strict=True)
+        ]
 
     def _until_stop(self, answer: list[int]) -> list[int]:
         end = next((index for index, token in enumerate(answer) if token in self._stop_ids), len(answer))

@@ -11,7 +11,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import Encoder
-from finetune_trainer.tokens.encode import RowNotEncodable
+from finetune_trainer.tokens.rendering import RowNotEncodable
 
 MAX_ROWS_IN_MESSAGE: Final = 5
 """Max rows named in a message. It counts the remaining ones."""

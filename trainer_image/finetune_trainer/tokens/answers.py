@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, RowNotEncodable
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +58,11 @@ class AnswerEncoder:
 
     def encode(self, row: Row) -> EncodedAnswers:
         """Encode the last turn as the answer; earlier turns are context. Raises RowNotEncodable."""
-        prompt = self._encoder.encode_prompt(row)
-        return EncodedAnswers(
-            prompt,
-            self._answer(row, prompt),
-            None if row.rejected is None else self._answer(_with_answer(row, row.rejected), prompt),
-            row.label is not False,
-        )
-
-    def _answer(self, row: Row, prompt: list[int]) -> list[int]:
-        conversation = self._encoder.encode(row).input_ids
-        if conversation[: len(prompt)] != prompt:
-            raise RowNotEncodable(
-                "the chat template renders the turns before the answer differently than the prompt for it, so"
-                " training would not match serving; give the base model another chat_template.jinja"
-            )
-        return conversation[len(prompt) :]
+        prompt, answer = self._encoder.encode_answer(row)
+        rejected = None
+        if row.rejected is not None:
+            _, rejected = self._encoder.encode_answer(_with_answer(row, row.rejected))
+        return EncodedAnswers(prompt, answer, rejected, row.label is not False)
 
 
 Encoder = RowEncoder | AnswerEncoder

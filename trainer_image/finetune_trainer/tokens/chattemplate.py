@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.tokens.trainingtemplates import render_marked, training_template
 
 MODEL_TEMPLATE: Final = "model"
 """Name that stands for the model's own template."""
@@ -99,10 +100,20 @@ def stop_token_ids(
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE) -> int | None:
     """The control token that the chat template adds after an answer; None if it adds none."""
     before = render(tokenizer, PROBE[:1], add_generation_prompt=True, arguments=arguments)
-    after = render(tokenizer, PROBE, arguments=arguments).removeprefix(before)
-    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
+    training = training_template(str(tokenizer.get_chat_template()))
+    if training is None:
+        text = render(tokenizer, PROBE, arguments=arguments)
+    else:
+        # Some templates write the end of a turn with the next one; their training copies do not.
+        text, _ = render_marked(tokenizer, training, PROBE, None, arguments)
+    control = control_ids(tokenizer)
+    ids: list[int] = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
     return next((token for token in reversed(ids) if token in control), None)
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the control tokens."""
+    return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
 
 
 def render(

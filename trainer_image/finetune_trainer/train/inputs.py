@@ -16,7 +16,7 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.tokens.answers import Encoder, make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import RowNotEncodable
+from finetune_trainer.tokens.rendering import RowNotEncodable
 from finetune_trainer.train.schedule import steps_per_epoch
 
 

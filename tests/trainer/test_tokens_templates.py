@@ -1,0 +1,156 @@
+"""What is learned, accepted and served with the published templates of model families.
+
+`make golden` writes `tests/trainer/data/templates.txt` anew, for review. The templates are TRL's copies of
+them; the tokenizer is a small one with the control tokens of each template.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from finetune_trainer.rows import Message, Row
+from finetune_trainer.tokens import trainingtemplates
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens.reasoning import AnswerReader
+from finetune_trainer.tokens.rendering import RowNotEncodable
+from finetune_trainer.tokens.trainingtemplates import training_template
+from tools.models import tiny
+
+GOLDEN: Final = Path(__file__).parent / "data" / "templates.txt"
+CONTROL: Final = re.compile(
+    r"<\|[\w▁/]+\|?>|<\|?[\w▁/]+\|>|<[a-z]+_of_turn>|<｜[^｜]+｜>|\[/?[A-Za-z_]+\]|<[A-Z_]{4,}>|<end_of_utterance>"
+)
+"""Texts in templates that are control tokens of their models. `<think>` is an ordinary token there."""
+
+
+class FirstOfJanuary(datetime):
+    """Templates write the date of today."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "FirstOfJanuary":
+        """The first of January 2026."""
+        return cls(2026, 1, 1, tzinfo=tz)
+
+
+TOOLS: Final = '[{"function":{"description":"Find it","name":"find","parameters":{}},"type":"function"}]'
+CALLS: Final = '[{"function":{"arguments":{"id":7},"name":"find"},"type":"function"}]'
+TURNS: Final = (
+    Message("user", "Where?"),
+    Message("assistant", "dispatch"),
+    Message("user", "Money?"),
+    Message("assistant", "billing"),
+)
+ROWS: Final = {
+    "one turn": Row(TURNS[:2]),
+    "two turns": Row(TURNS),
+    "system": Row((Message("system", "Route it."), *TURNS[:2])),
+    "tools": Row(
+        (
+            Message("user", "Where?"),
+            Message("assistant", "", tool_calls=CALLS),
+            Message("tool", "here", name="find"),
+            Message("assistant", "dispatch"),
+        ),
+        tools=TOOLS,
+    ),
+    "weight 0": Row((TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])),
+    "reasoning": Row((TURNS[0], Message("assistant", "<think>\nIt is lost.\n</think>\n\ndispatch"))),
+}
+
+
+def published() -> dict[str, str]:
+    """TRL's copies of published templates, by family."""
+    return {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted(trainingtemplates.folder().glob("*.jinja"))
+        if not path.stem.endswith("_training")
+    }
+
+
+def tokenizer_with(template: str) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny())
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(CONTROL.findall(template)))})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def learned(row: EncodedRow) -> Iterator[list[int]]:
+    """The learned tokens, turn by turn."""
+    turn: list[int] = []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        if label != IGNORE_INDEX:
+            turn.append(token)
+        elif turn:
+            yield turn
+            turn = []
+    yield turn
+
+
+def described(family: str, template: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    tokenizer = tokenizer_with(template)
+    encoder = RowEncoder(tokenizer, arguments)
+    reader = AnswerReader(tokenizer)
+    parser = "none" if reader.parser is None else reader.parser.name
+    with_arguments = "".join(f", {name} {str(value).lower()}" for name, value in arguments.items())
+    yield f"{family}{with_arguments}: reasoning parser {parser}"
+    for name, row in ROWS.items():
+        try:
+            encoded, prompt = encoder.encode(row), encoder.encode_prompt(row)
+        except RowNotEncodable as error:
+            yield f"  {name}: refused: {error}"
+            continue
+        turns = list(learned(encoded))
+        history = "" if encoded.input_ids[: len(prompt)] == prompt else ", history other than served"
+        missing = f", not learned: {encoded.unlearned_turns}" if encoded.unlearned_turns else ""
+        yield f"  {name}{history}{missing}"
+        yield f"    prompt ends  {tokenizer.decode(prompt)[-32:]!r}"
+        for turn in turns:
+            yield f"    learned      {tokenizer.decode(turn)!r}"
+        content = reader.content(prompt, turns[-1])
+        verdict = "" if reader.reference(row.output) == content else "  DIFFERS"
+        yield f"    accepted     {reader.reference(row.output)!r}"
+        yield f"    served       {content!r}{verdict}"
+
+
+def test_published_templates_are_learned_accepted_and_served_as_the_golden_file_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", FirstOfJanuary)
+    lines: list[str] = []
+    for family, template in published().items():
+        variants: list[dict[str, Any]] = [{}]
+        if "enable_thinking" in template:
+            variants.append({"enable_thinking": False})
+        for arguments in variants:
+            try:
+                lines += described(family, template, arguments)
+            except Exception as error:  # noqa: BLE001 - templates of multimodal models take other content
+                lines.append(f"{family}: takes no text: {type(error).__name__}")
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8"), "run `make golden` and review the changes"
+
+
+def test_the_training_templates_are_those_that_trl_chooses() -> None:
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    compared = 0
+    for family, template in published().items():
+        if has_generation_markers(template):
+            assert training_template(template) == template
+            continue
+        try:
+            chosen = get_training_chat_template(tokenizer_with(template))
+        except ValueError:
+            chosen = None
+        assert training_template(template) == chosen, family
+        compared += chosen is not None
+    assert compared > 20
