@@ -56,11 +56,12 @@ def test_values_of_the_user_are_kept() -> None:
         "save_every_steps": 4,
         "early_stopping_patience": 2,
         "gradient_checkpointing": True,
+        "validate_every_steps": 6,
     }
 
     given = chosen(rows=20, **wanted)
 
-    assert given.model_dump() == wanted | {"total_steps": 5 * 4, "processes": 1}
+    assert given.model_dump() == wanted | {"total_steps": 5 * 4, "processes": 1, "max_batch_tokens": None}
 
 
 @pytest.mark.parametrize(
@@ -157,3 +158,22 @@ def test_a_step_has_eight_rows_of_all_processes_where_they_fit(
 
 def test_with_fewer_rows_than_a_step_every_process_has_one() -> None:
     assert chosen(rows=5, processes=4).per_device_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "interval"),
+    [
+        (200, {}, None),
+        (1592, {}, None),
+        (1600, {}, 100),
+        (8000, {}, 150),
+        (100_000, {}, 625),
+        (100_000, {"early_stopping_patience": 2}, None),
+        (100_000, {"early_stopping_patience": 2, "validate_every_steps": 50}, 50),
+        (200, {"validate_every_steps": 7}, 7),
+    ],
+)
+def test_long_epochs_have_validations_in_between(
+    rows: int, wanted: dict[str, Any], interval: int | None
+) -> None:
+    assert chosen(rows=rows, **wanted).validate_every_steps == interval

@@ -70,6 +70,18 @@ class SharedPart(Contract):
         return schema
 
 
+def without_newer_defaults(message: Contract) -> dict[str, Any]:
+    """The fields by name as JSON types, without those that are at their default and new in this version."""
+    values = message.model_dump(mode="json")
+    newer = {
+        name
+        for name, field in type(message).model_fields.items()
+        if _is_newer(field, CONTRACT_VERSION - 1)
+        and getattr(message, name) == field.get_default(call_default_factory=True)
+    }
+    return {name: value for name, value in values.items() if name not in newer}
+
+
 def _marks(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 

@@ -78,15 +78,25 @@ class _Options(BaseModel):
         Field(
             ge=1,
             le=1000,
-            description="Epochs without a lower validation loss after which training stops. Needs validation"
-            " rows. Default: no early stopping.",
+            description="Validations without a lower loss after which training stops; one validation per"
+            " epoch unless validateEverySteps is set. Needs validation rows. Default: no early stopping.",
         ),
     ] = None
     gradient_checkpointing: Annotated[
         bool | None,
         Field(
             description="Recompute activations in the backward pass instead of keeping them: less memory,"
-            " more time, the same weights. Default: false."
+            " more time, the same weights. Default: false. Turned on if a batch does not fit into memory."
+        ),
+    ] = None
+    validate_every_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Optimizer steps between two validations; the last step is always validated. Default:"
+            " after each epoch; in runs with long epochs and without earlyStoppingPatience, about 20 times"
+            " per run, at least 100 steps apart.",
+            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
 
@@ -122,7 +132,7 @@ class ResolvedHyperparameterFields(BaseModel):
     early_stopping_patience: Annotated[
         int | None,
         Field(
-            description="Epochs without a lower validation loss after which training stops. Absent: no early"
+            description="Validations without a lower loss after which training stops. Absent: no early"
             " stopping."
         ),
     ] = None
@@ -133,6 +143,22 @@ class ResolvedHyperparameterFields(BaseModel):
         int, Field(description="Number of processes that train together, each with its own batch.")
     ] = 1
     """Nodes × devices."""
+    max_batch_tokens: Annotated[
+        int | None,
+        Field(
+            description="Max tokens per device at once. The rows of an optimizer step are split into batches"
+            " of at most this many tokens; a longer row is a batch of its own. Absent: each batch has"
+            " perDeviceBatchSize rows.",
+            json_schema_extra={"since": 2},
+        ),
+    ] = None
+    validate_every_steps: Annotated[
+        int | None,
+        Field(
+            description="Optimizer steps between two validations. Absent: after each epoch.",
+            json_schema_extra={"since": 2},
+        ),
+    ] = None
 
 
 class Hyperparameters(ResolvedHyperparameterFields, SharedPart):

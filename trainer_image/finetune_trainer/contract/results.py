@@ -162,6 +162,10 @@ class TrainResult(Contract):
     """Value used instead of the config's if its batches did not fit into memory."""
     gradient_accumulation_steps: int | None = None
     """Like `per_device_batch_size`."""
+    max_batch_tokens: int | None = Field(default=None, json_schema_extra={"since": 2})
+    """Like `per_device_batch_size`."""
+    gradient_checkpointing: bool | None = Field(default=None, json_schema_extra={"since": 2})
+    """True if it was turned on because a batch did not fit into memory; else None."""
     checkpoints: tuple[CheckpointResult, ...]
 
 

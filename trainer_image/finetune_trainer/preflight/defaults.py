@@ -28,6 +28,10 @@ earlyStoppingPatience
     None: a run trains to its last epoch unless the user sets a patience.
 gradientCheckpointing
     False: it costs time, and whether memory is short is unknown before training.
+validateEverySteps
+    None, which validates after each epoch. If an epoch is long enough for at least two validations, a
+    twentieth of all steps, at least 100, so that a bad run shows early and the best weights are chosen among
+    several. Not with earlyStoppingPatience, which counts validations: its default unit stays the epoch.
 """
 
 from typing import Final
@@ -54,6 +58,9 @@ MAX_BATCH_TOKENS: Final = 8192
 
 SEED: Final = 42
 MIN_STEPS_BETWEEN_SAVES: Final = 10
+
+VALIDATIONS: Final = 20
+MIN_STEPS_BETWEEN_VALIDATIONS: Final = 100
 
 
 def choose_hyperparameters(
@@ -87,7 +94,8 @@ def choose_hyperparameters(
     )
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = requested.epochs or _epochs(train_rows)
-    total = epochs * steps_per_epoch(train_rows, batch, accumulation, processes)
+    epoch_steps = steps_per_epoch(train_rows, batch, accumulation, processes)
+    total = epochs * epoch_steps
     return Hyperparameters(
         epochs=epochs,
         learning_rate=requested.learning_rate or _learning_rate(info, hidden_size),
@@ -99,6 +107,7 @@ def choose_hyperparameters(
         save_every_steps=requested.save_every_steps or max(MIN_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=requested.early_stopping_patience,
         gradient_checkpointing=requested.gradient_checkpointing or False,
+        validate_every_steps=_validation_interval(requested, epoch_steps, total),
         processes=processes,
     )
 
@@ -109,6 +118,16 @@ def _epochs(rows: int) -> int:
     if rows * DEFAULT_EPOCHS > MAX_TRAINING_EXAMPLES:
         return max(1, MAX_TRAINING_EXAMPLES // rows)
     return DEFAULT_EPOCHS
+
+
+def _validation_interval(
+    requested: RequestedHyperparameters, epoch_steps: int, total_steps: int
+) -> int | None:
+    """Steps between validations; None to validate after each epoch."""
+    if requested.validate_every_steps is not None or requested.early_stopping_patience is not None:
+        return requested.validate_every_steps
+    interval = max(MIN_STEPS_BETWEEN_VALIDATIONS, -(-total_steps // VALIDATIONS))
+    return interval if 2 * interval <= epoch_steps else None
 
 
 def _learning_rate(method: MethodInfo, hidden_size: int) -> float:

@@ -7,6 +7,7 @@ from typing import Final
 
 from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
@@ -52,12 +53,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     check_form(splits, config.method.type)
     check_processes(config.method.type, config.nodes, config.devices)
     preference = resolve_preference(config.method, splits["train"])
-    if config.hyperparameters.early_stopping_patience is not None and not splits["validation"]:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            "hyperparameters.earlyStoppingPatience: early stopping needs validation rows, but the dataset has"
-            " none; raise split.validation, or remove earlyStoppingPatience",
-        )
+    if not splits["validation"]:
+        _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
         source = found.folder
@@ -115,6 +112,21 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         longest_row_tokens=longest_row,
         truncated_rows=truncated,
         report_uri=report_uri,
+    )
+
+
+def _check_validation_is_not_needed(requested: RequestedHyperparameters) -> None:
+    """Raise StageFailure (INVALID_CONFIG) for hyperparameters that need validation rows."""
+    if requested.early_stopping_patience is not None:
+        field, purpose = "earlyStoppingPatience", "early stopping"
+    elif requested.validate_every_steps is not None:
+        field, purpose = "validateEverySteps", "validation"
+    else:
+        return
+    raise StageFailure(
+        FailureReason.INVALID_CONFIG,
+        f"hyperparameters.{field}: {purpose} needs validation rows, but the dataset has none; raise"
+        f" split.validation, or remove {field}",
     )
 
 

@@ -21,7 +21,7 @@ from finetune_trainer.train.callbacks.reporting import Reporting
 from finetune_trainer.train.callbacks.saving import Keeping, Saving
 from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
 from finetune_trainer.train.callbacks.trainerevents import Events
-from finetune_trainer.train.callbacks.validation import Validating
+from finetune_trainer.train.callbacks.validation import Validating, validation_sample
 from finetune_trainer.train.factory import is_sharded, make_trainer
 from finetune_trainer.train.guards.memory import catch_out_of_memory
 from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
@@ -125,10 +125,11 @@ class TrainingSession:
                 metrics=metrics,
             )
             saving = Saving(run)
-            validating = Validating(run, trainer.batches(data.validation), saving)
+            validation = validation_sample(data.validation, self.attempt.hyperparameters)
+            validating = Validating(run, trainer.batches(validation), saving)
             callbacks = (Heartbeat(run), Reporting(run), Divergence(run), Keeping(run), validating, saving)
             trainer.add_callback(Events(callbacks))
-            self._log_size()
+            self._log_size(len(validation))
             state = self.attempt.state
             try:
                 trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
@@ -137,7 +138,7 @@ class TrainingSession:
         steps = trainer.state.global_step
         if stopped_early:
             logger.info(
-                "stopped early after step %d of %d: no lower validation loss for %d epochs",
+                "stopped early after step %d of %d: no lower loss in %d validations",
                 steps,
                 self.attempt.hyperparameters.total_steps,
                 self.attempt.hyperparameters.early_stopping_patience,
@@ -154,13 +155,14 @@ class TrainingSession:
             device=self.device,
         )
 
-    def _log_size(self) -> None:
+    def _log_size(self, validation_rows: int) -> None:
         parameters = self.model.parameters()
         logger.info(
-            "%s: training %d parameters on %d rows with %d validation rows, %d steps on %s",
+            "%s: training %d parameters on %d rows, validating on %d of %d rows, %d steps on %s",
             self.config.method.type,
             sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             len(self.data.rows),
+            validation_rows,
             len(self.data.validation),
             self.config.hyperparameters.total_steps,
             self.model.device,

@@ -20,7 +20,7 @@ from finetune_trainer.train.trainingmetrics import TrainingMetrics
 
 
 class StoppedEarly(Exception):
-    """The validation loss did not improve for `early_stopping_patience` epochs; the state is saved."""
+    """The validation loss did not improve in `early_stopping_patience` validations; the state is saved."""
 
 
 @dataclass
@@ -57,12 +57,22 @@ class RunState:
         """Whether `step` is the last of an epoch."""
         return step > 0 and step % self.steps_per_epoch == 0
 
+    @property
+    def validation_interval(self) -> int:
+        """Optimizer steps between two validations."""
+        return self.hyperparameters.validate_every_steps or self.steps_per_epoch
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows `step`; one follows the last step."""
+        is_last = step == self.hyperparameters.total_steps
+        return step > 0 and (is_last or step % self.validation_interval == 0)
+
     def out_of_patience(self, step: int) -> bool:
         """Whether early stopping ends the run after this step."""
         patience = self.hyperparameters.early_stopping_patience
         if patience is None or step == self.hyperparameters.total_steps:
             return False
-        return self.ledger.steps_since_best >= patience * self.steps_per_epoch
+        return self.ledger.steps_since_best >= patience * self.validation_interval
 
     def loss_failure(self, reason: FailureReason, problem: str) -> StageFailure:
         """Create the failure of a run whose loss is not usable; `problem` is a clause."""

@@ -1,25 +1,61 @@
-"""Validates after each epoch, and saves the weights with the lowest validation loss."""
+"""Validates after each interval, and saves the weights with the lowest validation loss."""
 
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
+from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.saving import Saving
 from finetune_trainer.train.callbacks.state import Callback, RunState
+from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.preference.rewards import describe_rewards
 from finetune_trainer.train.states.ledger import Best
 
+MIN_SAMPLED_ROWS: Final = 256
+"""Fewer rows make a loss too noisy to choose the best weights by."""
+STEP_COST: Final = 3
+"""Cost of a training step relative to a forward pass of its rows: the backward pass costs twice as much."""
+MAX_TIME_SHARE: Final = 0.1
+"""Share of the training time that validations between epochs may take."""
+
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+
+def validation_sample(rows: Sequence[T], hyperparameters: Hyperparameters) -> Sequence[T]:
+    """The rows of every validation: all of them if it follows an epoch, else a sample of bounded size.
+
+    The sample has at least `MIN_SAMPLED_ROWS` rows, and so many that validations take `MAX_TIME_SHARE` of the
+    time of the steps between them, if validation rows are as long as training rows. It depends only on the
+    seed.
+    """
+    if hyperparameters.validate_every_steps is None:
+        return rows
+    rows_per_step = (
+        hyperparameters.per_device_batch_size
+        * hyperparameters.gradient_accumulation_steps
+        * hyperparameters.processes
+    )
+    affordable = int(hyperparameters.validate_every_steps * rows_per_step * STEP_COST * MAX_TIME_SHARE)
+    size = max(MIN_SAMPLED_ROWS, affordable)
+    if len(rows) <= size:
+        return rows
+    generator = torch.Generator().manual_seed(hyperparameters.seed)
+    order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[index] for index in sorted(order[:size])]
 
 
 class Validating(Callback):
     """A run that is stopped during validation saves its state first; the next pod repeats the validation."""
 
-    def __init__(self, run: RunState, batches: Sequence[Mapping[str, Tensor]], saving: Saving) -> None:
+    def __init__(self, run: RunState, batches: LazyBatches, saving: Saving) -> None:
         """`batches` are those of this process; empty without validation rows."""
         super().__init__(run)
         self._batches = batches
@@ -28,14 +64,15 @@ class Validating(Callback):
     @override
     def begin(self, step: int, epoch: float) -> None:
         """Repeat a validation that was interrupted."""
-        if self.run.ends_epoch(step) and self.run.ledger.evaluated_step < step:
+        if self.run.validates(step) and self.run.ledger.evaluated_step < step:
             self._validate(step, epoch)
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
-        if not self.run.ends_epoch(step):
+        if self.run.ends_epoch(step):
+            self.run.ledger.end_epoch()
+        if not self.run.validates(step):
             return
-        self.run.ledger.end_epoch()
         try:
             self._validate(step, epoch)
         except Preempted:
@@ -57,7 +94,7 @@ class Validating(Callback):
         logger.info(
             "epoch %.2f: training loss %.4f, validation loss %.4f%s",
             epoch,
-            ledger.train_loss or 0,
+            ledger.validated_train_loss or 0,
             loss,
             describe_rewards(validation.rewards, "validation "),
         )
@@ -66,7 +103,7 @@ class Validating(Callback):
             ledger.best = Best(
                 step=step,
                 epoch=epoch,
-                train_loss=ledger.train_loss or 0,
+                train_loss=ledger.validated_train_loss or 0,
                 validation_loss=loss,
                 **ledger.reward_figures(),
             )

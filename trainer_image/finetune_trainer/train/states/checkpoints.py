@@ -59,7 +59,7 @@ def publish_checkpoints(
                 type=weights.type,
                 step=step,
                 epoch=epoch,
-                train_loss=ledger.train_loss,
+                train_loss=ledger.final_train_loss,
                 validation_loss=ledger.validation_loss,
                 **ledger.reward_figures(),
                 best=final_is_best,

@@ -2,9 +2,16 @@
 
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+)
 
-from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.base import Contract, Digest, without_newer_defaults
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
@@ -32,6 +39,11 @@ class Fingerprint(BaseModel):
     method: Method
     hyperparameters: Hyperparameters
     chat_template_kwargs: ChatTemplateKwargs = Field(default={})
+
+    @field_serializer("method", "hyperparameters")
+    def _without_newer_defaults(self, part: Contract) -> dict[str, Any]:
+        """Omit fields of this release at their default: older trainers do not know them."""
+        return without_newer_defaults(part)
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Fingerprint":
@@ -90,10 +102,16 @@ class RunLedger(StoredModel):
     """Mean loss of the last complete epoch, in the trainer's unit."""
     train_rewards: RewardSums | None = None
     """Rewards of the last complete epoch."""
+    interval_loss_sum: float = Field(default_factory=lambda data: data["epoch_loss_sum"])
+    """Summed loss since the last validation. States of older releases have the same sum for the epoch."""
+    interval_label_tokens: int = Field(default_factory=lambda data: data["epoch_label_tokens"])
+    """Number of labelled tokens since the last validation; of rows for methods with one loss per row."""
+    validated_train_loss: float | None = None
+    """Mean training loss between the last two validations."""
     validation_loss: float | None = None
-    """Validation loss after the last complete epoch."""
+    """Loss of the last validation."""
     validation_rewards: RewardSums | None = None
-    """Rewards of the validation rows after the last complete epoch."""
+    """Rewards of the validation rows at the last validation."""
     evaluated_step: int = 0
     """The step of the last validation."""
     best: Best | None = None
@@ -108,6 +126,8 @@ class RunLedger(StoredModel):
             self.epoch_rewards = (self.epoch_rewards or RewardSums()) + figures.rewards
         self.epoch_loss_sum += figures.loss_sum
         self.epoch_label_tokens += figures.labels
+        self.interval_loss_sum += figures.loss_sum
+        self.interval_label_tokens += figures.labels
         self.tokens += figures.tokens
         self.losses.add(figures.loss)
         self.curve.add_step(figures.loss_sum, figures.labels)
@@ -118,27 +138,42 @@ class RunLedger(StoredModel):
         return {} if rewards is None else rewards.figures()
 
     @property
+    def final_train_loss(self) -> float | None:
+        """Mean loss of the last complete epoch; before that, up to the last validation."""
+        return self.validated_train_loss if self.train_loss is None else self.train_loss
+
+    @property
     def steps_since_best(self) -> int:
         """Steps between the lowest and the last validation loss; 0 without validation."""
         return 0 if self.best is None else self.evaluated_step - self.best.step
 
     @property
     def overfit(self) -> bool:
-        """Whether the validation loss rose after the best epoch while the training loss fell."""
-        if self.best is None or self.validation_loss is None or self.train_loss is None:
+        """Whether the validation loss rose after the best step while the training loss fell."""
+        train_loss = self.train_loss if self.validated_train_loss is None else self.validated_train_loss
+        if self.best is None or self.validation_loss is None or train_loss is None:
             return False
         lowest = self.best.validation_loss
         has_risen = self.validation_loss > max(lowest * OVERFIT_RISE_FACTOR, lowest + OVERFIT_MIN_RISE)
-        return has_risen and self.train_loss < self.best.train_loss
+        return has_risen and train_loss < self.best.train_loss
 
     def keep(self, step: int, epoch: float, retention: Retention) -> None:
         """Record that the weights after the last counted step are kept."""
         mean = self.epoch_loss_sum / self.epoch_label_tokens
         self.kept = retention.candidates([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
 
+    @property
+    def _interval_train_loss(self) -> float | None:
+        # A state that an older release saved at the end of an epoch has no sums.
+        if self.interval_label_tokens:
+            return self.interval_loss_sum / self.interval_label_tokens
+        return self.train_loss
+
     def end_validation(self, step: int, loss: float) -> None:
         """Record the validation loss after a step."""
         self.validation_loss, self.evaluated_step = loss, step
+        self.validated_train_loss = self._interval_train_loss
+        self.interval_loss_sum, self.interval_label_tokens = 0.0, 0
         self.curve.add_validation(step, loss)
         if self.kept and self.kept[-1].step == step:
             self.kept[-1].validation_loss = loss
