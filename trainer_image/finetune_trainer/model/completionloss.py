@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model.head import ChunkedHead
+from finetune_trainer.tokens.batching import model_inputs
 from finetune_trainer.tokens.encode import IGNORE_INDEX
 
 
@@ -23,11 +24,11 @@ def completion_loss(
     """
     targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     predicting = targets != IGNORE_INDEX
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = model_inputs(batch)
     if head is not None:
-        with head.bypassed():
-            hidden = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
-        return head.loss_sum(hidden, targets[predicting]), predicting.sum()
+        with head.computing_loss(targets[predicting]) as loss_of:
+            returned = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+        return loss_of(returned), predicting.sum()
     logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
     return cross_entropy(logits.float(), targets[predicting], reduction="sum"), predicting.sum()
 

@@ -6,8 +6,9 @@ positions are computed, reduced to loss and gradient, and freed, as in "Liger Ke
 for LLM Training" (P.-L. Hsu et al., 2024, section 3.2, FusedLinearCrossEntropy).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import torch
@@ -17,51 +18,82 @@ from torch.nn.functional import linear
 from typing_extensions import override
 
 MAX_LOGITS: Final = 1 << 24
-"""Logits computed at once: 64 MiB in float32."""
+"""Logits computed at once on a CPU: 64 MiB in float32."""
+TILE_TOKENS: Final = 8192
+"""Vocabulary of a tile of logits on a GPU."""
 PROBE_LOGIT: Final = 1000.0
 """Far beyond any real logit, so that a cap on the logits has an effect."""
+
+
+LossSum = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""Summed negative log-likelihood in nats, in float32, of hidden states (positions, hidden size), weight, bias
+and targets (positions,). The head multiplies in the dtype of autocast if it is on, else in that of the hidden
+states."""
 
 
 class ChunkedHead:
     """Computes the loss of a linear output head without holding all of its logits.
 
-    Valid only for models whose logits are the output of the head, or a multiple of it.
+    Valid only for models whose logits are the output of the head, or a multiple of it. The loss is computed
+    where the model computes its head: only there are sharded weights whole, and only there do processes learn
+    which gradients to expect.
     """
 
-    def __init__(self, head: nn.Linear) -> None:
+    def __init__(self, head: nn.Linear, scale: float = 1.0) -> None:
+        """`scale` is the factor by which the model multiplies the output of the head."""
         self._head = head
-        self._positions = max(1, MAX_LOGITS // head.out_features)
-        self._dtype = head.weight.dtype
-
-    def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Compute the summed negative log-likelihood in nats, in float32.
-
-        The head multiplies in the dtype of the model's last pass: that of autocast if it was on, although
-        `hidden` may have been widened since.
-
-        Args:
-            hidden: input of the head, of shape (positions, hidden size).
-            targets: token ids to predict, of shape (positions,).
-        """
-        weight: Tensor = self._head.weight
-        bias: Tensor | None = self._head.bias
-        if not torch.is_grad_enabled():
-            weight, bias = weight.detach(), None if bias is None else bias.detach()
-        loss_sum: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, self._positions, self._dtype)
-        return loss_sum
+        self._scale = scale
+        on_gpu = head.weight.device.type == "cuda"
+        self._loss_sum: LossSum = tiled_loss_sum if on_gpu else chunked_loss_sum
 
     @contextmanager
-    def bypassed(self) -> Iterator[None]:
-        """In the block, the model returns the input of the head instead of logits, or a multiple of it."""
-        with _replaced(self._head, self._pass_through):
-            yield
+    def computing_loss(self, targets: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """In the block, the model returns the loss of `targets` in place of its logits.
 
-    def _pass_through(self, hidden: Tensor) -> Tensor:
-        # accelerate converts outputs to float32, and the loss is computed outside of its autocast.
-        device = hidden.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self._dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        return hidden
+        Yields a function that takes what the model returns, and returns the summed negative log-likelihood in
+        nats, in float32. `targets` has the token ids to predict, of shape (positions,).
+        """
+
+        def forward(hidden: Tensor) -> Tensor:
+            weight: Tensor = self._head.weight
+            bias: Tensor | None = self._head.bias
+            if not torch.is_grad_enabled():
+                weight, bias = weight.detach(), None if bias is None else bias.detach()
+            scaled = hidden if self._scale == 1 else hidden * self._scale
+            loss_sum = self._loss_sum(scaled.flatten(0, -2), weight, bias, targets)
+            return loss_sum.reshape(1, 1)  # logits have two dimensions too
+
+        def unscaled(returned: Tensor) -> Tensor:
+            loss_sum = returned.reshape(())
+            return loss_sum if self._scale == 1 else loss_sum / self._scale
+
+        with _replaced(self._head, forward):
+            yield unscaled
+
+
+def chunked_loss_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """`LossSum` that computes the gradients with the loss, a few positions at a time: fastest on a CPU."""
+    positions = max(1, MAX_LOGITS // len(weight))
+    loss_sum: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, positions, _dtype(hidden))
+    return loss_sum
+
+
+def tiled_loss_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """`LossSum` by TRL's kernels, which read each tile of logits once: for GPUs."""
+    # Imported late: only a GPU needs it.
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    temperature, soft_cap, logit_scale, other_outputs = 1.0, None, 1.0, ()
+    log_probabilities, *_ = ChunkedLogProbFunction.apply(
+        hidden, weight, bias, targets, temperature, TILE_TOKENS, soft_cap, logit_scale, other_outputs
+    )
+    loss_sum: Tensor = -log_probabilities.sum()
+    return loss_sum
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 @torch.inference_mode()
@@ -69,32 +101,55 @@ def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
     """Return the head of a causal language model, after a test on the inputs of `batch`.
 
     None if the head is not a linear layer, or if the model does more to its logits than multiply them, for
-    example cap them. Leaves the model in evaluation mode.
+    example cap them. Leaves the model in evaluation mode. Of a model on the meta device, only what follows
+    its decoder is computed.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return None
-    probe = torch.linspace(
-        -PROBE_LOGIT, PROBE_LOGIT, head.out_features, dtype=head.weight.dtype, device=head.weight.device
-    )
+    device = torch.device("cpu") if head.weight.is_meta else head.weight.device
+    # In float32 also for other models, so that the factor is exact.
+    probe = torch.linspace(-PROBE_LOGIT, PROBE_LOGIT, head.out_features, device=device)
     model.eval()
-    with _replaced(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)):
+    with ExitStack() as replaced:
+        replaced.enter_context(_replaced(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)))
+        if head.weight.is_meta:
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            hidden = torch.zeros(*batch["input_ids"].shape, head.in_features)
+            replaced.enter_context(_replaced(base.base_model, lambda *_, **__: DecoderOutput(hidden)))
         logits = model(**batch, use_cache=False).logits.float()
     scale = logits[..., -1:] / PROBE_LOGIT
-    is_multiple = torch.allclose(logits, probe.float() * scale, rtol=0.01, atol=0.01 * PROBE_LOGIT)
+    is_multiple = torch.allclose(logits, probe * scale, rtol=0.01, atol=0.01 * PROBE_LOGIT)
+    factor = float(scale.flatten()[0])
     bias: Tensor | None = head.bias
-    if not is_multiple or (bias is not None and not torch.allclose(scale, torch.ones_like(scale))):
+    if not is_multiple or factor == 0 or not torch.allclose(scale, torch.full_like(scale, factor), rtol=1e-3):
         return None
-    return ChunkedHead(head)
+    if bias is not None and not math.isclose(factor, 1, rel_tol=1e-3):
+        return None
+    return ChunkedHead(head, 1.0 if math.isclose(factor, 1, rel_tol=1e-6) else factor)
+
+
+class DecoderOutput:
+    """Hidden states as the output of any decoder, which have different further fields: all of them None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        return self.last_hidden_state if index == 0 else None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @contextmanager
-def _replaced(head: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    head.forward = forward  # type: ignore[method-assign,assignment]
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward
     try:
         yield
     finally:
-        del head.forward
+        del module.forward
 
 
 class _HeadLoss(Function):
@@ -113,7 +168,8 @@ class _HeadLoss(Function):
     ) -> Tensor:
         needs_grad = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
         grad_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if needs_grad[1] else None
+        # Chunks are summed in float32; sharded weights are bfloat16 here.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_grad[2] else None
         loss_sum = torch.zeros((), device=hidden.device)
         weight_cast, bias_cast = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -136,6 +192,8 @@ class _HeadLoss(Function):
                 grad_weight += gradient.T @ inputs
             if grad_bias is not None:
                 grad_bias += probabilities.sum(0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return loss_sum
 
