@@ -28,6 +28,7 @@ class Forgetful(torch.nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self._model = model
+        self.config = model.config
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *, use_cache: bool) -> object:
         mask = torch.ones_like(input_ids)
@@ -60,7 +61,7 @@ def test_llama_keeps_packed_rows_apart(attention: str, dtype: torch.dtype) -> No
     model = load_base(tiny(), dtype, torch.device("cpu"))
     model.set_attn_implementation(attention)
 
-    assert isolates_packed_rows(model, ENCODED[0], ENCODED[1])
+    assert isolates_packed_rows(model)
 
 
 def test_learned_positions_keep_packed_rows_apart_too() -> None:
@@ -68,4 +69,4 @@ def test_learned_positions_keep_packed_rows_apart_too() -> None:
         GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
     )
 
-    assert isolates_packed_rows(model, ENCODED[0], ENCODED[1])
+    assert isolates_packed_rows(model)

@@ -1,19 +1,33 @@
-"""Chooses between padding and packing the rows of a batch."""
+"""Chooses how rows share a batch: packed into one sequence, or padded."""
 
+import functools
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from finetune_trainer.tokens.batching import Collate, Padding, pack
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
+from finetune_trainer.model.device import is_out_of_memory
+from finetune_trainer.tokens.batching import (
+    Collate,
+    Padding,
+    TokenBudget,
+    pack,
+    pack_with_bounds,
+    pad_without_mask,
+    row_lengths,
+)
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.modelsetup import Trainable
 
 MAX_PACKED_TOKENS: Final = 1024
-"""Attention costs the square of a packed sequence's length; above this limit padding costs less."""
-MAX_RELATIVE_DIFFERENCE: Final = 0.05
-"""Limit for a row's logits packed and alone: far above rounding, far below the effect of mixed rows."""
+"""Attention with a mask costs the square of a packed sequence; above this limit padding costs less."""
+PROBE_TOKENS: Final = (7, 9)
+"""Lengths of the two rows of random tokens that test whether packed rows are separated."""
+MAX_DIVERGENCE_SHARE: Final = 0.05
+"""Limit for the effect of an earlier packed row, relative to that of the same tokens in one row. Rounding in
+bfloat16 is far below it."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,36 +40,106 @@ def choose_collation(
     Packing avoids padding, which is a large part of a step with short texts. The choice draws no random
     numbers and depends on nothing that changes in training.
     """
-    mean = sum(len(row.input_ids) for row in rows) / len(rows)
-    if batch_size == 1 or batch_size * mean > MAX_PACKED_TOKENS:
+    mean = sum(map(int, row_lengths(rows))) / len(rows)
+    if batch_size == 1 or batch_size * mean > MAX_PACKED_TOKENS or model.device.type == "meta":
         return Padding(pad_token_id)
-    if not isolates_packed_rows(model, *_two_shortest(rows)):
+    if not isolates_packed_rows(model):
         logger.info("this model does not separate packed rows: batches are padded")
         return Padding(pad_token_id)
     return pack
 
 
-def isolates_packed_rows(model: Trainable, first: EncodedRow, second: EncodedRow) -> bool:
-    """Whether the second row has the same logits alone and packed after the first row."""
-    model.eval()
-    with torch.inference_mode():
-        alone = _logits(model, [second])
-        packed = _logits(model, [first, second])[len(first.input_ids) :]
-    return bool((packed - alone).norm() <= MAX_RELATIVE_DIFFERENCE * alone.norm())
+def choose_budget(model: Trainable, max_tokens: int, pad_token_id: int, device: torch.device) -> TokenBudget:
+    """Choose how batches of at most `max_tokens` tokens are made on `device`.
 
+    - On a GPU with varlen attention rows are packed, because its cost depends on the rows alone. The model is
+      switched to it.
+    - On a CPU rows are packed into short sequences, because attention computes a mask over all of a sequence.
+    - Otherwise rows of similar length are padded, without a mask.
 
-def _logits(model: Trainable, rows: Sequence[EncodedRow]) -> torch.Tensor:
-    """Logits of packed rows, of shape (tokens, vocabulary)."""
-    batch = pack(rows)
-    output = model(
-        input_ids=batch["input_ids"].to(model.device),
-        position_ids=batch["position_ids"].to(model.device),
-        use_cache=False,
+    The choice draws no random numbers and depends on nothing that changes in training.
+    """
+    padded = TokenBudget(
+        max_tokens, functools.partial(pad_without_mask, pad_token_id=pad_token_id), packs=False
     )
-    logits: torch.Tensor = output.logits[0].float()
-    return logits
+    if model.device.type != device.type:
+        # The weights are sharded later, so the model cannot be tested on its device.
+        chosen = padded
+    elif device.type == "cuda":
+        chosen = TokenBudget(max_tokens, pack_with_bounds, packs=True) if pack_by_varlen(model) else padded
+    elif isolates_packed_rows(model):
+        chosen = TokenBudget(min(max_tokens, MAX_PACKED_TOKENS), pack, packs=True)
+    else:
+        chosen = padded
+    logger.info(
+        "batches of up to %d tokens: rows are %s",
+        chosen.max_tokens,
+        "packed" if chosen.packs else "padded to rows of similar length",
+    )
+    return chosen
 
 
-def _two_shortest(rows: Sequence[EncodedRow]) -> tuple[EncodedRow, EncodedRow]:
-    shortest = sorted(rows, key=lambda row: len(row.input_ids))[:2]
-    return shortest[0], shortest[-1]
+def isolates_packed_rows(model: Trainable, collate: Collate = pack) -> bool:
+    """Whether the model separates packed rows, tested with two rows of random tokens.
+
+    The predictions for the second row must be much closer to those for the row alone than to those for both
+    rows as one. They are compared by the Kullback-Leibler divergence, because logits share a constant that
+    hides differences.
+    """
+    first, second = _probe_rows(model)
+    joined = EncodedRow(first.input_ids + second.input_ids, first.labels + second.labels)
+    model.eval()
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
+        alone, packed, mixed = (
+            _log_probabilities(model, collate(rows))[-len(second.input_ids) :]
+            for rows in ([second], [first, second], [joined])
+        )
+    return _divergence(packed, alone) <= MAX_DIVERGENCE_SHARE * _divergence(mixed, alone)
+
+
+def pack_by_varlen(model: Trainable) -> bool:
+    """Switch the model to varlen attention if it separates packed rows; else leave it unchanged."""
+    before = attention_of(model)
+    if before != REPLACED:
+        return False
+    set_attention(model, VARLEN)
+    try:
+        if isolates_packed_rows(model, pack_with_bounds):
+            return True
+        problem = "it does not separate packed rows"
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        problem = str(error).partition("\n")[0]
+    set_attention(model, before)
+    logger.info("varlen attention cannot be used for this model: %s", problem)
+    return False
+
+
+def _divergence(predicted: torch.Tensor, expected: torch.Tensor) -> float:
+    """Mean Kullback-Leibler divergence of log-probabilities of shape (tokens, vocabulary)."""
+    return float(torch.nn.functional.kl_div(predicted, expected, reduction="batchmean", log_target=True))
+
+
+def _probe_rows(model: Trainable) -> tuple[EncodedRow, EncodedRow]:
+    vocabulary: int = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.randint(vocabulary, (tokens,), generator=generator).tolist() for tokens in PROBE_TOKENS
+    )
+    return _unlabelled(first), _unlabelled(second)
+
+
+def _unlabelled(tokens: list[int]) -> EncodedRow:
+    return EncodedRow(tokens, [IGNORE_INDEX] * len(tokens))
+
+
+def _log_probabilities(model: Trainable, batch: dict[str, Any]) -> torch.Tensor:
+    """Log-probabilities of the next tokens of packed rows, of shape (tokens, vocabulary)."""
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)

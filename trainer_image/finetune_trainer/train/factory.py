@@ -12,7 +12,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.train.collation import choose_collation
+from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -52,10 +52,17 @@ def make_trainer(
         group: the processes of the run.
     """
     if not METHODS[method.type].rows.is_preference_data:
-        size = hyperparameters.per_device_batch_size
-        collate = choose_collation(model, rows, size, tokenizer.pad_token_id)
         trainer_class = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer
-        return trainer_class(model, rows, collate, hyperparameters, folder, device=device, group=group)
+        pad, max_tokens = tokenizer.pad_token_id, hyperparameters.max_batch_tokens
+        if max_tokens is None:
+            budget = None
+            collate = choose_collation(model, rows, hyperparameters.per_device_batch_size, pad)
+        else:
+            budget = choose_budget(model, max_tokens, pad, device)
+            collate = budget.collate
+        return trainer_class(
+            model, rows, collate, hyperparameters, folder, device=device, group=group, budget=budget
+        )
     # Importing TRL takes seconds, so other methods do not import it.
     from finetune_trainer.train.preference.trainers import preference_trainer
 

@@ -27,13 +27,12 @@ class TrainerProtocol(Protocol):
     unit: str
     """Unit of the loss, for messages."""
 
-    @property
-    def loss_sum(self) -> float:
-        """Summed loss of the current optimizer step, over this process's batches so far."""
+    def gradient_norm(self) -> float:
+        """Norm of all gradients of the current optimizer step before clipping, the same in all processes."""
         ...
 
     def take_step(self) -> StepFigures:
-        """Return the figures of the current optimizer step of this process, and start the next step."""
+        """Return the figures of the current optimizer step of this process, when all batches are computed."""
         ...
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:

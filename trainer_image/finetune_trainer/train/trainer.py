@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import torch
-from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
@@ -18,10 +19,25 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.completionloss import completion_loss, total_completion_loss
 from finetune_trainer.model.head import ChunkedHead, chunked_head
-from finetune_trainer.tokens.batching import Collate, pack, token_count
+from finetune_trainer.tokens.batching import (
+    Collate,
+    TokenBudget,
+    longest_first,
+    model_inputs,
+    pack,
+    row_lengths,
+    token_count,
+)
 from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
+from finetune_trainer.train.parallel.sharding import (
+    BudgetedSteps,
+    CollatedBatches,
+    RowsWithBlank,
+    ShardedBatches,
+    blank_row,
+)
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
@@ -122,11 +138,6 @@ class StepSums:
             [value.detach().double().to(self._sums.device) for value in (loss_sum, labels, tokens)]
         )
 
-    @property
-    def loss_sum(self) -> float:
-        """Summed loss of the current step so far."""
-        return float(self._sums[0])
-
     def take(self, rewards: RewardSums | None = None) -> StepFigures:
         """Return the figures of the step, with these rewards, and start the next step."""
         loss_sum, labels, tokens = self._sums.tolist()
@@ -134,13 +145,35 @@ class StepSums:
         return StepFigures(loss_sum, int(labels), int(tokens), rewards)
 
 
-class CompletionTrainer(Trainer):
-    """Trains on completion tokens. All tokens of an optimizer step have equal weight, across its batches."""
+class NormKeeper(Trainer):
+    """Keeps the norm by which gradients are clipped, so that no one computes it again. A mixin."""
+
+    _gradient_norm: Any = None
+
+    @override
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        self._gradient_norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        return self._gradient_norm
+
+    def gradient_norm(self) -> float:
+        """Norm of all gradients of the current optimizer step before clipping."""
+        norm = self._gradient_norm
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+class CompletionTrainer(NormKeeper):
+    """Trains on completion tokens. All tokens of an optimizer step have equal weight, across its batches.
+
+    Without a token budget, transformers accumulates the batches of a step. With one, the loader returns the
+    list of batches of a whole step, because their number differs from step to step.
+    """
 
     loss_is_scaled_for_ga = True
     unit = "nats per token"
     settings: Mapping[str, Any] = MappingProxyType({})
     """Additional arguments of the Trainer."""
+    reduces_each_batch = False
+    """Whether processes add up their gradients after each batch of a step, instead of once per step."""
 
     def __init__(
         self,
@@ -152,8 +185,17 @@ class CompletionTrainer(Trainer):
         *,
         device: torch.device,
         group: Group = ALONE,
+        budget: TokenBudget | None = None,
     ) -> None:
+        """`collate` makes the batches, with or without a `budget`."""
         self._rows = rows
+        self._step_rows = group.size * (
+            hyperparameters.per_device_batch_size * hyperparameters.gradient_accumulation_steps
+        )
+        self._budget = budget
+        if budget is not None:
+            # For the Trainer, a list of batches is one batch.
+            hyperparameters = hyperparameters.model_copy(update={"gradient_accumulation_steps": 1})
         super().__init__(
             model=model,
             args=training_arguments(TrainingArguments, hyperparameters, device, folder, **self.settings),
@@ -166,9 +208,38 @@ class CompletionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes the Trainer count the labelled tokens of a whole step
         self.sums = StepSums(device)
         self._group = group
-        # DDP expects gradients only for weights that the model's own pass uses, not for a trained head.
-        self._head = probe_head(model, rows) if group.size == 1 or isinstance(model, PeftModel) else None
+        self._head = probe_head(model, rows)
         self._trained, self._collate = model, collate
+
+    @override
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Any,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute one batch, or all batches of a step; processes exchange gradients at the end."""
+        if self._budget is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        for left, batch in zip(range(len(inputs) - 1, -1, -1), inputs, strict=True):
+            waits = left > 0 and not self.reduces_each_batch
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                loss += super().training_step(model, batch, num_items_in_batch)
+            if left:
+                self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        return loss
+
+    @override
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        if self._budget is not None:
+            batch_samples = [batch for step in batch_samples for batch in step]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: nothing reads the estimate, which walks over all weights for each batch."""
+        return 0
 
     @override
     def compute_loss(
@@ -191,30 +262,38 @@ class CompletionTrainer(Trainer):
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of this process."""
+        """The batches of this process; with a token budget, the lists of batches of each step."""
+        seed = self.args.seed
+        if self._budget is not None:
+            return DataLoader(
+                CollatedBatches(RowsWithBlank(self._rows), self._collate),
+                batch_sampler=BudgetedSteps(
+                    row_lengths(self._rows), self._step_rows, self._budget, seed, self._group
+                ),
+                collate_fn=list,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
         if self._group.size == 1:
             return super().get_train_dataloader()
         size = self.args.per_device_train_batch_size
         return DataLoader(
-            [*self._rows, blank_row(self._rows[0])],  # type: ignore[arg-type] # a list is a Dataset
-            batch_sampler=ShardedBatches(len(self._rows), size, self.args.seed, self._group),
+            RowsWithBlank(self._rows),  # type: ignore[arg-type] # a sequence is a Dataset
+            batch_sampler=ShardedBatches(len(self._rows), size, seed, self._group),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
 
-    def batches(self, rows: Sequence[EncodedRow]) -> list[dict[str, Tensor]]:
-        """Collate this process's share of held-out rows for `validate`."""
-        size = self.args.per_device_train_batch_size
-        all_batches = [rows[at : at + size] for at in range(0, len(rows), size)]
-        return [
-            {name: tensor.to(self.args.device) for name, tensor in self._collate(batch).items()}
-            for batch in self._group.share(all_batches, [blank_row(self._rows[0])])
-        ]
-
-    @property
-    def loss_sum(self) -> float:
-        """Summed loss of the current optimizer step."""
-        return self.sums.loss_sum
+    def batches(self, rows: Sequence[EncodedRow]) -> LazyBatches:
+        """This process's share of held-out rows for `validate`, the longest first."""
+        lengths = [int(length) for length in row_lengths(rows)]
+        if self._budget is not None:
+            split = self._budget.split(lengths, self._group.size)
+        else:
+            order, size = longest_first(lengths), self.args.per_device_train_batch_size
+            split = [order[at : at + size] for at in range(0, len(order), size)]
+        all_batches = [[rows[index] for index in batch] for batch in split]
+        share = self._group.share(all_batches, [blank_row(self._rows[0])])
+        return LazyBatches(share, self._collate, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, without rewards."""
@@ -233,7 +312,7 @@ class CompletionTrainer(Trainer):
 
 def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
     """Return the output head, after a test on the shortest row; None if it cannot be chunked."""
-    shortest = pack([min(rows, key=lambda row: len(row.input_ids))])
-    return chunked_head(
-        model, {name: tensor.to(model.device) for name, tensor in shortest.items() if name != "labels"}
-    )
+    lengths = row_lengths(rows)
+    shortest = pack([rows[min(range(len(rows)), key=lengths.__getitem__)]])
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
+    return chunked_head(model, {name: value.to(device) for name, value in model_inputs(shortest).items()})

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import FailureReason
@@ -16,19 +15,10 @@ class Divergence(Callback):
 
     @override
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        (loss_sum,) = self.run.context.group.all_reduce_sum(self.run.trainer.loss_sum)
+        loss_sum = self.run.figures.loss_sum
         if not math.isfinite(loss_sum):
             raise self.run.not_finite(step + 1, f"training loss is {loss_sum}")
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if not torch.isfinite(norm):
+        if not math.isfinite(self.run.trainer.gradient_norm()):
             raise self.run.not_finite(step + 1, "gradient is not finite")
 
     @override

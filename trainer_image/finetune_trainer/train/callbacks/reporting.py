@@ -32,16 +32,15 @@ class Reporting(Callback):
 
     @override
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Read the learning rate before the scheduler changes it."""
+        """Sum the figures over all processes, and read the learning rate before the scheduler changes it."""
+        self.run.figures = self.run.trainer.take_step().all_reduced(self.run.context.group)
         self.run.learning_rate = float(optimizer.param_groups[0]["lr"])
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
         run = self.run
-        figures = run.trainer.take_step().all_reduced(run.context.group)
-        run.figures = figures
-        run.ledger.add_step(figures)
-        self._throughput.end_step(figures)
+        run.ledger.add_step(run.figures)
+        self._throughput.end_step(run.figures)
         progress = self._throughput.progress(step, epoch, run.learning_rate).model_copy(
             update={
                 "validation_loss": run.ledger.validation_loss,

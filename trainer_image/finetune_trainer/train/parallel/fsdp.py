@@ -49,6 +49,7 @@ class FullyShardedTrainer(CompletionTrainer):
     """Reads and writes unsharded states."""
 
     settings = MappingProxyType({"fsdp": True, "fsdp_config": CONFIG})
+    reduces_each_batch = True  # gradients that wait for the last batch are not sharded
 
     @override
     def create_accelerator_and_postprocess(self) -> None:

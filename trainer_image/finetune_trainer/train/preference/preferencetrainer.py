@@ -6,28 +6,29 @@ training and is not part of a resume state, so an interrupted run resumes exactl
 the base model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from typing_extensions import override
 
 from finetune_trainer.contract.method import Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.preference.trlrows import TRLRow
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
-from finetune_trainer.train.trainer import StepSums, collect_state
+from finetune_trainer.train.trainer import NormKeeper, StepSums, collect_state
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(NormKeeper):
     """The common part of the methods; a mixin that precedes TRL's class."""
 
     method: ClassVar[MethodType]
@@ -71,22 +72,13 @@ class PreferenceTrainer(Trainer):
         self._rewards += rewards
         return loss
 
-    def batches(self, rows: Sequence[EncodedAnswers]) -> list[dict[str, Tensor]]:
-        """Collate held-out rows for `validate`."""
+    def batches(self, rows: Sequence[EncodedAnswers]) -> LazyBatches:
+        """The batches of held-out rows for `validate`, those with the longest rows first."""
         size = self.args.per_device_train_batch_size
         held_out = self.columns(rows, size, self.args.seed)
-        return [
-            {
-                name: tensor.to(self.args.device)
-                for name, tensor in self.data_collator(held_out[start : start + size]).items()
-            }
-            for start in range(0, len(held_out), size)
-        ]
-
-    @property
-    def loss_sum(self) -> float:
-        """Summed loss of the current optimizer step."""
-        return self.sums.loss_sum
+        batches = [held_out[start : start + size] for start in range(0, len(held_out), size)]
+        batches.sort(key=_max_tokens, reverse=True)
+        return LazyBatches(batches, self.data_collator, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, with the rewards of its answers."""
@@ -146,3 +138,8 @@ class PreferenceTrainer(Trainer):
         return torch.stack(
             [mask.sum() for name, mask in inputs.items() if name.endswith("attention_mask")]
         ).sum()
+
+
+def _max_tokens(rows: Sequence[TRLRow]) -> int:
+    """Tokens of the longest row of a batch, with all of its answers."""
+    return max(sum(len(column) for column in row.values() if isinstance(column, Sized)) for row in rows)

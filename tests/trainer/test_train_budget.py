@@ -1,0 +1,295 @@
+"""Optimizer steps whose rows are split into batches by a token budget."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.distributed.group import Group
+from finetune_trainer.model import attention
+from finetune_trainer.model.attention import VARLEN, attention_of, set_attention
+from finetune_trainer.rows import Row
+from finetune_trainer.tokens.batching import (
+    TokenBudget,
+    balanced,
+    model_inputs,
+    pack,
+    pack_with_bounds,
+    pad_without_mask,
+    similar,
+)
+from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
+from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen
+from finetune_trainer.train.parallel.sharding import BudgetedSteps
+from finetune_trainer.train.trainer import CompletionTrainer
+from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
+from tests.trainer.test_train_distributed import Pods, pods
+from tests.trainer.test_train_resume import METHODS, preempted
+from tests.trainer.workbench import ROWS, Workbench, elsewhere, tiny_tokenizer, weights
+
+CPU = torch.device("cpu")
+LONGER = tuple(
+    Row.pair(f"{row.messages[0].content} " * (1 + index % 5), row.output) for index, row in enumerate(ROWS)
+)
+"""Rows of very different lengths."""
+ENCODED = [RowEncoder(tiny_tokenizer()).encode(row) for row in LONGER]
+LONGEST = max(row.num_tokens for row in ENCODED)
+
+
+def padded(rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    return pad_without_mask(rows, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("split", [balanced, similar])
+def test_every_row_is_in_one_batch_within_the_budget(seed: int, split: Any) -> None:
+    generator = random.Random(seed)  # noqa: S311
+    lengths = [generator.randint(1, 100) for _ in range(generator.randint(1, 60))]
+
+    batches = split(lengths, 80, 1 + seed % 3)
+
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        tokens = [lengths[row] for row in batch]
+        total = sum(tokens) if split is balanced else max(tokens) * len(tokens)
+        assert total <= 80 or len(batch) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_get_batches_of_similar_sizes(processes: int) -> None:
+    lengths = [50, 7, 8, 30, 20, 15, 40, 9, 10, 41]
+
+    batches = TokenBudget(1000, padded, packs=True).split(lengths, processes)
+
+    sizes = [sum(lengths[row] for row in batch) for batch in batches]
+    assert len(batches) == processes
+    assert max(sizes) - min(sizes) <= 10
+
+
+def test_the_largest_batch_comes_first() -> None:
+    lengths = [3, 30, 9, 9, 9, 1]
+
+    assert TokenBudget(32, padded, packs=False).split(lengths) == [[1], [2, 3, 4], [0, 5]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_share_the_rows_of_each_step_and_make_equally_many_batches(size: int) -> None:
+    lengths = [1 + 7 * row % 13 for row in range(23)]
+    budget = TokenBudget(16, pack, packs=True)
+
+    def steps(rank: int) -> list[list[list[int]]]:
+        group = Group()
+        group.rank, group.size = rank, size
+        sampler = BudgetedSteps(lengths, 6, budget, seed=3, group=group)
+        sampler.set_epoch(1)
+        assert len(sampler) == 4
+        return list(sampler)
+
+    alone = BudgetedSteps(lengths, 6, budget, seed=3, group=Group())
+    alone.set_epoch(1)
+    for step, *of_processes in zip(alone, *(steps(rank) for rank in range(size)), strict=True):
+        assert len({len(batches) for batches in of_processes}) == 1
+        rows = sorted(row for batches in of_processes for batch in batches for row in batch if row < 23)
+        assert rows == sorted(row for batch in step for row in batch)
+
+
+def model_for() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gradients_of_a_step(tmp_path: Path, max_tokens: int | None, *, packs: bool = True) -> dict[str, Tensor]:
+    hyperparameters = Hyperparameters(
+        epochs=1,
+        learning_rate=1e-3,
+        per_device_batch_size=len(ENCODED) // 2,
+        gradient_accumulation_steps=2,
+        max_sequence_length=128,
+        seed=1,
+        total_steps=1,
+        save_every_steps=1,
+        max_batch_tokens=max_tokens,
+    )
+    collate: Any = pack if packs else padded
+    budget = None if max_tokens is None else TokenBudget(max_tokens, collate, packs=packs)
+    model = model_for()
+    trainer = CompletionTrainer(model, ENCODED, collate, hyperparameters, tmp_path, device=CPU, budget=budget)
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        gradients = {name: weight.grad for name, weight in model.named_parameters()}
+        found.update({name: grad.clone() for name, grad in gradients.items() if grad is not None})
+
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(keep)  # type: ignore[union-attr]
+    trainer.train()
+    assert trainer.state.global_step == 1
+    figures = trainer.take_step()
+    assert figures.tokens == sum(row.num_tokens for row in ENCODED)
+    return found
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, LONGEST, 3 * LONGEST, 10**6])
+def test_gradients_of_a_step_do_not_depend_on_the_budget(
+    tmp_path: Path, max_tokens: int, *, packs: bool
+) -> None:
+    expected = gradients_of_a_step(tmp_path, None)
+
+    actual = gradients_of_a_step(tmp_path, max_tokens, packs=packs)
+
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> TrainConfig:
+    chosen = {"max_batch_tokens": LONGEST, "epochs": 2, **settings}
+    return bench.train_config(
+        dataset=bench.dataset(LONGER, LONGER[:5]), method=METHODS[method], max_sequence_length=128, **chosen
+    )
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_a_run_goes_on_exactly_after_a_stop(tmp_path: Path, method: str) -> None:
+    bench = Workbench(tmp_path)
+    other = elsewhere(bench, "uninterrupted")
+    straight = other.train(config_for(other, method))
+    config = config_for(bench, method)
+    preempted(bench, config, 2)
+    preempted(bench, config, 4)
+
+    assert bench.train(config) == straight.model_copy(update={"restarts": 2})
+
+
+def test_it_learns_what_a_run_with_fixed_batches_learns(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    other = elsewhere(bench, "fixed")
+    fixed = other.train(config_for(other, "Full", max_batch_tokens=None))
+
+    budgeted = bench.train(config_for(bench, "Full"))
+
+    assert (budgeted.steps, budgeted.tokens) == (fixed.steps, fixed.tokens)
+    assert budgeted.validation_loss == pytest.approx(fixed.validation_loss, rel=1e-3)
+    tensors = weights(bench.checkpoint(budgeted.checkpoints[-1]))
+    for name, tensor in weights(other.checkpoint(fixed.checkpoints[-1])).items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_it_trains_as_on_a_gpu_and_goes_on_exactly(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    other = elsewhere(bench, "uninterrupted")
+
+    def config(where: Workbench) -> TrainConfig:
+        return config_for(where).model_copy(update={"base_model": where.model(tiny_in_bfloat16())})
+
+    with as_a_gpu_trains():
+        straight = other.train(config(other))
+        preempted(bench, config(bench), 3)
+
+        assert bench.train(config(bench)) == straight.model_copy(update={"restarts": 1})
+
+
+def reference_attention(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *_: object, scale: float, **settings: Any
+) -> Tensor:
+    """What PyTorch's kernel computes, row by row, on a CPU."""
+    assert settings["enable_gqa"]
+    assert settings["window_size"] == (-1, 0)
+    rows = []
+    for begin, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        queries, keys, values = (states[begin:end].transpose(0, 1) for states in (query, key, value))
+        output = scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
+        )
+        rows.append(output.transpose(0, 1))
+    return torch.cat(rows)
+
+
+def test_varlen_attention_gets_the_bounds_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", reference_attention)
+    model = model_for()
+    model.eval()  # type: ignore[no-untyped-call]
+    rows = ENCODED[:3]
+    expected = torch.cat([model(**inputs(pack([row]))).logits[0] for row in rows])
+
+    set_attention(model, VARLEN)
+    actual = model(**inputs(pack_with_bounds(rows))).logits[0]
+
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert isolates_packed_rows(model, pack_with_bounds)
+
+
+def inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
+
+
+def test_a_model_that_varlen_attention_cannot_compute_keeps_its_own() -> None:
+    """PyTorch has no kernel for a CPU."""
+    model = model_for()
+
+    assert not pack_by_varlen(model)
+    assert attention_of(model) == "sdpa"
+
+
+def test_varlen_attention_replaces_only_the_attention_that_it_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", reference_attention)
+    eager, sdpa = model_for(), model_for()
+    eager.set_attn_implementation("eager")
+
+    assert not pack_by_varlen(eager)
+    assert pack_by_varlen(sdpa)
+    assert (attention_of(eager), attention_of(sdpa)) == ("eager", VARLEN)
+
+
+def test_padded_rows_without_a_mask_are_computed_as_alone() -> None:
+    model = model_for()
+    model.eval()  # type: ignore[no-untyped-call]
+    rows = ENCODED[:3]
+
+    together = model(**inputs(model_inputs(padded(rows)))).logits
+
+    for row, logits in zip(rows, together, strict=True):
+        alone = model(**inputs(pack([row]))).logits[0]
+        torch.testing.assert_close(logits[: row.num_tokens], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_two_processes_train_as_one_and_go_on_exactly(tmp_path: Path, method: str) -> None:
+    settings: dict[str, Any] = {"max_batch_tokens": 24, "save_every_steps": 2}
+    with pods(tmp_path, dropout=0, method=method, accumulation=2, settings=settings) as two:
+        one = elsewhere(two.bench, "one")
+        expected = one.train(Pods(one, dropout=0, method=method, accumulation=2, settings=settings).alone())
+        first = [two.start(rank) for rank in range(2)]
+        first[0].read_until("saved the state after step 2")
+        first[1].kill()
+        assert first[0].finish().code == ExitCode.PEER_LOST
+        leader, other = two.run()
+
+        assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
+        assert (two.result.steps, two.result.tokens) == (expected.steps, expected.tokens)
+        assert two.result.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+        for mine, theirs in zip(two.result.checkpoints, expected.checkpoints, strict=True):
+            assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-5)
+            together, alone = weights(two.bench.checkpoint(mine)), weights(one.checkpoint(theirs))
+            torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,99 @@
+"""Attention over packed rows at the cost of each row alone: FlashAttention with row bounds, from PyTorch.
+
+transformers has the same kernels through the package `flash-attn`, which has no wheels at PyPI, or through
+`kernels`, which downloads them when a model is loaded. PyTorch includes them (`torch.nn.attention.varlen`).
+"""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flash_attention import get_target_dtype
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+VARLEN: Final = "varlen"
+"""Name of this attention in a model's configuration."""
+REPLACED: Final = "sdpa"
+"""The attention that it computes. Models that need another one, for example to cap scores, keep that."""
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Compute causal attention within each row of a packed sequence, as transformers' attention functions do.
+
+    Args:
+        module: the attention layer.
+        query: of shape (1, heads, tokens, head size).
+        key: of shape (1, key heads, tokens, head size); each serves several heads.
+        value: as `key`.
+        attention_mask: must be absent.
+        dropout: must be 0.
+        scaling: factor of the scores; None for the inverse square root of the head size.
+        sliding_window: tokens that a token attends to, with itself; None for all before it.
+        cu_seq_lens_q: bounds of the rows, 0 first, of shape (rows + 1,), int32.
+        max_length_q: tokens of the longest row.
+        settings: those of other attention functions; some change the result and must be absent.
+
+    Returns:
+        the output, of shape (1, tokens, heads, head size), and no weights.
+
+    Raises ValueError for an input that the kernel does not support.
+    """
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None]
+    if unsupported or dropout or attention_mask is not None or settings.get("is_causal") is False:
+        raise ValueError(
+            f"varlen attention has no {', '.join(unsupported) or 'mask, dropout or full attention'}"
+        )
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("varlen attention needs the bounds of the rows")
+    dtype: Any = get_target_dtype(query, module)  # None keeps the dtype
+    queries, keys, values = (
+        (states if dtype is None else states.to(dtype))[0].transpose(0, 1) for states in (query, key, value)
+    )
+    output = varlen_attn(
+        queries,
+        keys,
+        values,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+    if not isinstance(output, Tensor):
+        raise TypeError("varlen_attn returned more than its output")
+    return output[None], None
+
+
+def attention_of(model: Any) -> str:
+    """Name of the attention that `model` uses, an adapted one too."""
+    name: str = _base(model).config._attn_implementation
+    return name
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Use another attention in all layers of `model`, for example `VARLEN`."""
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, flash_attention_mask)
+    _base(model).set_attn_implementation(name)
+
+
+def _base(model: Any) -> PreTrainedModel:
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
