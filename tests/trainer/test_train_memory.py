@@ -14,10 +14,19 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.tokens.encode import RowEncoder
 from finetune_trainer.train import session
 from finetune_trainer.train.guards.memory import FILE
 from finetune_trainer.train.modelsetup import trainable_model
-from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere, weights
+from tests.trainer.workbench import (
+    ROWS,
+    Sheet,
+    Undisturbed,
+    Workbench,
+    elsewhere,
+    tiny_tokenizer,
+    weights,
+)
 
 LORA = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
 WITHOUT_DROPOUT = Method(lora=LoRA(r=4, alpha=8, dropout=0))
@@ -45,15 +54,18 @@ class Device:
     """Has room for `rows` per batch, from batch number `full_from` on."""
 
     rows: int
+    rows_recomputed: int = 0
+    """Rows per batch that fit if activations are recomputed."""
     fail: Callable[[], None] = gpu_is_full
     full_from: int = 1
     computed: list[int] = field(default_factory=list)
     """Number of rows of each batch that was tried."""
 
-    def before(self, _: torch.nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def before(self, model: torch.nn.Module, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         rows = rows_of(inputs)
         self.computed.append(rows)
-        if rows > self.rows and len(self.computed) >= self.full_from:
+        room = max(self.rows, self.rows_recomputed if model.is_activation_checkpointing else 0)
+        if model.training and rows > room and len(self.computed) >= self.full_from:
             self.fail()
 
 
@@ -127,12 +139,12 @@ def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbe
     small = elsewhere(bench, "small")
     small_sheet, sheet = Sheet(), Sheet()
     expected = small.train(config_for(small, 2, 2, **settings), small_sheet)
-    device = on(Device(rows=2, full_from=6))
+    device = on(Device(rows=2, full_from=7))
 
     result = bench.train(config_for(bench, 4, 1, **settings), sheet)
 
-    trials = [1, 2, 1]  # the tests of packing and of the output head
-    assert device.computed[:6] == [*trials, 4, 4, 4]
+    trials = [1, 2, 1, 1]  # the tests of packing and of the output head
+    assert device.computed[:7] == [*trials, 4, 4, 4]
     assert [progress.step for progress in sheet.seen] == [1, 2, 3, 4, 5, 6]
     assert [progress.learning_rate for progress in sheet.seen] == [
         progress.learning_rate for progress in small_sheet.seen
@@ -189,9 +201,66 @@ def test_a_batch_size_that_the_user_gave_stays_and_the_end_has_figures(bench: Wo
     assert f"a batch has up to {4 * longest}" in failure.message
     assert "a smaller hyperparameters.perDeviceBatchSize" in failure.message
     assert f"maxSequenceLength below {longest}" in failure.message
-    assert "gradientCheckpointing: true" in failure.message
+    assert "gradient checkpointing is on" in failure.message
     assert "LoRA instead of Full" in failure.message
     assert "ComputeProfile with more memory" in failure.message
+
+
+def test_the_last_rung_recomputes_activations_and_changes_no_weights(
+    bench: Workbench, undisturbed: Undisturbed, on: On
+) -> None:
+    """Memory for one row is exhausted until activations are recomputed, as with a very long row."""
+    expected = undisturbed(config_for(bench, 1, 4))
+    on(Device(rows=0, rows_recomputed=1))
+
+    result = bench.train(config_for(bench, 4, 1))
+
+    assert result.gradient_checkpointing
+    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (1, 4)
+    assert result.checkpoints == expected.checkpoints
+
+
+def test_a_batch_size_that_the_user_gave_stays_when_activations_are_recomputed(
+    bench: Workbench, on: On
+) -> None:
+    device = on(Device(rows=2, rows_recomputed=4))
+    config = config_for(bench, 4, 1).model_copy(update={"adapt_batch_size": False})
+    with pytest.raises(Preempted):
+        bench.train(config, Sheet(stop_at=frozenset({3})))
+    assert device.computed.count(4) == 1 + 3
+    device.computed.clear()
+
+    result = bench.train(config)
+
+    assert (result.gradient_checkpointing, result.per_device_batch_size) == (True, None)
+    assert device.computed.count(4) == 2 + 3  # two validations, and each step once
+
+
+def test_a_token_budget_is_halved_down_to_the_longest_row(bench: Workbench, on: On) -> None:
+    config = config_for(bench, 4, 1, max_batch_tokens=10**6)
+    longest = max(RowEncoder(tiny_tokenizer()).encode(row).num_tokens for row in ROWS)
+    small = elsewhere(bench, "small")
+    expected = small.train(config_for(small, 4, 1, max_batch_tokens=longest))
+    device = on(Device(rows=1))
+
+    result = bench.train(config)
+
+    assert result.steps == expected.steps
+    assert result.max_batch_tokens == 4 * longest // 4
+    assert (result.per_device_batch_size, result.gradient_checkpointing) == (None, None)
+    assert result.checkpoints == expected.checkpoints
+    assert device.computed[-1] == 1
+
+
+def test_a_step_that_fits_into_no_budget_ends_with_figures(bench: Workbench, on: On) -> None:
+    on(Device(rows=0))
+
+    failure = bench.train_failure(config_for(bench, 4, 1, max_batch_tokens=64))
+
+    assert failure.reason == FailureReason.OUT_OF_MEMORY
+    assert "the largest batch is the longest row, of " in failure.message
+    assert "gradient checkpointing is on" in failure.message
+    assert "perDeviceBatchSize" not in failure.message
 
 
 def test_one_row_that_does_not_fit_ends_the_run(bench: Workbench, on: On) -> None:

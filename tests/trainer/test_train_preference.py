@@ -21,7 +21,7 @@ from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.tokens.chattemplate import render, stop_token_ids
-from finetune_trainer.train.guards.memory import BatchSplit
+from finetune_trainer.train.guards.memory import MemoryLadder
 from finetune_trainer.train.modelsetup import trainable_model
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.preference.trainers import preference_trainer
@@ -130,7 +130,10 @@ def test_batches_that_do_not_fit_are_halved_as_far_as_the_method_works(
         "sha256:" + "0" * 64, "sha256:" + "0" * 64, method=METHODS[method], per_device_batch_size=rows
     )
 
-    assert BatchSplit().can_halve(used.hyperparameters, used.method.type) == halved
+    ladder = MemoryLadder().next(used.hyperparameters, used.method.type, 64, adapts_batches=True)
+
+    assert ladder is not None
+    assert (ladder.halvings == 1) == halved
 
 
 @pytest.mark.parametrize("method", METHODS)

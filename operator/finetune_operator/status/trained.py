@@ -14,14 +14,15 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
     steps = f"{trained.steps} steps"
     if trained.stopped_early:
         patience = hyperparameters.early_stopping_patience or 0
+        unit = "validation" if hyperparameters.validate_every_steps else "epoch"
         steps = (
             f"{trained.steps} of {hyperparameters.total_steps} steps (stopped early: no lower validation loss"
-            f" for {_count(patience, 'epoch')})"
+            f" for {_count(patience, unit)})"
         )
     report = f"; report: {trained.report_uri}" if trained.report_uri else ""
     return (
         f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}{_rewards(trained)}"
-        f"{_smaller_batches(trained, hyperparameters)}{_overfitting(trained)}{measured}{report}"
+        f"{_less_memory(trained, hyperparameters)}{_overfitting(trained)}{measured}{report}"
     )
 
 
@@ -33,12 +34,14 @@ def training_status(trained: TrainResult) -> TrainingStatus:
 
 
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
-    """The planned hyperparameters, with the batches that fit into memory."""
-    batches = {
+    """The planned hyperparameters, with those that were changed because memory ran out."""
+    changed = {
         "per_device_batch_size": trained.per_device_batch_size,
         "gradient_accumulation_steps": trained.gradient_accumulation_steps,
+        "max_batch_tokens": trained.max_batch_tokens,
+        "gradient_checkpointing": trained.gradient_checkpointing,
     }
-    return planned.model_copy(update={name: used for name, used in batches.items() if used is not None})
+    return planned.model_copy(update={name: used for name, used in changed.items() if used is not None})
 
 
 def _restarts(trained: TrainResult) -> str:
@@ -62,15 +65,23 @@ def _best(trained: TrainResult) -> CheckpointResult | None:
     return next((checkpoint for checkpoint in trained.checkpoints if checkpoint.best), None)
 
 
-def _smaller_batches(trained: TrainResult, planned: ResolvedHyperparameters) -> str:
+def _less_memory(trained: TrainResult, planned: ResolvedHyperparameters) -> str:
     used = used_hyperparameters(trained, planned)
-    if used == planned:
-        return ""
-    return (
-        f"; batches of {_count(used.per_device_batch_size, 'row')}, accumulated"
-        f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once"
-        " did not fit into memory"
-    )
+    parts = []
+    if used.max_batch_tokens != planned.max_batch_tokens:
+        parts.append(
+            f"; batches of up to {used.max_batch_tokens} tokens, because {planned.max_batch_tokens} tokens at"
+            " once did not fit into memory"
+        )
+    if used.per_device_batch_size != planned.per_device_batch_size:
+        parts.append(
+            f"; batches of {_count(used.per_device_batch_size, 'row')}, accumulated"
+            f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once"
+            " did not fit into memory"
+        )
+    if used.gradient_checkpointing and not planned.gradient_checkpointing:
+        parts.append("; with gradient checkpointing, because a batch did not fit into memory without it")
+    return "".join(parts)
 
 
 def _overfitting(trained: TrainResult) -> str:
@@ -79,7 +90,7 @@ def _overfitting(trained: TrainResult) -> str:
     if not trained.overfit or best is None or final is None:
         return ""
     return (
-        f"; validation loss rose from {best.validation_loss or 0:.2f} after epoch {best.epoch:g} to"
+        f"; validation loss rose from {best.validation_loss or 0:.2f} after epoch {best.epoch:.3g} to"
         f" {final.validation_loss or 0:.2f} while training loss fell: the run overfits. The best checkpoint"
         f" is from step {best.step}. Use fewer epochs or more rows"
     )

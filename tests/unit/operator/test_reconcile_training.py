@@ -29,24 +29,28 @@ FINAL = CheckpointResult(
 )
 
 
-def preflighted_patiently() -> StageResult:
+def preflighted_patiently(chosen: dict[str, Any]) -> StageResult:
     result = preflighted()
     assert result.preflight is not None
-    chosen = HYPERPARAMETERS.model_copy(update={"early_stopping_patience": 1})
+    hyperparameters = HYPERPARAMETERS.model_copy(update={"early_stopping_patience": 1, **chosen})
     return result.model_copy(
-        update={"preflight": result.preflight.model_copy(update={"hyperparameters": chosen})}
+        update={"preflight": result.preflight.model_copy(update={"hyperparameters": hyperparameters})}
     )
 
 
-def after(**training: Any) -> MemoryCluster:
-    """A run with patience whose training ended with these facts."""
+def after(chosen: dict[str, Any] | None = None, **training: Any) -> MemoryCluster:
+    """A run with patience and these hyperparameters, whose training ended with these facts."""
     result = trained()
     assert result.train is not None
     result = result.model_copy(update={"train": result.train.model_copy(update=training)})
     run = finetunejob(hyperparameters={"earlyStoppingPatience": 1})
     cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.settle()
-    for stage, ended in (("prepare", prepared()), ("preflight", preflighted_patiently()), ("train", result)):
+    for stage, ended in (
+        ("prepare", prepared()),
+        ("preflight", preflighted_patiently(chosen or {})),
+        ("train", result),
+    ):
         cluster.succeed(stage, ended, after=5)
         cluster.settle()
     return cluster
@@ -247,3 +251,40 @@ def test_a_warning_of_preflight_is_an_event_and_in_the_condition_and_the_run_con
         (event.type, event.reason, event.message) for event in cluster.events
     ]
     assert cluster.has_stage_job("train")
+
+
+def test_a_run_that_turned_on_gradient_checkpointing_reports_and_records_it() -> None:
+    cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8, gradient_checkpointing=True)
+
+    assert message(cluster) == (
+        "40 steps, 1 checkpoint; batches of 1 row, accumulated 8 times, because 4 rows at once did not fit"
+        " into memory; with gradient checkpointing, because a batch did not fit into memory without it"
+    )
+    resolved = cluster.job(JOB).status.resolved.hyperparameters
+    assert resolved is not None
+    assert resolved.gradient_checkpointing
+    (checkpoint,) = cluster.of("Checkpoint").values()
+    assert checkpoint["spec"]["lineage"]["hyperparameters"] == resolved.to_dict()
+
+
+def test_a_run_with_a_smaller_token_budget_reports_and_records_it() -> None:
+    cluster = after(chosen={"max_batch_tokens": 8192}, max_batch_tokens=2048)
+
+    assert message(cluster) == (
+        "40 steps, 1 checkpoint; batches of up to 2048 tokens, because 8192 tokens at once did not fit into"
+        " memory"
+    )
+    assert cluster.config("train").hyperparameters.max_batch_tokens == 8192
+    resolved = cluster.job(JOB).status.resolved.hyperparameters
+    assert resolved is not None
+    assert resolved.max_batch_tokens == 2048
+
+
+def test_patience_in_steps_counts_validations() -> None:
+    cluster = after(
+        chosen={"validate_every_steps": 5}, steps=30, stopped_early=True, checkpoints=(BEST, FINAL)
+    )
+
+    assert message(cluster) == (
+        "30 of 40 steps (stopped early: no lower validation loss for 1 validation), 2 checkpoints"
+    )

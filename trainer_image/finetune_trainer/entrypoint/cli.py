@@ -16,6 +16,8 @@ def run() -> int:
     # No stage compiles a model, and bitsandbytes takes seconds to load PyTorch's compiler. The Triton kernels
     # that TRL launches on a GPU do not need it.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Batches of varying length fragment the memory of a GPU in segments of fixed size.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     logs.configure()
     parser = argparse.ArgumentParser(
         prog="finetune-trainer", description="Run one stage of a fine-tuning run."

@@ -6,7 +6,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.guards.memory import BatchSplit
+from finetune_trainer.train.guards.memory import MemoryLadder
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from finetune_trainer.train.states.resume import ResumeState, ResumeStates
 
@@ -19,9 +19,9 @@ class Attempt:
     states: ResumeStates
     state: ResumeState | None
     """The state to resume from; None for a run that starts."""
-    split: BatchSplit
+    ladder: MemoryLadder
     hyperparameters: Hyperparameters
-    """Those of the run, with the batch size that fits into memory."""
+    """Those of the run, with batches that fit into memory."""
     fingerprint: Fingerprint
 
     @classmethod
@@ -32,8 +32,8 @@ class Attempt:
         """
         states, fingerprint = ResumeStates(folder, group), Fingerprint.of(config)
         state = states.newest(fingerprint)
-        split = BatchSplit(halvings=group.broadcast(BatchSplit.read(folder).halvings))
-        return cls(folder, states, state, split, split.apply(config.hyperparameters), fingerprint)
+        ladder = MemoryLadder.read(folder).broadcast(group)
+        return cls(folder, states, state, ladder, ladder.apply(config.hyperparameters), fingerprint)
 
     @property
     def step(self) -> int:

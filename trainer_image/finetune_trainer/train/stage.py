@@ -1,6 +1,7 @@
-"""The train stage: load, open, run, result, publish; again with smaller batches if memory runs out."""
+"""The train stage: load, open, run, result, publish; again with less memory if it runs out."""
 
 import logging
+from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.results import TrainResult
@@ -9,12 +10,25 @@ from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
-from finetune_trainer.train.guards.memory import OutOfMemory, out_of_memory_failure, release_memory
+from finetune_trainer.train.guards.memory import (
+    OutOfMemory,
+    describe_batches,
+    out_of_memory_failure,
+    release_memory,
+)
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.session import TrainingOutcome, TrainingSession
 from finetune_trainer.train.states.checkpoints import publish_checkpoints
 from finetune_trainer.train.states.restarts import RestartBudget
+
+ADAPTED: Final = (
+    "per_device_batch_size",
+    "gradient_accumulation_steps",
+    "max_batch_tokens",
+    "gradient_checkpointing",
+)
+"""Hyperparameters that a result reports if memory ran out and others were used than the config's."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +52,13 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
 
 
 def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
-    """Train once; None if memory ran out and the next attempt must use smaller batches."""
+    """Train once; None if memory ran out and the next attempt needs less."""
     group = context.group
     with context.store.run_folder(config.run, config.stage) as folder:
         attempt = Attempt.open(config, folder, group)
         budget = RestartBudget(folder, group)
         try:
-            restarts = budget.begin(attempt.step, attempt.split.halvings)
+            restarts = budget.begin(attempt.step, attempt.ladder.rungs)
             if attempt.state:
                 total = config.hyperparameters.total_steps
                 logger.info("resuming after step %d of %d", attempt.step, total)
@@ -54,7 +68,7 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
             budget.refund()
             raise
         except OutOfMemory as error:
-            _halve_batches(config, context, attempt, error)
+            _need_less_memory(config, context, attempt, error)
             budget.refund()
             return None
 
@@ -65,17 +79,17 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
         outcome = session.run()
     context.group.end_collectives()
     context.stop.release()
-    result = _result(attempt, outcome, restarts)
+    result = _result(config, attempt, outcome, restarts)
     return _publish(config, context, attempt, outcome, result) if context.group.is_main_process else result
 
 
-def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
+def _result(config: TrainConfig, attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
     """The figures of a finished run, without checkpoints."""
-    ledger, wasted_time, hyperparameters = outcome.ledger, outcome.wasted_time, attempt.hyperparameters
-    halved = attempt.split.halvings > 0
+    ledger, wasted_time = outcome.ledger, outcome.wasted_time
+    planned, used = config.hyperparameters, attempt.hyperparameters
     return TrainResult(
         steps=outcome.steps,
-        train_loss=ledger.train_loss,
+        train_loss=ledger.final_train_loss,
         validation_loss=ledger.validation_loss,
         tokens=ledger.tokens,
         tokens_per_second=round(ledger.tokens / wasted_time.seconds, 1) if wasted_time.seconds else None,
@@ -85,8 +99,7 @@ def _result(attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainR
         loss_curve=ledger.curve.shown(),
         stopped_early=outcome.stopped_early,
         overfit=ledger.overfit,
-        per_device_batch_size=hyperparameters.per_device_batch_size if halved else None,
-        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps if halved else None,
+        **{name: getattr(used, name) for name in ADAPTED if getattr(used, name) != getattr(planned, name)},
         checkpoints=(),
     )
 
@@ -115,26 +128,26 @@ def _publish(
     return result.model_copy(update={"report_uri": uri})
 
 
-def _halve_batches(config: TrainConfig, context: StageContext, attempt: Attempt, error: OutOfMemory) -> None:
-    """Halve the batches of the next attempt.
+def _need_less_memory(
+    config: TrainConfig, context: StageContext, attempt: Attempt, error: OutOfMemory
+) -> None:
+    """Make the next attempt need less memory.
 
-    Raises StageFailure (OUT_OF_MEMORY) if they cannot or must not be smaller; PeerLost if other processes
-    have to restart together with this one.
+    Raises StageFailure (OUT_OF_MEMORY) if it cannot or must not; PeerLost if other processes have to restart
+    together with this one.
     """
-    split, used = attempt.split, attempt.hyperparameters
-    can_halve = config.adapt_batch_size and split.can_halve(used, config.method.type)
-    if not (error.by_batch and can_halve):
-        raise out_of_memory_failure(error, used, config.method.type) from error
-    split = split.halved()
-    split.write(attempt.folder)
+    used, method = attempt.hyperparameters, config.method.type
+    ladder = None
+    if error.by_batch:
+        ladder = attempt.ladder.next(
+            used, method, error.max_row_tokens, adapts_batches=config.adapt_batch_size
+        )
+    if ladder is None:
+        raise out_of_memory_failure(error, used, method) from error
+    ladder.write(attempt.folder)
+    batches = describe_batches(ladder.apply(config.hyperparameters))
     if context.group.size > 1:
         raise PeerLost(
-            f"{error}; training resumes with smaller batches when all processes have restarted"
+            f"{error}; training resumes with {batches} when all processes have restarted"
         ) from error
-    used = split.apply(config.hyperparameters)
-    logger.warning(
-        "%s; resuming with batches of %d rows, accumulated %d times",
-        error,
-        used.per_device_batch_size,
-        used.gradient_accumulation_steps,
-    )
+    logger.warning("%s; resuming with %s", error, batches)

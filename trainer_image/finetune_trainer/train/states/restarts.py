@@ -34,7 +34,7 @@ class _RestartRecord(BaseModel):
     """Consecutive starts from the same step, including this one."""
     step: int = 0
     halvings: int = 0
-    """How often batches were halved; a start with smaller batches is not a repetition."""
+    """How often the need of memory was reduced; a start that needs less is not a repetition."""
 
 
 class RestartBudget:
@@ -46,7 +46,7 @@ class RestartBudget:
         self._record = _RestartRecord()
 
     def begin(self, step: int, halvings: int = 0) -> int:
-        """Count a start from `step` with batches halved `halvings` times; return the earlier starts.
+        """Count a start from `step` after `halvings` reductions of memory; return the earlier starts.
 
         Raises StageFailure: RESTARTED_WITHOUT_PROGRESS after three starts from this step; STORE_UNAVAILABLE.
         """
