@@ -27,6 +27,7 @@ from finetune_trainer.model.device import choose_device
 from finetune_trainer.tokens.batching import pack, token_count
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.parallel.sharding import ShardedBatches
 from finetune_trainer.train.trainer import (
@@ -34,7 +35,6 @@ from finetune_trainer.train.trainer import (
     WARMUP_RATIO,
     CompletionTrainer,
     StepSums,
-    probe_head,
 )
 from tools.bench.train.workload import hyperparameters, training_rows
 from tools.models import tiny

@@ -1,4 +1,4 @@
-"""Chooses how rows share a batch: packed into one sequence, or padded."""
+"""Tests a model: how rows share a batch, packed into one sequence or padded, and how its head is computed."""
 
 import functools
 import logging
@@ -9,10 +9,12 @@ import torch
 
 from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
 from finetune_trainer.model.device import is_out_of_memory
+from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.tokens.batching import (
     Collate,
     Padding,
     TokenBudget,
+    model_inputs,
     pack,
     pack_with_bounds,
     pad_without_mask,
@@ -143,3 +145,11 @@ def _log_probabilities(model: Trainable, batch: dict[str, Any]) -> torch.Tensor:
     }
     logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
+
+
+def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
+    """Return the output head, after a test on the shortest row; None if it cannot be chunked."""
+    lengths = row_lengths(rows)
+    shortest = pack([rows[min(range(len(rows)), key=lengths.__getitem__)]])
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
+    return chunked_head(model, {name: value.to(device) for name, value in model_inputs(shortest).items()})

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
@@ -18,17 +17,16 @@ from typing_extensions import override
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.completionloss import completion_loss, total_completion_loss
-from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.tokens.batching import (
     Collate,
     TokenBudget,
     longest_first,
-    model_inputs,
-    pack,
     row_lengths,
     token_count,
 )
 from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.collation import probe_head
+from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.sharding import (
@@ -143,22 +141,6 @@ class StepSums:
         loss_sum, labels, tokens = self._sums.tolist()
         self._sums.zero_()
         return StepFigures(loss_sum, int(labels), int(tokens), rewards)
-
-
-class NormKeeper(Trainer):
-    """Keeps the norm by which gradients are clipped, so that no one computes it again. A mixin."""
-
-    _gradient_norm: Any = None
-
-    @override
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        self._gradient_norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        return self._gradient_norm
-
-    def gradient_norm(self) -> float:
-        """Norm of all gradients of the current optimizer step before clipping."""
-        norm = self._gradient_norm
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 class CompletionTrainer(NormKeeper):
@@ -308,11 +290,3 @@ class CompletionTrainer(NormKeeper):
     def collect_state(self) -> Callable[[Path], None]:
         """Collect the state of all processes that `train` resumes from."""
         return collect_state(self, self._group)
-
-
-def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | None:
-    """Return the output head, after a test on the shortest row; None if it cannot be chunked."""
-    lengths = row_lengths(rows)
-    shortest = pack([rows[min(range(len(rows)), key=lengths.__getitem__)]])
-    device = torch.device("cpu") if model.device.type == "meta" else model.device
-    return chunked_head(model, {name: value.to(device) for name, value in model_inputs(shortest).items()})

@@ -20,12 +20,13 @@ from finetune_trainer.contract.method import Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.preference.trlrows import TRLRow
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.throughput import StepFigures
-from finetune_trainer.train.trainer import NormKeeper, StepSums, collect_state
+from finetune_trainer.train.trainer import StepSums, collect_state
 
 
 class PreferenceTrainer(NormKeeper):
