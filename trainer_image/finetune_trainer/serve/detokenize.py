@@ -1,6 +1,6 @@
 """Incremental detokenization: whole characters only, truncated at a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,8 +13,15 @@ class TextStream:
     The results of `push` and `finish`, joined, equal the decoding of all ids at once, up to the stop string.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str],
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        """By default, the text has no control tokens; `decode` may keep some."""
         self._tokenizer = tokenizer
+        self._decode_ids = decode
         self._stop = stop
         self._ids: list[int] = []
         # Decoding starts at ids whose text is known, because a tokenizer may drop a leading space.
@@ -43,6 +50,8 @@ class TextStream:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
+        if self._decode_ids is not None:
+            return self._decode_ids(ids)
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 

@@ -41,6 +41,8 @@ class Sampling:
     top_p: float = 1
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    keeps_tags: bool = False
+    """Whether the text has the control tokens that separate reasoning from content."""
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
+from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
 
 
 class Prompts:
@@ -22,6 +23,7 @@ class Prompts:
         template_arguments: Mapping[str, TemplateArguments] = MappingProxyType({}),
     ) -> None:
         self._tokenizer = tokenizer
+        self._reader = AnswerReader(tokenizer)
         self._arguments = template_arguments
         """Default arguments for the chat template, by model name."""
         self._vocabulary = vocabulary
@@ -36,7 +38,11 @@ class Prompts:
         The request's arguments for the template replace those of the model one by one.
         """
         turns = tuple(
-            {"role": "system" if message.role == "developer" else message.role, "content": message.content}
+            {
+                "role": "system" if message.role == "developer" else message.role,
+                "content": message.content,
+                **({"reasoning_content": message.reasoning_content} if message.reasoning_content else {}),
+            }
             for message in messages
         )
         try:
@@ -51,6 +57,11 @@ class Prompts:
                 f"The model's chat template rejects these messages: {error}", "messages"
             ) from error
         return self._ids(text, add_special_tokens=False)
+
+    def reasoning(self, prompt: list[int]) -> ReasoningStream | None:
+        """Separates reasoning from content in the answer to a chat; None if the template has no reasoning."""
+        parser = self._reader.parser
+        return None if parser is None else ReasoningStream(parser, is_open=self._reader.is_open(prompt))
 
     def of_text(self, prompt: str | list[int]) -> list[int]:
         """Tokenize a text, after the tokenizer's beginning-of-text token. Returns token ids unchanged."""

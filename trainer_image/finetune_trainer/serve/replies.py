@@ -62,8 +62,9 @@ async def _events(answer: Answer, form: ResponseFormat, *, include_usage: bool) 
         yield _event(start.model_dump_json())
     try:
         async for event in answer.events():
-            if event.text:
-                yield _event(form.part(event.text).model_dump_json())
+            chunk = form.part(event.text) if event.text else None
+            if chunk is not None:
+                yield _event(chunk.model_dump_json())
             if isinstance(event, GenerationFinished):
                 yield _event(form.end(event.reason).model_dump_json())
                 if include_usage:

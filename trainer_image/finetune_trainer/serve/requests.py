@@ -141,6 +141,8 @@ class ChatMessage(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text_of)]
+    reasoning_content: str | None = None
+    """Reasoning of an earlier answer, for templates that keep it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from finetune_trainer.serve.generation import FinishReason
 
@@ -20,6 +20,8 @@ class AssistantMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | None = Field(default=None, exclude_if=lambda text: text is None)
+    """Reasoning of the model, as vLLM's reasoning parsers return it. Absent if the template has none."""
     refusal: None = None
 
 
@@ -36,7 +38,7 @@ class ChatChunkChoice(BaseModel):
     """The only choice of a chunk."""
 
     index: Literal[0] = 0
-    delta: dict[Literal["role", "content"], str]
+    delta: dict[Literal["role", "content", "reasoning_content"], str]
     """Addition of the chunk to the message."""
     logprobs: None = None
     finish_reason: FinishReason | None = None

@@ -59,7 +59,8 @@ def routes(service: Service) -> APIRouter:
         prompt = await service.tokenize(
             partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
         )
-        return await _generate(request, loaded, body, prompt, ChatFormat(body.model))
+        reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt))
+        return await _generate(request, loaded, body, prompt, ChatFormat(body.model, reasoning))
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -113,6 +114,7 @@ async def _generate(
         top_p=body.top_p,
         seed=body.seed,
         stop=tuple(body.stop),
+        keeps_tags=form.separates_reasoning,
     )
     answer = Answer(loaded.engine, body.model, prompt, sampling, Measurement.of(request.scope))
     if body.stream:

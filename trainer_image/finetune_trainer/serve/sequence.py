@@ -8,13 +8,18 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.generation import FinishReason, Generation, GenerationFinished, Token
 from finetune_trainer.serve.sampling import Sampler
+from finetune_trainer.tokens.reasoning import AnswerReader
 
 
 class Sequence:
     """State of one row of the batch. Only the model thread uses it."""
 
     def __init__(
-        self, generation: Generation, tokenizer: PreTrainedTokenizerBase, stop_ids: AbstractSet[int]
+        self,
+        generation: Generation,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: AbstractSet[int],
+        reader: AnswerReader | None = None,
     ) -> None:
         sampling = generation.sampling
         self.generation = generation
@@ -22,7 +27,8 @@ class Sequence:
         self.last_token = generation.prompt[-1]
         self._stop_ids = stop_ids
         self._sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
-        self._text = TextStream(tokenizer, sampling.stop)
+        decode = reader.text if reader is not None and sampling.keeps_tags else None
+        self._text = TextStream(tokenizer, sampling.stop, decode)
         self._tokens = 0
 
     def accept(self, logits: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.serve.apikeys import ApiKeys
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     # These import torch, which takes seconds. The server answers probes and handles signals before that.
     from finetune_trainer.serve.engine import Engine
     from finetune_trainer.serve.prompts import Prompts
+
+ReadT = TypeVar("ReadT")
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Service:
                 code=MODEL_NOT_FOUND,
             )
 
-    async def tokenize(self, read: Callable[[], list[int]]) -> list[int]:
+    async def tokenize(self, read: Callable[[], ReadT]) -> ReadT:
         """Run `read`, which calls a method of Prompts, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, read)
 
