@@ -126,3 +126,36 @@ def test_a_dataset_without_training_rows_is_rejected(bench: Workbench) -> None:
     failure = bench.preflight_failure(dataset=bench.dataset((), ROWS))
 
     assert failure.reason == FailureReason.NO_TRAINING_ROWS
+
+
+def test_turns_that_are_not_learned_are_counted_in_a_warning_and_on_the_page(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny(), base)
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    bench = Workbench(tmp_path)
+    pair = Row.pair("order late?", "shipping").messages
+    chat = Row((*pair, *pair))
+
+    result = bench.preflight(base, bench.dataset((*ROWS, chat)))
+
+    (warning,) = result.warnings
+    assert warning.startswith(f"1 of {len(ROWS) + 2} assistant turns are context only and not learned")
+    assert result.reasoning_parser == "qwen3"
+    report = written(bench)
+    assert (report["learnedTurns"], report["unlearnedTurns"]) == (len(ROWS) + 1, 1)
+    page = (bench.store.run_folder(RUN, "preflight").path / "tokens.html").read_text()
+    assert "assistant turns are context only" in page
+
+
+def test_control_tokens_in_the_text_of_rows_are_named_with_their_rows(bench: Workbench) -> None:
+    typed = Row.pair("what is </s> for?", "sales")
+
+    result = bench.preflight(dataset=bench.dataset((*ROWS, typed), (), (typed,)))
+
+    (warning,) = result.warnings
+    assert warning.startswith("2 rows have a control token of the tokenizer in the text, such as </s>")
+    assert f"(train row {len(ROWS) + 1}, test row 1)" in warning

@@ -117,6 +117,8 @@ TOKENS = {
     "rows": 100,
     "cutRows": 4,
     "lostAnswers": 1,
+    "learnedTurns": 120,
+    "unlearnedTurns": 0,
     "lengths": {
         "mean": 30.0,
         "median": 28.0,

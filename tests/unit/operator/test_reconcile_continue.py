@@ -55,7 +55,8 @@ def continuing(before: MemoryCluster | None = None, **spec: Any) -> MemoryCluste
 def next_preflighted() -> StageResult:
     result = preflighted(NEXT_UID)
     assert result.preflight is not None
-    return result.model_copy(update={"preflight": result.preflight.model_copy(update={"lora": LORA})})
+    found = result.preflight.model_copy(update={"lora": LORA, "reasoning_parser": "qwen3"})
+    return result.model_copy(update={"preflight": found})
 
 
 def next_trained() -> StageResult:
@@ -388,6 +389,7 @@ def test_a_run_has_the_template_arguments_of_its_parent_unless_it_sets_its_own(
     (made,) = cluster.job(NEXT).status.checkpoints
     lineage = Checkpoint.model_validate(cluster.objects["Checkpoint", made.name]).spec.lineage
     assert (lineage.chat_template_kwargs or {}) == expected
+    assert lineage.reasoning_parser == "qwen3"
     assert cluster.config("evaluate").chat_template_kwargs == expected
 
 

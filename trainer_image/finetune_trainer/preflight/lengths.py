@@ -11,6 +11,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import Encoder
+from finetune_trainer.tokens.controltokens import ControlTokens
 from finetune_trainer.tokens.rendering import RowNotEncodable
 
 MAX_ROWS_IN_MESSAGE: Final = 5
@@ -26,6 +27,12 @@ class TokenLengths:
     whole: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
     """Numbers of tokens before the first one that the model is trained on."""
+    learned_turns: int = 0
+    """Assistant turns that are learned."""
+    unlearned_turns: int = 0
+    """Assistant turns of weight 1 that are not learned."""
+    with_control_tokens: list[tuple[int, str]] = field(default_factory=list)
+    """Rows with a control token of the tokenizer in their text, and the first one of each."""
 
     @property
     def max_tokens(self) -> int:
@@ -46,7 +53,11 @@ class TokenLengths:
 
 
 def measure(
-    splits: Mapping[SplitName, list[Row]], encoder: Encoder, meter: StageMeter, cost: int
+    splits: Mapping[SplitName, list[Row]],
+    encoder: Encoder,
+    control_tokens: ControlTokens,
+    meter: StageMeter,
+    cost: int,
 ) -> dict[SplitName, TokenLengths]:
     """Measure the rows of each split. Each row counts `cost` on the meter.
 
@@ -65,6 +76,11 @@ def measure(
                 continue
             lengths.whole.append(encoded.num_tokens)
             lengths.prompts.append(encoded.prompt_length)
+            lengths.learned_turns += encoded.learned_turns
+            lengths.unlearned_turns += encoded.unlearned_turns
+            control_token = control_tokens.first_in(row)
+            if control_token is not None:
+                lengths.with_control_tokens.append((number, control_token))
     if rejected:
         raise StageFailure(
             FailureReason.INVALID_DATA,
@@ -73,6 +89,32 @@ def measure(
             ExitCode.BAD_DATA,
         )
     return measured
+
+
+def warnings_of(measured: Mapping[SplitName, TokenLengths]) -> tuple[str, ...]:
+    """Warnings about turns that are not learned, and about control tokens in the text of rows."""
+    warnings = []
+    missing = sum(lengths.unlearned_turns for lengths in measured.values())
+    if missing:
+        turns = missing + sum(lengths.learned_turns for lengths in measured.values())
+        warnings.append(
+            f"{missing} of {turns} assistant turns are context only and not learned: in a longer"
+            " conversation, the chat template renders them differently from how the model generates them."
+            " Make each of them the last turn of a row of its own to learn them"
+        )
+    found = [
+        (f"{split} row {number}", token)
+        for split, lengths in measured.items()
+        for number, token in lengths.with_control_tokens
+    ]
+    if found:
+        have = "has" if len(found) == 1 else "have"
+        warnings.append(
+            f"{_count(len(found))} {have} a control token of the tokenizer in the text, such as"
+            f" {found[0][1]} ({_first(row for row, _ in found)}): the model reads it as the control token."
+            " Remove it, unless the text is meant to have it"
+        )
+    return tuple(warnings)
 
 
 def check_answers(

@@ -16,7 +16,7 @@ from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
-from finetune_trainer.preflight.lengths import check_answers, measure
+from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
 from finetune_trainer.preflight.methoddata import check_form, check_processes, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
@@ -28,6 +28,8 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
+from finetune_trainer.tokens.controltokens import ControlTokens
+from finetune_trainer.tokens.reasoning import parser_for
 
 ROW_COST: Final = 1 << 18
 """Cost of tokenizing one row, in bytes read that take about as long."""
@@ -79,7 +81,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         store_model(uri, found, manifest, context, meter)
     meter.begin("tokenizing the rows")
     encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
-    lengths = measure(splits, encoder, meter, ROW_COST)
+    lengths = measure(splits, encoder, ControlTokens(tokenizer), meter, ROW_COST)
+    parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit = context_length(model_config)
     chosen = choose_hyperparameters(
@@ -107,6 +110,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         lora=lora,
         preference=preference,
         chat_template=template_name(tokenizer),
+        reasoning_parser=parser.name if parser is not None else None,
+        warnings=warnings_of(lengths),
         train_rows=len(splits["train"]),
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
         longest_row_tokens=longest_row,

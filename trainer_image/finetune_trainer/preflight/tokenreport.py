@@ -38,6 +38,8 @@ def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_lengt
         "rows": len(rows),
         "cutRows": sum(lengths.truncated(max_length) for lengths in splits.values()),
         "lostAnswers": sum(lengths.without_answer(max_length) for lengths in splits.values()),
+        "learnedTurns": sum(lengths.learned_turns for lengths in splits.values()),
+        "unlearnedTurns": sum(lengths.unlearned_turns for lengths in splits.values()),
         "lengths": distribution,
         "longest": [
             {"split": split, "row": number, "tokens": tokens}

@@ -27,8 +27,8 @@ def token_page(report: Document) -> str:
     """The page about the rows' lengths in tokens of a model's tokenizer.
 
     `report` has `baseModel`, `maxSequenceLength`, `rows`, `cutRows` (longer), `lostAnswers` (rows
-    without any token of their answer), `lengths` in tokens, like those in characters of a data report, and
-    `longest`: `[{split, row, tokens}]`.
+    without any token of their answer), `learnedTurns` and `unlearnedTurns` of the assistant, `lengths` in
+    tokens, like those in characters of a data report, and `longest`: `[{split, row, tokens}]`.
     """
     return _template("tokens.html.jinja").render(
         report=report, verdict=token_verdict(report), kind="Lengths in tokens", source=report["baseModel"]

@@ -5,6 +5,7 @@ token, so training, evaluation and serving see the same tokens.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,8 @@ class EncodedAnswers:
     answer: list[int]
     rejected: list[int] | None = None
     label: bool = True
+    learned_turns: ClassVar[int] = 1
+    unlearned_turns: ClassVar[int] = 0
 
     @property
     def num_tokens(self) -> int:
