@@ -96,7 +96,7 @@ def isolates_packed_rows(model: Trainable, collate: Collate = pack) -> bool:
             _log_probabilities(model, collate(rows))[-len(second.input_ids) :]
             for rows in ([second], [first, second], [joined])
         )
-    return _divergence(packed, alone) <= MAX_DIVERGENCE_SHARE * _divergence(mixed, alone)
+    return bool(_divergence(packed, alone) <= MAX_DIVERGENCE_SHARE * _divergence(mixed, alone))
 
 
 def pack_by_varlen(model: Trainable) -> bool:
@@ -118,9 +118,9 @@ def pack_by_varlen(model: Trainable) -> bool:
     return False
 
 
-def _divergence(predicted: torch.Tensor, expected: torch.Tensor) -> float:
+def _divergence(predicted: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Mean Kullback-Leibler divergence of log-probabilities of shape (tokens, vocabulary)."""
-    return float(torch.nn.functional.kl_div(predicted, expected, reduction="batchmean", log_target=True))
+    return torch.nn.functional.kl_div(predicted, expected, reduction="batchmean", log_target=True)
 
 
 def _probe_rows(model: Trainable) -> tuple[EncodedRow, EncodedRow]:

@@ -82,8 +82,13 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def _number(tensor: Tensor) -> bool | int:
+    return True if tensor.dtype == torch.bool else 1
+
+
 CONTENTS: Final[Mapping[Any, Callable[..., Any]]] = {
-    aten._local_scalar_dense.default: lambda tensor: True if tensor.dtype == torch.bool else 1,
+    aten._local_scalar_dense.default: _number,
+    aten.item.default: _number,  # in inference mode
     aten.allclose.default: lambda *_, **__: True,
     aten.equal.default: lambda *_: True,
     aten.nonzero.default: _all_rows,
