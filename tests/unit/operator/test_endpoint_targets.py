@@ -5,7 +5,7 @@ from typing import Any
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
-from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest
+from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 
 FOLLOWS = {"name": "router", "follow": {"model": "tickets"}}
 
@@ -225,3 +225,29 @@ def test_a_revision_of_the_base_model_takes_only_what_was_trained_from_that_comm
         found = cluster.condition("Reconciling") or ("", "")
         assert found[0] == reason, found
     assert f"trained from revision {'9' * 40} of hf://google/gemma" in found[1]
+
+
+def thinks_not(name: str, character: str) -> Checkpoint:
+    """A Checkpoint that was trained with an argument for the chat template."""
+    raw = checkpoint(name, character).to_dict()
+    raw["spec"]["lineage"]["chatTemplateKwargs"] = {"enable_thinking": False}
+    return Checkpoint.model_validate(raw)
+
+
+def test_an_endpoint_serves_with_the_template_arguments_of_the_checkpoint() -> None:
+    cluster = EndpointCluster(thinks_not("first", "1"))
+    cluster.settle()
+    (model,) = configs(cluster)[1].models
+    assert model.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_an_engine_that_would_send_other_prompts_than_training_is_not_started() -> None:
+    cluster = EndpointCluster(thinks_not("first", "1"))
+    cluster.put(profile(images={"trainer": "registry.example/older:1"}, trainerContract=1))
+    cluster.settle()
+    assert not cluster.deployments
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "ProfileInvalid"
+    assert message.startswith(
+        "Checkpoint first was trained with chatTemplateKwargs, which need a trainer image"
+    )

@@ -17,6 +17,8 @@ from finetune_operator.status.reserved import not_implemented
 
 MIN_KEYS_CONTRACT: Final = 2
 """Contract version of the first engine that supports API keys."""
+MIN_ARGUMENTS_CONTRACT: Final = 2
+"""Contract version of the first engine that passes arguments to the chat template."""
 
 
 def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: Snapshot) -> Revision | Halt:
@@ -50,6 +52,9 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
     if missing is not None:
         return missing
+    unusable = _check_arguments(targets, profile)
+    if unusable is not None:
+        return unusable
     return build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
 
 
@@ -70,6 +75,21 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             requeue_after=None,
         )
     return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
+
+
+def _check_arguments(targets: Targets, profile: ComputeProfile) -> Blocked | None:
+    """Refuse an image that would send prompts other than those of training."""
+    trainer = trainer_of(profile, "")
+    given = next((weights.label for _, weights in targets.resolved if weights.chat_template_kwargs), None)
+    if given is None or trainer.contract >= MIN_ARGUMENTS_CONTRACT:
+        return None
+    return Blocked(
+        Reason.PROFILE_INVALID,
+        f"Checkpoint {given} was trained with chatTemplateKwargs, which need a trainer image of contract"
+        f" {MIN_ARGUMENTS_CONTRACT}, and images.trainer of ComputeProfile {profile.name} has trainerContract"
+        f" {trainer.contract}: use an image of this release",
+        requeue_after=None,
+    )
 
 
 def _check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
