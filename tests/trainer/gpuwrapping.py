@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from finetune_trainer.evaluate import measured
 from finetune_trainer.model import load
 from finetune_trainer.train import modelsetup
 from tools.models import tiny
@@ -25,12 +26,13 @@ VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
 
 @contextmanager
 def as_a_gpu_trains() -> Iterator[None]:
-    """Load and train everything in the block as on a GPU."""
+    """Load, train and evaluate everything in the block as on a GPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "bf16")
         for module in (load, modelsetup):
             patch.setattr(module, "multiplies_bfloat16", lambda _: True)
+        patch.setattr(measured, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
         yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -148,12 +148,12 @@ def test_a_signal_ends_it(trained: Trained) -> None:
         trained.evaluate(sheet=Sheet(stop=stop))
 
 
-def test_progress_counts_rows_of_all_measurements(trained: Trained) -> None:
+def test_progress_counts_rows_of_all_models(trained: Trained) -> None:
     sheet = Sheet()
 
     trained.evaluate(sheet=sheet)
 
-    assert sheet.seen[-1].step == sheet.seen[-1].total_steps == 6 * 2 * 2
+    assert sheet.seen[-1].step == sheet.seen[-1].total_steps == 6 * 2
 
 
 def test_white_space_around_an_answer_does_not_count() -> None:

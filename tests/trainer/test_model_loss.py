@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from finetune_trainer.model import head as head_module
-from finetune_trainer.model.completionloss import completion_loss, mean_completion_loss, row_losses
+from finetune_trainer.model.completionloss import completion_loss, row_loss_sums, total_completion_loss
 from finetune_trainer.model.head import ChunkedHead, chunked_head, chunked_loss_sum, tiled_loss_sum
 from finetune_trainer.model.load import load_base
 from finetune_trainer.rows import Row
@@ -112,8 +112,8 @@ def test_a_head_over_few_positions_multiplies_as_the_whole_one_does_on_a_gpu(
     assert whole.dtype == few.dtype == torch.float32
     # Float32 logits would differ by 1e-3. TRL rounds once more, after it has added the bias.
     torch.testing.assert_close(few, whole, rtol=2e-4, atol=0)
-    assert mean_completion_loss(model, [PADDED(ROWS)], head) == pytest.approx(
-        mean_completion_loss(model, [PADDED(ROWS)]), rel=2e-4
+    assert total_completion_loss(model, [PADDED(ROWS)], head) == pytest.approx(
+        total_completion_loss(model, [PADDED(ROWS)]), rel=2e-4
     )
     model.train()
     for ours, expected in zip(
@@ -222,18 +222,21 @@ def test_packing_changes_nothing(model: PreTrainedModel) -> None:
 
 
 def test_every_token_counts_the_same_in_whatever_batch_it_is(model: PreTrainedModel) -> None:
-    together = mean_completion_loss(model, [PADDED(ROWS)])
-    apart = mean_completion_loss(model, [PADDED([row]) for row in ROWS])
+    together = total_completion_loss(model, [PADDED(ROWS)])
+    apart = total_completion_loss(model, [PADDED([row]) for row in ROWS])
 
     assert together == pytest.approx(apart, rel=1e-6)
 
 
-def test_each_row_has_the_loss_that_it_has_alone(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_each_row_has_the_loss_that_it_has_alone(model: PreTrainedModel, chunked: bool) -> None:
+    head = known_head(model) if chunked else None
     with torch.inference_mode():
-        losses = row_losses(model, PADDED(ROWS))
+        sums, tokens = row_loss_sums(model, PADDED(ROWS), head)
 
-    alone = [mean_completion_loss(model, [PADDED([row])]) for row in ROWS]
-    torch.testing.assert_close(losses, torch.tensor(alone))
+    alone = [total_completion_loss(model, [PADDED([row])]) for row in ROWS]
+    torch.testing.assert_close(sums, torch.tensor([loss_sum for loss_sum, _ in alone]))
+    assert tokens.tolist() == [count for _, count in alone]
 
 
 def test_prompts_are_padded_where_generation_does_not_begin() -> None:

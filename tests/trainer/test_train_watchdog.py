@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.train import modelsetup, session
-from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.modelsetup import Trainable
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
@@ -109,7 +109,7 @@ def test_a_run_without_a_state_begins_anew_after_it(bench: Workbench) -> None:
 
 def test_the_watch_ends_with_training(bench: Workbench) -> None:
     """A thread that kept running would end the process while checkpoints are published."""
-    with StepWatchdog(bench.root.name, 60, 0, lambda: "the base model") as watchdog:
+    with StepWatchdog(bench.train_config(), 0, lambda step: f"step {step} hangs") as watchdog:
         thread = watchdog._thread
         assert thread.is_alive()
 

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,6 +200,19 @@ class Workbench:
     def checkpoint(self, result: CheckpointResult) -> Path:
         return self.store.artifact(ArtifactRef(kind="checkpoints", digest=result.digest), verify=True)
 
+    def evaluate_config(
+        self, base_model: Digest, dataset: Digest, result: CheckpointResult, **settings: Any
+    ) -> EvaluateConfig:
+        return EvaluateConfig(
+            **self._common(),
+            base_model=base_model,
+            dataset=dataset,
+            checkpoint=result.digest,
+            checkpoint_type=result.type,
+            max_sequence_length=64,
+            **settings,
+        )
+
     def evaluate(
         self,
         base_model: Digest,
@@ -208,15 +222,11 @@ class Workbench:
         sheet: Sheet | None = None,
         **settings: Any,
     ) -> EvaluateResult:
-        config = EvaluateConfig(
-            **self._common(),
-            base_model=base_model,
-            dataset=dataset,
-            checkpoint=result.digest,
-            checkpoint_type=result.type,
-            max_sequence_length=64,
-            **settings,
-        )
+        """The result of a new run."""
+        config = self.evaluate_config(base_model, dataset, result, **settings)
+        return self.run_evaluate(config.model_copy(update={"run": uuid.uuid4().hex}), sheet)
+
+    def run_evaluate(self, config: EvaluateConfig, sheet: Sheet | None = None) -> EvaluateResult:
         return evaluate.run(config, self.context(sheet))
 
     def states(self, config: StageConfig) -> list[str]:

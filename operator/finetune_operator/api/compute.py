@@ -41,7 +41,8 @@ class Compute(Model):
             ge=60,
             le=86400,
             description="Seconds without a finished batch, validation batch or saved state after which a"
-            " train pod is ended as hung. The next pod resumes from the last saved state. Default: 1800.",
+            " train pod is ended as hung, and without a finished batch or generated token after which an"
+            " evaluate pod is. The next pod resumes from what was saved. Default: 1800.",
         ),
     ] = None
     on_predicted_out_of_memory: Annotated[

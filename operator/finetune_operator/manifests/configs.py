@@ -17,7 +17,8 @@ from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.train import STEP_TIMEOUT_SECONDS, TrainConfig
+from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
+from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
@@ -196,6 +197,7 @@ def evaluate_config(
         subjects=("Tuned", "Base") if compares_base else ("Tuned",),
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,
+        step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
     )
 
 

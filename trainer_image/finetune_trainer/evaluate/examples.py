@@ -18,6 +18,8 @@ from finetune_trainer.tokens.rendering import RowNotEncodable
 class Example:
     """One row: the prompt and the correct answers."""
 
+    row: int
+    """Number of the row in its split, from 1."""
     encoded: EncodedRow
     """The row encoded as in training, for the loss."""
     prompt: list[int]
@@ -36,7 +38,7 @@ def encode_examples(
     split: str,
     chat_template_kwargs: TemplateArguments = NONE,
 ) -> list[Example]:
-    """Encode the rows, sorted by prompt length so that a batch has little padding.
+    """Encode the rows, in their order.
 
     The correct answer of a Preference row is the chosen one. KTO rows whose label is false are skipped.
     Raises StageFailure (INVALID_DATA) with the number of a row that the chat template rejects.
@@ -50,22 +52,23 @@ def encode_examples(
             continue
         try:
             examples.append(
-                _preference_example(row, answer_encoder, reader, max_sequence_length)
+                _preference_example(number, row, answer_encoder, reader, max_sequence_length)
                 if row.is_preference
-                else _completion_example(row, row_encoder, reader, max_sequence_length)
+                else _completion_example(number, row, row_encoder, reader, max_sequence_length)
             )
         except RowNotEncodable as error:
             raise StageFailure(
                 FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
             ) from error
-    return sorted(examples, key=lambda example: len(example.prompt))
+    return examples
 
 
 def _completion_example(
-    row: Row, encoder: RowEncoder, reader: AnswerReader, max_sequence_length: int
+    number: int, row: Row, encoder: RowEncoder, reader: AnswerReader, max_sequence_length: int
 ) -> Example:
     prompt, answer = encoder.encode_answer(row)
     return Example(
+        row=number,
         encoded=encoder.encode(row).truncate(max_sequence_length),
         prompt=prompt,
         answer_tokens=len(answer),
@@ -74,11 +77,12 @@ def _completion_example(
 
 
 def _preference_example(
-    row: Row, encoder: AnswerEncoder, reader: AnswerReader, max_sequence_length: int
+    number: int, row: Row, encoder: AnswerEncoder, reader: AnswerReader, max_sequence_length: int
 ) -> Example:
     answers = encoder.encode(row)
     rejected = answers.rejected
     return Example(
+        row=number,
         encoded=answers.row(answers.answer).truncate(max_sequence_length),
         prompt=answers.prompt,
         answer_tokens=len(answers.answer),

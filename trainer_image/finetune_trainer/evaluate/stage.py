@@ -1,38 +1,44 @@
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.results import EvaluateResult, Score
+from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
+from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.train.guards.memory import OutOfMemory, catch_out_of_memory, release_memory
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
-    """Evaluate each subject; the same config gives the same scores.
+    """Evaluate each subject, or continue after the rows that an earlier process measured.
+
+    The same config gives the same scores.
 
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
-    INVALID_DATA, STORE_UNAVAILABLE), Preempted.
+    INVALID_DATA, LOSS_NOT_FINITE, OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
     """
     store = context.store
     data = store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
@@ -44,31 +50,25 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         )
     checkpoint = store.artifact(ArtifactRef(kind="checkpoints", digest=config.checkpoint), verify=True)
     base = store.artifact(ArtifactRef(kind="models", digest=config.base_model))
-    device = choose_device()
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
     examples = encode_examples(
         rows, tokenizer, config.max_sequence_length, config.split, config.chat_template_kwargs
     )
     _check(examples, config)
-    meter = StageMeter(context, len(examples) * len(config.subjects) * len(config.metrics))
-    scores: list[Score] = []
-    for subject, model in _subjects(config, base, checkpoint, device):
-        measured = MeasuredModel(
-            model,
-            examples,
-            tokenizer,
-            stop_token_ids(tokenizer, model.generation_config),
-            batch_size=config.batch_size,
-            max_new_tokens=config.max_new_tokens,
-            meter=meter,
-        )
-        for metric in config.metrics:
-            meter.begin(f"{metric} of {subject} on {len(examples)} {config.split} rows")
-            value = MEASURES[metric](measured)
-            logger.info("%s of %s: %.4f", metric, subject, value)
-            scores.append(Score(metric=metric, subject=subject, value=value, rows=len(examples)))
-    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=tuple(scores))
+    with store.run_folder(config.run, config.stage) as folder:
+        log = PredictionLog(folder, config)
+        if len(log):
+            logger.info("continuing after %d measured rows in %s", len(log), folder.uri)
+        progress = _Progress(config, context, len(examples) * len(config.subjects), folder.uri, len(log))
+        device = choose_device()
+        measurement = RowMeasurement(config, examples, log, device, progress.count)
+        models = _Models(config, base, checkpoint, tokenizer, device, progress.feed)
+        with progress.watchdog, log.saved():
+            models.measure(measurement)
+        scores = tuple(measurement.scores())
+        log.finish()
+    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
 
 
 def _check(examples: list[Example], config: EvaluateConfig) -> None:
@@ -86,21 +86,91 @@ def _check(examples: list[Example], config: EvaluateConfig) -> None:
             f"evaluation.metrics: {pairs} needs rows with a chosen and a rejected answer (format Preference);"
             " remove it, also from evaluation.gates",
         )
+    for metric in config.metrics:
+        if not any(MEASURES[metric].weight(example) for example in examples):
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"evaluation.metrics: {metric} cannot be measured: no {config.split} row has a part of its"
+                f" answer within hyperparameters.maxSequenceLength, which is {config.max_sequence_length};"
+                " raise it in a new run",
+            )
 
 
-def _subjects(
-    config: EvaluateConfig, base: Path, checkpoint: Path, device: torch.device
-) -> Iterator[tuple[Subject, PreTrainedModel | PeftModel]]:
-    """Yield each subject with its model; advancing to the next subject invalidates the previous model."""
-    if config.checkpoint_type == FULL_MODEL:
-        folders: dict[Subject, Path] = {"Tuned": checkpoint, "Base": base}
-        for subject in config.subjects:
-            yield subject, load_base(folders[subject], None, device)
-        return
-    model = load_adapter(load_base(base, None, device), checkpoint)
-    for subject in config.subjects:
-        if subject == "Tuned":
-            yield subject, model
-        else:
-            with model.disable_adapter():
-                yield subject, model
+class _Progress:
+    """Progress of the stage: for the operator, the log and the watchdog. Unit: rows, of all models."""
+
+    def __init__(
+        self, config: EvaluateConfig, context: StageContext, total: int, folder: str, done: int
+    ) -> None:
+        self._seconds, self._folder = config.step_timeout_seconds, folder
+        self._total, self._done = total, done
+        self._meter = StageMeter(context, total)
+        self._meter.begin(f"measuring {total} rows of all models: {', '.join(config.subjects)}")
+        self.watchdog = StepWatchdog(config, done, self._describe_hang)
+        if done:
+            self._meter.add(done)
+
+    def count(self, rows: int) -> None:
+        """Count measured rows. Raises Preempted after a signal."""
+        self._done += rows
+        self.feed()
+        self._meter.add(rows)
+
+    def feed(self) -> None:
+        """Record a sign of life."""
+        self.watchdog.feed(self._done)
+
+    def _describe_hang(self, done: int) -> str:
+        return (
+            f"the evaluation hangs after {done} of {self._total} rows of all models: no batch or token"
+            f" finished within {self._seconds} seconds. The next pod continues from the rows in"
+            f" {self._folder}. If it hangs again, find the cause in the pod's log, which has the stacks of"
+            " all threads, and check its GPU and the store. If it is only slow, raise"
+            " compute.stepTimeoutSeconds in a new run"
+        )
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The models of the subjects, of which one is in memory at a time."""
+
+    config: EvaluateConfig
+    base: Path
+    checkpoint: Path
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    on_token: Callable[[], None]
+
+    def measure(self, measurement: RowMeasurement) -> None:
+        """Load the model of each subject with missing rows, and measure these."""
+        subjects = [subject for subject in self.config.subjects if measurement.missing(subject)]
+        if self.config.checkpoint_type == FULL_MODEL:
+            folders: dict[Subject, Path] = {"Tuned": self.checkpoint, "Base": self.base}
+            for subject in subjects:
+                # No variable keeps a model while the next one loads.
+                measurement.measure(subject, self._load(folders[subject]))
+                release_memory()
+        elif subjects:
+            self._measure_adapter(measurement, subjects)
+
+    def _measure_adapter(self, measurement: RowMeasurement, subjects: list[Subject]) -> None:
+        model = self._load(self.base, self.checkpoint)
+        for subject in subjects:
+            if subject == "Tuned":
+                measurement.measure(subject, model)
+            else:
+                with model.without_adapter():
+                    measurement.measure(subject, model)
+
+    def _load(self, folder: Path, adapter: Path | None = None) -> MeasuredModel:
+        logger.info("loading the model in %s", folder)
+        try:
+            with catch_out_of_memory("loading the model", self.device, 0, by_batch=False):
+                base = load_base(folder, None, self.device)
+                model = base if adapter is None else load_adapter(base, adapter)
+        except OutOfMemory as error:
+            raise StageFailure(FailureReason.OUT_OF_MEMORY, f"{error}. {MEMORY_ADVICE}") from error
+        self.on_token()
+        return MeasuredModel(
+            model, self.tokenizer, max_new_tokens=self.config.max_new_tokens, on_token=self.on_token
+        )

@@ -1,6 +1,5 @@
 """The loss on completion tokens only."""
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -33,26 +32,24 @@ def completion_loss(
     return cross_entropy(logits.float(), targets[predicting], reduction="sum"), predicting.sum()
 
 
-def row_losses(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Mean negative log-likelihood of the labelled tokens of each padded row in nats, of shape (rows,)."""
-    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    needed = (targets != IGNORE_INDEX).any(dim=0)
-    logits = model(**inputs, use_cache=False, logits_to_keep=needed).logits.float()
-    kept = targets[:, needed]
-    losses = cross_entropy(logits.transpose(1, 2), kept, ignore_index=IGNORE_INDEX, reduction="none")
-    return losses.sum(dim=1) / (kept != IGNORE_INDEX).sum(dim=1)
+def row_loss_sums(
+    model: torch.nn.Module, batch: Mapping[str, Tensor], head: ChunkedHead | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the summed negative log-likelihood of each padded row in nats, and its labelled tokens.
 
-
-def mean_completion_loss(
-    model: torch.nn.Module, batches: Iterable[Mapping[str, Tensor]], head: ChunkedHead | None = None
-) -> float:
-    """Mean loss over all labelled tokens of all batches in nats, without dropout; NaN if there are none.
-
-    Draws no random numbers. Leaves the model in evaluation mode.
+    Both have shape (rows,). `batch` and `head` are those of `completion_loss`.
     """
-    loss_sum, tokens = total_completion_loss(model, batches, head)
-    return loss_sum / tokens if tokens else math.nan
+    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    predicting = targets != IGNORE_INDEX
+    tokens = predicting.sum(dim=1)
+    inputs = model_inputs(batch)
+    if head is not None:
+        with head.computing_loss(targets[predicting], tokens.tolist()) as sums_of:
+            returned = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+        return sums_of(returned), tokens
+    logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+    losses = cross_entropy(logits.float(), targets[predicting], reduction="none")
+    return torch.stack([row.sum() for row in torch.split(losses, tokens.tolist())]), tokens
 
 
 def total_completion_loss(

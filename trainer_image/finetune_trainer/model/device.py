@@ -50,6 +50,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return has_library and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """The precision of a forward pass without gradients, as in training: bfloat16 matrices on a GPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that the memory of a GPU or of the CPU is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -7,7 +7,7 @@ for LLM Training" (P.-L. Hsu et al., 2024, section 3.2, FusedLinearCrossEntropy)
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -47,11 +47,14 @@ class ChunkedHead:
         self._loss_sum: LossSum = tiled_loss_sum if on_gpu else chunked_loss_sum
 
     @contextmanager
-    def computing_loss(self, targets: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    def computing_loss(
+        self, targets: Tensor, row_tokens: Sequence[int] | None = None
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
         """In the block, the model returns the loss of `targets` in place of its logits.
 
         Yields a function that takes what the model returns, and returns the summed negative log-likelihood in
-        nats, in float32. `targets` has the token ids to predict, of shape (positions,).
+        nats, in float32. `targets` has the token ids to predict, of shape (positions,). With `row_tokens`,
+        the number of targets of each row, it returns one sum per row.
         """
 
         def forward(hidden: Tensor) -> Tensor:
@@ -60,11 +63,19 @@ class ChunkedHead:
             if not torch.is_grad_enabled():
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
             scaled = hidden if self._scale == 1 else hidden * self._scale
-            loss_sum = self._loss_sum(scaled.flatten(0, -2), weight, bias, targets)
-            return loss_sum.reshape(1, 1)  # logits have two dimensions too
+            inputs = scaled.flatten(0, -2)
+            if row_tokens is None:
+                loss_sum = self._loss_sum(inputs, weight, bias, targets)
+                return loss_sum.reshape(1, 1)  # logits have two dimensions too
+            rows = zip(*(torch.split(each, list(row_tokens)) for each in (inputs, targets)), strict=True)
+            sums = [
+                self._loss_sum(row, weight, bias, of_row) if len(of_row) else inputs.new_zeros(()).float()
+                for row, of_row in rows
+            ]
+            return torch.stack(sums).reshape(1, -1)
 
         def unscaled(returned: Tensor) -> Tensor:
-            loss_sum = returned.reshape(())
+            loss_sum = returned.reshape(() if row_tokens is None else -1)
             return loss_sum if self._scale == 1 else loss_sum / self._scale
 
         with _replaced(self._head, forward):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.callbacks.heartbeat import Heartbeat
@@ -24,7 +26,6 @@ from finetune_trainer.train.callbacks.trainerevents import Events
 from finetune_trainer.train.callbacks.validation import Validating, validation_sample
 from finetune_trainer.train.factory import is_sharded, make_trainer
 from finetune_trainer.train.guards.memory import catch_out_of_memory
-from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.states.ledger import RunLedger
@@ -79,8 +80,8 @@ class TrainingSession:
         device = choose_device(group.local_rank, group.local_size)
         parent = _parent(config, context)
         set_seed(attempt.hyperparameters.seed)
-        last_saved, timeout = attempt.states.last_saved, config.step_timeout_seconds
-        with StepWatchdog(config.run, timeout, attempt.step, last_saved, group, config=config) as watchdog:
+        hangs = partial(_describe_hang, config.step_timeout_seconds, attempt)
+        with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
             with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
                 # With FSDP the whole model exists only in host memory; shards of each layer go to the device.
                 target = torch.device("cpu") if is_sharded(config.method, group) else device
@@ -167,6 +168,16 @@ class TrainingSession:
             self.config.hyperparameters.total_steps,
             self.model.device,
         )
+
+
+def _describe_hang(timeout_seconds: int, attempt: Attempt, step: int) -> str:
+    """Message of a run that hangs after `step`."""
+    return (
+        f"step {step + 1} hangs: no batch, validation batch or saved state finished within"
+        f" {timeout_seconds} seconds. The next pod resumes from {attempt.states.last_saved()}. If it hangs"
+        " again, find the cause in the pod's log, which has the stacks of all threads, and check its GPU and"
+        " the store. If it is only slow, raise compute.stepTimeoutSeconds in a new run"
+    )
 
 
 def _parent(config: TrainConfig, context: StageContext) -> Path | None:

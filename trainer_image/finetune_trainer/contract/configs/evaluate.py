@@ -1,11 +1,11 @@
 """The config of the stage that evaluates."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageConfig
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, Subject
 
@@ -28,3 +28,5 @@ class EvaluateConfig(StageConfig):
     max_new_tokens: int = 256
     batch_size: int = 8
     seed: int = 0
+    step_timeout_seconds: Annotated[int, Field(json_schema_extra={"since": 2})] = STEP_TIMEOUT_SECONDS
+    """Seconds without a finished batch or generated token after which the process ends."""

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
 from finetune_trainer.contract.results import StageResult
+
+STEP_TIMEOUT_SECONDS: Final = 1800
+"""Default of `step_timeout_seconds`."""
 
 
 class StageConfig(Contract):

@@ -1,18 +1,16 @@
 """The config of the stage that trains."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageConfig
 from finetune_trainer.contract.environment import METRICS_PORT
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
-
-STEP_TIMEOUT_SECONDS: Final = 1800
 
 
 class TrainConfig(StageConfig):

@@ -1,9 +1,9 @@
 """Share of rows whose answer equals a correct text."""
 
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measured import MeasuredBatch
 
 
-def measure(measured: MeasuredModel) -> float:
-    """Compute the share of correct answers, 0 to 1. Surrounding white space is ignored."""
-    correct = sum(answer in example.accepted for example, answer in measured.answered())
-    return correct / len(measured.examples)
+def values(batch: MeasuredBatch) -> list[float]:
+    """Return 1 for each correct answer, otherwise 0. Surrounding white space is ignored."""
+    answered = zip(batch.examples, batch.answers, strict=True)
+    return [float(answer.text in example.accepted) for example, answer in answered]

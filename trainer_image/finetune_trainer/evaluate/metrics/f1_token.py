@@ -1,15 +1,14 @@
 """F1 of the words of an answer and the correct answer, as in SQuAD (Rajpurkar et al., 2016)."""
 
 from collections.abc import Collection
-from math import fsum
 
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measured import MeasuredBatch
 
 
-def measure(measured: MeasuredModel) -> float:
-    """Compute the mean F1 over all rows, 0 to 1."""
-    scores = [f1(answer, example.accepted) for example, answer in measured.answered()]
-    return fsum(scores) / len(scores)
+def values(batch: MeasuredBatch) -> list[float]:
+    """Return the F1 of each answer, 0 to 1."""
+    answered = zip(batch.examples, batch.answers, strict=True)
+    return [f1(answer.text, example.accepted) for example, answer in answered]
 
 
 def f1(answer: str, accepted: Collection[str]) -> float:

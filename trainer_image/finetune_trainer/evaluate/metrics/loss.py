@@ -1,10 +1,8 @@
 """Mean loss of the correct answers."""
 
-from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.model.completionloss import mean_completion_loss
+from finetune_trainer.evaluate.measured import MeasuredBatch
 
 
-def measure(measured: MeasuredModel) -> float:
-    """Compute the loss in nats per token of the correct answers, over all rows together."""
-    rows = (measured.padded([example.encoded for example in batch]) for batch in measured.batches())
-    return mean_completion_loss(measured.model, rows)
+def values(batch: MeasuredBatch) -> list[float]:
+    """Return the loss of each correct answer in nats per token; 0 if the answer has no labelled token."""
+    return [loss_sum / max(tokens, 1) for loss_sum, tokens in batch.losses]

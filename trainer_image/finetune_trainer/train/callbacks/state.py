@@ -8,7 +8,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.train.guards.stepwatchdog import StepWatchdog
+from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.train.protocol import TrainerProtocol
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.restarts import WastedTime

@@ -1,4 +1,4 @@
-"""Ends a process whose training hangs, so that the next pod can resume.
+"""Ends a process that hangs in training or evaluation, so that the next pod can resume.
 
 A GPU or storage that stops responding blocks a call forever, and with it the main thread.
 """
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.distributed.group import ALONE, Group
@@ -30,29 +31,24 @@ class StepWatchdog:
 
     def __init__(
         self,
-        run: str,
-        seconds: float,
+        config: TrainConfig | EvaluateConfig,
         step: int,
-        last_state: Callable[[], str],
+        describe: Callable[[int], str],
         group: Group = ALONE,
-        *,
-        config: StageConfig | None = None,
     ) -> None:
-        """Watch a run from `step` on.
+        """Watch a stage from `step` on.
 
         Args:
-            run: folder of the run.
-            seconds: maximum time between two calls of `feed`.
-            step: the last finished optimizer step.
-            last_state: describes the state that the next pod resumes from.
+            config: config of the stage; its `step_timeout_seconds` is the maximum time between two calls of
+                `feed`.
+            step: the last finished step, in the unit of the stage.
+            describe: returns the failure's message for the last finished step.
             group: the processes that wait for one another; only one of them reports the failure.
-            config: config of the stage, which completes the result.
         """
-        self._group = group
         self._config = config
-        self._run = run
-        self._seconds = seconds
-        self._last_state = last_state
+        self._seconds = config.step_timeout_seconds
+        self._describe = describe
+        self._group = group
         self._step = step
         self._fed_at = time.monotonic()
         self._ended = threading.Event()
@@ -70,7 +66,7 @@ class StepWatchdog:
         self._thread.join()
 
     def feed(self, step: int) -> None:
-        """Record that a batch or a save finished; `step` is the last finished optimizer step."""
+        """Record a sign of life; `step` is the last finished step."""
         self._step = step
         self._fed_at = time.monotonic()
 
@@ -83,23 +79,16 @@ class StepWatchdog:
     def _end(self) -> None:
         faulthandler.dump_traceback_later(SHUTDOWN_SECONDS, exit=True)  # with code 1, which is INTERNAL
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        message = (
-            f"step {self._step + 1} hangs: no batch, validation batch or saved state finished within"
-            f" {self._seconds:g} seconds. The next pod resumes from {self._last_state()}. If it hangs again,"
-            " find the cause in the pod's log, which has the stacks of all threads, and check its GPU and the"
-            " store. If it is only slow, raise compute.stepTimeoutSeconds in a new run"
-        )
+        message = self._describe(self._step)
         logger.error("%s: %s", FailureReason.STEP_TIMEOUT, message)
         if not self._group.claim_failure():
             os._exit(ExitCode.PEER_LOST)
         result = StageResult(
-            stage="train",
-            run=self._run,
+            stage=self._config.stage,
+            run=self._config.run,
             outcome="Failed",
             reason=FailureReason.STEP_TIMEOUT,
             message=message,
         )
-        if self._config is not None:
-            result = self._config.bind(result)
-        termination.write(termination.bounded(result))
+        termination.write(termination.bounded(self._config.bind(result)))
         os._exit(ExitCode.INTERNAL)

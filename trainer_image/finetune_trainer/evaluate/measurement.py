@@ -1,0 +1,124 @@
+"""Measures all rows with one model, in batches that fit into memory."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import Score
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
+from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.train.guards.memory import OutOfMemory, catch_out_of_memory, release_memory
+
+MEMORY_ADVICE = (
+    "Create a new run with spec.evaluation.profile set to a ComputeProfile with more memory per device, or"
+    " shorten or remove such rows of the dataset"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowMeasurement:
+    """The rows of the split, and what is measured with each model."""
+
+    config: EvaluateConfig
+    examples: Sequence[Example]
+    log: PredictionLog
+    device: torch.device
+    on_batch: Callable[[int], None]
+    """Called after each batch with its number of rows."""
+
+    def missing(self, subject: Subject) -> list[Example]:
+        """The rows that are not measured yet with this model."""
+        measured = self.log.of(subject)
+        return [example for example in self.examples if example.row not in measured]
+
+    def measure(self, subject: Subject, model: MeasuredModel) -> None:
+        """Measure the missing rows, the longest first, so that memory runs out early or never.
+
+        If a batch does not fit into memory, it and all later batches have half as many rows.
+        Raises StageFailure (OUT_OF_MEMORY) if a single row does not fit, or (LOSS_NOT_FINITE); Preempted.
+        """
+        rows = sorted(self.missing(subject), key=model.size, reverse=True)
+        while rows:
+            batch = rows[: self.log.batch_size]
+            predictions = self._fitting(subject, model, batch)
+            if predictions is None:
+                self.log.batch_size = len(batch) // 2
+                release_memory()
+                continue
+            self.log.add(predictions)
+            rows = rows[len(batch) :]
+            self.on_batch(len(batch))
+
+    def scores(self) -> Iterator[Score]:
+        """The score of each metric and model, from the measured rows."""
+        for subject in self.config.subjects:
+            measured = self.log.of(subject)
+            for metric in self.config.metrics:
+                weights = [MEASURES[metric].weight(example) for example in self.examples]
+                weighted = (
+                    measured[example.row].metrics[metric] * weight
+                    for example, weight in zip(self.examples, weights, strict=True)
+                    if weight
+                )
+                # The exact sum does not depend on the order of the rows.
+                value = math.fsum(weighted) / sum(weights)
+                logger.info("%s of %s: %.4f", metric, subject, value)
+                yield Score(metric=metric, subject=subject, value=value, rows=len(self.examples))
+
+    def _fitting(
+        self, subject: Subject, model: MeasuredModel, batch: Sequence[Example]
+    ) -> list[RowPrediction] | None:
+        """Measure a batch; None if its half may fit into memory instead."""
+        longest = max(model.size(example) for example in batch)
+        activity = f"evaluating {self.config.split} rows with the model {subject}"
+        try:
+            with catch_out_of_memory(activity, self.device, longest, by_batch=True):
+                return self._predictions(subject, MeasuredBatch(model, batch))
+        except OutOfMemory as error:
+            if len(batch) == 1:
+                raise StageFailure(
+                    FailureReason.OUT_OF_MEMORY,
+                    f"{error}; {self.config.split} row {batch[0].row} alone needs {longest} tokens."
+                    f" {MEMORY_ADVICE}",
+                ) from error
+            logger.warning("%s; evaluation continues with batches of %d rows", error, len(batch) // 2)
+            return None
+
+    def _predictions(self, subject: Subject, batch: MeasuredBatch) -> list[RowPrediction]:
+        values = {metric: MEASURES[metric].values(batch) for metric in self.config.metrics}
+        return [
+            RowPrediction(
+                subject=subject,
+                row=example.row,
+                text=None if answer is None else answer.text,
+                tokens=None if answer is None else answer.num_tokens,
+                finish_reason=None if answer is None else answer.finish_reason,
+                metrics={
+                    metric: self._finite(subject, example, metric, of_rows[index])
+                    for metric, of_rows in values.items()
+                    if MEASURES[metric].weight(example)
+                },
+            )
+            for index, (example, answer) in enumerate(zip(batch.examples, batch.generated, strict=True))
+        ]
+
+    def _finite(self, subject: Subject, example: Example, metric: Metric, value: float) -> float:
+        if math.isfinite(value):
+            return value
+        raise StageFailure(
+            FailureReason.LOSS_NOT_FINITE,
+            f"{metric} of the model {subject} is {value} for {self.config.split} row {example.row}: its"
+            " weights are damaged, or it overflows in its dtype. Train again with a lower learningRate",
+        )

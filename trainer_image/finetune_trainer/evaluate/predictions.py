@@ -1,0 +1,154 @@
+"""What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
+
+While the stage runs, the rows are in parts, each written at once. At the end, one file replaces them. Both
+begin with a header line; every other line is a `RowPrediction` as JSON.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.progressmeter import Interval
+from finetune_trainer.store import RunFolder
+
+FILE: Final = "predictions.jsonl"
+FORMAT: Final = 1
+"""Version of the lines, and of how rows are measured. Rows of another version are measured again."""
+FLUSH_SECONDS: Final = 10.0
+"""A killed process loses the rows that it measured in this time."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    def to_line(self) -> str:
+        return f"{self.model_dump_json(by_alias=True, exclude_none=True)}\n"
+
+
+class RowPrediction(_Line):
+    """One row, measured with one model."""
+
+    subject: Subject
+    row: int
+    """Number of the row in the evaluated split, from 1."""
+    text: str | None = None
+    """The generated answer; None if no metric needs one."""
+    tokens: int | None = None
+    """Number of generated tokens, without the one that ends the answer."""
+    finish_reason: Literal["stop", "length"] | None = None
+    metrics: dict[str, float]
+    """The row's value of each metric in which the row counts."""
+
+
+class _FileHeader(_Line):
+    format: Annotated[int, Field(ge=1)] = FORMAT
+    config: str
+    """Digest of the config. Another config may measure other values."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Rows per batch from the last of these rows on."""
+
+
+class PredictionLog:
+    """The rows that are measured, in the run's folder. Reading and flushing leave whole batches."""
+
+    def __init__(self, folder: RunFolder, config: EvaluateConfig) -> None:
+        """Read the rows of earlier processes. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+        self._folder = folder
+        self._config = config.digest
+        self._interval = Interval(FLUSH_SECONDS)
+        self._rows: list[RowPrediction] = []
+        self._part_ends: list[int] = []
+        """Number of rows up to the end of each part. A signal may arrive between any two changes."""
+        self._complete = False
+        self.batch_size = config.batch_size
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def of(self, subject: Subject) -> dict[int, RowPrediction]:
+        """The measured rows of a model, by number."""
+        return {row.row: row for row in self._rows if row.subject == subject}
+
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """Save the rows when the block ends, also by an error or a signal."""
+        try:
+            yield
+        finally:
+            self._flush()
+
+    def add(self, rows: Sequence[RowPrediction]) -> None:
+        """Add the rows of a batch; saves now and then."""
+        self._rows.extend(rows)
+        if self._interval.passed():
+            self._flush()
+            self._interval.begin()
+
+    def finish(self) -> None:
+        """Replace the parts by one file. Raises StageFailure (STORE_UNAVAILABLE)."""
+        if self._complete:
+            return
+        self._folder.write(FILE, self._content(self._rows))
+        self._complete = True
+        for number, _ in enumerate(self._part_ends, 1):
+            self._folder.remove(_part(number))
+
+    def _flush(self) -> None:
+        saved = self._part_ends[-1] if self._part_ends else 0
+        rows = self._rows[saved:]
+        if not rows or self._complete:
+            return
+        try:
+            self._folder.write(_part(len(self._part_ends) + 1), self._content(rows))
+        except StageFailure as failure:
+            logger.warning("measured rows are saved later: %s", failure.message)
+            return
+        self._part_ends.append(saved + len(rows))
+
+    def _content(self, rows: Sequence[RowPrediction]) -> bytes:
+        header = _FileHeader(config=self._config, batch_size=self.batch_size)
+        return "".join(line.to_line() for line in (header, *rows)).encode()
+
+    def _read(self) -> None:
+        self._complete = self._read_file(FILE)
+        if self._complete:
+            return
+        while self._read_file(_part(len(self._part_ends) + 1)):
+            self._part_ends.append(len(self._rows))
+        # Parts of another config, or behind a damaged one: they would be read after new parts.
+        number = len(self._part_ends) + 1
+        while self._folder.read(_part(number)) is not None:
+            self._folder.remove(_part(number))
+            number += 1
+
+    def _read_file(self, name: str) -> bool:
+        """Add the rows of a file; False without one of this config."""
+        content = self._folder.read(name)
+        if content is None:
+            return False
+        try:
+            first, *lines = content.splitlines()
+            header = _FileHeader.model_validate_json(first)
+            if (header.format, header.config) != (FORMAT, self._config):
+                return False
+            rows = [RowPrediction.model_validate_json(line) for line in lines]
+        except (ValueError, ValidationError) as error:
+            logger.warning("%s/%s is damaged and ignored: %s", self._folder.uri, name, error)
+            return False
+        self.batch_size = header.batch_size
+        self._rows += rows
+        return True
+
+
+def _part(number: int) -> str:
+    return f"predictions-{number:05}.jsonl"
