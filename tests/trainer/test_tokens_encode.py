@@ -8,7 +8,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
@@ -252,3 +254,14 @@ def test_the_model_learns_to_close_the_reasoning_that_the_prompt_opens(with_temp
 
     assert learned(tokenizer, row) == "\n</think>\n\nshipping</s>"
     assert row.input_ids[: row.prompt_length] == RowEncoder(tokenizer).encode_prompt(PAIR)
+
+
+def test_arguments_that_the_template_rejects_end_the_run_by_their_name(with_template: MakeTokenizer) -> None:
+    tokenizer = with_template(
+        "{{ 'on ' + date if date else '' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+
+    with pytest.raises(StageFailure, match=r"chatTemplateKwargs: .* rejects {'date': 5}") as caught:
+        RowEncoder(tokenizer, {"date": 5})
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
+from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatCompletionRequest, ChatMessage
 from tests.trainer.serve.endpoint import Endpoint
@@ -48,3 +49,14 @@ def test_the_openai_client_sends_arguments_as_it_does_to_vllm(endpoint: Endpoint
 
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
+
+
+def test_an_argument_that_the_template_cannot_use_is_the_mistake_of_the_request() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    tokenizer.chat_template = "{{ 'on ' + date }}{{ messages[0]['content'] }}"
+    prompts = Prompts(tokenizer, 64, len(tokenizer))
+
+    with pytest.raises(RequestError) as refused:
+        prompts.of_chat([ChatMessage(role="user", content="it")], "base", {"date": 5})
+
+    assert refused.value.status == 400

@@ -52,7 +52,8 @@ class Prompts:
                 add_generation_prompt=True,
                 arguments={**self._arguments.get(model, NONE), **arguments},
             )
-        except TemplateError as error:
+        # Arguments of a type that the template does not expect raise TypeError.
+        except (TemplateError, TypeError, ValueError) as error:
             raise RequestError.invalid(
                 f"The model's chat template rejects these messages: {error}", "messages"
             ) from error

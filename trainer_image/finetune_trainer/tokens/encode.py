@@ -10,9 +10,12 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, control_ids, end_of_turn_id
 from finetune_trainer.tokens.rendering import RowNotEncodable, RowRenderer, Span
 
@@ -55,7 +58,7 @@ class EncodedRow:
 
 
 class RowEncoder:
-    """Encodes rows with one tokenizer."""
+    """Encodes rows with one tokenizer. Raises StageFailure (INVALID_CONFIG) for arguments that it rejects."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
@@ -63,7 +66,14 @@ class RowEncoder:
         self._tokenizer = tokenizer
         self._renderer = RowRenderer(tokenizer, chat_template_kwargs)
         self._control = control_ids(tokenizer)
-        end_of_turn = end_of_turn_id(tokenizer, chat_template_kwargs)
+        try:
+            end_of_turn = end_of_turn_id(tokenizer, chat_template_kwargs)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"chatTemplateKwargs: the base model's chat template rejects {dict(chat_template_kwargs)}:"
+                f" {error}; create a run with other arguments",
+            ) from error
         self._end: int = tokenizer.eos_token_id if end_of_turn is None else end_of_turn
         self._history_end = self._end_in_history()
 
