@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.model.modules import linear_layers, unknown_layers
+from finetune_trainer.model.modules import stacked_experts
 from finetune_trainer.preflight.modelfiles import invalid
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.train.modelsetup import adapter_config
 
 
 def load_config(folder: Path, uri: str) -> PretrainedConfig:
@@ -49,14 +49,26 @@ def without_weights(config: PretrainedConfig, uri: str) -> PreTrainedModel:
     return model
 
 
-def check_target_modules(model: PreTrainedModel, method: Method) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for adapter targets that the model does not have."""
+def check_adapter(config: PretrainedConfig, method: Method, uri: str) -> tuple[str, ...]:
+    """Build the adapter of `method` as training does, without weights. Returns what the user should know.
+
+    Raises StageFailure (INVALID_CONFIG) for target modules that the model does not have,
+    (BASE_MODEL_INVALID) for a model that PEFT cannot adapt.
+    """
     if not METHODS[method.type].trains_adapter:
-        return
-    unknown = unknown_layers(model, method.lora.target_modules)
-    if unknown:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"method.lora.targetModules: this model has no linear layer {', '.join(unknown)} to adapt; choose"
-            f" from {', '.join(linear_layers(model))}",
-        )
+        return ()
+    model = without_weights(config, uri)
+    left_out = stacked_experts(model)
+    adapter = adapter_config(model, method)
+    try:
+        with torch.device("meta"):
+            get_peft_model(model, adapter)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise invalid(uri, f"PEFT cannot adapt this model: {error}") from error
+    if left_out is None:
+        return ()
+    warning = (
+        f"the adapter leaves out the experts ({', '.join(left_out.names)}), which are {left_out.share:.0%} of"
+        " the model's parameters; only method.type Full trains them"
+    )
+    return (warning,)

@@ -13,7 +13,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
-from finetune_trainer.preflight.architecture import check_target_modules, load_config, without_weights
+from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
@@ -66,7 +66,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         meter = StageMeter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
         model_config = load_config(source, uri)
         model = without_weights(model_config, uri)
-        check_target_modules(model, config.method)
+        warnings = check_adapter(model_config, config.method, uri)
         tokenizer = load_tokenizer(source)
         if found.stored is None:
             meter.begin("hashing the base model")
@@ -111,7 +111,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         preference=preference,
         chat_template=template_name(tokenizer),
         reasoning_parser=parser.name if parser is not None else None,
-        warnings=warnings_of(lengths),
+        warnings=(*warnings, *warnings_of(lengths)),
         train_rows=len(splits["train"]),
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
         longest_row_tokens=longest_row,

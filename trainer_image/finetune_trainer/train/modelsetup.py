@@ -12,7 +12,7 @@ from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.modules import linear_layers, unknown_layers
+from finetune_trainer.model.modules import excluded_layers, freeze_encoders, linear_layers, unknown_layers
 from finetune_trainer.runtime.failure import StageFailure
 
 Trainable = PreTrainedModel | PeftModel
@@ -42,7 +42,9 @@ def trainable_model(
     """
     info = METHODS[method.type]
     if not info.trains_adapter:
-        return load_base(parent or folder, torch.float32, device)
+        whole = load_base(parent or folder, torch.float32, device)
+        freeze_encoders(whole)
+        return whole
     base = _quantized(folder, device) if info.quantized_base else load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
@@ -74,6 +76,7 @@ def adapter_config(base: PreTrainedModel, method: Method) -> LoraConfig:
         lora_alpha=method.lora.alpha,
         lora_dropout=method.lora.dropout,
         target_modules=targets,
+        exclude_modules=excluded_layers(base, targets),
         use_rslora=method.lora.rslora,
         use_dora=method.lora.dora,
     )
