@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.serve.batch import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.suppliedtemplates import template_text
 from finetune_trainer.train.states.weights import bundle_of
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.models import tiny
@@ -51,13 +54,24 @@ def without_template(folder: Path) -> Path:
     return folder
 
 
+def with_the_template_of_a_chat_model(folder: Path) -> Path:
+    """A base model with the template of its chat model, but no settings that name its end of turn."""
+    with_special_tokens(folder, "<|im_start|>", "<|im_end|>")
+    (folder / "chat_template.jinja").write_text(template_text("chatml"))
+    return folder
+
+
 def with_gemma_tokens(folder: Path) -> Path:
     """A base model without template whose answers end with a token that is not the end of the sequence."""
+    return with_special_tokens(folder, "<start_of_turn>", "<end_of_turn>")
+
+
+def with_special_tokens(folder: Path, *tokens: str) -> Path:
     tokenizer: Any = AutoTokenizer.from_pretrained(whole(folder))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer.chat_template = None
     (folder / "chat_template.jinja").unlink()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     torch.manual_seed(3)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.save_pretrained(folder)
@@ -81,9 +95,8 @@ class Trained:
         self.folder = bench.root / "models"
         stored = bench.store.artifact(ArtifactRef(kind="models", digest=self.digest))
         self.base = Path(shutil.copytree(stored, self.folder / "base"))
-        self.adapter = Path(
-            shutil.copytree(bench.checkpoint(bench.train(config).checkpoints[-1]), self.folder / "tickets")
-        )
+        self.result = bench.train(config).checkpoints[-1]
+        self.adapter = Path(shutil.copytree(bench.checkpoint(self.result), self.folder / "tickets"))
 
     def with_peft(self) -> dict[str, list[int]]:
         """Answers of plain PEFT and transformers, from the adapter's folder and the base model alone."""
@@ -108,17 +121,20 @@ class Trained:
             of_base = answer()
         return {"base": of_base, "tickets": answer()}
 
+    def serve_config(self, *names: str) -> ServeConfig:
+        return ServeConfig(
+            owner=OWNER,
+            base_folder="base",
+            models=tuple(ServedModel(name=name, folder=name) for name in names),
+            models_path=str(self.folder),
+        )
+
     def with_our_engine(self) -> dict[str, list[int]]:
         """Answers of the built-in engine, from the same folders."""
-        served = load(
-            ServeConfig(
-                owner=OWNER,
-                base_folder="base",
-                models=(ServedModel(name="tickets", folder="tickets"),),
-                models_path=str(self.folder),
-            )
+        served = load(self.serve_config("tickets"))
+        prompts = Prompts(
+            served.tokenizer, served.context_length, served.vocabulary, chat_templates=served.chat_templates
         )
-        prompts = Prompts(served.tokenizer, served.context_length, served.vocabulary)
         prompt = prompts.of_chat([ChatMessage(role="user", content=QUESTION)], "tickets")
 
         def answer(name: str) -> list[int]:
@@ -199,3 +215,76 @@ def test_a_tokenizer_class_that_only_the_models_config_tells_is_named(tmp_path: 
     assert type(AutoTokenizer.from_pretrained(tmp_path / "adapter")) is type(expected)
     assert type(expected).__name__ == "Qwen2Tokenizer"
     assert settings.items() < json.loads((tmp_path / "adapter" / "tokenizer_config.json").read_text()).items()
+
+
+@pytest.mark.parametrize(
+    "base", [whole, without_template, with_gemma_tokens, with_the_template_of_a_chat_model]
+)
+def test_the_files_of_the_base_model_say_what_an_adapter_without_bundle_lacks(
+    tmp_path: Path, base: Callable[[Path], Path]
+) -> None:
+    folder = base(tmp_path / "base")
+    expected = bundle_of(folder, load_tokenizer(folder))
+
+    found = missing_bundle(folder)
+
+    assert (found.chat_template, found.stop_ids) == (expected.chat_template, expected.stop_ids)
+
+
+def test_a_template_in_the_settings_of_the_tokenizer_is_found(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "base")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"chat_template": [{"name": "default", "template": template}]}
+        )
+    )
+
+    assert missing_bundle(folder).chat_template == template
+
+
+@pytest.mark.parametrize("template", ["{{ messages[-1]['content'] }}<end>", "{{ eos_token }}"])
+def test_a_base_model_that_does_not_say_how_an_answer_ends_is_refused(tmp_path: Path, template: str) -> None:
+    folder = whole(tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text("{}")
+
+    with pytest.raises(BundleUnknown, match="the base model configures no stop token"):
+        missing_bundle(folder)
+
+
+def test_an_adapter_is_served_and_evaluated_with_its_own_template(bench: Workbench) -> None:
+    """A release may supply another template to the same base model."""
+    trained = Trained(bench, without_template(bench.root / "source"), LoRA(r=8, alpha=16, dropout=0))
+    template = (trained.adapter / "chat_template.jinja").read_text()
+    with bench.store.staging() as staging:
+        for name in FILES - {"manifest.json"}:
+            shutil.copy(trained.adapter / name, staging)
+        (staging / "chat_template.jinja").write_text(template.replace("###", "+++"))
+        other = CheckpointResult(
+            digest=bench.store.publish("checkpoints", staging), type="Adapter", step=1, epoch=1
+        )
+    shutil.copytree(bench.checkpoint(other), trained.folder / "other")
+
+    served = load(trained.serve_config("tickets", "other"))
+    prompts = Prompts(
+        served.tokenizer, served.context_length, served.vocabulary, chat_templates=served.chat_templates
+    )
+    asked = {
+        name: str(
+            served.tokenizer.decode(prompts.of_chat([ChatMessage(role="user", content=QUESTION)], name))
+        )
+        for name in ("base", "tickets", "other")
+    }
+    assert asked["base"] == asked["tickets"] == asked["other"].replace("+++", "###")
+    assert "+++ User" in asked["other"]
+    loss = [
+        bench.evaluate(trained.digest, bench.dataset(test=ROWS), checkpoint, metrics=("loss",))
+        .scores[0]
+        .value
+        for checkpoint in (trained.result, other)
+    ]
+    assert loss[0] < loss[1]

@@ -9,16 +9,25 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
 from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.model.bundle import CHAT_TEMPLATE, GENERATION_CONFIG
 from tests.olderrelease import older_release, python_path
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import run
-from tests.trainer.workbench import Workbench
+from tests.trainer.serve.endpoint import serve_config, served_here
+from tests.trainer.test_bundle import QUESTION, with_gemma_tokens
+from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.models import tiny
 
 OLDER_SECONDS = 400
 """Its preflight imports PyTorch, on a machine that may do much else."""
+OLDER_FILES = {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+"""Files of an adapter that the older trainer publishes."""
 READ = """
 import sys
 from finetune_trainer.contract import StageResult
@@ -60,6 +69,44 @@ def read_by_older(older: Path, text: str) -> str:
     command = [sys.executable, "-c", READ]
     ended = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=True)
     return ended.stdout.strip()
+
+
+def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_path: Path) -> None:
+    """It was published without template and stop tokens. The base model has no template of its own."""
+    bench = Workbench(tmp_path)
+    base = bench.model(with_gemma_tokens(tmp_path / "source"))
+    config = bench.train_config(base, epochs=40, learning_rate=2e-2, method=Method(lora=LoRA(r=8, dropout=0)))
+
+    trained = run_older(older, config.model_copy(update={"contract": 1}).to_json())
+
+    assert trained.train is not None, trained.message
+    (checkpoint,) = trained.train.checkpoints
+    assert {path.name for path in bench.checkpoint(checkpoint).iterdir()} == OLDER_FILES
+    ended = run(
+        FetchConfig(
+            owner=OWNER,
+            store=bench.store_config,
+            items=(
+                FetchItem(artifact=ArtifactRef(kind="models", digest=base), folder="base"),
+                FetchItem(
+                    artifact=ArtifactRef(kind="checkpoints", digest=checkpoint.digest), folder="tickets"
+                ),
+            ),
+            destination=str(tmp_path / "models"),
+        )
+    )
+    assert ended.code == ExitCode.OK
+    folder = tmp_path / "models" / "tickets"
+    assert {path.name for path in folder.iterdir()} == {*OLDER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG}
+    config_of_endpoint = serve_config(
+        tmp_path / "models", base_folder="base", models=(ServedModel(name="tickets", folder="tickets"),)
+    )
+    with served_here(config_of_endpoint) as endpoint:
+        answer = endpoint.openai.chat.completions.create(
+            model="tickets", messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=24
+        )
+    assert answer.choices[0].message.content == ROWS[0].output
+    assert answer.choices[0].finish_reason == "stop"
 
 
 NEW: dict[str, Any] = {"contract": 1, "nonce": "0f"}

@@ -89,7 +89,7 @@ def rig(served: LoadedModels) -> Iterator[Rig]:
     # Without stop tokens, only lengths end these answers.
     engine = Engine(
         LoadedModels(
-            gate, served.adapters, served.tokenizer, frozenset(), served.context_length, served.vocabulary
+            gate, served.adapters, served.tokenizer, {}, frozenset(), served.context_length, served.vocabulary
         ),
         max_batch_size=2,
         max_queue=2,

@@ -19,6 +19,7 @@ from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import PredictionLog
+from finetune_trainer.model.bundle import own_chat_template
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import SPLIT_FILES, load_rows
@@ -52,6 +53,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     base = store.artifact(ArtifactRef(kind="models", digest=config.base_model))
     set_seed(config.seed)
     tokenizer = load_tokenizer(base)
+    # The model was trained with it. Another release may supply another one to the same base model.
+    tokenizer.chat_template = own_chat_template(checkpoint) or tokenizer.chat_template
     examples = encode_examples(
         rows, tokenizer, config.max_sequence_length, config.split, config.chat_template_kwargs
     )

@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from finetune_trainer.beneath import copy_file
 
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER,
+    TOKENIZER_CONFIG,
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -27,7 +29,6 @@ PROCESSOR_FILES: Final = (
 )
 """Without these files vLLM does not load a model that also reads images."""
 MODEL_CONFIG: Final = "config.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 CHAT_TEMPLATE: Final = "chat_template.jinja"
 GENERATION_CONFIG: Final = "generation_config.json"
 
@@ -61,6 +62,18 @@ class Bundle:
         (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
         settings = read_settings(self.base / GENERATION_CONFIG)
         write_settings(folder / GENERATION_CONFIG, settings | {"eos_token_id": list(self.stop_ids)})
+
+
+def own_chat_template(folder: Path) -> str | None:
+    """The chat template of the weights in `folder`; None if they bring none. Raises OSError."""
+    path = folder / CHAT_TEMPLATE
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def own_stop_ids(folder: Path) -> frozenset[int]:
+    """The stop tokens of the weights in `folder`; empty if they bring none. Raises OSError, ValueError."""
+    ids = read_settings(folder / GENERATION_CONFIG).get("eos_token_id")
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def read_settings(path: Path) -> dict[str, Any]:

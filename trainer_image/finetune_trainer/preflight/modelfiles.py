@@ -13,13 +13,14 @@ from finetune_trainer.model.bundle import (
     GENERATION_CONFIG,
     MODEL_CONFIG,
     PROCESSOR_FILES,
+    TOKENIZER,
     TOKENIZER_FILES,
 )
 from finetune_trainer.runtime.failure import StageFailure
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-REQUIRED: Final = (MODEL_CONFIG, "tokenizer.json")
+REQUIRED: Final = (MODEL_CONFIG, TOKENIZER)
 OPTIONAL: Final = (
     *TOKENIZER_FILES,
     *PROCESSOR_FILES,

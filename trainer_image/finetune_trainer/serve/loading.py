@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
+from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length, load_base
 from finetune_trainer.runtime.failure import StageFailure
@@ -40,6 +41,8 @@ class LoadedModels:
     adapters: Mapping[str, str]
     """PEFT's adapter name for each served name."""
     tokenizer: PreTrainedTokenizerBase
+    chat_templates: Mapping[str, str]
+    """The chat template of each served name that brings its own; others have the tokenizer's."""
     stop_ids: frozenset[int]
     context_length: int
     """Max tokens of prompt and answer together."""
@@ -74,11 +77,16 @@ def load(config: ServeConfig) -> LoadedModels:
         peft_names = {served.name: f"adapter-{number}" for number, served in enumerate(config.models)}
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
+    bundled = {} if full else {served.name: root / served.folder for served in config.models}
+    stop_ids = {*stop_token_ids(tokenizer, base.generation_config)}
     return LoadedModels(
         model=model.eval(),
         adapters=adapters,
         tokenizer=tokenizer,
-        stop_ids=frozenset(stop_token_ids(tokenizer, base.generation_config)),
+        chat_templates={
+            name: template for name, place in bundled.items() if (template := own_chat_template(place))
+        },
+        stop_ids=frozenset(stop_ids.union(*map(own_stop_ids, bundled.values()))),
         context_length=min(config.max_model_length, context_length(base.config) or config.max_model_length),
         vocabulary=base.config.get_text_config().vocab_size,
     )

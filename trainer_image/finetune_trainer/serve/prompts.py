@@ -21,9 +21,12 @@ class Prompts:
         context_length: int,
         vocabulary: int,
         template_arguments: Mapping[str, TemplateArguments] = MappingProxyType({}),
+        chat_templates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._tokenizer = tokenizer
         self._reader = AnswerReader(tokenizer)
+        self._templates = chat_templates
+        """Chat templates by model name; other models have the tokenizer's."""
         self._arguments = template_arguments
         """Default arguments for the chat template, by model name."""
         self._vocabulary = vocabulary
@@ -49,6 +52,7 @@ class Prompts:
             text = render(
                 self._tokenizer,
                 turns,
+                template=self._templates.get(model),
                 add_generation_prompt=True,
                 arguments={**self._arguments.get(model, NONE), **arguments},
             )

@@ -140,6 +140,7 @@ class Service:
             served.context_length,
             served.vocabulary,
             {model.name: model.chat_template_kwargs for model in self._config.models},
+            served.chat_templates,
         )
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)

@@ -2,16 +2,10 @@
 
 Prompts and completions are trained and served as a chat, so a request with the prompt as its user message
 sees exactly the tokens of training. If the model has a chat template, it is used. If it has none, as most
-base models, the trainer supplies one by this rule:
-
-1. `gemma`, if the vocabulary has `<start_of_turn>` and `<end_of_turn>`: the format of Gemma 1 to 3,
-   <https://ai.google.dev/gemma/docs/core/prompt-structure>, with the system turn before the first user turn;
-2. `chatml`, if the vocabulary has `<|im_start|>` and `<|im_end|>`, as in the base models of Qwen and others;
-3. `plain` otherwise: a heading for each turn, and the end-of-sequence token after each answer.
+base models, the trainer supplies one (`suppliedtemplates`).
 """
 
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -21,15 +15,11 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.tokens.suppliedtemplates import CONTROL_TOKENS, supplied_template, template_text
 from finetune_trainer.tokens.trainingtemplates import render_marked, training_template
 
 MODEL_TEMPLATE: Final = "model"
 """Name that stands for the model's own template."""
-
-CONTROL_TOKENS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"gemma": ("<start_of_turn>", "<end_of_turn>"), "chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}
-)
-"""The supplied templates in the order of the rule, each with the control tokens that it needs."""
 
 PAD_TOKENS: Final = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 """Padding tokens of models that do not declare one."""
@@ -63,7 +53,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise _invalid(folder, "its tokenizer_config.json names no end-of-sequence token (eos_token)")
     vocabulary = tokenizer.get_vocab()
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = _supplied(_choose(vocabulary))
+        tokenizer.chat_template = supplied_template(vocabulary.__contains__)
     if not isinstance(tokenizer.chat_template, str) and "default" not in tokenizer.chat_template:
         raise _invalid(folder, "none of its chat templates is named default")
     if tokenizer.pad_token is None:
@@ -82,7 +72,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
     """`model` for the model's own template, else the name of the supplied one."""
     for name in CONTROL_TOKENS:
-        if tokenizer.chat_template == _supplied(name):
+        if tokenizer.chat_template == template_text(name):
             return name
     return MODEL_TEMPLATE
 
@@ -121,28 +111,23 @@ def render(
     messages: tuple[Mapping[str, Any], ...],
     *,
     tools: list[dict[Any, Any] | Callable[..., Any]] | None = None,
+    template: str | None = None,
     add_generation_prompt: bool = False,
     arguments: TemplateArguments = NONE,
 ) -> str:
-    """Render the conversation as text. Raises jinja2.TemplateError for messages that the template rejects."""
+    """Render the conversation as text, with `template` or the tokenizer's own.
+
+    Raises jinja2.TemplateError for messages that the template rejects.
+    """
     text = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         tools=tools,
+        chat_template=template,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         **arguments,
     )
     return cast(str, text)
-
-
-def _choose(vocabulary: Mapping[str, int]) -> str:
-    return next(
-        name for name, tokens in CONTROL_TOKENS.items() if all(token in vocabulary for token in tokens)
-    )
-
-
-def _supplied(name: str) -> str:
-    return (resources.files(__package__) / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _invalid(folder: Path, what: str) -> StageFailure:
