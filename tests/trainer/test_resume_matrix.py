@@ -73,14 +73,19 @@ MOMENTS: Final = {
 }
 
 
+def weights_of_last_rank(state: Path) -> Path:
+    """A sharded state has a file per rank."""
+    return max(state.glob("*.safetensors"))
+
+
 def truncate(state: Path) -> None:
-    (weights,) = state.glob("*.safetensors")
+    weights = weights_of_last_rank(state)
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
 def tamper(state: Path) -> None:
     """Change one byte; size and time of the file stay."""
-    (weights,) = state.glob("*.safetensors")
+    weights = weights_of_last_rank(state)
     before = weights.stat()
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -89,7 +94,8 @@ def tamper(state: Path) -> None:
 
 
 def remove_optimizer(state: Path) -> None:
-    (state / "optimizer.pt").unlink()
+    (optimizer,) = state.glob("optimizer.*")
+    optimizer.unlink()
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,10 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     # Rank 0 saves for all processes.
     rank = 0 if happens.in_save else site.way.nodes - 1
 
-    pods = site.run(config, Interruption(happens.interruption, step), rank)
+    states = site.bench.store.run_folder(config.run, "train").path / "state"
+    after = None if happens.in_save or not when.newest else states / f"step-{when.newest}"
+
+    pods = site.run(config, Interruption(happens.interruption, step, after), rank)
 
     others = {each.code for each in pods if each is not pods[rank]}
     if happens.interruption == "asked to stop":
@@ -217,8 +226,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
         assert pods[rank].code == -signal.SIGKILL, pods[rank].messages[-5:]
         assert others <= {ExitCode.PEER_LOST}
     if happens.damage is not None:
-        folder = site.bench.store.run_folder(config.run, "train").path
-        happens.damage(folder / "state" / f"step-{when.newest}")
+        happens.damage(states / f"step-{when.newest}")
     if happens.refused:
         assert_refused(site, site.config(when.save_every_steps, rows=ROWS[::-1]))
 

@@ -1,5 +1,6 @@
 """Several processes train a run like a single process, also when one of them is interrupted."""
 
+import json
 import signal
 import socket
 import time
@@ -21,6 +22,8 @@ from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.train import modelsetup, session, stage, trainer
 from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train.states.layout import is_sharded
+from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
 from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
 from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
@@ -134,6 +137,15 @@ class Pods:
         assert result.train is not None
         return result.train.model_copy(update=OF_ONE_RUN)
 
+    def split(self, processes: int) -> TrainConfig:
+        """The same steps in one, two or four processes."""
+        settings = {"gradient_accumulation_steps": 4 // processes, "processes": processes}
+        config = self._config(settings | self.settings)
+        if processes == 1:
+            return config
+        update = {"nodes": processes, "coordinator": "localhost", "peer_key_path": str(self.key)}
+        return config.model_copy(update=update)
+
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
         lora = Method(lora=LoRA(r=4, alpha=8, dropout=self.dropout))
         method = lora if self.method == "LoRA" else Method(type="Full")
@@ -143,11 +155,19 @@ class Pods:
 
 
 def gradients(bench: Workbench, step: int) -> list[torch.Tensor]:
-    """Running means of the gradients in the state after a step, in the order of the optimizer's parameters.
-
-    For sharded weights the state has names instead of numbers.
-    """
+    """Running means of the gradients in the state after a step, in the optimizer's order."""
     folder = bench.store.run_folder(RUN, "train").path / "state" / f"step-{step}"
+    if is_sharded(folder):
+        files = TensorFiles.below(folder)
+        stored = [
+            f"optimizer.{name}.exp_avg"
+            for group in json.loads((folder / "optimizer.json").read_text())
+            for name in group["params"]
+        ]
+        means = [torch.empty(files.shape(name)) for name in stored]
+        for name, mean in zip(stored, means, strict=True):
+            files.read(name, Rows(mean))
+        return means
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
     parameters = [name for group in optimizer["param_groups"] for name in group["params"]]
     return [optimizer["state"][name]["exp_avg"] for name in parameters]
@@ -182,7 +202,7 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, accumulation: int
 ) -> None:
     monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
-    settings: dict[str, Any] = {"dropout": 0, "method": modelsetup, "accumulation": accumulation}
+    settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:

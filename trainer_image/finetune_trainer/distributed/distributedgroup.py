@@ -91,6 +91,18 @@ class DistributedGroup(Group):
         return [bytes(part[: int(length)].tolist()) for part, length in zip(parts or [], sizes, strict=False)]
 
     @override
+    def post(self, key: str, content: bytes) -> None:
+        self._store.set(key, content.decode())
+
+    @override
+    def take_post(self, key: str) -> bytes | None:
+        if not self._store.check([key]):
+            return None
+        content: bytes = self._store.get(key)
+        self._store.delete_key(key)
+        return content
+
+    @override
     @contextmanager
     def guarded(self) -> Iterator[None]:
         try:

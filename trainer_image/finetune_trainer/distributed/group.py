@@ -52,6 +52,13 @@ class Group:
         """Return the content of each process on rank 0, ordered by rank; an empty list elsewhere."""
         return [content]
 
+    def post(self, key: str, content: bytes) -> None:
+        """Make `content` available to rank 0. Not collective, and callable by any thread."""
+
+    def take_post(self, key: str) -> bytes | None:
+        """Return and remove what a process posted; None before it posts. As `post`, for rank 0."""
+        raise KeyError(key)  # a single process posts nothing
+
     def share(self, items: Sequence[T], filler: T) -> list[T]:
         """Every `size`-th item from index `rank`, padded with `filler` to equal length. Not collective."""
         share = list(items[self.rank :: self.size])

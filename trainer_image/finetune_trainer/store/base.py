@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store.failures import Mount, corrupt
+from finetune_trainer.store.failures import Mount, any_file, corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]
 
@@ -89,8 +89,8 @@ class RunFolder(ABC):
         """Return the names of the subfolders of `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     @abstractmethod
-    def load(self, name: str) -> Path:
-        """Return the path of a folder with all files of it that the store has, unverified.
+    def load(self, name: str, needed: Callable[[str], bool] = any_file) -> Path:
+        """Return the path of a folder with those needed files of it that the store has, unverified.
 
         Raises StageFailure (STORE_UNAVAILABLE), Preempted.
         """
@@ -101,6 +101,21 @@ class RunFolder(ABC):
 
         Raises StageFailure (STORE_UNAVAILABLE), also for files that were kept earlier.
         """
+
+    @abstractmethod
+    def part(self, name: str, session: str) -> AbstractContextManager[Path]:
+        """Yield the folder for this process's files of `name`, which several processes write together.
+
+        `session` is that of these processes. Raises StageFailure, also for an OSError in the block.
+        """
+
+    @abstractmethod
+    def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
+        """Store the files that this process wrote into `part`. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def complete(self, name: str, part: Path, manifest: Manifest) -> None:
+        """Make the folder valid, when all files are stored. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     @abstractmethod
     def remove(self, name: str) -> None:

@@ -4,9 +4,9 @@ import logging
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,11 @@ from typing import Final
 from pydantic import ValidationError
 from typing_extensions import override
 
-from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store.base import RunFolder
 from finetune_trainer.store.bucketobjects import BucketObjects
-from finetune_trainer.store.failures import writable
+from finetune_trainer.store.failures import any_file, writable
 
 MAX_PENDING_UPLOADS: Final = 2
 """A stage that is faster than the network waits, so that it does not fill the disk."""
@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class BucketRunFolder(RunFolder):
-    """Run folder whose uploads and removals run one at a time, in the order of the calls."""
+    """Run folder whose uploads and removals run one at a time, in the order of the calls.
+
+    A thread that saves a state in the background may call the methods while the main thread does.
+    """
 
     def __init__(self, uri: str, path: Path, objects: BucketObjects) -> None:
         super().__init__(uri, path)
@@ -83,19 +86,45 @@ class BucketRunFolder(RunFolder):
         return set(self._subfolders(parent))
 
     @override
-    def load(self, name: str) -> Path:
+    def load(self, name: str, needed: Callable[[str], bool] = any_file) -> Path:
         folder = self.path / name
         if not folder.exists():
-            self._download(name, folder)
+            self._download(name, folder, needed)
         return folder
+
+    @override
+    @contextmanager
+    def part(self, name: str, session: str) -> Iterator[Path]:
+        parent, _, folder = name.rpartition("/")
+        path = self.path / parent / f".{folder}.{session}"
+        with writable(path):
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @override
+    def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
+        for entry in files:
+            self._objects.put_file(part / entry.path, f"{name}/{entry.path}")
+
+    @override
+    def complete(self, name: str, part: Path, manifest: Manifest) -> None:
+        self._add_folder(name)
+        self._submit(partial(self._objects.write, f"{name}/{MANIFEST_NAME}", manifest.to_bytes()))
+        self._wait(MAX_PENDING_UPLOADS - 1)
+
+    def _add_folder(self, name: str) -> None:
+        parent, _, folder = name.rpartition("/")
+        self._subfolders(parent).add(folder)
 
     @override
     def keep(self, name: str) -> None:
         self._wait(MAX_PENDING_UPLOADS - 1)
         path = self.path / name
         if path.is_dir():
-            parent, _, folder = name.rpartition("/")
-            self._subfolders(parent).add(folder)
+            self._add_folder(name)
             manifest = Manifest.model_validate_json((path / MANIFEST_NAME).read_bytes())
             self._submit(partial(self._objects.put_folder, path, name, manifest))
         else:
@@ -120,7 +149,7 @@ class BucketRunFolder(RunFolder):
             self._folders[parent] = self._objects.folders(parent)
         return self._folders[parent]
 
-    def _download(self, name: str, folder: Path) -> None:
+    def _download(self, name: str, folder: Path, needed: Callable[[str], bool]) -> None:
         content = self._objects.read(f"{name}/{MANIFEST_NAME}")
         with writable(folder):
             folder.mkdir(parents=True)
@@ -131,7 +160,7 @@ class BucketRunFolder(RunFolder):
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
             return  # verification of the folder reports it
-        for entry in manifest.files:
+        for entry in (each for each in manifest.files if needed(each.path)):
             key, path = f"{name}/{entry.path}", folder / entry.path
             size = self._objects.size(key)
             if size is None:
@@ -162,4 +191,5 @@ class BucketRunFolder(RunFolder):
     def _wait(self, max_pending: int) -> None:
         """Wait until at most `max_pending` tasks are left. Raises the error of a task that failed."""
         while len(self._pending) > max_pending:
-            self._pending.popleft().result()
+            with suppress(IndexError):  # another thread waits too
+                self._pending.popleft().result()

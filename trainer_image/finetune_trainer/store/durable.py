@@ -1,6 +1,7 @@
 """Writes that survive a power loss: first the content, then its name, each flushed to the disk."""
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def move_folder(source: Path, target: Path) -> None:
     sync_tree(source)
     source.rename(target)
     sync(target.parent)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Like `move_folder`, and replaces an existing folder."""
+    if target.exists():
+        replaced = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        target.rename(replaced)
+        shutil.rmtree(replaced)
+    move_folder(source, target)

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from finetune_trainer.store.base import (
     key_of,
     run_key,
 )
-from finetune_trainer.store.failures import Mount, open_entry, verify_files
+from finetune_trainer.store.failures import Mount, any_file, open_entry, verify_files
 
 logger = logging.getLogger(__name__)
 
@@ -199,12 +199,32 @@ class MountedRunFolder(RunFolder):
         return set()
 
     @override
-    def load(self, name: str) -> Path:
+    def load(self, name: str, needed: Callable[[str], bool] = any_file) -> Path:
         return self._at(name)
 
     @override
     def keep(self, name: str) -> None:
         pass
+
+    @override
+    @contextmanager
+    def part(self, name: str, session: str) -> Iterator[Path]:
+        parent, _, folder = name.rpartition("/")
+        path = self._at(f"{parent}/.{folder}.{session}")
+        with self.mount.reachable(path):
+            path.mkdir(parents=True, exist_ok=True)
+            yield path
+
+    @override
+    def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
+        with self.mount.reachable(part):
+            durable.sync(part)
+
+    @override
+    def complete(self, name: str, part: Path, manifest: Manifest) -> None:
+        with self.mount.reachable(part):
+            durable.write_file(part / MANIFEST_NAME, manifest.to_bytes())
+            durable.replace_folder(part, self._at(name))
 
     @override
     def remove(self, name: str) -> None:

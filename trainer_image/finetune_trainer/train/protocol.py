@@ -1,13 +1,13 @@
 """The interface between the training loop and the trainers of all methods."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.throughput import StepFigures
 
 
@@ -39,6 +39,6 @@ class TrainerProtocol(Protocol):
         """Validate without dropout and random numbers; leaves the model in evaluation mode."""
         ...
 
-    def collect_state(self) -> Callable[[Path], None]:
-        """Collect the state of all processes; returns a function with which rank 0 writes it."""
+    def collect_state(self) -> StateSnapshot:
+        """Collect this process's files of the state from which training resumes. Collective."""
         ...

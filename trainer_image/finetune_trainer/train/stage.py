@@ -67,10 +67,15 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
         except Preempted:
             budget.refund()
             raise
+        except PeerLost:
+            attempt.states.close(peer_lost=True)
+            raise
         except OutOfMemory as error:
             _need_less_memory(config, context, attempt, error)
             budget.refund()
             return None
+        finally:
+            attempt.states.close()
 
 
 def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restarts: int) -> TrainResult:

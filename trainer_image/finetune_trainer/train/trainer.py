@@ -1,17 +1,16 @@
 """transformers' Trainer with our loss, and with its state written by our code."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
@@ -36,15 +35,17 @@ from finetune_trainer.train.parallel.sharding import (
     ShardedBatches,
     blank_row,
 )
+from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.states.layout import is_sharded
+from finetune_trainer.train.states.pendingsave import StateSnapshot
+from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.throughput import StepFigures
 
 WARMUP_RATIO: Final = 0.05
 """Share of all steps in which the learning rate rises; after that it falls linearly to 0."""
 MAX_GRADIENT_NORM: Final = 1.0
-
-TRAINER_STATE: Final = "trainer_state.json"
 
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -92,36 +93,6 @@ def training_arguments(
     if on_gpu:
         arguments._n_gpu = 1  # otherwise a process that sees several GPUs would split its batches
     return arguments
-
-
-def collect_state(
-    trainer: Trainer, group: Group, write_optimizer: Callable[[Path], None] | None = None
-) -> Callable[[Path], None]:
-    """Collect the state that `train` resumes from: optimizer, scheduler, position, and all random numbers.
-
-    Collective. Returns a function with which rank 0 writes the files. With `write_optimizer`, that function
-    writes optimizer and scheduler instead of the Trainer.
-    """
-    with TemporaryDirectory() as folder:
-        trainer._save_rng_state(folder)
-        mine = Path(folder, _random_numbers_file(group.rank, group.size)).read_bytes()
-        random_numbers = group.gather(mine)
-
-    def write(folder: Path) -> None:
-        if write_optimizer is None:
-            trainer._save_optimizer_and_scheduler(str(folder))
-        else:
-            write_optimizer(folder)
-        for rank, content in enumerate(random_numbers):
-            (folder / _random_numbers_file(rank, group.size)).write_bytes(content)
-        trainer.state.save_to_json(str(folder / TRAINER_STATE))
-
-    return write
-
-
-def _random_numbers_file(rank: int, processes: int) -> str:
-    """The file name that transformers uses."""
-    return "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
 
 
 class StepSums:
@@ -287,6 +258,23 @@ class CompletionTrainer(NormKeeper):
         loss_sum, tokens = self._group.all_reduce_sum(*totals)
         return Validation(loss_sum / tokens if tokens else math.nan)
 
-    def collect_state(self) -> Callable[[Path], None]:
-        """Collect the state of all processes that `train` resumes from."""
-        return collect_state(self, self._group)
+    def collect_state(self) -> StateSnapshot:
+        """Collect the state that `train` resumes from."""
+        return collect_whole(self, self._trained, self._group)
+
+    @override
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        folder = Path(resume_from_checkpoint)
+        if is_sharded(folder):
+            load_weights(self._trained, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and is_sharded(Path(checkpoint)):
+            load_optimizer(self, self._trained, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)

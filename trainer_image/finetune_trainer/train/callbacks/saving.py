@@ -2,18 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
-from finetune_trainer.train.states.weights import CollectedWeights
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
-"""Log line of a save, with the seconds for which training paused."""
+"""Log line of a complete state, with the seconds since it was begun; training continued meanwhile."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +48,10 @@ class Saving(Callback):
         stops_early = self.run.out_of_patience(step)
         if stopping or is_last or stops_early or due:
             self.save(step)
+        else:
+            self.run.states.check_save()
+        if stopping or is_last or stops_early:
+            self.run.states.finish_save()
         if stopping:
             self.run.wasted_time.flush()
             self.run.context.group.end_collectives()
@@ -59,11 +60,15 @@ class Saving(Callback):
             raise StoppedEarly
 
     def save(self, step: int) -> None:
-        """Save the state after `step`. Collective."""
-        weights, write_state = self.run.weights.collect(), self.run.trainer.collect_state()
-        if self.run.context.group.is_main_process:
-            self._write(step, weights, write_state)
-        self.run.context.group.broadcast(step)  # a barrier: no process exits before the state is saved
+        """Begin to save the state after `step`. Collective."""
+        began_at, metrics = time.monotonic(), self.run.metrics
+
+        def saved(uri: str) -> None:
+            metrics.saved()
+            logger.info(SAVED, step, time.monotonic() - began_at, uri)
+
+        self.run.states.begin_save(step, self.run.ledger, self.run.trainer.collect_state, saved)
+        self.run.wasted_time.saved(step)
         self.run.watchdog.feed(step)
 
     def save_best(self, step: int) -> None:
@@ -72,14 +77,3 @@ class Saving(Callback):
         if self.run.context.group.is_main_process:
             self.run.states.save_best(step, weights.write)
         self.run.watchdog.feed(step)
-
-    def _write(self, step: int, weights: CollectedWeights, write_state: Callable[[Path], None]) -> None:
-        def fill(folder: Path) -> None:
-            weights.write_resume(folder)
-            write_state(folder)
-
-        began_at = time.monotonic()
-        saved = self.run.states.save(step, self.run.ledger, fill)
-        self.run.wasted_time.saved(step)
-        self.run.metrics.saved()
-        logger.info(SAVED, step, time.monotonic() - began_at, self.run.states.uri(saved))

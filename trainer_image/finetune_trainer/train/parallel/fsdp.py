@@ -4,32 +4,30 @@ Each process holds a shard of every layer with its gradients and optimizer state
 while it is computed. States and Checkpoints are unsharded, as those of one process.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from typing_extensions import override
 
-from finetune_trainer.train.trainer import CompletionTrainer, collect_state
+from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
+from finetune_trainer.train.states.pendingsave import StateSnapshot
+from finetune_trainer.train.states.snapshot import collect_sharded
+from finetune_trainer.train.trainer import CompletionTrainer
 
 CONFIG: Final = {"version": 2, "reshard_after_forward": True}
 """In the form that transformers reads; the model's class names the layers to shard."""
 FULL_ON_CPU: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """Full tensors in the CPU memory of rank 0, and nothing in the other processes."""
-FULL: Final = StateDictOptions(full_state_dict=True)
+COPIES_ON_CPU = False
+"""Whether a state is copied before it is written also on a CPU, for tests."""
 MIXED_PRECISION: Final = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 """Sums gradients in float32, like DDP and a single process; accelerate would use bfloat16."""
 
@@ -58,48 +56,21 @@ class FullyShardedTrainer(CompletionTrainer):
         super().create_accelerator_and_postprocess()
 
     @override
-    def collect_state(self) -> Callable[[Path], None]:
-        state = get_optimizer_state_dict(self._trained, self._own_optimizer, options=FULL_ON_CPU)
-        scheduler = self._scheduler.state_dict()
-
-        def write_optimizer(folder: Path) -> None:
-            torch.save(state, folder / OPTIMIZER_NAME)
-            torch.save(scheduler, folder / SCHEDULER_NAME)
-
-        return collect_state(self, self._group, write_optimizer)
+    def collect_state(self) -> StateSnapshot:
+        # On a CPU a copy would need the memory of model and optimizer once more.
+        copies = self.args.device.type != "cpu" or COPIES_ON_CPU
+        return collect_sharded(self, self._trained, self._group, copies=copies)
 
     @override
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        stored: dict[str, Tensor] = {}
-        for file in Path(resume_from_checkpoint).glob("*.safetensors"):
-            stored.update(load_file(file))
-        weights: dict[str, Any] = {name: stored[first] for name, first in _first_names(self._trained).items()}
-        set_model_state_dict(self._trained, weights, options=FULL)
+        load_weights(self._trained, Path(resume_from_checkpoint))
 
     @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(self._trained, self._own_optimizer, state, options=FULL)
-        self._scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-
-    @property
-    def _own_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer without the wrapper of accelerate."""
-        wrapped: Any = self.optimizer
-        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
-        return optimizer
-
-    @property
-    def _scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:
-        """The scheduler, which exists before anything is saved or loaded."""
-        if self.lr_scheduler is None:
-            raise ValueError("the Trainer has no scheduler yet")
-        return self.lr_scheduler
+        if checkpoint is not None:
+            load_optimizer(self, self._trained, Path(checkpoint))
 
 
 def _first_names(model: torch.nn.Module) -> dict[str, str]:

@@ -6,8 +6,7 @@ training and is not part of a resume state, so an interrupted run resumes exactl
 the base model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, ClassVar
 
 import torch
@@ -25,8 +24,10 @@ from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.preference.trlrows import TRLRow
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.states.pendingsave import StateSnapshot
+from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.throughput import StepFigures
-from finetune_trainer.train.trainer import StepSums, collect_state
+from finetune_trainer.train.trainer import StepSums
 
 
 class PreferenceTrainer(NormKeeper):
@@ -97,9 +98,9 @@ class PreferenceTrainer(NormKeeper):
                 rewards += batch_rewards
         return Validation(loss / rewards.rows, rewards)
 
-    def collect_state(self) -> Callable[[Path], None]:
+    def collect_state(self) -> StateSnapshot:
         """Collect the state that `train` resumes from."""
-        return collect_state(self, ALONE)
+        return collect_whole(self, self._trained, ALONE)
 
     def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
         """Compute TRL's loss of a batch, and take the rewards that TRL stores for its own log."""

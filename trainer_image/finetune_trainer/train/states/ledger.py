@@ -1,5 +1,6 @@
 """The figures of a run that its states carry, in addition to weights, optimizer and random numbers."""
 
+from math import prod
 from typing import Any, Final
 
 from pydantic import (
@@ -25,6 +26,10 @@ OVERFIT_RISE_FACTOR: Final = 1.05
 """A validation loss has risen if it exceeds the lowest one by this factor; less is noise of few rows."""
 OVERFIT_MIN_RISE: Final = 0.01
 """It must also have risen by this many nats per token, because near zero every change is relatively large."""
+
+
+ROWS_PER_STEP: Final = ("processes", "per_device_batch_size", "gradient_accumulation_steps")
+"""Hyperparameters whose product is the number of rows of a step."""
 
 
 class Fingerprint(BaseModel):
@@ -66,13 +71,22 @@ class Fingerprint(BaseModel):
         return fields
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Describe the fields that differ, with both values."""
+        """Describe the fields that differ, with both values.
+
+        The rows of a step may be split differently among processes and batches.
+        """
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        if _rows_per_step(self.hyperparameters) == _rows_per_step(other.hyperparameters):
+            theirs["hyperparameters"] |= {name: mine["hyperparameters"][name] for name in ROWS_PER_STEP}
         return [
             f"{field} {theirs.get(field)} → {mine.get(field)}"
             for field in {**mine, **theirs}
             if mine.get(field) != theirs.get(field)
         ]
+
+
+def _rows_per_step(hyperparameters: Hyperparameters) -> int:
+    return prod(getattr(hyperparameters, name) for name in ROWS_PER_STEP)
 
 
 class Best(BaseModel):

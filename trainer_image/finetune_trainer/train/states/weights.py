@@ -81,14 +81,10 @@ class CollectedWeights(Protocol):
         """Write the weights in the form in which they are published."""
         ...
 
-    def write_resume(self, folder: Path) -> None:
-        """Write the weights in training precision, as the Trainer resumes from them."""
-        ...
-
 
 @dataclass(frozen=True)
 class CollectedAdapter:
-    """The weights of an adapter; published and resumed from the same files."""
+    """The weights of an adapter."""
 
     model: PeftModel
     base_model: Digest
@@ -96,8 +92,6 @@ class CollectedAdapter:
 
     def write(self, folder: Path) -> None:
         _write_adapter(self.model, self.base_model, folder)
-
-    write_resume = write
 
 
 @dataclass(frozen=True)
@@ -111,9 +105,6 @@ class CollectedModel:
 
     def write(self, folder: Path) -> None:
         _write_full(self.model, self.state, self.base, folder)
-
-    def write_resume(self, folder: Path) -> None:
-        self.model.save_pretrained(folder, state_dict=dict(self.state))
 
 
 def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
