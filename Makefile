@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator gpu-smoke generate docs pictures golden format constraints clean \
 	python packages-environment packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -96,6 +96,9 @@ pictures: build/docs/venv ## Draw docs/pictures anew from their text
 
 build/docs/venv: python
 	@$(PYTHON) -m tools.bootstrap.docs
+
+gpu-smoke: packages-environment .venv ## What only a GPU can show, into docs/benchmarks.md; STEPS="method-LoRA" for some
+	@PYTHONPATH=trainer_image $(RUN) -m tests.gpu $(or $(STEPS),--page)
 
 generate: packages-environment .venv ## Write the files that are generated from the code
 	$(RUN) -m hack.generate

@@ -101,7 +101,7 @@ def test_target_modules_are_checked_for_every_method_with_an_adapter(bench: Work
 
     failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=method)
 
-    assert failure.message.startswith("method.lora.targetModules: this model has no linear layer nothing")
+    assert failure.message.startswith("method.lora.targetModules: the model has no linear layer nothing")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,204 @@
+"""The folders of a step, its models and rows, and the product's stages on them."""
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import LABELLED, METHODS, PAIRS
+from finetune_trainer.contract.references import Owner, StoreConfig
+from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
+from finetune_trainer.rows import Row
+from finetune_trainer.store import Store, open_store
+from tests.gpu.errors import GPUCheckFailed
+from tests.gpu.shapes import make_model
+from tools.models import tiny
+from tools.models.tiny import CORPUS
+
+OWNER: Final = Owner(kind="FineTuneJob", namespace="gpu", name="smoke", uid="smoke")
+GPUFigures = dict[str, float | int | str]
+"""What a step measured, with the unit in the name."""
+BAD_ANSWER: Final = "nobody knows, "
+RESULT: Final = "termination message: "
+"""What a trainer process outside of a pod logs before its result."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One step's surroundings."""
+
+    folder: Path
+    device: str
+    """`cuda`, or `cpu` for a rehearsal."""
+    rehearsal: bool
+
+    def size(self, name: str) -> str:
+        """The model to use: `name`, or the tiny one in a rehearsal."""
+        return "tiny" if self.rehearsal else name
+
+    def tokens(self, wanted: int) -> int:
+        """The length of rows to use: as wanted, or short in a rehearsal."""
+        return min(wanted, 64) if self.rehearsal else wanted
+
+    @property
+    def store_config(self) -> StoreConfig:
+        return StoreConfig(uri="pvc://gpu", path=str(self.folder / "store"))
+
+    @property
+    def store(self) -> Store:
+        (self.folder / "store").mkdir(parents=True, exist_ok=True)
+        return open_store(self.store_config)
+
+    def model(self, name: str) -> Path:
+        """The folder of a model, which is made once for all steps."""
+        folder = self.folder.parent / "models" / name
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            part.mkdir(parents=True, exist_ok=True)
+            make_model(name, part, self.device)
+            part.rename(folder)
+        return folder
+
+    def dataset(self, method: Method, rows: int, tokens: int, held_out: int = 0) -> str:
+        """Publish rows of about `tokens` tokens each, in the form of the method."""
+        splits = {"train": rows, "validation": held_out, "test": held_out}
+        texts = excerpts(tokens)
+        with self.store.staging() as staging:
+            for split, number in splits.items():
+                lines = (row_of(method, text).to_line() for text in itertools.islice(texts, number))
+                (staging / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+            return self.store.publish("datasets", staging)
+
+    def preflight(
+        self, run: str, model: Path, dataset: str, method: Method, **wanted: Any
+    ) -> PreflightResult:
+        """Run preflight: it publishes the model, chooses the hyperparameters, and predicts."""
+        config = PreflightConfig(
+            **self._common(run),
+            base_model_uri="pvc://gpu/model",
+            base_model_path=str(model),
+            dataset=dataset,
+            method=method,
+            hyperparameters=RequestedHyperparameters(**wanted),
+        )
+        result = self.run(config).preflight
+        if result is None:
+            raise GPUCheckFailed("preflight ended without its result")
+        return result
+
+    def train_config(self, run: str, dataset: str, method: Method, found: PreflightResult) -> TrainConfig:
+        """The config that the operator would build from preflight's result."""
+        if found.preference is not None:
+            method = method.model_copy(update={"preference": found.preference})
+        return TrainConfig(
+            **self._common(run),
+            base_model=found.base_model,
+            dataset=dataset,
+            method=method
+            if found.preference is None
+            else method.model_copy(update={"preference": found.preference}),
+            hyperparameters=found.hyperparameters,
+            metrics_port=0,
+        )
+
+    def train(self, config: TrainConfig) -> TrainResult:
+        """Train in a process of its own, as in a pod."""
+        result = self.run(config).train
+        if result is None:
+            raise GPUCheckFailed("train ended without its result")
+        return result
+
+    def evaluate_config(
+        self, run: str, dataset: str, found: PreflightResult, trained: TrainResult
+    ) -> EvaluateConfig:
+        """The config that evaluates the best Checkpoint of a run."""
+        best = next(each for each in trained.checkpoints if each.best)
+        return EvaluateConfig(
+            **self._common(run),
+            base_model=found.base_model,
+            dataset=dataset,
+            checkpoint=best.digest,
+            checkpoint_type=best.type,
+            max_sequence_length=found.hyperparameters.max_sequence_length,
+            max_new_tokens=32,
+        )
+
+    def run(self, config: StageConfig) -> StageResult:
+        """Run a stage to its end. Raises GPUCheckFailed with the end of its log."""
+        process = self.start(config)
+        output, _ = process.communicate()
+        return result_of(output, process.returncode)
+
+    def start(self, config: StageConfig) -> "subprocess.Popen[str]":
+        """Start a stage as a pod does; its log goes to a pipe."""
+        hidden = {} if self.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune_trainer"],
+            env={**os.environ, CONFIG_ENV: config.to_json(), "HF_HUB_OFFLINE": "1", **hidden},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _common(self, run: str) -> dict[str, Any]:
+        return {"owner": OWNER, "run": run, "store": self.store_config}
+
+
+def result_of(output: str, code: int) -> StageResult:
+    """The result in a log. Raises GPUCheckFailed if there is none, or if it is a failure."""
+    for message in messages(output):
+        if message.startswith(RESULT):
+            result = StageResult.parse(message.removeprefix(RESULT))
+            if result is not None and result.outcome == "Succeeded":
+                return result
+    raise GPUCheckFailed(f"exit code {code}; the log ends with:\n{output[-3000:]}")
+
+
+def messages(output: str) -> Iterator[str]:
+    """The messages of a log, and lines that are no log."""
+    for line in output.splitlines():
+        try:
+            yield json.loads(line)["message"]
+        except (ValueError, KeyError, TypeError):
+            yield line
+
+
+def excerpts(tokens: int) -> Iterator[str]:
+    """Endless random excerpts of a corpus of about `tokens` tokens each, half of them the question."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    ids: list[int] = tokenizer(CORPUS.read_text(), add_special_tokens=False)["input_ids"]
+    ids = ids * (1 + 2 * tokens // len(ids))
+    chance = random.Random(0)  # noqa: S311 - rows, not secrets
+    while True:
+        begin = chance.randrange(len(ids) - tokens)
+        yield str(tokenizer.decode(ids[begin : begin + tokens]))
+
+
+def row_of(method: Method, text: str) -> Row:
+    """A row of the method's form: the first half of the text is the prompt, the second the answer."""
+    middle = len(text) // 2
+    row = Row.pair(text[:middle], text[middle:])
+    kind = METHODS[method.type].rows
+    if kind is PAIRS:
+        return replace(row, form="Preference", rejected=text[: len(text) - middle])
+    if kind is LABELLED and len(text) % 2:
+        row = Row.pair(text[:middle], BAD_ANSWER * (middle // len(BAD_ANSWER) or 1))
+        return replace(row, form="KTO", label=False)
+    if kind is LABELLED:
+        return replace(row, form="KTO", label=True)
+    return row
