@@ -1,7 +1,7 @@
 """Streamed text: whole characters, complete, and without a stop string."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -41,6 +41,8 @@ def test_the_pieces_of_any_tokens_make_what_decoding_them_at_once_makes(
 @given(st.text(max_size=20))
 def test_no_piece_of_a_text_has_half_a_character(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Hypothesis also tries string constants of the code, such as the names of control tokens.
+    assume(not tokenizer.added_tokens_decoder.keys() & set(ids))
 
     pieces, _ = stream(tokenizer, ids)
 
