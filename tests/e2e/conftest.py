@@ -18,6 +18,7 @@ from tests.e2e.sessions import LaneSession
 from tests.e2e.team import Team, new_namespace
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
+from tools.cluster.node import GPU_RESOURCE
 from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.images.tags import References
@@ -78,7 +79,7 @@ def refs(access: Access, session: LaneSession) -> References:
 @pytest.fixture(scope="session")
 def profiles(refs: References, access: Access) -> Iterator[None]:
     """The platform team's ComputeProfiles."""
-    created = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, "nvidia.com/gpu")]
+    created = [manifests.profile(manifests.CPU), manifests.profile(manifests.GPU, GPU_RESOURCE)]
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": created})
     access.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=text)
     yield

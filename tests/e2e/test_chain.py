@@ -8,6 +8,7 @@ from tests.e2e.manifests import GPU
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
+from tools.cluster.node import GPU_RESOURCE
 from tools.demo.access import Object
 from tools.demo.connection import open_endpoint
 from tools.demo.questions import ask
@@ -87,7 +88,7 @@ def test_the_time_of_each_stage_is_kept_and_device_time_only_where_there_are_dev
 def test_only_the_stages_that_need_a_gpu_ask_for_one(team: Team, routing: Object) -> None:
     asked = {
         pod["metadata"]["labels"][STAGE]: pod["spec"]["containers"][0]["resources"]["limits"].get(
-            "nvidia.com/gpu"
+            GPU_RESOURCE
         )
         for pod in team.children("pods", uid_of(routing))
     }
@@ -137,7 +138,7 @@ def test_kubectl_get_shows_the_columns_of_each_kind(
             "MODELS": "tuned", "READY": "1/1",
             "REVISION": support["status"]["revision"], "URL": support["status"]["url"],
         },
-        ("cprof", GPU): {"DEVICE": "nvidia.com/gpu", "MAX": "2", "ENGINE": "Transformers"},
+        ("cprof", GPU): {"DEVICE": GPU_RESOURCE, "MAX": "2", "ENGINE": "Transformers"},
     }  # fmt: skip
     for (kind, name), expected in shown.items():
         found = columns(team.kubectl("get", kind, name))

@@ -9,10 +9,11 @@ from tests.e2e import manifests, pods
 from tests.e2e.manifests import GPU
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, is_running, uid_of
 from tests.waiting import eventually
+from tools.cluster.node import GPU_RESOURCE
 from tools.demo.access import Object
 from tools.images.tags import References
 
-RESOURCE = "nvidia.com/gpu"
+RESOURCE = GPU_RESOURCE
 RUNS = ("eager", "patient")
 
 

@@ -10,7 +10,8 @@ from tools.cluster.layout import DNS_ADDRESS, NODE_ADDRESS, POD_NETWORK, Layout
 from tools.cluster.templates import render
 from tools.cluster.toolchain import program
 
-GPU_RESOURCE: Final = "nvidia.com/gpu"
+GPU_RESOURCE: Final = "example.com/gpu"
+"""Not NVIDIA's name: a stage with NVIDIA devices needs the CUDA variant of the trainer image."""
 GPUS: Final = 4
 DEVICE_LABEL: Final = "finetune.dev/device=fake-gpu"
 

@@ -8,6 +8,8 @@ from finetune_operator.api.meta import CELRule, Model, pattern_advice
 from finetune_operator.api.podresources import Quantity
 
 CPU: Final = "cpu"
+CUDA_RESOURCES: Final = "nvidia.com/"
+"""Begin of the names of devices that PyTorch reaches through CUDA, such as nvidia.com/mig-1g.10gb."""
 """Resource of devices that are CPU cores."""
 
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"

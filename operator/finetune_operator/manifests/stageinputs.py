@@ -41,7 +41,7 @@ class StageInputs:
     coordinator: str | None = None
     """Host name of the first pod of a stage with several pods."""
     requested_accelerators: int = 0
-    """Accelerators that the stage's pod requests."""
+    """CUDA devices that the stage's pod requests."""
     device: DeviceFacts | None = None
     """What is known about the devices of train."""
     mfu: float | None = None

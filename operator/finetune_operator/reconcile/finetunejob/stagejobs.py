@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from finetune_operator.api.devices import CPU
+from finetune_operator.api.devices import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_source, parse_store
@@ -78,7 +78,7 @@ def nodes_of(run: Run, stage: JobStage) -> int:
 def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
     devices, row = run.job.spec.compute.devices, STAGES[stage]
-    on_cpu = found.profile_of(stage).spec.devices.resource == CPU
+    on_cuda = found.profile_of(stage).spec.devices.resource.startswith(CUDA_RESOURCES)
     return StageInputs(
         owner=run.job,
         run=run.job.uid,
@@ -87,7 +87,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
         report=run.snapshot.facts.report,
         contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else devices,
-        requested_accelerators=0 if on_cpu else row.devices_of(devices),
+        requested_accelerators=row.devices_of(devices) if on_cuda else 0,
         device=device_facts(found.profile),
         mfu=run.snapshot.calibrated_mfu(found.profile.name),
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,

@@ -29,7 +29,7 @@ class StageConfig(Contract):
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Repeated in the result, which binds the result to the Job created with it."""
     accelerators: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
-    """Accelerators that the pod requests; 0 if it requests none, or if its trainer does not check them."""
+    """CUDA devices that the pod requests; 0 if it requests none, or if its trainer does not check them."""
 
     @property
     def digest(self) -> str:
