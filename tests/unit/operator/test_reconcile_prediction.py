@@ -209,9 +209,15 @@ def test_without_a_prediction_nothing_is_said_about_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resource", "accelerators"), [("nvidia.com/gpu", {"train": 1, "preflight": 0}), ("cpu", {"train": 0})]
+    ("resource", "accelerators"),
+    [
+        ("nvidia.com/gpu", {"train": 1}),
+        ("nvidia.com/mig-1g.10gb", {"train": 1}),
+        ("example.com/gpu", {"train": 0}),
+        ("cpu", {"train": 0}),
+    ],
 )
-def test_only_stages_that_request_accelerators_are_told_to_check_them(
+def test_only_stages_that_request_nvidia_devices_check_them(
     resource: str, accelerators: dict[str, int]
 ) -> None:
     cluster = MemoryCluster(
