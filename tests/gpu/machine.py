@@ -5,11 +5,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from finetune_trainer.contract.devicecards import GIBIBYTE
 from tests.gpu.errors import GPUCheckFailed, StepNotPossible
 from tests.gpu.scene import GPUFigures, Scene
 
 PACKAGES: Final = ("torch", "transformers", "peft", "trl", "accelerate", "triton", "bitsandbytes")
-GIBIBYTE: Final = 1 << 30
 
 
 def machine(scene: Scene) -> GPUFigures:

@@ -168,7 +168,7 @@ def result_of(output: str, code: int) -> StageResult:
 
 
 def messages(output: str) -> Iterator[str]:
-    """The messages of a log, and lines that are no log."""
+    """The messages of a log, and other lines as they are."""
     for line in output.splitlines():
         try:
             yield json.loads(line)["message"]

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
@@ -17,7 +18,6 @@ from tests.gpu.machine import needs
 from tests.gpu.scene import GPUFigures, Scene, messages
 
 STEPS: Final = 20
-GIBIBYTE: Final = 1 << 30
 LEARNING_RATE: Final = 1e-3
 """High enough that random weights learn something in 20 steps."""
 MAX_LOSS_DIFFERENCE: Final = 0.01

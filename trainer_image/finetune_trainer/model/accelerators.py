@@ -43,7 +43,7 @@ def check_accelerators(requested: int) -> None:
 
 
 def has_gpu_libraries(packages: Path | None = None) -> bool:
-    """Whether PyTorch was built for GPUs and its libraries are no stubs.
+    """Whether PyTorch was built for GPUs and its libraries are not stubs.
 
     Args:
         packages: folder of the installed packages; None for that of PyTorch.

@@ -9,9 +9,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+from finetune_trainer.model.modules import base_of
 
 VARLEN: Final = "varlen"
 """Name of this attention in a model's configuration."""
@@ -83,7 +85,7 @@ def varlen_attention(
 
 def attention_of(model: Any) -> str:
     """Name of the attention that `model` uses, an adapted one too."""
-    name: str = _base(model).config._attn_implementation
+    name: str = base_of(model).config._attn_implementation
     return name
 
 
@@ -91,9 +93,4 @@ def set_attention(model: Any, name: str) -> None:
     """Use another attention in all layers of `model`, for example `VARLEN`."""
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(VARLEN, flash_attention_mask)
-    _base(model).set_attn_implementation(name)
-
-
-def _base(model: Any) -> PreTrainedModel:
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
+    base_of(model).set_attn_implementation(name)

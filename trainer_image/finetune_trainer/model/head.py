@@ -17,6 +17,8 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 from typing_extensions import override
 
+from finetune_trainer.model.modules import base_of
+
 MAX_LOGITS: Final = 1 << 24
 """Logits computed at once on a CPU: 64 MiB in float32."""
 TILE_TOKENS: Final = 8192
@@ -125,9 +127,10 @@ def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
     with ExitStack() as replaced:
         replaced.enter_context(_replaced(head, lambda hidden: probe.expand(*hidden.shape[:-1], -1)))
         if head.weight.is_meta:
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
             hidden = torch.zeros(*batch["input_ids"].shape, head.in_features)
-            replaced.enter_context(_replaced(base.base_model, lambda *_, **__: DecoderOutput(hidden)))
+            replaced.enter_context(
+                _replaced(base_of(model).base_model, lambda *_, **__: DecoderOutput(hidden))
+            )
         logits = model(**batch, use_cache=False).logits.float()
     scale = logits[..., -1:] / PROBE_LOGIT
     is_multiple = torch.allclose(logits, probe * scale, rtol=0.01, atol=0.01 * PROBE_LOGIT)

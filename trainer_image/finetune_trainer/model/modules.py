@@ -13,7 +13,7 @@ An adapter adapts the linear layers of the text decoder. Left out are:
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -25,6 +25,12 @@ KERNEL_LAYERS: Final = ("dt_proj", "out_proj")
 """Layers of a Mamba mixer whose weights its kernel reads. PEFT refuses `out_proj` for the same reason."""
 EXPERT_DIMENSIONS: Final = 3
 """Dimensions of a parameter with the weights of all experts: experts, outputs, inputs."""
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The model itself, or the base model of an adapted one."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
