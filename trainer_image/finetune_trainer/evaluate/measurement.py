@@ -16,8 +16,8 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.guards.memory import OutOfMemory, catch_out_of_memory, release_memory
 
 MEMORY_ADVICE = (
     "Create a new run with spec.evaluation.profile set to a ComputeProfile with more memory per device, or"

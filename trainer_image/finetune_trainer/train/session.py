@@ -14,6 +14,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import choose_device
+from finetune_trainer.model.outofmemory import catch_out_of_memory
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.train.attempt import Attempt
@@ -25,7 +26,6 @@ from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
 from finetune_trainer.train.callbacks.trainerevents import Events
 from finetune_trainer.train.callbacks.validation import Validating, validation_sample
 from finetune_trainer.train.factory import is_sharded, make_trainer
-from finetune_trainer.train.guards.memory import catch_out_of_memory
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.states.ledger import RunLedger

@@ -7,15 +7,11 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.model.device import peak_memory
+from finetune_trainer.model.outofmemory import OutOfMemory, release_memory
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
-from finetune_trainer.train.guards.memory import (
-    OutOfMemory,
-    describe_batches,
-    out_of_memory_failure,
-    release_memory,
-)
+from finetune_trainer.train.guards.memory import describe_batches, out_of_memory_failure
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.report import training_report, write_training_report
 from finetune_trainer.train.session import TrainingOutcome, TrainingSession
