@@ -29,9 +29,9 @@ def tokenizer_with(template: str, *control: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def chat_format(prompts: Prompts, **arguments: Any) -> ChatFormat:
-    prompt = prompts.of_chat([ChatMessage(role="user", content="Where?")], "m", arguments)
-    return ChatFormat("m", prompts.reasoning(prompt))
+def chat_format(prompts: Prompts, model: str = "m", **arguments: Any) -> ChatFormat:
+    prompt = prompts.of_chat([ChatMessage(role="user", content="Where?")], model, arguments)
+    return ChatFormat(model, prompts.reasoning(prompt, model))
 
 
 def test_whole_and_streamed_answers_have_reasoning_apart_from_content() -> None:
@@ -73,6 +73,18 @@ def test_an_answer_of_a_template_without_reasoning_has_no_such_field() -> None:
         "content": "<think> dispatch",
         "refusal": None,
     }
+
+
+def test_the_reasoning_of_an_adapter_is_that_of_its_own_template() -> None:
+    tokenizer = tokenizer_with("{{ messages[0]['content'] }}")
+    prompts = Prompts(tokenizer, 64, len(tokenizer), chat_templates={"thinker": THINKS})
+    text = "It is lost.\n</think>\n\ndispatch"
+
+    of_adapter = chat_format(prompts, "thinker").whole(text, "stop", USAGE).choices[0].message
+    of_base = chat_format(prompts, "base").whole(text, "stop", USAGE).choices[0].message
+
+    assert (of_adapter.reasoning_content, of_adapter.content) == ("It is lost.", "dispatch")
+    assert of_base.content == text
 
 
 def test_tags_that_are_control_tokens_reach_the_parser() -> None:

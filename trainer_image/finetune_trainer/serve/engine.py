@@ -15,8 +15,8 @@ import torch
 from finetune_trainer.serve.batch import GenerationBatch
 from finetune_trainer.serve.generation import Generation, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
+from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.sequence import Sequence
-from finetune_trainer.tokens.reasoning import AnswerReader
 
 _MAX_PREFILL_TOKENS: Final = 1024
 """Max prompt tokens per prefill pass, padding included. Bounds the pause of running requests."""
@@ -29,7 +29,7 @@ class Engine:
 
     def __init__(self, served: LoadedModels, max_batch_size: int, max_queue: int) -> None:
         self._served = served
-        self._reader = AnswerReader(served.tokenizer)
+        self._readers = AnswerReaders(served.tokenizer, served.chat_templates)
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
         self._batch = GenerationBatch(served.model, mixed=served.mixed)
@@ -126,7 +126,12 @@ class Engine:
                     break
                 admitted.append(self._waiting.popleft())
         return [
-            Sequence(generation, self._served.tokenizer, self._served.stop_ids, self._reader)
+            Sequence(
+                generation,
+                self._served.tokenizer,
+                self._served.stop_ids,
+                self._readers.of(generation.model),
+            )
             for generation in admitted
         ]
 

@@ -7,9 +7,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
+from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
-from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
+from finetune_trainer.tokens.reasoning import ReasoningStream
 
 
 class Prompts:
@@ -24,7 +25,7 @@ class Prompts:
         chat_templates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._tokenizer = tokenizer
-        self._reader = AnswerReader(tokenizer)
+        self._readers = AnswerReaders(tokenizer, chat_templates)
         self._templates = chat_templates
         """Chat templates by model name; other models have the tokenizer's."""
         self._arguments = template_arguments
@@ -63,10 +64,15 @@ class Prompts:
             ) from error
         return self._ids(text, add_special_tokens=False)
 
-    def reasoning(self, prompt: list[int]) -> ReasoningStream | None:
-        """Separates reasoning from content in the answer to a chat; None if the template has no reasoning."""
-        parser = self._reader.parser
-        return None if parser is None else ReasoningStream(parser, is_open=self._reader.is_open(prompt))
+    def reasoning(self, prompt: list[int], model: str) -> ReasoningStream | None:
+        """Separates reasoning from content in the model's answer to a chat.
+
+        None if the chat template of the model has no reasoning.
+        """
+        reader = self._readers.of(model)
+        return (
+            None if reader.parser is None else ReasoningStream(reader.parser, is_open=reader.is_open(prompt))
+        )
 
     def of_text(self, prompt: str | list[int]) -> list[int]:
         """Tokenize a text, after the tokenizer's beginning-of-text token. Returns token ids unchanged."""

@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
         prompt = await service.tokenize(
             partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
         )
-        reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt))
+        reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt, body.model))
         return await _generate(request, loaded, body, prompt, ChatFormat(body.model, reasoning))
 
     @router.post("/v1/completions")

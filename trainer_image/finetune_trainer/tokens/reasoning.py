@@ -189,9 +189,10 @@ def _overlap(text: str, tag: str) -> int:
 class AnswerReader:
     """Reads generated token ids as a client of the engine receives them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+        """`template`: the chat template of the prompts; None for that of the tokenizer."""
         self._tokenizer = tokenizer
-        self.parser = parser_for(tokenizer)
+        self.parser = parser_for(tokenizer) if template is None else parser_of(template)
         """Parser of the reasoning; None if the chat template has none."""
         control = {
             token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special
