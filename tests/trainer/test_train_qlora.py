@@ -1,6 +1,7 @@
 """QLoRA: a base model in 4 bits, and an ordinary adapter."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,25 @@ def test_training_is_the_same_with_and_without_validation(bench: Workbench) -> N
     assert second.digest == first.digest
 
 
-def test_what_it_learned_is_served_over_the_base_model_as_it_is(bench: Workbench) -> None:
+def test_it_is_evaluated_on_the_weights_that_it_was_trained_on(bench: Workbench) -> None:
+    base, dataset = bench.model(), bench.dataset(ROWS, ROWS[:6], ROWS[:6])
+    config = bench.train_config(base, dataset, method=QLORA, epochs=10, learning_rate=1e-2)
+    (checkpoint,) = bench.train(config).checkpoints
+
+    def losses(**settings: Any) -> dict[str, float]:
+        result = bench.evaluate(base, dataset, checkpoint, metrics=("loss",), **settings)
+        return {score.subject: score.value for score in result.scores}
+
+    quantized, whole = losses(quantized_base=True), losses()
+
+    assert quantized["Tuned"] == pytest.approx(checkpoint.validation_loss, rel=1e-4)
+    assert whole["Tuned"] != pytest.approx(checkpoint.validation_loss, rel=1e-4)
+    # The gain is that of the adapter: the base model is measured in 4 bits too.
+    assert quantized["Base"] != pytest.approx(whole["Base"], rel=1e-4)
+    assert quantized["Tuned"] < quantized["Base"] / 2
+
+
+def test_what_it_learned_works_on_the_base_model_as_it_is(bench: Workbench) -> None:
     base, dataset = bench.model(), bench.dataset(ROWS, (), ROWS[:6])
     config = bench.train_config(base, dataset, method=QLORA, epochs=10, learning_rate=1e-2)
 

@@ -192,6 +192,7 @@ def evaluate_config(
         dataset=dataset,
         checkpoint=checkpoint,
         checkpoint_type=checkpoint_type(spec.method),
+        quantized_base=METHODS[spec.method.type].quantized_base,
         chat_template_kwargs=chat_template_kwargs,
         metrics=tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated),
         subjects=("Tuned", "Base") if compares_base else ("Tuned",),

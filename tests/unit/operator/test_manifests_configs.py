@@ -1,5 +1,6 @@
 """Which parts of a run's spec reach the trainer, and by which names."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import Preference
 from finetune_operator.manifests.configs import evaluate_config, preflight_config, train_config
 from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_trainer.contract.base import CONTRACT_VERSION
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
+from finetune_trainer.contract.methods import METHODS
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 
@@ -60,13 +64,11 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
     assert trained == ContractPreference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
 
-def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
-    gate = {"metric": "preference_accuracy", "min": 0.9, "minGain": 0.2, "over": "Base"}
-    job, inputs = job_and_inputs(method={"type": "DPO"}, evaluation={"metrics": ["loss"], "gates": [gate]})
+def evaluate(contract_version: int = CONTRACT_VERSION, **spec: Any) -> EvaluateConfig:
+    job, inputs = job_and_inputs(**{"evaluation": {}} | spec)
     assert job.spec.evaluation is not None
-
-    config = evaluate_config(
-        inputs,
+    return evaluate_config(
+        replace(inputs, contract_version=contract_version),
         job.spec,
         job.spec.evaluation,
         base_model=digest("b"),
@@ -76,9 +78,27 @@ def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
     )
 
+
+def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
+    gate = {"metric": "preference_accuracy", "min": 0.9, "minGain": 0.2, "over": "Base"}
+
+    config = evaluate(method={"type": "DPO"}, evaluation={"metrics": ["loss"], "gates": [gate]})
+
     assert config.metrics == ("loss", "preference_accuracy")
     assert config.chat_template_kwargs == {"enable_thinking": False}
     assert config.checkpoint_type == "Adapter"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_was_trained_in_four_bits_is_evaluated_in_four_bits(method: str) -> None:
+    assert evaluate(method={"type": method}).quantized_base == (method == "QLoRA")
+
+
+def test_an_older_trainer_evaluates_qlora_on_the_stored_weights_as_it_always_did() -> None:
+    config = evaluate(contract_version=1, method={"type": "QLoRA"})
+
+    assert "quantizedBase" not in config.to_dict()
+    assert "quantizedBase" not in config.unsupported_fields()
 
 
 def test_the_patience_reaches_the_trainer() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import METRICS
@@ -22,13 +22,14 @@ from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.model.bundle import own_chat_template
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
+from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.train.guards.memory import OutOfMemory, catch_out_of_memory, release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +166,16 @@ class _Models:
                 with model.without_adapter():
                     measurement.measure(subject, model)
 
+    def _load_base(self, folder: Path) -> PreTrainedModel:
+        if self.config.quantized_base:
+            return load_quantized_base(folder, self.device)
+        return load_base(folder, None, self.device)
+
     def _load(self, folder: Path, adapter: Path | None = None) -> MeasuredModel:
         logger.info("loading the model in %s", folder)
         try:
             with catch_out_of_memory("loading the model", self.device, 0, by_batch=False):
-                base = load_base(folder, None, self.device)
+                base = self._load_base(folder)
                 model = base if adapter is None else load_adapter(base, adapter)
         except OutOfMemory as error:
             raise StageFailure(FailureReason.OUT_OF_MEMORY, f"{error}. {MEMORY_ADVICE}") from error

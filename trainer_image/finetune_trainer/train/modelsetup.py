@@ -1,23 +1,20 @@
 """Prepares a model for training: base weights, adapter, precision and quantization."""
 
-import logging
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import excluded_layers, freeze_encoders, linear_layers, unknown_layers
+from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.runtime.failure import StageFailure
 
 Trainable = PreTrainedModel | PeftModel
-
-logger = logging.getLogger(__name__)
 
 
 def trainable_model(
@@ -34,8 +31,7 @@ def trainable_model(
     - The base model of LoRA, DPO, KTO and ORPO keeps its stored dtype. On CPUs that multiply bfloat16, a step
       in bfloat16 takes a third of the time of float32, and float16, which they compute slowly, becomes
       bfloat16. On other CPUs the base model is float32.
-    - The linear layers of QLoRA are 4-bit NormalFloats with double quantization, and are never merged with
-      the adapter (Dettmers et al., "QLoRA", 2023).
+    - The linear layers of QLoRA are 4-bit NormalFloats, and are never merged with the adapter.
     - Full trains in float32, because small updates vanish in 16 bits; GPUs multiply the matrices in bfloat16.
 
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
@@ -45,7 +41,7 @@ def trainable_model(
         whole = load_base(parent or folder, torch.float32, device)
         freeze_encoders(whole)
         return whole
-    base = _quantized(folder, device) if info.quantized_base else load_base(folder, None, device)
+    base = load_quantized_base(folder, device) if info.quantized_base else load_base(folder, None, device)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
     adapter = adapter_config(base, method)
@@ -80,25 +76,3 @@ def adapter_config(base: PreTrainedModel, method: Method) -> LoraConfig:
         use_rslora=method.lora.rslora,
         use_dora=method.lora.dora,
     )
-
-
-def _quantized(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Load the base model in 4 bits; quantization is deterministic."""
-    dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    model = load_base(folder, dtype, device, quantization)
-    if device.type == "cpu":
-        # Imported late, because most runs do not need it.
-        from bitsandbytes.nn.modules import Linear4bit
-
-        logger.warning("QLoRA on a CPU saves memory, but its steps take longer than those of LoRA")
-        for layer in model.modules():
-            # Otherwise validation would convert the weights permanently to a form for inference only.
-            if isinstance(layer, Linear4bit):
-                layer.support_avx512bf16_for_cpu = False
-    return model

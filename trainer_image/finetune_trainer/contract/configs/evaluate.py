@@ -18,6 +18,8 @@ class EvaluateConfig(StageConfig):
     dataset: Digest
     checkpoint: Digest
     checkpoint_type: CheckpointType = "Adapter"
+    quantized_base: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    """Whether the adapter was trained on a base model in 4 bits. All subjects are then measured on it."""
     split: Literal["test"] = "test"
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     subjects: tuple[Subject, ...] = ("Tuned", "Base")
