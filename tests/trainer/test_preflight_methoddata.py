@@ -10,6 +10,7 @@ import pytest
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.preflight.methoddata import resolve_preference
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encode import RowEncoder
@@ -147,3 +148,24 @@ def test_preference_methods_train_in_one_process(bench: Workbench, where: dict[s
 
     assert failure.reason == FailureReason.INVALID_CONFIG
     assert f"compute.{field}: 2, but DPO" in failure.message
+
+
+def test_weights_that_cannot_be_sharded_are_refused_before_the_model_is_read(bench: Workbench) -> None:
+    method = Method(type="DPO")
+    failure = bench.preflight_failure(
+        bench.root / "no-model", bench.dataset(PAIRS), method=method, sharding="Sharded"
+    )
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert "compute.sharding: Sharded, but the weights of DPO are replicated" in str(failure)
+
+
+@pytest.mark.parametrize(("sharding", "sharded"), [("Auto", None), ("Sharded", None), ("Replicated", False)])
+def test_the_sharding_of_all_weights_is_resolved(
+    bench: Workbench, sharding: Sharding, *, sharded: bool | None
+) -> None:
+    result = bench.preflight(
+        dataset=bench.dataset(ROWS), method=Method(type="Full"), sharding=sharding, nodes=2
+    )
+
+    assert result.hyperparameters.sharded is sharded

@@ -197,18 +197,28 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
         return made.result
 
 
-@pytest.mark.parametrize(("method", "accumulation"), [("LoRA", 2), ("Full", 1)])
+@pytest.mark.parametrize(
+    ("method", "sharded", "accumulation"), [("LoRA", None, 2), ("Full", None, 1), ("Full", False, 1)]
+)
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, accumulation: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, sharded: bool | None, accumulation: int
 ) -> None:
     monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
-    settings: dict[str, Any] = {"dropout": 0, "method": method, "accumulation": accumulation}
+    settings: dict[str, Any] = {
+        "dropout": 0,
+        "method": method,
+        "accumulation": accumulation,
+        "settings": {"sharded": sharded},
+    }
     one = elsewhere(Workbench(tmp_path), "one")
     expected = one.train(Pods(one, **settings).alone())
     with pods(tmp_path, **settings) as two:
         leader, other = two.run(show_gradients)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
+    is_replica = method == "LoRA" or sharded is False
+    folder = two.bench.store.run_folder(RUN, "train").path / "state" / f"step-{expected.steps}"
+    assert is_sharded(folder) is not is_replica
     result = two.result
     assert (result.steps, result.tokens) == (expected.steps, expected.tokens)
     assert result.train_loss == pytest.approx(expected.train_loss, rel=1e-6)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.meta import Model, Name
 from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
+from finetune_trainer.contract.sharding import Sharding
 
 
 class Compute(Model):
@@ -52,6 +53,16 @@ class Compute(Model):
             " memory of a device, with the smallest batch and gradient checkpointing. Refuse: the run fails"
             " before a device is requested. Warn: it trains, and an event has the figures. No effect if the"
             " memory of the devices is unknown. Default: Refuse.",
+        ),
+    ] = None
+    sharding: Annotated[
+        Sharding | None,
+        Field(
+            description="Whether the processes of the train stage shard the weights of the model. Sharded:"
+            " each process has a part of every layer, and gathers a whole layer only while it computes with"
+            " it, so that a model can be larger than the memory of a device. Replicated: each process has the"
+            " whole model, which is faster where it fits. Auto: Full is sharded; adapters are replicated. No"
+            " effect with one process. Default: Auto.",
         ),
     ] = None
     max_run_seconds: Annotated[

@@ -35,6 +35,8 @@ ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
 SINGLE_PROCESS_METHODS: Final = methods_where(lambda info: not info.distributed)
 DISTRIBUTED_METHODS: Final = methods_where(lambda info: info.distributed)
+SHARDABLE_METHODS: Final = methods_where(lambda info: info.shardable)
+REPLICATED_METHODS: Final = methods_where(lambda info: not info.shardable)
 METHODS_COMPARING_ROWS: Final = methods_where(lambda info: info.min_batch_rows > 1)
 PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
 
@@ -205,6 +207,13 @@ class FineTuneJobSpec(_FineTuneJobFields):
             f" choose method.type {listed(DISTRIBUTED_METHODS, 'or')}",
             "compute.nodes",
             on_create=True,
+        ),
+        CELRule(
+            f"{is_none_of('self.method.type', REPLICATED_METHODS)} || !has(self.compute.sharding)"
+            " || self.compute.sharding != 'Sharded'",
+            f"the weights of {listed(REPLICATED_METHODS)} are replicated in this release: remove"
+            f" compute.sharding, or choose method.type {listed(SHARDABLE_METHODS, 'or')}",
+            "compute.sharding",
         ),
         CELRule(
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",

@@ -140,6 +140,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         nodes=spec.compute.nodes,
         device=inputs.device,
         on_predicted_out_of_memory=spec.compute.on_predicted_out_of_memory or "Refuse",
+        sharding=spec.compute.sharding or "Auto",
         mfu=inputs.mfu,
     )
 

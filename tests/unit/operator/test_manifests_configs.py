@@ -54,6 +54,15 @@ def test_the_method_reaches_the_trainer(method: str) -> None:
     assert train(method={"type": method}).method.type == method
 
 
+def test_the_requested_sharding_reaches_preflight_and_the_resolved_one_training() -> None:
+    assert preflight(compute={"sharding": "Replicated"}).sharding == "Replicated"
+    assert preflight().sharding == "Auto"
+    assert preflight(compute={"sharding": "Sharded"}).model_copy(update={"contract": 1}).unsupported_fields()
+
+    replicated = HYPERPARAMETERS.model_copy(update={"sharded": False})
+    assert train(chosen=replicated).hyperparameters.sharded is False
+
+
 def test_what_preflight_made_of_the_preference_reaches_training() -> None:
     spec: dict[str, Any] = {"method": {"type": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}}
     chosen = Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)

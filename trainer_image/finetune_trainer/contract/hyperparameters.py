@@ -159,6 +159,14 @@ class ResolvedHyperparameterFields(BaseModel):
             json_schema_extra={"since": 2},
         ),
     ] = None
+    sharded: Annotated[
+        bool | None,
+        Field(
+            description="Whether processes shard the weights of the model, instead of each having a replica."
+            " Absent: Full is sharded, adapters are replicated. No effect with one process.",
+            json_schema_extra={"since": 2},
+        ),
+    ] = None
 
 
 class Hyperparameters(ResolvedHyperparameterFields, SharedPart):

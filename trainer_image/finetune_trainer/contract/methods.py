@@ -49,6 +49,8 @@ class MethodInfo:
     """Min rows per batch that the loss needs."""
     distributed: bool = True
     """Whether several processes can train together."""
+    shardable: bool = False
+    """Whether they can shard the weights, instead of each having a replica."""
     learning_rate: float
     """Default. If it `scales_with_width`, the default at a hidden size of 2,000."""
     scales_with_width: bool = False
@@ -60,6 +62,11 @@ class MethodInfo:
     def trains_adapter(self) -> bool:
         """Whether an adapter is trained on a frozen base model. Otherwise all weights are trained."""
         return self.checkpoint_type == ADAPTER
+
+    @property
+    def sharded_by_default(self) -> bool:
+        """Whether several processes shard the weights unless they are requested not to."""
+        return self.shardable and not self.trains_adapter
 
 
 # DPO and ORPO use the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
@@ -80,6 +87,7 @@ METHODS: Final[Mapping[MethodType, MethodInfo]] = {
     "Full": MethodInfo(
         rows=COMPLETIONS,
         checkpoint_type=FULL_MODEL,
+        shardable=True,
         learning_rate=5e-5,
         scales_with_width=True,
         memory_advice="method.type: LoRA instead of Full",

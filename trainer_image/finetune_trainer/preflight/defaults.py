@@ -28,6 +28,8 @@ earlyStoppingPatience
     None: a run trains to its last epoch unless the user sets a patience.
 gradientCheckpointing
     False: it costs time, and whether memory is short is unknown before training.
+sharded
+    None: Full is sharded across several processes, adapters are replicated. `compute.sharding` changes it.
 validateEverySteps
     None, which validates after each epoch. If an epoch is long enough for at least two validations, a
     twentieth of all steps, at least 100, so that a bad run shows early and the best weights are chosen among
@@ -72,6 +74,7 @@ def choose_hyperparameters(
     hidden_size: int,
     context_length: int | None,
     processes: int = 1,
+    sharded: bool | None = None,
 ) -> Hyperparameters:
     """All hyperparameters of a run: the user's values, and the defaults for the rest.
 
@@ -109,6 +112,7 @@ def choose_hyperparameters(
         gradient_checkpointing=requested.gradient_checkpointing or False,
         validate_every_steps=_validation_interval(requested, epoch_steps, total),
         processes=processes,
+        sharded=sharded,
     )
 
 

@@ -11,6 +11,7 @@ from finetune_trainer.contract.methods import (
     methods_where,
 )
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.contract.vocabulary import SplitName, listed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
@@ -38,6 +39,17 @@ def check_processes(method: MethodType, nodes: int, devices: int) -> None:
             FailureReason.INVALID_CONFIG,
             f"{field}: {nodes if nodes > 1 else devices}, but {method} trains in one process in this release;"
             " set compute.nodes and compute.devices to 1",
+        )
+
+
+def check_sharding(sharding: Sharding, method: MethodType) -> None:
+    """Raise StageFailure (INVALID_CONFIG) if the weights of the method cannot be sharded as requested."""
+    if sharding == "Sharded" and not METHODS[method].shardable:
+        suitable = listed(methods_where(lambda info: info.shardable), "or")
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"compute.sharding: Sharded, but the weights of {method} are replicated in this release; remove"
+            f" it, or set method.type to {suitable}",
         )
 
 

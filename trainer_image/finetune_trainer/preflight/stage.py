@@ -11,13 +11,19 @@ from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
+from finetune_trainer.contract.sharding import resolve_sharding
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
-from finetune_trainer.preflight.methoddata import check_form, check_processes, resolve_preference
+from finetune_trainer.preflight.methoddata import (
+    check_form,
+    check_processes,
+    check_sharding,
+    resolve_preference,
+)
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
@@ -54,6 +60,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         )
     check_form(splits, config.method.type)
     check_processes(config.method.type, config.nodes, config.devices)
+    check_sharding(config.sharding, config.method.type)
     preference = resolve_preference(config.method, splits["train"])
     if not splits["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
@@ -84,7 +91,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     lengths = measure(splits, encoder, ControlTokens(tokenizer), meter, ROW_COST)
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
-    limit = context_length(model_config)
+    limit, processes = context_length(model_config), config.nodes * config.devices
     chosen = choose_hyperparameters(
         config.hyperparameters,
         config.method.type,
@@ -92,7 +99,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         longest_row_tokens=longest_row,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
-        processes=config.nodes * config.devices,
+        processes=processes,
+        sharded=resolve_sharding(config.sharding, config.method.type, processes),
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
     with context.store.run_folder(config.run, config.stage) as folder:

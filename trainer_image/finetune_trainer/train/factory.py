@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
@@ -19,11 +20,6 @@ from finetune_trainer.train.trainer import CompletionTrainer
 
 if TYPE_CHECKING:
     from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-
-
-def is_sharded(method: Method, group: Group) -> bool:
-    """Whether the weights are sharded across the processes, instead of replicated in each."""
-    return not METHODS[method.type].trains_adapter and group.size > 1
 
 
 def make_trainer(
@@ -52,7 +48,8 @@ def make_trainer(
         group: the processes of the run.
     """
     if not METHODS[method.type].rows.is_preference_data:
-        trainer_class = FullyShardedTrainer if is_sharded(method, group) else CompletionTrainer
+        sharded = is_sharded(method.type, hyperparameters.sharded, group.size)
+        trainer_class = FullyShardedTrainer if sharded else CompletionTrainer
         pad, max_tokens = tokenizer.pad_token_id, hyperparameters.max_batch_tokens
         if max_tokens is None:
             budget = None

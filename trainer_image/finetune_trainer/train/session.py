@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.outofmemory import catch_out_of_memory
@@ -25,7 +26,7 @@ from finetune_trainer.train.callbacks.saving import Keeping, Saving
 from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
 from finetune_trainer.train.callbacks.trainerevents import Events
 from finetune_trainer.train.callbacks.validation import Validating, validation_sample
-from finetune_trainer.train.factory import is_sharded, make_trainer
+from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.states.ledger import RunLedger
@@ -84,7 +85,8 @@ class TrainingSession:
         with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
             with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
                 # With FSDP the whole model exists only in host memory; shards of each layer go to the device.
-                target = torch.device("cpu") if is_sharded(config.method, group) else device
+                sharded = is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size)
+                target = torch.device("cpu") if sharded else device
                 model = trainable_model(data.base, config.method, target, parent)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 

@@ -10,6 +10,7 @@ from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
+from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 
 
@@ -48,5 +49,7 @@ class PreflightConfig(StageConfig):
         "Refuse"
     )
     """Whether the stage fails if the prediction says that train cannot fit the device."""
+    sharding: Annotated[Sharding, Field(json_schema_extra={"since": 2, "essential": True})] = "Auto"
+    """Whether the processes of train shard the weights. Auto: by method and prediction."""
     mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
     """Median model FLOPs utilization of the profile's last finished runs; None before the first."""
