@@ -14,13 +14,11 @@ from tests.waiting import eventually
 DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.yaml"
 NEW_RULES = (
-    "DPO, KTO and ORPO train in one process",
     "min is greater than max, so that no value passes the gate",
     "uri must not contain a user name or password",
 )
 
 REFUSED: dict[str, Object] = {
-    "several-pods": {"method": {"type": "DPO"}, "compute": {"nodes": 2}},
     "impossible-gate": {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.9, "max": 0.1}]}},
     "password-in-a-uri": {
         "dataset": {"inline": {"source": {"uri": "https://reader:hunter2@rows.example/tickets.jsonl"}}}

@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 
 from finetune_trainer.model import head as head_module
 from finetune_trainer.model.completionloss import completion_loss, row_loss_sums, total_completion_loss
-from finetune_trainer.model.head import ChunkedHead, chunked_head, chunked_loss_sum, tiled_loss_sum
+from finetune_trainer.model.head import ChunkedHead, chunked_head, chunked_losses, tiled_losses
 from finetune_trainer.model.load import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import Padding, pack, pad_left
@@ -56,10 +56,10 @@ def positions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return number
 
 
-@pytest.fixture(params=[chunked_loss_sum, tiled_loss_sum], ids=["on a CPU", "on a GPU"])
+@pytest.fixture(params=[chunked_losses, tiled_losses], ids=["on a CPU", "on a GPU"])
 def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to compute the head; TRL computes its tiles with PyTorch if there is no GPU."""
-    monkeypatch.setattr(head_module, "chunked_loss_sum", request.param)
+    monkeypatch.setattr(head_module, "chunked_losses", request.param)
     monkeypatch.setattr(head_module, "TILE_TOKENS", 100)
 
 
@@ -237,6 +237,21 @@ def test_each_row_has_the_loss_that_it_has_alone(model: PreTrainedModel, chunked
     alone = [total_completion_loss(model, [PADDED([row])]) for row in ROWS]
     torch.testing.assert_close(sums, torch.tensor([loss_sum for loss_sum, _ in alone]))
     assert tokens.tolist() == [count for _, count in alone]
+
+
+@pytest.mark.usefixtures("positions", "anywhere")
+@pytest.mark.parametrize("trained", ["all weights", "all but the head"])
+def test_rows_of_different_weight_have_the_same_gradients_as_with_the_whole_head(trained: str) -> None:
+    model = load_base(tiny(), torch.float32, CPU)
+    for parameter in model.get_output_embeddings().parameters():  # type: ignore[no-untyped-call]
+        parameter.requires_grad_(trained == "all weights")
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    of_rows = [row_loss_sums(model, PADDED(ROWS), head)[0] for head in (known_head(model), None)]
+
+    few, whole = (torch.autograd.grad(3 * first - 2 * second, weights) for first, second in of_rows)
+    for ours, expected in zip(few, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_prompts_are_padded_where_generation_does_not_begin() -> None:

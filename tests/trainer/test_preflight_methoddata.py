@@ -133,23 +133,6 @@ def test_kto_needs_both_labels(bench: Workbench, rows: list[Row], missing: str) 
     assert f"none of the 6 training rows has the label {missing}; add such rows" in failure.message
 
 
-def test_kto_needs_two_rows_per_batch(bench: Workbench) -> None:
-    failure = bench.preflight_failure(
-        dataset=bench.dataset(JUDGED), method=kto(), hyperparameters={"per_device_batch_size": 1}
-    )
-
-    assert failure.reason == FailureReason.INVALID_CONFIG
-    assert failure.message.startswith("hyperparameters.perDeviceBatchSize: 1, but KTO needs at least 2 rows")
-
-
-@pytest.mark.parametrize(("where", "field"), [({"nodes": 2}, "nodes"), ({"devices": 2}, "devices")])
-def test_preference_methods_train_in_one_process(bench: Workbench, where: dict[str, Any], field: str) -> None:
-    failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=Method(type="DPO"), **where)
-
-    assert failure.reason == FailureReason.INVALID_CONFIG
-    assert f"compute.{field}: 2, but DPO" in failure.message
-
-
 def test_weights_that_cannot_be_sharded_are_refused_before_the_model_is_read(bench: Workbench) -> None:
     method = Method(type="DPO")
     failure = bench.preflight_failure(

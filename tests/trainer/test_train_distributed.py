@@ -4,7 +4,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,12 @@ import torch
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
+from finetune_trainer.rows import Row
 from finetune_trainer.train import modelsetup, session, stage, trainer
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.states.layout import is_sharded
@@ -88,7 +90,8 @@ class Pods:
 
     bench: Workbench
     dropout: float = 0.1
-    method: str = "LoRA"
+    method: MethodType = "LoRA"
+    rows: Sequence[Row] = ROWS[:11]
     accumulation: int = 1
     """Number of batches of a process per step."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -147,10 +150,10 @@ class Pods:
         return config.model_copy(update=update)
 
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
-        lora = Method(lora=LoRA(r=4, alpha=8, dropout=self.dropout))
-        method = lora if self.method == "LoRA" else Method(type="Full")
-        dataset = self.bench.dataset(ROWS[:11], ROWS[:5])  # the last step has a batch for one process only
-        config = self.bench.train_config(dataset=dataset, method=method, rows=11, **settings)
+        lora = LoRA(r=4, alpha=8, dropout=self.dropout)
+        method = Method(type="Full") if self.method == "Full" else Method(type=self.method, lora=lora)
+        dataset = self.bench.dataset(self.rows, self.rows[:5])
+        config = self.bench.train_config(dataset=dataset, method=method, rows=len(self.rows), **settings)
         return config.model_copy(update={"metrics_port": free_port()})
 
 

@@ -1,4 +1,4 @@
-"""DPO, KTO and ORPO: TRL's losses on our tokens, and interrupted runs."""
+"""DPO, KTO and ORPO: what they learn from which tokens, and interrupted runs."""
 
 import math
 import os
@@ -16,15 +16,15 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.tokens.chattemplate import render, stop_token_ids
-from finetune_trainer.train.guards.memory import MemoryLadder
+from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import trainable_model
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.trainers import preference_trainer
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer
@@ -58,15 +58,18 @@ def trainer_for(method: str, folder: Path) -> PreferenceTrainer:
     """A trainer on the rows of the method, with batches of two."""
     encoder = AnswerEncoder(tiny_tokenizer())
     config = Workbench(folder).train_config("sha256:" + "0" * 64, "sha256:" + "0" * 64)
-    trainer: PreferenceTrainer = preference_trainer(
-        trainable_model(tiny(), METHODS[method], CPU),  # type: ignore[arg-type]
+    trainer = make_trainer(
+        trainable_model(tiny(), METHODS[method], CPU),
         [encoder.encode(row) for row in rows_for(method)],
         tokenizer=tiny_tokenizer(),
         method=METHODS[method],
         hyperparameters=config.hyperparameters,
         folder=folder,
+        device=CPU,
         continues=False,
+        group=ALONE,
     )
+    assert isinstance(trainer, PreferenceTrainer)
     return trainer
 
 
@@ -120,24 +123,21 @@ def test_gradient_checkpointing_changes_nothing(
     assert checkpointed == undisturbed(config_for(bench, method))
 
 
-@pytest.mark.parametrize(
-    ("method", "rows", "halved"), [("DPO", 2, True), ("KTO", 4, True), ("KTO", 2, False)]
-)
-def test_batches_that_do_not_fit_are_halved_as_far_as_the_method_works(
-    bench: Workbench, method: str, rows: int, halved: bool
+@pytest.mark.parametrize("method", METHODS)
+def test_a_split_of_a_steps_rows_changes_nothing(
+    bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
-    used = bench.train_config(
-        "sha256:" + "0" * 64, "sha256:" + "0" * 64, method=METHODS[method], per_device_batch_size=rows
-    )
+    whole = undisturbed(config_for(bench, method, per_device_batch_size=4, gradient_accumulation_steps=1))
 
-    ladder = MemoryLadder().next(used.hyperparameters, used.method.type, 64, adapts_batches=True)
+    split = bench.train(config_for(bench, method, per_device_batch_size=1, gradient_accumulation_steps=4))
 
-    assert ladder is not None
-    assert (ladder.halvings == 1) == halved
+    assert (split.steps, split.tokens) == (whole.steps, whole.tokens)
+    assert split.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+    assert split.validation_loss == pytest.approx(whole.validation_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trl_learns_exactly_the_tokens_of_serving(method: str, tmp_path: Path) -> None:
+def test_the_answers_of_a_batch_are_the_tokens_of_serving(method: str, tmp_path: Path) -> None:
     trainer = trainer_for(method, tmp_path)
     tokenizer = tiny_tokenizer()
 
@@ -156,32 +156,42 @@ def test_trl_learns_exactly_the_tokens_of_serving(method: str, tmp_path: Path) -
 
 
 def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompt and answer of each sequence, separated by TRL's own mask or labels."""
-    if method != "ORPO":
-        parts = [(batch["input_ids"], batch["attention_mask"], batch["completion_mask"] == 1)]
-    else:
-        parts = [
-            (batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"], batch[f"{name}_labels"] != -100)
-            for name in ("chosen", "rejected")
-        ]
-    return [
-        (tuple(ids[real & ~answer].tolist()), tuple(ids[answer].tolist()))
-        for all_ids, all_real, all_answers in parts
-        for ids, real, answer in zip(all_ids, all_real == 1, all_answers, strict=True)
+    """Prompt and answer of each sequence that has an answer of its row."""
+    rows = len(batch["counts"])
+    parts = list(zip(batch["input_ids"], batch["attention_mask"] == 1, batch["labels"] >= 0, strict=True))
+    if method == "KTO":
+        parts = parts[:rows]  # the others have answers of other rows
+    found = []
+    for index, (ids, real, answer) in enumerate(parts):
+        if method == "ORPO" and index < rows:  # the prompt has labels too
+            answer[: int(batch["prompt_targets"][index]) + 1] = False
+        found.append((tuple(ids[real & ~answer].tolist()), tuple(ids[answer].tolist())))
+    return found
+
+
+def test_kto_compares_each_row_with_the_row_before_it_across_batches(tmp_path: Path) -> None:
+    batches = list(trainer_for("KTO", tmp_path).get_train_dataloader())
+
+    halves = [batch["input_ids"].chunk(2) for batch in batches]
+    labels = [batch["labels"].chunk(2) for batch in batches]
+    own = [
+        _labelled(*each)
+        for ids, of in zip(halves, labels, strict=True)
+        for each in zip(ids[0], of[0], strict=True)
+    ]
+    other = [
+        _labelled(*each)
+        for ids, of in zip(halves, labels, strict=True)
+        for each in zip(ids[1], of[1], strict=True)
     ]
 
-
-def test_kto_compares_with_the_answers_of_the_same_batch(tmp_path: Path) -> None:
-    trainer = trainer_for("KTO", tmp_path)
-
-    for batch in trainer.get_train_dataloader():
-        own = [ids[mask == 1].tolist() for ids, mask in _zipped(batch, "")]
-        other = [ids[mask == 1].tolist() for ids, mask in _zipped(batch, "KL_")]
-        assert other == [own[-1], *own[:-1]]
+    assert len(batches) > 1
+    assert other == [own[-1], *own[:-1]]
 
 
-def _zipped(batch: dict[str, torch.Tensor], prefix: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"], strict=True))
+def _labelled(ids: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    tokens: list[int] = ids[labels >= 0].tolist()
+    return tokens
 
 
 def test_the_margin_of_dpo_is_that_of_the_published_weights_over_the_base_model(bench: Workbench) -> None:

@@ -50,9 +50,7 @@ def validations(rules: tuple[CELRule, ...]) -> list[dict[str, Any]]:
 
 
 def _validation(rule: CELRule) -> dict[str, Any]:
-    validation: dict[str, Any] = {"rule": rule.rule, "message": rule.message}
-    if rule.on_create:
-        validation |= {"rule": f"oldSelf.hasValue() || {rule.rule}", "optionalOldSelf": True}
+    validation = {"rule": rule.rule, "message": rule.message}
     return validation | ({"fieldPath": f".{rule.field}"} if rule.field else {})
 
 

@@ -28,16 +28,13 @@ from finetune_operator.api.metricrules import (
 )
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.api.storereference import StoreReference
-from finetune_trainer.contract.methods import METHODS, PAIRS, methods_where
+from finetune_trainer.contract.methods import PAIRS, methods_where
 from finetune_trainer.contract.vocabulary import listed
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
-SINGLE_PROCESS_METHODS: Final = methods_where(lambda info: not info.distributed)
-DISTRIBUTED_METHODS: Final = methods_where(lambda info: info.distributed)
 SHARDABLE_METHODS: Final = methods_where(lambda info: info.shardable)
 REPLICATED_METHODS: Final = methods_where(lambda info: not info.shardable)
-METHODS_COMPARING_ROWS: Final = methods_where(lambda info: info.min_batch_rows > 1)
 PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
 
 
@@ -202,13 +199,6 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(
-            f"{is_none_of('self.method.type', SINGLE_PROCESS_METHODS)} || self.compute.nodes == 1",
-            f"{listed(SINGLE_PROCESS_METHODS)} train in one process in this release: remove compute.nodes, or"
-            f" choose method.type {listed(DISTRIBUTED_METHODS, 'or')}",
-            "compute.nodes",
-            on_create=True,
-        ),
-        CELRule(
             f"{is_none_of('self.method.type', REPLICATED_METHODS)} || !has(self.compute.sharding)"
             " || self.compute.sharding != 'Sharded'",
             f"the weights of {listed(REPLICATED_METHODS)} are replicated in this release: remove"
@@ -219,16 +209,6 @@ class FineTuneJobSpec(_FineTuneJobFields):
             "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
             "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
             "promotion",
-        ),
-        *(
-            CELRule(
-                f"self.method.type != '{method}' || !has(self.hyperparameters.perDeviceBatchSize)"
-                f" || self.hyperparameters.perDeviceBatchSize >= {METHODS[method].min_batch_rows}",
-                f"{method} compares the rows of a batch: set hyperparameters.perDeviceBatchSize to at least"
-                f" {METHODS[method].min_batch_rows}, or remove it",
-                "hyperparameters",
-            )
-            for method in METHODS_COMPARING_ROWS
         ),
         CELRule(
             f"{is_one_of('self.method.type', PAIRED_METHODS)} || !has(self.evaluation)"

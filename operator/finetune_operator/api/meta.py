@@ -50,14 +50,12 @@ class Model(BaseModel):
 class CELRule:
     """A CEL rule. `message` is the error that users see: it names the field and says what to do.
 
-    `field` is the field of the type that the error refers to; empty: the whole type. A rule with `on_create`
-    does not apply to existing objects.
+    `field` is the field of the type that the error refers to; empty: the whole type.
     """
 
     rule: str
     message: str
     field: str = ""
-    on_create: bool = False
 
 
 @dataclass(frozen=True, slots=True)

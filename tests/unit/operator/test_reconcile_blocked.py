@@ -216,22 +216,6 @@ def test_a_uri_that_points_nowhere_is_an_invalid_spec(spec: dict[str, Any], mess
     assert message in condition["message"]
 
 
-@pytest.mark.parametrize(("resource", "refused"), [("nvidia.com/gpu", True), ("cpu", False)])
-@pytest.mark.parametrize("method", ["DPO", "KTO", "ORPO"])
-def test_several_devices_for_a_method_that_trains_in_one_process_are_refused_at_once(
-    method: str, resource: str, refused: bool
-) -> None:
-    objects = with_claims(profile(devices={"resource": resource, "max": 4}))
-    cluster = cluster_of(*objects, method={"type": method}, compute={"devices": 2}, evaluation=None)
-    if not refused:
-        assert "Reconciling" in cluster.states("FineTuneJob", JOB)
-        return
-    condition = cluster.condition("FineTuneJob", JOB, "Stalled")
-    assert condition is not None
-    assert condition["reason"] == "InvalidSpec"
-    assert f"spec.compute.devices is 2, but {method} trains in one process" in condition["message"]
-
-
 def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() -> None:
     cluster = MemoryCluster(*with_claims(profile()), dataset(), finetunejob())
     stalled = {

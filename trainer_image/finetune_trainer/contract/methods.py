@@ -45,12 +45,8 @@ class MethodInfo:
     """Whether the base model is quantized to 4 bits."""
     sequences_per_row: int = 1
     """Sequences per row in the forward pass."""
-    min_batch_rows: int = 1
-    """Min rows per batch that the loss needs."""
-    distributed: bool = True
-    """Whether several processes can train together."""
     shardable: bool = False
-    """Whether they can shard the weights, instead of each having a replica."""
+    """Whether several processes can shard the weights, instead of each having a replica."""
     learning_rate: float
     """Default. If it `scales_with_width`, the default at a hidden size of 2,000."""
     scales_with_width: bool = False
@@ -92,15 +88,9 @@ METHODS: Final[Mapping[MethodType, MethodInfo]] = {
         scales_with_width=True,
         memory_advice="method.type: LoRA instead of Full",
     ),
-    "DPO": MethodInfo(rows=PAIRS, sequences_per_row=2, distributed=False, learning_rate=5e-6),
-    "KTO": MethodInfo(
-        rows=LABELLED,
-        sequences_per_row=2,
-        min_batch_rows=2,
-        distributed=False,
-        learning_rate=5e-6,
-    ),
-    "ORPO": MethodInfo(rows=PAIRS, sequences_per_row=2, distributed=False, learning_rate=8e-5),
+    "DPO": MethodInfo(rows=PAIRS, sequences_per_row=2, learning_rate=5e-6),
+    "KTO": MethodInfo(rows=LABELLED, sequences_per_row=2, learning_rate=5e-6),
+    "ORPO": MethodInfo(rows=PAIRS, sequences_per_row=2, learning_rate=8e-5),
 }
 
 

@@ -39,17 +39,28 @@ def row_loss_sums(
 
     Both have shape (rows,). `batch` and `head` are those of `completion_loss`.
     """
+    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
+    return segment_loss_sums(model, batch, tokens, head), tokens
+
+
+def segment_loss_sums(
+    model: torch.nn.Module, batch: Mapping[str, Tensor], segments: Tensor, head: ChunkedHead | None = None
+) -> Tensor:
+    """As `row_loss_sums`, for consecutive runs of labelled tokens, of shape (segments,).
+
+    `segments` has the number of tokens of each.
+    """
     targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     predicting = targets != IGNORE_INDEX
-    tokens = predicting.sum(dim=1)
+    sizes: list[int] = segments.tolist()
     inputs = model_inputs(batch)
     if head is not None:
-        with head.computing_loss(targets[predicting], tokens.tolist()) as sums_of:
+        with head.computing_loss(targets[predicting], sizes) as sums_of:
             returned = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
-        return sums_of(returned), tokens
+        return sums_of(returned)
     logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
     losses = cross_entropy(logits.float(), targets[predicting], reduction="none")
-    return torch.stack([row.sum() for row in torch.split(losses, tokens.tolist())]), tokens
+    return torch.stack([part.sum() for part in torch.split(losses, sizes)])
 
 
 def total_completion_loss(

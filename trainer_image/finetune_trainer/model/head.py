@@ -27,10 +27,10 @@ PROBE_LOGIT: Final = 1000.0
 """Far beyond any real logit, so that a cap on the logits has an effect."""
 
 
-LossSum = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""Summed negative log-likelihood in nats, in float32, of hidden states (positions, hidden size), weight, bias
-and targets (positions,). The head multiplies in the dtype of autocast if it is on, else in that of the hidden
-states."""
+Losses = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""Negative log-likelihoods in nats, in float32, of hidden states (positions, hidden size), weight, bias and
+targets (positions,). The head multiplies in the dtype of autocast if it is on, else in that of the hidden
+states. Only if all losses have the same gradient, that of weight and bias is right."""
 
 
 class ChunkedHead:
@@ -46,7 +46,7 @@ class ChunkedHead:
         self._head = head
         self._scale = scale
         on_gpu = head.weight.device.type == "cuda"
-        self._loss_sum: LossSum = tiled_loss_sum if on_gpu else chunked_loss_sum
+        self._losses: Losses = tiled_losses if on_gpu else chunked_losses
 
     @contextmanager
     def computing_loss(
@@ -67,14 +67,15 @@ class ChunkedHead:
             scaled = hidden if self._scale == 1 else hidden * self._scale
             inputs = scaled.flatten(0, -2)
             if row_tokens is None:
-                loss_sum = self._loss_sum(inputs, weight, bias, targets)
+                loss_sum = self._losses(inputs, weight, bias, targets).sum()
                 return loss_sum.reshape(1, 1)  # logits have two dimensions too
-            rows = zip(*(torch.split(each, list(row_tokens)) for each in (inputs, targets)), strict=True)
-            sums = [
-                self._loss_sum(row, weight, bias, of_row) if len(of_row) else inputs.new_zeros(()).float()
-                for row, of_row in rows
-            ]
-            return torch.stack(sums).reshape(1, -1)
+            if weight.requires_grad or (bias is not None and bias.requires_grad):
+                rows = zip(*(torch.split(each, list(row_tokens)) for each in (inputs, targets)), strict=True)
+                parts = [self._losses(row, weight, bias, of_row) for row, of_row in rows]
+            else:
+                losses = self._losses(inputs, weight, bias, targets)
+                parts = list(torch.split(losses, list(row_tokens)))
+            return torch.stack([part.sum() for part in parts]).reshape(1, -1)
 
         def unscaled(returned: Tensor) -> Tensor:
             loss_sum = returned.reshape(() if row_tokens is None else -1)
@@ -84,15 +85,15 @@ class ChunkedHead:
             yield unscaled
 
 
-def chunked_loss_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """`LossSum` that computes the gradients with the loss, a few positions at a time: fastest on a CPU."""
+def chunked_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """`Losses` that computes the gradients with the loss, a few positions at a time: fastest on a CPU."""
     positions = max(1, MAX_LOGITS // len(weight))
-    loss_sum: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, positions, _dtype(hidden))
-    return loss_sum
+    losses: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, positions, _dtype(hidden))
+    return losses
 
 
-def tiled_loss_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """`LossSum` by TRL's kernels, which read each tile of logits once: for GPUs."""
+def tiled_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """`Losses` by TRL's kernels, which read each tile of logits once: for GPUs."""
     # Imported late: only a GPU needs it.
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
@@ -100,8 +101,8 @@ def tiled_loss_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
     log_probabilities, *_ = ChunkedLogProbFunction.apply(
         hidden, weight, bias, targets, temperature, TILE_TOKENS, soft_cap, logit_scale, other_outputs
     )
-    loss_sum: Tensor = -log_probabilities.sum()
-    return loss_sum
+    losses: Tensor = -log_probabilities
+    return losses
 
 
 def _dtype(hidden: Tensor) -> torch.dtype:
@@ -185,7 +186,7 @@ class _HeadLoss(Function):
         # Chunks are summed in float32; sharded weights are bfloat16 here.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_grad[2] else None
-        loss_sum = torch.zeros((), device=hidden.device)
+        losses = torch.empty(len(targets), device=hidden.device)
         weight_cast, bias_cast = weight.to(dtype), None if bias is None else bias.to(dtype)
         for begin in range(0, len(targets), positions):
             chunk = slice(begin, begin + positions)
@@ -193,7 +194,7 @@ class _HeadLoss(Function):
             logits = linear(inputs, weight_cast, bias_cast)
             probabilities = logits.float()
             normalizer = probabilities.logsumexp(-1, keepdim=True)
-            loss_sum += (normalizer - probabilities.gather(-1, tokens)).sum()
+            losses[chunk] = (normalizer - probabilities.gather(-1, tokens)).squeeze(-1)
             if not any(needs_grad):
                 continue
             # Gradient of the loss with respect to the logits: probabilities, minus 1 for the target.
@@ -209,13 +210,16 @@ class _HeadLoss(Function):
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        return loss_sum
+        return losses
 
     @staticmethod
     @override
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if gradient is None else gradient * scale.to(gradient.dtype)
-            for gradient in ctx.saved_tensors
-        )
-        return (*scaled, None, None, None)
+        of_hidden, *of_head = ctx.saved_tensors
+        if of_hidden is not None:
+            of_hidden = of_hidden * scale[:, None].to(of_hidden.dtype)
+        of_head = [
+            None if gradient is None else gradient * scale[:1].sum().to(gradient.dtype)
+            for gradient in of_head
+        ]
+        return (of_hidden, *of_head, None, None, None)

@@ -78,23 +78,12 @@ def choose_hyperparameters(
 ) -> Hyperparameters:
     """All hyperparameters of a run: the user's values, and the defaults for the rest.
 
-    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length, and for a
-    perDeviceBatchSize that is too small for the method.
+    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length.
     """
     info = METHODS[method]
-    min_rows = info.min_batch_rows
-    if requested.per_device_batch_size is not None and requested.per_device_batch_size < min_rows:
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"hyperparameters.perDeviceBatchSize: {requested.per_device_batch_size}, but {method} needs at"
-            f" least {min_rows} rows per batch, to compare each row with the answer of another; raise or"
-            " remove it",
-        )
     length = _sequence_length(requested.max_sequence_length, longest_row_tokens, context_length)
     max_rows = _max_rows_per_process(train_rows, processes)
-    batch = requested.per_device_batch_size or max(
-        min_rows, _batch_size(info.sequences_per_row * length, max_rows)
-    )
+    batch = requested.per_device_batch_size or _batch_size(info.sequences_per_row * length, max_rows)
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = requested.epochs or _epochs(train_rows)
     epoch_steps = steps_per_epoch(train_rows, batch, accumulation, processes)

@@ -1,4 +1,4 @@
-"""Check that rows and processes suit the training method, and resolve the settings for preference data."""
+"""Check that rows suit the training method, and resolve the settings for preference data."""
 
 from collections.abc import Mapping
 
@@ -29,17 +29,6 @@ def check_form(splits: Mapping[SplitName, list[Row]], method: MethodType) -> Non
         f"method.type: {method} trains on rows with {needed.description}, but the rows of the dataset have"
         f" the format {form}; set method.type to {suitable}, or choose another dataset",
     )
-
-
-def check_processes(method: MethodType, nodes: int, devices: int) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for several processes if the method supports only one."""
-    if not METHODS[method].distributed and nodes * devices > 1:
-        field = "compute.nodes" if nodes > 1 else "compute.devices"
-        raise StageFailure(
-            FailureReason.INVALID_CONFIG,
-            f"{field}: {nodes if nodes > 1 else devices}, but {method} trains in one process in this release;"
-            " set compute.nodes and compute.devices to 1",
-        )
 
 
 def check_sharding(sharding: Sharding, method: MethodType) -> None:

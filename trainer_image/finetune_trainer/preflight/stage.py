@@ -18,12 +18,7 @@ from finetune_trainer.preflight.architecture import check_adapter, load_config, 
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
-from finetune_trainer.preflight.methoddata import (
-    check_form,
-    check_processes,
-    check_sharding,
-    resolve_preference,
-)
+from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
@@ -59,7 +54,6 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
     check_form(splits, config.method.type)
-    check_processes(config.method.type, config.nodes, config.devices)
     check_sharding(config.sharding, config.method.type)
     preference = resolve_preference(config.method, splits["train"])
     if not splits["validation"]:

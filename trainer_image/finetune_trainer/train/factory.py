@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,10 +16,9 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
+from finetune_trainer.train.preference.methodlosses import LOSSES
+from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.trainer import CompletionTrainer
-
-if TYPE_CHECKING:
-    from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 
 
 def make_trainer(
@@ -33,7 +32,7 @@ def make_trainer(
     device: torch.device,
     continues: bool,
     group: Group,
-) -> "CompletionTrainer | PreferenceTrainer":
+) -> CompletionTrainer | PreferenceTrainer:
     """Create the trainer of `method` for encoded rows.
 
     Args:
@@ -60,17 +59,9 @@ def make_trainer(
         return trainer_class(
             model, rows, collate, hyperparameters, folder, device=device, group=group, budget=budget
         )
-    # Importing TRL takes seconds, so other methods do not import it.
-    from finetune_trainer.train.preference.trainers import preference_trainer
-
     if not isinstance(model, PeftModel):
         raise TypeError(f"{method.type} trains an adapter, not a {type(model).__name__}")
-    return preference_trainer(
-        model,
-        rows,
-        tokenizer=tokenizer,
-        method=method,
-        hyperparameters=hyperparameters,
-        folder=folder,
-        continues=continues,
+    loss = LOSSES[method.type](method.preference, tokenizer.pad_token_id, hyperparameters.max_sequence_length)
+    return PreferenceTrainer(
+        model, rows, loss, hyperparameters, folder, device=device, group=group, continues=continues
     )

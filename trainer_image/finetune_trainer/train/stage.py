@@ -140,9 +140,7 @@ def _need_less_memory(
     used, method = attempt.hyperparameters, config.method.type
     ladder = None
     if error.by_batch:
-        ladder = attempt.ladder.next(
-            used, method, error.max_row_tokens, adapts_batches=config.adapt_batch_size
-        )
+        ladder = attempt.ladder.next(used, error.max_row_tokens, adapts_batches=config.adapt_batch_size)
     if ladder is None:
         raise out_of_memory_failure(error, used, method) from error
     ladder.write(attempt.folder)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.contract.progress import Progress
@@ -32,9 +32,10 @@ class StepFigures:
         return self.loss_sum / self.labels
 
     def all_reduced(self, group: Group) -> "StepFigures":
-        """Sum over all processes; methods with rewards have one process. Collective."""
+        """Sum over all processes. Collective."""
         loss_sum, labels, tokens = group.all_reduce_sum(self.loss_sum, self.labels, self.tokens)
-        return replace(self, loss_sum=loss_sum, labels=int(labels), tokens=int(tokens))
+        rewards = None if self.rewards is None else self.rewards.all_reduced(group)
+        return StepFigures(loss_sum, int(labels), int(tokens), rewards)
 
 
 class Throughput:

@@ -2,15 +2,12 @@
 
 from finetune_operator.api.chattemplate import invalid_arguments
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.reconcile.finetunejob.prerequisites import inputs_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract.methods import METHODS
 
 
 def validate(run: Run) -> Failed | Blocked | None:
@@ -23,7 +20,7 @@ def validate(run: Run) -> Failed | Blocked | None:
     found = run.prerequisites
     if isinstance(found, Blocked):
         return found
-    return _unusable(found.profile, found.evaluate_profile) or _too_many_processes(run.job, found.profile)
+    return _unusable(found.profile, found.evaluate_profile)
 
 
 def _refused(run: Run) -> Failed | None:
@@ -54,15 +51,3 @@ def _unusable(*profiles: ComputeProfile) -> Blocked | None:
                 requeue_after=None,
             )
     return None
-
-
-def _too_many_processes(job: FineTuneJob, profile: ComputeProfile) -> Failed | None:
-    """Devices that are CPU cores are threads of one process. A CEL rule cannot read the profile."""
-    method, devices = job.spec.method.type, job.spec.compute.devices
-    if METHODS[method].distributed or devices == 1 or profile.spec.devices.resource == CPU:
-        return None
-    return Failed(
-        Reason.INVALID_SPEC,
-        f"spec.compute.devices is {devices}, but {method} trains in one process in this release: make a new"
-        " FineTuneJob without it",
-    )

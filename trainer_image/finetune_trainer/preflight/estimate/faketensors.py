@@ -20,8 +20,8 @@ def fake_tensors(*, masks: bool) -> Iterator[None]:
     """In the block, new tensors are fake.
 
     Where code reads a number or a truth value from a tensor, it gets 1 or True: checks pass, and boolean
-    indices keep everything. Nothing can move or convert the weights of a module, which fake tensors do not
-    support.
+    indices keep everything. Parts whose sizes were read from a tensor are equal. Nothing can move or convert
+    the weights of a module, which fake tensors do not support.
 
     Args:
         masks: whether attention reads a mask, as in a batch with rows of different lengths. Without one, as
@@ -33,6 +33,7 @@ def fake_tensors(*, masks: bool) -> Iterator[None]:
         stack.enter_context(_replaced(torch.nn.Module, "to", lambda module, *_, **__: module))
         name = "_move_adapter_to_device_of_base_layer"
         stack.enter_context(_replaced(BaseTunerLayer, name, lambda *_, **__: None))
+        stack.enter_context(_replaced(torch, "split", _split))
         if not masks:
             # transformers omits a mask that keeps everything, unless the tensors have no content.
             stack.enter_context(_replaced(masking_utils, "is_tracing", lambda *_: False))
@@ -56,6 +57,13 @@ def _all_rows(tensor: Tensor) -> Tensor:
 
 def _all_elements(tensor: Tensor, *_: Any) -> Tensor:
     return tensor.new_empty((tensor.numel(),))
+
+
+def _split(tensor: Tensor, sizes: int | list[int], dim: int = 0) -> Any:
+    """Split into equal parts if the sizes do not add up."""
+    if isinstance(sizes, int) or sum(sizes) == tensor.shape[dim]:
+        return tensor.split(sizes, dim)  # type: ignore[no-untyped-call]
+    return torch.tensor_split(tensor, len(sizes), dim)
 
 
 def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:

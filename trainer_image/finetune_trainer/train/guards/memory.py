@@ -77,13 +77,13 @@ class MemoryLadder(BaseModel):
         return hyperparameters.model_copy(update=update)
 
     def next(
-        self, used: Hyperparameters, method: MethodType, max_row_tokens: int, *, adapts_batches: bool
+        self, used: Hyperparameters, max_row_tokens: int, *, adapts_batches: bool
     ) -> "MemoryLadder | None":
         """The next rung for a run that uses `used`; None after the last one.
 
         `adapts_batches`: whether batches may be halved, because the user did not set their size.
         """
-        if adapts_batches and _can_halve(used, method, max_row_tokens):
+        if adapts_batches and _can_halve(used, max_row_tokens):
             update: dict[str, int] = {"halvings": self.halvings + 1}
             if used.max_batch_tokens is not None:
                 # All rows of a step may be fewer tokens than the budget.
@@ -95,12 +95,11 @@ class MemoryLadder(BaseModel):
         return None
 
 
-def _can_halve(used: Hyperparameters, method: MethodType, max_row_tokens: int) -> bool:
+def _can_halve(used: Hyperparameters, max_row_tokens: int) -> bool:
     """Whether a smaller batch is possible: the longest row alone is the smallest batch of a token budget."""
     if used.max_batch_tokens is not None:
         return min(used.max_batch_tokens, _step_rows(used) * max_row_tokens) > max_row_tokens
-    rows = used.per_device_batch_size
-    return rows % 2 == 0 and rows // 2 >= METHODS[method].min_batch_rows
+    return used.per_device_batch_size % 2 == 0
 
 
 def _step_rows(used: Hyperparameters) -> int:

@@ -1,5 +1,1 @@
-"""DPO, KTO and ORPO: TRL computes the loss; rows, tokens, figures and resume states are our own."""
-
-import os
-
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # TRL warns about its experimental ORPO at import.
+"""DPO, KTO and ORPO: losses over rows, on a model and the model that training starts from."""

@@ -1,31 +1,50 @@
 """Direct Preference Optimization."""
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
+from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.trlrows import TRLRow
+from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.preference.comparisons import ComparedRow
+from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals, pair_reward_sums
+from finetune_trainer.train.preference.referencedmodel import ReferencedModel
 
 
-class DPOPreferenceTrainer(PreferenceTrainer, DPOTrainer):
-    """Direct Preference Optimization (Rafailov et al., 2023)."""
+@dataclass(frozen=True)
+class PairRatios:
+    """Log-likelihood ratios of the two answers of each pair, of shape (rows,)."""
+
+    chosen: Tensor
+    rejected: Tensor
+    counts: Tensor
+
+
+class DPO(PreferenceLoss[PairRatios]):
+    """Direct Preference Optimization (Rafailov et al., 2023), equation 7."""
 
     method = "DPO"
-    config_class = DPOConfig
 
     @override
-    @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        return [
-            {"prompt_ids": row.prompt, "chosen_ids": row.answer, "rejected_ids": row.rejected or []}
-            for row in rows
-        ]
+    def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
+        row = compared.row
+        return row.row(row.answer), row.row(row.rejected or [])
 
     @override
-    def _pairs(self, inputs: Mapping[str, Tensor]) -> int:
-        return len(inputs["input_ids"]) // 2
+    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
+        return Totals(rows=int(batch["counts"].sum()))
+
+    @override
+    def scores(self, model: ReferencedModel, batch: Batch) -> PairRatios:
+        chosen, rejected = model.log_ratios(batch).chunk(2)
+        return PairRatios(chosen, rejected, batch["counts"])
+
+    @override
+    def loss_sum(self, scores: PairRatios, totals: Totals) -> Tensor:
+        losses = -logsigmoid(self._beta * (scores.chosen - scores.rejected))
+        return (losses * scores.counts).sum()
+
+    @override
+    def reward_sums(self, scores: PairRatios) -> Tensor:
+        return pair_reward_sums(self._beta * scores.chosen, self._beta * scores.rejected, scores.counts)

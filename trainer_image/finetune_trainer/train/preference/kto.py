@@ -1,64 +1,76 @@
 """Kahneman-Tversky Optimization."""
 
-import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from trl.trainer.kto_config import KTOConfig
-from trl.trainer.kto_trainer import KTOTrainer
 from typing_extensions import override
 
 from finetune_trainer.contract.method import Preference
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.preference.trlrows import TRLRow
+from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.preference.comparisons import ComparedRow
+from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals
+from finetune_trainer.train.preference.referencedmodel import ReferencedModel, halves
 
 
-class KTOPreferenceTrainer(PreferenceTrainer, KTOTrainer):
-    """Kahneman-Tversky Optimization (Ethayarajh et al., 2024)."""
+@dataclass(frozen=True)
+class AnswerRatios:
+    """Log-likelihood ratio of the answer of each row, of shape (rows,)."""
+
+    answer: Tensor
+    desirable: Tensor
+    counts: Tensor
+
+
+class KTO(PreferenceLoss[AnswerRatios]):
+    """Kahneman-Tversky Optimization (Ethayarajh et al., 2024), equations 7 and 8.
+
+    The second sequence of a row is its prompt with the answer of another row. The mean log-likelihood ratio
+    of these sequences in all rows of a step, at least 0, estimates the KL term.
+    """
 
     method = "KTO"
-    config_class = KTOConfig
+
+    def __init__(self, preference: Preference, pad_token_id: int, max_length: int) -> None:
+        super().__init__(preference, pad_token_id, max_length)
+        self._desirable_weight = preference.desirable_weight or 1
+        self._undesirable_weight = preference.undesirable_weight or 1
 
     @override
-    @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        """Prompt, answer and label, and an answer to another prompt for KTO's estimate of the KL term.
-
-        That answer is the one of the previous row in the same batch, as in TRL. So TRL reads the rows in the
-        same order in every epoch, and they are shuffled here, once.
-        """
-        order = list(rows)
-        random.Random(seed).shuffle(order)  # noqa: S311 - the order of rows is not secret
-        return [
-            {
-                "prompt_ids": row.prompt,
-                "completion_ids": row.answer,
-                "KL_completion_ids": batch[index - 1].answer,
-                "label": row.label,
-            }
-            for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-            for index, row in enumerate(batch)
-        ]
+    def collate(self, rows: Sequence[ComparedRow]) -> Batch:
+        return super().collate(rows) | {"desirable": torch.tensor([each.row.label for each in rows])}
 
     @override
-    @staticmethod
-    def method_arguments(preference: Preference) -> dict[str, Any]:
-        return {
-            **PreferenceTrainer.method_arguments(preference),
-            "desirable_weight": preference.desirable_weight or 1,
-            "undesirable_weight": preference.undesirable_weight or 1,
-        }
+    def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
+        row = compared.row
+        return row.row(row.answer), row.row(compared.other)
 
     @override
-    def _rewards_of(self, figures: Mapping[str, float], inputs: Mapping[str, Tensor]) -> RewardSums:
-        desirable = int(inputs["label"].sum())
-        undesirable = len(inputs["label"]) - desirable
-        return RewardSums(
-            chosen=figures["rewards/chosen"] * desirable if desirable else 0,
-            chosen_rows=desirable,
-            rejected=figures["rewards/rejected"] * undesirable if undesirable else 0,
-            rejected_rows=undesirable,
-        )
+    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
+        _, others = halves(model.on_device(batch))
+        with torch.no_grad():
+            ratios = model.wrapped_by(model.adapted).log_ratios(others)
+        divergence = (ratios * batch["counts"].to(ratios.device)).sum()
+        return Totals(rows=int(batch["counts"].sum()), divergence=float(divergence))
+
+    @override
+    def scores(self, model: ReferencedModel, batch: Batch) -> AnswerRatios:
+        answers, _ = halves(batch)
+        return AnswerRatios(model.log_ratios(answers), batch["desirable"], batch["counts"])
+
+    @override
+    def loss_sum(self, scores: AnswerRatios, totals: Totals) -> Tensor:
+        divergence = max(0.0, totals.divergence / totals.rows)
+        sign = torch.where(scores.desirable, 1.0, -1.0)
+        weight = torch.where(scores.desirable, self._desirable_weight, self._undesirable_weight)
+        losses = weight * (1 - torch.sigmoid(sign * self._beta * (scores.answer - divergence)))
+        return (losses * scores.counts).sum()
+
+    @override
+    def reward_sums(self, scores: AnswerRatios) -> Tensor:
+        rewards = self._beta * scores.answer
+        good, bad = scores.desirable & scores.counts, ~scores.desirable & scores.counts
+        no_pairs = torch.zeros((), device=rewards.device)
+        sums = ((rewards * good).sum(), good.sum(), (rewards * bad).sum(), bad.sum(), no_pairs, no_pairs)
+        return torch.stack([each.detach().double() for each in sums])

@@ -1,48 +1,81 @@
 """Odds Ratio Preference Optimization."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.encode import IGNORE_INDEX
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.trlrows import TRLRow
+from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train.preference.comparisons import ComparedRow
+from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals, pair_reward_sums
+from finetune_trainer.train.preference.referencedmodel import ReferencedModel, label_counts
 
 
-class ORPOPreferenceTrainer(PreferenceTrainer, ORPOTrainer):
-    """Odds Ratio Preference Optimization (Hong et al., 2024); needs no reference model."""
+@dataclass(frozen=True)
+class PairLikelihoods:
+    """Mean log-likelihoods per token of the two answers of each pair, of shape (rows,)."""
+
+    chosen: Tensor
+    rejected: Tensor
+    sequence: Tensor
+    """Log-likelihood of the prompt with the chosen answer."""
+    counts: Tensor
+
+
+class ORPO(PreferenceLoss[PairLikelihoods]):
+    """Odds Ratio Preference Optimization (Hong et al., 2024), equations 4 to 7; needs no reference model.
+
+    As in TRL and in the paper's own code, the loss of the chosen answer is that of its prompt too. All tokens
+    of a step have equal weight in it.
+    """
 
     method = "ORPO"
-    config_class = ORPOConfig
 
     @override
-    @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        return [
-            {
-                **_sequence("chosen", row.prompt, row.answer),
-                **_sequence("rejected", row.prompt, row.rejected or []),
-            }
-            for row in rows
-        ]
+    def collate(self, rows: Sequence[ComparedRow]) -> Batch:
+        prompts = [max(0, min(len(each.row.prompt), self._max_length) - 1) for each in rows]
+        return super().collate(rows) | {"prompt_targets": torch.tensor(prompts)}
 
     @override
-    def _figures(self) -> dict[str, list[float]]:
-        figures: dict[str, list[float]] = self._stored_metrics["train"]
-        return figures
+    def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:
+        row = compared.row
+        chosen = [*row.prompt, *row.answer]
+        return EncodedRow(chosen, chosen), row.row(row.rejected or [])
 
     @override
-    def _pairs(self, inputs: Mapping[str, Tensor]) -> int:
-        return len(inputs["chosen_input_ids"])
+    def totals(self, model: ReferencedModel, batch: Batch) -> Totals:
+        tokens, _ = label_counts(batch).chunk(2)
+        counts = batch["counts"]
+        return Totals(rows=int(counts.sum()), tokens=int((tokens * counts).sum()))
+
+    @override
+    def scores(self, model: ReferencedModel, batch: Batch) -> PairLikelihoods:
+        prompts = batch["prompt_targets"]
+        chosen_targets, rejected_targets = label_counts(batch).chunk(2)
+        answers = chosen_targets - prompts
+        # The chosen sequences come first, each as its prompt and its answer.
+        segments = torch.cat([torch.stack([prompts, answers], dim=1).flatten(), rejected_targets])
+        sums = model.segment_sums(batch, segments)
+        of_prompt, chosen = sums[: 2 * len(prompts)].reshape(-1, 2).unbind(dim=1)
+        rejected = sums[2 * len(prompts) :]
+        return PairLikelihoods(
+            chosen / answers, rejected / rejected_targets, of_prompt + chosen, batch["counts"]
+        )
+
+    @override
+    def loss_sum(self, scores: PairLikelihoods, totals: Totals) -> Tensor:
+        log_odds = _log_odds(scores.chosen) - _log_odds(scores.rejected)
+        losses = -scores.sequence * (totals.rows / totals.tokens) - self._beta * logsigmoid(log_odds)
+        return (losses * scores.counts).sum()
+
+    @override
+    def reward_sums(self, scores: PairLikelihoods) -> Tensor:
+        return pair_reward_sums(self._beta * scores.chosen, self._beta * scores.rejected, scores.counts)
 
 
-def _sequence(name: str, prompt: list[int], answer: list[int]) -> TRLRow:
-    ids = [*prompt, *answer]
-    return {
-        f"{name}_input_ids": ids,
-        f"{name}_attention_mask": [1] * len(ids),
-        f"{name}_labels": [*[IGNORE_INDEX] * len(prompt), *answer],
-    }
+def _log_odds(log_probability: Tensor) -> Tensor:
+    """log(p / (1 - p)) of p = exp(`log_probability`)."""
+    return log_probability - torch.log(-torch.expm1(log_probability))

@@ -1,63 +1,94 @@
-"""TRL's trainers with our rows, and with their state written by our code.
+"""transformers' Trainer with the losses of preference methods."""
 
-The reference model of DPO and KTO is the model that training starts from: the base model with its adapter
-disabled, or, if the run continues from a Checkpoint, a frozen copy of that adapter. It does not change in
-training and is not part of a resume state, so an interrupted run resumes exactly. There is no second copy of
-the base model.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 from typing_extensions import override
 
-from finetune_trainer.contract.method import Preference
-from finetune_trainer.contract.methods import MethodType
-from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches
+from finetune_trainer.train.preference.comparisons import ComparedBatches, ComparedRows, held_out_batches
+from finetune_trainer.train.preference.losses import PreferenceLoss, Totals
+from finetune_trainer.train.preference.referencedmodel import ReferencedModel
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.preference.trlrows import TRLRow
 from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.throughput import StepFigures
-from finetune_trainer.train.trainer import StepSums
+from finetune_trainer.train.trainer import StepSums, training_arguments
 
 
 class PreferenceTrainer(NormKeeper):
-    """The common part of the methods; a mixin that precedes TRL's class."""
+    """Trains on answers to compare. All rows of an optimizer step have equal weight, across its batches."""
 
-    method: ClassVar[MethodType]
-    config_class: ClassVar[type[TrainingArguments]]
-    """TRL's class for the arguments of the method."""
+    loss_is_scaled_for_ga = True
     unit = "per row"
-    sums: StepSums
-    _trained: PeftModel
-    _rewards: RewardSums
-    _metrics: Any
 
-    @staticmethod
-    def columns(rows: Sequence[EncodedAnswers], batch_size: int, seed: int) -> list[TRLRow]:
-        """Convert to the rows of TRL's trainer. If the order changes, it depends only on the seed."""
-        raise NotImplementedError
-
-    @staticmethod
-    def method_arguments(preference: Preference) -> dict[str, Any]:
-        """The settings of the method, with the names of `config_class`."""
-        return {"beta": preference.beta}
-
-    def set_up(self, model: PeftModel) -> None:
-        """Complete the trainer after TRL's own initialization."""
+    def __init__(
+        self,
+        model: PeftModel,
+        rows: Sequence[EncodedAnswers],
+        loss: PreferenceLoss[Any],
+        hyperparameters: Hyperparameters,
+        folder: Path,
+        *,
+        device: torch.device,
+        group: Group,
+        continues: bool,
+    ) -> None:
+        """`continues` says whether another run trained the adapter of `model`."""
+        super().__init__(
+            model=model,
+            args=training_arguments(TrainingArguments, hyperparameters, device, folder),
+            data_collator=loss.collate,
+            train_dataset=rows,
+        )
         self.remove_callback(PrinterCallback)
-        self._trained = model
-        self.sums = StepSums(model.device)
-        self._rewards = RewardSums()
+        shortest = min(rows, key=lambda row: row.num_tokens)
+        head = probe_head(model, [shortest.row(shortest.answer)])
+        self.sums = StepSums(device)
+        self._rows = rows
+        self._loss = loss
+        self._group = group
+        self._model = ReferencedModel.of(model, head, continues=continues)
+        self._rewards = torch.zeros(len(RewardSums.model_fields), dtype=torch.float64, device=device)
+        self._totals = Totals()
+
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of this process."""
+        size, seed = self.args.per_device_train_batch_size, self.args.seed
+        return DataLoader(
+            ComparedRows(self._rows),
+            batch_sampler=ComparedBatches(len(self._rows), size, seed, self._group),
+            collate_fn=self._loss.collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    @override
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of the next step, whose totals over all processes are kept for its losses."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        own = sum((self._loss.totals(self._model, batch) for batch in batches), Totals())
+        self._totals = own.all_reduced(self._group)
+        return batches, None
+
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: nothing reads the estimate, which walks over all weights for each batch."""
+        return 0
 
     @override
     def compute_loss(
@@ -67,81 +98,43 @@ class PreferenceTrainer(NormKeeper):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return TRL's mean loss over the rows of the batch, and count it for the step."""
-        loss, rewards = self._measure(model, inputs)
-        rows = torch.tensor(rewards.rows)
-        self.sums.add(loss * rows, rows, self._tokens(inputs))
-        self._rewards += rewards
-        return loss
+        """The batch's share of the step's mean loss per row."""
+        scores = self._loss.scores(self._model.wrapped_by(model), inputs)
+        loss_sum = self._loss.loss_sum(scores, self._totals)
+        counts = inputs["counts"]
+        tokens = (inputs["attention_mask"].sum(dim=1).reshape(2, -1) * counts).sum()
+        self.sums.add(loss_sum, counts.sum(), tokens)
+        self._rewards += self._loss.reward_sums(scores)
+        # DDP averages the gradients of the processes, but those of the step's rows must be summed.
+        return loss_sum / self._totals.rows * self._group.size
 
     def batches(self, rows: Sequence[EncodedAnswers]) -> LazyBatches:
-        """The batches of held-out rows for `validate`, those with the longest rows first."""
-        size = self.args.per_device_train_batch_size
-        held_out = self.columns(rows, size, self.args.seed)
-        batches = [held_out[start : start + size] for start in range(0, len(held_out), size)]
-        batches.sort(key=_max_tokens, reverse=True)
-        return LazyBatches(batches, self.data_collator, self.args.device)
+        """This process's share of held-out rows for `validate`, the longest first."""
+        size, seed = self.args.per_device_train_batch_size, self.args.seed
+        share = held_out_batches(rows, size, seed, self._group) if rows else []
+        return LazyBatches(share, self._loss.collate, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, with the rewards of its answers."""
-        rewards, self._rewards = self._rewards, RewardSums()
+        rewards = RewardSums.of(self._rewards.tolist())
+        self._rewards.zero_()
         return self.sums.take(rewards)
 
     def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Compute the mean loss of the rows, and their rewards."""
-        self._trained.eval()
-        loss, rewards = 0.0, RewardSums()
+        """Compute the mean loss of the rows of all processes, and their rewards."""
+        self._model.adapted.eval()
+        scores, totals = [], Totals()
+        rewards = torch.zeros_like(self._rewards)
         with torch.no_grad():
             for batch in batches:
-                batch_loss, batch_rewards = self._measure(self._trained, dict(batch))
-                loss += float(batch_loss) * batch_rewards.rows
-                rewards += batch_rewards
-        return Validation(loss / rewards.rows, rewards)
+                scores.append(self._loss.scores(self._model, dict(batch)))
+                totals += self._loss.totals(self._model, dict(batch))
+                rewards += self._loss.reward_sums(scores[-1])
+            totals = totals.all_reduced(self._group)
+            own = sum(float(self._loss.loss_sum(each, totals)) for each in scores)
+        (loss_sum,) = self._group.all_reduce_sum(own)
+        return Validation(loss_sum / totals.rows, RewardSums.of(rewards.tolist()).all_reduced(self._group))
 
     def collect_state(self) -> StateSnapshot:
         """Collect the state that `train` resumes from."""
-        return collect_whole(self, self._trained, ALONE)
-
-    def _measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, RewardSums]:
-        """Compute TRL's loss of a batch, and take the rewards that TRL stores for its own log."""
-        figures = self._figures()
-        figures.clear()
-        loss: Any = super().compute_loss(model, inputs)
-        rewards = self._rewards_of({name: values[-1] for name, values in figures.items()}, inputs)
-        figures.clear()
-        return loss, rewards
-
-    def _send_telemetry(self) -> None:
-        """Do nothing: TRL would report each run to the Hugging Face Hub."""
-
-    def _figures(self) -> dict[str, list[float]]:
-        """The figures that TRL stores, by their names in its log."""
-        figures: dict[str, list[float]] = self._metrics["train" if self._trained.training else "eval"]
-        return figures
-
-    def _rewards_of(self, figures: Mapping[str, float], inputs: Mapping[str, Tensor]) -> RewardSums:
-        """Compute sums from TRL's means over a batch of pairs."""
-        pairs = self._pairs(inputs)
-        return RewardSums(
-            chosen=figures["rewards/chosen"] * pairs,
-            chosen_rows=pairs,
-            rejected=figures["rewards/rejected"] * pairs,
-            rejected_rows=pairs,
-            right=round(figures["rewards/accuracies"] * pairs),
-            pairs=pairs,
-        )
-
-    def _pairs(self, inputs: Mapping[str, Tensor]) -> int:
-        """Number of pairs of a batch."""
-        raise NotImplementedError
-
-    def _tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Number of tokens of a batch, without padding."""
-        return torch.stack(
-            [mask.sum() for name, mask in inputs.items() if name.endswith("attention_mask")]
-        ).sum()
-
-
-def _max_tokens(rows: Sequence[TRLRow]) -> int:
-    """Tokens of the longest row of a batch, with all of its answers."""
-    return max(sum(len(column) for column in row.values() if isinstance(column, Sized)) for row in rows)
+        return collect_whole(self, self._model.adapted, self._group)

@@ -4,7 +4,12 @@ DPO and KTO: beta times the answer's log-likelihood minus that under the referen
 reference model: beta times the mean log-likelihood of the answer's tokens.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 from pydantic import BaseModel
+
+from finetune_trainer.distributed.group import Group
 
 
 def describe_rewards(rewards: "RewardSums | None", prefix: str = "") -> str:
@@ -32,6 +37,15 @@ class RewardSums(BaseModel):
     def __add__(self, other: "RewardSums") -> "RewardSums":
         own, others = self.model_dump(), other.model_dump()
         return RewardSums(**{name: own[name] + others[name] for name in own})
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Create from the values of all fields, in their order."""
+        return cls.model_validate(dict(zip(cls.model_fields, values, strict=True)))
+
+    def all_reduced(self, group: Group) -> "RewardSums":
+        """Sum over all processes. Collective."""
+        return RewardSums.of(group.all_reduce_sum(*self.model_dump().values()))
 
     @property
     def rows(self) -> int:
