@@ -16,8 +16,8 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator gpu-smoke generate docs pictures golden format constraints clean \
-	python packages-environment packages prometheus programs .venv build/docs/venv
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator gpu-smoke generate docs pictures golden format constraints clean \
+	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-full: test ## Every test: every fault at every write of a chain, every way 
 	$(PYTEST) tests/trainer -m full
 	$(PYTEST) tests/faults -m full --verbose
 	$(PYTEST) tests/e2e -m full
+
+test-peers: packages-peers .venv ## What needs programs of peers, such as vLLM; the results into docs/testing.md; CACHED=1, ARGS choose
+	@$(RUN) -m tools.peers test $(if $(CACHED),--cached) -- $(ARGS)
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
 	$(PYTEST) tests/unit $(ARGS)
@@ -123,6 +126,9 @@ clean: cluster-down ## Remove the virtual environment, the cluster's state and w
 
 packages-environment: python
 	@$(PYTHON) -m tools.bootstrap.packages environment
+
+packages-peers: python
+	@$(PYTHON) -m tools.bootstrap.packages environment peers
 
 prometheus: python
 	@$(PYTHON) -m tools.bootstrap.prometheus

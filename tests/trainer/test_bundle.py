@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.method import LoRA, Method
@@ -21,10 +19,15 @@ from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
-from finetune_trainer.tokens.suppliedtemplates import template_text
 from finetune_trainer.train.states.weights import bundle_of
+from tests.trainer.basemodels import (
+    whole,
+    with_gemma_tokens,
+    with_the_template_of_a_chat_model,
+    without_template,
+)
+from tests.trainer.plainlibraries import MAX_TOKENS, PlainModel
 from tests.trainer.workbench import OWNER, ROWS, Workbench
-from tools.models import tiny
 
 FILES = {
     "adapter_config.json",
@@ -36,47 +39,11 @@ FILES = {
     "tokenizer_config.json",
 }
 QUESTION = ROWS[0].messages[0].content
-MAX_TOKENS = 12
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
-
-
-def whole(folder: Path) -> Path:
-    return Path(shutil.copytree(tiny(), folder))
-
-
-def without_template(folder: Path) -> Path:
-    """A base model as published before its chat model: no template."""
-    (whole(folder) / "chat_template.jinja").unlink()
-    return folder
-
-
-def with_the_template_of_a_chat_model(folder: Path) -> Path:
-    """A base model with the template of its chat model, but no settings that name its end of turn."""
-    with_special_tokens(folder, "<|im_start|>", "<|im_end|>")
-    (folder / "chat_template.jinja").write_text(template_text("chatml"))
-    return folder
-
-
-def with_gemma_tokens(folder: Path) -> Path:
-    """A base model without template whose answers end with a token that is not the end of the sequence."""
-    return with_special_tokens(folder, "<start_of_turn>", "<end_of_turn>")
-
-
-def with_special_tokens(folder: Path, *tokens: str) -> Path:
-    tokenizer: Any = AutoTokenizer.from_pretrained(whole(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer.chat_template = None
-    (folder / "chat_template.jinja").unlink()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
-    torch.manual_seed(3)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
 
 
 class Trained:
@@ -100,26 +67,8 @@ class Trained:
 
     def with_peft(self) -> dict[str, list[int]]:
         """Answers of plain PEFT and transformers, from the adapter's folder and the base model alone."""
-        tokenizer: Any = AutoTokenizer.from_pretrained(self.adapter)
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": QUESTION}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        model: Any = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(self.base), str(self.adapter)
-        )
-        settings = GenerationConfig.from_pretrained(self.adapter, max_new_tokens=MAX_TOKENS, do_sample=False)
-
-        def answer() -> list[int]:
-            output = model.eval().generate(**prompt, generation_config=settings)
-            ids: list[int] = output[0, prompt["input_ids"].shape[1] :].tolist()
-            return ids
-
-        with model.disable_adapter():
-            of_base = answer()
-        return {"base": of_base, "tickets": answer()}
+        model = PlainModel(self.base, self.adapter)
+        return {"base": model.answer_of_base(QUESTION), "tickets": model.answer(QUESTION)}
 
     def serve_config(self, *names: str) -> ServeConfig:
         return ServeConfig(

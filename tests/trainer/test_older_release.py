@@ -17,10 +17,11 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.model.bundle import CHAT_TEMPLATE, GENERATION_CONFIG
 from tests.olderrelease import older_release, python_path
+from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import run
 from tests.trainer.serve.endpoint import serve_config, served_here
-from tests.trainer.test_bundle import QUESTION, with_gemma_tokens
+from tests.trainer.test_bundle import QUESTION
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.models import tiny
 

@@ -21,6 +21,8 @@ def main(options: list[str]) -> None:
     uv = Uv()
     uv.run(*COMPILE, *options, "--output-file", PINS, FOLDER / "uv.in")
     uv.run(*COMPILE, *options, "--output-file", FOLDER / "docs.txt", FOLDER / "docs.in")
+    vllm = ("--override", FOLDER / "vllm-overrides.in", "--output-file", FOLDER / "vllm.txt")
+    uv.run(*COMPILE, *options, *vllm, FOLDER / "vllm.in")
     everything = FOLDER / "dev.txt"
     project = ("--no-emit-package", "finetune-operator", ROOT / "pyproject.toml")
     uv.run(*COMPILE, *options, "--extra", "dev", "--output-file", everything, *project)

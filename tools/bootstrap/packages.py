@@ -30,6 +30,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "nftables": "Services and masquerading",
         "runc": "runs containers",
     },
+    "peers": {
+        "gcc": "links the stubs of CUDA libraries",
+        "libc6-dev": "libraries for gcc",
+        "libnuma1": "vLLM for CPUs is linked against it",
+        "util-linux": "lscpu, which vLLM for CPUs runs",
+    },
 }
 
 

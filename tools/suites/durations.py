@@ -49,13 +49,13 @@ def sheet(results: Sequence[Result]) -> Sheet:
             each.title,
             " + ".join(f"{count:,}" for count in each.tests.values()),
             f"{each.skipped:,}",
-            ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in each.sessions.items()),
-            _minutes(each.seconds),
+            ", ".join(f"{name} {minutes(seconds)}" for name, seconds in each.sessions.items()),
+            minutes(each.seconds),
         )
         for each in results
     ]
     tests, skipped = sum(each.tests.total() for each in results), sum(each.skipped for each in results)
-    total = ("all", f"{tests:,}", f"{skipped:,}", "", _minutes(sum(each.seconds for each in results)))
+    total = ("all", f"{tests:,}", f"{skipped:,}", "", minutes(sum(each.seconds for each in results)))
     return Sheet(
         "Duration, min:s", ("suite", "tests", "skipped", "parallel sessions", "total"), (*lines, total)
     )
@@ -76,10 +76,11 @@ def write_fresh(seconds: float) -> None:
     Raises:
         BenchError: the page has no markers.
     """
-    table = Sheet("Duration, min:s", ("command", "total"), ((".ci/run", _minutes(seconds)),))
+    table = Sheet("Duration, min:s", ("command", "total"), ((".ci/run", minutes(seconds)),))
     put(PAGE, BEGIN_FRESH, [table], "`.ci/run` in a fresh clone with empty caches")
 
 
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+def minutes(seconds: float) -> str:
+    """A duration as min:s."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole}:{rest:02}"

@@ -1,0 +1,162 @@
+"""Checkpoints in vLLM: it answers as transformers and PEFT do, from the folders that our trainer published.
+
+The options of the command are those of docs/storage.md.
+"""
+
+import shlex
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+import pytest
+
+from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.references import ArtifactRef
+from tests.docsblocks import blocks
+from tests.peers.vllmserver import VLLMServer
+from tests.trainer.basemodels import with_gemma_tokens
+from tests.trainer.plainlibraries import MAX_TOKENS, PlainModel
+from tests.trainer.workbench import PAIRS, ROWS, Workbench
+from tools.peers import vllm
+
+pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers installs vLLM for CPUs")
+
+MARKER: Final = "run by tests/peers/test_vllm.py"
+STOP: Final = "<end_of_turn>"
+QUESTIONS: Final = [row.messages[0].content for row in ROWS[:4]]
+UNTIL_KNOWN: Final = {
+    "epochs": 40,
+    "learning_rate": 2e-2,
+    "per_device_batch_size": 6,
+    "gradient_accumulation_steps": 1,
+}
+"""Settings with which the tiny model learns its rows by heart."""
+ADAPTERS: Final = {
+    "router": Method(lora=LoRA(r=8, alpha=16, dropout=0)),
+    "rank-stabilised": Method(lora=LoRA(r=16, alpha=16, dropout=0, rslora=True)),
+    "preferred": Method(type="DPO", lora=LoRA(r=8, alpha=16, dropout=0)),
+}
+REFUSED: Final = {
+    "dora": (Method(lora=LoRA(r=8, dora=True)), "vLLM does not yet support DoRA"),
+    "rank": (Method(lora=LoRA(r=32)), "LoRA rank 32 is greater than max_lora_rank 16"),
+}
+
+
+class Models:
+    """A base model without chat template and with a token that ends a turn, and its Checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bench = Workbench(folder)
+        self._digest = self._bench.model(with_gemma_tokens(folder / "source"))
+        self.base = self._bench.store.artifact(ArtifactRef(kind="models", digest=self._digest))
+        self.adapters = {name: self._trained(method, **UNTIL_KNOWN) for name, method in ADAPTERS.items()}
+        self.refused = {name: self._trained(method, epochs=1) for name, (method, _) in REFUSED.items()}
+        self.full = self._trained(Method(type="Full"), **UNTIL_KNOWN | {"learning_rate": 5e-3})
+
+    def plain(self, name: str) -> PlainModel:
+        """One of them in transformers and PEFT."""
+        return PlainModel(self.full) if name == "full" else PlainModel(self.base, self.adapters[name])
+
+    def _trained(self, method: Method, **settings: Any) -> Path:
+        rows = PAIRS if method.type == "DPO" else ROWS
+        config = self._bench.train_config(self._digest, self._bench.dataset(rows), method=method, **settings)
+        config = config.model_copy(update={"run": uuid.uuid4().hex})
+        return self._bench.checkpoint(self._bench.train(config).checkpoints[-1])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("models"))
+
+
+def documented(kind: str, **folders: Path) -> list[str]:
+    """Arguments of the documented `vllm serve` for an adapter or a whole model."""
+    (text,) = (
+        block.text
+        for block in blocks()
+        if block.page.name == "storage.md"
+        and block.marker == MARKER
+        and ("--enable-lora" in block.text) == (kind == "Adapter")
+    )
+    program, command, *arguments = shlex.split(Template(text.replace("\\\n", "")).substitute(folders))
+    assert (program, command) == ("vllm", "serve")
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def server(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    arguments = documented("Adapter", BASE_MODEL=models.base, CHECKPOINT=models.adapters["router"])
+    named = ["--served-model-name", "base"]
+    with VLLMServer([*arguments, *named], tmp_path_factory.mktemp("vllm")) as running:
+        for name in ADAPTERS.keys() - {"router"}:
+            assert running.load_adapter(name, models.adapters[name]) is None
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server_of_full(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    arguments = [*documented("Full", CHECKPOINT=models.full), "--served-model-name", "full"]
+    with VLLMServer(arguments, tmp_path_factory.mktemp("vllm-full")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_answers_as_with_peft(server: VLLMServer, models: Models, name: str) -> None:
+    plain = models.plain(name)
+    for question in QUESTIONS:
+        answer = server.chat(name, question, max_tokens=MAX_TOKENS)
+        assert answer.prompt_token_ids == plain.prompt(question)
+        assert answer.choices[0].token_ids == plain.answer(question)
+
+
+def test_the_base_model_answers_as_with_transformers_and_not_as_an_adapter(
+    server: VLLMServer, models: Models
+) -> None:
+    plain = models.plain("router")
+    for question in QUESTIONS:
+        of_base = server.chat("base", question, max_tokens=MAX_TOKENS).choices[0].token_ids
+        assert of_base == plain.answer_of_base(question)
+        for name in ADAPTERS:
+            assert server.chat(name, question, max_tokens=MAX_TOKENS).choices[0].token_ids != of_base
+
+
+def test_an_answer_ends_at_the_stop_token_of_the_checkpoint(server: VLLMServer, models: Models) -> None:
+    tokenizer = models.plain("router").tokenizer
+    for row in ROWS:
+        (choice,) = server.chat("router", row.messages[0].content).choices
+        assert (choice.finish_reason, choice.message.content) == ("stop", row.output)
+        assert tokenizer.convert_ids_to_tokens(choice.token_ids[-1]) == STOP
+
+
+def test_a_stream_has_the_same_text(server: VLLMServer) -> None:
+    chunks = server.chat("router", QUESTIONS[0], stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == server.chat("router", QUESTIONS[0]).choices[0].message.content
+
+
+def test_adapters_are_listed_below_their_base_model(server: VLLMServer) -> None:
+    listed = {model.id: model.parent for model in server.openai.models.list()}  # type: ignore[attr-defined]
+    assert listed == {"base": None, **dict.fromkeys(ADAPTERS, "base")}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_adapter_that_vllm_cannot_serve_is_refused_with_the_reason(
+    server: VLLMServer, models: Models, name: str
+) -> None:
+    message = server.load_adapter(name, models.refused[name])
+    assert message is not None
+    assert REFUSED[name][1] in message
+
+
+def test_a_full_checkpoint_is_a_whole_model(server_of_full: VLLMServer, models: Models) -> None:
+    plain = models.plain("full")
+    for row in ROWS:
+        question = row.messages[0].content
+        answer = server_of_full.chat("full", question)
+        assert answer.prompt_token_ids == plain.prompt(question)
+        (choice,) = answer.choices
+        assert choice.token_ids == plain.answer(question)
+        assert (choice.finish_reason, choice.message.content) == ("stop", row.output)
+        assert plain.tokenizer.convert_ids_to_tokens(choice.token_ids[-1]) == STOP

@@ -1,0 +1,138 @@
+"""The table of peers, and what `make test-peers` prints and writes; no program of a peer is needed."""
+
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tools.bench.page import END
+from tools.bootstrap.uv import ROOT
+from tools.peers import __main__ as command
+from tools.peers import amx_permission, vllm
+from tools.peers.suites import PEERS, PeerSuite
+from tools.suites.durations import PAGE
+from tools.suites.lanes import LaneResult
+
+REPORT = (
+    "<testsuites><testsuite><testcase classname='tests.peers.test_one' name='a'/>"
+    "<testcase classname='tests.peers.test_one' name='b'><skipped/></testcase></testsuite></testsuites>"
+)
+
+
+class Sandbox:
+    """The command with two peers, `here` and `absent`, whose suites only leave a report."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.page = folder / "testing.md"
+        self.page.write_text(f"before\n{command.BEGIN}\nold\n{END}\nafter\n")
+        self.installed = {"here"}
+        self.ran: list[str] = []
+        self.status = 0
+        monkeypatch.setattr(command, "PAGE", self.page)
+        monkeypatch.setattr(command, "PEERS", tuple(map(self._peer, ("here", "absent"))))
+        monkeypatch.setattr(command, "run_concurrently", self._run)
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(command.app, arguments)
+        return done.exit_code, done.output
+
+    def _peer(self, name: str) -> PeerSuite:
+        return PeerSuite(
+            name, f"{name} 1.0", f"tests/peers/test_{name}.py", self._installer(name), self._finder(name)
+        )
+
+    def _installer(self, name: str) -> Callable[[], None]:
+        return lambda: self.installed.add(name)
+
+    def _finder(self, name: str) -> Callable[[], bool]:
+        return lambda: name in self.installed
+
+    def _run(self, commands: dict[str, list[str]]) -> dict[str, LaneResult]:
+        ((name, arguments),) = commands.items()
+        self.ran.append(name)
+        (report,) = (each for each in arguments if each.startswith("--junit-xml="))
+        Path(report.removeprefix("--junit-xml=")).write_text(REPORT)
+        return {name: LaneResult(self.status, 65.2)}
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    return Sandbox(tmp_path, monkeypatch)
+
+
+def test_all_peers_are_installed_and_their_results_written(peers: Sandbox) -> None:
+    code, _ = peers("test")
+
+    assert code == 0
+    assert peers.installed == {"here", "absent"}
+    text = peers.page.read_text()
+    assert text.startswith(f"before\n{command.BEGIN}\n")
+    assert "commit " in text
+    assert "| here 1.0 | 2 | 1 | 1:05 |\n| absent 1.0 | 2 | 1 | 1:05 |" in text
+    assert "old" not in text
+
+
+def test_with_cached_a_peer_that_is_not_installed_is_left_out_by_name(peers: Sandbox) -> None:
+    code, output = peers("test", "--cached")
+
+    assert code == 0
+    assert peers.ran == ["here"]
+    assert peers.installed == {"here"}
+    assert "no programs for them: absent" in output
+    assert "old" in peers.page.read_text()
+
+
+def test_a_failure_is_the_exit_code_and_leaves_the_page(peers: Sandbox) -> None:
+    peers.status = 1
+    assert peers("test")[0] == 1
+    assert "old" in peers.page.read_text()
+
+
+def test_a_selection_of_tests_leaves_the_page(peers: Sandbox) -> None:
+    assert peers("test", "--", "-k", "rank")[0] == 0
+    assert "old" in peers.page.read_text()
+
+
+def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> None:
+    assert peers("install", "absent")[0] == 0
+    assert peers.installed == {"here", "absent"}
+    code, output = peers("install", "other")
+    assert code == 2
+    assert "no peer other" in output
+
+
+def test_what_the_table_names_exists() -> None:
+    assert all((ROOT / peer.tests).exists() for peer in PEERS)
+    assert END in PAGE.read_text().partition(command.BEGIN)[2]
+
+
+def test_another_pin_is_another_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert all((ROOT / name).exists() for name in vllm.FILES)
+    present = vllm.environment()
+    monkeypatch.setattr(vllm, "FILES", vllm.FILES[1:])
+    assert vllm.environment() != present
+
+
+def test_declared_metadata_is_found_by_python(tmp_path: Path) -> None:
+    vllm.declare(tmp_path, "vllm", "0.32.0+cpu")
+    vllm.declare(tmp_path, "permission", "1", "[vllm.general_plugins]\npermission = json:loads\n")
+
+    found = {each.metadata["Name"]: each for each in distributions(path=[str(tmp_path)])}
+
+    assert found["vllm"].version == "0.32.0+cpu"
+    (plugin,) = found["permission"].entry_points
+    assert plugin.group == "vllm.general_plugins"
+    assert plugin.load() is not None
+
+
+def test_the_plugin_asks_for_a_permission_only_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: asked.append("tiles"))
+    for supported in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=supported: found)
+        amx_permission.register()
+    assert asked == ["tiles"]

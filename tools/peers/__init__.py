@@ -1,0 +1,1 @@
+"""Suites that need programs of peers, which no other suite installs."""

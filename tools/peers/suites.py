@@ -1,0 +1,37 @@
+"""The peers: their suites of tests, and the programs that these need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tools.peers import vllm
+
+
+@dataclass(frozen=True)
+class PeerSuite:
+    """A suite of tests with the programs of one peer.
+
+    Attributes:
+        name: name on the command line.
+        title: the peer with its version, for tables.
+        tests: path of the tests.
+        install: installs the programs into the cache, unless it has them.
+        is_installed: whether the cache has them.
+    """
+
+    name: str
+    title: str
+    tests: str
+    install: Callable[[], None]
+    is_installed: Callable[[], bool]
+
+
+PEERS: Final = (
+    PeerSuite(
+        "vllm",
+        f"vLLM {vllm.version()} on a CPU",
+        "tests/peers/test_vllm.py",
+        vllm.install,
+        vllm.is_installed,
+    ),
+)

