@@ -19,6 +19,8 @@ def chosen(
     hidden_size: int = 640,
     context_length: int | None = 32768,
     processes: int = 1,
+    token_budget: int | None = None,
+    train_tokens: int = 0,
     **wanted: Any,
 ) -> Hyperparameters:
     return choose_hyperparameters(
@@ -29,6 +31,8 @@ def chosen(
         hidden_size=hidden_size,
         context_length=context_length,
         processes=processes,
+        token_budget=token_budget,
+        train_tokens=train_tokens,
     )
 
 
@@ -61,7 +65,7 @@ def test_values_of_the_user_are_kept() -> None:
 
     given = chosen(rows=20, **wanted)
 
-    assert given.model_dump() == wanted | {"total_steps": 5 * 4, "processes": 1, "max_batch_tokens": None}
+    assert given.model_dump(exclude_none=True) == wanted | {"total_steps": 5 * 4, "processes": 1}
 
 
 @pytest.mark.parametrize(
@@ -130,11 +134,9 @@ def test_a_length_beyond_the_models_context_is_rejected() -> None:
 
 @pytest.mark.parametrize(
     ("method", "longest", "batch"),
-    [("LoRA", 2048, 4), ("DPO", 2048, 2), ("ORPO", 2048, 2), ("DPO", 4096, 1), ("KTO", 4096, 2)],
+    [("LoRA", 2048, 4), ("DPO", 2048, 2), ("ORPO", 2048, 2), ("DPO", 4096, 1), ("KTO", 4096, 1)],
 )
-def test_a_row_with_two_answers_counts_twice_and_kto_has_at_least_two(
-    method: MethodType, longest: int, batch: int
-) -> None:
+def test_a_row_with_two_sequences_counts_twice(method: MethodType, longest: int, batch: int) -> None:
     settings = chosen(method, longest=longest, max_sequence_length=longest)
 
     assert settings.per_device_batch_size == batch
@@ -177,3 +179,42 @@ def test_long_epochs_have_validations_in_between(
     rows: int, wanted: dict[str, Any], interval: int | None
 ) -> None:
     assert chosen(rows=rows, **wanted).validate_every_steps == interval
+
+
+def by_tokens(*, rows: int = 40_000, tokens: int = 100, **settings: Any) -> Hyperparameters:
+    """The hyperparameters for batches of at most 16,384 tokens."""
+    budget: dict[str, Any] = {"token_budget": 16_384, "train_tokens": rows * tokens}
+    return chosen(rows=rows, longest=2 * tokens, **budget, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows_per_step"),
+    [
+        ({"rows": 2_000}, 8),
+        ({"rows": 5_000}, 16),
+        ({}, 64),
+        ({"tokens": 1_000}, 32),  # 16 rows are fewer tokens than a batch
+        ({"tokens": 1_000, "processes": 4}, 64),
+        ({"tokens": 4_000}, 8),
+        ({"processes": 128}, 128),
+        ({"rows": 5, "processes": 4}, 4),
+    ],
+)
+def test_steps_have_more_rows_where_these_fill_the_devices_and_the_run_stays_long(
+    settings: dict[str, Any], rows_per_step: int
+) -> None:
+    found = by_tokens(**settings)
+
+    assert (found.max_batch_tokens, found.gradient_accumulation_steps) == (16_384, 1)
+    assert found.per_device_batch_size * found.processes == rows_per_step
+
+
+def test_a_token_budget_holds_the_longest_row() -> None:
+    assert by_tokens(tokens=10_000, max_sequence_length=18_000).max_batch_tokens == 18_000
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "DPO"}, {"per_device_batch_size": 4}, {"gradient_accumulation_steps": 2}]
+)
+def test_batches_of_trl_and_of_the_user_are_not_divided_by_tokens(settings: dict[str, Any]) -> None:
+    assert by_tokens(**settings) == chosen(rows=40_000, longest=200, **settings)

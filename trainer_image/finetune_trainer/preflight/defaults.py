@@ -18,8 +18,14 @@ maxSequenceLength
 perDeviceBatchSize, gradientAccumulationSteps
     The global batch is 8 rows, or one row per process if there are more than 8 processes. Each process runs
     as many of its rows at once as fit into 8,192 tokens, rounded down to a power of two, and accumulates
-    gradients over the rest. A row of DPO, KTO or ORPO counts twice, because it has two sequences. A batch of
-    KTO has at least 2 rows, because KTO estimates the KL term from answers to other prompts.
+    gradients over the rest. A row of DPO, KTO or ORPO counts twice, because it has two sequences.
+    With a token budget (maxBatchTokens), these two only set the rows of a step: 8, or one per process,
+    doubled up to 64 while they fill less than one batch of each process and the run still makes 500 steps.
+    More rows per step use devices better, and fewer steps learn less.
+maxBatchTokens
+    None, so that batches have perDeviceBatchSize rows. Where the memory of the devices is known: 16,384, or
+    what fits of it (`estimate.plan`). Not for DPO, KTO and ORPO, whose trainers build their batches, and not
+    if perDeviceBatchSize or gradientAccumulationSteps is set.
 seed
     42.
 saveEverySteps
@@ -27,7 +33,7 @@ saveEverySteps
 earlyStoppingPatience
     None: a run trains to its last epoch unless the user sets a patience.
 gradientCheckpointing
-    False: it costs time, and whether memory is short is unknown before training.
+    False: it costs time. `estimate.plan` turns it on where the memory of the devices is known to be short.
 sharded
     None: Full is sharded across several processes, adapters are replicated. `compute.sharding` changes it.
 validateEverySteps
@@ -57,6 +63,9 @@ MAX_DEFAULT_SEQUENCE_LENGTH: Final = 2048
 
 ROWS_PER_STEP: Final = 8
 MAX_BATCH_TOKENS: Final = 8192
+TOKEN_BUDGET: Final = 16_384
+MAX_ROWS_PER_STEP: Final = 64
+MIN_STEPS_OF_LARGE_BATCHES: Final = 500
 
 SEED: Final = 42
 MIN_STEPS_BETWEEN_SAVES: Final = 10
@@ -75,8 +84,13 @@ def choose_hyperparameters(
     context_length: int | None,
     processes: int = 1,
     sharded: bool | None = None,
+    token_budget: int | None = None,
+    train_tokens: int = 0,
 ) -> Hyperparameters:
     """All hyperparameters of a run: the user's values, and the defaults for the rest.
+
+    With a `token_budget`, in tokens per batch, batches are divided by it where the method and the request
+    allow that; `train_tokens` is the number of tokens of all training rows.
 
     Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length.
     """
@@ -86,6 +100,13 @@ def choose_hyperparameters(
     batch = requested.per_device_batch_size or _batch_size(info.sequences_per_row * length, max_rows)
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = requested.epochs or _epochs(train_rows)
+    if not _divides_by_tokens(requested, info):
+        token_budget = None
+    if token_budget is not None:
+        tokens_per_row = train_tokens / train_rows
+        rows = _rows_per_step(epochs * train_rows, tokens_per_row, token_budget * processes)
+        batch, accumulation = max(1, min(rows, train_rows) // processes), 1
+        token_budget = max(token_budget, min(length, longest_row_tokens))
     epoch_steps = steps_per_epoch(train_rows, batch, accumulation, processes)
     total = epochs * epoch_steps
     return Hyperparameters(
@@ -102,7 +123,35 @@ def choose_hyperparameters(
         validate_every_steps=_validation_interval(requested, epoch_steps, total),
         processes=processes,
         sharded=sharded,
+        max_batch_tokens=token_budget,
     )
+
+
+def _divides_by_tokens(requested: RequestedHyperparameters, method: MethodInfo) -> bool:
+    """Whether batches may be divided by tokens instead of rows."""
+    return not (
+        method.rows.is_preference_data
+        or requested.per_device_batch_size
+        or requested.gradient_accumulation_steps
+    )
+
+
+def _rows_per_step(examples: int, tokens_per_row: float, tokens_at_once: int) -> int:
+    """Rows of an optimizer step of all processes, for batches divided by tokens.
+
+    Args:
+        examples: rows of all epochs.
+        tokens_per_row: mean number of tokens.
+        tokens_at_once: tokens of one batch of each process.
+    """
+    rows = ROWS_PER_STEP
+    while (
+        rows < MAX_ROWS_PER_STEP
+        and rows * tokens_per_row < tokens_at_once
+        and examples >= 2 * rows * MIN_STEPS_OF_LARGE_BATCHES
+    ):
+        rows *= 2
+    return rows
 
 
 def _epochs(rows: int) -> int:

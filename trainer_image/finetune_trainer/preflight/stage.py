@@ -16,7 +16,8 @@ from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
-from finetune_trainer.preflight.defaults import choose_hyperparameters
+from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters
+from finetune_trainer.preflight.estimate.prediction import predict
 from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
 from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
@@ -43,8 +44,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
 
     Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
     BASE_MODEL_MISMATCH, INVALID_CONFIG, INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG,
-    ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and for a remote base model what `RemoteSource`
-    raises), Preempted.
+    PREDICTED_OUT_OF_MEMORY, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and for a remote base
+    model what `RemoteSource` raises), Preempted.
     """
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     splits = {split: load_rows(data / file) for split, file in SPLIT_FILES.items()}
@@ -95,6 +96,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         context_length=limit,
         processes=processes,
         sharded=resolve_sharding(config.sharding, config.method.type, processes),
+        token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
+        train_tokens=sum(lengths["train"].whole),
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
     with context.store.run_folder(config.run, config.stage) as folder:
@@ -104,6 +107,9 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     truncated = sum(split.truncated(chosen.max_sequence_length) for split in lengths.values())
     if truncated:
         logger.warning("%d rows truncated to %d tokens", truncated, chosen.max_sequence_length)
+    meter.begin("predicting memory and duration")
+    method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
+    chosen, prediction = predict(config, method, model, chosen, lengths["train"].whole)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
@@ -119,6 +125,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         longest_row_tokens=longest_row,
         truncated_rows=truncated,
         report_uri=report_uri,
+        prediction=prediction,
     )
 
 

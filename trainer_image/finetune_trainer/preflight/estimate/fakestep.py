@@ -26,10 +26,12 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.distributed.group import ALONE
-from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward
+from finetune_trainer.model.modules import freeze_encoders
+from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward, replaced
 from finetune_trainer.preflight.estimate.livebytes import LiveBytes
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import Trainable, adapter_config
 
@@ -108,12 +110,14 @@ def measure_step(
         TemporaryDirectory() as folder,
         _autocast(precision.autocast),
         fake_tensors(masks=shape.masks),
+        # Its predictions have no content to compare. Padded rows cost what packed ones cost.
+        replaced(collation, "isolates_packed_rows", lambda *_: False),
         LiveBytes() as live,
     ):
         model = _fake_model(config, method, precision.weights)
         weights = _bytes_of_weights(model)
         phases = _Phases(live)
-        phases.watch(_decoder_layers(model, config))
+        phases.watch(decoder_layers(model, config))
         if not keeps_gradients:
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -153,6 +157,7 @@ def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) ->
     finally:
         torch.set_default_dtype(torch.float32)
     if not METHODS[method.type].trains_adapter:
+        freeze_encoders(base)
         return base
     model = get_peft_model(base, adapter_config(base, method))
     if not isinstance(model, PeftModel):
@@ -168,7 +173,7 @@ def _bytes_of_weights(model: nn.Module) -> dict[bool, int]:
     return sizes
 
 
-def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
+def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
     """The list of the model's layers; None if there is no list of that length."""
     depth = config.get_text_config().num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))

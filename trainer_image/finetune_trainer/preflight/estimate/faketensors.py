@@ -30,18 +30,19 @@ def fake_tensors(*, masks: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         stack.enter_context(_Contents())  # type: ignore[no-untyped-call]
-        stack.enter_context(_replaced(torch.nn.Module, "to", lambda module, *_, **__: module))
+        stack.enter_context(replaced(torch.nn.Module, "to", lambda module, *_, **__: module))
         name = "_move_adapter_to_device_of_base_layer"
-        stack.enter_context(_replaced(BaseTunerLayer, name, lambda *_, **__: None))
-        stack.enter_context(_replaced(torch, "split", _split))
+        stack.enter_context(replaced(BaseTunerLayer, name, lambda *_, **__: None))
+        stack.enter_context(replaced(torch, "split", _split))
         if not masks:
             # transformers omits a mask that keeps everything, unless the tensors have no content.
-            stack.enter_context(_replaced(masking_utils, "is_tracing", lambda *_: False))
+            stack.enter_context(replaced(masking_utils, "is_tracing", lambda *_: False))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """In the block, the attribute has another value."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -97,6 +98,7 @@ def _number(tensor: Tensor) -> bool | int:
 CONTENTS: Final[Mapping[Any, Callable[..., Any]]] = {
     aten._local_scalar_dense.default: _number,
     aten.item.default: _number,  # in inference mode
+    aten.is_nonzero.default: lambda *_: True,  # in inference mode
     aten.allclose.default: lambda *_, **__: True,
     aten.equal.default: lambda *_: True,
     aten.nonzero.default: _all_rows,

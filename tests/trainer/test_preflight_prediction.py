@@ -1,0 +1,348 @@
+"""What preflight predicts for a run, what it chooses by that, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from typing_extensions import override
+
+from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.preflight.estimate import prediction
+from finetune_trainer.preflight.estimate.duration import run_flops, seconds_range
+from finetune_trainer.preflight.estimate.fakestep import StepMeasure, StepShape
+from finetune_trainer.preflight.estimate.memory import TrainMemory, quantized_difference, sharded_bytes
+from finetune_trainer.preflight.estimate.modelsizes import ModelSizes
+from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit
+from finetune_trainer.preflight.estimate.refusal import refusal
+from finetune_trainer.train.modelsetup import trainable_model
+from tests.trainer.workbench import Workbench
+from tools.models import tiny
+
+GIBIBYTE = 1 << 30
+H100 = DeviceFacts(product="NVIDIA-H100-80GB-HBM3", memory_bytes=80 * GIBIBYTE, peak_teraflops=989)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def without_weights(**settings: Any) -> PreTrainedModel:
+    """A Llama on the meta device: 2 layers, hidden size 64, a vocabulary of 512."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        **settings,
+    )
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+class Stated(TrainMemory):
+    """Memory of which a row takes 10 GiB, or 3 GiB if activations are recomputed; other methods take less."""
+
+    @override
+    def peak_bytes(self, shape: StepShape) -> int:
+        row = {"LoRA": 10, "QLoRA": 8, "Full": 40, "DPO": 10, "KTO": 10, "ORPO": 10}[self.method.type]
+        activations = shape.rows * (3 if shape.checkpointing else 10) * shape.length // 1000
+        return (row // (self.processes if self.sharded else 1) + activations) * GIBIBYTE
+
+
+def stated(method: MethodType = "LoRA", processes: int = 1) -> TrainMemory:
+    return Stated(without_weights(), Method(type=method), processes, sharded=processes > 1, on_gpu=True)
+
+
+def planned(
+    available: int | None,
+    *,
+    method: MethodType = "LoRA",
+    batch: int = 8,
+    tokens: int = 1000,
+    budget: int | None = None,
+    **requested: Any,
+) -> MemoryPlan:
+    """The plan for batches of 8 rows and devices with this many GiB."""
+    defaults = Hyperparameters(
+        epochs=1,
+        learning_rate=1e-4,
+        per_device_batch_size=batch,
+        gradient_accumulation_steps=1,
+        max_sequence_length=2048,
+        seed=1,
+        total_steps=10,
+        save_every_steps=10,
+        gradient_checkpointing=requested.get("gradient_checkpointing") or False,
+        max_batch_tokens=budget,
+    )
+    return fit(
+        stated(method),
+        defaults,
+        RequestedHyperparameters(**requested),
+        max_row_tokens=tokens,
+        available=None if available is None else available * GIBIBYTE,
+    )
+
+
+def settings(plan: MemoryPlan) -> tuple[int, int, bool]:
+    used = plan.hyperparameters
+    return used.per_device_batch_size, used.gradient_accumulation_steps, used.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("available", "verdict", "expected"),
+    [
+        (None, "Unknown", (8, 1, False)),
+        (101, "Fits", (8, 1, False)),
+        (100, "Fits", (4, 2, False)),
+        (60, "Fits", (4, 2, False)),
+        (30, "Fits", (1, 8, False)),
+        (20, "Fits", (1, 8, True)),
+        (14, "Tight", (1, 8, True)),
+        (12, "Tight", (1, 8, True)),
+        (11, "TooLarge", (1, 8, True)),
+    ],
+)
+def test_batches_are_halved_and_then_activations_are_recomputed_until_a_step_fits(
+    available: int | None, verdict: str, expected: tuple[int, int, bool]
+) -> None:
+    plan = planned(available)
+
+    assert (plan.verdict, settings(plan)) == (verdict, expected)
+
+
+def test_what_was_changed_is_said_with_the_memory_that_it_saves() -> None:
+    assert planned(101).chosen == ()
+    assert planned(20).chosen == (
+        "batches of 1 row: 8 rows would need 90 GiB per device",
+        "gradient checkpointing: without it, a device would need 20 GiB",
+    )
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [
+        (200, (16_384, False)),  # 16,000 tokens in a step: 170 GiB
+        (102, (8_192, False)),  # 91 GiB
+        (100, (4_096, False)),
+        (50, (2_048, False)),
+        (70, (4_096, False)),
+        (30, (4_096, True)),  # recomputing 4,096 tokens needs less than 1,000 without
+        (15, (1_024, True)),
+        (14, (1_000, True)),
+    ],
+)
+def test_a_token_budget_is_halved_and_then_recomputing_allows_a_larger_one(
+    available: int, expected: tuple[int, bool]
+) -> None:
+    used = planned(available, batch=16, budget=16_384).hyperparameters
+
+    assert (used.max_batch_tokens, used.gradient_checkpointing) == expected
+    assert used.per_device_batch_size == 16
+
+
+def test_a_token_budget_of_a_user_without_checkpointing_shrinks_further() -> None:
+    plan = planned(23, batch=16, budget=16_384, gradient_checkpointing=False)
+
+    assert (plan.hyperparameters.max_batch_tokens, plan.verdict) == (1_024, "Fits")
+    assert plan.chosen == (
+        "optimizer steps of 16 rows: 8 would not fill the devices",
+        "batches of up to 1024 tokens: up to 16384 tokens would need 170 GiB per device",
+    )
+
+
+def test_a_batch_size_of_the_user_is_kept() -> None:
+    kept = planned(60, per_device_batch_size=8)
+
+    assert (settings(kept), kept.verdict) == ((8, 1, True), "Fits")
+
+
+def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_need_it() -> None:
+    kept = planned(14, gradient_checkpointing=False)
+
+    assert (settings(kept), kept.verdict) == ((1, 8, False), "Tight")
+    assert planned(11, gradient_checkpointing=False).verdict == "TooLarge"
+
+
+@pytest.mark.parametrize(
+    ("method", "available", "tokens", "expected"),
+    [
+        ("LoRA", 11, 1000, "LoRA needs 13 GiB per device of 11, with batches of 1 row of 1000 tokens"),
+        ("LoRA", 13, 1000, "; QLoRA needs 11. Create"),
+        ("LoRA", 14, 2400, "; maxSequenceLength 600 needs 11. Create"),
+        (
+            "Full",
+            30,
+            1000,
+            "; LoRA needs 13, or QLoRA needs 11, or 2 devices with Full sharded need 23. Create",
+        ),
+        ("DPO", 11, 1000, "; nothing that the trainer can change would fit. Create"),
+    ],
+)
+def test_a_refusal_names_what_would_fit(
+    method: MethodType, available: int, tokens: int, expected: str
+) -> None:
+    plan = planned(available, method=method, tokens=tokens)
+
+    assert expected in refusal(stated(method), plan, available * GIBIBYTE).message
+
+
+def test_a_refusal_names_a_smaller_batch_where_the_user_set_it() -> None:
+    plan = planned(20, per_device_batch_size=8)
+
+    assert (
+        "; perDeviceBatchSize 1 needs 13, or QLoRA needs 11. Create"
+        in refusal(stated(), plan, 20 * GIBIBYTE).message
+    )
+
+
+def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workbench) -> None:
+    on_cpu = bench.preflight()
+    on_gpu = bench.preflight(device=H100)
+
+    predicted = on_gpu.prediction
+    assert predicted is not None
+    assert (predicted.verdict, predicted.device_memory_available_bytes) == ("Fits", 80 * GIBIBYTE)
+    assert (predicted.mfu, predicted.mfu_assumed, predicted.chosen) == (0.35, True, ())
+    assert predicted.seconds_low is not None
+    assert predicted.seconds_high is not None
+    assert 0 < predicted.seconds_low < predicted.seconds_high
+    assert on_cpu.prediction is not None
+    assert (on_cpu.prediction.verdict, on_cpu.prediction.seconds_low) == ("Unknown", None)
+    assert on_gpu.hyperparameters.max_batch_tokens == 16_384
+    assert on_gpu.hyperparameters == on_cpu.hyperparameters.model_copy(update={"max_batch_tokens": 16_384})
+
+
+def test_preflight_refuses_what_cannot_fit_unless_the_user_wants_a_warning_only(bench: Workbench) -> None:
+    tiny_card = DeviceFacts(memory_bytes=1 << 20)
+
+    settings: dict[str, Any] = {
+        "device": tiny_card,
+        "hyperparameters": {"per_device_batch_size": 1, "gradient_checkpointing": True},
+    }
+
+    failure = bench.preflight_failure(**settings)
+    result = bench.preflight(**settings, on_predicted_out_of_memory="Warn")
+
+    assert (failure.reason, failure.exit_code) == (FailureReason.PREDICTED_OUT_OF_MEMORY, ExitCode.BAD_CONFIG)
+    assert "GiB per device of 0.00098" in failure.message
+    assert result.prediction is not None
+    assert result.prediction.verdict == "TooLarge"
+    assert result.hyperparameters.gradient_checkpointing
+
+
+def test_a_model_that_cannot_be_predicted_trains_without_a_prediction(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any, **__: Any) -> MemoryPlan:
+        raise NotImplementedError
+
+    monkeypatch.setattr(prediction, "fit", unsupported)
+
+    result = bench.preflight(device=H100)
+
+    assert result.prediction is None
+    assert result.hyperparameters.per_device_batch_size == 8
+
+
+def test_the_bytes_of_a_quantized_model_follow_the_formula() -> None:
+    sizes = ModelSizes.of(without_weights(), without_weights().config)
+    layers = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert (sizes.quantized, sizes.largest_quantized) == (layers, 64 * 128)
+    assert quantized_difference(sizes, 2) == round(layers * (0.5 + 1 / 64 + 1 / 4096 - 2)) + 64 * 128 * 2
+
+
+def test_a_model_that_bitsandbytes_quantizes_has_the_size_of_the_formula() -> None:
+    quantized = trainable_model(tiny(), Method(type="QLoRA"), torch.device("cpu"))
+    layers: list[Any] = [module for module in quantized.modules() if isinstance(module, Linear4bit)]
+    states = [layer.weight.quant_state for layer in layers]
+    stored = sum(layer.weight.nbytes for layer in layers) + sum(
+        state.absmax.nbytes + state.state2.absmax.nbytes for state in states
+    )
+    config = AutoConfig.from_pretrained(tiny())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    sizes = ModelSizes.of(model, config)
+
+    assert stored == pytest.approx(
+        quantized_difference(sizes, 2) + 2 * (sizes.quantized - sizes.largest_quantized), rel=0.01
+    )
+
+
+def test_the_share_of_a_process_of_sharded_weights_follows_the_formula() -> None:
+    sizes = ModelSizes(
+        parameters=900, quantized=0, largest_quantized=0, largest_layer=100, outside_layers=300
+    )
+    share = (900 * 16 + 50 * 4) // 4
+    gathered = 2 * (100 + 100 + 300) + 4 * 100
+    assert (
+        sharded_bytes(sizes, trained=900, frozen_bytes=200, processes=4, gathered_itemsize=2)
+        == share + gathered
+    )
+
+
+def test_more_devices_need_less_memory_per_device_only_where_weights_are_sharded() -> None:
+    model = without_weights()
+    shape = StepShape(rows=1, length=64, accumulates=False)
+    full = TrainMemory(model, Method(type="Full"), 1, sharded=False, on_gpu=True)
+    adapter = TrainMemory(model, Method(), 1, sharded=False, on_gpu=True)
+
+    alone = full.peak_bytes(shape)
+    two, four = (full.with_shards(number).peak_bytes(shape) for number in (2, 4))
+    assert alone > two > four
+    trained = adapter.step(shape).trained_bytes
+    assert replace(adapter, processes=2).peak_bytes(shape) == adapter.peak_bytes(shape) + trained
+    sharded = full.with_shards(2)
+    assert full.state_bytes(full.step(shape)) == sharded.state_bytes(sharded.step(shape))
+    assert replace(full, processes=2).peak_bytes(shape) > alone
+
+
+def test_sharded_weights_leave_the_activations_of_a_process_as_they_are() -> None:
+    alone = TrainMemory(without_weights(), Method(type="Full"), 1, sharded=False, on_gpu=True)
+    sharded = alone.with_shards(4)
+    short, long = (StepShape(rows=1, length=length, accumulates=False) for length in (256, 512))
+
+    def growth(memory: TrainMemory) -> int:
+        return memory.peak_bytes(long) - memory.peak_bytes(short)
+
+    assert growth(sharded) == pytest.approx(growth(alone), rel=0.2)
+    weights = sum(parameter.numel() for parameter in alone.model.parameters())
+    assert sharded.peak_bytes(short) > 16 * weights / 4 + growth(sharded)
+
+
+def test_the_operations_of_a_run_grow_with_tokens_and_with_the_square_of_each_row() -> None:
+    step = StepMeasure({}, 0, 0, matmul_flops=6000, attention_flops=8000)
+    shape = StepShape(rows=2, length=10)
+
+    # 300 per token; attention: half of 40 per token and earlier token
+    assert run_flops(step, shape, [10, 5], epochs=3) == 3 * (300 * 15 + 20 * (100 + 25))
+
+
+def test_full_training_takes_six_operations_per_weight_and_token() -> None:
+    model = without_weights(tie_word_embeddings=False)
+    shape = StepShape(rows=1, length=64, accumulates=False)
+    multiplied = sum(parameter.numel() for parameter in model.parameters()) - 512 * 64  # without embeddings
+
+    step = TrainMemory(model, Method(type="Full"), 1, sharded=False, on_gpu=True).step(shape)
+
+    assert step.matmul_flops == pytest.approx(6 * multiplied * 64, rel=0.02)
+
+
+def test_the_duration_is_a_range_unless_the_utilization_was_measured() -> None:
+    device = DeviceFacts(peak_teraflops=100)
+    assert seconds_range(1e16, device, 2, None) == pytest.approx((50 / 0.45, 50 / 0.25))
+    assert seconds_range(1e16, device, 2, 0.5) == (100, 100)
+    assert seconds_range(1e16, DeviceFacts(memory_bytes=1), 2, 0.5) is None
+    assert seconds_range(1e16, None, 2, 0.5) is None

@@ -1,0 +1,169 @@
+"""Choose batches and gradient checkpointing so that a step fits the memory of a device.
+
+Batches of rows are halved, and then activations are recomputed: the rungs that train takes when memory runs
+out (`train.guards.memory`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
+chosen with which a step fits if activations are recomputed. What the user set is kept.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.prediction import Verdict
+from finetune_trainer.model.outofmemory import GIBIBYTE
+from finetune_trainer.preflight.defaults import ROWS_PER_STEP
+from finetune_trainer.preflight.estimate.fakestep import StepShape
+from finetune_trainer.preflight.estimate.memory import TrainMemory
+from finetune_trainer.train.guards.memory import MemoryLadder
+
+FITS: Final = 0.9
+"""Share of a device's memory below which a prediction fits."""
+MIN_TOKENS: Final = 2048
+"""Tokens of a batch below which gradient checkpointing costs less time than smaller batches."""
+TOO_LARGE: Final = 1.15
+"""Share of a device's memory above which a prediction cannot fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Settings of a run, and what a device needs with them."""
+
+    hyperparameters: Hyperparameters
+    shape: StepShape
+    """The step that needs most memory."""
+    peak_bytes: int
+    verdict: Verdict
+    smallest_bytes: int
+    """Peak bytes with every rung that train takes when memory runs out."""
+    chosen: tuple[str, ...]
+    """What was changed so that it fits, one sentence each."""
+
+
+def fit(
+    memory: TrainMemory,
+    defaults: Hyperparameters,
+    requested: RequestedHyperparameters,
+    *,
+    max_row_tokens: int,
+    available: int | None,
+) -> MemoryPlan:
+    """Change `defaults` until the peak is below `FITS` of the memory of a device.
+
+    Args:
+        memory: what steps need.
+        defaults: all hyperparameters; none of them is changed if `available` is unknown.
+        requested: what the user set.
+        max_row_tokens: tokens of the longest row after truncation.
+        available: memory of a device in bytes.
+    """
+    method = memory.method.type
+
+    def peak_of(used: Hyperparameters) -> int:
+        return memory.peak_bytes(step_shape(used, method, max_row_tokens))
+
+    used, smallest = defaults, peak_of(defaults)
+    verdict: Verdict = "Unknown"
+    if available is not None:
+        for used in _candidates(defaults, requested, max_row_tokens):
+            smallest = peak_of(used)
+            if smallest < FITS * available:
+                verdict = "Fits"
+                break
+        else:
+            # Train turns on checkpointing when memory runs out, also where the user switched it off.
+            smallest = peak_of(used.model_copy(update={"gradient_checkpointing": True}))
+            verdict = "TooLarge" if smallest > TOO_LARGE * available else "Tight"
+    return MemoryPlan(
+        hyperparameters=used,
+        shape=step_shape(used, method, max_row_tokens),
+        peak_bytes=peak_of(used),
+        verdict=verdict,
+        smallest_bytes=smallest,
+        chosen=_sentences(defaults, used, peak_of),
+    )
+
+
+def _candidates(
+    defaults: Hyperparameters, requested: RequestedHyperparameters, max_row_tokens: int
+) -> Iterator[Hyperparameters]:
+    """Settings from the fastest to those that need least memory. Only what the user did not set changes."""
+    may_checkpoint = requested.gradient_checkpointing is None
+    if defaults.max_batch_tokens is not None:
+        for checkpointing in (False, True) if may_checkpoint else (defaults.gradient_checkpointing,):
+            is_last = checkpointing or not may_checkpoint
+            for tokens in _budgets(defaults.max_batch_tokens, max_row_tokens, 0 if is_last else MIN_TOKENS):
+                yield defaults.model_copy(
+                    update={"max_batch_tokens": tokens, "gradient_checkpointing": checkpointing}
+                )
+        return
+    adapts_batches = requested.per_device_batch_size is None
+    ladder: MemoryLadder | None = MemoryLadder()
+    while ladder is not None and (may_checkpoint or not ladder.gradient_checkpointing):
+        yield (used := ladder.apply(defaults))
+        ladder = ladder.next(used, max_row_tokens, adapts_batches=adapts_batches)
+
+
+def _budgets(tokens: int, max_row_tokens: int, min_tokens: int) -> Iterator[int]:
+    """Token budgets, each half of the one before, down to `min_tokens` or the longest row."""
+    smallest = max(max_row_tokens, min_tokens)
+    while tokens > smallest:
+        yield tokens
+        tokens //= 2
+    yield smallest
+
+
+def step_shape(used: Hyperparameters, method: MethodType, max_row_tokens: int) -> StepShape:
+    """The step of a process that needs most memory: all rows are as long as the longest one."""
+    batch, accumulation = used.per_device_batch_size, used.gradient_accumulation_steps
+    if used.max_batch_tokens is not None:
+        step_tokens = batch * accumulation * max_row_tokens
+        tokens = max(max_row_tokens, min(used.max_batch_tokens, step_tokens))
+        return StepShape(
+            rows=1,
+            length=tokens,
+            checkpointing=used.gradient_checkpointing,
+            masks=False,
+            accumulates=tokens < step_tokens,
+        )
+    return StepShape(
+        rows=batch,
+        length=max_row_tokens,
+        checkpointing=used.gradient_checkpointing,
+        masks=batch * METHODS[method].sequences_per_row > 1,
+        accumulates=accumulation > 1,
+    )
+
+
+def gibibytes(size: int) -> str:
+    """GiB with two significant digits; all digits from 10 on."""
+    number = size / GIBIBYTE
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _sentences(
+    defaults: Hyperparameters, used: Hyperparameters, peak_of: Callable[[Hyperparameters], int]
+) -> tuple[str, ...]:
+    """Why `used` differs from the defaults, and its steps from those of one device."""
+    sentences = []
+    rows = used.per_device_batch_size * used.gradient_accumulation_steps * used.processes
+    if used.max_batch_tokens is not None and rows > max(ROWS_PER_STEP, used.processes):
+        sentences.append(f"optimizer steps of {rows} rows: {ROWS_PER_STEP} would not fill the devices")
+    without = used.model_copy(update={"gradient_checkpointing": defaults.gradient_checkpointing})
+    if without != defaults:
+        need = gibibytes(peak_of(defaults))
+        sentences.append(
+            f"batches of {_batch_text(without)}: {_batch_text(defaults)} would need {need} GiB per device"
+        )
+    if without != used:
+        need = gibibytes(peak_of(without))
+        sentences.append(f"gradient checkpointing: without it, a device would need {need} GiB")
+    return tuple(sentences)
+
+
+def _batch_text(used: Hyperparameters) -> str:
+    if used.max_batch_tokens is not None:
+        return f"up to {used.max_batch_tokens} tokens"
+    rows = used.per_device_batch_size
+    return "1 row" if rows == 1 else f"{rows} rows"
