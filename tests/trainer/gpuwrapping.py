@@ -17,8 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from finetune_trainer.evaluate import measured
-from finetune_trainer.model import load
-from finetune_trainer.train import modelsetup
+from finetune_trainer.model import load, quantization
 from tools.models import tiny
 
 VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
@@ -30,7 +29,7 @@ def as_a_gpu_trains() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "bf16")
-        for module in (load, modelsetup):
+        for module in (load, quantization):
             patch.setattr(module, "multiplies_bfloat16", lambda _: True)
         patch.setattr(measured, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
         yield

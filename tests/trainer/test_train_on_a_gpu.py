@@ -12,6 +12,7 @@ from torch.distributed import distributed_c10d
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.train.callbacks.divergence import Divergence
+from finetune_trainer.train.parallel import shardingconfig
 from finetune_trainer.train.trainer import training_arguments
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import VARIABLE, as_a_gpu_trains, tiny_in_bfloat16
@@ -47,6 +48,7 @@ def train_as_on_a_gpu() -> None:
                     print('{"message": "a gradient has more than 8 bits"}', flush=True)
         check(self, step, optimizer)
 
+    vars(shardingconfig)["mixes_precision"] = lambda _: True
     vars(distributed_c10d)["_tensor_to_object"] = refuse
     Divergence.before_update = checked  # type: ignore[method-assign]
 

@@ -18,7 +18,7 @@ from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.train.modelsetup import trainable_model
-from finetune_trainer.train.states.weights import TrainingWeights
+from finetune_trainer.train.states.weights import training_weights
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 from tools.models import tiny
 
@@ -122,7 +122,7 @@ def test_a_loaded_dora_adapter_says_what_the_model_in_training_says(
             torch.nn.init.normal_(parameter, std=0.1)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    TrainingWeights(trained, "sha256:" + 64 * "0", source).collect().write(adapter)
+    training_weights(trained, "sha256:" + 64 * "0", source).write(adapter)
     ids = torch.tensor([[1, 5, 6, 9]])
 
     loaded = load_adapter(load_base(source, None, torch.device("cpu")), adapter)

@@ -21,7 +21,7 @@ from finetune_trainer.distributed.peermonitor import ENDED, LOST, PREEMPTED, Pee
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, ProcessRank
 from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, exit_key
 from finetune_trainer.distributed.tunnel import read_key
-from finetune_trainer.model.device import choose_device
+from finetune_trainer.model.device import choose_device, is_collective_error
 from finetune_trainer.runtime.failure import Preempted
 
 RESULT: Final = "result"
@@ -108,7 +108,7 @@ class DistributedGroup(Group):
         try:
             yield
         except RuntimeError as error:
-            if not _is_collective_error(error):
+            if not is_collective_error(error):
                 raise
             if PREEMPTED in self._exit_reasons():
                 raise Preempted from error
@@ -231,11 +231,6 @@ def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
         world_size=process.size,
         timeout=timeout,
     )
-
-
-def _is_collective_error(error: RuntimeError) -> bool:
-    """Whether a collective failed; gloo raises plain RuntimeErrors whose text names its source file."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _failure_known(rank: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import torch.distributed as dist
 
 from finetune_trainer.processors import available_processors
 
@@ -60,6 +61,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)
+
+
+def is_collective_error(error: BaseException) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors whose text names its source file."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -110,7 +110,7 @@ def _dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
     """Return the head of a causal language model, after a test on the inputs of `batch`.
 

@@ -7,10 +7,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.model.device import is_out_of_memory, multiplies_bfloat16
+from finetune_trainer.model.device import is_collective_error, is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -20,14 +21,17 @@ def load_base(
     dtype: torch.dtype | None,
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
+    sharding: DistributedConfig | None = None,
 ) -> PreTrainedModel:
-    """Load the causal language model in `folder`.
+    """Load the causal language model in `folder`. Weights go to the device as they are read.
 
     Args:
         folder: config.json and safetensors.
         dtype: dtype of the weights; None for the stored dtype, or float32 if the device is slow with 16 bits.
         device: the device that the model runs on.
         quantization: quantization of the linear layers except the output head; None for no quantization.
+        sharding: how the weights are sharded across the processes of the run: each reads only its own rows,
+            and the call is collective. None to load all weights.
 
     Raises StageFailure (BASE_MODEL_INVALID) with the text of the library's error.
     """
@@ -38,21 +42,22 @@ def load_base(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            # Quantized layers are created on their device.
-            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
+            quantization_config=quantization,
+            distributed_config=sharding,
+            device_map={"": device} if sharding is None else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_collective_error(error):
             raise
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,
             f"base model in {folder}: the weights cannot be loaded: {type(error).__name__}: {error}",
         ) from error
-    if quantization is None:
-        model.to(device)  # type: ignore[arg-type] # its stub knows only one of the overloads
+    if sharding is not None:
+        _initialize_containers(model)
     return model
 
 
@@ -79,6 +84,17 @@ def context_length(config: PretrainedConfig) -> int | None:
     """Context length of the model in tokens; None if its config does not state it."""
     length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length
+
+
+def _initialize_containers(model: PreTrainedModel) -> None:
+    """Initialize what models without tensors of their own set in their parts, such as a buffer of Falcon-H1.
+
+    transformers skips them in a sharded model, whose class is not from transformers. Loaded tensors stay.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and next(module.parameters(recurse=False), None) is None:
+                module._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 def _silence_libraries() -> None:

@@ -64,10 +64,7 @@ def choose_budget(model: Trainable, max_tokens: int, pad_token_id: int, device: 
     padded = TokenBudget(
         max_tokens, functools.partial(pad_without_mask, pad_token_id=pad_token_id), packs=False
     )
-    if model.device.type != device.type:
-        # The weights are sharded later, so the model cannot be tested on its device.
-        chosen = padded
-    elif device.type == "cuda":
+    if device.type == "cuda":
         chosen = TokenBudget(max_tokens, pack_with_bounds, packs=True) if pack_by_varlen(model) else padded
     elif isolates_packed_rows(model):
         chosen = TokenBudget(min(max_tokens, MAX_PACKED_TOKENS), pack, packs=True)
@@ -91,7 +88,8 @@ def isolates_packed_rows(model: Trainable, collate: Collate = pack) -> bool:
     first, second = _probe_rows(model)
     joined = EncodedRow(first.input_ids + second.input_ids, first.labels + second.labels)
     model.eval()
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
+    # Not inference_mode: FSDP gathers sharded weights into tensors that training uses, too.
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
         alone, packed, mixed = (
             _log_probabilities(model, collate(rows))[-len(second.input_ids) :]
             for rows in ([second], [first, second], [joined])

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
@@ -18,12 +19,17 @@ Trainable = PreTrainedModel | PeftModel
 
 
 def trainable_model(
-    folder: Path, method: Method, device: torch.device, parent: Path | None = None
+    folder: Path,
+    method: Method,
+    device: torch.device,
+    parent: Path | None = None,
+    sharding: DistributedConfig | None = None,
 ) -> Trainable:
     """Load the base model in `folder` and prepare it for `method`; a new adapter draws random numbers.
 
     With `parent`, training starts from the weights in that folder: an adapter with the LoRA settings of
-    `method`, or a whole model for Full.
+    `method`, or a whole model for Full. With `sharding`, each process gets its rows of the weights of Full;
+    the call is collective.
 
     Precision:
 
@@ -38,7 +44,7 @@ def trainable_model(
     """
     info = METHODS[method.type]
     if not info.trains_adapter:
-        whole = load_base(parent or folder, torch.float32, device)
+        whole = load_base(parent or folder, torch.float32, device, sharding=sharding)
         freeze_encoders(whole)
         return whole
     base = load_quantized_base(folder, device) if info.quantized_base else load_base(folder, None, device)

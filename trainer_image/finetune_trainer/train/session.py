@@ -29,10 +29,11 @@ from finetune_trainer.train.callbacks.validation import Validating, validation_s
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
+from finetune_trainer.train.parallel.shardingconfig import sharding_config
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import CollectedWeights, TrainingWeights, bundle_of
+from finetune_trainer.train.states.weights import TrainingWeights, bundle_of, training_weights
 from finetune_trainer.train.trainingmetrics import TrainingMetrics
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class TrainingOutcome:
     steps: int
     epoch: float
     stopped_early: bool
-    weights: CollectedWeights
+    weights: TrainingWeights
     bundle: Bundle
     ledger: RunLedger
     wasted_time: WastedTime
@@ -84,10 +85,9 @@ class TrainingSession:
         hangs = partial(_describe_hang, config.step_timeout_seconds, attempt)
         with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
             with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
-                # With FSDP the whole model exists only in host memory; shards of each layer go to the device.
                 sharded = is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size)
-                target = torch.device("cpu") if sharded else device
-                model = trainable_model(data.base, config.method, target, parent)
+                sharding = sharding_config(data.base, group.size, device) if sharded else None
+                model = trainable_model(data.base, config.method, device, parent, sharding)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 
     def run(self) -> TrainingOutcome:
@@ -97,7 +97,7 @@ class TrainingSession:
         PeerLost.
         """
         config, data, group = self.config, self.data, self.context.group
-        weights = TrainingWeights(self.model, config.base_model, data.base)
+        weights = training_weights(self.model, config.base_model, data.base)
         ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
@@ -150,7 +150,7 @@ class TrainingSession:
             steps=steps,
             epoch=steps / data.steps_per_epoch,
             stopped_early=stopped_early,
-            weights=weights.collect(),
+            weights=weights,
             bundle=bundle_of(data.base, data.tokenizer),
             ledger=ledger,
             wasted_time=run.wasted_time,

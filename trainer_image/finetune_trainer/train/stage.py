@@ -1,6 +1,7 @@
 """The train stage: load, open, run, result, publish; again with less memory if it runs out."""
 
 import logging
+from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
@@ -78,10 +79,21 @@ def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restart
     data = TrainingData.load(config, attempt.hyperparameters, context)
     with TrainingSession.open(config, context, attempt, data) as session:
         outcome = session.run()
+    result = _result(config, attempt, outcome, restarts)
+    if not context.group.is_main_process:
+        outcome.weights.contribute()
+        _release(context)
+        return result
+    with context.store.staging() as final:
+        outcome.weights.write(final)
+        _release(context)
+        return _publish(config, context, attempt, outcome, result, final=final)
+
+
+def _release(context: StageContext) -> None:
+    """End what needs all processes, or the state of this one. Raises Preempted after a signal."""
     context.group.end_collectives()
     context.stop.release()
-    result = _result(config, attempt, outcome, restarts)
-    return _publish(config, context, attempt, outcome, result) if context.group.is_main_process else result
 
 
 def _result(config: TrainConfig, attempt: Attempt, outcome: TrainingOutcome, restarts: int) -> TrainResult:
@@ -111,14 +123,17 @@ def _publish(
     attempt: Attempt,
     outcome: TrainingOutcome,
     result: TrainResult,
+    *,
+    final: Path,
 ) -> TrainResult:
-    """Publish checkpoints and report to the store, and add them to the result."""
+    """Publish checkpoints, with the last weights from the folder `final`, and the report."""
     checkpoints = publish_checkpoints(
         context.store,
         attempt.states,
         outcome.ledger,
-        outcome.weights,
+        final,
         outcome.retention,
+        weights_type=outcome.weights.type,
         bundle=outcome.bundle,
         step=outcome.steps,
         epoch=outcome.epoch,

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import torch
@@ -123,8 +122,6 @@ class CompletionTrainer(NormKeeper):
 
     loss_is_scaled_for_ga = True
     unit = "nats per token"
-    settings: Mapping[str, Any] = MappingProxyType({})
-    """Additional arguments of the Trainer."""
     reduces_each_batch = False
     """Whether processes add up their gradients after each batch of a step, instead of once per step."""
 
@@ -151,7 +148,7 @@ class CompletionTrainer(NormKeeper):
             hyperparameters = hyperparameters.model_copy(update={"gradient_accumulation_steps": 1})
         super().__init__(
             model=model,
-            args=training_arguments(TrainingArguments, hyperparameters, device, folder, **self.settings),
+            args=training_arguments(TrainingArguments, hyperparameters, device, folder),
             data_collator=collate,
             train_dataset=rows,
         )

@@ -23,9 +23,10 @@ class Keeping(Callback):
         run = self.run
         if not run.retention.keeps(step, loss_is_high=run.ledger.losses.high_steps > 0):
             return
-        weights = run.weights.collect()
         if run.context.group.is_main_process:
-            run.states.save_kept(step, weights.write)
+            run.states.save_kept(step, run.weights.write)
+        else:
+            run.weights.contribute()
         run.ledger.keep(step, epoch, run.retention)
         run.watchdog.feed(step)
 
@@ -73,7 +74,8 @@ class Saving(Callback):
 
     def save_best(self, step: int) -> None:
         """Save the weights that the ledger records as the best next. Collective."""
-        weights = self.run.weights.collect()
         if self.run.context.group.is_main_process:
-            self.run.states.save_best(step, weights.write)
+            self.run.states.save_best(step, self.run.weights.write)
+        else:
+            self.run.weights.contribute()
         self.run.watchdog.feed(step)

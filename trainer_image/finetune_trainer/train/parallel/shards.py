@@ -27,6 +27,11 @@ STEP: Final = "step"
 PARAMETERS: Final = "params"
 
 
+def is_fully_sharded(model: torch.nn.Module) -> bool:
+    """Whether the weights of `model` are sharded across processes."""
+    return isinstance(model, FSDPModule)
+
+
 def rows_of(tensor: Tensor) -> Rows:
     """This process's rows of a tensor, as a view; all rows if it is not sharded."""
     if not isinstance(tensor, DTensor):

@@ -5,27 +5,28 @@ from pathlib import Path
 from finetune_trainer.beneath import copy_file, names_in
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.store import Store
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import CollectedWeights
 
 
 def publish_checkpoints(
     store: Store,
     states: ResumeStates,
     ledger: RunLedger,
-    weights: CollectedWeights,
+    final: Path,
     retention: Retention,
     *,
+    weights_type: CheckpointType,
     bundle: Bundle,
     step: int,
     epoch: float,
 ) -> tuple[CheckpointResult, ...]:
-    """Publish the weights after `step` as the final ones, and the best and the kept weights.
+    """Publish the weights after `step`, from the staging folder `final`, and the best and the kept weights.
 
     The best weights are those with the lowest validation loss; without validation, the final ones. Each
     digest is published once, because a kept step may also be the best. Each checkpoint gets the files of
@@ -46,26 +47,24 @@ def publish_checkpoints(
     for kept in retention.published(ledger.kept, step):
         if best is None or kept.step != best.step:
             digest = _publish_folder(store, states.kept_folder(kept.step), bundle)
-            add(CheckpointResult(digest=digest, type=weights.type, **kept.model_dump()))
+            add(CheckpointResult(digest=digest, type=weights_type, **kept.model_dump()))
     if best is not None and not final_is_best:
         digest = _publish_folder(store, states.best_folder(best.step), bundle)
-        add(CheckpointResult(digest=digest, type=weights.type, best=True, **best.model_dump()))
-    with store.staging() as staging:
-        weights.write(staging)
-        bundle.write(staging)
-        add(
-            CheckpointResult(
-                digest=store.publish("checkpoints", staging),
-                type=weights.type,
-                step=step,
-                epoch=epoch,
-                train_loss=ledger.final_train_loss,
-                validation_loss=ledger.validation_loss,
-                **ledger.reward_figures(),
-                best=final_is_best,
-                final=True,
-            )
+        add(CheckpointResult(digest=digest, type=weights_type, best=True, **best.model_dump()))
+    bundle.write(final)
+    add(
+        CheckpointResult(
+            digest=store.publish("checkpoints", final),
+            type=weights_type,
+            step=step,
+            epoch=epoch,
+            train_loss=ledger.final_train_loss,
+            validation_loss=ledger.validation_loss,
+            **ledger.reward_figures(),
+            best=final_is_best,
+            final=True,
         )
+    )
     return tuple(sorted(published.values(), key=lambda checkpoint: checkpoint.step))
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from finetune_trainer.beneath import read_file
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
+from finetune_trainer.model.device import is_collective_error
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, durable
 from finetune_trainer.store.failures import Mount, any_file, verify_files
@@ -129,4 +130,6 @@ def errors_of_libraries() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
+        if is_collective_error(error):
+            raise
         raise OSError(str(error)) from error

@@ -8,7 +8,7 @@ which can read such files too (`HuggingFaceStorageReader`).
 import json
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -63,13 +63,24 @@ class Rows:
         return [self.start, *([0] * (self.data.ndim - 1))] if self.data.ndim else []
 
 
-def write_tensors(file: ByteSink, tensors: Mapping[str, Rows], *, is_shard: bool = False) -> None:
+def file_order(tensors: Mapping[str, Rows]) -> list[str]:
+    """Names of tensors in safetensors' own order of their content, which aligns all of them."""
+    return sorted(tensors, key=lambda name: (-tensors[name].data.element_size(), name))
+
+
+def write_tensors(
+    file: ByteSink,
+    tensors: Mapping[str, Rows],
+    *,
+    is_shard: bool = False,
+    read: Callable[[str], Tensor] | None = None,
+) -> None:
     """Write a safetensors file, in pieces of at most `PIECE_BYTES`.
 
-    With `is_shard`, other files have the remaining rows of the tensors.
+    With `is_shard`, other files have the remaining rows of the tensors. With `read`, `tensors` may be on the
+    meta device: `read` returns each when it is written.
     """
-    # safetensors' own order, which aligns all tensors.
-    names = sorted(tensors, key=lambda name: (-tensors[name].data.element_size(), name))
+    names = file_order(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     if is_shard:
         header["__metadata__"][SHARDING] = json.dumps({n: {OFFSETS: tensors[n].offsets} for n in names})
@@ -82,7 +93,7 @@ def write_tensors(file: ByteSink, tensors: Mapping[str, Rows], *, is_shard: bool
     text += b" " * (-len(text) % ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
     for name in names:
-        flat = tensors[name].data.detach().reshape(-1)
+        flat = (tensors[name].data if read is None else read(name)).detach().reshape(-1)
         step = PIECE_BYTES // flat.element_size()
         for at in range(0, flat.numel(), step):
             piece = flat[at : at + step].cpu().contiguous()

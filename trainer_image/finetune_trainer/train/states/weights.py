@@ -3,14 +3,13 @@
 The other files of a checkpoint are its `Bundle`, which is added when the weights are published.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.beneath import copy_file
@@ -28,7 +27,8 @@ from finetune_trainer.model.bundle import (
 )
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel.fsdp import gather_weights, is_fully_sharded
+from finetune_trainer.train.parallel.shards import is_fully_sharded
+from finetune_trainer.train.states.modelfiles import write_model
 
 GENERIC_TOKENIZER: Final = "PreTrainedTokenizerFast"
 """Name that transformers 4 and 5 understand for a tokenizer without a class of its own."""
@@ -53,24 +53,8 @@ def _class_name(name: str | None) -> str:
     return GENERIC_TOKENIZER if name in ("", "PreTrainedTokenizer", "TokenizersBackend") else name
 
 
-class TrainingWeights:
-    """The weights of a model in training."""
-
-    def __init__(self, model: Trainable, base_model: Digest, base: Path) -> None:
-        self._model = model
-        self._base_model = base_model
-        self._base = base
-
-    def collect(self) -> "CollectedWeights":
-        """Collect the current weights, which rank 0 must write before the next step. Collective."""
-        if isinstance(self._model, PeftModel):
-            return CollectedAdapter(self._model, self._base_model)
-        state = gather_weights(self._model) if is_fully_sharded(self._model) else self._model.state_dict()
-        return CollectedModel(self._model, state, self._base)
-
-
-class CollectedWeights(Protocol):
-    """Complete weights in one process."""
+class TrainingWeights(Protocol):
+    """The weights of a model in training, which rank 0 writes."""
 
     @property
     def type(self) -> CheckpointType:
@@ -78,13 +62,22 @@ class CollectedWeights(Protocol):
         ...
 
     def write(self, folder: Path) -> None:
-        """Write the weights in the form in which they are published."""
+        """Write the current weights as they are published. Collective with `contribute`. Raises OSError."""
+        ...
+
+    def contribute(self) -> None:
+        """Send what rank 0 lacks, in the other processes, while rank 0 writes."""
         ...
 
 
+def training_weights(model: Trainable, base_model: Digest, base: Path) -> TrainingWeights:
+    """The weights of `model`, which is trained from the base model in the folder `base`."""
+    return AdapterWeights(model, base_model) if isinstance(model, PeftModel) else ModelWeights(model, base)
+
+
 @dataclass(frozen=True)
-class CollectedAdapter:
-    """The weights of an adapter."""
+class AdapterWeights:
+    """The weights of an adapter, which every process has."""
 
     model: PeftModel
     base_model: Digest
@@ -93,18 +86,33 @@ class CollectedAdapter:
     def write(self, folder: Path) -> None:
         _write_adapter(self.model, self.base_model, folder)
 
+    def contribute(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
-class CollectedModel:
-    """All weights of a model, in the order and with the names of its state dict."""
+class ModelWeights:
+    """All weights of a model, in the dtype of the base model in the folder `base`."""
 
     model: PreTrainedModel
-    state: Mapping[str, Tensor]
     base: Path
     type: CheckpointType = FULL_MODEL
 
     def write(self, folder: Path) -> None:
-        _write_full(self.model, self.state, self.base, folder)
+        write_model(self.model, self._dtype, folder)
+        for name in (MODEL_CONFIG, *PROCESSOR_FILES):
+            if (self.base / name).exists():
+                copy_file(self.base / name, folder / name, self.base)
+
+    def contribute(self) -> None:
+        if is_fully_sharded(self.model):
+            write_model(self.model, self._dtype, None)
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        config = AutoConfig.from_pretrained(self.base, trust_remote_code=False, local_files_only=True)
+        dtype: torch.dtype | None = config.dtype
+        return dtype
 
 
 def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
@@ -118,20 +126,3 @@ def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
     config["base_model_name_or_path"] = base_model
     config["inference_mode"] = True
     write_settings(folder / ADAPTER_CONFIG, config)
-
-
-def _write_full(model: PreTrainedModel, state: Mapping[str, Tensor], base: Path, folder: Path) -> None:
-    """Write a whole model in the dtype of the base model in `base`."""
-    dtype = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
-    # One copy for all names of a tensor: transformers recognizes tied weights by their memory.
-    copies: dict[int, Tensor] = {}
-    weights = {
-        name: copies.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        for name, tensor in state.items()
-    }
-    model.save_pretrained(folder, state_dict=weights)
-    # The architecture is that of the base model; transformers would add its version and settings.
-    for name in (MODEL_CONFIG, *PROCESSOR_FILES):
-        if (base / name).exists():
-            (folder / name).unlink(missing_ok=True)
-            copy_file(base / name, folder / name, base)
