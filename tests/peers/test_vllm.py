@@ -4,19 +4,23 @@ The options of the command are those of docs/storage.md.
 """
 
 import shlex
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
 import pytest
 
+from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.rows import Row
+from finetune_trainer.tokens.reasoning import PARSERS, AnswerReader, Parts, parser_for
 from tests.docsblocks import blocks
 from tests.peers.vllmserver import VLLMServer
-from tests.trainer.basemodels import with_gemma_tokens
+from tests.trainer.basemodels import with_gemma_tokens, with_reasoning
 from tests.trainer.plainlibraries import MAX_TOKENS, PlainModel
 from tests.trainer.workbench import PAIRS, ROWS, Workbench
 from tools.peers import vllm
@@ -38,6 +42,17 @@ ADAPTERS: Final = {
     "rank-stabilised": Method(lora=LoRA(r=16, alpha=16, dropout=0, rslora=True)),
     "preferred": Method(type="DPO", lora=LoRA(r=8, alpha=16, dropout=0)),
 }
+THOUGHT: Final = "It is about that."
+THINKING: Final = [
+    Row.pair(row.messages[0].content, f"<think>\n{THOUGHT}\n</think>\n\n{row.output}") for row in ROWS[:6]
+]
+WITHOUT_THOUGHT: Final = ROWS[6:]
+REQUESTS: Final[dict[str, tuple[Sequence[Row], dict[str, Any]]]] = {
+    "reasoning": (THINKING, {}),
+    "empty reasoning": (WITHOUT_THOUGHT, {}),
+    "reasoning that the prompt closes": (WITHOUT_THOUGHT, {"template": {"enable_thinking": False}}),
+    "an answer cut off in its reasoning": (THINKING, {"max_tokens": 4}),
+}
 REFUSED: Final = {
     "dora": (Method(lora=LoRA(r=8, dora=True)), "vLLM does not yet support DoRA"),
     "rank": (Method(lora=LoRA(r=32)), "LoRA rank 32 is greater than max_lora_rank 16"),
@@ -45,23 +60,30 @@ REFUSED: Final = {
 
 
 class Models:
-    """A base model without chat template and with a token that ends a turn, and its Checkpoints."""
+    """Adapters of a base model without chat template, and a whole model whose answers have reasoning."""
 
     def __init__(self, folder: Path) -> None:
         self._bench = Workbench(folder)
-        self._digest = self._bench.model(with_gemma_tokens(folder / "source"))
-        self.base = self._bench.store.artifact(ArtifactRef(kind="models", digest=self._digest))
-        self.adapters = {name: self._trained(method, **UNTIL_KNOWN) for name, method in ADAPTERS.items()}
-        self.refused = {name: self._trained(method, epochs=1) for name, (method, _) in REFUSED.items()}
-        self.full = self._trained(Method(type="Full"), **UNTIL_KNOWN | {"learning_rate": 5e-3})
+        plain, thinking = (
+            self._bench.model(model(folder / model.__name__)) for model in (with_gemma_tokens, with_reasoning)
+        )
+        self.base = self._bench.store.artifact(ArtifactRef(kind="models", digest=plain))
+        self.adapters = {
+            name: self._trained(plain, method, PAIRS if method.type == "DPO" else ROWS, **UNTIL_KNOWN)
+            for name, method in ADAPTERS.items()
+        }
+        self.refused = {
+            name: self._trained(plain, method, ROWS, epochs=1) for name, (method, _) in REFUSED.items()
+        }
+        settings = UNTIL_KNOWN | {"learning_rate": 5e-3, "max_sequence_length": 128}
+        self.full = self._trained(thinking, Method(type="Full"), (*THINKING, *WITHOUT_THOUGHT), **settings)
 
     def plain(self, name: str) -> PlainModel:
         """One of them in transformers and PEFT."""
         return PlainModel(self.full) if name == "full" else PlainModel(self.base, self.adapters[name])
 
-    def _trained(self, method: Method, **settings: Any) -> Path:
-        rows = PAIRS if method.type == "DPO" else ROWS
-        config = self._bench.train_config(self._digest, self._bench.dataset(rows), method=method, **settings)
+    def _trained(self, base: Digest, method: Method, rows: Sequence[Row], **settings: Any) -> Path:
+        config = self._bench.train_config(base, self._bench.dataset(rows), method=method, **settings)
         config = config.model_copy(update={"run": uuid.uuid4().hex})
         return self._bench.checkpoint(self._bench.train(config).checkpoints[-1])
 
@@ -97,8 +119,11 @@ def server(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def server_of_full(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    arguments = [*documented("Full", CHECKPOINT=models.full), "--served-model-name", "full"]
-    with VLLMServer(arguments, tmp_path_factory.mktemp("vllm-full")) as running:
+    parser = parser_for(models.plain("full").tokenizer)
+    assert parser is not None
+    arguments = documented("Full", CHECKPOINT=models.full, PARSER=parser.name)
+    named = ["--served-model-name", "full"]
+    with VLLMServer([*arguments, *named], tmp_path_factory.mktemp("vllm-full")) as running:
         yield running
 
 
@@ -152,11 +177,35 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused_with_the_reason(
 
 def test_a_full_checkpoint_is_a_whole_model(server_of_full: VLLMServer, models: Models) -> None:
     plain = models.plain("full")
-    for row in ROWS:
-        question = row.messages[0].content
+    for question in QUESTIONS:
         answer = server_of_full.chat("full", question)
         assert answer.prompt_token_ids == plain.prompt(question)
         (choice,) = answer.choices
         assert choice.token_ids == plain.answer(question)
-        assert (choice.finish_reason, choice.message.content) == ("stop", row.output)
-        assert plain.tokenizer.convert_ids_to_tokens(choice.token_ids[-1]) == STOP
+        assert choice.finish_reason == "stop"
+        assert plain.tokenizer.convert_ids_to_tokens(choice.token_ids[-1]) == "<|im_end|>"
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_reasoning_is_separated_as_by_our_engine(
+    server_of_full: VLLMServer, models: Models, case: str
+) -> None:
+    reader = AnswerReader(models.plain("full").tokenizer)
+    assert reader.parser is not None
+    rows, settings = REQUESTS[case]
+    for row in rows:
+        answer = server_of_full.chat("full", row.messages[0].content, **settings)
+        (choice,) = answer.choices
+        is_open = reader.is_open(answer.prompt_token_ids)
+        expected = reader.parser.split(reader.text(choice.token_ids), is_open=is_open)
+        found = Parts((choice.message.reasoning or "").strip(), (choice.message.content or "").strip())
+        assert found == expected
+        if choice.finish_reason == "stop":
+            assert found == reader.parser.split(row.output)
+
+
+def test_vllm_has_the_parsers_that_checkpoints_name() -> None:
+    script = "from vllm.reasoning import ReasoningParserManager as m; print(*m.list_registered())"
+    python = vllm.environment() / "bin" / "python"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    assert {parser.name for parser in PARSERS} <= set(done.stdout.split())

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, Endpoint
@@ -33,6 +35,7 @@ ENVIRONMENT: Final = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 LOG_CHARACTERS: Final = 4000
+NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class VLLMServer(Endpoint):
@@ -63,13 +66,16 @@ class VLLMServer(Endpoint):
         answer = self.http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
         return None if answer.is_success else str(answer.json()["error"]["message"])
 
-    def chat(self, model: str, question: str, **settings: Any) -> Any:
-        """The greedy answer to one question, with token ids."""
+    def chat(self, model: str, question: str, template: Mapping[str, Any] = NONE, **settings: Any) -> Any:
+        """The greedy answer to one question, with token ids.
+
+        `template` has arguments for the chat template.
+        """
         return self.openai.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": question}],
             temperature=0,
-            extra_body={"return_token_ids": True},
+            extra_body={"return_token_ids": True, "chat_template_kwargs": dict(template)},
             **settings,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune_trainer.tokens import trainingtemplates
 from finetune_trainer.tokens.suppliedtemplates import template_text
 from tools.models import tiny
 
@@ -33,14 +34,22 @@ def with_gemma_tokens(folder: Path) -> Path:
     return with_special_tokens(folder, "<start_of_turn>", "<end_of_turn>")
 
 
-def with_special_tokens(folder: Path, *tokens: str) -> Path:
+def with_special_tokens(folder: Path, *tokens: str, ordinary: tuple[str, ...] = ()) -> Path:
     tokenizer: Any = AutoTokenizer.from_pretrained(whole(folder))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer.chat_template = None
     (folder / "chat_template.jinja").unlink()
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    tokenizer.add_tokens(list(ordinary))
     torch.manual_seed(3)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    return folder
+
+
+def with_reasoning(folder: Path) -> Path:
+    """A model with the published template of a family whose answers begin with reasoning."""
+    with_special_tokens(folder, "<|im_start|>", "<|im_end|>", ordinary=("<think>", "</think>"))
+    shutil.copy(trainingtemplates.folder() / "qwen3.jinja", folder / "chat_template.jinja")
     return folder

@@ -6,7 +6,7 @@ from typing import Any, Final
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-MAX_TOKENS: Final = 12
+MAX_TOKENS: Final = 32
 
 
 class PlainModel:
