@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.serve.detokenize import TextStream
@@ -45,9 +46,11 @@ def test_whole_and_streamed_answers_have_reasoning_apart_from_content() -> None:
     ended = streamed.end("stop")
 
     message = whole["choices"][0]["message"]
-    assert (message["reasoning_content"], message["content"]) == ("It is lost.", "dispatch")
+    assert (message["reasoning"], message["content"]) == ("It is lost.", "dispatch")
+    assert message["reasoning_content"] == message["reasoning"]
     deltas = [chunk.choices[0].delta for chunk in (*chunks, ended) if chunk is not None]
-    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "It is lost."
+    for name in ("reasoning", "reasoning_content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == "It is lost."
     assert "".join(delta.get("content", "") for delta in deltas) == "dispatch"
     assert all(delta for delta in deltas[:-1]), "chunks without text are not sent"
 
@@ -101,12 +104,11 @@ def test_tags_that_are_control_tokens_reach_the_parser() -> None:
     assert (message.reasoning_content, message.content) == ("lost", "dispatch")
 
 
-def test_reasoning_of_an_earlier_answer_can_be_sent_back() -> None:
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_of_an_earlier_answer_can_be_sent_back(name: str) -> None:
     tokenizer = tokenizer_with(THINKS)
     prompts = Prompts(tokenizer, 64, len(tokenizer))
-    answer = ChatMessage.model_validate(
-        {"role": "assistant", "content": "dispatch", "reasoning_content": "lost:"}
-    )
+    answer = ChatMessage.model_validate({"role": "assistant", "content": "dispatch", name: "lost:"})
 
     ids = prompts.of_chat([ChatMessage(role="user", content="it"), answer], "m")
 

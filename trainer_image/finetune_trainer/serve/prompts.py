@@ -41,14 +41,7 @@ class Prompts:
 
         The request's arguments for the template replace those of the model one by one.
         """
-        turns = tuple(
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": message.content,
-                **({"reasoning_content": message.reasoning_content} if message.reasoning_content else {}),
-            }
-            for message in messages
-        )
+        turns = tuple(map(_turn, messages))
         try:
             text = render(
                 self._tokenizer,
@@ -109,3 +102,14 @@ class Prompts:
                 f"{name} is {limit}, but {context}. Set it to at most {left}.", name, CONTEXT_LENGTH_EXCEEDED
             )
         return limit
+
+
+def _turn(message: ChatMessage) -> dict[str, str]:
+    """A message as chat templates read it."""
+    turn = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.content,
+    }
+    if reasoning := message.reasoning or message.reasoning_content:
+        turn["reasoning_content"] = reasoning
+    return turn

@@ -141,8 +141,10 @@ class ChatMessage(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text_of)]
-    reasoning_content: str | None = None
+    reasoning: str | None = None
     """Reasoning of an earlier answer, for templates that keep it."""
+    reasoning_content: str | None = None
+    """Another name for `reasoning`."""
 
     @model_validator(mode="before")
     @classmethod

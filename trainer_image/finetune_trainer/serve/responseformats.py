@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
 
@@ -14,6 +14,7 @@ from finetune_trainer.serve.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
+    DeltaField,
     TextChoice,
     TokenUsage,
 )
@@ -61,8 +62,9 @@ class ChatFormat:
         message = AssistantMessage(content=text)
         if self._reasoning is not None:
             first, rest = self._reasoning.push(text), self._reasoning.finish()
+            reasoning = first.reasoning + rest.reasoning
             message = AssistantMessage(
-                content=first.content + rest.content, reasoning_content=first.reasoning + rest.reasoning
+                content=first.content + rest.content, reasoning=reasoning, reasoning_content=reasoning
             )
         choice = ChatChoice(message=message, finish_reason=reason)
         return ChatCompletion(
@@ -95,10 +97,10 @@ class ChatFormat:
         )
 
 
-def _delta(parts: "Parts") -> dict[Literal["role", "content", "reasoning_content"], str]:
-    delta: dict[Literal["role", "content", "reasoning_content"], str] = {}
+def _delta(parts: "Parts") -> dict[DeltaField, str]:
+    delta: dict[DeltaField, str] = {}
     if parts.reasoning:
-        delta["reasoning_content"] = parts.reasoning
+        delta["reasoning"] = delta["reasoning_content"] = parts.reasoning
     if parts.content:
         delta["content"] = parts.content
     return delta

@@ -6,6 +6,8 @@ from pydantic import BaseModel, Field
 
 from finetune_trainer.serve.generation import FinishReason
 
+DeltaField = Literal["role", "content", "reasoning", "reasoning_content"]
+
 
 class TokenUsage(BaseModel):
     """Token counts of one request."""
@@ -20,8 +22,10 @@ class AssistantMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning: str | None = Field(default=None, exclude_if=lambda text: text is None)
+    """Reasoning of the model, under the name that vLLM uses. Absent if the template has none."""
     reasoning_content: str | None = Field(default=None, exclude_if=lambda text: text is None)
-    """Reasoning of the model, as vLLM's reasoning parsers return it. Absent if the template has none."""
+    """The same text, under the name that DeepSeek's API and older versions of vLLM use."""
     refusal: None = None
 
 
@@ -38,7 +42,7 @@ class ChatChunkChoice(BaseModel):
     """The only choice of a chunk."""
 
     index: Literal[0] = 0
-    delta: dict[Literal["role", "content", "reasoning_content"], str]
+    delta: dict[DeltaField, str]
     """Addition of the chunk to the message."""
     logprobs: None = None
     finish_reason: FinishReason | None = None
