@@ -93,7 +93,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("models"))
 
 
-def documented(kind: str, **folders: Path) -> list[str]:
+def documented(kind: str, **values: Path | str) -> list[str]:
     """Arguments of the documented `vllm serve` for an adapter or a whole model."""
     (text,) = (
         block.text
@@ -102,7 +102,7 @@ def documented(kind: str, **folders: Path) -> list[str]:
         and block.marker == MARKER
         and ("--enable-lora" in block.text) == (kind == "Adapter")
     )
-    program, command, *arguments = shlex.split(Template(text.replace("\\\n", "")).substitute(folders))
+    program, command, *arguments = shlex.split(Template(text.replace("\\\n", "")).substitute(values))
     assert (program, command) == ("vllm", "serve")
     return arguments
 
