@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA, Method
@@ -150,3 +150,26 @@ def test_two_shallow_models_give_the_figures_of_a_deep_one(method: MethodType) -
     assert extrapolated.peak_bytes == pytest.approx(deep.peak_bytes, rel=0.001)
     for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops"):
         assert getattr(extrapolated, name) == getattr(deep, name)
+
+
+def test_a_pattern_of_layer_types_is_repeated() -> None:
+    config = Gemma3TextConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=9,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=32,
+        vocab_size=512,
+    )
+    shape = StepShape(rows=1, length=128)
+
+    def measure(config: PretrainedConfig) -> StepMeasure:
+        return measure_step(config, Method(), shape, ON_CPU)
+
+    deep, extrapolated = measure(config), measure_at_depth(config, measure)
+
+    assert extrapolated.peak_bytes == pytest.approx(deep.peak_bytes, rel=0.01)
+    assert extrapolated.matmul_flops == deep.matmul_flops

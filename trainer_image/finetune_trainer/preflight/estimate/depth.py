@@ -53,10 +53,12 @@ def measure_at_depth(
     def extrapolated(low: int, high: int) -> int:
         return low + (high - low) * periods
 
+    low_ends, high_ends = _ends(first, shallow, step), _ends(second, shallow + step, step)
     return StepMeasure(
+        # With as many layers as a period has, what is outside of the layers would count as a last layer.
         peaks={
-            phase: extrapolated(bytes_, _ends(second, shallow + step, step)[phase])
-            for phase, bytes_ in _ends(first, shallow, step).items()
+            phase: extrapolated(low_ends[phase], high_ends[phase])
+            for phase in low_ends.keys() & high_ends.keys()
         },
         **{
             name: extrapolated(getattr(first, name), getattr(second, name))
