@@ -15,10 +15,12 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.devicecards import find_card
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import LABELLED, METHODS, PAIRS
+from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
 from finetune_trainer.rows import Row
@@ -34,6 +36,20 @@ GPUFigures = dict[str, float | int | str]
 BAD_ANSWER: Final = "nobody knows, "
 RESULT: Final = "termination message: "
 """What a trainer process outside of a pod logs before its result."""
+
+
+def device_facts() -> DeviceFacts:
+    """What a ComputeProfile would state about the GPU: the name of a known card is its node label."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    product = properties.name.replace(" ", "-")
+    card = find_card(product)
+    return DeviceFacts(
+        product=product,
+        memory_bytes=card.memory_bytes if card is not None else properties.total_memory,
+        peak_teraflops=card.peak_teraflops if card is not None else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,8 @@ class Scene:
             dataset=dataset,
             method=method,
             hyperparameters=RequestedHyperparameters(**wanted),
+            device=device_facts() if self.device == "cuda" else None,
+            on_predicted_out_of_memory="Warn",
         )
         result = self.run(config).preflight
         if result is None:
