@@ -346,3 +346,20 @@ def test_the_duration_is_a_range_unless_the_utilization_was_measured() -> None:
     assert seconds_range(1e16, device, 2, 0.5) == (100, 100)
     assert seconds_range(1e16, DeviceFacts(memory_bytes=1), 2, 0.5) is None
     assert seconds_range(1e16, None, 2, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sharded", "expected"), [(1, False, 62), (2, False, 62), (1, True, 62), (2, True, 43)]
+)
+def test_the_pods_of_a_run_share_the_copy_of_a_sharded_state(
+    nodes: int, sharded: bool, expected: int
+) -> None:
+    memory = replace(stated("Full"), processes=8 * nodes, sharded=sharded)
+
+    assert prediction.host_bytes(memory, 8, nodes, 38 * GIBIBYTE) == expected * GIBIBYTE
+
+
+def test_a_pod_on_cpus_needs_what_its_processes_need() -> None:
+    memory = replace(stated("Full"), on_gpu=False)
+
+    assert prediction.host_bytes(memory, 2, 1, 38 * GIBIBYTE) == 2 * GIBIBYTE

@@ -94,11 +94,6 @@ class TrainMemory:
         """The same rows and model with another method."""
         return replace(self, method=method, _measured={})
 
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the base model in host memory while a process loads it."""
-        return self._sizes.parameters * self._stored_precision.itemsize
-
     def state_bytes(self, step: StepMeasure) -> int:
         """Bytes of a resume state of the whole run: trained weights, and the optimizer's moments."""
         return self._trained(step) * FLOAT32_BYTES * (1 + ADAM_MOMENTS)

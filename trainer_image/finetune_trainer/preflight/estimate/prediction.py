@@ -115,13 +115,9 @@ def _prediction(
 def host_bytes(memory: TrainMemory, devices: int, nodes: int, state_bytes: int) -> int:
     """Peak bytes of a pod of train outside of its devices, in its processes together.
 
-    With a GPU, each process loads the whole base model in host memory first. Later, a state is copied there
-    and written while training continues, and rank 0 collects the trained weights to publish them. On a CPU,
-    the weights are tensors of the device.
+    Weights go straight to the devices, and rank 0 publishes one tensor at a time. With a GPU, a copy of the
+    resume state is in host memory while it is written; that of sharded weights is divided among the pods.
     """
     if not memory.on_gpu:
         return devices * CPU_PROCESS_BYTES
-    trained = state_bytes // 3
-    loading = devices * memory.loaded_bytes
-    saving = state_bytes // (nodes if memory.sharded else 1) + trained
-    return devices * GPU_PROCESS_BYTES + max(loading, saving)
+    return devices * GPU_PROCESS_BYTES + state_bytes // (nodes if memory.sharded else 1)
