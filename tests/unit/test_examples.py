@@ -343,7 +343,7 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
         assert result.dataset is not None
         artifact = ArtifactRef(kind="datasets", digest=result.dataset)
         rows = load_rows(preparation.store.artifact(artifact, verify=True) / "train.jsonl")
-        check_form({"train": rows}, job.spec.method.type)
+        check_form(rows[0].form, job.spec.method.type)
         resolve_preference(Method(type=job.spec.method.type), rows)
         assert all(split.rows >= 3 for split in result.splits)
         assert result.problem_count == 0

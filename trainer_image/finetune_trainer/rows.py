@@ -11,7 +11,7 @@ message has `role` and `content`, and optionally `weight: 0` (not learned), `too
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -135,12 +135,24 @@ class Row:
         return canonical.text(self.to_dict())
 
 
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a prepared file, in order. Yields no rows if the file is absent. Raises OSError."""
+    if path.exists():
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(parse_row, lines)
+
+
 def load_rows(path: Path) -> list[Row]:
-    """Load the rows of a prepared file, in order. Returns no rows if the file is absent. Raises OSError."""
+    """Load all rows of a prepared file into memory; `read_rows` reads files of any size. Raises OSError."""
+    return list(read_rows(path))
+
+
+def count_rows(path: Path) -> int:
+    """Count the rows of a prepared file without parsing them. Raises OSError."""
     if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [parse_row(line) for line in lines]
+        return 0
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def parse_row(line: str) -> Row:

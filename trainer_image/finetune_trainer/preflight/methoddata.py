@@ -1,6 +1,7 @@
 """Check that rows suit the training method, and resolve the settings for preference data."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 
 from finetune_trainer.contract.method import Method, Preference
 from finetune_trainer.contract.methods import (
@@ -12,16 +13,15 @@ from finetune_trainer.contract.methods import (
 )
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import Sharding
-from finetune_trainer.contract.vocabulary import SplitName, listed
+from finetune_trainer.contract.vocabulary import RowForm, listed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 
 
-def check_form(splits: Mapping[SplitName, list[Row]], method: MethodType) -> None:
+def check_form(form: RowForm, method: MethodType) -> None:
     """Raise StageFailure (INVALID_CONFIG) for rows of a form that the method does not train on."""
-    form = next((rows[0].form for rows in splits.values() if rows), None)
     needed = METHODS[method].rows
-    if form is None or form in needed.forms:
+    if form in needed.forms:
         return
     suitable = listed(methods_where(lambda info: form in info.rows.forms), "or")
     raise StageFailure(
@@ -42,7 +42,7 @@ def check_sharding(sharding: Sharding, method: MethodType) -> None:
         )
 
 
-def resolve_preference(method: Method, train: list[Row]) -> Preference | None:
+def resolve_preference(method: Method, train: Iterable[Row]) -> Preference | None:
     """Resolve the settings of a method for preference data; None for other methods.
 
     The default weights of KTO give both labels the same total weight: desirable weight × good rows =
@@ -55,13 +55,13 @@ def resolve_preference(method: Method, train: list[Row]) -> Preference | None:
         return None
     if rows is not LABELLED:
         return method.preference
-    good = sum(row.label is True for row in train)
-    bad = len(train) - good
+    labels = Counter(row.label is True for row in train)
+    good, bad = labels[True], labels[False]
     if not (good and bad):
         missing = "true" if bad else "false"
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"method.type: {method.type} needs good and bad answers, but none of the {len(train)} training"
+            f"method.type: {method.type} needs good and bad answers, but none of the {good + bad} training"
             f" rows has the label {missing}; add such rows, or train on the good answers with method.type"
             f" {DEFAULT_METHOD}",
         )

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
@@ -18,23 +17,20 @@ from finetune_trainer.preflight.architecture import check_adapter, load_config, 
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters
 from finetune_trainer.preflight.estimate.prediction import predict
-from finetune_trainer.preflight.lengths import check_answers, measure, warnings_of
+from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
 from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
+from finetune_trainer.preflight.tokenizing import RowFiles, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
-from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.rows import SPLIT_FILES, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
-from finetune_trainer.tokens.controltokens import ControlTokens
 from finetune_trainer.tokens.reasoning import parser_for
-
-ROW_COST: Final = 1 << 18
-"""Cost of tokenizing one row, in bytes read that take about as long."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +43,19 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     PREDICTED_OUT_OF_MEMORY, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and for a remote base
     model what `RemoteSource` raises), Preempted.
     """
-    data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
-    splits = {split: load_rows(data / file) for split, file in SPLIT_FILES.items()}
-    if not splits["train"]:
+    dataset = ArtifactRef(kind="datasets", digest=config.dataset)
+    data = context.store.artifact(dataset, verify=True)
+    paths = {split: data / file for split, file in SPLIT_FILES.items()}
+    rows = RowFiles(dataset, paths, {split: count_rows(path) for split, path in paths.items()})
+    if not rows.counts["train"]:
         raise StageFailure(
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
-    check_form(splits, config.method.type)
+    check_form(next(read_rows(paths["train"])).form, config.method.type)
     check_sharding(config.sharding, config.method.type)
-    preference = resolve_preference(config.method, splits["train"])
-    if not splits["validation"]:
+    preference = resolve_preference(config.method, read_rows(paths["train"]))
+    if not rows.counts["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
@@ -65,7 +63,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         files = model_files(source, uri)
         # Each byte is hashed, copied, and published by the store.
         total = 3 * sum((source / name).stat().st_size for name in files)
-        meter = StageMeter(context, total + ROW_COST * sum(map(len, splits.values())), MEBIBYTE)
+        meter = StageMeter(context, total + rows.cost, MEBIBYTE)
         model_config = load_config(source, uri)
         model = without_weights(model_config, uri)
         warnings = check_adapter(model_config, config.method, uri)
@@ -81,23 +79,23 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         if config.parent is not None:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
         store_model(uri, found, manifest, context, meter)
-    meter.begin("tokenizing the rows")
     encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
-    lengths = measure(splits, encoder, ControlTokens(tokenizer), meter, ROW_COST)
+    tokens = tokenize(rows, encoder, context.store, meter)
+    lengths = {split: TokenLengths.of(tokens.files, split) for split in rows.paths}
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit, processes = context_length(model_config), config.nodes * config.devices
     chosen = choose_hyperparameters(
         config.hyperparameters,
         config.method.type,
-        train_rows=len(splits["train"]),
+        train_rows=rows.counts["train"],
         longest_row_tokens=longest_row,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
         processes=processes,
         sharded=resolve_sharding(config.sharding, config.method.type, processes),
         token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
-        train_tokens=sum(lengths["train"].whole),
+        train_tokens=int(lengths["train"].whole.sum()),
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
     with context.store.run_folder(config.run, config.stage) as folder:
@@ -109,7 +107,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         logger.warning("%d rows truncated to %d tokens", truncated, chosen.max_sequence_length)
     meter.begin("predicting memory and duration")
     method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
-    chosen, prediction = predict(config, method, model, chosen, lengths["train"].whole)
+    chosen, prediction = predict(config, method, model, chosen, lengths["train"].whole.tolist())
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
@@ -120,12 +118,13 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         chat_template=template_name(tokenizer),
         reasoning_parser=parser.name if parser is not None else None,
         warnings=(*warnings, *warnings_of(lengths)),
-        train_rows=len(splits["train"]),
+        train_rows=rows.counts["train"],
         train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
         longest_row_tokens=longest_row,
         truncated_rows=truncated,
         report_uri=report_uri,
         prediction=prediction,
+        tokens=tokens.digest,
     )
 
 

@@ -1,9 +1,10 @@
 """Report about the rows' lengths in tokens, in the run's folder, as JSON and as a page."""
 
 import dataclasses
-import heapq
 from collections.abc import Mapping
 from typing import Any, Final
+
+import numpy as np
 
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.statistics import lengths as describe_lengths
@@ -21,31 +22,32 @@ MAX_LONGEST_ROWS: Final = 10
 
 def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_length: int) -> dict[str, Any]:
     """The report of measured rows, in JSON types. Rows are counted from 1."""
-    import numpy as np
-
-    rows = [
-        (tokens, split, number)
-        for split, lengths in splits.items()
-        for number, tokens in enumerate(lengths.whole, 1)
-    ]
-    distribution = dataclasses.asdict(
-        describe_lengths(np.array([tokens for tokens, _, _ in rows], dtype=np.uint32))
-    )
+    whole = np.concatenate([lengths.whole for lengths in splits.values()])
+    distribution = dataclasses.asdict(describe_lengths(whole.astype(np.uint32)))
     return {
         "version": VERSION,
         "baseModel": model,
         "maxSequenceLength": max_length,
-        "rows": len(rows),
+        "rows": len(whole),
         "cutRows": sum(lengths.truncated(max_length) for lengths in splits.values()),
-        "lostAnswers": sum(lengths.without_answer(max_length) for lengths in splits.values()),
-        "learnedTurns": sum(lengths.learned_turns for lengths in splits.values()),
-        "unlearnedTurns": sum(lengths.unlearned_turns for lengths in splits.values()),
+        "lostAnswers": sum(lengths.without_answer(max_length).rows for lengths in splits.values()),
+        "learnedTurns": sum(lengths.facts.learned_turns for lengths in splits.values()),
+        "unlearnedTurns": sum(lengths.facts.unlearned_turns for lengths in splits.values()),
         "lengths": distribution,
         "longest": [
-            {"split": split, "row": number, "tokens": tokens}
-            for tokens, split, number in heapq.nlargest(MAX_LONGEST_ROWS, rows, key=lambda row: row[0])
+            {"split": split, "row": row + 1, "tokens": tokens} for tokens, split, row in _longest(splits)
         ],
     }
+
+
+def _longest(splits: Mapping[SplitName, TokenLengths]) -> list[tuple[int, SplitName, int]]:
+    """Tokens, split and index of the longest rows; of equal ones the first."""
+    candidates = [
+        (int(lengths.whole[row]), split, int(row))
+        for split, lengths in splits.items()
+        for row in np.argsort(-lengths.whole, kind="stable")[:MAX_LONGEST_ROWS]
+    ]
+    return sorted(candidates, key=lambda row: -row[0])[:MAX_LONGEST_ROWS]
 
 
 def write_token_report(folder: RunFolder, report: dict[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -17,9 +16,18 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store.failures import Mount, any_file, corrupt
-
-ArtifactKind = Literal["datasets", "models", "checkpoints"]
+from finetune_trainer.store.failures import corrupt
+from finetune_trainer.store.keys import (
+    DOWNLOADS,
+    SOURCES,
+    DerivedRef,
+    Place,
+    StoredRef,
+    key_of,
+    name_key,
+    run_key,
+)
+from finetune_trainer.store.runfolder import RunFolder
 
 STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
@@ -27,116 +35,25 @@ STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
 RESULT_NAME: Final = "result.json"
 NEWER_RESULT_NAME: Final = "result-2.json"
 """Second file of a result with fields that contract 1 does not have."""
-SOURCES: Final = "models/by-source"
-"""One file per source of a downloaded base model: the artifact that it became."""
-DOWNLOADS: Final = "downloads"
-"""One note per source of a base model: the run that is downloading it."""
 
 logger = logging.getLogger(__name__)
 
 
-class RunFolder(ABC):
-    """The folder of one stage of a run. Names are relative, with `/`.
-
-    Small files are read and written whole. Large files, and folders, are written below `path` and then kept.
-    A bucket uploads them in the background; leaving the block waits for the uploads.
-    """
-
-    def __init__(self, uri: str, path: Path) -> None:
-        self.uri = uri
-        """Uri of the folder, for messages."""
-        self.path = path
-        """Folder that the stage writes to, on a file system of the pod."""
-
-    @property
-    def mount(self) -> Mount:
-        """`path`, with its name in messages."""
-        return Mount(str(self.path), self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait until everything kept is in the store. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-    @abstractmethod
-    def writable(self, name: str) -> AbstractContextManager[Path]:
-        """Yield the path of `name` for writing. An OSError in the block becomes a StageFailure."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes | None:
-        """Return the content of a file, or None without one. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-    @abstractmethod
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file atomically: readers see the old or the new content.
-
-        Raises StageFailure (STORE_UNAVAILABLE).
-        """
-
-    @abstractmethod
-    def note(self, name: str, content: bytes) -> None:
-        """Write a small file that nothing depends on. Never raises, and never waits for a bucket.
-
-        A bucket skips a note while the previous one is uploading, and may lose one with the pod.
-        """
-
-    @abstractmethod
-    def names(self, parent: str) -> set[str]:
-        """Return the names of the subfolders of `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-    @abstractmethod
-    def load(self, name: str, needed: Callable[[str], bool] = any_file) -> Path:
-        """Return the path of a folder with those needed files of it that the store has, unverified.
-
-        Raises StageFailure (STORE_UNAVAILABLE), Preempted.
-        """
-
-    @abstractmethod
-    def keep(self, name: str) -> None:
-        """Persist a file or folder that is completely written. A folder is valid once its manifest is stored.
-
-        Raises StageFailure (STORE_UNAVAILABLE), also for files that were kept earlier.
-        """
-
-    @abstractmethod
-    def part(self, name: str, session: str) -> AbstractContextManager[Path]:
-        """Yield the folder for this process's files of `name`, which several processes write together.
-
-        `session` is that of these processes. Raises StageFailure, also for an OSError in the block.
-        """
-
-    @abstractmethod
-    def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
-        """Store the files that this process wrote into `part`. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-    @abstractmethod
-    def complete(self, name: str, part: Path, manifest: Manifest) -> None:
-        """Make the folder valid, when all files are stored. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove a file or folder, if it exists. Raises StageFailure (STORE_UNAVAILABLE)."""
-
-
 class Store(ABC):
-    """Artifacts and run folders below one uri."""
+    """Artifacts, folders derived from them, and run folders below one uri."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")
 
-    def uri(self, ref: ArtifactRef) -> str:
+    def uri(self, ref: StoredRef) -> str:
         """Return the artifact's address for records, such as `pvc://artifacts/datasets/1a2b…`."""
         return f"{self._uri}/{key_of(ref)}"
 
-    def has(self, ref: ArtifactRef) -> bool:
+    def has(self, ref: StoredRef) -> bool:
         """Return whether the store has the complete artifact. Raises StageFailure (STORE_UNAVAILABLE)."""
         return self._read_manifest(ref) is not None
 
-    def manifest(self, ref: ArtifactRef) -> Manifest:
+    def manifest(self, ref: StoredRef) -> Manifest:
         """Return the manifest of an artifact, verified by the digest. Raises as `artifact`."""
         content = self._read_manifest(ref)
         if content is None:
@@ -154,7 +71,7 @@ class Store(ABC):
             raise corrupt(place, f"it is not a manifest: {error}") from error
 
     @abstractmethod
-    def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
+    def artifact(self, ref: StoredRef, *, verify: bool = False) -> Path:
         """Return the folder of a complete artifact. With `verify`, checks size and hash of each file.
 
         An artifact in a bucket is downloaded once per pod, and then always verified.
@@ -163,7 +80,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
+    def chunks(self, ref: StoredRef, entry: FileEntry) -> Iterator[bytes]:
         """Yield the content of an artifact's file, unverified.
 
         Raises StageFailure: ARTIFACT_CORRUPT if the file is missing, STORE_UNAVAILABLE; Preempted.
@@ -177,17 +94,19 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
-        """Publish a staging folder as an artifact, named by its content.
+    def publish(self, place: Place, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
+        """Publish a staging folder as an artifact, or as derived from one, named by its content.
 
-        Keeps an existing artifact with equal content, and replaces an incomplete one. `on_bytes` gets the
+        Keeps an existing folder with equal content, and replaces an incomplete one. `on_bytes` gets the
         bytes of each step, and may raise to abort.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
 
     @abstractmethod
     def delete(self, ref: ArtifactRef) -> None:
-        """Remove an artifact, if it exists: its manifest first, so that a part of it is never valid.
+        """Remove an artifact, if it exists, with what was derived from it.
+
+        Its manifest goes first, so that a part of it is never valid.
 
         Raises StageFailure (STORE_UNAVAILABLE).
         """
@@ -256,6 +175,26 @@ class Store(ABC):
         """
         self._write(f"{SOURCES}/{source}", ref.to_json().encode())
 
+    def derived(self, of: ArtifactRef, name: str) -> DerivedRef | None:
+        """Return the complete folder that was derived from an artifact under this name, or None.
+
+        `name` is a file name. Raises StageFailure (STORE_UNAVAILABLE).
+        """
+        key = name_key(of, name)
+        content = self._read(key)
+        if content is None:
+            return None
+        try:
+            ref = DerivedRef(of, content.decode(errors="replace"))
+        except ValidationError:
+            logger.warning("ignoring %s/%s: it is damaged", self._uri, key)
+            return None
+        return ref if self.has(ref) else None
+
+    def name_derived(self, ref: DerivedRef, name: str) -> None:
+        """Name a folder that was derived from an artifact. Raises StageFailure (STORE_UNAVAILABLE)."""
+        self._write(name_key(ref.of, name), ref.digest.encode())
+
     def read_download_note(self, source: str) -> bytes | None:
         """Return the last note on a download from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
         return self._read(f"{DOWNLOADS}/{source}")
@@ -264,7 +203,7 @@ class Store(ABC):
         """Note which run downloads a model from a source. Raises StageFailure (STORE_UNAVAILABLE)."""
         self._write(f"{DOWNLOADS}/{source}", content)
 
-    def _read_manifest(self, ref: ArtifactRef) -> bytes | None:
+    def _read_manifest(self, ref: StoredRef) -> bytes | None:
         """Return the content of an artifact's manifest, or None if it does not exist."""
         return self._read(f"{key_of(ref)}/{MANIFEST_NAME}")
 
@@ -277,21 +216,8 @@ class Store(ABC):
         """Write a small file atomically: readers see the old or the new content."""
 
     @abstractmethod
-    def _place(self, ref: ArtifactRef) -> str:
+    def _place(self, ref: StoredRef) -> str:
         """Return the location of an artifact, for an administrator who repairs the store."""
-
-
-def key_of(ref: ArtifactRef) -> str:
-    """Return the folder of an artifact, relative to the store."""
-    return f"{ref.kind}/{ref.digest.removeprefix('sha256:')}"
-
-
-def run_key(run: str, *stage: str) -> str:
-    """Return the folder of a run or stage, relative to the store. Raises StageFailure (INVALID_CONFIG)."""
-    for field, value in zip(("run", "stage"), (run, *stage), strict=False):
-        if value in ("", ".", "..") or "/" in value or "\0" in value:
-            raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is not a folder name")
-    return "/".join(("runs", run, *stage))
 
 
 def _stored(result: StageResult, contract: int) -> StageResult:

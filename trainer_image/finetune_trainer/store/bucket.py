@@ -19,18 +19,12 @@ from typing_extensions import override
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
-from finetune_trainer.store.base import (
-    STAGING,
-    STALE_STAGING_SECONDS,
-    ArtifactKind,
-    Store,
-    key_of,
-    run_key,
-)
+from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS, Store
 from finetune_trainer.store.bucketobjects import BucketObjects, open_bucket_objects
 from finetune_trainer.store.bucketrun import BucketRunFolder
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import corrupt, pod_volume_full, writable
+from finetune_trainer.store.keys import Place, StoredRef, key_of, ref_to, run_key
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +48,14 @@ class BucketStore(Store):
         self._scratch = scratch
 
     @override
-    def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
+    def artifact(self, ref: StoredRef, *, verify: bool = False) -> Path:
         folder = self._scratch / key_of(ref)
-        if not folder.exists():
+        if not (folder / MANIFEST_NAME).exists():
             copy_artifact(self, ref, folder)
         return folder
 
     @override
-    def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
+    def chunks(self, ref: StoredRef, entry: FileEntry) -> Iterator[bytes]:
         key = f"{key_of(ref)}/{entry.path}"
         size = self._objects.size(key)
         if size is None:
@@ -87,11 +81,11 @@ class BucketStore(Store):
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
+    def publish(self, place: Place, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         with writable(staging):
             manifest = Manifest.of(staging)
             (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-        ref = ArtifactRef(kind=kind, digest=manifest.digest)
+        ref = ref_to(place, manifest.digest)
         if self.has(ref):
             on_bytes(manifest.total_bytes)
         else:
@@ -123,7 +117,7 @@ class BucketStore(Store):
         self._objects.write(key, content)
 
     @override
-    def _place(self, ref: ArtifactRef) -> str:
+    def _place(self, ref: StoredRef) -> str:
         return self.uri(ref)
 
     def _keep_copy(self, staging: Path, copy: Path) -> None:
@@ -134,7 +128,7 @@ class BucketStore(Store):
                 staging.rename(copy)
 
     @contextmanager
-    def _upload_noted(self, ref: ArtifactRef) -> Iterator[None]:
+    def _upload_noted(self, ref: StoredRef) -> Iterator[None]:
         """Keep a note in the bucket while the artifact has objects but no manifest."""
         note = f"{STAGING}/{uuid.uuid4().hex}"
         self._objects.write(note, key_of(ref).encode())

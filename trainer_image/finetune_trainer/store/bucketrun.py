@@ -17,9 +17,9 @@ from typing_extensions import override
 
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.store.base import RunFolder
 from finetune_trainer.store.bucketobjects import BucketObjects
 from finetune_trainer.store.failures import any_file, writable
+from finetune_trainer.store.runfolder import RunFolder
 
 MAX_PENDING_UPLOADS: Final = 2
 """A stage that is faster than the network waits, so that it does not fill the disk."""

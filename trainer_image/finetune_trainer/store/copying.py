@@ -5,16 +5,16 @@ import logging
 import shutil
 from pathlib import Path
 
-from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry
 from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.failures import corrupt, writable
+from finetune_trainer.store.keys import StoredRef
 
 logger = logging.getLogger(__name__)
 
 
-def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
+def copy_artifact(store: Store, ref: StoredRef, target: Path) -> None:
     """Copy the artifact to `target` and verify each file on the way. Replaces an existing folder.
 
     `target` gets its name when the copy is complete.
@@ -43,7 +43,7 @@ def copy_artifact(store: Store, ref: ArtifactRef, target: Path) -> None:
     logger.info("verified %s: %d files, %d bytes", target, len(manifest.files), manifest.total_bytes)
 
 
-def _copy_file(store: Store, ref: ArtifactRef, entry: FileEntry, target: Path, meter: ProgressMeter) -> None:
+def _copy_file(store: Store, ref: StoredRef, entry: FileEntry, target: Path, meter: ProgressMeter) -> None:
     content = hashlib.sha256()
     with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,10 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import durable
-from finetune_trainer.store.base import (
-    STAGING,
-    STALE_STAGING_SECONDS,
-    ArtifactKind,
-    RunFolder,
-    Store,
-    key_of,
-    run_key,
-)
+from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS, Store
 from finetune_trainer.store.failures import Mount, any_file, open_entry, verify_files
+from finetune_trainer.store.keys import Place, StoredRef, key_of, ref_to, run_key
+from finetune_trainer.store.runfolder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +38,7 @@ class MountedStore(Store):
         self._volume = root_of(root, STORE_MOUNT)
 
     @override
-    def artifact(self, ref: ArtifactRef, *, verify: bool = False) -> Path:
+    def artifact(self, ref: StoredRef, *, verify: bool = False) -> Path:
         folder = self._folder(ref)
         manifest = self.manifest(ref)
         with self._mount.reachable(folder):
@@ -52,7 +46,7 @@ class MountedStore(Store):
         return folder
 
     @override
-    def chunks(self, ref: ArtifactRef, entry: FileEntry) -> Iterator[bytes]:
+    def chunks(self, ref: StoredRef, entry: FileEntry) -> Iterator[bytes]:
         path = self._folder(ref) / entry.path
         with self._mount.reachable(path), open_entry(path, self._volume, self._mount.named) as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -78,11 +72,11 @@ class MountedStore(Store):
             shutil.rmtree(folder, ignore_errors=True)
 
     @override
-    def publish(self, kind: ArtifactKind, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
+    def publish(self, place: Place, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         with self._mount.reachable(self._root):
             manifest = Manifest.of(staging, on_bytes=on_bytes)
             durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
-            target = self._folder(ArtifactRef(kind=kind, digest=manifest.digest))
+            target = self._folder(ref_to(place, manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Another pod may publish the same content between the check and the rename.
             while _read(target / MANIFEST_NAME, self._volume, self._mount) is None:
@@ -125,10 +119,10 @@ class MountedStore(Store):
             durable.write_file(path, content)
 
     @override
-    def _place(self, ref: ArtifactRef) -> str:
+    def _place(self, ref: StoredRef) -> str:
         return self.uri(ref)
 
-    def _folder(self, ref: ArtifactRef) -> Path:
+    def _folder(self, ref: StoredRef) -> Path:
         return self._at(key_of(ref))
 
     def _at(self, key: str) -> Path:

@@ -4,6 +4,7 @@ The ids are those of `RowEncoder`: the prompt is what serving sends, and an answ
 token, so training, evaluation and serving see the same tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, require_encoded
+from finetune_trainer.tokens.rendering import RowNotEncodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,18 @@ class AnswerEncoder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
     ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template_kwargs = chat_template_kwargs
         self._encoder = RowEncoder(tokenizer, chat_template_kwargs)
 
     def encode(self, row: Row) -> EncodedAnswers:
         """Encode the last turn as the answer; earlier turns are context. Raises RowNotEncodable."""
-        prompt, answer = self._encoder.encode_answer(row)
-        rejected = None
-        if row.rejected is not None:
-            _, rejected = self._encoder.encode_answer(_with_answer(row, row.rejected))
-        return EncodedAnswers(prompt, answer, rejected, row.label is not False)
+        return require_encoded(self.encode_batch([row])[0])
+
+    def encode_batch(self, rows: Sequence[Row]) -> list[EncodedAnswers | RowNotEncodable]:
+        """Encode rows as `encode` does, in less time; a row that cannot be encoded has its error."""
+        encoded = iter(self._encoder.encode_answers([each for row in rows for each in _each_answer(row)]))
+        return [_joined(row, [next(encoded) for _ in _each_answer(row)]) for row in rows]
 
 
 Encoder = RowEncoder | AnswerEncoder
@@ -85,5 +90,25 @@ def make_encoder(
     return encoder(tokenizer, chat_template_kwargs)
 
 
-def _with_answer(row: Row, answer: str) -> Row:
-    return replace(row, messages=(*row.input, Message("assistant", answer)), rejected=None)
+def _each_answer(row: Row) -> list[Row]:
+    """The row once with each of its answers."""
+    if row.rejected is None:
+        return [row]
+    rejected = replace(row, messages=(*row.input, Message("assistant", row.rejected)), rejected=None)
+    return [row, rejected]
+
+
+def _joined(
+    row: Row, answers: list[tuple[list[int], list[int]] | RowNotEncodable]
+) -> EncodedAnswers | RowNotEncodable:
+    """The row with its encoded answers, or the error of the first that cannot be encoded."""
+    encoded: list[list[int]] = []
+    prompt: list[int] = []
+    for each in answers:
+        if isinstance(each, RowNotEncodable):
+            return each
+        prompt, answer = each
+        encoded.append(answer)
+    return EncodedAnswers(
+        prompt, encoded[0], encoded[1] if row.rejected is not None else None, row.label is not False
+    )

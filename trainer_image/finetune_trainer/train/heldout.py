@@ -1,13 +1,38 @@
 """Held-out rows in batches, of which one at a time is on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 Batch = dict[str, Any]
 """Inputs of a model: tensors, and a few numbers."""
+
+
+class RowBatches(Sequence[list[Any]]):
+    """The rows of batches, read when a batch is used."""
+
+    def __init__(self, rows: Sequence[Any], batches: Sequence[Sequence[int]]) -> None:
+        """`batches` has indices of rows."""
+        self._rows = rows
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "RowBatches": ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> "list[Any] | RowBatches":
+        if isinstance(index, slice):
+            return RowBatches(self._rows, self._batches[index])
+        return [self._rows[row] for row in self._batches[index]]
 
 
 class LazyBatches:

@@ -1,6 +1,9 @@
 """The inputs of a run: base model, tokenizer and encoded rows."""
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,18 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.rows import SPLIT_FILES, read_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.tokens.answers import Encoder, make_encoder
+from finetune_trainer.store import DerivedRef
+from finetune_trainer.tokens.answers import make_encoder
+from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.rendering import RowNotEncodable
+from finetune_trainer.tokens.tokenfiles import TokenFiles
 from finetune_trainer.train.schedule import steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class TrainingData:
     base: Path
     """Folder of the base model."""
     tokenizer: PreTrainedTokenizerBase
-    rows: list[Any]
+    rows: Sequence[Any]
     """Training rows, encoded for the method."""
-    validation: list[Any]
+    validation: Sequence[Any]
     """Validation rows, encoded for the method."""
     max_row_tokens: int
     """Number of tokens of the longest training row."""
@@ -39,40 +47,63 @@ class TrainingData:
     def load(
         cls, config: TrainConfig, hyperparameters: Hyperparameters, context: StageContext
     ) -> "TrainingData":
-        """Read and encode the inputs.
+        """Read the inputs. Rows that preflight tokenized are read from disk when they are used.
 
         Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
         INVALID_DATA, STORE_UNAVAILABLE), Preempted.
         """
         base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
-        folder = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
         tokenizer = load_tokenizer(base)
-        encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
-        rows = _encode(folder, "train", encoder, config, context)
+        read = _tokenized(config, context) or _encoding(tokenizer, config, context)
+        rows = read("train")
         return cls(
             base=base,
             tokenizer=tokenizer,
             rows=rows,
-            validation=_encode(folder, "validation", encoder, config, context),
-            max_row_tokens=max((row.num_tokens for row in rows), default=0),
+            validation=read("validation"),
+            max_row_tokens=max(map(int, row_lengths(rows)), default=0),
             steps_per_epoch=_checked_steps(len(rows), hyperparameters),
         )
 
 
-def _encode(
-    data: Path, split: SplitName, encoder: Encoder, config: TrainConfig, context: StageContext
-) -> list[Any]:
-    encoded: list[Any] = []
-    for number, row in enumerate(load_rows(data / SPLIT_FILES[split]), 1):
-        if context.stop.is_set():
-            raise Preempted
-        try:
-            encoded.append(encoder.encode(row).truncate(config.hyperparameters.max_sequence_length))
-        except RowNotEncodable as error:
-            raise StageFailure(
-                FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
-            ) from error
-    return encoded
+ReadSplit = Callable[[SplitName], Sequence[Any]]
+"""Returns the truncated rows of a split."""
+
+
+def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
+    """Read the rows that preflight tokenized; None if an older preflight did not, or if they were deleted."""
+    result = context.store.read_result(config.run, "preflight")
+    digest = result.preflight.tokens if result is not None and result.preflight is not None else None
+    if digest is None:
+        return None
+    ref = DerivedRef(ArtifactRef(kind="datasets", digest=config.dataset), digest)
+    if not context.store.has(ref):
+        logger.warning("%s was deleted: the rows are tokenized again", context.store.uri(ref))
+        return None
+    # Of the processes of a pod, one reads the files whole to verify them.
+    files = TokenFiles(context.store.artifact(ref, verify=not context.group.local_rank))
+    return partial(files.rows, max_length=config.hyperparameters.max_sequence_length)
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
+    """Encode the rows of the dataset, and hold all of them in memory."""
+    data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
+    encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
+
+    def read(split: SplitName) -> list[Any]:
+        encoded: list[Any] = []
+        for number, row in enumerate(read_rows(data / SPLIT_FILES[split]), 1):
+            if context.stop.is_set():
+                raise Preempted
+            try:
+                encoded.append(encoder.encode(row).truncate(config.hyperparameters.max_sequence_length))
+            except RowNotEncodable as error:
+                raise StageFailure(
+                    FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
+                ) from error
+        return encoded
+
+    return read
 
 
 def _checked_steps(rows: int, hyperparameters: Hyperparameters) -> int:

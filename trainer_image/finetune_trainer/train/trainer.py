@@ -25,14 +25,13 @@ from finetune_trainer.tokens.batching import (
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.gradientnorm import NormKeeper
-from finetune_trainer.train.heldout import LazyBatches
+from finetune_trainer.train.heldout import LazyBatches, RowBatches
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.sharding import (
     BudgetedSteps,
     CollatedBatches,
     RowsWithBlank,
     ShardedBatches,
-    blank_row,
 )
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.preference.rewards import RewardSums
@@ -241,9 +240,8 @@ class CompletionTrainer(NormKeeper):
         else:
             order, size = longest_first(lengths), self.args.per_device_train_batch_size
             split = [order[at : at + size] for at in range(0, len(order), size)]
-        all_batches = [[rows[index] for index in batch] for batch in split]
-        share = self._group.share(all_batches, [blank_row(self._rows[0])])
-        return LazyBatches(share, self._collate, self.args.device)
+        share = self._group.share(split, [len(rows)])
+        return LazyBatches(RowBatches(RowsWithBlank(rows), share), self._collate, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, without rewards."""
