@@ -20,7 +20,7 @@ RESTING: Final = ("dora", "full", "kto", "lora", "orpo", "rslora")
 DORA, KTO, ORPO = (pytest.param(name, marks=pytest.mark.full) for name in ("dora", "kto", "orpo"))
 """The suspended runs that `make test-full` resumes."""
 
-SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128}
+SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128, "onLongRows": "Truncate"}
 """24 steps, enough for the tiny model to learn the preferred answers."""
 
 

@@ -99,7 +99,9 @@ def test_the_learning_rate_falls_with_the_models_width(
         (1, 32768, 64),
         (64, 32768, 64),
         (65, 32768, 128),
-        (3000, 32768, 2048),
+        (3000, 32768, 3008),
+        (30000, 32768, 8192),
+        (30000, None, 8192),
         (3000, 512, 512),
         (90, None, 128),
     ],
@@ -108,6 +110,13 @@ def test_the_length_holds_the_longest_row_within_the_models_context(
     longest: int, context_length: int | None, length: int
 ) -> None:
     assert chosen(longest=longest, context_length=context_length).max_sequence_length == length
+
+
+@pytest.mark.parametrize(("method", "length"), [("LoRA", 8192), ("DPO", 4096), ("KTO", 4096)])
+def test_one_row_of_the_default_length_needs_the_memory_of_a_default_batch(
+    method: MethodType, length: int
+) -> None:
+    assert chosen(method, longest=30_000).max_sequence_length == length
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_a_row_with_two_sequences_counts_twice(method: MethodType, longest: int,
 
 @pytest.mark.parametrize(
     ("processes", "longest", "batch", "accumulation"),
-    [(2, 90, 4, 1), (3, 90, 2, 1), (4, 90, 2, 1), (16, 90, 1, 1), (2, 4096, 4, 1), (2, 8000, 1, 4)],
+    [(2, 90, 4, 1), (3, 90, 2, 1), (4, 90, 2, 1), (16, 90, 1, 1), (2, 4096, 2, 2), (2, 8000, 1, 4)],
 )
 def test_a_step_has_eight_rows_of_all_processes_where_they_fit(
     processes: int, longest: int, batch: int, accumulation: int

@@ -12,7 +12,7 @@ from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.preflight.methoddata import resolve_preference
-from finetune_trainer.rows import Row
+from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
 
@@ -90,7 +90,7 @@ def test_a_pair_whose_prompt_leaves_no_room_for_answers_is_named(bench: Workbenc
     failure = bench.preflight_failure(
         dataset=bench.dataset((*PAIRS, long)),
         method=Method(type="DPO"),
-        hyperparameters={"max_sequence_length": 32},
+        hyperparameters={"max_sequence_length": 32, "on_long_rows": "Truncate"},
     )
 
     assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
@@ -123,6 +123,21 @@ def test_the_default_weights_of_kto_give_both_labels_the_same_total_weight(
 
     assert chosen is not None
     assert (chosen.desirable_weight, chosen.undesirable_weight) == (desirable, undesirable)
+
+
+def test_the_default_weights_of_kto_count_the_rows_that_are_used(bench: Workbench) -> None:
+    long = replace(BAD[0], messages=(BAD[0].messages[0], Message("assistant", "it is not " * 20)))
+    rows = [*GOOD[:4], *BAD[:2], long, long]
+
+    result = bench.preflight(
+        dataset=bench.dataset(rows),
+        method=kto(),
+        hyperparameters={"max_sequence_length": 64, "on_long_rows": "Drop"},
+    )
+
+    assert (result.train_rows, result.dropped_rows) == (6, 2)
+    assert result.preference is not None
+    assert (result.preference.desirable_weight, result.preference.undesirable_weight) == (1, 2)
 
 
 @pytest.mark.parametrize(("rows", "missing"), [(GOOD, "false"), (BAD, "true")])

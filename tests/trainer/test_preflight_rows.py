@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -15,6 +15,8 @@ from tools.models import tiny
 
 LONG_PROMPT = Row.pair("where " * 200, "sales")
 LONG_ANSWER = Row.pair("where?", "sales " * 100)
+SHORT: Final = {"max_sequence_length": 64}
+TRUNCATED: Final = {**SHORT, "on_long_rows": "Truncate"}
 
 
 @pytest.fixture
@@ -45,9 +47,7 @@ def test_the_longest_row_of_any_split_decides_the_length(bench: Workbench) -> No
 
 
 def test_truncated_rows_are_counted(bench: Workbench) -> None:
-    result = bench.preflight(
-        dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
-    )
+    result = bench.preflight(dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters=TRUNCATED)
 
     assert result.truncated_rows == 1
     assert result.train_tokens == sum(tokens(*ROWS)) + 64
@@ -62,9 +62,7 @@ def written(bench: Workbench) -> dict[str, Any]:
 
 
 def test_lengths_in_tokens_are_reported_with_the_truncated_rows(bench: Workbench) -> None:
-    result = bench.preflight(
-        dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters={"max_sequence_length": 64}
-    )
+    result = bench.preflight(dataset=bench.dataset((*ROWS, LONG_ANSWER)), hyperparameters=TRUNCATED)
 
     report = written(bench)
     (longest,) = tokens(LONG_ANSWER)
@@ -75,9 +73,7 @@ def test_lengths_in_tokens_are_reported_with_the_truncated_rows(bench: Workbench
 
 
 def test_rows_without_an_answer_left_are_in_the_report_that_the_failure_names(bench: Workbench) -> None:
-    failure = bench.preflight_failure(
-        dataset=bench.dataset((*ROWS, LONG_PROMPT)), hyperparameters={"max_sequence_length": 64}
-    )
+    failure = bench.preflight_failure(dataset=bench.dataset((*ROWS, LONG_PROMPT)), hyperparameters=TRUNCATED)
 
     assert written(bench)["lostAnswers"] == 1
     assert failure.message.endswith(f"All lengths: pvc://artifacts/runs/{RUN}/preflight/tokens.html")
@@ -86,7 +82,7 @@ def test_rows_without_an_answer_left_are_in_the_report_that_the_failure_names(be
 def test_rows_that_would_lose_the_whole_answer_are_named_with_the_length_they_need(bench: Workbench) -> None:
     dataset = bench.dataset((*ROWS, LONG_PROMPT), (ROWS[0],), (LONG_PROMPT,))
 
-    failure = bench.preflight_failure(dataset=dataset, hyperparameters={"max_sequence_length": 64})
+    failure = bench.preflight_failure(dataset=dataset, hyperparameters=TRUNCATED)
 
     assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
     assert failure.exit_code == ExitCode.BAD_DATA
@@ -98,7 +94,9 @@ def test_rows_that_would_lose_the_whole_answer_are_named_with_the_length_they_ne
 def test_a_prompt_beyond_the_models_context_can_only_be_shortened(bench: Workbench) -> None:
     endless = Row.pair("where " * 600, "sales")
 
-    failure = bench.preflight_failure(dataset=bench.dataset((*ROWS, endless)))
+    failure = bench.preflight_failure(
+        dataset=bench.dataset((*ROWS, endless)), hyperparameters={"on_long_rows": "Truncate"}
+    )
 
     assert failure.reason == FailureReason.SEQUENCE_TOO_LONG
     assert "shorten the prompts, because the context of the base model has only 512 tokens" in failure.message

@@ -116,6 +116,7 @@ TOKENS = {
     "maxSequenceLength": 64,
     "rows": 100,
     "cutRows": 4,
+    "droppedRows": 0,
     "lostAnswers": 1,
     "learnedTurns": 120,
     "unlearnedTurns": 0,
@@ -404,6 +405,12 @@ def test_the_page_of_tokens_marks_nothing_if_all_rows_fit() -> None:
     assert "<h1>All rows fit into 128 tokens</h1>" in text
     assert 'class="mark"' not in text
     assert "Longest rows" not in text
+
+
+def test_the_page_of_tokens_counts_rows_that_are_not_used() -> None:
+    text = token_page({**TOKENS, "cutRows": 0, "droppedRows": 3, "lostAnswers": 0})
+
+    assert "<h1>3 of 100 rows are longer than 64 tokens and not used</h1>" in text
 
 
 def test_bars_are_proportional_to_rows_and_few_rows_stay_visible() -> None:

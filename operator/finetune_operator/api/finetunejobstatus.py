@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
+from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
@@ -274,6 +275,7 @@ class FineTuneJobStatus(Status):
         ),
     ] = ""
     resolved: Resolved = Resolved()
+    dropped_rows: DroppedRows | None = None
     prediction: Prediction | None = None
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8, description="Finished stages.")] = ()

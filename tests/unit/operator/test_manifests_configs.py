@@ -116,6 +116,13 @@ def test_the_patience_reaches_the_trainer() -> None:
     )
 
 
+def test_what_happens_to_long_rows_reaches_the_trainer_and_an_older_one_refuses_it() -> None:
+    config = preflight(hyperparameters={"onLongRows": "Truncate"})
+
+    assert config.hyperparameters.on_long_rows == "Truncate"
+    assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("hyperparameters.onLongRows",)
+
+
 def test_defaults_are_left_out_of_the_config_so_that_an_older_trainer_can_read_it() -> None:
     spec = {"method": {"type": "LoRA", "lora": {"r": 16, "rsLoRA": False, "dora": False}}}
 

@@ -253,6 +253,28 @@ def test_a_warning_of_preflight_is_an_event_and_in_the_condition_and_the_run_con
     assert cluster.has_stage_job("train")
 
 
+def test_rows_that_preflight_leaves_out_are_in_the_status_and_train_leaves_them_out() -> None:
+    cluster = reached("preflight")
+    config = cluster.config("preflight")
+    assert config.hyperparameters.on_long_rows is None
+    result = preflighted()
+    assert result.preflight is not None
+    dropping = result.preflight.model_copy(
+        update={
+            "hyperparameters": HYPERPARAMETERS.model_copy(update={"on_long_rows": "Drop"}),
+            "dropped_rows": 7,
+            "dropped_percent": 3.5,
+        }
+    )
+    cluster.succeed("preflight", result.model_copy(update={"preflight": dropping}), after=5)
+    cluster.settle()
+
+    status = cluster.objects["FineTuneJob", JOB]["status"]
+    assert status["droppedRows"] == {"rows": 7, "percent": 3.5}
+    assert status["resolved"]["hyperparameters"]["onLongRows"] == "Drop"
+    assert cluster.config("train").hyperparameters.on_long_rows == "Drop"
+
+
 def test_a_run_that_turned_on_gradient_checkpointing_reports_and_records_it() -> None:
     cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8, gradient_checkpointing=True)
 

@@ -4,11 +4,16 @@ The API has the same fields. Declare a new one only here, as a requested and as 
 `finetune_trainer.preflight.defaults` chooses its value, and training uses it.
 """
 
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import SharedPart
+
+OnLongRows = Literal["Drop", "Fail", "Truncate"]
+"""What happens to rows of training and validation that are longer than the max sequence length."""
+MAX_DROPPED_SHARE: Final = 0.1
+"""Share of long rows above which a run fails instead of dropping them, unless the user set `Drop`."""
 
 
 class _Schedule(BaseModel):
@@ -53,9 +58,9 @@ class _Schedule(BaseModel):
         Field(
             ge=16,
             le=1048576,
-            description="Max tokens per row; longer rows are truncated. Default: the length of the longest"
-            " row, rounded up to a multiple of 64, at most 2,048 and at most the context length of the"
-            " model.",
+            description="Max tokens per row; onLongRows decides about longer rows. Default: the length of the"
+            " longest row, rounded up to a multiple of 64, at most the context length of the model, and at"
+            " most 8,192, or 4,096 with DPO, KTO and ORPO.",
         ),
     ] = None
     seed: Annotated[
@@ -99,6 +104,16 @@ class _Options(BaseModel):
             json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
+    on_long_rows: Annotated[
+        OnLongRows | None,
+        Field(
+            description="What happens to rows of training and validation with more tokens than"
+            " maxSequenceLength. Drop: they are not used. Fail: the run fails and names the length that holds"
+            " them. Truncate: they lose their end. Default: Drop; Fail if more than 10 % of the rows are"
+            " longer.",
+            json_schema_extra={"since": 2, "essential": True},
+        ),
+    ] = None
 
 
 class HyperparameterFields(_Options, _Schedule):
@@ -121,7 +136,7 @@ class ResolvedHyperparameterFields(BaseModel):
         int, Field(description="Rows per device per step, before gradient accumulation.")
     ]
     gradient_accumulation_steps: Annotated[int, Field(description="Number of batches per optimizer step.")]
-    max_sequence_length: Annotated[int, Field(description="Max tokens per row; longer rows are truncated.")]
+    max_sequence_length: Annotated[int, Field(description="Max tokens per row.")]
     seed: Annotated[
         int, Field(description="Seed of shuffling, dropout and the initial values of the adapter.")
     ]
@@ -157,6 +172,14 @@ class ResolvedHyperparameterFields(BaseModel):
         Field(
             description="Optimizer steps between two validations. Absent: after each epoch.",
             json_schema_extra={"since": 2},
+        ),
+    ] = None
+    on_long_rows: Annotated[
+        OnLongRows | None,
+        Field(
+            description="Drop: rows of training and validation that are longer than maxSequenceLength are not"
+            " used. Absent: no row is longer, or longer rows are truncated.",
+            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
     sharded: Annotated[

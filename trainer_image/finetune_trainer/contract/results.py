@@ -107,6 +107,10 @@ class PreflightResult(Contract):
     """What the user should know of model and rows, although the run goes on; one sentence each."""
     prediction: Annotated[Prediction | None, Field(json_schema_extra={"since": 2})] = None
     """What training will take; None if the method or the model cannot be predicted."""
+    dropped_rows: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    """Rows of training and validation that are not used, because they are too long."""
+    dropped_percent: Annotated[float, Field(json_schema_extra={"since": 2})] = 0
+    """Their share of all rows of training and validation."""
     tokens: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
     """Digest of the encoded rows, derived from the dataset. Train reads it from this result in the store."""
 

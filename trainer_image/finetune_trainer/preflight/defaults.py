@@ -14,7 +14,9 @@ learningRate
     range that TRL's page recommends for all weights, at the same beta of 0.1. These rates change a model that
     already answers well only slightly. A small model, or answers that must change a lot, need a higher rate.
 maxSequenceLength
-    The smallest multiple of 64 that holds the longest row, at most 2,048 and the model's context length.
+    The smallest multiple of 64 that holds the longest row, at most the model's context length, and at most
+    8,192: one such row needs the memory of a default batch of shorter rows. A row of DPO, KTO or ORPO counts
+    twice, so it has at most 4,096 tokens.
 perDeviceBatchSize, gradientAccumulationSteps
     The global batch is 8 rows, or one row per process if there are more than 8 processes. Each process runs
     as many of its rows at once as fit into 8,192 tokens, rounded down to a power of two, and accumulates
@@ -59,7 +61,6 @@ REFERENCE_HIDDEN_SIZE: Final = 2000
 HIDDEN_SIZE_EXPONENTS: Final = (0.781, 0.0775)
 
 LENGTH_MULTIPLE: Final = 64
-MAX_DEFAULT_SEQUENCE_LENGTH: Final = 2048
 
 ROWS_PER_STEP: Final = 8
 MAX_BATCH_TOKENS: Final = 8192
@@ -95,7 +96,7 @@ def choose_hyperparameters(
     Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length.
     """
     info = METHODS[method]
-    length = _sequence_length(requested.max_sequence_length, longest_row_tokens, context_length)
+    length = sequence_length(requested.max_sequence_length, method, longest_row_tokens, context_length)
     max_rows = _max_rows_per_process(train_rows, processes)
     batch = requested.per_device_batch_size or _batch_size(info.sequences_per_row * length, max_rows)
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
@@ -154,6 +155,26 @@ def _rows_per_step(examples: int, tokens_per_row: float, tokens_at_once: int) ->
     return rows
 
 
+def sequence_length(
+    requested: int | None, method: MethodType, max_tokens: int, context_length: int | None
+) -> int:
+    """The max sequence length of a run whose longest row has `max_tokens` tokens.
+
+    Raises StageFailure (INVALID_CONFIG) for a requested one above the model's context length.
+    """
+    if requested is not None:
+        if context_length is not None and requested > context_length:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"hyperparameters.maxSequenceLength: {requested} is more than the {context_length} tokens of"
+                " the base model's context; lower or remove it",
+            )
+        return requested
+    rounded = -(-max_tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    limit = MAX_BATCH_TOKENS // METHODS[method].sequences_per_row
+    return min(rounded, limit, context_length or limit)
+
+
 def _epochs(rows: int) -> int:
     if rows * DEFAULT_EPOCHS < MIN_TRAINING_EXAMPLES:
         return min(MAX_EPOCHS, MIN_TRAINING_EXAMPLES // rows)
@@ -178,19 +199,6 @@ def _learning_rate(method: MethodInfo, hidden_size: int) -> float:
     ratio = REFERENCE_HIDDEN_SIZE / hidden_size
     rate = method.learning_rate * min(ratio**exponent for exponent in HIDDEN_SIZE_EXPONENTS)
     return float(f"{rate:.1e}")
-
-
-def _sequence_length(requested: int | None, max_tokens: int, context_length: int | None) -> int:
-    if requested is not None:
-        if context_length is not None and requested > context_length:
-            raise StageFailure(
-                FailureReason.INVALID_CONFIG,
-                f"hyperparameters.maxSequenceLength: {requested} is more than the {context_length} tokens of"
-                " the base model's context; lower or remove it",
-            )
-        return requested
-    rounded = -(-max_tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return min(rounded, MAX_DEFAULT_SEQUENCE_LENGTH, context_length or MAX_DEFAULT_SEQUENCE_LENGTH)
 
 
 def _max_rows_per_process(rows: int, processes: int) -> int:

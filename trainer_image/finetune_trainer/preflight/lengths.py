@@ -32,18 +32,13 @@ class TokenLengths:
         """Number of tokens of the longest row; 0 without rows."""
         return int(self.whole.max(initial=0))
 
-    def truncated(self, max_length: int) -> int:
-        """Number of rows that are truncated."""
-        return int(np.count_nonzero(self.whole > max_length))
+    def longer(self, max_length: int) -> FoundRows:
+        """Rows with more tokens."""
+        return _numbered(np.flatnonzero(self.whole > max_length))
 
     def without_answer(self, max_length: int) -> FoundRows:
-        """Rows that lose their whole answer."""
-        lost = np.flatnonzero(self.prompts >= max_length)
-        return FoundRows(len(lost), [(int(row) + 1, "") for row in lost[:MAX_NAMED_ROWS]])
-
-    def tokens(self, max_length: int) -> int:
-        """Number of tokens of all rows after truncation."""
-        return int(np.minimum(self.whole, max_length).sum())
+        """Rows that lose their whole answer if they are truncated."""
+        return _numbered(np.flatnonzero(self.prompts >= max_length))
 
 
 def warnings_of(measured: Mapping[SplitName, TokenLengths]) -> tuple[str, ...]:
@@ -92,6 +87,10 @@ def check_answers(
         f" {needed}); {advice}. All lengths: {report_uri}",
         ExitCode.BAD_DATA,
     )
+
+
+def _numbered(rows: Int64s) -> FoundRows:
+    return FoundRows(len(rows), [(int(row) + 1, "") for row in rows[:MAX_NAMED_ROWS]])
 
 
 def count_of(rows: int) -> str:

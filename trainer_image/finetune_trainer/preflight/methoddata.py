@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 from finetune_trainer.contract.method import Method, Preference
 from finetune_trainer.contract.methods import (
@@ -14,7 +15,6 @@ from finetune_trainer.contract.methods import (
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.contract.vocabulary import RowForm, listed
-from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 
 
@@ -42,7 +42,15 @@ def check_sharding(sharding: Sharding, method: MethodType) -> None:
         )
 
 
-def resolve_preference(method: Method, train: Iterable[Row]) -> Preference | None:
+class Labelled(Protocol):
+    """A row of preference data, with its label if it has one."""
+
+    @property
+    def label(self) -> bool | None:
+        """Whether the answer is good."""
+
+
+def resolve_preference(method: Method, train: Iterable[Labelled]) -> Preference | None:
     """Resolve the settings of a method for preference data; None for other methods.
 
     The default weights of KTO give both labels the same total weight: desirable weight × good rows =

@@ -15,9 +15,10 @@ from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
-from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters
+from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
 from finetune_trainer.preflight.estimate.prediction import predict
 from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
+from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
@@ -85,29 +86,35 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit, processes = context_length(model_config), config.nodes * config.devices
+    requested = config.hyperparameters
+    max_length = sequence_length(requested.max_sequence_length, config.method.type, longest_row, limit)
+    long_rows = LongRows(lengths, max_length, requested.on_long_rows)
+    with context.store.run_folder(config.run, config.stage) as folder:
+        report_uri = write_token_report(folder, token_report(uri.partition("?")[0], long_rows))
+    long_rows.check(limit, report_uri)
+    if long_rows.truncates:
+        check_answers(lengths, max_length, limit, report_uri)
+    if long_rows.dropped and preference is not None:
+        kept = tokens.files.rows("train", max_length, drops_longer=True)
+        preference = resolve_preference(config.method, kept)
+    used = long_rows.used_lengths
     chosen = choose_hyperparameters(
-        config.hyperparameters,
+        requested,
         config.method.type,
-        train_rows=rows.counts["train"],
+        train_rows=len(used),
         longest_row_tokens=longest_row,
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
         processes=processes,
         sharded=resolve_sharding(config.sharding, config.method.type, processes),
         token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
-        train_tokens=int(lengths["train"].whole.sum()),
+        train_tokens=int(used.sum()),
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
-    with context.store.run_folder(config.run, config.stage) as folder:
-        report = token_report(uri.partition("?")[0], lengths, chosen.max_sequence_length)
-        report_uri = write_token_report(folder, report)
-    check_answers(lengths, chosen.max_sequence_length, limit, report_uri)
-    truncated = sum(split.truncated(chosen.max_sequence_length) for split in lengths.values())
-    if truncated:
-        logger.warning("%d rows truncated to %d tokens", truncated, chosen.max_sequence_length)
+    chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
     meter.begin("predicting memory and duration")
     method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
-    chosen, prediction = predict(config, method, model, chosen, lengths["train"].whole.tolist())
+    chosen, prediction = predict(config, method, model, chosen, used.tolist())
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
@@ -117,11 +124,13 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         preference=preference,
         chat_template=template_name(tokenizer),
         reasoning_parser=parser.name if parser is not None else None,
-        warnings=(*warnings, *warnings_of(lengths)),
-        train_rows=rows.counts["train"],
-        train_tokens=lengths["train"].tokens(chosen.max_sequence_length),
+        warnings=(*warnings, *warnings_of(lengths), *long_rows.warnings),
+        train_rows=len(used),
+        train_tokens=int(used.sum()),
         longest_row_tokens=longest_row,
-        truncated_rows=truncated,
+        truncated_rows=long_rows.truncated,
+        dropped_rows=long_rows.dropped,
+        dropped_percent=round(100 * long_rows.dropped_share, 2),
         report_uri=report_uri,
         prediction=prediction,
         tokens=tokens.digest,

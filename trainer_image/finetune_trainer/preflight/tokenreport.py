@@ -9,6 +9,7 @@ import numpy as np
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.statistics import lengths as describe_lengths
 from finetune_trainer.preflight.lengths import TokenLengths
+from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.htmlpage import token_page
 from finetune_trainer.store import RunFolder
@@ -20,8 +21,9 @@ MAX_LONGEST_ROWS: Final = 10
 """Max rows that the report names."""
 
 
-def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_length: int) -> dict[str, Any]:
+def token_report(model: str, long_rows: LongRows) -> dict[str, Any]:
     """The report of measured rows, in JSON types. Rows are counted from 1."""
+    splits, max_length = long_rows.lengths, long_rows.max_length
     whole = np.concatenate([lengths.whole for lengths in splits.values()])
     distribution = dataclasses.asdict(describe_lengths(whole.astype(np.uint32)))
     return {
@@ -29,8 +31,11 @@ def token_report(model: str, splits: Mapping[SplitName, TokenLengths], max_lengt
         "baseModel": model,
         "maxSequenceLength": max_length,
         "rows": len(whole),
-        "cutRows": sum(lengths.truncated(max_length) for lengths in splits.values()),
-        "lostAnswers": sum(lengths.without_answer(max_length).rows for lengths in splits.values()),
+        "cutRows": long_rows.truncated,
+        "droppedRows": long_rows.dropped,
+        "lostAnswers": sum(
+            splits[split].without_answer(max_length).rows for split in long_rows.truncated_splits
+        ),
         "learnedTurns": sum(lengths.facts.learned_turns for lengths in splits.values()),
         "unlearnedTurns": sum(lengths.facts.unlearned_turns for lengths in splits.values()),
         "lengths": distribution,

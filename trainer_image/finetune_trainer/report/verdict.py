@@ -46,7 +46,13 @@ def verdict(report: Document) -> ReportVerdict:
 def token_verdict(report: Document) -> ReportVerdict:
     """Whether all rows fit into the max sequence length."""
     limit = counted(report["maxSequenceLength"], "token")
-    truncated, lost = report["cutRows"], report["lostAnswers"]
+    truncated, lost, dropped = report["cutRows"], report["lostAnswers"], report["droppedRows"]
+    if dropped:
+        verb = "is" if dropped == 1 else "are"
+        title = (
+            f"{number(dropped)} of {counted(report['rows'], 'row')} {verb} longer than {limit} and not used"
+        )
+        return ReportVerdict("warning", title, "Raise maxSequenceLength, or shorten the rows.")
     if not truncated:
         return ReportVerdict("good", f"All rows fit into {limit}", "No row is truncated.")
     verb = "is" if truncated == 1 else "are"

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -112,16 +111,22 @@ def kind_of(encoder: Encoder) -> str:
 
 
 class TokenRows(Sequence[Any]):
-    """The rows of a split, made when they are read, and truncated."""
+    """The rows of a split, made when they are read. Longer rows are truncated or left out."""
 
-    def __init__(self, columns: RowColumns, folder: Path, max_length: int | None = None) -> None:
+    def __init__(
+        self, columns: RowColumns, folder: Path, max_length: int | None, *, drops_longer: bool
+    ) -> None:
         self._make = columns.join
         self._columns = [TokenColumn(folder, name) for name in columns.names]
         self._max_length = max_length
-        self._lengths = columns.lengths
+        self._whole, self._prompts = columns.lengths(*self._columns)
+        self._kept = (
+            None if max_length is None or not drops_longer else np.flatnonzero(self._whole <= max_length)
+        )
+        """Indices of the rows; None for all of them."""
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self._whole if self._kept is None else self._kept)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -135,20 +140,21 @@ class TokenRows(Sequence[Any]):
             return [self[at] for at in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        row = self._make(*(column[index % len(self)] for column in self._columns))
+        at = index % len(self) if self._kept is None else self._kept[index]
+        row = self._make(*(column[at] for column in self._columns))
         return row if self._max_length is None else row.truncate(self._max_length)
 
-    @cached_property
+    @property
     def lengths(self) -> Int64s:
         """Number of tokens of each row."""
-        whole, _ = self._lengths(*self._columns)
-        return whole if self._max_length is None else np.minimum(whole, self._max_length)
+        if self._kept is not None:
+            return self._whole[self._kept]
+        return self._whole if self._max_length is None else np.minimum(self._whole, self._max_length)
 
-    @cached_property
+    @property
     def prompt_lengths(self) -> Int64s:
         """Number of tokens of each row before the first learned one."""
-        _, prompts = self._lengths(*self._columns)
-        return prompts
+        return self._prompts if self._kept is None else self._prompts[self._kept]
 
 
 class TokenFiles:
@@ -163,9 +169,11 @@ class TokenFiles:
             for split, facts in index["splits"].items()
         }
 
-    def rows(self, split: SplitName, max_length: int | None = None) -> TokenRows:
-        """The rows of a split, truncated to `max_length` tokens."""
-        return TokenRows(self._columns, self._folder / split, max_length)
+    def rows(
+        self, split: SplitName, max_length: int | None = None, *, drops_longer: bool = False
+    ) -> TokenRows:
+        """The rows of a split. Those with more than `max_length` tokens are truncated or left out."""
+        return TokenRows(self._columns, self._folder / split, max_length, drops_longer=drops_longer)
 
 
 class TokenFileWriter:

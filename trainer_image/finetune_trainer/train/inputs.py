@@ -67,7 +67,7 @@ class TrainingData:
 
 
 ReadSplit = Callable[[SplitName], Sequence[Any]]
-"""Returns the truncated rows of a split."""
+"""Returns the rows of a split, of which longer ones are truncated or left out."""
 
 
 def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
@@ -82,13 +82,20 @@ def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
         return None
     # Of the processes of a pod, one reads the files whole to verify them.
     files = TokenFiles(context.store.artifact(ref, verify=not context.group.local_rank))
-    return partial(files.rows, max_length=config.hyperparameters.max_sequence_length)
+    hyperparameters = config.hyperparameters
+    return partial(
+        files.rows,
+        max_length=hyperparameters.max_sequence_length,
+        drops_longer=hyperparameters.on_long_rows == "Drop",
+    )
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
     """Encode the rows of the dataset, and hold all of them in memory."""
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
     encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
+    max_length = config.hyperparameters.max_sequence_length
+    drops_longer = config.hyperparameters.on_long_rows == "Drop"
 
     def read(split: SplitName) -> list[Any]:
         encoded: list[Any] = []
@@ -96,11 +103,13 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
             if context.stop.is_set():
                 raise Preempted
             try:
-                encoded.append(encoder.encode(row).truncate(config.hyperparameters.max_sequence_length))
+                tokens = encoder.encode(row)
             except RowNotEncodable as error:
                 raise StageFailure(
                     FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
                 ) from error
+            if not drops_longer or tokens.num_tokens <= max_length:
+                encoded.append(tokens.truncate(max_length))
         return encoded
 
     return read

@@ -1,5 +1,6 @@
 """Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
+from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.manifests.configs import preflight_config
@@ -34,6 +35,8 @@ def preflight(run: Run) -> Halt | None:
         reasoning_parser=found.reasoning_parser,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
+    if found.dropped_rows:
+        run.update(dropped_rows=DroppedRows(rows=found.dropped_rows, percent=found.dropped_percent))
     truncated = (
         f", {found.truncated_rows} rows truncated to maxSequenceLength" if found.truncated_rows else ""
     )
