@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,9 @@ from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import retries
 from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.store import Store, open_store
+from finetune_trainer.store import DerivedRef, Store, bucket, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
+from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.train.states.folders import save_folder
 from finetune_trainer.train.states.resume import remove_states
 from tests.s3server import S3Server
@@ -103,6 +105,59 @@ def test_a_pod_downloads_an_artifact_once_and_what_it_published_never(pods: Pods
 
     assert reader.artifact(ref) == first
     assert (writer.artifact(written) / "b").read_text() == "2"
+
+
+def test_processes_of_a_pod_share_one_download(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = publish(pods.store(), {"weights": "a" * 100})
+    config, started, blocked = pods.config(), threading.Event(), threading.Event()
+    copied: list[Path] = []
+
+    def copy(store: Store, ref: ArtifactRef, target: Path) -> None:
+        copied.append(target)
+        started.set()
+        assert blocked.wait(60)
+        copy_artifact(store, ref, target)
+
+    monkeypatch.setattr(bucket, "copy_artifact", copy)
+    with ThreadPoolExecutor(3) as pool:
+        ranks = [pool.submit(open_store(config, process=rank).artifact, ref) for rank in range(3)]
+        assert started.wait(60)
+        blocked.set()
+        folders = {rank.result() for rank in ranks}
+
+    assert len(copied) == 1
+    assert folders == set(copied)
+    assert files_below(copied[0]) == ["manifest.json", "weights"]
+
+
+def test_a_process_that_waits_for_the_download_of_another_stops_at_a_signal(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(pods.store(), {"weights": "a" * 100})
+    config, started, blocked, stop = pods.config(), threading.Event(), threading.Event(), threading.Event()
+
+    def copy(store: Store, ref: ArtifactRef, target: Path) -> None:
+        started.set()
+        assert blocked.wait(60)
+
+    monkeypatch.setattr(bucket, "copy_artifact", copy)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(open_store(config, process=0).artifact, ref)
+        assert started.wait(60)
+        second = open_store(config, stop, process=1)
+        stop.set()
+        with pytest.raises(Preempted):
+            second.artifact(ref)
+        blocked.set()
+        first.result()
+
+
+def test_processes_of_a_pod_write_into_folders_of_their_own(pods: Pods) -> None:
+    config = pods.config()
+
+    first, second = (open_store(config, process=rank).run_folder("1f1f", "train").path for rank in (0, 1))
+
+    assert first != second
 
 
 def test_equal_content_is_not_uploaded_again(pods: Pods) -> None:
@@ -223,6 +278,25 @@ def test_a_deleted_artifact_leaves_nothing_and_can_be_deleted_again(pods: Pods) 
 
     assert files_below(folder_of(pods, ref)) == []
     assert pods.store().has(kept)
+
+
+def test_what_was_derived_from_an_artifact_is_found_by_name_and_goes_with_it(pods: Pods) -> None:
+    store = pods.store()
+    of = publish(store, {"rows": "abc"})
+    with store.staging() as staging:
+        (staging / "tokens").write_text("123")
+        ref = DerivedRef(of, store.publish(of, staging))
+    store.name_derived(ref, "encoded")
+
+    other = pods.store()
+    assert other.derived(of, "encoded") == ref
+    assert other.derived(of, "unknown") is None
+    assert files_below(other.artifact(ref)) == ["manifest.json", "tokens"]
+    assert "rows" in files_below(other.artifact(of))
+    other.delete(of)
+
+    assert other.derived(of, "encoded") is None
+    assert not folder_of(pods, of).exists()
 
 
 def unfinished(pods: Pods, name: str, age_seconds: float) -> Path:

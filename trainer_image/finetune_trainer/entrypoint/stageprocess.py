@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final, cast, get_args
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
@@ -17,7 +16,6 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, PeerLost
@@ -31,7 +29,6 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.cleanup import cleanup
 from finetune_trainer.store.collect import collect
-from finetune_trainer.store.opening import BUCKET_SCHEMES
 
 MAX_LAST_REPORT_SECONDS: Final = 5.0
 MAX_EXIT_SECONDS: Final = 30.0
@@ -109,7 +106,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
     try:
         with stop.listening():
             _check_accelerators(config)
-            store = open_store(_store_config(config, process), stop)
+            store = open_store(config.store, stop, process=process.local_rank if process else None)
             result = _succeeded(store, config)
             if result is not None:
                 logger.info("%s of this run is already complete", config.stage)
@@ -176,14 +173,6 @@ def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     """Return the stored result of this stage, if it succeeded."""
     result = store.read_result(config.run, config.stage)
     return config.bind(result) if result is not None and result.outcome == "Succeeded" else None
-
-
-def _store_config(config: StageRunConfig, process: ProcessRank | None) -> StoreConfig:
-    """Return the store's config. Processes of a pod get separate folders for copies from a bucket."""
-    if process is None or process.local_rank == 0 or not config.store.uri.startswith(BUCKET_SCHEMES):
-        return config.store
-    own = Path(config.store.path) / f"local-rank-{process.local_rank}"
-    return config.store.model_copy(update={"path": str(own)})
 
 
 @contextmanager

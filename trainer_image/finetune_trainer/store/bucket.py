@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from typing_extensions import override
@@ -25,34 +26,42 @@ from finetune_trainer.store.bucketrun import BucketRunFolder
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import corrupt, pod_volume_full, writable
 from finetune_trainer.store.keys import Place, StoredRef, key_of, ref_to, run_key
+from finetune_trainer.store.podcopies import PodCopies
 
 logger = logging.getLogger(__name__)
 
 
-def open_bucket(config: StoreConfig, stop: threading.Event) -> "BucketStore":
+def open_bucket(config: StoreConfig, stop: threading.Event, process: int | None = None) -> "BucketStore":
     """Open the store in a bucket, with the credentials that the config names.
+
+    `process` is the rank among several processes of the pod.
 
     Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE.
     """
     objects = open_bucket_objects(config, stop)
     objects.find(STAGING)  # fails early if the bucket does not exist or cannot be read
-    return BucketStore(config.uri, objects, Path(config.path))
+    copies = Path(config.path)
+    return BucketStore(
+        config.uri,
+        objects,
+        copies if not process else copies / f"local-rank-{process}",
+        PodCopies(copies, stop),
+    )
 
 
 class BucketStore(Store):
-    """Artifacts and run folders below one prefix of a bucket; `scratch` is on the pod's own volume."""
+    """Artifacts and run folders below one prefix of a bucket."""
 
-    def __init__(self, uri: str, objects: BucketObjects, scratch: Path) -> None:
+    def __init__(self, uri: str, objects: BucketObjects, scratch: Path, copies: PodCopies) -> None:
+        """`scratch` is this process's folder on the pod's own volume."""
         super().__init__(uri)
         self._objects = objects
         self._scratch = scratch
+        self._copies = copies
 
     @override
     def artifact(self, ref: StoredRef, *, verify: bool = False) -> Path:
-        folder = self._scratch / key_of(ref)
-        if not (folder / MANIFEST_NAME).exists():
-            copy_artifact(self, ref, folder)
-        return folder
+        return self._copies.get(key_of(ref), partial(copy_artifact, self, ref))
 
     @override
     def chunks(self, ref: StoredRef, entry: FileEntry) -> Iterator[bytes]:
@@ -92,7 +101,7 @@ class BucketStore(Store):
             self._remove_stale_uploads()
             with self._upload_noted(ref):
                 self._objects.put_folder(staging, key_of(ref), manifest, on_bytes)
-        self._keep_copy(staging, self._scratch / key_of(ref))
+        self._copies.keep(key_of(ref), staging)
         return manifest.digest
 
     @override
@@ -119,13 +128,6 @@ class BucketStore(Store):
     @override
     def _place(self, ref: StoredRef) -> str:
         return self.uri(ref)
-
-    def _keep_copy(self, staging: Path, copy: Path) -> None:
-        """Move uploaded content to the scratch folder, so that it is not downloaded again."""
-        if not copy.exists():
-            with writable(copy):
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                staging.rename(copy)
 
     @contextmanager
     def _upload_noted(self, ref: StoredRef) -> Iterator[None]:

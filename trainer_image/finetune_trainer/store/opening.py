@@ -11,9 +11,13 @@ from finetune_trainer.store.mounted import MountedStore
 BUCKET_SCHEMES: Final = ("s3://", "gs://", "abfs://")
 
 
-def open_store(config: StoreConfig, stop: threading.Event | None = None) -> Store:
+def open_store(
+    config: StoreConfig, stop: threading.Event | None = None, *, process: int | None = None
+) -> Store:
     """Open the store of a config. `stop` ends a long download with Preempted.
 
+    `process` is the rank among several processes of the pod: they share the copies of what is in a bucket,
+    and each has its own folders for what it writes.
     Raises StageFailure: INVALID_CREDENTIALS, INVALID_CONFIG, STORE_UNAVAILABLE; Preempted.
     """
     if not config.uri.startswith(BUCKET_SCHEMES):
@@ -21,4 +25,4 @@ def open_store(config: StoreConfig, stop: threading.Event | None = None) -> Stor
     # The clients of object stores take half a second to import.
     from finetune_trainer.store.bucket import open_bucket
 
-    return open_bucket(config, stop or threading.Event())
+    return open_bucket(config, stop or threading.Event(), process)
