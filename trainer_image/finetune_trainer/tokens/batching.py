@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
@@ -78,7 +79,7 @@ def similar(lengths: Sequence[int], max_tokens: int, processes: int = 1) -> list
     return groups
 
 
-def row_lengths(rows: Sequence[EncodedRow]) -> Sequence[int]:
+def row_lengths(rows: Sequence[EncodedRow] | Sequence[EncodedAnswers]) -> Sequence[int]:
     """The number of tokens of each row, without reading rows that know their lengths."""
     known: Sequence[int] | None = getattr(rows, "lengths", None)
     return [row.num_tokens for row in rows] if known is None else known

@@ -14,8 +14,8 @@ Batch = dict[str, Any]
 class RowBatches(Sequence[list[Any]]):
     """The rows of batches, read when a batch is used."""
 
-    def __init__(self, rows: Sequence[Any], batches: Sequence[Sequence[int]]) -> None:
-        """`batches` has indices of rows."""
+    def __init__(self, rows: Any, batches: Sequence[Sequence[Any]]) -> None:
+        """`batches` has what `rows` are indexed with."""
         self._rows = rows
         self._batches = batches
 

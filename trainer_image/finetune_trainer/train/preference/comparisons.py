@@ -9,6 +9,8 @@ from typing_extensions import override
 
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.tokens.batching import row_lengths
+from finetune_trainer.train.heldout import RowBatches
 from finetune_trainer.train.parallel.sharding import ShuffledRows
 
 Position = tuple[int, int]
@@ -70,14 +72,16 @@ class ComparedBatches(ShuffledRows):
 
 def held_out_batches(
     rows: Sequence[EncodedAnswers], batch_size: int, seed: int, group: Group
-) -> list[list[ComparedRow]]:
-    """This process's share of held-out rows, those with the longest rows first."""
+) -> Sequence[list[ComparedRow]]:
+    """This process's share of held-out rows, those with the longest rows first; read batch by batch."""
     whole = ComparedBatches(len(rows), len(rows), seed, Group())
     whole.set_epoch(FIRST_EPOCH)
-    compared = [ComparedRows(rows)[position] for batch in whole for position in batch]
-    compared.sort(key=lambda each: -each.row.num_tokens)
-    batches = [compared[start : start + batch_size] for start in range(0, len(compared), batch_size)]
-    return group.share(batches, [_blank(rows[0])])
+    lengths = row_lengths(rows)
+    positions = sorted(
+        (position for batch in whole for position in batch), key=lambda position: -lengths[position[0]]
+    )
+    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    return RowBatches(ComparedRows(rows), group.share(batches, [(len(rows), len(rows))]))
 
 
 def _blank(row: EncodedAnswers) -> ComparedRow:

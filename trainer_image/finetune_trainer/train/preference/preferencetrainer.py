@@ -14,6 +14,7 @@ from typing_extensions import override
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
+from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches
@@ -54,7 +55,8 @@ class PreferenceTrainer(NormKeeper):
             train_dataset=rows,
         )
         self.remove_callback(PrinterCallback)
-        shortest = min(rows, key=lambda row: row.num_tokens)
+        lengths = row_lengths(rows)
+        shortest = rows[min(range(len(rows)), key=lengths.__getitem__)]
         head = probe_head(model, [shortest.row(shortest.answer)])
         self.sums = StepSums(device)
         self._rows = rows
