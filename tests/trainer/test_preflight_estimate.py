@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.preflight.estimate.depth import measure_at_depth
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
@@ -25,11 +25,13 @@ from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import trainable_model
+from tests.trainer.architectures import ARCHITECTURES, tiny_config
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tools.models import tiny
 
 CPU = torch.device("cpu")
 ON_CPU = Precision(torch.float32, autocast=False)
+ON_GPU = Precision(torch.bfloat16, autocast=True)
 
 
 def small(layers: int = 3) -> LlamaConfig:
@@ -173,3 +175,23 @@ def test_a_pattern_of_layer_types_is_repeated() -> None:
 
     assert extrapolated.peak_bytes == pytest.approx(deep.peak_bytes, rel=0.01)
     assert extrapolated.matmul_flops == deep.matmul_flops
+
+
+QUICK_ARCHITECTURES = {("gemma3", "Full"), ("qwen3_moe", "LoRA"), ("falcon_h1", "DPO")}
+"""Those of `make test`: images, experts, and state spaces beside attention."""
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(*case, marks=() if case in QUICK_ARCHITECTURES else pytest.mark.full)
+        for case in product(ARCHITECTURES, METHODS)
+    ],
+)
+def test_a_step_of_every_architecture_can_be_measured(name: str, method: MethodType) -> None:
+    shape = StepShape(rows=2, length=16, checkpointing=True)
+
+    measured = measure_step(tiny_config(name), Method(type=method), shape, ON_GPU)
+
+    assert measured.peak_bytes > measured.frozen_bytes + measured.trained_bytes
+    assert measured.matmul_flops > 0

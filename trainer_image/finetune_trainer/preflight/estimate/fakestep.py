@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from transformers.initialization import no_init_weights
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
@@ -151,9 +152,12 @@ def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) ->
     torch.set_default_dtype(dtype)
     try:
         # PEFT makes an adapter in float32, which is the default dtype again afterwards.
-        base: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype
-        )
+        # Initial values would be drawn until they are in range, which those of fake tensors never are.
+        with no_init_weights():
+            base: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype
+            )
+        base.tie_weights()
     finally:
         torch.set_default_dtype(torch.float32)
     if not METHODS[method.type].trains_adapter:
