@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("begun")
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
-    """Create profiles whose nodes do not exist, the model, and runs that wait for these nodes or are refused."""
+    """Create profiles whose nodes do not exist, the model, and runs that wait for them or are refused."""
     profiles = [card_profile(name, product) for name, product in CARDS.items()]
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": profiles})
     request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofiles", *CARDS))

@@ -196,9 +196,9 @@ def _range_text(low: int | None, high: int | None) -> str:
 
 
 def _long_duration(seconds: int) -> str:
-    """`40 s`, `12 min`, `2 h 10 min` or `3 d 4 h`; hours and days with their next smaller unit."""
+    """At least `1 s`; `12 min`, `2 h 10 min`, `3 d 4 h`: hours and days with their next smaller unit."""
     if seconds < 60:
-        return f"{seconds} s"
+        return f"{max(1, seconds)} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

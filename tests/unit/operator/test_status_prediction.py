@@ -61,6 +61,7 @@ def prediction(**fields: Any) -> Prediction:
         ),
         ({"device_memory_bytes": GIBIBYTE // 3, "cost_low": None, "seconds_low": 600, "seconds_high": 610}, 1,
          "about 10 min on one H100, 0.33 of 80 GiB"),
+        ({"seconds_low": 0, "seconds_high": 1, "cost_low": None}, 1, "about 1 s on one H100, 31 of 80 GiB"),
     ],
 )  # fmt: skip
 def test_a_prediction_says_how_long_where_how_much_memory_and_what_it_costs(
