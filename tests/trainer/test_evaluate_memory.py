@@ -14,7 +14,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.evaluate import stage
 from finetune_trainer.evaluate.predictions import FILE
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.placement import load_placed
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.test_train_memory import allocation_fails, gpu_is_full, python_fails
 from tests.trainer.workbench import ROWS, Sheet, Workbench
@@ -68,12 +68,12 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Room], Room]:
     """Compute models in this memory from now on."""
 
     def use(room: Room) -> Room:
-        def loaded(*arguments: Any) -> Any:
-            model = load_base(*arguments)
+        def loaded(*arguments: Any, **settings: Any) -> Any:
+            model = load_placed(*arguments, **settings)
             model.register_forward_pre_hook(room.before, with_kwargs=True)
             return model
 
-        monkeypatch.setattr(stage, "load_base", loaded)
+        monkeypatch.setattr(stage, "load_placed", loaded)
         return room
 
     return use
@@ -124,7 +124,7 @@ def test_a_row_that_does_not_fit_alone_ends_it_with_figures_and_advice(evaluated
 def test_a_model_that_does_not_fit_ends_it_with_figures_and_advice(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_base", lambda *_: gpu_is_full())
+    monkeypatch.setattr(stage, "load_placed", lambda *_, **__: gpu_is_full())
 
     with pytest.raises(StageFailure, match="loading the model ran out of memory on cpu") as caught:
         evaluated.bench.run_evaluate(evaluated.new_run("no room"))

@@ -20,7 +20,7 @@ from finetune_trainer.evaluate import measured, predictions, stage
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import GeneratedAnswer, MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE, PredictionLog, RowPrediction
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.placement import load_placed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
@@ -210,7 +210,7 @@ def test_the_rows_of_another_config_or_a_damaged_file_are_measured_again(
 def test_a_complete_evaluation_whose_result_is_lost_loads_no_model(
     adapter: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_base", None)
+    monkeypatch.setattr(stage, "load_placed", None)
 
     assert adapter.bench.run_evaluate(adapter.config) == adapter.expected
 
@@ -240,13 +240,13 @@ def test_one_model_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     case = make_case(tmp_path, Method(type="Full"))
     loaded: list[weakref.ref[Any]] = []
 
-    def alone(*arguments: Any) -> Any:
+    def alone(*arguments: Any, **settings: Any) -> Any:
         assert all(reference() is None for reference in loaded)
-        model = load_base(*arguments)
+        model = load_placed(*arguments, **settings)
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(stage, "load_base", alone)
+    monkeypatch.setattr(stage, "load_placed", alone)
 
     assert case.bench.run_evaluate(case.new_run("alone")) == case.expected
     assert len(loaded) == 2

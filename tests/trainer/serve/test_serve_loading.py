@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, Mamba
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.serve import loading
+from finetune_trainer.serve.batch import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts
@@ -176,3 +178,18 @@ def test_the_context_is_the_smaller_of_the_config_s_and_the_model_s(own: Path) -
     config = own / "llama" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 64}))
     assert load(serve_config(own, models=())).context_length == 64
+
+
+def test_the_engine_answers_as_on_one_device(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> torch.Tensor:
+        served = load(serve_config(root))
+        batch = GenerationBatch(served.model, mixed=served.mixed)
+        first = batch.join([[5, 6, 7], [8]], list(served.adapters.values())[:2])
+        second = batch.step([9, 10])
+        batch.keep([1])
+        return torch.cat([first, second, batch.step([11])])
+
+    expected = answers()
+    monkeypatch.setattr(loading, "visible_devices", lambda: (torch.device("cpu"),) * 2)
+
+    assert torch.equal(answers(), expected)

@@ -34,7 +34,8 @@ class RowMeasurement:
     config: EvaluateConfig
     examples: Sequence[Example]
     log: PredictionLog
-    device: torch.device
+    devices: Sequence[torch.device]
+    """Devices that hold the models."""
     on_batch: Callable[[int], None]
     """Called after each batch with its number of rows."""
 
@@ -84,7 +85,7 @@ class RowMeasurement:
         longest = max(model.size(example) for example in batch)
         activity = f"evaluating {self.config.split} rows with the model {subject}"
         try:
-            with catch_out_of_memory(activity, self.device, longest, by_batch=True):
+            with catch_out_of_memory(activity, self.devices, longest, by_batch=True):
                 return self._predictions(subject, MeasuredBatch(model, batch))
         except OutOfMemory as error:
             if len(batch) == 1:

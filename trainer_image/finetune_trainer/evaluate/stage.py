@@ -1,12 +1,12 @@
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import METRICS
@@ -20,10 +20,10 @@ from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.model.bundle import own_chat_template
-from finetune_trainer.model.device import choose_device
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.device import limit_threads
+from finetune_trainer.model.load import load_adapter
 from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
-from finetune_trainer.model.quantization import load_quantized_base
+from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
@@ -65,9 +65,10 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         if len(log):
             logger.info("continuing after %d measured rows in %s", len(log), folder.uri)
         progress = _Progress(config, context, len(examples) * len(config.subjects), folder.uri, len(log))
-        device = choose_device()
-        measurement = RowMeasurement(config, examples, log, device, progress.count)
-        models = _Models(config, base, checkpoint, tokenizer, device, progress.feed)
+        limit_threads()
+        devices = visible_devices()
+        measurement = RowMeasurement(config, examples, log, devices, progress.count)
+        models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed)
         with progress.watchdog, log.saved():
             models.measure(measurement)
         scores = tuple(measurement.scores())
@@ -142,7 +143,7 @@ class _Models:
     base: Path
     checkpoint: Path
     tokenizer: PreTrainedTokenizerBase
-    device: torch.device
+    devices: Sequence[torch.device]
     on_token: Callable[[], None]
 
     def measure(self, measurement: RowMeasurement) -> None:
@@ -166,16 +167,11 @@ class _Models:
                 with model.without_adapter():
                     measurement.measure(subject, model)
 
-    def _load_base(self, folder: Path) -> PreTrainedModel:
-        if self.config.quantized_base:
-            return load_quantized_base(folder, self.device)
-        return load_base(folder, None, self.device)
-
     def _load(self, folder: Path, adapter: Path | None = None) -> MeasuredModel:
         logger.info("loading the model in %s", folder)
         try:
-            with catch_out_of_memory("loading the model", self.device, 0, by_batch=False):
-                base = self._load_base(folder)
+            with catch_out_of_memory("loading the model", self.devices, 0, by_batch=False):
+                base = load_placed(folder, self.devices, quantized=self.config.quantized_base)
                 model = base if adapter is None else load_adapter(base, adapter)
         except OutOfMemory as error:
             raise StageFailure(FailureReason.OUT_OF_MEMORY, f"{error}. {MEMORY_ADVICE}") from error

@@ -53,12 +53,13 @@ def segment_loss_sums(
     targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     predicting = targets != IGNORE_INDEX
     sizes: list[int] = segments.tolist()
-    inputs = model_inputs(batch)
+    # On the CPU, because the last layer can be on another device than the batch.
+    inputs = {**model_inputs(batch), "use_cache": False, "logits_to_keep": predicting.cpu()}
     if head is not None:
         with head.computing_loss(targets[predicting], sizes) as sums_of:
-            returned = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+            returned = model(**inputs).logits
         return sums_of(returned)
-    logits = model(**inputs, use_cache=False, logits_to_keep=predicting).logits
+    logits = model(**inputs).logits
     losses = cross_entropy(logits.float(), targets[predicting], reduction="none")
     return torch.stack([part.sum() for part in torch.split(losses, sizes)])
 

@@ -33,10 +33,15 @@ def choose_device(local_rank: int | None = None, processes: int = 1) -> torch.de
             its share of the processors. None for a single process.
         processes: training processes in this pod.
     """
-    torch.set_num_threads(max(1, available_processors() // processes))
+    limit_threads(processes)
     if torch.cuda.is_available():
         return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def limit_threads(processes: int = 1) -> None:
+    """Set the number of threads to what the pod may use, divided by the processes that share it."""
+    torch.set_num_threads(max(1, available_processors() // processes))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

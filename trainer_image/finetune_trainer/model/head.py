@@ -65,15 +65,17 @@ class ChunkedHead:
             if not torch.is_grad_enabled():
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
             scaled = hidden if self._scale == 1 else hidden * self._scale
-            inputs = scaled.flatten(0, -2)
+            # A tied head can be on another device than the last layer.
+            inputs = scaled.flatten(0, -2).to(weight.device)
+            labels = targets.to(weight.device)
             if row_tokens is None:
-                loss_sum = self._losses(inputs, weight, bias, targets).sum()
+                loss_sum = self._losses(inputs, weight, bias, labels).sum()
                 return loss_sum.reshape(1, 1)  # logits have two dimensions too
             if weight.requires_grad or (bias is not None and bias.requires_grad):
-                rows = zip(*(torch.split(each, list(row_tokens)) for each in (inputs, targets)), strict=True)
+                rows = zip(*(torch.split(each, list(row_tokens)) for each in (inputs, labels)), strict=True)
                 parts = [self._losses(row, weight, bias, of_row) for row, of_row in rows]
             else:
-                losses = self._losses(inputs, weight, bias, targets)
+                losses = self._losses(inputs, weight, bias, labels)
                 parts = list(torch.split(losses, list(row_tokens)))
             return torch.stack([part.sum() for part in parts]).reshape(1, -1)
 
@@ -98,9 +100,11 @@ def tiled_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
     temperature, soft_cap, logit_scale, other_outputs = 1.0, None, 1.0, ()
-    log_probabilities, *_ = ChunkedLogProbFunction.apply(
-        hidden, weight, bias, targets, temperature, TILE_TOKENS, soft_cap, logit_scale, other_outputs
-    )
+    # Triton starts its kernels on the current device.
+    with torch.cuda.device_of(hidden):  # type: ignore[no-untyped-call]
+        log_probabilities, *_ = ChunkedLogProbFunction.apply(
+            hidden, weight, bias, targets, temperature, TILE_TOKENS, soft_cap, logit_scale, other_outputs
+        )
     losses: Tensor = -log_probabilities
     return losses
 
@@ -133,6 +137,7 @@ def chunked_head(model: Any, batch: Mapping[str, Tensor]) -> ChunkedHead | None:
                 _replaced(base_of(model).base_model, lambda *_, **__: DecoderOutput(hidden))
             )
         logits = model(**batch, use_cache=False).logits.float()
+    probe = probe.to(logits.device)
     scale = logits[..., -1:] / PROBE_LOGIT
     is_multiple = torch.allclose(logits, probe * scale, rtol=0.01, atol=0.01 * PROBE_LOGIT)
     factor = float(scale.flatten()[0])
@@ -160,11 +165,15 @@ class DecoderOutput:
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    hooked = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        # accelerate's hook, where several devices compute the model.
+        if hooked is not None:
+            module.forward = hooked
 
 
 class _HeadLoss(Function):

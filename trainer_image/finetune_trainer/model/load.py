@@ -1,6 +1,7 @@
 """Load base models and adapters: only safetensors, and never code that comes with a model."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,16 +23,19 @@ def load_base(
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
     sharding: DistributedConfig | None = None,
+    *,
+    device_map: Mapping[str, torch.device] | None = None,
 ) -> PreTrainedModel:
     """Load the causal language model in `folder`. Weights go to the device as they are read.
 
     Args:
         folder: config.json and safetensors.
         dtype: dtype of the weights; None for the stored dtype, or float32 if the device is slow with 16 bits.
-        device: the device that the model runs on.
+        device: the device that the model runs on, or the first of several.
         quantization: quantization of the linear layers except the output head; None for no quantization.
         sharding: how the weights are sharded across the processes of the run: each reads only its own rows,
             and the call is collective. None to load all weights.
+        device_map: the device of each module by its name; None for `device`.
 
     Raises StageFailure (BASE_MODEL_INVALID) with the text of the library's error.
     """
@@ -44,7 +48,7 @@ def load_base(
             dtype=dtype or "auto",
             quantization_config=quantization,
             distributed_config=sharding,
-            device_map={"": device} if sharding is None else None,
+            device_map=dict(device_map or {"": device}) if sharding is None else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

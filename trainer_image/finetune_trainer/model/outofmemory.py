@@ -1,7 +1,7 @@
 """Exhausted memory as one exception, with the figures of the device."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -23,15 +23,16 @@ class OutOfMemory(Exception):
 
 @contextmanager
 def catch_out_of_memory(
-    activity: str, device: torch.device, max_row_tokens: int, *, by_batch: bool
+    activity: str, devices: Sequence[torch.device], max_row_tokens: int, *, by_batch: bool
 ) -> Iterator[None]:
-    """Turn any out-of-memory error of the block into OutOfMemory, with the memory figures of `device`."""
+    """Turn any out-of-memory error of the block into OutOfMemory, with the figures of the fullest device."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        used, total = memory_use(device)
+        use = {device: memory_use(device) for device in devices}
+        device, (used, total) = max(use.items(), key=lambda item: item[1][0] / item[1][1])
         raise OutOfMemory(
             f"{activity} ran out of memory on {device}, with {used / GIBIBYTE:.2f} of"
             f" {total / GIBIBYTE:.2f} GiB in use ({_first_line(error)})",

@@ -1,5 +1,7 @@
 """Tensors of the running requests. One forward pass computes one token for each of them.
 
+Inputs are on the device of the embedding, and the keys and values of each layer on the device of that layer.
+
 Rows are left-padded, so that all of them end in the same column: column `width - 1` holds the newest token of
 every row. Requests join and leave between passes. Padding is masked, and position ids count real tokens only,
 so a row's logits do not depend on the other rows (up to rounding).
@@ -62,13 +64,16 @@ class GenerationBatch:
         if not rows:
             self.clear()
             return
-        index = torch.tensor(rows, device=self._device)
+        index = torch.tensor(rows)
         self._adapters = [self._adapters[row] for row in rows]
-        mask = self._mask[index]
+        mask = self._mask[index.to(self._device)]
         unused = mask.shape[1] - int(mask.sum(-1).max())
         self._mask = mask[:, unused:]
         self._cache = DynamicCache(
-            [(keys[index, :, unused:], values[index, :, unused:]) for keys, values in _states(self._cache)]
+            [
+                (_rows(keys, index, unused), _rows(values, index, unused))
+                for keys, values in _states(self._cache)
+            ]
         )
 
     def clear(self) -> None:
@@ -122,6 +127,11 @@ def _pad_columns(mask: torch.Tensor, width: int) -> torch.Tensor:
 def _states(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return keys and values of each layer, of shape (rows, heads, columns, head size)."""
     return [(keys, values) for keys, values, _ in cache]
+
+
+def _rows(states: torch.Tensor, index: torch.Tensor, unused: int) -> torch.Tensor:
+    """Rows of one layer's states on its device, without the first `unused` columns."""
+    return states[index.to(states.device), :, unused:]
 
 
 def _pad_states(states: torch.Tensor, width: int) -> torch.Tensor:

@@ -21,7 +21,8 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
 from finetune_trainer.model.dora import fix_magnitudes
-from finetune_trainer.model.load import context_length, load_base
+from finetune_trainer.model.load import context_length
+from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import BASE_ADAPTER
 from finetune_trainer.serve.names import BASE_NAME
@@ -68,7 +69,7 @@ def load(config: ServeConfig) -> LoadedModels:
         )
     logger.info("loading the model in %s", folder)
     tokenizer = load_tokenizer(folder)
-    base = load_base(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    base = load_placed(folder, visible_devices())
     _check_layers(base, folder)
     adapters = {full.name if full else BASE_NAME: BASE_ADAPTER}
     model: torch.nn.Module = base

@@ -84,7 +84,7 @@ class TrainingSession:
         set_seed(attempt.hyperparameters.seed)
         hangs = partial(_describe_hang, config.step_timeout_seconds, attempt)
         with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
-            with catch_out_of_memory("loading the base model", device, data.max_row_tokens, by_batch=False):
+            with catch_out_of_memory("loading the base model", [device], data.max_row_tokens, by_batch=False):
                 sharded = is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size)
                 sharding = sharding_config(data.base, group.size, device) if sharded else None
                 model = trainable_model(data.base, config.method, device, parent, sharding)
@@ -101,7 +101,7 @@ class TrainingSession:
         ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
-        with catch_out_of_memory("training", self.device, data.max_row_tokens, by_batch=True), served:
+        with catch_out_of_memory("training", [self.device], data.max_row_tokens, by_batch=True), served:
             trainer = make_trainer(
                 self.model,
                 data.rows,
