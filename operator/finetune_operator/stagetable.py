@@ -31,8 +31,8 @@ class StageRow:
     """Number of pod failures, after the first, at which its Job fails."""
     queue: Queue = "prepare"
     """Name in a profile's `queues` and `priorityClasses` that applies to its Jobs."""
-    devices: Literal["none", "one", "all"] = "none"
-    """Devices per pod: `all` is the number that the run requests."""
+    devices: Literal["none", "needed", "all"] = "none"
+    """Devices per pod: `all` is the number that the run requests, `needed` is one if it holds the model."""
     multi_node: bool = False
     """Whether it has one pod on each of the run's nodes. Such a pod serves metrics."""
     time_limit: bool = False
@@ -56,9 +56,9 @@ class StageRow:
     def uses_devices(self) -> bool:
         return self.devices != "none"
 
-    def devices_of(self, requested: int) -> int:
+    def devices_of(self, requested: int, *, one_holds_model: bool = True) -> int:
         """Devices per pod in a run that requests this many."""
-        return {"none": 0, "one": 1, "all": requested}[self.devices]
+        return {"none": 0, "needed": 1 if one_holds_model else requested, "all": requested}[self.devices]
 
 
 STAGES: Final[Mapping[JobStage, StageRow]] = {
@@ -94,7 +94,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         running=Reason.EVALUATING,
         condition=ConditionType.EVALUATED,
         queue="evaluate",
-        devices="one",
+        devices="needed",
         profile="evaluation",
     ),
     "collect": StageRow(

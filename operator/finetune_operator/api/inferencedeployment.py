@@ -178,8 +178,9 @@ class ServingCompute(Model):
         Field(
             ge=1,
             le=64,
-            description="Number of devices per replica. The engine Transformers uses one accelerator; more"
-            " are refused with reason TooManyDevices. CPU cores are threads of one process.",
+            description="Number of devices per replica. The engine Transformers spreads the layers of a model"
+            " over its accelerators, which gives the model their memory and not their speed. CPU cores are"
+            " threads of one process.",
         ),
     ] = 1
 

@@ -55,6 +55,13 @@ class Prediction(Model):
     host_memory_bytes: Annotated[
         int, Field(description="Peak memory of one train pod outside of its devices, in bytes.")
     ]
+    weights_bytes: Annotated[
+        int | None,
+        Field(
+            description="Size of the base model's weights as evaluation loads them, in bytes: for QLoRA in 4"
+            " bits. If one device does not hold them, evaluate pods request compute.devices. Absent: unknown."
+        ),
+    ] = None
     state_bytes: Annotated[int, Field(description="Size of one saved resume state, in bytes.")]
     flops: Annotated[float, Field(description="Floating-point operations of all steps on all devices.")]
     device: Annotated[

@@ -18,6 +18,9 @@ SHARED_MEMORY_BYTES: Final = 1024 * MEBIBYTE
 """Size of /dev/shm per accelerator in a pod with several. NCCL exchanges data between processes there; the
 64 MiB of a container runtime are not enough."""
 
+WEIGHTS_SHARE: Final = 0.8
+"""Share of a device's memory that weights may take in evaluation. The rest is for activations and answers."""
+
 WRITE_BYTES_PER_SECOND: Final = 100 * MEBIBYTE
 """Rate at which a store is expected to take a resume state."""
 STEP_SECONDS: Final = 60
@@ -37,6 +40,13 @@ class PodSizing:
     """Size of /dev/shm as a quantity; None for that of the container runtime."""
     grace_seconds: int | None
     """Seconds from SIGTERM to SIGKILL; None for the cluster's default."""
+
+
+def one_device_holds(weights_bytes: int | None, device_bytes: int | None) -> bool:
+    """Whether one device can evaluate a model with these weights; true if either is unknown."""
+    if weights_bytes is None or device_bytes is None:
+        return True
+    return weights_bytes <= WEIGHTS_SHARE * device_bytes
 
 
 def pod_sizing(

@@ -37,6 +37,7 @@ def predicted_status(predicted: Predicted, devices: TrainDevices) -> Prediction:
         device_memory_bytes=predicted.device_memory_bytes,
         device_memory_available_bytes=predicted.device_memory_available_bytes,
         host_memory_bytes=predicted.host_memory_bytes,
+        weights_bytes=predicted.weights_bytes,
         state_bytes=predicted.state_bytes,
         flops=predicted.flops,
         device=facts.product,

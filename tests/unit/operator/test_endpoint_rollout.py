@@ -390,17 +390,29 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
     assert plan.status is None
 
 
-def test_devices_that_the_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
+OLDER_ENGINE = {"images": {"trainer": "registry/trainer:1"}, "trainerContract": 1}
+
+
+def test_devices_that_an_older_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
-    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}))
+    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}, **OLDER_ENGINE))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "TooManyDevices"
-    assert message.startswith("spec.compute.devices is 2, but engine Transformers")
+    assert message.startswith("spec.compute.devices is 2, but the engine of images.trainer")
     cluster.edit(compute={"devices": 1})
     cluster.settle()
     assert len(cluster.deployments) == 1
+
+
+def test_a_replica_requests_all_devices_over_which_the_engine_spreads_the_model() -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
+    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}))
+    cluster.settle()
+    (deployment,) = cluster.deployments.values()
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
 def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
@@ -412,8 +424,9 @@ def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
     assert container["resources"]["requests"]["cpu"] == "4"
 
 
-def test_an_endpoint_that_reserved_idle_devices_before_keeps_serving_and_says_so() -> None:
+def test_an_endpoint_that_requests_too_many_devices_keeps_serving_and_says_so() -> None:
     cluster, revision = serving_cluster()
+    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 1}))
     cluster.edit(compute={"devices": 2})
     cluster.settle()
     assert list(cluster.deployments) == [revision]

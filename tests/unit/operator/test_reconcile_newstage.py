@@ -42,7 +42,7 @@ ROW: Final = StageRow(
     condition=cast("ConditionType", "Safe"),
     backoff_limit=1,
     queue="evaluate",
-    devices="one",
+    devices="needed",
     in_profile=False,
 )
 

@@ -231,3 +231,20 @@ def test_only_stages_that_request_nvidia_devices_check_them(
     cluster.succeed("preflight", preflighted(), after=10)
     cluster.settle()
     assert cluster.config("train").accelerators == accelerators["train"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "devices"), [(None, 1), (63 * GIBIBYTE, 1), (65 * GIBIBYTE, 4), (140 * GIBIBYTE, 4)]
+)
+def test_evaluation_gets_the_devices_of_training_where_one_does_not_hold_the_model(
+    weights: int | None, devices: int
+) -> None:
+    cluster = begun(devices=4)
+    cluster.succeed("preflight", predicted(weights_bytes=weights), after=10)
+    cluster.settle()
+    cluster.succeed("train", trained(), after=100)
+    cluster.settle()
+
+    (container,) = cluster.stage_job("evaluate")["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(devices)
+    assert cluster.config("evaluate").accelerators == devices

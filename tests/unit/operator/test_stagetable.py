@@ -47,6 +47,7 @@ def test_devices_of_a_pod_follow_from_the_row() -> None:
         "train": 4,
         "evaluate": 1,
     }
+    assert STAGES["evaluate"].devices_of(4, one_holds_model=False) == 4
 
 
 def test_a_running_stage_needs_no_one_to_act() -> None:

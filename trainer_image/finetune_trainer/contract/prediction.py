@@ -35,6 +35,8 @@ class Prediction(Contract):
     """Memory of one device, in bytes; None if it is unknown."""
     host_memory_bytes: int
     """Peak memory of one pod of train outside of its devices, in bytes."""
+    weights_bytes: int | None = None
+    """Size of the base model's weights as evaluation and serving load them, in bytes: for QLoRA in 4 bits."""
     state_bytes: int
     """Size of one saved resume state of the whole run, in bytes."""
     flops: float

@@ -1,6 +1,7 @@
 """Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage."""
 
 from collections.abc import Callable
+from typing import Final
 
 from finetune_operator.api.devices import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
@@ -13,6 +14,7 @@ from finetune_operator.manifests.peerservice import (
     coordinator_host,
     peer_name,
 )
+from finetune_operator.manifests.podsizing import one_device_holds
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
@@ -25,6 +27,9 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.vocabulary import Stage
+
+MIN_SPREAD_CONTRACT: Final = 2
+"""Contract version of the first trainer that spreads the layers of a model over several devices."""
 
 ConfigBuilder = Callable[[StageInputs], StageConfig]
 """Builds the config of one stage; it is all that a new stage has to build."""
@@ -75,9 +80,21 @@ def nodes_of(run: Run, stage: JobStage) -> int:
     return run.job.spec.compute.nodes if STAGES[stage].multi_node else 1
 
 
+def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
+    """Devices of each pod of the stage."""
+    profile, prediction = found.profile_of(stage), run.status.prediction
+    facts = device_facts(profile)
+    holds = found.trainer.contract < MIN_SPREAD_CONTRACT or one_device_holds(
+        prediction.weights_bytes if prediction is not None else None,
+        facts.memory_bytes if facts is not None else None,
+    )
+    requested = min(run.job.spec.compute.devices, profile.spec.devices.max)
+    return STAGES[stage].devices_of(requested, one_holds_model=holds)
+
+
 def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
-    devices, row = run.job.spec.compute.devices, STAGES[stage]
+    devices = run.job.spec.compute.devices
     on_cuda = found.profile_of(stage).spec.devices.resource.startswith(CUDA_RESOURCES)
     return StageInputs(
         owner=run.job,
@@ -87,7 +104,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
         report=run.snapshot.facts.report,
         contract_version=found.trainer.contract,
         accelerators=1 if found.profile.spec.devices.resource == CPU else devices,
-        requested_accelerators=row.devices_of(devices) if on_cuda else 0,
+        requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
         device=device_facts(found.profile),
         mfu=run.snapshot.calibrated_mfu(found.profile.name),
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
@@ -114,7 +131,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
             source=source.credentials_secret_ref if source else None,
             base_model=base_model.credentials_secret_ref if base_model else None,
         ),
-        devices=row.devices_of(spec.compute.devices),
+        devices=_devices_of(run, found, stage),
         nodes=nodes,
         service=peers,
         peer_key=peers,
