@@ -225,6 +225,19 @@ def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workben
     assert on_gpu.hyperparameters == on_cpu.hyperparameters.model_copy(update={"max_batch_tokens": 16_384})
 
 
+def test_preflight_predicts_the_weights_that_evaluation_loads(bench: Workbench) -> None:
+    stored = sum(path.stat().st_size for path in tiny().glob("*.safetensors"))
+
+    def weights(method: MethodType) -> int | None:
+        predicted = bench.preflight(device=H100, method=Method(type=method)).prediction
+        return None if predicted is None else predicted.weights_bytes
+
+    assert weights("LoRA") == pytest.approx(stored, rel=0.02)
+    in_four_bits = weights("QLoRA")
+    assert in_four_bits is not None
+    assert in_four_bits < 0.4 * stored
+
+
 def test_preflight_refuses_what_cannot_fit_unless_the_user_wants_a_warning_only(bench: Workbench) -> None:
     tiny_card = DeviceFacts(memory_bytes=1 << 20)
 
