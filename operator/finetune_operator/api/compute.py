@@ -23,8 +23,8 @@ class Compute(Model):
             le=64,
             description="Number of devices per pod of the train stage, at most devices.max of the"
             " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
-            " CPU cores are threads of one process. The evaluate stage uses one device, so a model that"
-            " needs several devices cannot be evaluated.",
+            " CPU cores are threads of one process. An evaluate pod requests one device, or as many as a"
+            " train pod if preflight predicts that one does not hold the weights.",
         ),
     ] = 1
     nodes: Annotated[
