@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-operator gpu-smoke generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-memory bench-operator gpu-smoke generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -84,6 +84,9 @@ bench-data: packages-environment .venv ## Prepare five million rows, and compare
 
 bench-train: packages-environment .venv ## Train LoRA adapters, and compare with TRL SFTTrainer; STEPS=8 for fewer
 	@$(RUN) -m tools.bench.train $(or $(STEPS),--page)
+
+bench-memory: packages-environment .venv ## Host memory of each process of a sharded run
+	@$(RUN) -m tools.bench.memory --page
 
 bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs
 	@$(RUN) -m tools.bench.operator $(SIZES)

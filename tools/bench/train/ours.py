@@ -1,13 +1,11 @@
 """python -m tools.bench.train.ours MODEL WORKLOAD STEPS FOLDER: run the train stage as in a pod."""
 
 import json
-import logging
 import shutil
 import sys
+import time
 from pathlib import Path
-from typing import Final
-
-from typing_extensions import override
+from typing import Any, Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import Method
@@ -18,28 +16,30 @@ from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.train import stage
-from finetune_trainer.train.callbacks import saving
+from finetune_trainer.train.states.resume import ResumeStates
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, hyperparameters, training_rows
 
 OWNER: Final = Owner(kind="FineTuneJob", namespace="bench", name="bench", uid="bench")
 
 
-class Saves(logging.Handler):
-    """Collects the durations of saves from the trainer's log."""
+class Pauses:
+    """Collects how long training waits for each save, which is written in the background."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.seconds: list[float] = []
+        begin_save = ResumeStates.begin_save
 
-    @override
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == saving.SAVED and isinstance(record.args, tuple):
-            self.seconds.append(float(str(record.args[1])))
+        def timed(*arguments: Any) -> None:
+            began_at = time.monotonic()
+            begin_save(*arguments)
+            self.seconds.append(time.monotonic() - began_at)
+
+        ResumeStates.begin_save = timed  # type: ignore[method-assign, assignment]
 
 
 def main(model: Path, workload: str, steps: int, folder: Path) -> None:
-    """Train, and print steps, seconds, tokens and the duration of each save."""
+    """Train, and print steps, seconds, tokens and the pause of each save."""
     (folder / "store").mkdir()
     store = open_store(StoreConfig(uri="pvc://bench", path=str(folder / "store")))
     config = TrainConfig(
@@ -52,21 +52,19 @@ def main(model: Path, workload: str, steps: int, folder: Path) -> None:
         hyperparameters=hyperparameters(steps, save_every_steps=max(1, steps // 4)),
         metrics_port=0,
     )
-    saves = Saves()
-    saving.logger.addHandler(saves)
-    saving.logger.setLevel(logging.INFO)
+    pauses = Pauses()
     stopwatch = Stopwatch()
     reporter = Reporter(None, OWNER, "train")
     result = stage.run(config, StageContext(store=store, reporter=reporter, stop=Stop()))
     # The last save follows the last step, so the time of the steps does not include it.
-    *between, _ = saves.seconds
+    *between, _ = pauses.seconds
     print(
         json.dumps(
             {
                 "steps": stopwatch.steps,
                 "seconds": stopwatch.seconds - sum(between),
                 "tokens": result.tokens,
-                "save_seconds": saves.seconds,
+                "save_seconds": pauses.seconds,
             }
         )
     )

@@ -27,7 +27,7 @@ def rate(rounds: Sequence[ProgramResult]) -> float:
 
 
 def save_share(rounds: Sequence[ProgramResult]) -> float:
-    """Share of the time that saves take if the state is saved every STEPS_BETWEEN_SAVES steps."""
+    """Share of the time that training waits for saves, one every STEPS_BETWEEN_SAVES steps."""
     save = _save_seconds(rounds)
     return save / (save + STEPS_BETWEEN_SAVES * seconds_per_step(rounds))
 
@@ -56,8 +56,8 @@ def sheet(workload: str, measured: Mapping[str, Sequence[ProgramResult]]) -> She
             "relative to TRL",
             "s per step",
             "peak memory, MiB",
-            "s per save",
-            "share of saves every 100 steps",
+            "s paused per save",
+            "share of pauses, save every 100 steps",
         ),
         tuple(lines),
     )

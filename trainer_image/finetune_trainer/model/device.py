@@ -1,5 +1,6 @@
 """The device that a model runs on, its memory, and the number of threads."""
 
+import ctypes
 import logging
 import os
 import resource
@@ -78,6 +79,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def return_freed_memory() -> None:
+    """Return what the C library keeps of freed tensors on the CPU to the system, if it is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[int, int]:

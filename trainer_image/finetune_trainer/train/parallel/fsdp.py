@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from typing_extensions import override
 
+from finetune_trainer.model.device import return_freed_memory
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_sharded
@@ -25,6 +26,7 @@ class FullyShardedTrainer(CompletionTrainer):
 
     @override
     def collect_state(self) -> StateSnapshot:
+        return_freed_memory()  # of the step, since the limit of a pod counts it while the files are written
         # On a CPU a copy would need the memory of model and optimizer once more.
         copies = self.args.device.type != "cpu" or COPIES_ON_CPU
         return collect_sharded(self, self._trained, self._group, copies=copies)

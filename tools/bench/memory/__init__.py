@@ -1,0 +1,1 @@
+"""Benchmark: host memory of each process of a sharded run."""
