@@ -202,12 +202,15 @@ class _HeadLoss(Function):
             inputs, tokens = hidden[chunk].to(dtype), targets[chunk, None]
             logits = linear(inputs, weight_cast, bias_cast)
             probabilities = logits.float()
-            normalizer = probabilities.logsumexp(-1, keepdim=True)
-            losses[chunk] = (normalizer - probabilities.gather(-1, tokens)).squeeze(-1)
+            largest, of_target = probabilities.amax(-1, keepdim=True), probabilities.gather(-1, tokens)
+            # In place and once, because logits are the largest tensor. This is logsumexp.
+            probabilities = probabilities.sub_(largest).exp_()
+            total = probabilities.sum(-1, keepdim=True)
+            losses[chunk] = (total.log() + largest - of_target).squeeze(-1)
             if not any(needs_grad):
                 continue
             # Gradient of the loss with respect to the logits: probabilities, minus 1 for the target.
-            probabilities = probabilities.sub_(normalizer).exp_()
+            probabilities = probabilities.div_(total)
             probabilities.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=torch.float32))
             gradient = probabilities.to(logits.dtype)
             if grad_hidden is not None:
