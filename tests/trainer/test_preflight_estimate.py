@@ -64,7 +64,7 @@ def rows(method: MethodType, count: int, length: int) -> list[Any]:
     if method in ("LoRA", "Full"):
         return [EncodedRow(tokens, tokens) for tokens in (ids(length - at % 2) for at in range(count))]
     return [
-        EncodedAnswers(ids(1), ids(length - 1), rejected=ids(length - 2), label=bool(index % 2))
+        EncodedAnswers(ids(1), ids(length - 1 - index % 2), rejected=ids(length - 2), label=bool(index % 2))
         for index in range(count)
     ]
 
