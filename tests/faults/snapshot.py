@@ -1,6 +1,7 @@
 """All objects of a namespace in a normalised form, equal for two namespaces with the same history."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ INCIDENTAL: Final = frozenset(
 )
 INCIDENTAL_ENDINGS: Final = ("At", "-at", "Seconds", "Time", "seconds")
 """Ends of the names of fields with times, durations and numbers of attempts."""
+STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""A string of JSON."""
 
 
 def snapshot(api: Api, namespace: str) -> str:
@@ -41,11 +44,20 @@ def snapshot(api: Api, namespace: str) -> str:
     for each in found:
         del each["created"]
     text = json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False)
+    return numbered(text.replace(namespace, "<namespace>"))
+
+
+def numbered(text: str) -> str:
+    """JSON with the identities in its strings numbered.
+
+    Its numbers stay: the user id 65532 is not the name of a Job that happens to end with these digits.
+    """
     numbers: dict[str, str] = {}
-    return TOKEN.sub(
-        lambda token: numbers.setdefault(token[0], f"<{len(numbers) + 1}>"),
-        text.replace(namespace, "<namespace>"),
-    )
+
+    def number(token: re.Match[str]) -> str:
+        return numbers.setdefault(token[0], f"<{len(numbers) + 1}>")
+
+    return STRING.sub(lambda string: TOKEN.sub(number, string[0]), text)
 
 
 def _normalised(kind: str, obj: Object) -> Object:

@@ -1,5 +1,6 @@
 """The matrix detects an operator that breaks one of its rules."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.faults.faults import DisturbedWrite, Fault, LostEvent
 from tests.faults.laboratory import Verdicts
 from tests.faults.matrix import IMPATIENT_SECONDS
 from tests.faults.releases import Edit, release
+from tests.faults.snapshot import numbered
 from tests.faults.trials import Trial
 
 PATIENCE_SECONDS = 60.0
@@ -134,6 +136,18 @@ def test_a_broken_rule_is_found(trial: Trial, shows: str, verdicts: Verdicts) ->
 def test_without_the_edit_the_same_trial_passes(trial: Trial, verdicts: Verdicts) -> None:
     """With the same time limit, so that the other test detects the broken rule and not a slow machine."""
     verdicts[trial].result()
+
+
+def test_a_name_that_ends_with_the_digits_of_a_number_is_another_identity() -> None:
+    objects = [
+        {"name": f"train-{digits}", "owner": f"train-{digits}", "runAsUser": 65532}
+        for digits in ("65532", "4d1f7")
+    ]
+
+    first, second = (json.loads(numbered(json.dumps(each))) for each in objects)
+
+    assert first["name"] == second["name"] == second["owner"] == "train-<1>"
+    assert first["runAsUser"] == second["runAsUser"] == 65532
 
 
 @pytest.mark.parametrize(("trial", "shows"), BROKEN)
