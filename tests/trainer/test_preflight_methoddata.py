@@ -149,21 +149,29 @@ def test_kto_needs_both_labels(bench: Workbench, rows: list[Row], missing: str) 
 
 
 def test_weights_that_cannot_be_sharded_are_refused_before_the_model_is_read(bench: Workbench) -> None:
-    method = Method(type="DPO")
+    method = Method(lora=LoRA(dora=True))
     failure = bench.preflight_failure(
-        bench.root / "no-model", bench.dataset(PAIRS), method=method, sharding="Sharded"
+        bench.root / "no-model", bench.dataset(ROWS), method=method, sharding="Sharded"
     )
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "compute.sharding: Sharded, but the weights of DPO are replicated" in str(failure)
+    assert "compute.sharding: Sharded, but the weights of DoRA are replicated" in str(failure)
 
 
-@pytest.mark.parametrize(("sharding", "sharded"), [("Auto", None), ("Sharded", None), ("Replicated", False)])
-def test_the_sharding_of_all_weights_is_resolved(
-    bench: Workbench, sharding: Sharding, *, sharded: bool | None
+@pytest.mark.parametrize(
+    ("method", "sharding", "sharded"),
+    [
+        ("Full", "Auto", None),
+        ("Full", "Replicated", False),
+        ("LoRA", "Auto", None),
+        ("QLoRA", "Sharded", True),
+    ],
+)
+def test_the_requested_sharding_is_resolved(
+    bench: Workbench, method: MethodType, sharding: Sharding, *, sharded: bool | None
 ) -> None:
     result = bench.preflight(
-        dataset=bench.dataset(ROWS), method=Method(type="Full"), sharding=sharding, nodes=2
+        dataset=bench.dataset(ROWS), method=Method(type=method), sharding=sharding, nodes=2
     )
 
     assert result.hyperparameters.sharded is sharded

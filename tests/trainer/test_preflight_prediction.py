@@ -180,15 +180,16 @@ def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_n
     ("method", "available", "tokens", "expected"),
     [
         ("LoRA", 11, 1000, "LoRA needs 13 GiB per device of 11, with batches of 1 row of 1000 tokens"),
-        ("LoRA", 13, 1000, "; QLoRA needs 11. Create"),
-        ("LoRA", 14, 2400, "; maxSequenceLength 600 needs 11. Create"),
+        ("LoRA", 13, 1000, "; QLoRA needs 11, or 2 devices with LoRA sharded need 8. Create"),
+        ("LoRA", 14, 4800, "; maxSequenceLength 600 needs 11. Create"),
         (
             "Full",
             30,
             1000,
             "; LoRA needs 13, or QLoRA needs 11, or 2 devices with Full sharded need 23. Create",
         ),
-        ("DPO", 11, 1000, "; nothing that the trainer can change would fit. Create"),
+        ("DPO", 11, 1000, "; 2 devices with DPO sharded need 8. Create"),
+        ("DPO", 3, 1000, "; nothing that the trainer can change would fit. Create"),
     ],
 )
 def test_a_refusal_names_what_would_fit(
@@ -203,7 +204,7 @@ def test_a_refusal_names_a_smaller_batch_where_the_user_set_it() -> None:
     plan = planned(20, per_device_batch_size=8)
 
     assert (
-        "; perDeviceBatchSize 1 needs 13, or QLoRA needs 11. Create"
+        "; perDeviceBatchSize 1 needs 13, or QLoRA needs 11, or 2 devices with LoRA sharded need 8. Create"
         in refusal(stated(), plan, 20 * GIBIBYTE).message
     )
 

@@ -204,7 +204,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     ("method", "sharded", "accumulation"), [("LoRA", None, 2), ("Full", None, 1), ("Full", False, 1)]
 )
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, sharded: bool | None, accumulation: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: MethodType,
+    sharded: bool | None,
+    accumulation: int,
 ) -> None:
     monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
     settings: dict[str, Any] = {

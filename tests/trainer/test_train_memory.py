@@ -203,6 +203,7 @@ def test_a_batch_size_that_the_user_gave_stays_and_the_end_has_figures(bench: Wo
     assert f"maxSequenceLength below {longest}" in failure.message
     assert "gradient checkpointing is on" in failure.message
     assert "LoRA instead of Full" in failure.message
+    assert "several devices and compute.sharding: Sharded" in failure.message
     assert "ComputeProfile with more memory" in failure.message
 
 

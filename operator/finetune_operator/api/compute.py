@@ -60,9 +60,10 @@ class Compute(Model):
         Field(
             description="Whether the processes of the train stage shard the weights of the model. Sharded:"
             " each process has a part of every layer, and gathers a whole layer only while it computes with"
-            " it, so that a model can be larger than the memory of a device. Replicated: each process has the"
-            " whole model, which is faster where it fits. Auto: Full is sharded; adapters are replicated. No"
-            " effect with one process. Default: Auto.",
+            " it, so that a model can be larger than the memory of a device; an adapter itself is not"
+            " sharded. Replicated: each process has the whole model, which is faster if it fits. Auto: Full"
+            " is sharded; the other methods are replicated, or sharded if preflight predicts that a replica"
+            " does not fit. No effect with one process. Default: Auto.",
         ),
     ] = None
     max_run_seconds: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.basemodel import BaseModelReference
-from finetune_operator.api.cel import is_none_of, is_one_of
+from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.compute import Compute
 from finetune_operator.api.evaluation import EvaluationSpec
@@ -33,8 +33,6 @@ from finetune_trainer.contract.vocabulary import listed
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
-SHARDABLE_METHODS: Final = methods_where(lambda info: info.shardable)
-REPLICATED_METHODS: Final = methods_where(lambda info: not info.shardable)
 PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
 
 
@@ -199,10 +197,9 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(
-            f"{is_none_of('self.method.type', REPLICATED_METHODS)} || !has(self.compute.sharding)"
-            " || self.compute.sharding != 'Sharded'",
-            f"the weights of {listed(REPLICATED_METHODS)} are replicated in this release: remove"
-            f" compute.sharding, or choose method.type {listed(SHARDABLE_METHODS, 'or')}",
+            "!has(self.compute.sharding) || self.compute.sharding != 'Sharded' || !has(self.method.lora)"
+            " || !self.method.lora.dora",
+            "the weights of DoRA are replicated in this release: remove compute.sharding or method.lora.dora",
             "compute.sharding",
         ),
         CELRule(

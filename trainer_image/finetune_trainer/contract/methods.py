@@ -45,8 +45,6 @@ class MethodInfo:
     """Whether the base model is quantized to 4 bits."""
     sequences_per_row: int = 1
     """Sequences per row in the forward pass."""
-    shardable: bool = False
-    """Whether several processes can shard the weights, instead of each having a replica."""
     learning_rate: float
     """Default. If it `scales_with_width`, the default at a hidden size of 2,000."""
     scales_with_width: bool = False
@@ -62,7 +60,7 @@ class MethodInfo:
     @property
     def sharded_by_default(self) -> bool:
         """Whether several processes shard the weights unless they are requested not to."""
-        return self.shardable and not self.trains_adapter
+        return not self.trains_adapter
 
 
 # DPO and ORPO use the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
@@ -83,7 +81,6 @@ METHODS: Final[Mapping[MethodType, MethodInfo]] = {
     "Full": MethodInfo(
         rows=COMPLETIONS,
         checkpoint_type=FULL_MODEL,
-        shardable=True,
         learning_rate=5e-5,
         scales_with_width=True,
         memory_advice="method.type: LoRA instead of Full",

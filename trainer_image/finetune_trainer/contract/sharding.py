@@ -2,9 +2,18 @@
 
 from typing import Literal
 
+from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS, MethodType
 
 Sharding = Literal["Auto", "Replicated", "Sharded"]
+
+
+def can_shard(method: Method) -> bool:
+    """Whether processes can shard the weights of the method with these settings.
+
+    They cannot with DoRA, because PEFT computes its magnitudes from whole weights.
+    """
+    return not (METHODS[method.type].trains_adapter and method.lora.dora)
 
 
 def is_sharded(method: MethodType, sharded: bool | None, processes: int) -> bool:
@@ -15,19 +24,19 @@ def is_sharded(method: MethodType, sharded: bool | None, processes: int) -> bool
 
 
 def resolve_sharding(
-    requested: Sharding, method: MethodType, processes: int, *, replica_fits: bool = True
+    requested: Sharding, method: Method, processes: int, *, replica_fits: bool = True
 ) -> bool | None:
     """The hyperparameter `sharded` of a run; None where it is the method's default.
 
     Args:
         requested: `compute.sharding`. Auto is the method's default.
-        method: the method.
+        method: the method, with the settings of the adapter that the run continues.
         processes: number of processes of the run.
         replica_fits: whether a replica is predicted to fit a device. If not, Auto shards what can be sharded.
     """
-    info = METHODS[method]
+    info = METHODS[method.type]
     if requested == "Auto":
-        wanted = info.sharded_by_default or (info.shardable and not replica_fits)
+        wanted = info.sharded_by_default or (can_shard(method) and not replica_fits)
     else:
         wanted = requested == "Sharded"
     return None if processes == 1 or wanted == info.sharded_by_default else wanted

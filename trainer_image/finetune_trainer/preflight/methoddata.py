@@ -13,7 +13,7 @@ from finetune_trainer.contract.methods import (
     methods_where,
 )
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.sharding import Sharding
+from finetune_trainer.contract.sharding import Sharding, can_shard
 from finetune_trainer.contract.vocabulary import RowForm, listed
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -31,14 +31,13 @@ def check_form(form: RowForm, method: MethodType) -> None:
     )
 
 
-def check_sharding(sharding: Sharding, method: MethodType) -> None:
-    """Raise StageFailure (INVALID_CONFIG) if the weights of the method cannot be sharded as requested."""
-    if sharding == "Sharded" and not METHODS[method].shardable:
-        suitable = listed(methods_where(lambda info: info.shardable), "or")
+def check_sharding(sharding: Sharding, method: Method) -> None:
+    """Raise StageFailure (INVALID_CONFIG) if the weights cannot be sharded as requested."""
+    if sharding == "Sharded" and not can_shard(method):
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"compute.sharding: Sharded, but the weights of {method} are replicated in this release; remove"
-            f" it, or set method.type to {suitable}",
+            "compute.sharding: Sharded, but the weights of DoRA are replicated in this release; remove it, or"
+            " set method.lora.dora to false",
         )
 
 

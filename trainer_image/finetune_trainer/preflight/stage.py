@@ -54,7 +54,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
     check_form(next(read_rows(paths["train"])).form, config.method.type)
-    check_sharding(config.sharding, config.method.type)
+    check_sharding(config.sharding, config.method)
     preference = resolve_preference(config.method, read_rows(paths["train"]))
     if not rows.counts["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
@@ -79,6 +79,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         lora = None
         if config.parent is not None:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
+            check_sharding(config.sharding, config.method.model_copy(update={"lora": lora}))
         store_model(uri, found, manifest, context, meter)
     encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
     tokens = tokenize(rows, encoder, context.store, meter)
@@ -106,7 +107,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         hidden_size=model_config.get_text_config().hidden_size,
         context_length=limit,
         processes=processes,
-        sharded=resolve_sharding(config.sharding, config.method.type, processes),
+        sharded=resolve_sharding(config.sharding, config.method, processes),
         token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
         train_tokens=int(used.sum()),
     )

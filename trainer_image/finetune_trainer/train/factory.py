@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
-from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
+from finetune_trainer.train.parallel.shards import is_fully_sharded
 from finetune_trainer.train.preference.methodlosses import LOSSES
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -47,8 +47,8 @@ def make_trainer(
         group: the processes of the run.
     """
     if not METHODS[method.type].rows.is_preference_data:
-        sharded = is_sharded(method.type, hyperparameters.sharded, group.size)
-        trainer_class = FullyShardedTrainer if sharded else CompletionTrainer
+        # An adapter is replicated, also if its base model is sharded.
+        trainer_class = FullyShardedTrainer if is_fully_sharded(model) else CompletionTrainer
         pad, max_tokens = tokenizer.pad_token_id, hyperparameters.max_batch_tokens
         if max_tokens is None:
             budget = None

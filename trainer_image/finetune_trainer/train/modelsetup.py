@@ -28,8 +28,8 @@ def trainable_model(
     """Load the base model in `folder` and prepare it for `method`; a new adapter draws random numbers.
 
     With `parent`, training starts from the weights in that folder: an adapter with the LoRA settings of
-    `method`, or a whole model for Full. With `sharding`, each process gets its rows of the weights of Full;
-    the call is collective.
+    `method`, or a whole model for Full. With `sharding`, each process gets its rows of the loaded weights,
+    and the call is collective; an adapter is whole in each process.
 
     Precision:
 
@@ -47,7 +47,10 @@ def trainable_model(
         whole = load_base(parent or folder, torch.float32, device, sharding=sharding)
         freeze_encoders(whole)
         return whole
-    base = load_quantized_base(folder, device) if info.quantized_base else load_base(folder, None, device)
+    if info.quantized_base:
+        base = load_quantized_base(folder, device, sharding=sharding)
+    else:
+        base = load_base(folder, None, device, sharding=sharding)
     if base.dtype == torch.float16:
         base = base.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
     adapter = adapter_config(base, method)

@@ -11,6 +11,7 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.model.bundle import Bundle
@@ -85,8 +86,10 @@ class TrainingSession:
         hangs = partial(_describe_hang, config.step_timeout_seconds, attempt)
         with StepWatchdog(config, attempt.step, hangs, group) as watchdog:
             with catch_out_of_memory("loading the base model", [device], data.max_row_tokens, by_batch=False):
-                sharded = is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size)
-                sharding = sharding_config(data.base, group.size, device) if sharded else None
+                sharding = None
+                if is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size):
+                    frozen = METHODS[config.method.type].trains_adapter
+                    sharding = sharding_config(data.base, group.size, device, frozen=frozen)
                 model = trainable_model(data.base, config.method, device, parent, sharding)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 

@@ -83,7 +83,7 @@ def _predict(
 
     memory, plan = planned(defaults)
     if plan.verdict in ("Tight", "TooLarge"):
-        sharded = resolve_sharding(config.sharding, method.type, defaults.processes, replica_fits=False)
+        sharded = resolve_sharding(config.sharding, method, defaults.processes, replica_fits=False)
         if sharded != defaults.sharded:
             memory, plan = planned(defaults.model_copy(update={"sharded": sharded}))
     if plan.verdict == "TooLarge" and available and config.on_predicted_out_of_memory == "Refuse":

@@ -6,6 +6,7 @@ from typing import Final
 
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.plan import FITS, MemoryPlan, gibibytes
@@ -65,7 +66,7 @@ def _adapters(memory: TrainMemory, shape: StepShape) -> Iterator[tuple[str, int]
 def _more_devices(memory: TrainMemory, shape: StepShape, limit: float) -> Iterator[tuple[str, int]]:
     """The smallest number of devices whose shares fit, where weights can be sharded."""
     devices = 2 * memory.processes
-    while METHODS[memory.method.type].shardable and devices <= MAX_DEVICES:
+    while can_shard(memory.method) and devices <= MAX_DEVICES:
         size = memory.with_shards(devices).peak_bytes(shape)
         if size < limit:
             yield f"{devices} devices with {memory.method.type} sharded need {gibibytes(size)}", size

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.model.outofmemory import OutOfMemory
 from finetune_trainer.runtime.failure import StageFailure
@@ -129,10 +130,12 @@ def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: Met
         rows = 1
         figures = f"the largest batch is the longest row, of {max_row_tokens} tokens"
     checkpointing = "on" if used.gradient_checkpointing else "off"
+    replicated = not is_sharded(method, used.sharded, used.processes)
     options = [
         *(["a smaller hyperparameters.perDeviceBatchSize, or none"] if rows > 1 else []),
         f"a hyperparameters.maxSequenceLength below {max_row_tokens}",
         *([advice] if (advice := METHODS[method].memory_advice) else []),
+        *(["several devices and compute.sharding: Sharded"] if replicated else []),
         "a ComputeProfile with more memory",
     ]
     return StageFailure(

@@ -8,11 +8,13 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
 
-def sharding_config(folder: Path, processes: int, device: torch.device) -> DistributedConfig:
+def sharding_config(
+    folder: Path, processes: int, device: torch.device, *, frozen: bool = False
+) -> DistributedConfig:
     """The sharding of the base model in `folder`: the layers that its class names are units of their own.
 
     A unit is gathered while it is computed. With mixed precision it is gathered in bfloat16, and gradients
-    are summed in float32, like those of DDP and of a single process.
+    are summed in float32, like those of DDP and of a single process. `frozen` weights keep their dtype.
     """
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -26,7 +28,7 @@ def sharding_config(folder: Path, processes: int, device: torch.device) -> Distr
             for path, module in model.named_modules()
             if type(module).__name__ in layers
         },
-        fsdp_mixed_precision=mixes_precision(device),
+        fsdp_mixed_precision=not frozen and mixes_precision(device),
     )
 
 

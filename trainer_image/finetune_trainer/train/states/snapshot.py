@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -24,6 +24,7 @@ from finetune_trainer.train.parallel.shards import (
     own_optimizer,
     own_scheduler,
 )
+from finetune_trainer.train.states.adapterweights import adapter_weights
 from finetune_trainer.train.states.layout import TRAINER_STATE, random_numbers_name, shard_name
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.tensorfiles import Rows, write_tensors
@@ -94,8 +95,7 @@ def _same(value: T) -> T:
 
 def _adapter_files(model: PeftModel) -> Mapping[str, WriteFile]:
     """The files from which PEFT loads an adapter."""
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    copied = {name: Rows(to_cpu(tensor).contiguous()) for name, tensor in weights.items()}
+    copied = {name: Rows(to_cpu(tensor).contiguous()) for name, tensor in adapter_weights(model).items()}
     config = json.dumps(model.active_peft_config.to_dict(), sort_keys=True, default=sorted)
     return {ADAPTER_WEIGHTS: lambda file: write_tensors(file, copied), ADAPTER_CONFIG: _text(config)}
 

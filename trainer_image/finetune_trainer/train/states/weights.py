@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +28,7 @@ from finetune_trainer.model.bundle import (
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import is_fully_sharded
+from finetune_trainer.train.states.adapterweights import adapter_weights
 from finetune_trainer.train.states.modelfiles import write_model
 
 GENERIC_TOKENIZER: Final = "PreTrainedTokenizerFast"
@@ -118,8 +119,7 @@ class ModelWeights:
 def _write_adapter(model: PeftModel, base_model: Digest, folder: Path) -> None:
     """Write `adapter_model.safetensors`, and `adapter_config.json` with the digest of the base model."""
     weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
+        name: tensor.detach().cpu().contiguous() for name, tensor in sorted(adapter_weights(model).items())
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.active_peft_config.to_dict()
