@@ -22,6 +22,7 @@ from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.selftest import generate_one_token_each
 from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.serve.models import Oracle
+from tests.trainer.test_train_memory import gpu_is_full
 
 ADAPTER = "llama-tickets.v1"
 
@@ -178,6 +179,18 @@ def test_the_context_is_the_smaller_of_the_config_s_and_the_model_s(own: Path) -
     config = own / "llama" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 64}))
     assert load(serve_config(own, models=())).context_length == 64
+
+
+def test_a_model_that_exceeds_the_memory_of_a_device_is_refused_with_the_field_to_raise(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_placed", lambda *_: gpu_is_full())
+
+    refused = failure(root)
+
+    assert refused.reason == FailureReason.OUT_OF_MEMORY
+    assert refused.message.startswith("loading the model ran out of memory on cpu")
+    assert "Raise spec.compute.devices of the endpoint" in refused.message
 
 
 def test_the_engine_answers_as_on_one_device(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

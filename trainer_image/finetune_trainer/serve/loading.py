@@ -22,6 +22,7 @@ from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.load import context_length
+from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.batch import BASE_ADAPTER
@@ -69,7 +70,7 @@ def load(config: ServeConfig) -> LoadedModels:
         )
     logger.info("loading the model in %s", folder)
     tokenizer = load_tokenizer(folder)
-    base = load_placed(folder, visible_devices())
+    base = _load_base(folder)
     _check_layers(base, folder)
     adapters = {full.name if full else BASE_NAME: BASE_ADAPTER}
     model: torch.nn.Module = base
@@ -91,6 +92,19 @@ def load(config: ServeConfig) -> LoadedModels:
         context_length=min(config.max_model_length, context_length(base.config) or config.max_model_length),
         vocabulary=base.config.get_text_config().vocab_size,
     )
+
+
+def _load_base(folder: Path) -> PreTrainedModel:
+    devices = visible_devices()
+    try:
+        with catch_out_of_memory("loading the model", devices, 0, by_batch=False):
+            return load_placed(folder, devices)
+    except OutOfMemory as error:
+        raise StageFailure(
+            FailureReason.OUT_OF_MEMORY,
+            f"{error}. Raise spec.compute.devices of the endpoint, or choose a ComputeProfile with more"
+            " memory per device",
+        ) from error
 
 
 def _check_layers(base: PreTrainedModel, folder: Path) -> None:
