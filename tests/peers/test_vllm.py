@@ -204,6 +204,18 @@ def test_reasoning_is_separated_as_by_our_engine(
             assert found == reader.parser.split(row.output)
 
 
+def test_vllm_returns_an_answer_without_tags_as_reasoning(server_of_full: VLLMServer, models: Models) -> None:
+    """The built-in engine returns it as content; docs/storage.md lists the difference."""
+    reader = AnswerReader(models.plain("full").tokenizer)
+    tags = models.plain("full").tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    answer = server_of_full.chat(
+        "full", QUESTIONS[0], max_tokens=8, logit_bias={str(tag): -100 for tag in tags}
+    )
+    (choice,) = answer.choices
+    assert choice.message.content is None
+    assert choice.message.reasoning.strip() == reader.content(answer.prompt_token_ids, choice.token_ids)
+
+
 def test_vllm_has_the_parsers_that_checkpoints_name() -> None:
     script = "from vllm.reasoning import ReasoningParserManager as m; print(*m.list_registered())"
     python = vllm.environment() / "bin" / "python"
