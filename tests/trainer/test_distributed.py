@@ -1,6 +1,8 @@
 """How the processes of a run find each other, detect a lost peer, and share rows."""
 
 import itertools
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,9 +17,14 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.distributed.distributedgroup import nccl_environment
 from finetune_trainer.distributed.group import Group, GroupFinished, PeerLost
-from finetune_trainer.distributed.launch import pod_exit_code
-from finetune_trainer.distributed.peermonitor import PeerMonitor
+from finetune_trainer.distributed.launch import is_launcher, pod_exit_code
+from finetune_trainer.distributed.peermonitor import (
+    GRACE_SECONDS,
+    HEARTBEAT_TIMEOUT_SECONDS,
+    PeerMonitor,
+)
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, ProcessRank
 from finetune_trainer.distributed.rendezvous import Rendezvous
 from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClient, read_key
@@ -227,11 +234,107 @@ def test_a_process_that_hangs_ends_when_another_is_gone(left: str | None, silent
         ([-9, 21], 137),
         ([-6, 21], 21),
         ([-6, 0], 134),
+        ([-6, 10], 10),
+        ([-6], 134),
         ([-15, 20], 20),
     ],
 )
 def test_a_pod_ends_as_its_processes_agree(codes: list[int], code: int) -> None:
-    assert pod_exit_code(codes) == code
+    assert pod_exit_code(codes, [False] * len(codes)) == code
+
+
+@pytest.mark.parametrize(
+    ("codes", "silences", "code"),
+    [
+        ([-6], [True], 21),
+        ([-6, -6], [False, True], 21),
+        ([-6, 0], [False, True], 134),  # the peer that was silent is the one that aborted
+        ([-11], [True], 139),
+    ],
+)
+def test_an_aborted_process_lost_a_peer_if_one_was_silent(
+    codes: list[int], silences: list[bool], code: int
+) -> None:
+    assert pod_exit_code(codes, silences) == code
+
+
+def watch_until_aborted(port: int, silence_file: Path, peer: str) -> None:
+    """Abort as rank 0 of two when the other process is silent, or at once if it is alive."""
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+    where = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
+    PeerMonitor(
+        store,
+        where,
+        threading.Event(),
+        interval_seconds=0.02,
+        silent_seconds=0.1 if peer == "silent" else 2 * TIMEOUT_SECONDS,
+        timeout_seconds=2 * TIMEOUT_SECONDS,
+        silence_file=silence_file,
+    )
+    while int(store.add("beat/0", 0)) < 3 or (peer == "silent" and not silence_file.exists()):
+        store.wait(["beat/0"])
+    os.abort()
+
+
+@pytest.mark.parametrize(("peer", "code"), [("silent", ExitCode.PEER_LOST), ("alive", 134)])
+def test_a_process_leaves_a_file_for_its_launcher_while_a_peer_is_silent(
+    tmp_path: Path, peer: str, code: int
+) -> None:
+    silence_file = tmp_path / "silence"
+    with start_function(watch_until_aborted, free_port(), silence_file, peer) as process:
+        ended = process.wait()
+
+    assert ended == -signal.SIGABRT
+    assert pod_exit_code([ended], [silence_file.exists()]) == code
+
+
+def test_a_peer_that_answers_again_was_not_lost(tmp_path: Path) -> None:
+    silence_file, port = tmp_path / "silence", free_port()
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+    where = ProcessRank(rank=0, size=2, local_rank=0, local_size=1, host="127.0.0.1", port=0)
+    monitor = PeerMonitor(
+        store,
+        where,
+        threading.Event(),
+        interval_seconds=0.02,
+        silent_seconds=0.1,
+        timeout_seconds=2 * TIMEOUT_SECONDS,
+        silence_file=silence_file,
+    )
+    eventually("the peer is silent", silence_file.exists)
+
+    def beats() -> bool:
+        store.add("beat/1", 1)
+        return not silence_file.exists()
+
+    eventually("the peer is alive", beats)
+    monitor.close()
+
+
+def test_nccl_leaves_it_to_the_monitor_to_end_a_process() -> None:
+    environment = nccl_environment(timedelta(minutes=60))
+
+    assert environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+    assert environment["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "3600"
+    shortest = int(nccl_environment(timedelta(seconds=1))["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"])
+    assert shortest > HEARTBEAT_TIMEOUT_SECONDS + GRACE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "environ", "launches"),
+    [
+        (1, 1, {}, False),
+        (1, 2, {}, True),
+        (2, 1, {}, True),
+        (2, 1, {LOCAL_RANK_ENV: "0"}, False),
+    ],
+)
+def test_every_pod_of_a_run_with_several_processes_has_a_launcher(
+    tmp_path: Path, nodes: int, devices: int, environ: dict[str, str], launches: bool
+) -> None:
+    config = Pods(Workbench(tmp_path)).together(nodes=nodes, devices=devices)
+
+    assert is_launcher(config, environ) is launches
 
 
 def test_ranks_are_counted_through_all_pods(tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV
 from finetune_trainer.rows import Row
 from tests.trainer.interruptions import Interruption
 from tests.trainer.processes import Ended, start
@@ -163,7 +164,7 @@ class Site:
                     start(
                         config,
                         arm=interruption if number == rank else None,
-                        environ={NODE_RANK_ENV: str(number)},
+                        environ={NODE_RANK_ENV: str(number), LOCAL_RANK_ENV: "0"},
                     )
                 )
                 for number in range(self.way.nodes)

@@ -1,6 +1,7 @@
 """Several processes train a run like a single process, also when one of them is interrupted."""
 
 import json
+import os
 import signal
 import socket
 import time
@@ -19,7 +20,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.rank import PORT_ENV
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row
 from finetune_trainer.train import modelsetup, session, stage, trainer
@@ -120,8 +121,19 @@ class Pods:
     def start(
         self, rank: int, arm: Callable[[], None] | None = None, config: TrainConfig | None = None
     ) -> Process:
-        environ = {**ONE_THREAD, NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
+        environ = {
+            **ONE_THREAD,
+            NODE_RANK_ENV: str(rank),
+            LOCAL_RANK_ENV: "0",  # without a launcher
+            PORT_ENV: str(self.port),
+        }
         self.started.append(start(config or self.config, arm=arm, environ=environ))
+        return self.started[-1]
+
+    def start_launcher(self, rank: int) -> Process:
+        """A pod as the operator makes it: a launcher with a training process of its own."""
+        environ = {**ONE_THREAD, NODE_RANK_ENV: str(rank), PORT_ENV: str(self.port)}
+        self.started.append(start_fresh(self.config, environ=environ))
         return self.started[-1]
 
     def start_devices(self) -> Process:
@@ -345,6 +357,28 @@ def test_the_failure_of_one_is_the_runs_and_the_others_lost_a_peer(two: Pods) ->
     assert leader.finish().code == ExitCode.PEER_LOST
     assert other.code == ExitCode.BAD_CONFIG
     assert other.result.reason == "ArtifactNotFound"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("silent", "code"), [(True, ExitCode.PEER_LOST), (False, 128 + signal.SIGABRT)])
+def test_an_abort_of_a_pods_only_process_counts_as_a_failure_unless_a_peer_was_silent(
+    two: Pods, silent: bool, code: int
+) -> None:
+    leader, other = two.start_launcher(0), two.start(1)
+    leader.read_until("saved the state after step 4")
+    if silent:
+        other.send_signal(signal.SIGSTOP)
+        leader.read_until("rank 1 has sent no heartbeat for 15 seconds")
+    (child,) = children_of(leader.pid)
+    os.kill(child, signal.SIGABRT)
+
+    assert leader.finish().code == code
+    other.send_signal(signal.SIGCONT)
+    assert other.finish().code == ExitCode.PEER_LOST
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ from typing_extensions import override
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peermonitor import ENDED, LOST, PREEMPTED, PeerMonitor
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, ProcessRank
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, SILENCE_FILE_ENV, ProcessRank
 from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, exit_key
 from finetune_trainer.distributed.tunnel import read_key
 from finetune_trainer.model.device import choose_device, is_collective_error
@@ -31,11 +31,9 @@ HEAD_START_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 30.0
 """Time for the other processes to see that the run has its result."""
 QUICK_POLL_SECONDS: Final = 0.05
+NCCL_MIN_TIMEOUT: Final = timedelta(minutes=10)
+"""Longer than a PeerMonitor takes."""
 
-NCCL_WAITS: Final = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-"""By default NCCL aborts the process if a peer is gone, which counts as a failure of the pod. Instead the
-PeerMonitor ends it with the exit code for a lost peer, and the StepWatchdog ends it if all peers are alive.
-Not tested on a GPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +187,14 @@ def session(
     rendezvous = Rendezvous(process, stop, finished, key=key)
     store = rendezvous.meet()
     logger.info("all %d processes are connected", process.size)
-    connection = rendezvous.connect()
-    group = DistributedGroup(process, store, PeerMonitor(connection, process, stop), stop, finished)
+    silence_file = os.environ.get(SILENCE_FILE_ENV)
+    monitor = PeerMonitor(
+        rendezvous.connect(),
+        process,
+        stop,
+        silence_file=None if silence_file is None else Path(silence_file),
+    )
+    group = DistributedGroup(process, store, monitor, stop, finished)
     reason = LOST
     try:
         with group.guarded():
@@ -223,7 +227,8 @@ def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        os.environ.setdefault(*NCCL_WAITS)
+        for name, value in nccl_environment(timeout).items():
+            os.environ.setdefault(name, value)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
@@ -231,6 +236,19 @@ def _connect(process: ProcessRank, store: TCPStore, timeout: timedelta) -> None:
         world_size=process.size,
         timeout=timeout,
     )
+
+
+def nccl_environment(timeout: timedelta) -> dict[str, str]:
+    """Environment in which NCCL does not abort a process that waits for a peer, which would be a failure.
+
+    Instead, the PeerMonitor ends the process with the exit code for a lost peer, and the StepWatchdog ends it
+    if all peers are alive. NCCL's own monitor, which aborts a process whose NCCL thread hangs, comes last.
+    Not tested on several GPUs.
+    """
+    return {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(int(max(timeout, NCCL_MIN_TIMEOUT).total_seconds())),
+    }
 
 
 def _failure_known(rank: int) -> str:

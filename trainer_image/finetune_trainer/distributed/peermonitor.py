@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
@@ -13,6 +14,8 @@ from finetune_trainer.distributed.rank import ProcessRank
 from finetune_trainer.distributed.rendezvous import exit_key
 
 HEARTBEAT_SECONDS: Final = 5.0
+SILENT_SECONDS: Final = 15.0
+"""A process without a heartbeat for this long is silent: an abort now is probably a consequence."""
 HEARTBEAT_TIMEOUT_SECONDS: Final = 60.0
 """A process without a heartbeat for this long is lost."""
 GRACE_SECONDS: Final = 10.0
@@ -35,15 +38,21 @@ class PeerMonitor:
         stop: threading.Event,
         *,
         interval_seconds: float = HEARTBEAT_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
         timeout_seconds: float = HEARTBEAT_TIMEOUT_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
+        silence_file: Path | None = None,
     ) -> None:
+        """`silence_file` exists as long as another process is silent or lost."""
         self._store = store
         self._process = process
         self._stop = stop
         self._interval_seconds = interval_seconds
+        self._silent_seconds = silent_seconds
         self._timeout_seconds = timeout_seconds
         self._grace_seconds = grace_seconds
+        self._silence_file = silence_file
+        self._was_silent = False
         now = time.monotonic()
         self._watched = set(range(process.size)) - {process.rank}
         self._last_beats = dict.fromkeys(self._watched, (0, now))
@@ -70,6 +79,7 @@ class PeerMonitor:
                     if self._process.is_main_process
                     else (LOST, f"rank 0 does not respond ({_first_line(error)})")
                 )
+            self._record_silence(found[1] if found is not None else self._describe_silence())
             if found is not None and not self._ended.is_set():
                 self._end(*found)
                 return
@@ -88,6 +98,24 @@ class PeerMonitor:
             elif now - self._last_beats[rank][1] > self._timeout_seconds:
                 return LOST, f"rank {rank} has sent no heartbeat for {self._timeout_seconds:g} seconds"
         return None
+
+    def _describe_silence(self) -> str | None:
+        """Which process has been silent for longest; None if all send heartbeats."""
+        beats = {rank: self._last_beats[rank][1] for rank in self._watched}
+        rank = min(beats, key=beats.__getitem__, default=None)
+        if rank is None or time.monotonic() - beats[rank] <= self._silent_seconds:
+            return None
+        return f"rank {rank} has sent no heartbeat for {self._silent_seconds:g} seconds"
+
+    def _record_silence(self, silence: str | None) -> None:
+        if (silence is not None) == self._was_silent or self._silence_file is None:
+            return
+        self._was_silent = silence is not None
+        if silence is None:
+            self._silence_file.unlink(missing_ok=True)
+            return
+        self._silence_file.touch()
+        logger.warning("%s", silence)
 
     def _end(self, reason: str, message: str) -> None:
         code = ExitCode.PREEMPTED_SAVED if reason == PREEMPTED else ExitCode.PEER_LOST

@@ -12,6 +12,8 @@ from finetune_trainer.runtime.failure import StageFailure
 LOCAL_RANK_ENV: Final = "LOCAL_RANK"
 PORT_ENV: Final = "MASTER_PORT"
 """PyTorch's name. If the variable is absent, the processes meet at `RENDEZVOUS_PORT`."""
+SILENCE_FILE_ENV: Final = "FINETUNE_SILENCE_FILE"
+"""Path of a file that a process keeps as long as another process is silent, for its launcher."""
 LOOPBACK: Final = "127.0.0.1"
 
 
