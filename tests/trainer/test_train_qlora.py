@@ -80,10 +80,10 @@ def test_it_is_evaluated_on_the_weights_that_it_was_trained_on(bench: Workbench)
 
     quantized, whole = losses(quantized_base=True), losses()
 
-    assert quantized["Tuned"] == pytest.approx(checkpoint.validation_loss, rel=1e-4)
-    assert whole["Tuned"] != pytest.approx(checkpoint.validation_loss, rel=1e-4)
+    assert quantized["Tuned"] == pytest.approx(checkpoint.validation_loss, rel=1e-3)
+    assert whole["Tuned"] != pytest.approx(checkpoint.validation_loss, rel=1e-3)
     # The gain is that of the adapter: the base model is measured in 4 bits too.
-    assert quantized["Base"] != pytest.approx(whole["Base"], rel=1e-4)
+    assert quantized["Base"] != pytest.approx(whole["Base"], rel=1e-3)
     assert quantized["Tuned"] < quantized["Base"] / 2
 
 
