@@ -1,7 +1,7 @@
 """Optimizer steps whose rows are split into batches by a token budget."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.model import attention
 from finetune_trainer.model.attention import VARLEN, attention_of, set_attention
+from finetune_trainer.model.load import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import (
     TokenBudget,
@@ -36,6 +37,7 @@ from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_resume import METHODS, preempted
 from tests.trainer.workbench import ROWS, Workbench, elsewhere, tiny_tokenizer, weights
+from tools.models import tiny
 
 CPU = torch.device("cpu")
 LONGER = tuple(
@@ -237,6 +239,28 @@ def test_varlen_attention_gets_the_bounds_of_the_rows(monkeypatch: pytest.Monkey
 
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert isolates_packed_rows(model, pack_with_bounds)
+
+
+@pytest.mark.parametrize("stored", [tiny, tiny_in_bfloat16])
+def test_varlen_attention_computes_in_bfloat16_as_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, stored: Callable[[], Path]
+) -> None:
+    """The kernel needs one dtype of 16 bits, also for the float32 weights of a whole model."""
+    dtypes: list[set[torch.dtype]] = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *others: Any, **settings: Any) -> Tensor:
+        dtypes.append({query.dtype, key.dtype, value.dtype})
+        return reference_attention(query, key, value, *others, **settings)
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    model = load_base(stored(), torch.float32 if stored is tiny else None, CPU)
+    set_attention(model, VARLEN)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**inputs(pack_with_bounds(ENCODED[:3]))).logits.float().sum().backward()
+
+    assert dtypes
+    assert all(each == {torch.bfloat16} for each in dtypes)
 
 
 def inputs(batch: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.parallel import shardingconfig
@@ -78,13 +79,42 @@ def test_a_run_learns_and_goes_on_exactly_after_a_stop(tmp_path: Path, method: s
     assert straight.validation_loss is not None
 
 
-@pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_two_processes_sum_gradients_in_float32_and_unpickle_nothing(tmp_path: Path, method: str) -> None:
-    with pods(tmp_path, dropout=0, method=method) as two:
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("LoRA", {}),
+        ("Full", {"max_batch_tokens": 24}),
+        ("KTO", {}),
+        pytest.param("DPO", {"gradient_checkpointing": True}, marks=pytest.mark.full),
+        pytest.param("ORPO", {}, marks=pytest.mark.full),
+    ],
+)
+def test_two_processes_sum_gradients_in_float32_and_unpickle_nothing(
+    tmp_path: Path, method: MethodType, settings: dict[str, Any]
+) -> None:
+    rows = preference.rows_for(method)[:9] if method in preference.METHODS else ROWS[:11]
+    with pods(tmp_path, dropout=0, method=method, rows=rows, settings=settings) as two:
         leader, other = two.run(train_as_on_a_gpu)
 
     assert (leader.code, other.code) == (ExitCode.OK, ExitCode.OK), other.logs
     assert any("more than 8 bits" in line["message"] for line in leader.logs)
+
+
+@pytest.mark.full
+def test_a_sharded_run_goes_on_exactly_after_a_process_is_killed(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"method": "Full", "settings": {"epochs": 4}}
+    other = elsewhere(Workbench(tmp_path), "uninterrupted")
+    with pods(other.root, **settings) as straight:
+        assert [ended.code for ended in straight.run(train_as_on_a_gpu)] == [ExitCode.OK] * 2
+        expected = straight.result
+    with pods(tmp_path, **settings) as two:
+        leader, killed = (two.start(rank, train_as_on_a_gpu) for rank in range(2))
+        leader.read_until("saved the state after step 4")
+        killed.kill()
+        assert leader.finish().code == ExitCode.PEER_LOST
+
+        assert [ended.code for ended in two.run(train_as_on_a_gpu)] == [ExitCode.OK] * 2
+        assert two.result == expected.model_copy(update={"restarts": 1})
 
 
 def test_a_process_that_sees_several_gpus_uses_one(tmp_path: Path) -> None:
