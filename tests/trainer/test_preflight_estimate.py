@@ -1,117 +1,23 @@
 """The memory and the operations of a step that preflight predicts, compared with real steps."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig
+from transformers import Gemma3TextConfig, PretrainedConfig
 
-from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.methods import METHODS, MethodType
-from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.preflight.estimate.depth import measure_at_depth
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import EncodedRow
-from finetune_trainer.train.factory import make_trainer
-from finetune_trainer.train.modelsetup import trainable_model
 from tests.trainer.architectures import ARCHITECTURES, tiny_config
 from tests.trainer.gpuwrapping import as_a_gpu_trains
-from tools.models import tiny
+from tools.sizing.realstep import measured_peak, small
 
-CPU = torch.device("cpu")
 ON_CPU = Precision(torch.float32, autocast=False)
 ON_GPU = Precision(torch.bfloat16, autocast=True)
-
-
-def small(layers: int = 3) -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=2048,
-        max_position_embeddings=1024,
-    )
-
-
-@cache
-def stored(dtype: torch.dtype) -> Path:
-    folder = Path(mkdtemp(prefix="estimate-"))
-    model = AutoModelForCausalLM.from_config(small(), dtype=dtype)  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
-    return folder
-
-
-def rows(method: MethodType, count: int, length: int) -> list[Any]:
-    draw = random.Random(7)  # noqa: S311 - token ids are not secret
-
-    def ids(number: int) -> list[int]:
-        return [draw.randrange(2048) for _ in range(number)]
-
-    # The rows of a batch differ in length, so it has a mask.
-    if method in ("LoRA", "Full"):
-        return [EncodedRow(tokens, tokens) for tokens in (ids(length - at % 2) for at in range(count))]
-    return [
-        EncodedAnswers(ids(1), ids(length - 1 - index % 2), rejected=ids(length - 2), label=bool(index % 2))
-        for index in range(count)
-    ]
-
-
-@contextmanager
-def allocations() -> Iterator[list[int]]:
-    """Collects the bytes that PyTorch's allocator holds after each allocation of the block."""
-    held = [0]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        yield held
-    results: Any = profiled.profiler.kineto_results
-    for event in results.events():
-        if event.name() == "[memory]":
-            held.append(held[-1] + event.nbytes())
-
-
-def measured_peak(method: Method, shape: StepShape, dtype: torch.dtype, folder: Path) -> int:
-    """Peak bytes of the tensors of two real steps of training."""
-    torch.manual_seed(0)
-    model = trainable_model(stored(dtype), method, CPU)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    batches = 2 if shape.accumulates else 1
-    hyperparameters = Hyperparameters(
-        epochs=1,
-        learning_rate=1e-4,
-        per_device_batch_size=shape.rows,
-        gradient_accumulation_steps=batches,
-        max_sequence_length=shape.length,
-        seed=1,
-        total_steps=2,
-        save_every_steps=10,
-        gradient_checkpointing=shape.checkpointing,
-    )
-    trainer = make_trainer(
-        model,
-        rows(method.type, 2 * batches * shape.rows, shape.length),
-        tokenizer=load_tokenizer(tiny()),
-        method=method,
-        hyperparameters=hyperparameters,
-        folder=folder,
-        device=CPU,
-        continues=False,
-        group=ALONE,
-    )
-    with allocations() as held:
-        trainer.train()
-    return weights + max(held)
 
 
 QUICK = {("LoRA", False, True), ("Full", True, False), ("DPO", True, True), ("KTO", False, False)}

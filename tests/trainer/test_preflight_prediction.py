@@ -301,6 +301,8 @@ def test_the_share_of_a_process_of_sharded_weights_follows_the_formula() -> None
     )
     share = (900 * 16 + 50 * 4) // 4
     gathered = 2 * (100 + 100 + 300) + 4 * 100
+    frozen = sharded_bytes(sizes, trained=0, frozen_bytes=200, processes=4, gathered_itemsize=2)
+    assert frozen == 50 + 2 * (100 + 100 + 300)
     assert (
         sharded_bytes(sizes, trained=900, frozen_bytes=200, processes=4, gathered_itemsize=2)
         == share + gathered

@@ -20,6 +20,7 @@ NAVIGATION: Final = {
         "data",
         "report",
         "training",
+        "sizing",
         "storage",
         "promotion",
         "endpoints",

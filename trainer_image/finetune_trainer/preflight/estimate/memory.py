@@ -10,7 +10,7 @@ Sharded weights (FSDP2)
     Each process has its share of weights, gradients and AdamW's two moments in float32. While a layer is
     computed, it and the next one are gathered in the dtype of the matrix products, and the gradient of a
     layer is whole once, in float32. Weights outside of the layers, such as embeddings, stay gathered during a
-    step.
+    step. An adapter is replicated over the shares of its base model.
 Replicated adapters (DistributedDataParallel)
     Buckets with a second copy of the gradients.
 Kernels of a GPU
@@ -143,12 +143,19 @@ class TrainMemory:
         frozen = step.frozen_bytes // itemsize * self._stored_precision.itemsize
         if METHODS[self.method.type].quantized_base:
             frozen += quantized_difference(self._sizes, itemsize)
-        return activations + sharded_bytes(
-            self._sizes,
-            trained=self._trained(step),
-            frozen_bytes=frozen,
-            processes=self.processes,
-            gathered_itemsize=itemsize,
+        trained = self._trained(step)
+        replicated = trained if self._trains_adapter else 0
+        adapter = FLOAT32_BYTES * replicated * (2 + ADAM_MOMENTS)
+        return (
+            activations
+            + adapter
+            + sharded_bytes(
+                self._sizes,
+                trained=trained - replicated,
+                frozen_bytes=frozen,
+                processes=self.processes,
+                gathered_itemsize=itemsize,
+            )
         )
 
 
@@ -172,4 +179,5 @@ def sharded_bytes(
     """
     kept = FLOAT32_BYTES * trained * (2 + ADAM_MOMENTS) + frozen_bytes  # weights, gradients, moments
     gathered = gathered_itemsize * (2 * sizes.largest_layer + sizes.outside_layers)
-    return -(-kept // processes) + gathered + FLOAT32_BYTES * sizes.largest_layer
+    gradient = FLOAT32_BYTES * sizes.largest_layer if trained else 0
+    return -(-kept // processes) + gathered + gradient

@@ -1,0 +1,1 @@
+"""How much memory training takes, from 270M to 70B, by the code with which preflight predicts."""

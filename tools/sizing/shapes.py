@@ -1,0 +1,73 @@
+"""Shapes of models for the table, with the numbers of their published configs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+
+def _llama(**numbers: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128_256,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        dtype="bfloat16",
+        **numbers,
+    )
+
+
+SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
+    "270M": lambda: Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        max_position_embeddings=32_768,
+        dtype="bfloat16",
+    ),
+    "1B": lambda: _llama(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        tie_word_embeddings=True,
+    ),
+    "8B": lambda: _llama(
+        hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32
+    ),
+    "32B": lambda: Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=5120,
+        intermediate_size=25_600,
+        num_hidden_layers=64,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    ),
+    "70B": lambda: _llama(
+        hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64
+    ),
+}
+"""Gemma 3 270M, Llama 3.2 1B, Llama 3.1 8B, Qwen3 32B and Llama 3.3 70B."""
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The model on the meta device."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model

@@ -1,0 +1,112 @@
+"""The table of memory, devices and speed."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from transformers import PretrainedConfig
+
+from finetune_trainer.contract.devicecards import CARDS
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import MethodType, methods_where
+from finetune_trainer.contract.sharding import can_shard
+from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
+from finetune_trainer.preflight.estimate.fakestep import StepShape
+from finetune_trainer.preflight.estimate.memory import TrainMemory
+from finetune_trainer.preflight.estimate.plan import FITS, gibibytes
+from tools.bench.sheet import Sheet
+from tools.sizing.shapes import without_weights
+
+CARD: Final = CARDS["NVIDIA-H100-80GB-HBM3"]
+LENGTHS: Final = (2048, 8192, 32_768)
+MAX_DEVICES: Final = 64
+SIZED_METHODS: Final = methods_where(lambda info: not info.rows.is_preference_data)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Memory of training with rows of one length."""
+
+    alone_bytes: int
+    """Peak of one device that trains alone."""
+    devices: int | None
+    """Smallest number of devices of `CARD` that fits, a power of two; None if there is none."""
+    shared_bytes: int
+    """Peak of each of these devices."""
+
+    def __str__(self) -> str:
+        alone = gibibytes(self.alone_bytes)
+        if self.devices == 1:
+            return alone
+        if self.devices is None:
+            return f"{alone}, does not fit"
+        return f"{alone}, or {self.devices} × {gibibytes(self.shared_bytes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model that is trained with one method."""
+
+    model: str
+    method: MethodType
+    sizes: tuple[Size, ...]
+    """By length."""
+    flops_per_token: float
+    """With rows of the first length."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one device, at the utilization that preflight assumes."""
+        return CARD.peak_teraflops * TERA * ASSUMED_MFU / self.flops_per_token
+
+
+def shape_of(length: int) -> StepShape:
+    """A batch of one row, whose activations are recomputed: the smallest step."""
+    return StepShape(rows=1, length=length, checkpointing=True, masks=False)
+
+
+def model_row(name: str, config: PretrainedConfig, method: MethodType) -> ModelRow:
+    """Predict for one model and method."""
+    memory = TrainMemory(without_weights(config), Method(type=method), 1, sharded=False, on_gpu=True)
+    first = shape_of(LENGTHS[0])
+    return ModelRow(
+        name,
+        method,
+        tuple(_size(memory, shape_of(length)) for length in LENGTHS),
+        run_flops(memory.step(first), first, [first.length], epochs=1) / first.length,
+    )
+
+
+def _size(memory: TrainMemory, shape: StepShape) -> Size:
+    alone = memory.peak_bytes(shape)
+    limit = FITS * CARD.memory_bytes
+    if alone < limit:
+        return Size(alone, 1, alone)
+    devices = 2
+    while can_shard(memory.method) and devices <= MAX_DEVICES:
+        shared = memory.with_shards(devices).peak_bytes(shape)
+        if shared < limit:
+            return Size(alone, devices, shared)
+        devices *= 2
+    return Size(alone, None, alone)
+
+
+def sheet(rows: list[ModelRow]) -> Sheet:
+    """The rows as a table."""
+    return Sheet(
+        f"GiB per device, or devices of {CARD.memory_gib} GiB × GiB",
+        (
+            "",
+            *(f"{length:,} tokens" for length in LENGTHS),
+            f"GFLOP per token of {LENGTHS[0]:,}",
+            f"tokens/s per {CARD.name} at {ASSUMED_MFU:.0%}",
+        ),
+        tuple(
+            (
+                f"{row.model} {row.method}",
+                *map(str, row.sizes),
+                f"{row.flops_per_token / 1e9:,.1f}",
+                f"{row.tokens_per_second:,.0f}",
+            )
+            for row in rows
+        ),
+    )
