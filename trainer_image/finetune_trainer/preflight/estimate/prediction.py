@@ -67,7 +67,7 @@ def _predict(
     defaults: Hyperparameters,
     lengths: Sequence[int],
 ) -> tuple[MemoryPlan, Prediction]:
-    """MemoryPlan with the weights as the defaults say; sharded where that may and a replica does not fit."""
+    """Plan with the weights as the defaults say; sharded where that may and a replica does not fit."""
     available = config.device.memory_bytes if config.device is not None else None
 
     def planned(settings: Hyperparameters) -> tuple[TrainMemory, MemoryPlan]:
