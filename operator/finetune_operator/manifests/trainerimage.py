@@ -8,6 +8,8 @@ from finetune_trainer.contract.base import CONTRACT_VERSION
 
 FIRST_CONTRACT: Final = 1
 """Contract of releases that did not record it on their Jobs."""
+MIN_SPREAD_CONTRACT: Final = 2
+"""Contract of the first trainer that spreads a model over several devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,11 @@ class TrainerImage:
 
     image: str
     contract: int
+
+    @property
+    def spreads_models(self) -> bool:
+        """Whether evaluation and the engine spread the layers of a model over the devices of a pod."""
+        return self.contract >= MIN_SPREAD_CONTRACT
 
 
 def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:

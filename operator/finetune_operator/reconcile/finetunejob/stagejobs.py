@@ -1,7 +1,6 @@
 """Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage."""
 
 from collections.abc import Callable
-from typing import Final
 
 from finetune_operator.api.devices import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
@@ -27,9 +26,6 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.vocabulary import Stage
-
-MIN_SPREAD_CONTRACT: Final = 2
-"""Contract version of the first trainer that spreads the layers of a model over several devices."""
 
 ConfigBuilder = Callable[[StageInputs], StageConfig]
 """Builds the config of one stage; it is all that a new stage has to build."""
@@ -84,7 +80,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
     """Devices of each pod of the stage."""
     profile, prediction = found.profile_of(stage), run.status.prediction
     facts = device_facts(profile)
-    holds = found.trainer.contract < MIN_SPREAD_CONTRACT or one_device_holds(
+    holds = not found.trainer.spreads_models or one_device_holds(
         prediction.weights_bytes if prediction is not None else None,
         facts.memory_bytes if facts is not None else None,
     )

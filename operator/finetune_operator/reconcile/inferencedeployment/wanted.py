@@ -17,8 +17,6 @@ from finetune_operator.status.reserved import not_implemented
 
 MIN_KEYS_CONTRACT: Final = 2
 """Contract version of the first engine that supports API keys."""
-MIN_DEVICES_CONTRACT: Final = 2
-"""Contract version of the first engine that spreads a model over several accelerators."""
 MIN_ARGUMENTS_CONTRACT: Final = 2
 """Contract version of the first engine that passes arguments to the chat template."""
 
@@ -68,13 +66,14 @@ def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
             " release: use a profile with engine: Transformers",
             requeue_after=None,
         )
-    contract = trainer_of(profile, "").contract
-    if devices > 1 and profile.spec.devices.resource != CPU and contract < MIN_DEVICES_CONTRACT:
+    trainer = trainer_of(profile, "")
+    if devices > 1 and profile.spec.devices.resource != CPU and not trainer.spreads_models:
         return Blocked(
             Reason.TOO_MANY_DEVICES,
             f"spec.compute.devices is {devices}, but the engine of images.trainer of ComputeProfile"
-            f" {profile.name}, with trainerContract {contract}, uses one {profile.spec.devices.resource} per"
-            " replica, and the others would be idle: use an image of this release, or set devices to 1",
+            f" {profile.name}, with trainerContract {trainer.contract}, uses one"
+            f" {profile.spec.devices.resource} per replica, and the others would be idle: use an image of"
+            " this release, or set devices to 1",
             requeue_after=None,
         )
     return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
