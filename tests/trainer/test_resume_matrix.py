@@ -158,13 +158,15 @@ class Site:
         self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0
     ) -> list[Ended]:
         """Run all pods from start to end; interrupt that of `rank`."""
+        # A process with a local rank needs no launcher, so the process that is interrupted is the whole pod.
+        alone = {LOCAL_RANK_ENV: "0"} if self.way.nodes > 1 else {}
         with ExitStack() as running:
             pods = [
                 running.enter_context(
                     start(
                         config,
                         arm=interruption if number == rank else None,
-                        environ={NODE_RANK_ENV: str(number), LOCAL_RANK_ENV: "0"},
+                        environ={NODE_RANK_ENV: str(number), **alone},
                     )
                 )
                 for number in range(self.way.nodes)
