@@ -25,6 +25,7 @@ from finetune_trainer.contract.base import Contract
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.distributed.rank import LOCAL_RANK_ENV
 from tests.forkserver import Forked, preload
 from tests.trainer.workbench import Workbench
 from tests.waiting import eventually
@@ -38,6 +39,14 @@ PAUSE_SECONDS: Final = 0.002
 """Shorter than a step of the tiny model."""
 
 preload(LOADED, __name__)
+
+
+def without_launcher(processes: int) -> dict[str, str]:
+    """Environment of a pod whose first process trains itself, so that a test can interrupt it.
+
+    The only process of a run has no launcher and no rank: with one, accelerate would wait for others.
+    """
+    return {LOCAL_RANK_ENV: "0"} if processes > 1 else {}
 
 
 @dataclass(frozen=True)

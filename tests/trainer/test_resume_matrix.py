@@ -21,10 +21,9 @@ from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV
 from finetune_trainer.rows import Row
 from tests.trainer.interruptions import Interruption
-from tests.trainer.processes import Ended, start
+from tests.trainer.processes import Ended, start, without_launcher
 from tests.trainer.workbench import ROWS, Workbench
 
 LORA: Final = Method(lora=LoRA(r=4, alpha=8, dropout=0.1))
@@ -158,15 +157,13 @@ class Site:
         self, config: TrainConfig, interruption: Interruption | None = None, rank: int = 0
     ) -> list[Ended]:
         """Run all pods from start to end; interrupt that of `rank`."""
-        # A process with a local rank needs no launcher, so the process that is interrupted is the whole pod.
-        alone = {LOCAL_RANK_ENV: "0"} if self.way.nodes > 1 else {}
         with ExitStack() as running:
             pods = [
                 running.enter_context(
                     start(
                         config,
                         arm=interruption if number == rank else None,
-                        environ={NODE_RANK_ENV: str(number), **alone},
+                        environ={NODE_RANK_ENV: str(number), **without_launcher(self.way.nodes)},
                     )
                 )
                 for number in range(self.way.nodes)

@@ -20,14 +20,21 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV
+from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row
 from finetune_trainer.train import modelsetup, session, stage, trainer
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.states.layout import is_sharded
 from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
-from tests.trainer.processes import THREADS_ENV, Ended, Process, start, start_fresh
+from tests.trainer.processes import (
+    THREADS_ENV,
+    Ended,
+    Process,
+    start,
+    start_fresh,
+    without_launcher,
+)
 from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
 
@@ -121,13 +128,14 @@ class Pods:
     def start(
         self, rank: int, arm: Callable[[], None] | None = None, config: TrainConfig | None = None
     ) -> Process:
+        used = config or self.config
         environ = {
             **ONE_THREAD,
+            **without_launcher(used.nodes * used.devices),
             NODE_RANK_ENV: str(rank),
-            LOCAL_RANK_ENV: "0",  # without a launcher
             PORT_ENV: str(self.port),
         }
-        self.started.append(start(config or self.config, arm=arm, environ=environ))
+        self.started.append(start(used, arm=arm, environ=environ))
         return self.started[-1]
 
     def start_launcher(self, rank: int) -> Process:
