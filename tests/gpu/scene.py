@@ -125,9 +125,7 @@ class Scene:
             **self._common(run),
             base_model=found.base_model,
             dataset=dataset,
-            method=method
-            if found.preference is None
-            else method.model_copy(update={"preference": found.preference}),
+            method=method,
             hyperparameters=found.hyperparameters,
             metrics_port=0,
         )
