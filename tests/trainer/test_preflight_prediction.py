@@ -257,7 +257,7 @@ def test_preflight_refuses_what_cannot_fit_unless_the_user_wants_a_warning_only(
     assert result.hyperparameters.gradient_checkpointing
 
 
-def test_a_model_that_cannot_be_predicted_trains_without_a_prediction(
+def test_a_model_that_cannot_be_predicted_trains_without_a_prediction_and_with_a_warning(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(*_: Any, **__: Any) -> MemoryPlan:
@@ -268,6 +268,7 @@ def test_a_model_that_cannot_be_predicted_trains_without_a_prediction(
     result = bench.preflight(device=H100)
 
     assert result.prediction is None
+    assert result.warnings == (prediction.NOT_PREDICTED,)
     assert result.hyperparameters.per_device_batch_size == 8
 
 

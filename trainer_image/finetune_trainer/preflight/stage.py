@@ -16,7 +16,7 @@ from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
-from finetune_trainer.preflight.estimate.prediction import predict
+from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict
 from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
 from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
@@ -125,7 +125,12 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         preference=preference,
         chat_template=template_name(tokenizer),
         reasoning_parser=parser.name if parser is not None else None,
-        warnings=(*warnings, *warnings_of(lengths), *long_rows.warnings),
+        warnings=(
+            *warnings,
+            *warnings_of(lengths),
+            *long_rows.warnings,
+            *(() if prediction is not None else (NOT_PREDICTED,)),
+        ),
         train_rows=len(used),
         train_tokens=int(used.sum()),
         longest_row_tokens=longest_row,

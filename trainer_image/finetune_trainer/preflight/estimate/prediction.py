@@ -24,6 +24,12 @@ CPU_PROCESS_BYTES: Final = 1 << 30
 GPU_PROCESS_BYTES: Final = 3 << 30
 """The same with a GPU: libraries of CUDA, its context and pinned buffers. Not measured."""
 
+NOT_PREDICTED: Final = (
+    "memory and duration of training could not be predicted for this model, so no setting is chosen to fit"
+    " the devices; the log of preflight has the error"
+)
+"""The warning about a run without a prediction."""
+
 logger = logging.getLogger(__name__)
 
 
