@@ -207,10 +207,12 @@ def test_an_error_of_a_worker_is_raised_with_its_traceback(
 
 
 def test_a_killed_worker_raises_a_memory_error(batches: Iterator[RowBatch]) -> None:
+    before = children(os.getpid())
     with RowWorkers(Recipe(), 1) as several:
         several.give(next(batches))
         several.take()
-        os.kill(children(os.getpid())[-1], signal.SIGKILL)
+        (worker,) = set(children(os.getpid())).difference(before)
+        os.kill(worker, signal.SIGKILL)
         several.give(next(batches))
 
         with pytest.raises(MemoryError, match="a worker process was killed"):
