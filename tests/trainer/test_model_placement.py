@@ -23,9 +23,9 @@ from finetune_trainer.evaluate import stage
 from finetune_trainer.model import head, placement
 from finetune_trainer.model.completionloss import row_loss_sums
 from finetune_trainer.model.head import chunked_head
+from finetune_trainer.model.load import empty_model
 from finetune_trainer.model.placement import (
     connect_layers,
-    empty_model,
     load_placed,
     place_layers,
     visible_devices,

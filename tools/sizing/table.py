@@ -5,14 +5,14 @@ from typing import Final
 
 from transformers import PretrainedConfig
 
-from finetune_trainer.contract.devicecards import CARDS
+from finetune_trainer.contract.devicecards import CARDS, gibibytes
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType, methods_where
 from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.preflight.estimate.plan import FITS, gibibytes
+from finetune_trainer.preflight.estimate.plan import FITS
 from tools.bench.sheet import Sheet
 from tools.sizing.shapes import without_weights
 

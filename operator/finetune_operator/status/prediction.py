@@ -7,7 +7,7 @@ from finetune_operator.api.finetunejobstatus import StageStatus, TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.prediction import MeasuredTraining, Prediction
 from finetune_operator.status.conditions import shortened
-from finetune_trainer.contract.devicecards import GIBIBYTE, find_card
+from finetune_trainer.contract.devicecards import find_card, gibibytes
 from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
@@ -147,7 +147,7 @@ def _measured(prediction: Prediction) -> tuple[str, str, str]:
     if measured is None:
         return "", "", ""
     seconds = None if measured.seconds is None else round(measured.seconds)
-    memory = "" if measured.device_memory_bytes is None else _gibibytes(measured.device_memory_bytes)
+    memory = "" if measured.device_memory_bytes is None else gibibytes(measured.device_memory_bytes)
     cost = _cost_text(measured.cost, measured.cost, prediction.currency)
     return _range_text(seconds, seconds), f"{memory} GiB" if memory else "", cost
 
@@ -171,13 +171,7 @@ def _cost_text(low: float | None, high: float | None, currency: str | None) -> s
 
 def _memory_text(prediction: Prediction) -> str:
     used, available = prediction.device_memory_bytes, prediction.device_memory_available_bytes
-    return f"{_gibibytes(used)} of {_gibibytes(available)} GiB" if available else f"{_gibibytes(used)} GiB"
-
-
-def _gibibytes(size: int) -> str:
-    """GiB with two significant digits; all digits from 10 on."""
-    number = size / GIBIBYTE
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+    return f"{gibibytes(used)} of {gibibytes(available)} GiB" if available else f"{gibibytes(used)} GiB"
 
 
 def _devices_text(product: str | None, count: int) -> str:

@@ -81,3 +81,9 @@ _BY_LABEL: Final = {label.lower(): card for label, card in CARDS.items()}
 def find_card(product: str | None) -> DeviceCard | None:
     """The card with this product name, in any case; None if it is unknown."""
     return _BY_LABEL.get((product or "").lower())
+
+
+def gibibytes(size: int) -> str:
+    """GiB of a size in bytes, with two significant digits; all digits from 10 on."""
+    number = size / GIBIBYTE
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -7,7 +7,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -62,6 +68,26 @@ def load_base(
         ) from error
     if sharding is not None:
         _initialize_containers(model)
+    return model
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder` on the meta device, in the stored dtype: its layers without weights.
+
+    Raises StageFailure (BASE_MODEL_INVALID).
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=config.dtype or torch.float32
+            )
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"base model in {folder}: its config cannot be read: {type(error).__name__}: {error}",
+        ) from error
+    model.tie_weights()
     return model
 
 

@@ -3,13 +3,11 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
 
 import torch
 
+from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.model.device import is_out_of_memory, memory_use
-
-GIBIBYTE: Final = 1 << 30
 
 
 class OutOfMemory(Exception):

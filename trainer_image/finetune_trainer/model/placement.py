@@ -14,18 +14,17 @@ import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import CustomDtype, compute_module_sizes, get_balanced_memory
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import memory_use
-from finetune_trainer.model.load import load_base
-from finetune_trainer.model.quantization import load_quantized_base
+from finetune_trainer.model.load import empty_model, load_base
+from finetune_trainer.model.quantization import load_quantized_base, quantized_layers
 from finetune_trainer.runtime.failure import StageFailure
 
 WEIGHTS_SHARE: Final = 0.9
 """Share of a device's free memory that weights may take. The rest is for activations and the KV cache."""
-GIBIBYTE: Final = 1 << 30
 
 DeviceMap = Mapping[str, torch.device]
 """The device of each module by its name; it includes the modules within."""
@@ -81,26 +80,6 @@ def connect_layers(model: PreTrainedModel, device_map: DeviceMap) -> None:
     )
 
 
-def empty_model(folder: Path) -> PreTrainedModel:
-    """The model in `folder` on the meta device, in the stored dtype: its layers without weights.
-
-    Raises StageFailure (BASE_MODEL_INVALID).
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=config.dtype or torch.float32
-            )
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise StageFailure(
-            FailureReason.BASE_MODEL_INVALID,
-            f"base model in {folder}: its config cannot be read: {type(error).__name__}: {error}",
-        ) from error
-    model.tie_weights()
-    return model
-
-
 def weights_bytes(model: PreTrainedModel, *, quantized: bool = False) -> int:
     """Bytes of the weights of a model as inference loads them; it may be on the meta device."""
     return int(compute_module_sizes(model, **_dtypes(model, quantized=quantized))[""])
@@ -144,12 +123,7 @@ def _dtypes(model: PreTrainedModel, *, quantized: bool) -> dict[str, Any]:
     """
     if not quantized:
         return {}
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    in_four_bits = {
-        f"{name}.weight": CustomDtype.INT4
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    in_four_bits = {f"{name}.weight": CustomDtype.INT4 for name in quantized_layers(model)}
     return {"dtype": torch.bfloat16, "special_dtypes": in_four_bits}
 
 

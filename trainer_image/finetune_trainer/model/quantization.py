@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -56,6 +57,19 @@ def load_quantized_base(
     if sharding is not None:
         _shard(model, sharding)
     return model
+
+
+def quantized_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The layers that are in 4 bits after loading, by path: linear ones except the output head.
+
+    `model` may be on the meta device.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
 
 
 def _shard(model: PreTrainedModel, sharding: DistributedConfig) -> None:

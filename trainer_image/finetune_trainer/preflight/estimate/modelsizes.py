@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from finetune_trainer.model.quantization import quantized_layers
 from finetune_trainer.preflight.estimate.fakestep import decoder_layers
 
 
@@ -27,12 +28,7 @@ class ModelSizes:
     @classmethod
     def of(cls, model: PreTrainedModel, config: PretrainedConfig) -> "ModelSizes":
         """Count those of a model, which may be on the meta device."""
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        linear = [
-            module.weight.numel()
-            for module in model.modules()
-            if isinstance(module, nn.Linear) and module is not head
-        ]
+        linear = [layer.weight.numel() for layer in quantized_layers(model).values()]
         layers = [_count(layer) for layer in decoder_layers(model, config) or ()]
         parameters = _count(model)
         return cls(

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from finetune_trainer.contract.devicecards import gibibytes
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.contract.prediction import Verdict
-from finetune_trainer.model.outofmemory import GIBIBYTE
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
@@ -134,12 +134,6 @@ def step_shape(used: Hyperparameters, method: MethodType, max_row_tokens: int) -
         masks=batch * METHODS[method].sequences_per_row > 1,
         accumulates=accumulation > 1,
     )
-
-
-def gibibytes(size: int) -> str:
-    """GiB with two significant digits; all digits from 10 on."""
-    number = size / GIBIBYTE
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _sentences(

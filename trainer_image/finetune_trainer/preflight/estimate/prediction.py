@@ -47,13 +47,12 @@ def predict(
         method: the method with the settings of the adapter that it trains.
         model: the base model on the meta device.
         defaults: hyperparameters chosen without regard to memory.
-        lengths: tokens of each training row.
+        lengths: tokens of each training row, as it is used.
 
     Returns the defaults and None if the model cannot be predicted.
 
     Raises StageFailure (PREDICTED_OUT_OF_MEMORY).
     """
-    lengths = [min(length, defaults.max_sequence_length) for length in lengths]
     try:
         plan, prediction = _predict(config, method, model, defaults, lengths)
     except StageFailure:

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from finetune_trainer.contract.devicecards import gibibytes
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.preflight.estimate.plan import FITS, MemoryPlan, gibibytes
+from finetune_trainer.preflight.estimate.plan import FITS, MemoryPlan
 from finetune_trainer.runtime.failure import StageFailure
 
 MAX_DEVICES: Final = 64

@@ -43,12 +43,8 @@ class ShuffledRows(Sampler[Any]):
             yield chunk
 
 
-class ShardedBatches(ShuffledRows):
-    """Every `size`-th batch of the order in which a single process reads the rows.
-
-    An optimizer step of all processes has the rows of a step of a single process that accumulates `size`
-    times as many batches. If the last step has too few batches, a process gets the row with index `rows`.
-    """
+class GroupBatches(ShuffledRows):
+    """Batches of equal numbers of rows, of which each process of a group gets every n-th."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, group: Group) -> None:
         super().__init__(rows, seed)
@@ -57,6 +53,14 @@ class ShardedBatches(ShuffledRows):
 
     def __len__(self) -> int:
         return len(self._group.share(range(0, self._rows, self._batch_size), 0))
+
+
+class ShardedBatches(GroupBatches):
+    """Every `size`-th batch of the order in which a single process reads the rows.
+
+    An optimizer step of all processes has the rows of a step of a single process that accumulates `size`
+    times as many batches. If the last step has too few batches, a process gets the row with index `rows`.
+    """
 
     @override
     def __iter__(self) -> Iterator[list[int]]:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+
+from finetune_trainer.model.load import empty_model
 
 
 def sharding_config(
@@ -15,10 +16,10 @@ def sharding_config(
 
     A unit is gathered while it is computed. With mixed precision it is gathered in bfloat16, and gradients
     are summed in float32, like those of DDP and of a single process. `frozen` weights keep their dtype.
+
+    Raises StageFailure (BASE_MODEL_INVALID).
     """
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model = empty_model(folder)
     layers = set(model._no_split_modules or ())
     return DistributedConfig(
         fsdp_size=processes,

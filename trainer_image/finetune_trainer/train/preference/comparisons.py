@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -11,11 +10,10 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.heldout import RowBatches
-from finetune_trainer.train.parallel.sharding import ShuffledRows
+from finetune_trainer.train.parallel.sharding import GroupBatches
 
 Position = tuple[int, int]
 """Index of a row, and of the row whose answer it is compared with."""
-FIRST_EPOCH: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +41,35 @@ class ComparedRows(Dataset[ComparedRow]):
         return ComparedRow(self._rows[index], self._rows[other].answer)
 
 
-class ComparedBatches(ShuffledRows):
+class ComparedBatches(GroupBatches):
     """As `ShardedBatches`, with the row before each row in the order of the epoch, across all batches.
 
     So the comparisons depend neither on the size of a batch nor on the number of processes.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, group: Group) -> None:
-        super().__init__(rows, seed)
-        self._batch_size = batch_size
-        self._group = group
-
-    def __len__(self) -> int:
-        return len(self._group.share(range(0, self._rows, self._batch_size), 0))
-
     @override
     def __iter__(self) -> Iterator[list[Position]]:
-        positions = self._positions()
-        batches = [
-            positions[start : start + self._batch_size] for start in range(0, self._rows, self._batch_size)
-        ]
-        yield from self._group.share(batches, [(self._rows, self._rows)])
+        yield from self.shared(self.positions())
 
-    def _positions(self) -> list[Position]:
+    def positions(self) -> list[Position]:
+        """All rows in the order of the epoch."""
         (order,) = self.chunks(self._rows)
         return list(zip(order, [order[-1], *order[:-1]], strict=True))
+
+    def shared(self, positions: Sequence[Position]) -> Sequence[list[Position]]:
+        """This process's batches of `positions`."""
+        size = self._batch_size
+        batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
+        return self._group.share(batches, [(self._rows, self._rows)])
 
 
 def held_out_batches(
     rows: Sequence[EncodedAnswers], batch_size: int, seed: int, group: Group
 ) -> Sequence[list[ComparedRow]]:
     """This process's share of held-out rows, those with the longest rows first; read batch by batch."""
-    whole = ComparedBatches(len(rows), len(rows), seed, Group())
-    whole.set_epoch(FIRST_EPOCH)
-    lengths = row_lengths(rows)
-    positions = sorted(
-        (position for batch in whole for position in batch), key=lambda position: -lengths[position[0]]
-    )
-    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return RowBatches(ComparedRows(rows), group.share(batches, [(len(rows), len(rows))]))
+    batches, lengths = ComparedBatches(len(rows), batch_size, seed, group), row_lengths(rows)
+    longest_first = sorted(batches.positions(), key=lambda position: -lengths[position[0]])
+    return RowBatches(ComparedRows(rows), batches.shared(longest_first))
 
 
 def _blank(row: EncodedAnswers) -> ComparedRow:
