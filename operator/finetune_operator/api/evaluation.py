@@ -11,9 +11,32 @@ from finetune_operator.api.metricrules import (
     FRACTION_ADVICE,
     LOWER_IS_BETTER,
     OTHER_METRICS,
+    MetricName,
 )
-from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
+from finetune_trainer.contract.evaluation import (
+    EvaluationChecksFields,
+    GenerationFields,
+    MetricOptionsFields,
+    PromptedFields,
+)
+from finetune_trainer.contract.metrics import DEFAULT_METRICS
 from finetune_trainer.contract.vocabulary import listed
+
+
+class Generation(GenerationFields, Model):
+    """How answers are generated, named as in the chat API of OpenAI."""
+
+
+class Prompted(PromptedFields, Model):
+    """Prompt of the model Prompted: the base model with instructions and examples."""
+
+
+class MetricOptions(MetricOptionsFields, Model):
+    """What some metrics need."""
+
+
+class EvaluationChecks(EvaluationChecksFields, Model):
+    """Checks that can veto a promotion."""
 
 
 class Gate(Model):
@@ -42,7 +65,7 @@ class Gate(Model):
         ),
     )
 
-    metric: Annotated[Metric, Field(description=f"Metric that the bounds apply to. {DESCRIPTION}")]
+    metric: Annotated[MetricName, Field(description=f"Metric that the bounds apply to. {DESCRIPTION}")]
     min: Annotated[float | None, Field(description="Lower bound of the tuned model's value, inclusive.")] = (
         None
     )
@@ -76,10 +99,10 @@ class EvaluationSpec(Model):
         Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
     ] = None
     metrics: Annotated[
-        tuple[Metric, ...],
+        tuple[MetricName, ...],
         Field(
             min_length=1,
-            max_length=8,
+            max_length=20,
             description="Metrics to measure, as described in gates[].metric. Metrics of gates are always"
             " measured.",
         ),
@@ -100,3 +123,31 @@ class EvaluationSpec(Model):
             " automatically.",
         ),
     ] = ()
+    generation: Annotated[
+        Generation | None,
+        Reserved(),
+        Field(description="How answers are generated. Default: the defaults of its fields."),
+    ] = None
+    options: Annotated[
+        MetricOptions | None, Reserved(), Field(description="What some metrics need. Default: none.")
+    ] = None
+    prompted: Annotated[
+        Prompted | None,
+        Reserved(),
+        Field(description="Prompt of the model Prompted. Default: the defaults of its fields."),
+    ] = None
+    slice_by: Annotated[
+        str | None,
+        Reserved(),
+        Field(
+            min_length=1,
+            max_length=128,
+            description="Kept column of the dataset by which the evaluation page shows the scores in parts."
+            " Default: none.",
+        ),
+    ] = None
+    checks: Annotated[
+        EvaluationChecks | None,
+        Reserved(),
+        Field(description="Checks that can veto a promotion. Default: the defaults of its fields."),
+    ] = None

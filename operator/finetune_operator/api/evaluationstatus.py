@@ -5,21 +5,26 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import Message, Model, Name
-from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_operator.api.metricrules import ScoredMetric
 
 MAX_SCORES: Final = 16
 
 GateVerdict = Literal["Passed", "Failed", "Undecided"]
 Verdict = Literal[GateVerdict, "NoGates"]
+SubjectName = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Z][A-Za-z]*$")]
+"""A subject in a status, possibly one that only a newer release knows."""
 
 
 class Score(Model):
     """Value of one metric for one model."""
 
-    metric: Annotated[Metric, Field(description="Name of the metric.")]
+    metric: Annotated[ScoredMetric, Field(description="Name of the metric.")]
     subject: Annotated[
-        Subject, Field(description="Model that was measured. Tuned: the trained model. Base: its base model.")
+        SubjectName,
+        Field(
+            description="Model that was measured. Tuned: the trained model. Base: its base model. Prompted:"
+            " the base model with instructions and examples. Live: the champion of the model line."
+        ),
     ]
     value: Annotated[float, Field(description="Value of the metric.")]
     rows: Annotated[int, Field(description="Number of rows that were measured.")]
@@ -28,7 +33,7 @@ class Score(Model):
 class GateResult(Model):
     """Result of one gate."""
 
-    metric: Annotated[Metric, Field(description="Metric of the gate.")]
+    metric: Annotated[ScoredMetric, Field(description="Metric of the gate.")]
     verdict: Annotated[
         GateVerdict,
         Field(

@@ -25,8 +25,8 @@ from finetune_operator.api.metricrules import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     OTHER_METRICS,
+    MetricName,
 )
-from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
 
@@ -76,7 +76,7 @@ class MinScore(Model):
         ),
     )
 
-    metric: Annotated[Metric, Field(description="Metric of the score.")]
+    metric: Annotated[MetricName, Field(description="Metric of the score.")]
     min: Annotated[float, Field(description="Min value of the metric for the tuned model, inclusive.")]
 
 

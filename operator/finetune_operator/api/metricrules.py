@@ -1,8 +1,11 @@
 """Rules and descriptions of fields that hold metrics, from the contract's table."""
 
-from typing import Final
+from typing import Annotated, Final
 
-from finetune_trainer.contract.metrics import METRICS, metrics_where
+from pydantic import Field
+
+from finetune_operator.api.cel import is_one_of
+from finetune_trainer.contract.metrics import METRIC_PATTERN, METRICS, metrics_where
 from finetune_trainer.contract.vocabulary import listed
 
 FRACTIONS: Final = metrics_where(lambda info: info.is_fraction)
@@ -14,3 +17,22 @@ PAIR_METRICS: Final = metrics_where(lambda info: info.needs_pairs)
 
 FRACTION_ADVICE: Final = f"bounds on {listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"
 DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."
+
+MetricName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=81,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": is_one_of("self", tuple(METRICS)),
+                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}",
+                }
+            ]
+        },
+    ),
+]
+"""A metric in a spec."""
+ScoredMetric = Annotated[str, Field(min_length=1, max_length=81, pattern=METRIC_PATTERN)]
+"""A metric in a status, possibly one that only a newer release knows."""

@@ -1,15 +1,19 @@
 """Metrics of an evaluation. All other code reads their properties from `METRICS`.
 
-A new metric is a row here, a member of `Metric`, and the module that computes it, with its row in
+A new metric is a row here and the module that computes it, with its row in
 `finetune_trainer.evaluate.metrics.registry`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final
 
-Metric = Literal["exact_match", "loss", "preference_accuracy", "f1_token"]
+from pydantic import Field
+
+METRIC_PATTERN: Final = r"^[a-z][a-z0-9_]{0,39}(/[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?)?$"
+Metric = Annotated[str, Field(pattern=METRIC_PATTERN)]
+"""Name of a metric: a row of `METRICS`, or the kind and name of one that the user supplies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

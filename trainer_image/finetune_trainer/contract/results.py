@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
+from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.lenient import lenient_validator
 from finetune_trainer.contract.method import LoRA, Preference
@@ -176,12 +177,14 @@ class TrainResult(Contract):
 
 
 class Score(Contract):
-    """One metric of one subject."""
+    """One metric of one subject, with its two-sided 95 % interval if it has one."""
 
     metric: Metric
     subject: Subject
     value: float
     rows: int
+    low: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
+    high: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
 
 
 class EvaluateResult(Contract):
@@ -190,6 +193,12 @@ class EvaluateResult(Contract):
     checkpoint: Digest
     split: str
     scores: tuple[Score, ...]
+    evidence: Annotated[tuple[GateEvidence, ...], Field(json_schema_extra={"since": 2})] = ()
+    """One entry for each of the config's gates."""
+    findings: Annotated[tuple[CheckFinding, ...], Field(json_schema_extra={"since": 2})] = ()
+    unmeasured: Annotated[tuple[UnmeasuredSubject, ...], Field(json_schema_extra={"since": 2})] = ()
+    report_uri: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """URI of the page in the store. Its folder has the predictions."""
 
 
 class StageResult(Contract):

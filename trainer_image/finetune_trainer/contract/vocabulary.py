@@ -48,7 +48,7 @@ DataFormat = Literal[
 ]
 NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
-Subject = Literal["Tuned", "Base"]
+Subject = Literal["Tuned", "Base", "Prompted", "Live"]
 SplitName = Literal["train", "validation", "test"]
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 """Form of a row in a prepared dataset."""

@@ -1,7 +1,5 @@
 """Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
-from typing import get_args
-
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
 from finetune_operator.manifests.configs import evaluate_config, template_arguments
@@ -12,9 +10,7 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage, without_res
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Subject
 
 
 def evaluate(run: Run) -> Halt | None:
@@ -37,8 +33,6 @@ def evaluate(run: Run) -> Halt | None:
     scores = tuple(
         Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
         for score in result.evaluate.scores
-        # A newer trainer may measure metrics that this release does not know.
-        if score.metric in METRICS and score.subject in get_args(Subject)
     )[:MAX_SCORES]
     gates, verdict = decide(spec.gates, scores)
     untested = _untested_answers(run)

@@ -6,6 +6,14 @@ from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageConfig
+from finetune_trainer.contract.evaluation import (
+    EvaluationChecks,
+    GateBound,
+    Generation,
+    LiveModel,
+    MetricOptions,
+    PromptedModel,
+)
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, Subject
 
@@ -32,3 +40,16 @@ class EvaluateConfig(StageConfig):
     seed: int = 0
     step_timeout_seconds: Annotated[int, Field(json_schema_extra={"since": 2})] = STEP_TIMEOUT_SECONDS
     """Seconds without a finished batch or generated token after which the process ends."""
+    generation: Annotated[Generation, Field(json_schema_extra={"since": 2, "essential": True})] = Generation()
+    options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2, "essential": True})] = (
+        MetricOptions()
+    )
+    prompted: Annotated[PromptedModel, Field(json_schema_extra={"since": 2})] = PromptedModel()
+    live: Annotated[LiveModel | None, Field(json_schema_extra={"since": 2})] = None
+    """The model of the subject Live; None if the model line has no champion."""
+    gates: Annotated[tuple[GateBound, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Bounds for which the result has evidence."""
+    slice_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Kept column of the rows by which the page shows the scores in parts."""
+    checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
+    """Checks that can veto a promotion; None: an operator that knows none."""
