@@ -22,6 +22,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.evaluate import stage
 from finetune_trainer.model import head, placement
 from finetune_trainer.model.completionloss import row_loss_sums
+from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.model.head import chunked_head
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.model.placement import (
@@ -34,7 +35,6 @@ from finetune_trainer.model.placement import (
 from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.batch import GenerationBatch
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, Mamba
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading
-from finetune_trainer.serve.batch import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.serve.batch import GenerationBatch
+from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.serve.generation import Generation, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.readers import AnswerReaders

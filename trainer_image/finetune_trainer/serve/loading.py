@@ -21,11 +21,11 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
 from finetune_trainer.model.dora import fix_magnitudes
+from finetune_trainer.model.generationbatch import BASE_ADAPTER
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.batch import BASE_ADAPTER
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
 

@@ -5,8 +5,8 @@ import logging
 import torch
 
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.batch import GenerationBatch
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts

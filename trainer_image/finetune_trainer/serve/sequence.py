@@ -5,9 +5,9 @@ from collections.abc import Set as AbstractSet
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.model.sampling import Sampler
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.generation import FinishReason, Generation, GenerationFinished, Token
-from finetune_trainer.serve.sampling import Sampler
 from finetune_trainer.tokens.reasoning import AnswerReader
 
 
