@@ -12,8 +12,8 @@ import torch
 
 from finetune_trainer.serve.engine import Engine
 from finetune_trainer.serve.generation import (
+    EngineRequest,
     Event,
-    Generation,
     GenerationFailed,
     GenerationFinished,
     Sampling,
@@ -52,7 +52,7 @@ class Asked:
 
     def __init__(self, engine: Engine, prompt: list[int], max_tokens: int, temperature: float = 0) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
-        self.generation = Generation("base", prompt, Sampling(max_tokens, temperature), self.events.put)
+        self.generation = EngineRequest("base", prompt, Sampling(max_tokens, temperature), self.events.put)
         self.accepted = engine.submit(self.generation)
 
     def next(self) -> Event:

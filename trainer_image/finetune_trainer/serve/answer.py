@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
 from finetune_trainer.serve.generation import (
+    EngineRequest,
     Event,
-    Generation,
     GenerationFailed,
     GenerationFinished,
     Sampling,
@@ -37,7 +37,7 @@ class Answer:
         self.prompt_tokens = len(prompt)
         self._engine = engine
         self._measurement = measurement
-        self._generation = Generation(model, prompt, sampling, send)
+        self._generation = EngineRequest(model, prompt, sampling, send)
         if not engine.submit(self._generation):
             raise RequestError(
                 HTTPStatus.TOO_MANY_REQUESTS,

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from finetune_trainer.model.generationbatch import GenerationBatch
-from finetune_trainer.serve.generation import Generation, GenerationFailed
+from finetune_trainer.serve.generation import EngineRequest, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.sequence import Sequence
@@ -34,7 +34,7 @@ class Engine:
         self._max_queue = max_queue
         self._batch = GenerationBatch(served.model, mixed=served.mixed)
         self._running: list[Sequence] = []
-        self._waiting: deque[Generation] = deque()
+        self._waiting: deque[EngineRequest] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._pass_began: float | None = None
@@ -73,7 +73,7 @@ class Engine:
         """Number of requests in the batch."""
         return len(self._running)
 
-    def submit(self, generation: Generation) -> bool:
+    def submit(self, generation: EngineRequest) -> bool:
         """Queue a request. Returns False if the queue is full."""
         with self._changed:
             if self._stopping:
@@ -85,7 +85,7 @@ class Engine:
             self._changed.notify()
             return True
 
-    def cancel(self, generation: Generation) -> None:
+    def cancel(self, generation: EngineRequest) -> None:
         """Drop a request whose client has left. Has no effect on a complete request."""
         with self._changed:
             generation.cancelled = True
@@ -117,7 +117,7 @@ class Engine:
 
     def _admit(self) -> list[Sequence]:
         """Take waiting requests in order, up to the free slots and the prompt tokens of one pass."""
-        admitted: list[Generation] = []
+        admitted: list[EngineRequest] = []
         width = 0
         with self._changed:
             while self._waiting and len(self._running) + len(admitted) < self._max_batch_size:

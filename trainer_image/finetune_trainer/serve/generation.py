@@ -46,7 +46,7 @@ class Sampling:
 
 
 @dataclass(eq=False)
-class Generation:
+class EngineRequest:
     """One request in the engine. The model thread calls `send`, which must not block."""
 
     model: str

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.model.sampling import Sampler
 from finetune_trainer.serve.detokenize import TextStream
-from finetune_trainer.serve.generation import FinishReason, Generation, GenerationFinished, Token
+from finetune_trainer.serve.generation import EngineRequest, FinishReason, GenerationFinished, Token
 from finetune_trainer.tokens.reasoning import AnswerReader
 
 
@@ -16,7 +16,7 @@ class Sequence:
 
     def __init__(
         self,
-        generation: Generation,
+        generation: EngineRequest,
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: AbstractSet[int],
         reader: AnswerReader | None = None,
