@@ -6,6 +6,7 @@ from pydantic import BaseModel, ValidationError
 from finetune_operator.api.hyperparameters import Hyperparameters, ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
 from finetune_trainer.contract import hyperparameters, method
+from finetune_trainer.contract.evaluation import MetricOptions
 
 PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
     (Hyperparameters, hyperparameters.RequestedHyperparameters, {"save_every_steps"}),
@@ -47,3 +48,8 @@ def test_the_wire_form_has_its_fields_in_the_order_of_the_first_version() -> Non
     )
     assert method.LoRA(rslora=True).to_json() == '{"rslora":true}'
     assert LoRA(rslora=True).to_dict()["rsLoRA"] is True
+
+
+def test_a_field_that_has_the_name_of_a_bound_is_still_a_field() -> None:
+    assert MetricOptions(pattern="a+").to_dict() == {"pattern": "a+"}
+    assert MetricOptions().pattern is None

@@ -51,8 +51,13 @@ def _mapped(schema: Any, literal: Callable[[dict[str, Any]], Any]) -> Any:
         return schema
     if schema.get("type") == "literal":
         return literal(schema)
-    return {
-        key: value if key in OPAQUE else _mapped(value, literal)
-        for key, value in schema.items()
-        if key not in BOUNDS
-    }
+    return {key: _part(key, value, literal) for key, value in schema.items() if key not in BOUNDS}
+
+
+def _part(key: str, value: Any, literal: Callable[[dict[str, Any]], Any]) -> Any:
+    if key in OPAQUE:
+        return value
+    if key == "fields" and isinstance(value, dict):
+        # Names of fields, one of which may be that of a bound.
+        return {name: _mapped(field, literal) for name, field in value.items()}
+    return _mapped(value, literal)
