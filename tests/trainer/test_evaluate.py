@@ -99,7 +99,7 @@ def test_the_words_of_a_wrong_answer_count_for_f1_token(trained: Trained) -> Non
     ],
 )
 def test_f1_token_is_that_of_squad(answer: str, accepted: frozenset[str], value: float) -> None:
-    assert f1_token.f1(answer, accepted) == value
+    assert f1_token.value(answer, accepted) == value
 
 
 def test_every_metric_of_the_contract_can_be_measured() -> None:

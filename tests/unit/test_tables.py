@@ -38,8 +38,8 @@ STAGE_MODULES: Final = {
 }
 """Modules that start a stage's Job or record its result."""
 
-WORDS: Final = {"loss"}
-"""Names that are also words of plain English and fields of progress; `STATED` finds them as a metric."""
+WORDS: Final = {"accuracy", "loss", "truncated"}
+"""Names that are also words of plain English and of other fields; `STATED` finds them as a metric."""
 STATED: Final = r"""metric\w*\s*(?:==|!=|=|:|in)\s*[\[(]?\s*['"]{}['"]"""
 
 
@@ -74,7 +74,7 @@ def test_the_name_of_a_format_stands_once(name: vocabulary.DataFormat) -> None:
     assert modules_with(name) == {source(vocabulary), source(FORMATS[name])}
 
 
-def test_every_metric_of_the_contract_has_a_row_and_a_module() -> None:
+def test_every_metric_of_the_contract_has_a_module() -> None:
     assert {module.stem for module in MEASURES.glob("*.py")} == {"__init__", "registry", *metrics.METRICS}
 
 

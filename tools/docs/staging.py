@@ -22,6 +22,7 @@ NAVIGATION: Final = {
         "training",
         "sizing",
         "storage",
+        "evaluation",
         "promotion",
         "endpoints",
         "ownership",

@@ -12,7 +12,7 @@ FRACTIONS: Final = metrics_where(lambda info: info.is_fraction)
 OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
 LOWER_IS_BETTER: Final = metrics_where(lambda info: info.lower_is_better)
 HIGHER_IS_BETTER: Final = metrics_where(lambda info: not info.lower_is_better)
-PAIR_METRICS: Final = metrics_where(lambda info: info.needs_pairs)
+PAIR_METRICS: Final = metrics_where(lambda info: "pairs" in info.needs)
 
 
 FRACTION_ADVICE: Final = f"bounds on {listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"

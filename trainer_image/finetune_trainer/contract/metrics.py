@@ -7,7 +7,7 @@ A new metric is a row here and the module that computes it, with its row in
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -16,17 +16,37 @@ Metric = Annotated[str, Field(pattern=METRIC_PATTERN)]
 """Name of a metric: a row of `METRICS`, or the kind and name of one that the user supplies."""
 
 
+MetricNeed = Literal["answers", "losses", "pairs", "labels", "json", "pattern", "tools"]
+"""What a metric reads.
+
+- answers: the generated answers
+- losses: the losses of expected answers
+- pairs: rows with a chosen and a rejected answer
+- labels: expected answers that are labels of a classification
+- json: expected answers in JSON
+- pattern: `MetricOptions.pattern`
+- tools: expected tool calls
+"""
+MetricKind = Literal["Proportion", "Mean", "Aggregate"]
+"""How the score follows from the rows.
+
+- Proportion: each row has the value 0 or 1, and the score is the share of rows with 1
+- Mean: the score is the mean of the rows' values
+- Aggregate: the score is computed from all rows together
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
     """Properties of a metric."""
 
     description: str
     """Meaning of the value, as part of a sentence."""
+    needs: frozenset[MetricNeed]
+    kind: MetricKind = "Proportion"
     range: tuple[float, float] = (0, 1)
     """Min and max value."""
     lower_is_better: bool = False
-    needs_pairs: bool = False
-    """Whether each row must have a chosen and a rejected answer."""
 
     @property
     def is_fraction(self) -> bool:
@@ -46,19 +66,62 @@ class MetricInfo:
         return over - value if self.lower_is_better else value - over
 
 
+ANSWERS: Final[frozenset[MetricNeed]] = frozenset({"answers"})
+LOSSES: Final[frozenset[MetricNeed]] = frozenset({"losses"})
+
 METRICS: Final[Mapping[Metric, MetricInfo]] = {
-    "exact_match": MetricInfo(description="share of rows whose answer equals the expected answer exactly"),
+    "exact_match": MetricInfo(
+        description="share of rows whose answer equals the expected answer exactly", needs=ANSWERS
+    ),
     "loss": MetricInfo(
         description="mean loss of the expected answers, in nats per token",
+        needs=LOSSES,
+        kind="Mean",
         range=(0, math.inf),
         lower_is_better=True,
     ),
     "preference_accuracy": MetricInfo(
         description="share of pairs whose chosen answer is more likely than the rejected one",
-        needs_pairs=True,
+        needs=LOSSES | {"pairs"},
     ),
     "f1_token": MetricInfo(
-        description="mean F1 of the words of the answer and of the expected answer, as in SQuAD"
+        description="mean F1 of the words of the answer and of the expected answer, as in SQuAD",
+        needs=ANSWERS,
+        kind="Mean",
+    ),
+    "normalized_match": MetricInfo(
+        description="share of rows whose answer equals the expected answer except for case, spaces and"
+        " punctuation at the end",
+        needs=ANSWERS,
+    ),
+    "rouge_l": MetricInfo(
+        description="mean F1 of the longest common subsequence of words, ROUGE-L",
+        needs=ANSWERS,
+        kind="Mean",
+    ),
+    "chrf": MetricInfo(
+        description="F2 of the character n-grams of all answers together, chrF",
+        needs=ANSWERS,
+        kind="Aggregate",
+    ),
+    "answer_tokens": MetricInfo(
+        description="mean length of the answers in tokens",
+        needs=ANSWERS,
+        kind="Mean",
+        range=(0, math.inf),
+        lower_is_better=True,
+    ),
+    "truncated": MetricInfo(
+        description="share of answers that reached the max number of tokens",
+        needs=ANSWERS,
+        lower_is_better=True,
+    ),
+    "perplexity": MetricInfo(
+        description="perplexity of the expected answers, which is exp(loss)",
+        needs=LOSSES,
+        kind="Aggregate",
+        range=(1, math.inf),
+        lower_is_better=True,
     ),
 }
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")

@@ -1,10 +1,19 @@
-"""How a metric measures a row, and how much the row counts."""
+"""How a metric measures a row, how much the row counts, and how the score follows from the rows.
 
-from collections.abc import Callable, Sequence
+Every score is a function of sums over the rows, so that a score of some of the rows costs a sum and not
+another look at the answers: bootstrap intervals need the scores of thousands of samples.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from finetune_trainer.evaluate.measured import GeneratedAnswer, MeasuredBatch
+from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.tokens.encode import IGNORE_INDEX
 
 
@@ -18,10 +27,71 @@ def count_labelled_tokens(example: Example) -> int:
     return sum(label != IGNORE_INDEX for label in example.encoded.labels[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredRow:
+    """A row that counts for a metric, measured with one model."""
+
+    example: Example
+    prediction: RowPrediction
+    value: float
+    """The metric's value of the row."""
+    weight: int
+    """1 or more."""
+
+
+def weighted_value(row: MeasuredRow) -> tuple[float, float]:
+    """Statistics of a mean: the weighted value, and the weight."""
+    return row.value * row.weight, row.weight
+
+
+def mean(sums: NDArray[np.float64]) -> float:
+    """The weighted mean, from the sums of `weighted_value`."""
+    return float(sums[0] / sums[1])
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A metric. Its value is the weighted mean over the rows."""
+    """A metric. By default, its score is the weighted mean of the rows' values."""
 
     values: Callable[[MeasuredBatch], Sequence[float]]
     """The value of each row of a batch."""
     weight: Callable[[Example], int] = count_row
+    """How much a row counts; 0 leaves it out."""
+    statistics: Callable[[MeasuredRow], Sequence[float]] = weighted_value
+    """The statistics of a row; every row has the same number of them."""
+    score: Callable[[NDArray[np.float64]], float] = mean
+    """The score of rows, from the sum of their statistics, of shape (statistics,)."""
+
+    def rows(
+        self, name: str, examples: Sequence[Example], predictions: Mapping[int, RowPrediction]
+    ) -> list[MeasuredRow]:
+        """The rows that count, from the predictions of one model by the number of the row.
+
+        Args:
+            name: name of the metric in the predictions.
+        """
+        return [
+            MeasuredRow(example, predictions[example.row], predictions[example.row].metrics[name], weight)
+            for example in examples
+            if (weight := self.weight(example))
+        ]
+
+    def table(self, rows: Sequence[MeasuredRow]) -> NDArray[np.float64]:
+        """The statistics of the rows, of shape (rows, statistics)."""
+        return np.array([self.statistics(row) for row in rows], dtype=np.float64)
+
+    def score_of(self, table: NDArray[np.float64]) -> float:
+        """The score of all rows of a table. The exact sums do not depend on the order of the rows."""
+        return self.score(np.array([math.fsum(column) for column in table.T]))
+
+
+def of_texts(value: Callable[[str, Collection[str]], float]) -> Callable[[MeasuredBatch], list[float]]:
+    """The values of a metric that compares the text of an answer with the accepted texts."""
+    return of_answers(lambda answer, example: value(answer.text, example.accepted))
+
+
+def of_answers(
+    value: Callable[[GeneratedAnswer, Example], float],
+) -> Callable[[MeasuredBatch], list[float]]:
+    """The values of a metric of answers."""
+    return lambda batch: [value(*each) for each in zip(batch.answers, batch.examples, strict=True)]

@@ -67,14 +67,9 @@ class RowMeasurement:
         for subject in self.config.subjects:
             measured = self.log.of(subject)
             for metric in self.config.metrics:
-                weights = [MEASURES[metric].weight(example) for example in self.examples]
-                weighted = (
-                    measured[example.row].metrics[metric] * weight
-                    for example, weight in zip(self.examples, weights, strict=True)
-                    if weight
-                )
-                # The exact sum does not depend on the order of the rows.
-                value = math.fsum(weighted) / sum(weights)
+                measure = MEASURES[metric]
+                rows = measure.rows(metric, self.examples, measured)
+                value = measure.score_of(measure.table(rows))
                 logger.info("%s of %s: %.4f", metric, subject, value)
                 yield Score(metric=metric, subject=subject, value=value, rows=len(self.examples))
 

@@ -84,7 +84,7 @@ def _check(examples: list[Example], config: EvaluateConfig) -> None:
             f"the dataset has no {config.split} rows with the label true, and only those have a correct"
             f" answer to compare with; raise split.{config.split}, or add such rows",
         )
-    pairs = next((metric for metric in config.metrics if METRICS[metric].needs_pairs), None)
+    pairs = next((metric for metric in config.metrics if "pairs" in METRICS[metric].needs), None)
     if pairs is not None and any(example.rejected is None for example in examples):
         raise StageFailure(
             FailureReason.INVALID_CONFIG,

@@ -1,1 +1,1 @@
-"""The metrics, one module each: a function from a model and its rows to one number."""
+"""The metrics, one module each: the value of a row, and where it is no mean, the score of all rows."""

@@ -1,9 +1,8 @@
 """Share of rows whose answer equals a correct text."""
 
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from collections.abc import Collection
 
 
-def values(batch: MeasuredBatch) -> list[float]:
-    """Return 1 for each correct answer, otherwise 0. Surrounding white space is ignored."""
-    answered = zip(batch.examples, batch.answers, strict=True)
-    return [float(answer.text in example.accepted) for example, answer in answered]
+def value(answer: str, accepted: Collection[str]) -> float:
+    """Return 1 for a correct answer, otherwise 0. White space around it is removed before."""
+    return float(answer in accepted)

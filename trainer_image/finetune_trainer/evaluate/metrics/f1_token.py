@@ -2,17 +2,9 @@
 
 from collections.abc import Collection
 
-from finetune_trainer.evaluate.measured import MeasuredBatch
 
-
-def values(batch: MeasuredBatch) -> list[float]:
-    """Return the F1 of each answer, 0 to 1."""
-    answered = zip(batch.examples, batch.answers, strict=True)
-    return [f1(answer.text, example.accepted) for example, answer in answered]
-
-
-def f1(answer: str, accepted: Collection[str]) -> float:
-    """F1 of an answer and the most similar correct text; 0 if `accepted` is empty.
+def value(answer: str, accepted: Collection[str]) -> float:
+    """Return the F1 of an answer and the most similar correct text; 0 if `accepted` is empty.
 
     Case, punctuation and English articles are ignored. White space separates words, so an answer in Chinese
     or Japanese is one word.
