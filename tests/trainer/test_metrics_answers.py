@@ -21,8 +21,11 @@ from finetune_trainer.evaluate.metrics import (
     rouge_l,
     truncated,
 )
-from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.scoring.labels import LabelSet
+from finetune_trainer.scoring.patterns import AnswerPattern
+from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 ENGLISH: Final = (
@@ -41,6 +44,8 @@ OTHERS: Final = (
     ("🙂 emoji only 🙂", ("🙂",)),
 )
 CASES: Final = ENGLISH + OTHERS
+SCOPE: Final = MetricScope(labels=LabelSet(("a", "b")), pattern=AnswerPattern("a"))
+MEASURES_OF_ALL: Final = measures_of(METRICS, SCOPE)
 
 
 def row(
@@ -52,7 +57,8 @@ def row(
     return MeasuredRow(example, prediction, value, weight)
 
 
-def score(measure: Measure, rows: Sequence[MeasuredRow]) -> float:
+def score(metric: str, rows: Sequence[MeasuredRow]) -> float:
+    measure = MEASURES_OF_ALL[metric]
     return measure.score_of(measure.table(rows))
 
 
@@ -160,14 +166,14 @@ def test_the_chrf_of_all_rows_is_that_of_the_corpus(
     ]
     expected = CHRF().corpus_score([answer for answer, _ in cases], references).score / 100
 
-    assert score(MEASURES["chrf"], [row(*case) for case in cases]) == expected
+    assert score("chrf", [row(*case) for case in cases]) == expected
 
 
 def test_the_chrf_of_a_corpus_is_not_the_mean_of_its_sentences() -> None:
     rows = [row(*case) for case in CASES]
     mean = sum(chrf.value(*case) for case in CASES) / len(CASES)
 
-    assert score(MEASURES["chrf"], rows) != pytest.approx(mean, rel=0.01)
+    assert score("chrf", rows) != pytest.approx(mean, rel=0.01)
 
 
 def test_lengths_and_ends_are_those_of_the_answer() -> None:
@@ -183,35 +189,33 @@ def test_the_perplexity_of_all_rows_is_exp_of_their_loss_per_token() -> None:
     rows = [row("", (), math.exp(nats), n) for nats, n in zip(losses, tokens, strict=True)]
     expected = math.exp(sum(nats * n for nats, n in zip(losses, tokens, strict=True)) / sum(tokens))
 
-    assert score(MEASURES["perplexity"], rows) == pytest.approx(expected, rel=1e-14)
+    assert score("perplexity", rows) == pytest.approx(expected, rel=1e-14)
 
 
 def test_a_perplexity_without_a_number_is_infinite() -> None:
-    assert perplexity.score(MEASURES["loss"].table([row("", (), 1000)])[0]) == math.inf
+    assert perplexity.score(MEASURES_OF_ALL["loss"].table([row("", (), 1000)])[0]) == math.inf
 
 
 def test_a_mean_counts_rows_by_their_weight() -> None:
-    assert score(MEASURES["loss"], [row("", (), 1, 1), row("", (), 4, 2)]) == 3
-    assert score(MEASURES["f1_token"], [row("", (), 0.25), row("", (), 0.5)]) == 0.375
+    assert score("loss", [row("", (), 1, 1), row("", (), 4, 2)]) == 3
+    assert score("f1_token", [row("", (), 0.25), row("", (), 0.5)]) == 0.375
 
 
 def test_the_score_of_a_sum_does_not_depend_on_the_order_of_the_rows() -> None:
     rows = [row("", (), value) for value in (0.1, 1e16, 0.3, -1e16, 0.7)]
 
-    assert (
-        score(MEASURES["loss"], rows) == score(MEASURES["loss"], rows[::-1]) == math.fsum((0.1, 0.3, 0.7)) / 5
-    )
+    assert score("loss", rows) == score("loss", rows[::-1]) == math.fsum((0.1, 0.3, 0.7)) / 5
 
 
 def test_only_rows_with_a_weight_are_rows_of_a_measure() -> None:
     counted, without = row("", (), 2, 3, number=1), row("", (), 0, 0, number=2)
     predictions = {each.example.row: each.prediction for each in (counted, without)}
 
-    assert MEASURES["loss"].rows("m", [counted.example, without.example], predictions) == [counted]
+    assert MEASURES_OF_ALL["loss"].rows("m", [counted.example, without.example], predictions) == [counted]
 
 
 def test_what_is_no_mean_is_called_an_aggregate() -> None:
     aggregates = {name for name, info in METRICS.items() if info.kind == "Aggregate"}
 
-    plain = Measure(lambda _: [])
-    assert aggregates == {name for name, measure in MEASURES.items() if measure.score is not plain.score}
+    mean = Measure(lambda _: []).score
+    assert aggregates == {name for name, each in MEASURES_OF_ALL.items() if each.score is not mean}

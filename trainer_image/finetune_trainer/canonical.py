@@ -20,3 +20,15 @@ def text(value: Any) -> str:
 def encode(value: Any) -> bytes:
     """Return canonical JSON in UTF-8. Raises UnicodeEncodeError for an unpaired surrogate."""
     return text(value).encode()
+
+
+def parse(text: str) -> Any:
+    """Parse JSON. Raises ValueError, also for NaN, infinities, and more levels than Python can nest."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -11,6 +11,7 @@ from finetune_operator.api.metricrules import (
     FRACTION_ADVICE,
     LOWER_IS_BETTER,
     OTHER_METRICS,
+    PATTERN_METRICS,
     MetricName,
 )
 from finetune_trainer.contract.evaluation import (
@@ -33,6 +34,15 @@ class Prompted(PromptedFields, Model):
 
 class MetricOptions(MetricOptionsFields, Model):
     """What some metrics need."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            # Without a valid pattern the rule has no value, and the API server reports the pattern's error.
+            "!has(self.pattern) || ''.matches(self.pattern) || !''.matches(self.pattern)",
+            "pattern is not a regular expression in the syntax of RE2: correct it",
+            "pattern",
+        ),
+    )
 
 
 class EvaluationChecks(EvaluationChecksFields, Model):
@@ -94,6 +104,15 @@ class Gate(Model):
 class EvaluationSpec(Model):
     """Evaluation of the trained model on the test split."""
 
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.options) && has(self.options.pattern)"
+            f" || !self.metrics.exists(metric, {is_one_of('metric', PATTERN_METRICS)})"
+            f" && !self.gates.exists(gate, {is_one_of('gate.metric', PATTERN_METRICS)})",
+            f"{listed(PATTERN_METRICS)} needs a pattern: add options.pattern, or remove the metric",
+        ),
+    )
+
     profile: Annotated[
         Name | None,
         Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
@@ -128,9 +147,9 @@ class EvaluationSpec(Model):
         Reserved(),
         Field(description="How answers are generated. Default: the defaults of its fields."),
     ] = None
-    options: Annotated[
-        MetricOptions | None, Reserved(), Field(description="What some metrics need. Default: none.")
-    ] = None
+    options: Annotated[MetricOptions | None, Field(description="What some metrics need. Default: none.")] = (
+        None
+    )
     prompted: Annotated[
         Prompted | None,
         Reserved(),

@@ -8,14 +8,16 @@ from finetune_operator.api.cel import is_one_of
 from finetune_trainer.contract.metrics import METRIC_PATTERN, METRICS, metrics_where
 from finetune_trainer.contract.vocabulary import listed
 
-FRACTIONS: Final = metrics_where(lambda info: info.is_fraction)
 OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
 LOWER_IS_BETTER: Final = metrics_where(lambda info: info.lower_is_better)
 HIGHER_IS_BETTER: Final = metrics_where(lambda info: not info.lower_is_better)
 PAIR_METRICS: Final = metrics_where(lambda info: "pairs" in info.needs)
+PATTERN_METRICS: Final = metrics_where(lambda info: "pattern" in info.needs)
 
 
-FRACTION_ADVICE: Final = f"bounds on {listed(FRACTIONS)} are fractions between 0 and 1: write 0.8 for 80 %"
+FRACTION_ADVICE: Final = (
+    f"bounds are fractions between 0 and 1, except of {listed(OTHER_METRICS)}: write 0.8 for 80 %"
+)
 DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."
 
 MetricName = Annotated[

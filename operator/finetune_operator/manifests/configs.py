@@ -26,6 +26,7 @@ from finetune_trainer.contract.environment import (
     PEER_KEY_MOUNT,
     SOURCE_MOUNT,
 )
+from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA as ContractLoRA
 from finetune_trainer.contract.method import Method as ContractMethod
@@ -121,6 +122,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     """
     given, secret, requested = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
+    metrics = () if spec.evaluation is None else measured_metrics(spec.evaluation)
     return PreflightConfig(
         **inputs.shared,
         base_model_uri=given.uri or resolved.base_model_uri or "",
@@ -142,6 +144,8 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         on_predicted_out_of_memory=spec.compute.on_predicted_out_of_memory or "Refuse",
         sharding=spec.compute.sharding or "Auto",
         mfu=inputs.mfu,
+        metrics=tuple(metric for metric in metrics if METRICS[metric].needs_more_than_answers),
+        options=metric_options(spec.evaluation),
     )
 
 
@@ -184,7 +188,6 @@ def evaluate_config(
     hyperparameters: ResolvedHyperparameters,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates."""
-    gated = {gate.metric for gate in evaluation.gates}
     compares_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
         **inputs.shared,
@@ -195,12 +198,24 @@ def evaluate_config(
         checkpoint_type=checkpoint_type(spec.method),
         quantized_base=METHODS[spec.method.type].quantized_base,
         chat_template_kwargs=chat_template_kwargs,
-        metrics=tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated),
+        metrics=measured_metrics(evaluation),
+        options=metric_options(evaluation),
         subjects=("Tuned", "Base") if compares_base else ("Tuned",),
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,
         step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
     )
+
+
+def measured_metrics(evaluation: EvaluationSpec) -> tuple[str, ...]:
+    """The requested metrics and those of the gates, in the order of the table."""
+    gated = {gate.metric for gate in evaluation.gates}
+    return tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated)
+
+
+def metric_options(evaluation: EvaluationSpec | None) -> MetricOptions:
+    """The options of the metrics."""
+    return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
 
 
 def checkpoint_type(method: Method) -> CheckpointType:

@@ -36,6 +36,10 @@ MetricKind = Literal["Proportion", "Mean", "Aggregate"]
 """
 
 
+ANSWERS: Final[frozenset[MetricNeed]] = frozenset({"answers"})
+LOSSES: Final[frozenset[MetricNeed]] = frozenset({"losses"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
     """Properties of a metric."""
@@ -54,6 +58,11 @@ class MetricInfo:
         return self.range == (0, 1)
 
     @property
+    def needs_more_than_answers(self) -> bool:
+        """Whether the dataset or the options can lack what the metric needs."""
+        return not self.needs <= ANSWERS | LOSSES
+
+    @property
     def summary(self) -> str:
         """The description with range and direction."""
         low, high = self.range
@@ -65,9 +74,6 @@ class MetricInfo:
         """Improvement of a value over another one; negative if it is worse."""
         return over - value if self.lower_is_better else value - over
 
-
-ANSWERS: Final[frozenset[MetricNeed]] = frozenset({"answers"})
-LOSSES: Final[frozenset[MetricNeed]] = frozenset({"losses"})
 
 METRICS: Final[Mapping[Metric, MetricInfo]] = {
     "exact_match": MetricInfo(
@@ -94,6 +100,12 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         " punctuation at the end",
         needs=ANSWERS,
     ),
+    "accuracy": MetricInfo(
+        description="share of rows whose answer names the correct label", needs=ANSWERS | {"labels"}
+    ),
+    "macro_f1": MetricInfo(
+        description="mean of the F1 of each label", needs=ANSWERS | {"labels"}, kind="Aggregate"
+    ),
     "rouge_l": MetricInfo(
         description="mean F1 of the longest common subsequence of words, ROUGE-L",
         needs=ANSWERS,
@@ -103,6 +115,20 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         description="F2 of the character n-grams of all answers together, chrF",
         needs=ANSWERS,
         kind="Aggregate",
+    ),
+    "json_valid": MetricInfo(
+        description="share of answers that are valid JSON, by options.jsonSchema if it is set", needs=ANSWERS
+    ),
+    "json_fields": MetricInfo(
+        description="mean share of the fields of the expected JSON that the answer has with the same value",
+        needs=ANSWERS | {"json"},
+        kind="Mean",
+    ),
+    "regex_match": MetricInfo(
+        description="share of answers that match options.pattern", needs=ANSWERS | {"pattern"}
+    ),
+    "tool_call_match": MetricInfo(
+        description="share of rows whose answer makes the expected tool calls", needs=ANSWERS | {"tools"}
     ),
     "answer_tokens": MetricInfo(
         description="mean length of the answers in tokens",

@@ -1,15 +1,17 @@
 """Encodes the rows of the evaluated split for the metrics."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.rows import Row
+from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.scoring.toolcalls import expected_calls
 from finetune_trainer.tokens.answers import AnswerEncoder
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, require_encoded
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
 
@@ -29,6 +31,15 @@ class Example:
     """Correct texts: what a client would receive if the model answered with the row's completion."""
     rejected: EncodedRow | None = None
     """The prompt with the rejected answer, for a Preference row."""
+    calls: tuple[str, ...] = ()
+    """The expected tool calls, as `scoring.toolcalls` returns them."""
+    choices: tuple[list[int], ...] = ()
+    """Each label as an answer to the prompt, with its end-of-turn token, for a constrained classification."""
+
+    def choice(self, index: int) -> EncodedRow:
+        """The prompt with one of the labels; only the label has labels for the loss."""
+        answer = self.choices[index]
+        return EncodedRow([*self.prompt, *answer], [*[IGNORE_INDEX] * len(self.prompt), *answer])
 
 
 def encode_examples(
@@ -37,8 +48,10 @@ def encode_examples(
     max_sequence_length: int,
     split: str,
     chat_template_kwargs: TemplateArguments = NONE,
+    *,
+    choices: Sequence[str] = (),
 ) -> list[Example]:
-    """Encode the rows, in their order.
+    """Encode the rows, in their order, with each of the choices as an answer.
 
     The correct answer of a Preference row is the chosen one. KTO rows whose label is false are skipped.
     Raises StageFailure (INVALID_DATA) with the number of a row that the chat template rejects.
@@ -51,11 +64,12 @@ def encode_examples(
         if row.label is False:
             continue
         try:
-            examples.append(
+            example = (
                 _preference_example(number, row, answer_encoder, reader, max_sequence_length)
                 if row.is_preference
                 else _completion_example(number, row, row_encoder, reader, max_sequence_length)
             )
+            examples.append(replace(example, choices=_choices(row, choices, row_encoder)))
         except RowNotEncodable as error:
             raise StageFailure(
                 FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
@@ -73,6 +87,7 @@ def _completion_example(
         prompt=prompt,
         answer_tokens=len(answer),
         accepted=_accepted(row, reader),
+        calls=expected_calls(row.messages[-1].tool_calls),
     )
 
 
@@ -89,6 +104,12 @@ def _preference_example(
         accepted=_accepted(row, reader),
         rejected=None if rejected is None else answers.row(rejected).truncate(max_sequence_length),
     )
+
+
+def _choices(row: Row, choices: Sequence[str], encoder: RowEncoder) -> tuple[list[int], ...]:
+    answers = (Message("assistant", text) for text in choices)
+    rows = [replace(row, messages=(*row.input, answer), rejected=None) for answer in answers]
+    return tuple(require_encoded(encoded)[1] for encoded in encoder.encode_answers(rows))
 
 
 def _accepted(row: Row, reader: AnswerReader) -> frozenset[str]:

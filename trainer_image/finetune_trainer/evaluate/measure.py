@@ -57,7 +57,7 @@ class Measure:
     """The value of each row of a batch."""
     weight: Callable[[Example], int] = count_row
     """How much a row counts; 0 leaves it out."""
-    statistics: Callable[[MeasuredRow], Sequence[float]] = weighted_value
+    statistics: Callable[[MeasuredRow], Sequence[float] | NDArray[np.float64]] = weighted_value
     """The statistics of a row; every row has the same number of them."""
     score: Callable[[NDArray[np.float64]], float] = mean
     """The score of rows, from the sum of their statistics, of shape (statistics,)."""

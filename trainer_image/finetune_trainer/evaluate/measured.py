@@ -76,7 +76,8 @@ class MeasuredModel:
     def size(self, example: Example) -> int:
         """Length of the longest sequence that the row needs, in tokens."""
         loss = max(len(side.input_ids) for side in (example.encoded, example.rejected) if side is not None)
-        return max(loss, len(example.prompt) + self._budget(example))
+        choice = max(map(len, example.choices), default=0)
+        return max(loss, len(example.prompt) + max(choice, self._budget(example)))
 
     def losses(self, rows: Sequence[EncodedRow]) -> list[tuple[float, int]]:
         """Return the summed loss of each row in nats, and its number of labelled tokens."""
@@ -99,6 +100,28 @@ class MeasuredModel:
         return [
             self._answer(example.prompt, generated.get(index, [])[: budgets[index]])
             for index, example in enumerate(examples)
+        ]
+
+    def choose(self, examples: Sequence[Example]) -> list[int | None]:
+        """Return the index of the most likely choice of each row, by the sum over its tokens.
+
+        Of two that are equally likely, the first counts. None if a choice does not fit into the context.
+        """
+        limit = context_length(self._model.config)
+        fitting = [
+            index
+            for index, example in enumerate(examples)
+            if limit is None or len(example.prompt) + max(map(len, example.choices)) <= limit
+        ]
+        losses: dict[int, list[float]] = {index: [] for index in fitting}
+        for choice in range(len(examples[0].choices) if fitting else 0):
+            rows = self.losses([examples[index].choice(choice) for index in fitting])
+            for index, (loss, _) in zip(fitting, rows, strict=True):
+                losses[index].append(loss)
+            self._on_token()
+        return [
+            losses[index].index(min(losses[index])) if index in losses else None
+            for index in range(len(examples))
         ]
 
     def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -175,6 +198,17 @@ class MeasuredBatch:
         return self._model.losses(
             [example.rejected for example in self.examples if example.rejected is not None]
         )
+
+    @cached_property
+    def choices(self) -> list[int | None]:
+        """Index of the most likely choice for each row; None if one does not fit into the model's context."""
+        return self._model.choose(self.examples)
+
+    @property
+    def chosen(self) -> Sequence[int | None]:
+        """As `choices`; None for all rows if no metric has used them."""
+        choices: Sequence[int | None] | None = vars(self).get("choices")
+        return choices or [None] * len(self.examples)
 
     @property
     def generated(self) -> Sequence[GeneratedAnswer | None]:

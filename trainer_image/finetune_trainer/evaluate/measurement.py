@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,8 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
-from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
 from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.runtime.failure import StageFailure
@@ -33,6 +33,7 @@ class RowMeasurement:
 
     config: EvaluateConfig
     examples: Sequence[Example]
+    measures: Mapping[Metric, Measure]
     log: PredictionLog
     devices: Sequence[torch.device]
     """Devices that hold the models."""
@@ -67,7 +68,7 @@ class RowMeasurement:
         for subject in self.config.subjects:
             measured = self.log.of(subject)
             for metric in self.config.metrics:
-                measure = MEASURES[metric]
+                measure = self.measures[metric]
                 rows = measure.rows(metric, self.examples, measured)
                 value = measure.score_of(measure.table(rows))
                 logger.info("%s of %s: %.4f", metric, subject, value)
@@ -93,7 +94,7 @@ class RowMeasurement:
             return None
 
     def _predictions(self, subject: Subject, batch: MeasuredBatch) -> list[RowPrediction]:
-        values = {metric: MEASURES[metric].values(batch) for metric in self.config.metrics}
+        values = {metric: self.measures[metric].values(batch) for metric in self.config.metrics}
         return [
             RowPrediction(
                 subject=subject,
@@ -101,13 +102,16 @@ class RowMeasurement:
                 text=None if answer is None else answer.text,
                 tokens=None if answer is None else answer.num_tokens,
                 finish_reason=None if answer is None else answer.finish_reason,
+                choice=choice,
                 metrics={
                     metric: self._finite(subject, example, metric, of_rows[index])
                     for metric, of_rows in values.items()
-                    if MEASURES[metric].weight(example)
+                    if self.measures[metric].weight(example)
                 },
             )
-            for index, (example, answer) in enumerate(zip(batch.examples, batch.generated, strict=True))
+            for index, (example, answer, choice) in enumerate(
+                zip(batch.examples, batch.generated, batch.chosen, strict=True)
+            )
         ]
 
     def _finite(self, subject: Subject, example: Example, metric: Metric, value: float) -> float:

@@ -45,6 +45,8 @@ class RowPrediction(_Line):
     tokens: int | None = None
     """Number of generated tokens, without the one that ends the answer."""
     finish_reason: Literal["stop", "length"] | None = None
+    choice: int | None = None
+    """Index of the most likely label; None if no metric needs it, or no label fits into the context."""
     metrics: dict[str, float]
     """The row's value of each metric in which the row counts."""
 

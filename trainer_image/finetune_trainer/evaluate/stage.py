@@ -1,7 +1,7 @@
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +9,16 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 from finetune_trainer.evaluate.examples import Example, encode_examples
+from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
-from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.model.bundle import own_chat_template
 from finetune_trainer.model.device import limit_threads
@@ -26,6 +27,7 @@ from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory,
 from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
@@ -56,10 +58,18 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     tokenizer = load_tokenizer(base)
     # The model was trained with it. Another release may supply another one to the same base model.
     tokenizer.chat_template = own_chat_template(checkpoint) or tokenizer.chat_template
+    source = ScopeSource(data, config.split, tokenizer, config.chat_template_kwargs)
+    scope = source.find(config.metrics, config.options)
+    measures = measures_of(config.metrics, scope)
     examples = encode_examples(
-        rows, tokenizer, config.max_sequence_length, config.split, config.chat_template_kwargs
+        rows,
+        tokenizer,
+        config.max_sequence_length,
+        config.split,
+        config.chat_template_kwargs,
+        choices=scope.choices,
     )
-    _check(examples, config)
+    _check(examples, measures, config)
     with store.run_folder(config.run, config.stage) as folder:
         log = PredictionLog(folder, config)
         if len(log):
@@ -67,7 +77,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         progress = _Progress(config, context, len(examples) * len(config.subjects), folder.uri, len(log))
         limit_threads()
         devices = visible_devices()
-        measurement = RowMeasurement(config, examples, log, devices, progress.count)
+        measurement = RowMeasurement(config, examples, measures, log, devices, progress.count)
         models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed)
         with progress.watchdog, log.saved():
             models.measure(measurement)
@@ -76,7 +86,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
 
 
-def _check(examples: list[Example], config: EvaluateConfig) -> None:
+def _check(examples: list[Example], measures: Mapping[Metric, Measure], config: EvaluateConfig) -> None:
     """Raise StageFailure (INVALID_CONFIG) if the rows lack what the metrics need."""
     if not examples:
         raise StageFailure(
@@ -92,7 +102,7 @@ def _check(examples: list[Example], config: EvaluateConfig) -> None:
             " remove it, also from evaluation.gates",
         )
     for metric in config.metrics:
-        if not any(MEASURES[metric].weight(example) for example in examples):
+        if not any(measures[metric].weight(example) for example in examples):
             raise StageFailure(
                 FailureReason.INVALID_CONFIG,
                 f"evaluation.metrics: {metric} cannot be measured: no {config.split} row has a part of its"

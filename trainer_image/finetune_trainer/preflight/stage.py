@@ -27,6 +27,7 @@ from finetune_trainer.preflight.tokenizing import RowFiles, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import make_encoder
@@ -69,6 +70,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         model = without_weights(model_config, uri)
         warnings = check_adapter(model_config, config.method, uri)
         tokenizer = load_tokenizer(source)
+        held_out = ScopeSource(data, "test", tokenizer, config.chat_template_kwargs)
+        held_out.find(config.metrics, config.options)
         if found.stored is None:
             meter.begin("hashing the base model")
             manifest = Manifest.of(source, files, meter.add)

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
 from finetune_trainer.contract.sharding import Sharding
@@ -17,7 +19,7 @@ from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
-    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {"mfu"}
+    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {"mfu", "metrics", "options"}
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
@@ -51,5 +53,8 @@ class PreflightConfig(StageConfig):
     """Whether the stage fails if the prediction says that train cannot fit the device."""
     sharding: Annotated[Sharding, Field(json_schema_extra={"since": 2, "essential": True})] = "Auto"
     """Whether the processes of train shard the weights. Auto: by method and prediction."""
+    metrics: Annotated[tuple[Metric, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Metrics of the evaluation that need more than answers and losses."""
+    options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2})] = MetricOptions()
     mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
     """Median model FLOPs utilization of the profile's last finished runs; None before the first."""

@@ -1,0 +1,12 @@
+"""Share of rows whose answer names the correct label. An answer that names none is wrong."""
+
+from functools import partial
+
+from finetune_trainer.evaluate.classification import right_answers
+from finetune_trainer.evaluate.measure import Measure
+from finetune_trainer.scoring.scope import MetricScope
+
+
+def measure(scope: MetricScope) -> Measure:
+    """The measure for the labels of the scope."""
+    return Measure(partial(right_answers, scope))

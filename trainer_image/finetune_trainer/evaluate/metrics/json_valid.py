@@ -1,0 +1,23 @@
+"""Share of answers that are JSON, and valid by the schema if there is one."""
+
+from finetune_trainer import canonical
+from finetune_trainer.evaluate.measure import Measure, of_texts
+from finetune_trainer.scoring.jsonschemas import JSONSchema
+from finetune_trainer.scoring.scope import MetricScope
+
+
+def measure(scope: MetricScope) -> Measure:
+    """The measure for the schema of the scope."""
+    return Measure(of_texts(lambda answer, _: value(answer, scope.json_schema)))
+
+
+def value(answer: str, schema: JSONSchema | None) -> float:
+    """Return 1 if the whole answer is valid JSON, otherwise 0.
+
+    JSON in a Markdown code block is not valid: a client that parses the answer fails.
+    """
+    try:
+        parsed = canonical.parse(answer)
+    except ValueError:
+        return 0.0
+    return float(schema is None or schema.accepts(parsed))

@@ -1,0 +1,12 @@
+"""Share of answers that match the pattern as a whole."""
+
+from finetune_trainer.evaluate.measure import Measure, of_texts
+from finetune_trainer.scoring.scope import MetricScope
+
+
+def measure(scope: MetricScope) -> Measure:
+    """The measure for the pattern of the scope."""
+    pattern = scope.pattern
+    if pattern is None:
+        raise ValueError("the scope was found for other metrics")
+    return Measure(of_texts(lambda answer, _: float(pattern.matches(answer))))

@@ -1,0 +1,13 @@
+"""Share of rows whose answer makes the expected tool calls."""
+
+from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.measured import GeneratedAnswer
+from finetune_trainer.scoring.toolcalls import calls_in
+
+
+def value(answer: GeneratedAnswer, example: Example) -> float:
+    """Return 1 if the answer has the same calls in any order, otherwise 0.
+
+    Calls are equal if name and arguments are equal as JSON. A row without calls expects none.
+    """
+    return float(calls_in(answer.text) == example.calls)
