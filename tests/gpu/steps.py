@@ -18,6 +18,7 @@ STEPS: Final[Mapping[str, Step]] = {
     "kernels": machine.kernels,
     **{f"method-{name}": partial(training.method, name=name) for name in METHODS},
     "interrupted": training.interrupted,
+    "start-8b": training.starting,
     "evaluate-and-serve": inference.evaluate_and_serve,
     **{f"lora-8b-{tokens}": partial(training.long_rows, tokens=tokens) for tokens in (2048, 8192, 32_768)},
     "qlora-8b": training.quantized,

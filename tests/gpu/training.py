@@ -12,10 +12,12 @@ from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, TrainResult
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.machine import needs
 from tests.gpu.scene import GPUFigures, Scene, messages
+from tools.bench.start.measure import forget, seconds_to_first_step, seconds_to_read
 
 STEPS: Final = 20
 LEARNING_RATE: Final = 1e-3
@@ -70,6 +72,25 @@ def beside_trl(scene: Scene) -> GPUFigures:
 def quantized(scene: Scene) -> GPUFigures:
     """QLoRA on 8B."""
     return _eight_billion(scene, Method(type="QLoRA"), "qlora", 2048)
+
+
+def starting(scene: Scene) -> GPUFigures:
+    """From the start of the train stage to its first step on 8B, and the time to read the weights."""
+    chosen = Method(type="LoRA")
+    data = scene.dataset(chosen, rows=8, tokens=scene.tokens(256))
+    found = scene.preflight("start", scene.model(scene.size("8B")), data, chosen, epochs=1)
+    weights = scene.store.artifact(ArtifactRef(kind="models", digest=found.base_model)).rglob("*.safetensors")
+    files = sorted(weights)
+    read_seconds = seconds_to_read(files)
+    forget(files)
+    hidden = {} if scene.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    start_seconds = seconds_to_first_step(scene.train_config("start", data, chosen, found), hidden)
+    return {
+        "weights, GB": round(sum(file.stat().st_size for file in files) / 1e9, 1),
+        "s to read them": round(read_seconds, 1),
+        "s to the first step": round(start_seconds, 1),
+        "relative to reading": round(start_seconds / read_seconds, 2),
+    }
 
 
 def _eight_billion(scene: Scene, chosen: Method, run: str, tokens: int) -> GPUFigures:

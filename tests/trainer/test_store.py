@@ -1,6 +1,8 @@
 """The store on a mounted file system."""
 
+import ctypes
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.manifest import Manifest, digest_of
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store import Store, open_store
+from finetune_trainer.store import Store, open_store, readahead
 from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS
+from finetune_trainer.store.readahead import read_ahead
 
 
 @pytest.fixture
@@ -242,3 +245,59 @@ def test_what_only_the_newer_contract_knows_is_kept_beside_the_result(tmp_path: 
     read = store.read_result("uid-1", "prepare")
     assert read is not None
     assert read.prepare == PrepareResult(unchanged=True)
+
+
+def test_reading_ahead_brings_an_artifact_into_the_page_cache(store: Store) -> None:
+    ref = publish(store, {"config.json": "{}", "model.safetensors": "w" * (1 << 20)})
+    file = store.artifact(ref) / "model.safetensors"
+    forget(file)
+    if any(cached_pages(file)):
+        pytest.skip("the file system of the temporary folder keeps all pages in memory")
+
+    read_ahead(store, ref).join()
+
+    assert all(cached_pages(file))
+
+
+def test_files_that_are_larger_than_half_of_the_memory_are_not_read_ahead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(store, {"model.safetensors": "w" * (1 << 20)})
+    file = store.artifact(ref) / "model.safetensors"
+    forget(file)
+    if any(cached_pages(file)):
+        pytest.skip("the file system of the temporary folder keeps all pages in memory")
+    monkeypatch.setattr(readahead, "pod_memory_bytes", lambda: 1 << 20)
+
+    read_ahead(store, ref).join()
+
+    assert not any(cached_pages(file))
+
+
+def test_what_cannot_be_read_ahead_is_left_to_its_reader(store: Store) -> None:
+    ref = publish(store, {"model.safetensors": "weights"})
+    (store.artifact(ref) / "model.safetensors").unlink()
+
+    read_ahead(store, ref).join()
+
+    with pytest.raises(StageFailure, match="it is missing"):
+        store.artifact(ref)
+
+
+def forget(file: Path) -> None:
+    """Remove a file from the page cache."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cached_pages(file: Path) -> list[bool]:
+    """Whether each page of a file is in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        code = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), pages)
+        del start
+        assert code == 0, os.strerror(ctypes.get_errno())
+    return [bool(page & 1) for page in pages]

@@ -4,8 +4,10 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.stage.context import StageContext
+from finetune_trainer.store.readahead import read_ahead
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 """Config of a stage that leaves a result of its own."""
@@ -13,6 +15,9 @@ StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 
 def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
     """Run the stage of the config. Raises StageFailure, Preempted, PeerLost."""
+    if isinstance(config, TrainConfig | EvaluateConfig) and not context.group.local_rank:
+        # The libraries of these stages take as long to import as gigabytes of weights take to read.
+        read_ahead(context.store, ArtifactRef(kind="models", digest=config.base_model))
     succeeded = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
     match config:
         case PrepareConfig():

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import os
 import resource
 from pathlib import Path
 from typing import Final
@@ -10,10 +9,8 @@ from typing import Final
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.podmemory import MEMORY_LIMIT_PATH, pod_memory_bytes
 from finetune_trainer.processors import available_processors
-
-MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
-"""Memory limit of the container in bytes, or `max` (cgroup v2)."""
 
 ALLOCATION_FAILURES: Final = (
     "DefaultCPUAllocator",
@@ -98,10 +95,4 @@ def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[i
         free, total = torch.cuda.mem_get_info(device)
         return total - free, total
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        allowed = limit.read_text().strip()
-    except OSError as error:
-        logger.debug("the memory limit is unknown: %s", error)
-        return used, node
-    return used, node if allowed == "max" else min(node, int(allowed))
+    return used, pod_memory_bytes(limit)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pydantic import ValidationError
 
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 class Store(ABC):
     """Artifacts, folders derived from them, and run folders below one uri."""
+
+    reads_in_place: ClassVar[bool]
+    """Whether `artifact` returns the folder in the store itself, not a copy in the pod."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")

@@ -52,6 +52,8 @@ def open_bucket(config: StoreConfig, stop: threading.Event, process: int | None 
 class BucketStore(Store):
     """Artifacts and run folders below one prefix of a bucket."""
 
+    reads_in_place = False
+
     def __init__(self, uri: str, objects: BucketObjects, scratch: Path, copies: PodCopies) -> None:
         """`scratch` is this process's folder on the pod's own volume."""
         super().__init__(uri)

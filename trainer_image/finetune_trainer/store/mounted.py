@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 class MountedStore(Store):
     """Artifacts and run folders below one mounted folder; links that lead out of its volume are refused."""
 
+    reads_in_place = True
+
     def __init__(self, uri: str, root: Path) -> None:
         super().__init__(uri)
         self._root = root

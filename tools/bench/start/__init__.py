@@ -1,0 +1,1 @@
+"""Benchmark: time from the start of a train pod to its first step."""
