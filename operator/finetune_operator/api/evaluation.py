@@ -24,7 +24,7 @@ from finetune_trainer.contract.metrics import DEFAULT_METRICS
 from finetune_trainer.contract.vocabulary import listed
 
 
-class Generation(GenerationFields, Model):
+class GenerationSettings(GenerationFields, Model):
     """How answers are generated, named as in the chat API of OpenAI."""
 
 
@@ -143,7 +143,7 @@ class EvaluationSpec(Model):
         ),
     ] = ()
     generation: Annotated[
-        Generation | None,
+        GenerationSettings | None,
         Reserved(),
         Field(description="How answers are generated. Default: the defaults of its fields."),
     ] = None

@@ -20,11 +20,11 @@ def test_missing_fields_and_values_are_named_by_their_paths() -> None:
     ours = OURS["FineTuneJob"]
     old = deepcopy(ours)
     del old["properties"]["status"]["properties"]["resolved"]["properties"]["trainerContract"]
-    scores = old["properties"]["status"]["properties"]["evaluation"]["properties"]["scores"]
-    scores["items"]["properties"]["metric"]["enum"].remove("loss")
+    evaluation = old["properties"]["status"]["properties"]["evaluation"]
+    evaluation["properties"]["verdict"]["enum"].remove("NoGates")
 
     assert sorted(missing_in(old, ours)) == [
-        "status.evaluation.scores[].metric=loss",
+        "status.evaluation.verdict=NoGates",
         "status.resolved.trainerContract",
     ]
 

@@ -81,7 +81,7 @@ def read(manifest: dict[str, Any], model: type[Any] = FineTuneJob) -> tuple[Any,
     ("path", "value"),
     [
         (("spec", "deletionPolicy"), "Archive"),
-        (("status", "evaluation", "scores", 0, "metric"), "bleu"),
+        (("status", "evaluation", "scores", 0, "metric"), "BLEU-4"),
         (("status", "checkpoints", 0, "name"), "x" * 70),
         (("status", "evaluation", "verdict"), "NotApplicable"),
     ],

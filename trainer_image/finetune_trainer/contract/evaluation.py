@@ -37,7 +37,7 @@ class GenerationFields(BaseModel):
     ] = 0
 
 
-class Generation(GenerationFields, SharedPart):
+class GenerationSettings(GenerationFields, SharedPart):
     """How answers are generated, named as in the chat API of OpenAI."""
 
 

@@ -9,7 +9,7 @@ from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageC
 from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
-    Generation,
+    GenerationSettings,
     LiveModel,
     MetricOptions,
     PromptedModel,
@@ -40,7 +40,9 @@ class EvaluateConfig(StageConfig):
     seed: int = 0
     step_timeout_seconds: Annotated[int, Field(json_schema_extra={"since": 2})] = STEP_TIMEOUT_SECONDS
     """Seconds without a finished batch or generated token after which the process ends."""
-    generation: Annotated[Generation, Field(json_schema_extra={"since": 2, "essential": True})] = Generation()
+    generation: Annotated[GenerationSettings, Field(json_schema_extra={"since": 2, "essential": True})] = (
+        GenerationSettings()
+    )
     options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2, "essential": True})] = (
         MetricOptions()
     )
