@@ -75,7 +75,7 @@ def _prepared(config: PrepareConfig) -> PrepareResult:
     splits = (
         SplitRecord(name="train", rows=200, digest=digest("train", uri)),
         SplitRecord(name="validation", rows=20, digest=digest("validation", uri)),
-        SplitRecord(name="test", rows=20, digest=digest("test", uri)),
+        SplitRecord(name="test", rows=200, digest=digest("test", uri)),
     )
     return PrepareResult(
         dataset=digest("dataset", uri),
@@ -83,7 +83,7 @@ def _prepared(config: PrepareConfig) -> PrepareResult:
         preparation=digest("preparation"),
         format="PromptCompletion",
         splits=splits,
-        statistics=DataStatistics(source_rows=240),
+        statistics=DataStatistics(source_rows=420),
     )
 
 
@@ -131,7 +131,7 @@ def _predicted(config: PreflightConfig) -> Prediction:
 
 def _evaluated(config: EvaluateConfig) -> EvaluateResult:
     scores = tuple(
-        Score(metric=metric, subject=subject, value=_value(METRICS[metric], subject), rows=20)
+        Score(metric=metric, subject=subject, value=_value(METRICS[metric], subject), rows=200)
         for metric in config.metrics
         for subject in config.subjects
     )

@@ -7,11 +7,14 @@ from pydantic import Field
 from finetune_operator.api.meta import Message, Model, Name
 from finetune_operator.api.metricrules import ScoredMetric
 
-MAX_SCORES: Final = 16
+MAX_SCORES: Final = 80
+"""20 metrics of 4 models."""
+MAX_FINDINGS: Final = 8
 
-GateVerdict = Literal["Passed", "Failed", "Undecided"]
-Verdict = Literal[GateVerdict, "NoGates"]
-SubjectName = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Z][A-Za-z]*$")]
+GateVerdict = Literal["Passed", "Failed", "Undecided", "NotApplicable"]
+Verdict = Literal["Passed", "Failed", "Undecided", "NoGates"]
+SUBJECT_PATTERN: Final = r"^[A-Z][A-Za-z]{0,31}$"
+SubjectName = Annotated[str, Field(min_length=1, max_length=32, pattern=SUBJECT_PATTERN)]
 """A subject in a status, possibly one that only a newer release knows."""
 
 
@@ -28,19 +31,51 @@ class Score(Model):
     ]
     value: Annotated[float, Field(description="Value of the metric.")]
     rows: Annotated[int, Field(description="Number of rows that were measured.")]
+    low: Annotated[
+        float | None, Field(description="Lower end of the two-sided 95 % interval of the value.")
+    ] = None
+    high: Annotated[
+        float | None, Field(description="Upper end of the two-sided 95 % interval of the value.")
+    ] = None
 
 
 class GateResult(Model):
-    """Result of one gate."""
+    """Result of one gate. Bounds are one-sided at the confidence of the gate; absent without one."""
 
     metric: Annotated[ScoredMetric, Field(description="Metric of the gate.")]
+    over: Annotated[SubjectName | None, Field(description="Model that the gate compares with.")] = None
     verdict: Annotated[
         GateVerdict,
         Field(
-            description="Whether the gate passed. Undecided: a value that the gate needs was not measured."
+            description="Whether the gate passed. Undecided: a value that the gate needs was not measured, or"
+            " the rows do not decide it at its confidence. NotApplicable: it compares with the champion, and"
+            " the model line has none; it counts as passed."
         ),
     ]
     message: Annotated[Message, Field(description="Measured values and bounds.")]
+    value: Annotated[float | None, Field(description="Value of the tuned model.")] = None
+    low: Annotated[float | None, Field(description="Lower bound of the value.")] = None
+    high: Annotated[float | None, Field(description="Upper bound of the value.")] = None
+    gain: Annotated[
+        float | None,
+        Field(description="Gain over the model in `over`; positive if the tuned model is better."),
+    ] = None
+    gain_low: Annotated[float | None, Field(description="Lower bound of the gain.")] = None
+    gain_high: Annotated[float | None, Field(description="Upper bound of the gain.")] = None
+    confidence: Annotated[float | None, Field(description="Confidence level of the bounds.")] = None
+    rows: Annotated[int | None, Field(description="Number of rows that were measured.")] = None
+    more_rows: Annotated[
+        int | None,
+        Field(description="Estimated number of additional rows that would decide an undecided gate."),
+    ] = None
+
+
+class CheckFinding(Model):
+    """What a check of the trained weights found."""
+
+    check: Annotated[str, Field(max_length=63, description="Name of the check.")]
+    veto: Annotated[bool, Field(description="Whether it blocks the promotion.")] = False
+    message: Annotated[Message, Field(description="What was found and what to do next.")]
 
 
 class EvaluationStatus(Model):
@@ -54,9 +89,22 @@ class EvaluationStatus(Model):
         Verdict,
         Field(
             description="Result of all gates together. Passed: all gates passed. Failed: at least one"
-            " failed. Undecided: none failed, and at least one is undecided. NoGates: the run has no gates."
+            " failed, or a check vetoes the promotion. Undecided: none failed, and at least one is undecided."
+            " NoGates: the run has no gates."
         ),
     ]
+    reason: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="Reason of a verdict that does not follow from the gates: Vetoed or"
+            " ChampionKeepsChanging.",
+        ),
+    ] = None
+    findings: Annotated[
+        tuple[CheckFinding, ...] | None,
+        Field(max_length=MAX_FINDINGS, description="What checks of the trained weights found."),
+    ] = None
     champion: Annotated[
         Name | None, Field(description="Champion of the model line at the time of the verdict.")
     ] = None
@@ -66,5 +114,13 @@ class EvaluationStatus(Model):
             ge=1,
             description="Number of distinct completions that occur in training rows and in no row of the"
             " split. The scores do not cover them. Absent: none or unknown.",
+        ),
+    ] = None
+    report_uri: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="URI of the HTML page about the evaluation, in the store. The predictions are next"
+            " to it.",
         ),
     ] = None

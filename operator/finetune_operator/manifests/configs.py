@@ -1,6 +1,6 @@
 """Builders of the config of each stage, from the API's types."""
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
@@ -26,7 +26,13 @@ from finetune_trainer.contract.environment import (
     PEER_KEY_MOUNT,
     SOURCE_MOUNT,
 )
-from finetune_trainer.contract.evaluation import MetricOptions
+from finetune_trainer.contract.evaluation import (
+    EvaluationChecks,
+    GateBound,
+    GenerationSettings,
+    MetricOptions,
+    PromptedModel,
+)
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA as ContractLoRA
 from finetune_trainer.contract.method import Method as ContractMethod
@@ -37,7 +43,15 @@ from finetune_trainer.contract.references import (
     ArtifactRef,
     ParentCheckpoint,
 )
-from finetune_trainer.contract.vocabulary import RULE_VERSION, ChatTemplateKwargs, CheckpointType, Stage
+from finetune_trainer.contract.vocabulary import (
+    RULE_VERSION,
+    ChatTemplateKwargs,
+    CheckpointType,
+    Stage,
+    Subject,
+)
+
+COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
 
 
 def prepare_config(
@@ -188,7 +202,6 @@ def evaluate_config(
     hyperparameters: ResolvedHyperparameters,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates."""
-    compares_base = "Base" in evaluation.compare or any(gate.over == "Base" for gate in evaluation.gates)
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
@@ -199,23 +212,34 @@ def evaluate_config(
         quantized_base=METHODS[spec.method.type].quantized_base,
         chat_template_kwargs=chat_template_kwargs,
         metrics=measured_metrics(evaluation),
-        options=metric_options(evaluation),
-        subjects=("Tuned", "Base") if compares_base else ("Tuned",),
+        subjects=_subjects(evaluation),
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,
         step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
+        generation=GenerationSettings(**_fields(evaluation.generation)),
+        options=metric_options(evaluation),
+        prompted=PromptedModel(**_fields(evaluation.prompted), seed=hyperparameters.seed),
+        gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
+        slice_by=evaluation.slice_by,
+        checks=EvaluationChecks(**_fields(evaluation.checks)),
     )
 
 
 def measured_metrics(evaluation: EvaluationSpec) -> tuple[str, ...]:
-    """The requested metrics and those of the gates, in the order of the table."""
-    gated = {gate.metric for gate in evaluation.gates}
-    return tuple(metric for metric in METRICS if metric in evaluation.metrics or metric in gated)
+    """The requested metrics and those of the gates: built-in ones in the order of their table."""
+    wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
+    return (*(metric for metric in METRICS if metric in wanted), *(m for m in wanted if m not in METRICS))
 
 
 def metric_options(evaluation: EvaluationSpec | None) -> MetricOptions:
     """The options of the metrics."""
     return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
+
+
+def _subjects(evaluation: EvaluationSpec) -> tuple[Subject, ...]:
+    """The tuned model, and the models to compare it with in the order of the contract."""
+    compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
+    return ("Tuned", *(subject for subject in COMPARED if subject in compared))
 
 
 def checkpoint_type(method: Method) -> CheckpointType:

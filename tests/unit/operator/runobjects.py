@@ -158,7 +158,7 @@ def trained(run: str = JOB_UID) -> StageResult:
     )
 
 
-def evaluated(tuned: float = 0.95, base: float = 0.0, run: str = JOB_UID) -> StageResult:
+def evaluated(tuned: float = 0.95, base: float = 0.0, run: str = JOB_UID, **result: Any) -> StageResult:
     return StageResult(
         stage="evaluate",
         run=run,
@@ -172,6 +172,7 @@ def evaluated(tuned: float = 0.95, base: float = 0.0, run: str = JOB_UID) -> Sta
                 Score(metric="loss", subject="Tuned", value=0.2, rows=24),
                 Score(metric="loss", subject="Base", value=3.1, rows=24),
             ),
+            **result,
         ),
     )
 

@@ -10,6 +10,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.promotion import decide, verdict
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.lenient import lenient_validator
 from tests.unit.operator.runobjects import JOB_UID, digest, finetunejob
 
 LINE = "ticket-routing"
@@ -30,7 +31,8 @@ def run(judged: Manifest | None, *, ended: bool = False, **promotion: Any) -> Fi
     status = {"observedGeneration": 1, "conditions": [ENDED] if ended else []}
     if judged is not None:
         status["evaluation"] = judged
-    return FineTuneJob.model_validate({**manifest, "status": status})
+    job: FineTuneJob = lenient_validator(FineTuneJob).validate_python({**manifest, "status": status})
+    return job
 
 
 RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
@@ -38,6 +40,7 @@ RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
     ("ended first", run(None, ended=True), None, Reason.NOT_PROMOTED, "ended without an evaluation"),
     ("gates missed", run(evaluation("Failed")), None, Reason.GATE_FAILED, "exact_match 0.95"),
     ("undecided", run(evaluation("Undecided")), None, Reason.EVALUATION_UNDECIDED, "exact_match 0.95"),
+    ("a verdict of a newer release", run(evaluation("Postponed")), None, Reason.EVALUATION_UNDECIDED, "0.95"),
     (
         "gates missed, by hand",
         run(evaluation("Failed"), mode="Manual"),

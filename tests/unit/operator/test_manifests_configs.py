@@ -15,6 +15,7 @@ from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.evaluation import GateBound
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS
@@ -96,6 +97,52 @@ def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
     assert config.metrics == ("loss", "preference_accuracy")
     assert config.chat_template_kwargs == {"enable_thinking": False}
     assert config.checkpoint_type == "Adapter"
+
+
+def test_the_gates_and_all_that_they_compare_with_reach_the_trainer() -> None:
+    gates = [
+        {"metric": "f1_token", "minGain": 0, "over": "Live", "confidence": 0.9},
+        {"metric": "loss", "max": 2},
+    ]
+
+    config = evaluate(evaluation={"metrics": ["exact_match"], "compare": ["Prompted"], "gates": gates})
+
+    assert config.subjects == ("Tuned", "Prompted", "Live")
+    assert config.metrics == ("exact_match", "loss", "f1_token")
+    assert config.gates == (
+        GateBound(metric="f1_token", min_gain=0, over="Live", confidence=0.9),
+        GateBound(metric="loss", max=2),
+    )
+
+
+def test_how_to_evaluate_reaches_the_trainer() -> None:
+    config = evaluate(
+        evaluation={
+            "generation": {"maxTokens": 64, "temperature": 0.5},
+            "options": {"pattern": "[a-z]+"},
+            "prompted": {"systemPrompt": "Name the team.", "examples": 2},
+            "sliceBy": "language",
+            "checks": {"memorization": "Warn"},
+        }
+    )
+
+    assert (config.generation.max_tokens, config.generation.temperature) == (64, 0.5)
+    assert config.options.pattern == "[a-z]+"
+    assert (config.prompted.system_prompt, config.prompted.examples) == ("Name the team.", 2)
+    assert config.prompted.seed == HYPERPARAMETERS.seed
+    assert config.slice_by == "language"
+    assert config.checks is not None
+    assert (config.checks.no_change, config.checks.memorization) == ("Veto", "Warn")
+
+
+def test_an_older_trainer_gets_an_evaluation_that_it_can_read() -> None:
+    gates = [{"metric": "exact_match", "minGain": 0, "over": "Base", "confidence": 0.9}]
+
+    config = evaluate(contract_version=1, evaluation={"gates": gates})
+
+    newer = {"gates", "checks", "generation", "options", "prompted", "live", "sliceBy"}
+    assert not newer & set(config.to_dict())
+    assert config.unsupported_fields() == ("chatTemplateKwargs",)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,16 +1,14 @@
-"""Gates, promotion and approval: which Checkpoint a model line stands for."""
+"""Promotion and approval: which Checkpoint a model line stands for."""
 
 from typing import Any
 
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_older
+from finetune_trainer.contract.evaluation import CheckFinding
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
@@ -25,85 +23,14 @@ from tests.unit.operator.runobjects import (
     trained,
 )
 
-SCORES = (
-    Score(metric="exact_match", subject="Tuned", value=0.95, rows=24),
-    Score(metric="exact_match", subject="Base", value=0.65, rows=24),
-    Score(metric="loss", subject="Tuned", value=0.2, rows=24),
-    Score(metric="loss", subject="Base", value=3.1, rows=24),
-    Score(metric="f1_token", subject="Tuned", value=0.96, rows=24),
-    Score(metric="f1_token", subject="Base", value=0.7, rows=24),
-)
 
-GATES: list[tuple[dict[str, Any], str, str]] = [
-    ({"metric": "exact_match", "min": 0.8}, "Passed", "exact_match 0.95 ≥ 0.8"),
-    ({"metric": "exact_match", "min": 0.95}, "Passed", "exact_match 0.95 ≥ 0.95"),
-    ({"metric": "exact_match", "min": 0.96}, "Failed", "exact_match 0.95 < 0.96"),
-    ({"metric": "loss", "max": 0.5}, "Passed", "loss 0.2 ≤ 0.5"),
-    ({"metric": "loss", "max": 0.1}, "Failed", "loss 0.2 > 0.1"),
-    (
-        {"metric": "exact_match", "min_gain": 0.3, "over": "Base"},
-        "Passed",
-        "exact_match gain 0.3 over Base (0.65 → 0.95) ≥ 0.3",
-    ),
-    (
-        {"metric": "exact_match", "min_gain": 0.4, "over": "Base"},
-        "Failed",
-        "exact_match gain 0.3 over Base (0.65 → 0.95) < 0.4",
-    ),
-    (
-        {"metric": "exact_match", "min_gain": 0, "over": "Base"},
-        "Passed",
-        "exact_match gain 0.3 over Base (0.65 → 0.95) > 0",
-    ),
-    (
-        {"metric": "f1_token", "min": 0.9, "min_gain": 0.3, "over": "Base"},
-        "Failed",
-        "f1_token 0.96 ≥ 0.9, f1_token gain 0.26 over Base (0.7 → 0.96) < 0.3",
-    ),
-    ({"metric": "loss", "min_gain": 2, "over": "Base"}, "Passed", "loss gain 2.9 over Base (3.1 → 0.2) ≥ 2"),
-    (
-        {"metric": "loss", "max": 1, "min_gain": 3, "over": "Base"},
-        "Failed",
-        "loss 0.2 ≤ 1, loss gain 2.9 over Base (3.1 → 0.2) < 3",
-    ),
-    (
-        {"metric": "exact_match", "min_gain": 0.1, "over": "Live"},
-        "Undecided",
-        "exact_match of Live was not measured",
-    ),
-]
-
-
-@pytest.mark.parametrize(("gate", "verdict", "message"), GATES)
-def test_a_gate_compares_and_says_with_what(gate: dict[str, Any], verdict: str, message: str) -> None:
-    results, overall = decide((Gate(**gate),), SCORES)
-    assert (results[0].verdict, results[0].message, overall) == (verdict, message, verdict)
-
-
-def test_a_model_that_equals_its_base_gains_nothing() -> None:
-    same = tuple(Score(metric="exact_match", subject=who, value=0.65, rows=24) for who in ("Tuned", "Base"))
-    results, verdict = decide((Gate(metric="exact_match", min_gain=0, over="Base"),), same)
-    assert (verdict, results[0].message) == ("Failed", "exact_match gain 0 over Base (0.65 → 0.65) ≤ 0")
-    assert decide((Gate(metric="exact_match", min_gain=-0.1, over="Base"),), same)[1] == "Passed"
-
-
-def test_one_failed_gate_fails_all_and_an_undecided_one_never_passes() -> None:
-    good, bad = Gate(metric="exact_match", min=0.5), Gate(metric="exact_match", min=0.99)
-    unknown = Gate(metric="exact_match", min_gain=0.1, over="Live")
-    assert decide((good, bad, unknown), SCORES)[1] == "Failed"
-    assert decide((good, unknown), SCORES)[1] == "Undecided"
-    assert decide((good,), SCORES)[1] == "Passed"
-    assert decide((), SCORES)[1] == "NoGates"
-    assert decide((good,), ())[1] == "Undecided"
-
-
-def judged(tuned: float = 0.95, **spec: Any) -> MemoryCluster:
+def judged(tuned: float = 0.95, findings: tuple[CheckFinding, ...] = (), **spec: Any) -> MemoryCluster:
     """A run at its end; `evaluation: None` leaves the evaluation out."""
     cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(**spec))
     cluster.settle()
     results = [("prepare", prepared()), ("preflight", preflighted()), ("train", trained())]
     if cluster.job(JOB).spec.evaluation is not None:
-        results.append(("evaluate", evaluated(tuned)))
+        results.append(("evaluate", evaluated(tuned, findings=findings)))
     for stage, result in results:
         cluster.succeed(stage, result, after=10)
         cluster.settle()
@@ -135,6 +62,55 @@ def ends(cluster: MemoryCluster) -> tuple[str, str]:
 )
 def test_a_run_ends_as_its_gates_and_its_promotion_mode_say(spec: Any, run: str, checkpoint: str) -> None:
     assert ends(judged(**spec)) == (run, checkpoint)
+
+
+VETO = CheckFinding(check="noChange", veto=True, message="the adapter answers as its base model does")
+WARNING = CheckFinding(check="memorization", veto=False, message="1 answer repeats an address")
+
+
+@pytest.mark.parametrize(
+    ("spec", "passed"),
+    [
+        ({}, "Promoted"),
+        ({"promotion": {"mode": "Manual"}}, "AwaitingApproval"),
+        ({"evaluation": {}}, "NotPromoted"),
+        ({"evaluation": {}, "promotion": {"withoutEvaluation": True}}, "Promoted"),
+    ],
+)
+def test_a_veto_blocks_the_promotion_whatever_the_gates_say(spec: dict[str, Any], passed: str) -> None:
+    assert ends(judged(**spec))[0] == passed
+    assert ends(judged(findings=(WARNING,), **spec))[0] == passed
+
+    cluster = judged(findings=(WARNING, VETO), **spec)
+
+    assert ends(cluster) == ("Vetoed", "False/Vetoed")
+    for condition in (
+        cluster.condition("FineTuneJob", JOB, "Stalled"),
+        cluster.condition("Checkpoint", CHECKPOINT, "Promoted"),
+    ):
+        assert condition is not None
+        assert "the adapter answers as its base model does" in condition["message"]
+    events = {event.reason: event.message for event in cluster.events}
+    assert "the adapter answers as its base model does" in events["Vetoed"]
+    assert events["EvaluationWarning"] == "1 answer repeats an address"
+    evaluation = cluster.job(JOB).status.evaluation
+    assert evaluation is not None
+    assert [(each.check, each.veto) for each in evaluation.findings or ()] == [
+        ("noChange", True),
+        ("memorization", False),
+    ]
+
+
+def test_a_release_that_knows_no_vetoes_promotes_no_vetoed_checkpoint() -> None:
+    evaluation = judged(findings=(VETO,)).job(JOB).status.evaluation
+    assert evaluation is not None
+    assert evaluation.verdict == "Failed"
+
+
+def test_a_person_may_promote_what_was_vetoed() -> None:
+    cluster = judged(findings=(VETO,))
+    approve(cluster)
+    assert ends(cluster) == ("Vetoed", "True/Promoted")
 
 
 def approve(cluster: MemoryCluster, state: str = "Approved") -> None:

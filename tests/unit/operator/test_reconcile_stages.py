@@ -367,16 +367,19 @@ def test_a_failure_in_words_of_a_newer_trainer_keeps_its_reason() -> None:
     assert state(cluster, "Stalled") == ("LossOdd", "NaN at step 12")
 
 
-def test_scores_of_a_newer_trainer_are_recorded_and_the_known_ones_count() -> None:
+def test_scores_of_a_newer_trainer_are_data_and_the_known_ones_count() -> None:
     cluster = reached("evaluate")
     message = evaluated().to_dict()
-    message["evaluate"]["scores"].append({"metric": "bleu", "subject": "Live", "value": 1, "rows": 2})
+    for metric, subject in (("bleu", "Teacher"), ("BLEU-4", "Tuned"), ("bleu", "the teacher")):
+        score = {"metric": metric, "subject": subject, "value": 1, "rows": 2}
+        message["evaluate"]["scores"].append(score)
     cluster.end("evaluate", json.dumps(message))
     cluster.settle()
     evaluation = cluster.job(JOB).status.evaluation
     assert evaluation is not None
     assert evaluation.verdict == "Passed"
     assert {score.metric for score in evaluation.scores} == {"exact_match", "loss", "bleu"}
+    assert len(evaluation.scores) == len(message["evaluate"]["scores"]) - 2
 
 
 def test_a_result_that_is_nowhere_ends_the_run() -> None:

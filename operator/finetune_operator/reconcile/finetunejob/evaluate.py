@@ -1,14 +1,19 @@
 """Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
 from finetune_operator.api.evaluation import EvaluationSpec
-from finetune_operator.api.evaluationstatus import MAX_SCORES, EvaluationStatus, Score
+from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.manifests.configs import evaluate_config, template_arguments
-from finetune_operator.reconcile.finetunejob.gates import decide
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.reconcile.verdicts.evaluationresult import (
+    evaluation_status,
+    notes,
+    verdict_text,
+    vetoes_of,
+)
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 
@@ -30,28 +35,27 @@ def evaluate(run: Run) -> Halt | None:
         return result
     if result.evaluate is None:
         return without_result("evaluate")
-    scores = tuple(
-        Score(metric=score.metric, subject=score.subject, value=score.value, rows=score.rows)
-        for score in result.evaluate.scores
-    )[:MAX_SCORES]
-    gates, verdict = decide(spec.gates, scores)
-    untested = _untested_answers(run)
-    run.update(
-        evaluation=EvaluationStatus(
-            checkpoint=chosen.name,
-            split=result.evaluate.split,
-            scores=scores,
-            gates=gates,
-            verdict=verdict,
-            champion=champion,
-            untested_answers=untested,
-        )
+    evaluation = evaluation_status(
+        spec,
+        result.evaluate,
+        checkpoint=chosen.name,
+        champion=champion,
+        untested_answers=_untested_answers(run),
     )
-    messages = "; ".join(gate.message for gate in gates) or "no gates"
-    run.succeed("evaluate", f"{verdict}: {messages}{_untested_text(untested)}")
-    if verdict in {"Failed", "Undecided"}:
-        run.draft.event(EventReason.GATE_FAILED, messages, "Warning")
+    _record(run, spec, evaluation)
     return None
+
+
+def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> None:
+    run.update(evaluation=evaluation)
+    text, said = verdict_text(evaluation), notes(spec, evaluation)
+    untested = _untested_text(evaluation.untested_answers)
+    run.succeed("evaluate", f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}")
+    if evaluation.verdict in {"Failed", "Undecided"}:
+        vetoed = bool(vetoes_of(evaluation))
+        run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
+    for note in said:
+        run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
 
 
 def _untested_answers(run: Run) -> int | None:

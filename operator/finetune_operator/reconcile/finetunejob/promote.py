@@ -12,6 +12,7 @@ from finetune_operator.status.reasons import Reason
 ENDS: Final[dict[str, type[Done | Failed]]] = {
     Reason.GATE_FAILED: Failed,
     Reason.EVALUATION_UNDECIDED: Failed,
+    Reason.VETOED: Failed,
     Reason.AWAITING_APPROVAL: Done,
     Reason.NOT_PROMOTED: Done,
 }

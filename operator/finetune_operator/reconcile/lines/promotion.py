@@ -11,6 +11,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_older, is_rejected
+from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text, vetoes_of
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -59,9 +60,12 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
             return Decision(Reason.NOT_PROMOTED, message)
         return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not evaluated it yet")
     gates = "; ".join(gate.message for gate in evaluation.gates)
+    if vetoes_of(evaluation):
+        return Decision(Reason.VETOED, verdict_text(evaluation))
     if evaluation.verdict == "Failed":
         return Decision(Reason.GATE_FAILED, gates)
-    if evaluation.verdict == "Undecided":
+    if evaluation.verdict not in {"Passed", "NoGates"}:
+        # A verdict that only a newer release knows promotes nothing either.
         return Decision(Reason.EVALUATION_UNDECIDED, gates)
     if job.spec.promotion.mode == "Manual":
         message = "set spec.approval.state of the Checkpoint to Approved to promote it"

@@ -1,0 +1,1 @@
+"""Verdicts of evaluations, the same for runs and other kinds that evaluate: pure functions of results."""

@@ -1,0 +1,66 @@
+"""The status of an evaluation, from the result of its stage."""
+
+from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.evaluationstatus import MAX_FINDINGS, CheckFinding, EvaluationStatus
+from finetune_operator.api.meta import Name
+from finetune_operator.reconcile.verdicts.fewrows import few_rows_warning
+from finetune_operator.reconcile.verdicts.gates import decide
+from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores
+from finetune_operator.status.conditions import shortened
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.results import EvaluateResult
+
+
+def evaluation_status(
+    spec: EvaluationSpec,
+    result: EvaluateResult,
+    *,
+    checkpoint: Name,
+    champion: Name | None,
+    untested_answers: int | None = None,
+) -> EvaluationStatus:
+    """The scores, the results of the gates, and the verdict.
+
+    Args:
+        checkpoint: the Checkpoint that was evaluated.
+        champion: champion of the model line that the evaluation compared with.
+        untested_answers: number of answers in training rows that no row of the split has.
+    """
+    measured = Measurements.of(result, has_champion=champion is not None)
+    gates, verdict = decide(spec.gates, measured)
+    # Vetoes first, so that a long list of findings cannot hide them.
+    findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
+    return EvaluationStatus(
+        checkpoint=checkpoint,
+        split=result.split,
+        scores=shown_scores(measured.scores, frozenset(gate.metric for gate in spec.gates)),
+        gates=gates,
+        verdict=verdict,
+        reason=Reason.VETOED if any(finding.veto for finding in findings) else None,
+        findings=tuple(
+            CheckFinding(check=each.check, veto=each.veto, message=shortened(each.message))
+            for each in findings
+        )
+        or None,
+        champion=champion,
+        untested_answers=untested_answers,
+        report_uri=result.report_uri,
+    )
+
+
+def verdict_text(evaluation: EvaluationStatus) -> str:
+    """What decided: vetoes, and the gates."""
+    vetoes = (finding.message for finding in vetoes_of(evaluation))
+    return "; ".join((*vetoes, *(gate.message for gate in evaluation.gates))) or "no gates"
+
+
+def vetoes_of(evaluation: EvaluationStatus) -> tuple[CheckFinding, ...]:
+    """The findings that block the promotion."""
+    return tuple(finding for finding in evaluation.findings or () if finding.veto)
+
+
+def notes(spec: EvaluationSpec, evaluation: EvaluationStatus) -> tuple[str, ...]:
+    """Sentences for the user that do not change the verdict."""
+    warned = few_rows_warning(spec.gates, evaluation.scores)
+    found = tuple(finding.message for finding in evaluation.findings or () if not finding.veto)
+    return found if warned is None else (warned, *found)
