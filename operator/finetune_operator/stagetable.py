@@ -49,6 +49,8 @@ class StageRow:
     """Whether the operator confirms with a GET that its Job is absent before it creates the Job."""
     binds_config: bool = True
     """Whether its result repeats the digest of its config. Collect returns the result of another one."""
+    per_champion: bool = False
+    """Whether a run that compares with the champion of its model line has one Job per champion."""
     serves_deletion: bool = False
     """Whether it works for an owner that is being deleted. Its Job does not delay that deletion."""
 
@@ -96,6 +98,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         queue="evaluate",
         devices="needed",
         profile="evaluation",
+        per_champion=True,
     ),
     "collect": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False, binds_config=False

@@ -10,10 +10,12 @@ import pytest
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES
+from finetune_trainer.contract.evaluation import LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.results import PreflightResult, PrepareResult, StageResult
+from finetune_trainer.contract.results import EvaluateResult, PreflightResult, PrepareResult, StageResult
 from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start
@@ -58,6 +60,30 @@ def test_a_run_that_is_done_says_so_again_without_doing_it_again(preparation: Pr
 
     assert second.code == ExitCode.OK
     assert second.termination_message == first.termination_message
+
+
+@pytest.mark.parametrize(("live", "code"), [("1", ExitCode.OK), ("2", ExitCode.BAD_CONFIG)])
+def test_an_evaluation_that_is_done_is_repeated_for_another_champion(
+    preparation: Preparation, live: str, code: ExitCode
+) -> None:
+    weights, champion, other = (f"sha256:{character * 64}" for character in ("c", "1", live))
+    done = EvaluateResult(checkpoint=weights, split="test", scores=(), live=champion)
+    preparation.store.write_result(StageResult(stage="evaluate", run=RUN, outcome="Succeeded", evaluate=done))
+    config = EvaluateConfig(
+        owner=OWNER,
+        run=RUN,
+        store=preparation.store_config,
+        base_model=weights,
+        dataset=weights,
+        checkpoint=weights,
+        live=LiveModel(name="champion", digest=other, type="Adapter", base_model=weights),
+    )
+
+    ended = run(config)
+
+    # Nothing is in the store, so an evaluation that begins ends at once.
+    assert ended.code == code
+    assert (ended.result.evaluate is not None) == (code == ExitCode.OK)
 
 
 def test_preparing_imports_no_machine_learning(preparation: Preparation) -> None:

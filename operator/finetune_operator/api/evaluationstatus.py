@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Message, Model, Name
+from finetune_operator.api.meta import Digest, Message, Model, Name
 from finetune_operator.api.metricrules import ScoredMetric
 
 MAX_SCORES: Final = 80
@@ -108,6 +108,9 @@ class EvaluationStatus(Model):
     champion: Annotated[
         Name | None, Field(description="Champion of the model line at the time of the verdict.")
     ] = None
+    live: Annotated[
+        Name | None, Field(description="Checkpoint that was measured as Live. Absent: none was.")
+    ] = None
     untested_answers: Annotated[
         int | None,
         Field(
@@ -124,3 +127,18 @@ class EvaluationStatus(Model):
             " to it.",
         ),
     ] = None
+
+
+class LiveComparison(Model):
+    """Champion that the evaluation compares with, while the run evaluates."""
+
+    checkpoint: Annotated[
+        Name | None, Field(description="The champion. Absent: the model line has none.")
+    ] = None
+    digest: Annotated[Digest | None, Field(description="Digest of its weights.")] = None
+    renewals: Annotated[
+        int,
+        Field(
+            ge=0, description="Number of times that it was measured again because the champion had changed."
+        ),
+    ] = 0

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.droppedrows import DroppedRows
-from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
@@ -290,6 +290,7 @@ class FineTuneJobStatus(Status):
         tuple[Message, ...],
         Field(max_length=MAX_PROBLEMS, description="First problems in the rows of inline data."),
     ] = ()
+    live: LiveComparison | None = None
     evaluation: EvaluationStatus | None = None
     cost: Cost | None = None
     display: JobDisplay | None = None

@@ -1,6 +1,9 @@
 """Builders of the config of each stage, from the API's types."""
 
+from collections.abc import Mapping
 from typing import Any, Final, cast
+
+from pydantic import JsonValue
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
@@ -30,6 +33,7 @@ from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
     GenerationSettings,
+    LiveModel,
     MetricOptions,
     PromptedModel,
 )
@@ -126,7 +130,12 @@ def _parent(spec: FineTuneJobSpec, resolved: Resolved) -> ParentCheckpoint | Non
 
 def template_arguments(resolved: Resolved) -> ChatTemplateKwargs:
     """Arguments for the chat template, which `validate` has checked."""
-    return cast(ChatTemplateKwargs, resolved.chat_template_kwargs or {})
+    return template_arguments_of(resolved.chat_template_kwargs)
+
+
+def template_arguments_of(kwargs: Mapping[str, JsonValue] | None) -> ChatTemplateKwargs:
+    """Arguments for the chat template of a record, whose run `validate` has checked."""
+    return cast(ChatTemplateKwargs, kwargs or {})
 
 
 def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resolved) -> PreflightConfig:
@@ -200,8 +209,14 @@ def evaluate_config(
     checkpoint: str,
     chat_template_kwargs: ChatTemplateKwargs,
     hyperparameters: ResolvedHyperparameters,
+    live: LiveModel | None = None,
 ) -> EvaluateConfig:
-    """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates."""
+    """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
+
+    Args:
+        live: the champion to compare with, if the evaluation does and the model line has one.
+    """
+    subjects = subjects_of(evaluation)
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
@@ -212,7 +227,8 @@ def evaluate_config(
         quantized_base=METHODS[spec.method.type].quantized_base,
         chat_template_kwargs=chat_template_kwargs,
         metrics=measured_metrics(evaluation),
-        subjects=_subjects(evaluation),
+        subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
+        live=live,
         max_sequence_length=hyperparameters.max_sequence_length,
         seed=hyperparameters.seed,
         step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
@@ -236,7 +252,7 @@ def metric_options(evaluation: EvaluationSpec | None) -> MetricOptions:
     return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
 
 
-def _subjects(evaluation: EvaluationSpec) -> tuple[Subject, ...]:
+def subjects_of(evaluation: EvaluationSpec) -> tuple[Subject, ...]:
     """The tuned model, and the models to compare it with in the order of the contract."""
     compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
     return ("Tuned", *(subject for subject in COMPARED if subject in compared))

@@ -15,7 +15,7 @@ from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.evaluation import GateBound
+from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS
@@ -74,7 +74,9 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
     assert trained == ContractPreference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
 
-def evaluate(contract_version: int = CONTRACT_VERSION, **spec: Any) -> EvaluateConfig:
+def evaluate(
+    contract_version: int = CONTRACT_VERSION, live: LiveModel | None = None, **spec: Any
+) -> EvaluateConfig:
     job, inputs = job_and_inputs(**{"evaluation": {}} | spec)
     assert job.spec.evaluation is not None
     return evaluate_config(
@@ -86,6 +88,7 @@ def evaluate(contract_version: int = CONTRACT_VERSION, **spec: Any) -> EvaluateC
         checkpoint=digest("c"),
         chat_template_kwargs={"enable_thinking": False},
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
+        live=live,
     )
 
 
@@ -105,9 +108,13 @@ def test_the_gates_and_all_that_they_compare_with_reach_the_trainer() -> None:
         {"metric": "loss", "max": 2},
     ]
 
-    config = evaluate(evaluation={"metrics": ["exact_match"], "compare": ["Prompted"], "gates": gates})
+    live = LiveModel(name="rival", digest=digest("1"), type="Adapter", base_model=digest("b"))
+    spec = {"metrics": ["exact_match"], "compare": ["Prompted"], "gates": gates}
 
-    assert config.subjects == ("Tuned", "Prompted", "Live")
+    config = evaluate(live=live, evaluation=spec)
+
+    assert (config.subjects, config.live) == (("Tuned", "Prompted", "Live"), live)
+    assert evaluate(evaluation=spec).subjects == ("Tuned", "Prompted")
     assert config.metrics == ("exact_match", "loss", "f1_token")
     assert config.gates == (
         GateBound(metric="f1_token", min_gain=0, over="Live", confidence=0.9),
@@ -143,6 +150,8 @@ def test_an_older_trainer_gets_an_evaluation_that_it_can_read() -> None:
     newer = {"gates", "checks", "generation", "options", "prompted", "live", "sliceBy"}
     assert not newer & set(config.to_dict())
     assert config.unsupported_fields() == ("chatTemplateKwargs",)
+    live = LiveModel(name="rival", digest=digest("1"), type="Adapter", base_model=digest("b"))
+    assert "live" in evaluate(contract_version=1, live=live).unsupported_fields()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -197,6 +197,8 @@ class EvaluateResult(Contract):
     """One entry for each of the config's gates."""
     findings: Annotated[tuple[CheckFinding, ...], Field(json_schema_extra={"since": 2})] = ()
     unmeasured: Annotated[tuple[UnmeasuredSubject, ...], Field(json_schema_extra={"since": 2})] = ()
+    live: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    """Digest of the weights that the subject Live measured; None if the config has no such model."""
     report_uri: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """URI of the page in the store. Its folder has the predictions."""
 

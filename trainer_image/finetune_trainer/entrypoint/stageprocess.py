@@ -172,7 +172,16 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
 def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
     """Return the stored result of this stage, if it succeeded."""
     result = store.read_result(config.run, config.stage)
-    return config.bind(result) if result is not None and result.outcome == "Succeeded" else None
+    if result is None or result.outcome != "Succeeded" or _compares_otherwise(config, result):
+        return None
+    return config.bind(result)
+
+
+def _compares_otherwise(config: StageRunConfig, result: StageResult) -> bool:
+    """Whether a result compares with another champion than the config does."""
+    if not isinstance(config, EvaluateConfig) or result.evaluate is None:
+        return False
+    return result.evaluate.live != (None if config.live is None else config.live.digest)
 
 
 @contextmanager

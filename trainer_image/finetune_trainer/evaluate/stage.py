@@ -83,7 +83,12 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             models.measure(measurement)
         scores = tuple(measurement.scores())
         log.finish()
-    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
+    return EvaluateResult(
+        checkpoint=config.checkpoint,
+        split=config.split,
+        scores=scores,
+        live=None if config.live is None else config.live.digest,
+    )
 
 
 def _check(examples: list[Example], measures: Mapping[Metric, Measure], config: EvaluateConfig) -> None:

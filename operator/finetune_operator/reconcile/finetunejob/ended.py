@@ -1,11 +1,12 @@
 """Runs that train nothing: finished, restored from a backup, or suspended."""
 
 from datetime import timedelta
+from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
 from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
-from finetune_operator.manifests.labels import RECORDED_RUN, stage_job_name
+from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
@@ -15,9 +16,9 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended
 from finetune_operator.reconcile.steps import Blocked, Done, Suspended
-from finetune_operator.stagetable import STAGES
 from finetune_operator.status.conditions import find, status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
@@ -93,7 +94,7 @@ def restored(run: Run) -> Plan:
 def suspend(run: Run) -> Plan:
     """Delete running Jobs in the foreground: their pods save the state in the grace period and then end."""
     running = [child for child in run.snapshot.children[JOB].values() if is_unfinished(child)]
-    names = [stage_job_name(run.job, stage) for stage, row in STAGES.items() if row.running is not None]
+    names = [run.job_names(stage).stage for stage in get_args(Stage)]
     orphans = [pod for name in names for pod in running_orphans(run.snapshot, name)]
     if not running and not orphans:
         message = "suspended: the run uses no devices; set spec.suspend to false to continue"

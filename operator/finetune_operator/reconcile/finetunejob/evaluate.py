@@ -1,8 +1,12 @@
 """Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
+from typing import Final
+
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.manifests.configs import evaluate_config, template_arguments
+from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
@@ -11,46 +15,75 @@ from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
     notes,
+    of_champion,
     verdict_text,
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
+
+STAGE: Final[Stage] = "evaluate"
 
 
 def evaluate(run: Run) -> Halt | None:
     """Record scores, gates and verdict; without an evaluation, the Checkpoint that represents the run."""
-    if run.status.evaluation is not None:
-        return None
+    spec, evaluation = run.job.spec.evaluation, run.status.evaluation
     chosen = best_checkpoint(run)
     if isinstance(chosen, Failed):
         return chosen
-    champion = run.snapshot.checkpoints.champion_name(run.job.spec.model)
-    spec = run.job.spec.evaluation
     if spec is None:
-        run.update(evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion))
+        if evaluation is None:
+            champion = run.snapshot.checkpoints.champion_name(run.job.spec.model)
+            run.update(
+                evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion)
+            )
         return None
-    result = _measure(run, spec, chosen.digest)
+    if evaluation is None:
+        measured = _measured(run, spec, chosen)
+        if not isinstance(measured, EvaluationStatus):
+            return measured
+        evaluation = measured
+    if live.decides(spec, evaluation) and live.is_outdated(run, chosen.name):
+        renewed = live.renew(run, STAGE)
+        if renewed is not None:
+            return renewed
+        evaluation = live.given_up(evaluation)
+    if evaluation != run.status.evaluation:
+        _record(run, spec, evaluation)
+    return None
+
+
+def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
+    """The evaluation by the stage's result, or how the pass ends."""
+    chosen = live.choose(run, STAGE) if live.compares_live(spec) else None
+    if chosen is not None:
+        return chosen
+    result = _measure(run, spec, checkpoint.digest)
     if not isinstance(result, StageResult):
         return result
     if result.evaluate is None:
-        return without_result("evaluate")
-    evaluation = evaluation_status(
+        return without_result(STAGE)
+    against = run.status.live
+    return evaluation_status(
         spec,
-        result.evaluate,
-        checkpoint=chosen.name,
-        champion=champion,
+        result.evaluate if against is None else of_champion(result.evaluate, against.digest),
+        checkpoint=checkpoint.name,
+        champion=(
+            run.snapshot.checkpoints.champion_name(run.job.spec.model)
+            if against is None
+            else against.checkpoint
+        ),
+        live=None if against is None else against.checkpoint,
         untested_answers=_untested_answers(run),
     )
-    _record(run, spec, evaluation)
-    return None
 
 
 def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> None:
     run.update(evaluation=evaluation)
     text, said = verdict_text(evaluation), notes(spec, evaluation)
     untested = _untested_text(evaluation.untested_answers)
-    run.succeed("evaluate", f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}")
+    run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}")
     if evaluation.verdict in {"Failed", "Undecided"}:
         vetoed = bool(vetoes_of(evaluation))
         run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
@@ -80,7 +113,7 @@ def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | H
     base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
     return run_stage(
         run,
-        "evaluate",
+        STAGE,
         lambda inputs: evaluate_config(
             inputs,
             run.job.spec,
@@ -90,5 +123,6 @@ def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | H
             checkpoint=checkpoint,
             chat_template_kwargs=template_arguments(resolved),
             hyperparameters=hyperparameters,
+            live=live.live_model(run),
         ),
     )

@@ -13,6 +13,7 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
     Reason.GATE_FAILED: Failed,
     Reason.EVALUATION_UNDECIDED: Failed,
     Reason.VETOED: Failed,
+    Reason.CHAMPION_KEEPS_CHANGING: Failed,
     Reason.AWAITING_APPROVAL: Done,
     Reason.NOT_PROMOTED: Done,
 }
@@ -40,7 +41,8 @@ def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
     if checkpoint is not None and is_rejected(checkpoint):
         return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by a person: it is not promoted")
     if is_outdated:
-        # The verdict also holds against the new champion, because no score of this release depends on it.
+        # The verdict also holds against the new champion, because no gate of the run compares with it: the
+        # step `evaluate` renews a verdict that does.
         champion = run.snapshot.checkpoints.champion_name(model)
         run.update(evaluation=evaluation.model_copy(update={"champion": champion}))
     return Working(

@@ -10,6 +10,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import conditions, prediction, progress
@@ -49,6 +50,12 @@ class Run:
             trainer_image=found.trainer.image,
             trainer_contract=found.trainer.contract,
         )
+
+    def job_names(self, stage: Stage) -> JobNames:
+        """Names of the stage's Jobs."""
+        live = self.status.live if STAGES[stage].per_champion else None
+        champion = () if live is None or live.digest is None else (live.digest,)
+        return JobNames.of(self.job, stage, *champion)
 
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""

@@ -9,7 +9,6 @@ from finetune_operator.reconcile.finetunejob.usage import count_usage, finish, f
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import (
-    JobNames,
     Outcome,
     StageFailed,
     StageRequest,
@@ -39,7 +38,7 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
     request = StageRequest(
         stage=stage,
         run=run.job.uid,
-        names=JobNames.of(run.job, stage),
+        names=run.job_names(stage),
         contract=known_contract(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
         retry=run.status.retry,

@@ -1,7 +1,7 @@
 """Progress and times of a run's stages, from the reports and the timestamps of its pods."""
 
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import PROFILE, stage_job_name
+from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import stagetimes
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.jobresults import pods_of
@@ -25,7 +25,7 @@ def follow(run: Run, stage: Stage) -> None:
 
 def count_usage(run: Run, stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
-    job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
+    job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     if job is None:
         return
     before = run.status.usage

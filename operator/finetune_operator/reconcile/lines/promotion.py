@@ -64,6 +64,12 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
         return Decision(Reason.VETOED, verdict_text(evaluation))
     if evaluation.verdict == "Failed":
         return Decision(Reason.GATE_FAILED, gates)
+    if evaluation.reason == Reason.CHAMPION_KEEPS_CHANGING:
+        message = (
+            "the champion of the model line changed each time that the run had been compared with it: set"
+            f" spec.approval of the Checkpoint to promote it, or create a new FineTuneJob. {gates}"
+        )
+        return Decision(Reason.CHAMPION_KEEPS_CHANGING, message)
     if evaluation.verdict not in {"Passed", "NoGates"}:
         # A verdict that only a newer release knows promotes nothing either.
         return Decision(Reason.EVALUATION_UNDECIDED, gates)

@@ -8,6 +8,7 @@ from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.evaluation import UnmeasuredSubject
 from finetune_trainer.contract.results import EvaluateResult
 
 
@@ -17,13 +18,15 @@ def evaluation_status(
     *,
     checkpoint: Name,
     champion: Name | None,
+    live: Name | None = None,
     untested_answers: int | None = None,
 ) -> EvaluationStatus:
     """The scores, the results of the gates, and the verdict.
 
     Args:
         checkpoint: the Checkpoint that was evaluated.
-        champion: champion of the model line that the evaluation compared with.
+        champion: champion of the model line when the evaluation began.
+        live: Checkpoint that was measured as Live.
         untested_answers: number of answers in training rows that no row of the split has.
     """
     measured = Measurements.of(result, has_champion=champion is not None)
@@ -43,8 +46,25 @@ def evaluation_status(
         )
         or None,
         champion=champion,
+        live=live,
         untested_answers=untested_answers,
         report_uri=result.report_uri,
+    )
+
+
+def of_champion(result: EvaluateResult, digest: str | None) -> EvaluateResult:
+    """The result without figures of another champion.
+
+    If a pod is gone, its result is read from the store, which has only the newest one.
+    """
+    if result.live == digest:
+        return result
+    other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
+    return result.model_copy(
+        update={
+            "scores": tuple(score for score in result.scores if score.subject != "Live"),
+            "unmeasured": (*result.unmeasured, other),
+        }
     )
 
 

@@ -47,7 +47,7 @@ class EvaluateConfig(StageConfig):
         MetricOptions()
     )
     prompted: Annotated[PromptedModel, Field(json_schema_extra={"since": 2})] = PromptedModel()
-    live: Annotated[LiveModel | None, Field(json_schema_extra={"since": 2})] = None
+    live: Annotated[LiveModel | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
     """The model of the subject Live; None if the model line has no champion."""
     gates: Annotated[tuple[GateBound, ...], Field(json_schema_extra={"since": 2})] = ()
     """Bounds for which the result has evidence."""
