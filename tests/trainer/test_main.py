@@ -12,10 +12,17 @@ from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES
-from finetune_trainer.contract.evaluation import LiveModel
+from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.results import EvaluateResult, PreflightResult, PrepareResult, StageResult
+from finetune_trainer.contract.results import (
+    EvaluateResult,
+    PreflightResult,
+    PrepareResult,
+    Score,
+    StageResult,
+)
+from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start
@@ -301,6 +308,67 @@ def test_last_words_drop_warnings_of_preflight_from_the_last_one() -> None:
     assert parsed.preflight is not None
     assert 1 <= len(parsed.preflight.warnings) < 10
     assert parsed.preflight.warnings == warnings[: len(parsed.preflight.warnings)]
+
+
+SUBJECTS: tuple[Subject, ...] = ("Tuned", "Base", "Prompted", "Live")
+
+
+def long_evaluation(undecided: str = "") -> EvaluateResult:
+    """20 metrics of 4 models, 16 gates, and findings."""
+    bounds = {"low": 0.123456, "high": 0.654321, "gain_low": -0.123456, "gain_high": 0.123456}
+    metrics = [f"custom/an-own-metric-{number}" for number in range(20)]
+    return EvaluateResult(
+        checkpoint=f"sha256:{'1' * 64}",
+        split="test",
+        scores=tuple(
+            Score(metric=metric, subject=subject, value=1 / 7, rows=12345, low=0.123456, high=0.654321)
+            for subject in SUBJECTS
+            for metric in metrics
+        ),
+        evidence=tuple(
+            GateEvidence(
+                gate=gate,
+                value=1 / 7,
+                rows=12345,
+                gain=-1 / 7,
+                more_rows=12345,
+                undecided=undecided,
+                **({} if undecided else bounds),
+            )
+            for gate in range(16)
+        ),
+        findings=(CheckFinding(check="memorization", veto=True, message="ü" * 512),),
+        live=f"sha256:{'2' * 64}",
+        report_uri=f"s3://bucket/{'a' * 100}",
+    )
+
+
+@pytest.mark.parametrize("undecided", ["", "the rows form fewer groups than a bound needs: " + "ü" * 400])
+def test_last_words_keep_what_decides_the_gates(undecided: str) -> None:
+    evaluated = long_evaluation(undecided)
+    result = StageResult(
+        stage="evaluate",
+        run="1" * 36,
+        outcome="Succeeded",
+        evaluate=evaluated,
+        nonce="1" * 32,
+        config_digest="1" * 64,
+    )
+
+    text = termination.bounded(result)
+
+    assert len(text.encode()) <= MAX_TERMINATION_MESSAGE_BYTES
+    parsed = StageResult.parse(text)
+    assert parsed is not None
+    assert parsed.evaluate is not None
+    kept = parsed.evaluate.scores
+    assert kept == evaluated.scores[: len(kept)]
+    figures = {"undecided": ""}
+    assert [each.model_copy(update=figures) for each in parsed.evaluate.evidence] == [
+        each.model_copy(update=figures) for each in evaluated.evidence
+    ]
+    assert [finding.veto for finding in parsed.evaluate.findings] == [True]
+    assert (parsed.evaluate.live, parsed.evaluate.report_uri) == (evaluated.live, evaluated.report_uri)
 
 
 def test_last_words_shorten_a_long_message() -> None:

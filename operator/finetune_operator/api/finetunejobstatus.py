@@ -9,6 +9,7 @@ from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.jobdisplay import JobDisplay
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.prediction import Prediction
@@ -247,21 +248,6 @@ class Cost(Model):
         ),
     ] = None
     currency: Annotated[str | None, Field(description="Currency of the amount.")] = None
-
-
-class JobDisplay(Model):
-    """Text for the columns of kubectl get. Programs must not read it."""
-
-    progress: Annotated[str | None, Field(description="Current stage, percent and steps.")] = None
-    loss: Annotated[str | None, Field(description="Training loss.")] = None
-    score: Annotated[
-        str | None, Field(description="First score of the tuned model, and that of the base model.")
-    ] = None
-    eta: Annotated[str | None, Field(description="Estimated time until the current stage ends.")] = None
-    predicted: Annotated[
-        str | None, Field(description="Predicted duration, device memory and cost of training.")
-    ] = None
-    took: Annotated[str | None, Field(description="The same three figures as measured.")] = None
 
 
 class FineTuneJobStatus(Status):

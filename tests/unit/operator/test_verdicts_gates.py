@@ -162,7 +162,27 @@ CONFIDENT: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "Undecided",
         "exact_match 0.95: fewer than 20 groups: collect rows of more customers",
     ),
-    ({"metric": "exact_match", "min": 0.8}, {}, "Undecided", "exact_match 0.95: the rows give no bounds"),
+    (
+        {"metric": "exact_match", "min": 0.8},
+        {},
+        "Undecided",
+        "exact_match 0.95: the rows give no bounds, and more rows may decide it",
+    ),
+    (
+        {"metric": "loss", "min": 0.1},
+        {"low": 0.15},
+        "Passed",
+        "loss 0.2, at least 0.15 at confidence 0.95 (≥ 0.1)",
+    ),
+    (
+        {"metric": "loss", "max": 0.3},
+        {"low": 0.15, "more_rows": 9},
+        "Undecided",
+        (
+            "loss 0.2, between 0.15 and an unknown value at confidence 0.95: ≤ 0.3 is undecided, and about 9"
+            " more rows would decide it"
+        ),
+    ),
 ]
 
 
@@ -287,3 +307,23 @@ def test_a_status_without_room_for_all_scores_keeps_those_of_the_gates() -> None
 
     assert len(kept) == MAX_SCORES
     assert [score.metric for score in kept] == [*names[: MAX_SCORES - 1], names[-1]]
+
+
+@pytest.mark.parametrize(
+    ("gate", "evidence"),
+    [
+        ({"metric": "exact_match", "min": 0.9}, {"value": 0.95}),
+        ({"metric": "exact_match", "min_gain": 0.1, "over": "Base"}, {"value": 0.95, "gain": 0.95 - 0.65}),
+        ({"metric": "loss", "min_gain": 2, "over": "Base"}, {"value": 0.2, "gain": 3.1 - 0.2}),
+        ({"metric": "loss", "min_gain": 3, "over": "Base"}, {"value": 0.2, "gain": 3.1 - 0.2}),
+    ],
+)
+def test_the_evidence_decides_as_the_scores_that_a_short_message_leaves_out(
+    gate: dict[str, Any], evidence: dict[str, Any]
+) -> None:
+    known = Measurements((), evidence={0: GateEvidence(gate=0, rows=24, **evidence)})
+
+    (short,), verdict = decide((Gate(**gate),), known)
+
+    (whole,), expected = decide((Gate(**gate),), MEASURED)
+    assert (verdict, short.message, short.value) == (expected, whole.message, whole.value)

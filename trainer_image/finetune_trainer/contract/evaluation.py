@@ -118,6 +118,8 @@ class GateEvidence(Contract):
 
     gate: int
     """Index in `EvaluateConfig.gates`."""
+    value: float | None = None
+    """Value of the tuned model. A termination message has it even if it has no room for the scores."""
     low: float | None = None
     """Lower bound of the tuned model's value."""
     high: float | None = None

@@ -4,10 +4,15 @@ import logging
 from pathlib import Path
 
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import EvaluateResult, StageResult
 
 MAX_MESSAGE_LENGTH = 1000
 """Max characters of a failure's message if the result is too long."""
+
+MIN_SCORES = 8
+"""Number of scores that are kept at the cost of sentences."""
+MAX_SENTENCE_LENGTHS = (200, 80, 20)
+"""Max characters of a sentence about one gate or check if the result is too long: the first that fits."""
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +21,9 @@ def bounded(result: StageResult) -> str:
     """Return the result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
     Omits in this order: the loss curve; warnings of preflight from the last one; warnings and then problems
-    of prepare, from the last one (their count stays); the end of the message; the stage's own fields.
-    `result.json` in the store has everything.
+    of prepare, from the last one (their count stays); scores from the last one (the evidence of gates stays)
+    and the ends of sentences of evaluate; the end of the message; the stage's own fields. `result.json` in
+    the store has everything.
     """
     if not _fits(result) and result.train is not None:
         result = result.model_copy(update={"train": result.train.model_copy(update={"loss_curve": ()})})
@@ -28,6 +34,7 @@ def bounded(result: StageResult) -> str:
         while not _fits(result) and result.prepare is not None and getattr(result.prepare, listed):
             shorter = {listed: getattr(result.prepare, listed)[:-1]}
             result = result.model_copy(update={"prepare": result.prepare.model_copy(update=shorter)})
+    result = _with_fewer_scores(result)
     if not _fits(result):
         result = result.model_copy(update={"message": _truncate(result.message)})
     if not _fits(result):
@@ -45,6 +52,38 @@ def bounded(result: StageResult) -> str:
     return result.to_json()
 
 
+def _with_fewer_scores(result: StageResult) -> StageResult:
+    result = _with_scores(result, MIN_SCORES)
+    for limit in MAX_SENTENCE_LENGTHS:
+        if not _fits(result) and result.evaluate is not None:
+            result = _with_evaluation(result, **_short_sentences(result.evaluate, limit))
+    return _with_scores(result, 0)
+
+
+def _with_scores(result: StageResult, minimum: int) -> StageResult:
+    """The result without its last scores, as few as necessary, and with at least `minimum` scores."""
+    while not _fits(result) and result.evaluate is not None and len(result.evaluate.scores) > minimum:
+        result = _with_evaluation(result, scores=result.evaluate.scores[:-1])
+    return result
+
+
+def _short_sentences(evaluated: EvaluateResult, limit: int) -> dict[str, object]:
+    """The parts of an evaluation that have sentences, each of at most `limit` characters."""
+    return {
+        part: tuple(
+            each.model_copy(update={field: _truncate(getattr(each, field), limit)})
+            for each in getattr(evaluated, part)
+        )
+        for part, field in (("findings", "message"), ("unmeasured", "message"), ("evidence", "undecided"))
+    }
+
+
+def _with_evaluation(result: StageResult, **fields: object) -> StageResult:
+    if result.evaluate is None:
+        return result
+    return result.model_copy(update={"evaluate": result.evaluate.model_copy(update=fields)})
+
+
 def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
     """Write `text`, truncated to the limit, as the termination message. Outside a pod, only log it.
 
@@ -60,5 +99,5 @@ def _fits(result: StageResult) -> bool:
     return len(result.to_json().encode()) <= MAX_TERMINATION_MESSAGE_BYTES
 
 
-def _truncate(message: str) -> str:
-    return message if len(message) <= MAX_MESSAGE_LENGTH else message[: MAX_MESSAGE_LENGTH - 1] + "…"
+def _truncate(message: str, limit: int = MAX_MESSAGE_LENGTH) -> str:
+    return message if len(message) <= limit else message[: limit - 1] + "…"

@@ -67,7 +67,7 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
     against = run.status.live
     return evaluation_status(
         spec,
-        result.evaluate if against is None else of_champion(result.evaluate, against.digest),
+        result.evaluate if against is None else of_champion(spec, result.evaluate, against.digest),
         checkpoint=checkpoint.name,
         champion=(
             run.snapshot.checkpoints.champion_name(run.job.spec.model)

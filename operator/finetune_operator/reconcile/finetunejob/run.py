@@ -14,6 +14,7 @@ from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import conditions, prediction, progress
+from finetune_operator.status.evaluationtable import evaluation_table
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -109,4 +110,6 @@ class Run:
             return
         state = SHOWN_AS.get(type(halt), "Running")
         display = progress.display(self.status.progress, self.status.evaluation, state)
-        self.update(display=display.model_copy(update=prediction.columns(self.status.prediction)))
+        table = evaluation_table(self.status.evaluation) or None
+        columns = {**prediction.columns(self.status.prediction), "evaluation": table}
+        self.update(display=display.model_copy(update=columns))

@@ -52,17 +52,19 @@ def evaluation_status(
     )
 
 
-def of_champion(result: EvaluateResult, digest: str | None) -> EvaluateResult:
+def of_champion(spec: EvaluationSpec, result: EvaluateResult, digest: str | None) -> EvaluateResult:
     """The result without figures of another champion.
 
     If a pod is gone, its result is read from the store, which has only the newest one.
     """
     if result.live == digest:
         return result
+    over_live = {index for index, gate in enumerate(spec.gates) if gate.over == "Live"}
     other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
     return result.model_copy(
         update={
             "scores": tuple(score for score in result.scores if score.subject != "Live"),
+            "evidence": tuple(each for each in result.evidence if each.gate not in over_live),
             "unmeasured": (*result.unmeasured, other),
         }
     )

@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
 
 class _Figure(NamedTuple):
-    """A measured value or gain, with its bounds at the confidence of the gate."""
+    """A measured value or gain, with its bounds at the confidence of the gate; a bound may be infinite."""
 
     text: str
     value: float
@@ -63,18 +63,19 @@ class _GateDecision:
 
     def result(self) -> GateResult:
         gate, tuned = self.gate, self.measured.find(self.gate.metric, "Tuned")
+        figures = self.evidence or GateEvidence(gate=0, rows=0 if tuned is None else tuned.rows)
+        value = figures.value if tuned is None else tuned.value
         parts = (
             [_Part("Undecided", f"{gate.metric} of the tuned model was not measured")]
-            if tuned is None
-            else list(self._parts(tuned.value))
+            if value is None
+            else list(self._parts(value))
         )
-        figures = self.evidence or GateEvidence(gate=0, rows=0 if tuned is None else tuned.rows)
         return GateResult(
             metric=gate.metric,
             over=gate.over,
             verdict=min((part.verdict for part in parts), key=WORST_FIRST.index),
             message=shortened(", ".join(part.message for part in parts), MAX_GATE_MESSAGE_CHARACTERS),
-            value=None if tuned is None else tuned.value,
+            value=value,
             low=rounded(figures.low),
             high=rounded(figures.high),
             gain=rounded(figures.gain),
@@ -102,14 +103,18 @@ class _GateDecision:
         if over == "Live" and not measured.has_champion:
             message = f"{metric} has no gain over Live, because the model line has no champion yet"
             return _Part("NotApplicable", message)
-        other = measured.find(metric, over)
-        if other is None:
+        info, score = METRICS.get(metric), measured.find(metric, over)
+        sign = -1 if info is not None and info.lower_is_better else 1
+        if score is not None:
+            other, gain = score.value, sign * (value - score.value)
+        elif self.evidence is not None and self.evidence.gain is not None:
+            # A termination message without room for all scores has the evidence.
+            other, gain = value - sign * self.evidence.gain, self.evidence.gain
+        else:
             reason = measured.unmeasured.get(over)
             because = "" if reason is None else f": {reason}"
             return _Part("Undecided", f"{metric} of {over} was not measured{because}")
-        info = METRICS.get(metric)
-        gain = value - other.value if info is None else info.gain(value, over=other.value)
-        text = f"{metric} gain {gain:.4g} over {over} ({other.value:.4g} → {value:.4g})"
+        text = f"{metric} gain {gain:.4g} over {over} ({other:.4g} → {value:.4g})"
         figure = _Figure(text, gain)
         if self.evidence is not None:
             figure = figure._replace(low=self.evidence.gain_low, high=self.evidence.gain_high)
@@ -125,11 +130,11 @@ class _GateDecision:
             passed = reaches(figure.value)
             sign = over if passed else under
             return _Part("Passed" if passed else "Failed", f"{figure.text} {sign} {limit:.4g}")
-        if figure.low is None or figure.high is None:
+        if figure.low is None and figure.high is None:
             return self._without_bounds(figure)
-        if reaches(figure.low):
+        if figure.low is not None and reaches(figure.low):
             return self._decided("Passed", figure, f"at least {figure.low:.4g}", f"{over} {limit:.4g}")
-        if not reaches(figure.high):
+        if figure.high is not None and not reaches(figure.high):
             return self._decided("Failed", figure, f"at most {figure.high:.4g}", f"{under} {limit:.4g}")
         return self._undecided(figure, f"{over} {limit:.4g}")
 
@@ -141,11 +146,11 @@ class _GateDecision:
             passed = reaches(figure.value)
             sign = "≤" if passed else ">"
             return _Part("Passed" if passed else "Failed", f"{figure.text} {sign} {limit:.4g}")
-        if figure.low is None or figure.high is None:
+        if figure.low is None and figure.high is None:
             return self._without_bounds(figure)
-        if reaches(figure.high):
+        if figure.high is not None and reaches(figure.high):
             return self._decided("Passed", figure, f"at most {figure.high:.4g}", f"≤ {limit:.4g}")
-        if not reaches(figure.low):
+        if figure.low is not None and not reaches(figure.low):
             return self._decided("Failed", figure, f"at least {figure.low:.4g}", f"> {limit:.4g}")
         return self._undecided(figure, f"≤ {limit:.4g}")
 
@@ -153,18 +158,22 @@ class _GateDecision:
         return _Part(verdict, f"{figure.text}, {bound} at confidence {self.gate.confidence:.4g} ({limit})")
 
     def _undecided(self, figure: _Figure, limit: str) -> _Part:
-        more = None if self.evidence is None else self.evidence.more_rows
-        advice = f"about {more} more rows would decide it" if more else "more rows may decide it"
+        low = "an unknown value" if figure.low is None else f"{figure.low:.4g}"
+        high = "an unknown value" if figure.high is None else f"{figure.high:.4g}"
         return _Part(
             "Undecided",
-            f"{figure.text}, between {figure.low:.4g} and {figure.high:.4g} at confidence"
-            f" {self.gate.confidence:.4g}: {limit} is undecided, and {advice}",
+            f"{figure.text}, between {low} and {high} at confidence {self.gate.confidence:.4g}: {limit} is"
+            f" undecided, and {self._more_rows()}",
         )
 
     def _without_bounds(self, figure: _Figure) -> _Part:
         reason = (
             "the trainer image of the run computes no bounds: create a new run with the image of this release"
             if self.evidence is None
-            else self.evidence.undecided or "the rows give no bounds"
+            else self.evidence.undecided or f"the rows give no bounds, and {self._more_rows()}"
         )
         return _Part("Undecided", f"{figure.text}: {reason}")
+
+    def _more_rows(self) -> str:
+        more = None if self.evidence is None else self.evidence.more_rows
+        return f"about {more} more rows would decide it" if more else "more rows may decide it"
