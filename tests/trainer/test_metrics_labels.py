@@ -6,11 +6,11 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from finetune_trainer.evaluate.classification import confusion_of
+from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import MeasuredRow
 from finetune_trainer.evaluate.metrics.registry import measures_of
@@ -45,6 +45,7 @@ PAIRS: Final = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(PAIRS)
 def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs: Pairs) -> None:
     expected, answered = zip(*pairs, strict=True)
@@ -56,6 +57,7 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs: Pairs) -> None:
     assert score("macro_f1", rows_of(pairs)) == macro_f1
 
 
+@settings(max_examples=20)
 @given(st.integers(9, 64), st.data())
 def test_macro_f1_is_that_of_scikit_learn_for_many_labels(count: int, data: st.DataObject) -> None:
     names = tuple(f"label {index}" for index in range(count))
@@ -70,20 +72,16 @@ def test_macro_f1_is_that_of_scikit_learn_for_many_labels(count: int, data: st.D
     assert score("macro_f1", rows_of(pairs), MetricScope(labels=LabelSet(names))) == macro_f1
 
 
-@given(PAIRS)
-def test_the_confusion_matrix_is_that_of_scikit_learn(pairs: Pairs) -> None:
-    expected, answered = zip(*pairs, strict=True)
-    matrix = sklearn_metrics.confusion_matrix(expected, answered, labels=[*NAMES, NO_LABEL])
-
-    assert confusion_of(SCOPE, rows_of(pairs)) == matrix[:-1].tolist()
-
-
 def test_an_answer_that_names_no_label_is_wrong_and_lowers_the_f1_of_the_expected_one() -> None:
     rows = rows_of([("billing", "billing"), ("billing", NO_LABEL), ("sales", "")])
 
     assert score("accuracy", rows) == 1 / 3
     assert score("macro_f1", rows) == (2 / 3 + 0) / 2
-    assert confusion_of(SCOPE, rows) == [[1, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0] * 5, [0] * 5]
+    assert [label_names(SCOPE, row) for row in rows] == [
+        ("billing", "billing"),
+        ("billing", None),
+        ("sales", None),
+    ]
 
 
 def test_a_rare_label_counts_as_much_as_a_frequent_one() -> None:
@@ -121,7 +119,7 @@ def test_of_several_accepted_labels_the_answered_one_is_the_correct_one() -> Non
     both = MeasuredRow(example, row.prediction, 1, 1)
 
     assert score("macro_f1", [both]) == 1
-    assert confusion_of(SCOPE, [both])[1][1] == 1
+    assert label_names(SCOPE, both) == ("sales", "sales")
 
 
 def test_a_constrained_answer_is_the_chosen_label_and_not_the_text() -> None:

@@ -1,10 +1,10 @@
 """Answers as labels: what accuracy, macro-F1 and the confusion matrix count."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from finetune_trainer.evaluate.measure import MeasuredRow
 from finetune_trainer.evaluate.measured import MeasuredBatch
-from finetune_trainer.scoring.labels import LabelSet, confusion_matrix
+from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.scope import MetricScope
 
 
@@ -41,8 +41,8 @@ def label_pair(scope: MetricScope, row: MeasuredRow) -> tuple[int, int | None]:
     return expected_label(labels, row.example.accepted, answered), answered
 
 
-def confusion_of(scope: MetricScope, rows: Sequence[MeasuredRow]) -> list[list[int]]:
-    """The confusion matrix of measured rows."""
-    labels = required_labels(scope)
-    pairs = [label_pair(scope, row) for row in rows]
-    return confusion_matrix(labels, [expected for expected, _ in pairs], [answered for _, answered in pairs])
+def label_names(scope: MetricScope, row: MeasuredRow) -> tuple[str, str | None]:
+    """The correct and the answered label of a row, for a confusion matrix."""
+    names = required_labels(scope).names
+    expected, answered = label_pair(scope, row)
+    return names[expected], None if answered is None else names[answered]

@@ -1,7 +1,7 @@
 """Labels of a classification, and the label that an answer names."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from finetune_trainer.scoring.normalization import normalize
 
@@ -26,19 +26,3 @@ class LabelSet:
         """
         exact = self._exact.get(answer)
         return self._normalized.get(normalize(answer)) if exact is None else exact
-
-
-def confusion_matrix(
-    labels: LabelSet, expected: Sequence[int], answered: Sequence[int | None]
-) -> list[list[int]]:
-    """Count rows by expected label (outer list) and answered label, which is last if it is none of them."""
-    from sklearn import metrics
-
-    none = len(labels)
-    matrix = metrics.confusion_matrix(
-        expected,
-        [none if label is None else label for label in answered],
-        labels=range(none + 1),
-    )
-    counts: list[list[int]] = matrix[:none].tolist()
-    return counts
