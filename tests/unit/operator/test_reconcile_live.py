@@ -187,6 +187,35 @@ def test_the_result_of_a_champion_that_returns_is_used_again() -> None:
     assert (evaluation_of(cluster).champion, len(evaluate_jobs(cluster))) == ("rival-1", 2)
 
 
+def test_without_the_last_champion_the_gate_does_not_apply() -> None:
+    cluster = evaluating("1")
+    cluster.start("evaluate")
+    cluster.change("Checkpoint", "rival-1", approval={"state": "Rejected"})
+    cluster.settle()
+    judge(cluster, live=0.99)
+    assert cluster.stage_job("evaluate")["metadata"]["name"] == job_name()
+
+    judge(cluster)
+
+    assert end_of(cluster) == "Promoted"
+    assert [gate.verdict for gate in evaluation_of(cluster).gates] == ["Passed", "NotApplicable"]
+
+
+def test_a_checkpoint_that_a_user_approved_first_is_not_compared_with_itself() -> None:
+    cluster = reached("train", evaluation={"gates": GATES})
+    cluster.succeed("train", trained(), after=10)
+    cluster.reconcile("FineTuneJob", JOB)
+    cluster.change("Checkpoint", CHECKPOINT, approval={"state": "Approved"})
+    cluster.reconcile("Checkpoint", CHECKPOINT)
+    assert promoted(cluster) == ("True", "Promoted")
+    cluster.settle()
+
+    judge(cluster)
+
+    assert end_of(cluster) == "Promoted"
+    assert (evaluation_of(cluster).live, len(evaluate_jobs(cluster))) == (None, 1)
+
+
 def evaluate_jobs(cluster: MemoryCluster) -> list[str]:
     return [name for name in cluster.of("Job") if name.startswith(f"{JOB}-evaluate")]
 

@@ -56,7 +56,7 @@ def evaluate(run: Run) -> Halt | None:
 
 def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
     """The evaluation by the stage's result, or how the pass ends."""
-    chosen = live.choose(run, STAGE) if live.compares_live(spec) else None
+    chosen = live.choose(run, STAGE, checkpoint.name) if live.compares_live(spec) else None
     if chosen is not None:
         return chosen
     result = _measure(run, spec, checkpoint.digest)

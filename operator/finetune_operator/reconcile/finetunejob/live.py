@@ -35,12 +35,15 @@ def decides(spec: EvaluationSpec, evaluation: EvaluationStatus) -> bool:
     return not any(gate.verdict == "Failed" and gate.over != "Live" for gate in evaluation.gates)
 
 
-def choose(run: Run, stage: Stage) -> Working | None:
+def choose(run: Run, stage: Stage, evaluated: str) -> Working | None:
     """Record the champion to compare with; None once it is recorded.
 
-    Before the stage has a Job, a newer champion replaces it.
+    Before the stage has a Job, a newer champion replaces it. The evaluated Checkpoint, which a user may have
+    approved already, is not compared with itself.
     """
     known, now = run.status.live, _champion(run)
+    if now.checkpoint == evaluated:
+        now = LiveComparison()
     name = run.job_names(stage).stage
     begun = name in run.snapshot.children[JOB] or running_orphans(run.snapshot, name)
     if known is not None and (begun or known.checkpoint == now.checkpoint):
