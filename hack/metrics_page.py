@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from finetune_operator.api.kinds import KINDS
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
@@ -64,7 +65,7 @@ def _wrapped(metrics: object) -> Iterator[Family]:
 
 
 def _computed() -> Iterator[Family]:
-    kinds: dict[str, list[Any]] = {"FineTuneJob": [], "Dataset": [], "InferenceDeployment": []}
+    kinds: dict[str, list[Any]] = {kind.name: [] for kind in KINDS}
     objects = ObjectStateCollector(kinds, lambda: True, lambda _: (), lambda _: None)
     process = ProcessStateCollector(
         depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True

@@ -21,7 +21,10 @@ NAMESPACES, CLUSTER, OWN = RELEASE, f"{RELEASE}-cluster", f"{RELEASE}-own"
 
 UNOBSERVABLE: Final = frozenset(
     {
-        *(f"update {kind}/finalizers" for kind in ("datasets", "finetunejobs", "inferencedeployments")),
+        *(
+            f"update {kind}/finalizers"
+            for kind in ("datasets", "evaluations", "finetunejobs", "inferencedeployments")
+        ),
         "create endpointslices",
         "create networkpolicies",
         "create poddisruptionbudgets",

@@ -16,6 +16,7 @@ PLURALS = {
     "Dataset": "datasets",
     "DatasetVersion": "datasetversions",
     "Checkpoint": "checkpoints",
+    "Evaluation": "evaluations",
     "InferenceDeployment": "inferencedeployments",
     "ComputeProfile": "computeprofiles",
 }

@@ -58,6 +58,17 @@ def finetunejob(namespace: str, name: str = "routing", **spec: Any) -> Object:
     )
 
 
+def evaluation(namespace: str, name: str, *checkpoints: str, **spec: Any) -> Object:
+    """An Evaluation of these Checkpoints on the Dataset `questions`."""
+    fields: Object = {
+        "checkpoints": list(checkpoints),
+        "dataset": {"ref": {"name": "questions"}},
+        "gates": [{"metric": "exact_match", "min": 0.8}],
+        "compute": {"profile": profile_name(namespace)},
+    }
+    return of("Evaluation", namespace, name, fields | spec)
+
+
 def inferencedeployment(namespace: str, name: str = "support") -> Object:
     return of(
         "InferenceDeployment",

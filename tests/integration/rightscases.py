@@ -73,6 +73,16 @@ def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
     api.create(manifests.finetunejob(namespace, dataset={"inline": inline}, compute=compute))
 
 
+def an_evaluation(api: Api, namespace: str) -> None:
+    """An Evaluation of a Checkpoint on a Dataset."""
+    checkpoint = _checkpoint(namespace, CHECKPOINTS[0])
+    checkpoint["spec"]["lineage"]["method"] = "LoRA"
+    api.create(checkpoint)
+    api.create(manifests.dataset(namespace, "questions"))
+    profile = {"profile": PROFILE}
+    api.create(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0], compute=profile))
+
+
 def an_endpoint(api: Api, namespace: str) -> None:
     """An endpoint that is pinned to the first of two Checkpoints."""
     for name in CHECKPOINTS:
@@ -271,18 +281,20 @@ def repriced(api: Api, _namespace: str, operator: Operator) -> None:
 OWNER: Final = "an ownerReference refers to a resource you can't set finalizers on"
 
 RECORDS: Final = ("checkpoints", "datasetversions")
-KINDS: Final = (*RECORDS, "datasets", "finetunejobs", "inferencedeployments")
+KINDS: Final = (*RECORDS, "datasets", "evaluations", "finetunejobs", "inferencedeployments")
 CHILDREN: Final = ("jobs", "pods", "deployments", "services", "networkpolicies", "poddisruptionbudgets")
 WATCHED: Final = (*KINDS, *CHILDREN)
 
 IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "get finetunejobs": Case("FineTuneJob", a_run),
     "get datasets": Case("Dataset", a_run),
+    "get evaluations": Case("Evaluation", an_evaluation),
     "get inferencedeployments": Case("InferenceDeployment", an_endpoint),
     "get datasetversions": Case(LOG, a_record_of_rows, edited("DatasetVersion", ROWS), repeat=True),
     "get checkpoints": Case(LOG, an_endpoint, edited("Checkpoint", CHECKPOINTS[1]), repeat=True),
     "patch finetunejobs/status": Case(LOG, a_run),
     "patch datasets/status": Case(LOG, a_run),
+    "patch evaluations/status": Case(LOG, an_evaluation),
     "patch inferencedeployments/status": Case(LOG, an_endpoint),
     "patch datasetversions/status": Case(LOG, a_run),
     "patch checkpoints/status": Case(LOG, a_run),
@@ -293,6 +305,7 @@ IN_A_NAMESPACE: Final[dict[str, Case]] = {
     "delete checkpoints": Case(LOG, a_run_with_delete, deleted("FineTuneJob", "routing")),
     "update finetunejobs/finalizers": Case("FineTuneJob", a_run, message=OWNER),
     "update datasets/finalizers": Case("Dataset", a_run, message=OWNER),
+    "update evaluations/finalizers": Case("Evaluation", an_evaluation, message=OWNER),
     "update inferencedeployments/finalizers": Case("InferenceDeployment", an_endpoint, message=OWNER),
     "get jobs": Case("FineTuneJob", a_run),
     "create jobs": Case("Dataset", a_run),

@@ -65,6 +65,27 @@ def test_progress_reaches_status_and_metrics_and_only_the_pods_own_run(
     assert operator.metric(f"finetune_job_progress_ratio{labels}") is None
 
 
+def test_a_pod_of_an_evaluation_reports_for_it(
+    api: Api, namespace: str, kubelet: FakeKubelet, operator: Operator
+) -> None:
+    kubelet.held = {"evaluate"}
+    for name in ("tickets", "questions"):
+        api.create(manifests.dataset(namespace, name))
+    api.create(manifests.finetunejob(namespace, evaluation=None))
+    run = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    api.create(manifests.evaluation(namespace, "last-month", run["status"]["checkpoints"][0]["name"]))
+    pod = TrainingPod(api, namespace, operator, "evaluate")
+
+    assert pod.post(pod.report(25).to_json()).status_code == 204
+
+    def percent() -> bool:
+        status = (api.get("Evaluation", namespace, "last-month") or {}).get("status", {})
+        shown: bool = status.get("progress", {}).get("percent") == 25
+        return shown
+
+    eventually("the progress is in the status", percent, 30, lambda: operator.log)
+
+
 def test_what_is_no_report_of_a_pod_is_refused_with_a_reason(pod: TrainingPod) -> None:
     report = pod.report(1).to_json()
     assert pod.post(report, "not-a-token").status_code == 401

@@ -1,4 +1,4 @@
-"""The six definitions on a real API server: structure, columns, names, defaults, scale."""
+"""The definitions on a real API server: structure, columns, names, defaults, scale."""
 
 import pytest
 
@@ -14,6 +14,7 @@ HEADERS = {
     "Dataset": ["NAME", "LATEST", "ROWS", "PROBLEMS", "AGE"],
     "DatasetVersion": ["NAME", "DATASET", "ROWS", "DIGEST", "AGE"],
     "Checkpoint": ["NAME", "MODEL", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
+    "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],
     "InferenceDeployment": ["NAME", "MODELS", "READY", "REVISION", "URL", "AGE"],
     "ComputeProfile": ["NAME", "DEVICE", "MAX", "ENGINE", "AGE"],
 }
@@ -35,7 +36,7 @@ def test_kubectl_get_shows_each_kind_by_its_short_name_and_those_of_namespaces_b
 ) -> None:
     for kind in KINDS:
         api.create(_minimal_in(kind, namespace))
-    shown = control_plane.kubectl.run("get", "--namespace", namespace, "ftj,dset,dsv,ckpt,infd,cprof")
+    shown = control_plane.kubectl.run("get", "--namespace", namespace, "ftj,dset,dsv,ckpt,eval,infd,cprof")
     headers = [line.split() for line in shown.splitlines() if line.startswith("NAME")]
     assert headers == list(HEADERS.values())
     category = control_plane.kubectl.run("get", "--namespace", namespace, "finetune", "--output=name")

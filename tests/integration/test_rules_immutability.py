@@ -13,11 +13,13 @@ MUTABLE = {
     "FineTuneJob": {"suspend", "childrenTTLSeconds"},
     "DatasetVersion": {"deletionPolicy"},
     "Checkpoint": {"approval", "deletionPolicy"},
+    "Evaluation": {"suspend", "childrenTTLSeconds"},
 }
 ADVICE = {
     "FineTuneJob": "a run is a record: create a new FineTuneJob (…-v2)",
     "DatasetVersion": "a DatasetVersion is a record of content: change the Dataset to create a new version",
     "Checkpoint": "a Checkpoint is a record of weights: train again to create a new one",
+    "Evaluation": "an Evaluation is a record: create another one with another name",
 }
 FIELDS = [
     (KINDS_BY_NAME[name], field, field in mutable)

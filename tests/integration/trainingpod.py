@@ -10,19 +10,21 @@ from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, REPORT_AUDIENCE, REPORT_PATH
 from finetune_trainer.contract.progress import Progress, Report
+from finetune_trainer.contract.vocabulary import Stage
 from tests.integration.api import Api, Object, path_of
 from tests.integration.operators import Operator
 from tests.waiting import eventually
 
 
 class TrainingPod:
-    """A running pod of the train stage, with its config."""
+    """A running pod of the train stage, or of another one, with its config."""
 
-    def __init__(self, api: Api, namespace: str, operator: Operator) -> None:
+    def __init__(self, api: Api, namespace: str, operator: Operator, stage: Stage = "train") -> None:
         self._api = api
+        self._stage = stage
         self._namespace = namespace
         self._operator = operator
-        self.pod = eventually("a train pod runs", self._find, 60, lambda: operator.log[-4000:])
+        self.pod = eventually(f"a {stage} pod runs", self._find, 60, lambda: operator.log[-4000:])
         variables = {each["name"]: each.get("value") for each in self.pod["spec"]["containers"][0]["env"]}
         config = CONFIG_ADAPTER.validate_json(variables[CONFIG_ENV])
         assert isinstance(config, StageConfig)
@@ -33,7 +35,7 @@ class TrainingPod:
 
     def _find(self) -> Object | None:
         pods = self._api.list("Pod", self._namespace)
-        training = [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/stage") == "train"]
+        training = [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/stage") == self._stage]
         return next((pod for pod in training if pod["status"]["phase"] == "Running"), None)
 
     def make_token(self, audience: str = REPORT_AUDIENCE, *, bound: bool = True) -> str:
@@ -52,7 +54,7 @@ class TrainingPod:
         sequence = time.time_ns() // 1_000_000
         fields: dict[str, Any] = {
             "owner": self.config.owner,
-            "stage": "train",
+            "stage": self._stage,
             "sequence": sequence,
             "progress": progress,
             **more,

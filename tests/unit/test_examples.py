@@ -12,6 +12,7 @@ import yaml
 
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
@@ -38,9 +39,10 @@ VOICE = EXAMPLES / "brand-voice"
 METHODS = EXAMPLES / "methods"
 PROFILES = EXAMPLES / "profiles"
 PRODUCTS = VOICE / "data" / "products.csv"
-KINDS: dict[str, type[ComputeProfile | Dataset | FineTuneJob | InferenceDeployment]] = {
+KINDS: dict[str, type[ComputeProfile | Dataset | Evaluation | FineTuneJob | InferenceDeployment]] = {
     "ComputeProfile": ComputeProfile,
     "Dataset": Dataset,
+    "Evaluation": Evaluation,
     "FineTuneJob": FineTuneJob,
     "InferenceDeployment": InferenceDeployment,
 }

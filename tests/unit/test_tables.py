@@ -27,9 +27,10 @@ STAGE_MODULES: Final = {
     "prepare": {"dataset/sourcecheck.py", "finetunejob/data.py"},
     "preflight": {"finetunejob/preflight.py"},
     "train": {"finetunejob/train.py"},
-    "evaluate": {"finetunejob/evaluate.py"},
+    "evaluate": {"evaluation/assessment.py", "finetunejob/evaluate.py"},
     "collect": {
         "dataset/sourcecheck.py",
+        "evaluation/jobs.py",
         "finetunejob/stagejobs.py",
         "stages/collect.py",
         "stages/request.py",

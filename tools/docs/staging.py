@@ -24,6 +24,7 @@ NAVIGATION: Final = {
         "storage",
         "evaluation",
         "promotion",
+        "evaluation",
         "endpoints",
         "ownership",
     ),

@@ -23,6 +23,7 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
+from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 MAX_EVALUATIONS: Final = 5
@@ -52,6 +53,10 @@ class Lineage(Model):
     job: JobRecord
     parent_checkpoint: Annotated[
         Name | None, Field(description="Checkpoint whose weights training started from.")
+    ] = None
+    method: Annotated[
+        MethodType | None,
+        Field(description="Training method of the run. Absent: an earlier release recorded the Checkpoint."),
     ] = None
     hyperparameters: ResolvedHyperparameters
     chat_template_kwargs: Annotated[
@@ -157,7 +162,10 @@ class CheckpointStatus(Status):
     ] = None
     evaluations: Annotated[
         tuple[EvaluationStatus, ...],
-        Field(max_length=MAX_EVALUATIONS, description="Results of the evaluations, newest first."),
+        Field(
+            max_length=MAX_EVALUATIONS,
+            description="Scores of the run that made the Checkpoint, then those of recent Evaluations.",
+        ),
     ] = ()
     in_use_by: Annotated[
         tuple[Name, ...],

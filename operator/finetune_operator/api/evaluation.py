@@ -101,8 +101,8 @@ class Gate(Model):
     ] = None
 
 
-class EvaluationSpec(Model):
-    """Evaluation of the trained model on the test split."""
+class EvaluationSettings(Model):
+    """What is measured, what it is compared with, and which bounds it must meet."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
@@ -113,10 +113,6 @@ class EvaluationSpec(Model):
         ),
     )
 
-    profile: Annotated[
-        Name | None,
-        Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
-    ] = None
     metrics: Annotated[
         tuple[MetricName, ...],
         Field(
@@ -164,6 +160,15 @@ class EvaluationSpec(Model):
             description="Kept column of the dataset by which the evaluation page shows the scores in parts."
             " Default: none.",
         ),
+    ] = None
+
+
+class EvaluationSpec(EvaluationSettings):
+    """Evaluation of the trained model on the test split."""
+
+    profile: Annotated[
+        Name | None,
+        Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
     ] = None
     checks: Annotated[
         EvaluationChecks | None,

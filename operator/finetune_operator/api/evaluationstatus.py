@@ -1,5 +1,6 @@
 """Scores and verdicts of an evaluation, for the status of FineTuneJob and Checkpoint."""
 
+from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -104,6 +105,30 @@ class EvaluationStatus(Model):
     findings: Annotated[
         tuple[CheckFinding, ...] | None,
         Field(max_length=MAX_FINDINGS, description="What checks of the trained weights found."),
+    ] = None
+    source: Annotated[
+        str | None,
+        Field(
+            max_length=63,
+            description="Who measured it. Run: the run that made the Checkpoint. Otherwise the name of an"
+            " Evaluation. Absent: the run.",
+        ),
+    ] = None
+    dataset_version: Annotated[
+        Name | None, Field(description="DatasetVersion of the rows. Absent: that of the run.")
+    ] = None
+    dataset_digest: Annotated[Digest | None, Field(description="Digest of that DatasetVersion.")] = None
+    settings_hash: Annotated[
+        str | None,
+        Field(
+            max_length=16,
+            description="Hash of the settings of the Evaluation. After a restore it takes over scores with an"
+            " equal hash instead of measuring again.",
+        ),
+    ] = None
+    measured_at: Annotated[
+        datetime | None,
+        Field(description="Time at which an Evaluation recorded the scores."),
     ] = None
     champion: Annotated[
         Name | None, Field(description="Champion of the model line at the time of the verdict.")

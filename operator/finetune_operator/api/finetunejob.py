@@ -8,6 +8,7 @@ from finetune_operator.api.basemodel import BaseModelReference
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.compute import Compute
+from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
@@ -15,7 +16,6 @@ from finetune_operator.api.meta import (
     CELRule,
     DeletionPolicy,
     Model,
-    Name,
     Resource,
     ShortName,
     immutable_part,
@@ -34,19 +34,6 @@ from finetune_trainer.contract.vocabulary import listed
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
 PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
-
-
-class DatasetReference(Model):
-    """Reference to a Dataset and to one of its versions."""
-
-    name: Annotated[ShortName, Field(description="Name of the Dataset.")]
-    version: Annotated[
-        Name | None,
-        Field(
-            description="DatasetVersion to train on. Default: the newest when the run starts, recorded in"
-            " status.resolved.datasetVersion."
-        ),
-    ] = None
 
 
 class JobDataset(Model):

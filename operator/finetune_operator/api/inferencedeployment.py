@@ -78,6 +78,13 @@ class MinScore(Model):
 
     metric: Annotated[MetricName, Field(description="Metric of the score.")]
     min: Annotated[float, Field(description="Min value of the metric for the tuned model, inclusive.")]
+    evaluation: Annotated[
+        ShortName | None,
+        Field(
+            description="Evaluation whose scores count. It must have measured the Checkpoint. Default: the"
+            " scores of the run that made the Checkpoint."
+        ),
+    ] = None
 
 
 class Follow(Model):

@@ -1,4 +1,4 @@
-"""The six kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it."""
+"""The kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -7,6 +7,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
@@ -89,6 +90,18 @@ KINDS: Final[tuple[Kind, ...]] = (
             Column("Score", ".status.display.score"),
             Column("Promoted", '.status.conditions[?(@.type=="Promoted")].status'),
             Column("In-Use", ".status.display.inUse"),
+            AGE,
+        ),
+    ),
+    Kind(
+        Evaluation,
+        "evaluations",
+        "eval",
+        (
+            Column("Phase", ".status.phase"),
+            Column("Checkpoints", ".status.display.checkpoints"),
+            Column("Score", ".status.display.score"),
+            Column("Dataset", ".status.resolved.datasetVersion", wide=True),
             AGE,
         ),
     ),

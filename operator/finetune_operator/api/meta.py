@@ -192,7 +192,7 @@ class Status(Model):
 
 
 class Resource(Model):
-    """Object of one of the six kinds, as read from the API server."""
+    """Object of one of the operator's kinds, as read from the API server."""
 
     api_version: str = API_VERSION
     kind: str

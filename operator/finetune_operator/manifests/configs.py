@@ -5,7 +5,7 @@ from typing import Any, Final, cast
 
 from pydantic import JsonValue
 
-from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -13,6 +13,7 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
@@ -51,6 +52,7 @@ from finetune_trainer.contract.vocabulary import (
     RULE_VERSION,
     ChatTemplateKwargs,
     CheckpointType,
+    SplitName,
     Stage,
     Subject,
 )
@@ -201,14 +203,12 @@ def train_config(
 
 def evaluate_config(
     inputs: StageInputs,
-    spec: FineTuneJobSpec,
-    evaluation: EvaluationSpec,
+    evaluation: EvaluationSettings,
+    weights: EvaluatedWeights,
     *,
-    base_model: str,
     dataset: str,
-    checkpoint: str,
-    chat_template_kwargs: ChatTemplateKwargs,
-    hyperparameters: ResolvedHyperparameters,
+    split: SplitName = "test",
+    step_timeout_seconds: int | None,
     live: LiveModel | None = None,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
@@ -220,39 +220,46 @@ def evaluate_config(
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
-        base_model=base_model,
+        base_model=weights.base_model,
         dataset=dataset,
-        checkpoint=checkpoint,
-        checkpoint_type=checkpoint_type(spec.method),
-        quantized_base=METHODS[spec.method.type].quantized_base,
-        chat_template_kwargs=chat_template_kwargs,
+        checkpoint=weights.digest,
+        checkpoint_type=weights.type,
+        quantized_base=weights.quantized_base,
+        split=split,
+        chat_template_kwargs=weights.chat_template_kwargs,
         metrics=measured_metrics(evaluation),
         subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
         live=live,
-        max_sequence_length=hyperparameters.max_sequence_length,
-        seed=hyperparameters.seed,
-        step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
+        max_sequence_length=weights.hyperparameters.max_sequence_length,
+        seed=weights.hyperparameters.seed,
+        step_timeout_seconds=step_timeout_seconds or STEP_TIMEOUT_SECONDS,
         generation=GenerationSettings(**_fields(evaluation.generation)),
         options=metric_options(evaluation),
-        prompted=PromptedModel(**_fields(evaluation.prompted), seed=hyperparameters.seed),
+        prompted=PromptedModel(**_fields(evaluation.prompted), seed=weights.hyperparameters.seed),
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
-        checks=EvaluationChecks(**_fields(evaluation.checks)),
+        checks=_checks(evaluation),
     )
 
 
-def measured_metrics(evaluation: EvaluationSpec) -> tuple[str, ...]:
+def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
+    """The checks of a run; none of an Evaluation, which has no promotion to veto."""
+    is_run = isinstance(evaluation, EvaluationSpec)
+    return EvaluationChecks(**_fields(evaluation.checks)) if is_run else None
+
+
+def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
     """The requested metrics and those of the gates: built-in ones in the order of their table."""
     wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
     return (*(metric for metric in METRICS if metric in wanted), *(m for m in wanted if m not in METRICS))
 
 
-def metric_options(evaluation: EvaluationSpec | None) -> MetricOptions:
+def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
     """The options of the metrics."""
     return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
 
 
-def subjects_of(evaluation: EvaluationSpec) -> tuple[Subject, ...]:
+def subjects_of(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
     """The tuned model, and the models to compare it with in the order of the contract."""
     compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
     return ("Tuned", *(subject for subject in COMPARED if subject in compared))

@@ -146,6 +146,7 @@ def build_checkpoint(
             dataset_version=dataset_version,
             job=JobRecord(name=job.name, uid=job.uid),
             parent_checkpoint=parent_checkpoint,
+            method=job.spec.method.type,
             hyperparameters=hyperparameters,
             chat_template_kwargs=chat_template_kwargs or None,
             reasoning_parser=reasoning_parser,

@@ -59,7 +59,9 @@ class StageInputs:
 
     @property
     def contract_owner(self) -> Owner:
-        kind = cast(Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint"], self.owner.kind)
+        kind = cast(
+            Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "Evaluation"], self.owner.kind
+        )
         return Owner(kind=kind, namespace=self.owner.namespace, name=self.owner.name, uid=self.owner.uid)
 
     @property

@@ -11,6 +11,9 @@ FIRST_CONTRACT: Final = 1
 MIN_SPREAD_CONTRACT: Final = 2
 """Contract of the first trainer that spreads a model over several devices."""
 
+MIN_EVALUATION_CONTRACT: Final = 2
+"""Contract of the first trainer that works for an Evaluation, and measures on every split."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainerImage:

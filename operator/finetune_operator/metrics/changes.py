@@ -32,6 +32,8 @@ def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifes
     match after["kind"]:
         case "FineTuneJob":
             _finetunejob(metrics, namespace, old, new)
+        case "Evaluation":
+            _stages(metrics, namespace, old, new)
         case "Checkpoint":
             _checkpoint(metrics, namespace, old, new)
         case "InferenceDeployment":
@@ -49,6 +51,21 @@ def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest
 
 
 def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    _stages(metrics, namespace, old, new)
+    if old == new:
+        return
+    _lost_time(metrics, namespace, old, new)
+    metrics.checkpoints_recorded.labels(namespace).inc(
+        len(_names(new.get("checkpoints", ())) - _names(old.get("checkpoints", ())))
+    )
+    verdict = (new.get("evaluation") or {}).get("verdict")
+    if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
+        result = PromotionResult.GATE_FAILED if verdict == "Failed" else PromotionResult.UNDECIDED
+        metrics.promotions.labels(namespace, result).inc()
+
+
+def _stages(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Count the stages and devices of an Evaluation or a run."""
     metrics.begin_namespace(namespace)
     profile = (new.get("resolved") or {}).get("profile")
     if profile is not None:
@@ -71,14 +88,6 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
         used = seconds - before[profile]
         if used > 0:
             metrics.device_seconds.labels(namespace, profile).inc(used)
-    _lost_time(metrics, namespace, old, new)
-    metrics.checkpoints_recorded.labels(namespace).inc(
-        len(_names(new.get("checkpoints", ())) - _names(old.get("checkpoints", ())))
-    )
-    verdict = (new.get("evaluation") or {}).get("verdict")
-    if verdict != (old.get("evaluation") or {}).get("verdict") and verdict in {"Failed", "Undecided"}:
-        result = PromotionResult.GATE_FAILED if verdict == "Failed" else PromotionResult.UNDECIDED
-        metrics.promotions.labels(namespace, result).inc()
 
 
 def _lost_time(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:

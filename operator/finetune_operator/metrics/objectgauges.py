@@ -47,12 +47,12 @@ class ObjectStateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         active = self._active()
-        jobs, datasets, endpoints = (
+        jobs, evaluations, datasets, endpoints = (
             list(self._kinds[kind]) if active else []
-            for kind in ("FineTuneJob", "Dataset", "InferenceDeployment")
+            for kind in ("FineTuneJob", "Evaluation", "Dataset", "InferenceDeployment")
         )
         yield _phases(jobs, self._settled() if active else {})
-        yield _blocked(jobs, datasets)
+        yield _blocked((*jobs, *evaluations), datasets)
         running = [job for job in jobs if _is_running(job)]
         faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
         yield from self._running(running[:MAX_SERIES_PER_KIND])
@@ -130,15 +130,15 @@ def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
         reason = _blocking_reason(job)
         ref = job.get("spec", {}).get("dataset", {}).get("ref")
         if _reason(_status(job), ConditionType.RECONCILING) == Reason.WAITING_FOR_DATASET and ref is not None:
-            # The run waits for user action if and only if its Dataset does.
+            # It waits for user action if and only if its Dataset does.
             is_blocked = waiting.get((job["metadata"]["namespace"], ref["name"])) is not None
             reason = Reason.WAITING_FOR_DATASET if is_blocked else None
         if reason is not None:
-            reasons["FineTuneJob", job["metadata"]["namespace"], reason] += 1
+            reasons[job["kind"], job["metadata"]["namespace"], reason] += 1
     count = GaugeMetricFamily(
         "finetune_blocked",
-        "FineTuneJobs and Datasets that wait for user action, by the reason of their condition; not counted"
-        " during a retry.",
+        "FineTuneJobs, Evaluations and Datasets that wait for user action, by the reason of their condition;"
+        " not counted during a retry.",
         labels=("kind", "namespace", "reason"),
     )
     for labels, number in sorted(reasons.items()):

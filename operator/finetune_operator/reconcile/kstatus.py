@@ -14,6 +14,8 @@ from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileS
 from finetune_operator.api.dataset import Dataset, DatasetStatus
 from finetune_operator.api.datasetversion import DatasetVersion, DatasetVersionStatus
 from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
+from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluationresourcestatus import EvaluationResourceStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
@@ -24,12 +26,15 @@ from finetune_operator.status import conditions
 from finetune_operator.status.finished import is_finished, is_prepared
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
-Reconciled = Checkpoint | ComputeProfile | Dataset | DatasetVersion | FineTuneJob | InferenceDeployment
+Reconciled = (
+    Checkpoint | ComputeProfile | Dataset | DatasetVersion | Evaluation | FineTuneJob | InferenceDeployment
+)
 Status = (
     CheckpointStatus
     | ComputeProfileStatus
     | DatasetStatus
     | DatasetVersionStatus
+    | EvaluationResourceStatus
     | FineTuneJobStatus
     | InferenceDeploymentStatus
 )
@@ -44,7 +49,11 @@ STATES: Final[Mapping[type, ConditionType]] = {
 }
 PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
 """Phases by the end of a pass; while an object works, the phase is the reason."""
-DONE_PHASES: Final[Mapping[str, str]] = {"FineTuneJob": "Succeeded", "Dataset": "Ready"}
+DONE_PHASES: Final[Mapping[str, str]] = {
+    "FineTuneJob": "Succeeded",
+    "Dataset": "Ready",
+    "Evaluation": "Succeeded",
+}
 """Phase of an object that is done, for the kinds that have a phase."""
 
 
@@ -105,10 +114,11 @@ def block(resource: Resource, reason: str, message: str, now: datetime) -> PassR
 def _condition_of(resource: Reconciled, halt: Halt) -> ConditionType | None:
     """The condition that shows the end of the pass; None if there is none.
 
-    A finished run keeps its verdict, so later passes set no condition. A prepared Dataset stays Ready; its
-    condition Refreshed shows a problem of a later pass.
+    A finished run or Evaluation keeps its verdict, so later passes set no condition. A prepared Dataset stays
+    Ready; its condition Refreshed shows a problem of a later pass.
     """
-    if isinstance(resource, FineTuneJob) and is_finished(resource) and not isinstance(halt, Done):
+    has_verdict = isinstance(resource, FineTuneJob | Evaluation) and is_finished(resource)
+    if has_verdict and not isinstance(halt, Done):
         return None
     if isinstance(resource, Dataset) and is_prepared(resource) and isinstance(halt, Blocked | Failed):
         return ConditionType.REFRESHED

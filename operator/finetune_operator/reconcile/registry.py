@@ -8,6 +8,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
@@ -16,6 +17,7 @@ from finetune_operator.reconcile.checkpoint import reconciler as checkpoint
 from finetune_operator.reconcile.computeprofile import reconciler as computeprofile
 from finetune_operator.reconcile.dataset import reconciler as dataset
 from finetune_operator.reconcile.datasetversion import reconciler as datasetversion
+from finetune_operator.reconcile.evaluation import reconciler as evaluation
 from finetune_operator.reconcile.finetunejob import reconciler as finetunejob
 from finetune_operator.reconcile.inferencedeployment import reconciler as inferencedeployment
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
@@ -63,6 +65,7 @@ RECONCILERS: Final[Mapping[str, Reconciler]] = {
     "Dataset": _of(Dataset, dataset.reconcile, dataset.needs),
     "DatasetVersion": _of(DatasetVersion, datasetversion.reconcile, deletion.needs),
     "Checkpoint": _of(Checkpoint, checkpoint.reconcile, deletion.needs),
+    "Evaluation": _of(Evaluation, evaluation.reconcile, evaluation.needs),
     "InferenceDeployment": _of(InferenceDeployment, inferencedeployment.reconcile, inferencedeployment.needs),
     "ComputeProfile": _of(ComputeProfile, computeprofile.reconcile),
 }

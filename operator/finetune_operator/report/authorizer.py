@@ -19,7 +19,7 @@ from finetune_trainer.contract.environment import REPORT_AUDIENCE
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 
-RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset"})
+RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset", "Evaluation"})
 
 TRUSTED_SECONDS: Final = 300.0
 """Seconds for which the result of a token review is cached, if the token is accepted or denied."""
@@ -37,7 +37,7 @@ MAX_REMEMBERED_SOURCES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A pod, and the FineTuneJob or Dataset that it works for."""
+    """A pod, and the FineTuneJob, Dataset or Evaluation that it works for."""
 
     kind: str
     namespace: str

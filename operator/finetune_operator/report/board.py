@@ -43,7 +43,7 @@ class ProgressBoard:
 
     def accept(self, caller: Caller, report: Report) -> None:
         """Accept a report of an authorized pod. One with an older sequence number is ignored."""
-        newest, now = RunProgress(report.stage, report.progress), self._clock()
+        newest, now = RunProgress(report.stage, report.progress, caller.pod_uid), self._clock()
         run = self._runs.get(caller.uid)
         if run is None:
             run = self._runs[caller.uid] = _Run(newest, report.sequence, moved_at=now)

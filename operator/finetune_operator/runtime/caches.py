@@ -69,7 +69,7 @@ TRANSFORMS: Final[Mapping[str, Transform]] = {"Checkpoint": _slim_checkpoint}
 
 
 def _is_finished_run(job: Manifest) -> bool:
-    """Whether the run has ended. Passes hardly ever read it again."""
+    """Whether the run or Evaluation has ended. Passes hardly ever read it again."""
     return _is_live(job) and has_ended(job)
 
 
@@ -95,6 +95,7 @@ def _phase(job: Manifest) -> str:
 
 SETTLED: Final[Mapping[str, PackingPolicy]] = {
     "FineTuneJob": PackingPolicy(_is_finished_run, _phase),
+    "Evaluation": PackingPolicy(_is_finished_run),
     "Checkpoint": PackingPolicy(_has_conditions),
     "DatasetVersion": PackingPolicy(_has_conditions, _created),
 }

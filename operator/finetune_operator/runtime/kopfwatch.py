@@ -1,4 +1,4 @@
-"""Kopf's watch of the six kinds: it sends every event to a sink.
+"""Kopf's watch of the operator's kinds: it sends every event to a sink.
 
 Kopf runs in a thread with an event loop of its own. At its end it cancels every task of its loop that it does
 not know, and in the main thread it would replace the signal handlers.

@@ -9,6 +9,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS
@@ -19,6 +20,7 @@ from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_operator.reconcile.inputs.indexes import (
+    BY_CHECKPOINT,
     BY_CONTENT,
     BY_DATASET_OF,
     BY_DIGEST,
@@ -109,6 +111,8 @@ class SnapshotReader:
             checkpoints=self.checkpoints(namespace),
             versions_made_by=partial(self._of(DatasetVersion).indexed, BY_DATASET_OF),
             runs_with=partial(self._with_content, self._of(FineTuneJob)),
+            evaluations_with=partial(self._with_content, self._of(Evaluation)),
+            evaluations_of=partial(self._of(Evaluation).indexed, BY_CHECKPOINT),
             endpoints_with=partial(self._with_content, self._of(InferenceDeployment)),
             rolling_everywhere=self._of(InferenceDeployment).indexed(BY_STATE, ROLLING),
             profiles=self._of(ComputeProfile).named(""),

@@ -3,6 +3,7 @@
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -14,13 +15,13 @@ RESUMABLE_REASONS: Final = frozenset(
 Stalled for it), with a release that implements the field, and after the limit is raised."""
 
 
-def is_finished(job: FineTuneJob) -> bool:
-    """Whether a run has succeeded or failed; a finished run never starts again."""
+def is_finished(job: FineTuneJob | Evaluation) -> bool:
+    """Whether a run or an Evaluation has succeeded or failed; a finished one never starts again."""
     return any(ends_run(each.type, each.status, each.reason) for each in job.status.conditions)
 
 
 def ends_run(type_: str, status: str, reason: str) -> bool:
-    """Whether this condition of a FineTuneJob means that the run has finished."""
+    """Whether this condition of a FineTuneJob or an Evaluation means that it has finished."""
     failed = type_ == ConditionType.STALLED and reason not in RESUMABLE_REASONS
     return status == "True" and (failed or type_ == ConditionType.READY)
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from finetune_operator.reconcile.platform.profiles import check_config
-from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
+from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract, SharedPart
 from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.results import StageResult
@@ -130,3 +130,10 @@ def test_a_setting_that_an_older_trainer_must_not_lose_blocks() -> None:
     assert blocked.reason == "ProfileInvalid"
     assert "does not support named, which this object sets" in blocked.message
     assert check_config(Message(named="n"), None) is None
+
+
+def test_a_shared_part_may_have_a_field_with_the_name_of_a_bound() -> None:
+    class Bounded(SharedPart):
+        pattern: Annotated[str, Field(max_length=3)] = ""
+
+    assert Bounded(pattern="longer").pattern == "longer"

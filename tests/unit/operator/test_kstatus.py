@@ -12,6 +12,7 @@ from finetune_operator.reconcile.kstatus import PassResult, Reconciled, block, f
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import EventReason, Reason
+from tests.unit.operator.evaluations import evaluation
 from tests.unit.operator.runobjects import dataset, finetunejob, profile
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -30,7 +31,8 @@ ENDS: list[tuple[Halt, str, tuple[str, str], float | None]] = [
     (DONE, "Ready", ("Succeeded", "Ready"), None),
     (SUSPENDED, "Suspended", ("Suspended", "Suspended"), None),
 ]
-"""The end of a pass, its condition, the phases of a run and of a Dataset, seconds until the next pass."""
+"""The end of a pass, its condition, the phases of a run (or Evaluation) and of a Dataset, and the seconds
+until the next pass."""
 
 
 def resource(kind: str, **status: Any) -> Any:
@@ -39,6 +41,7 @@ def resource(kind: str, **status: Any) -> Any:
     manifest: Manifest = {
         "FineTuneJob": finetunejob(),
         "Dataset": dataset(),
+        "Evaluation": evaluation(),
         "ComputeProfile": profile(),
     }.get(kind, {"metadata": {"name": "x"}})
     metadata = {**manifest["metadata"], "namespace": "team", "generation": 3}
@@ -87,7 +90,9 @@ def test_every_kind_is_in_exactly_one_state(
     assert {each["type"] for each in status["conditions"]} == {type_, "Trained"}
     assert status["conditions"][-1]["reason"] == halt.reason
     assert status["observedGeneration"] == 3
-    assert status.get("phase") == dict(zip(("FineTuneJob", "Dataset"), phases, strict=True)).get(kind)
+    of_run, of_dataset = phases
+    expected = {"FineTuneJob": of_run, "Evaluation": of_run, "Dataset": of_dataset}
+    assert status.get("phase") == expected.get(kind)
     assert result.requeue_after == requeue_after
 
 
@@ -129,9 +134,10 @@ def test_a_suspension_is_announced_once_and_work_is_not() -> None:
     assert told(after(before, WORKING)) == told(after(before, DONE)) == []
 
 
+@pytest.mark.parametrize("kind", ["FineTuneJob", "Evaluation"])
 @pytest.mark.parametrize("halt", [WORKING, BLOCKED, FAILED, SUSPENDED])
-def test_a_finished_run_keeps_its_verdict_whatever_its_later_passes_meet(halt: Halt) -> None:
-    before = resource("FineTuneJob", observedGeneration=1, phase="Succeeded", conditions=[PROMOTED])
+def test_a_finished_run_keeps_its_verdict_whatever_its_later_passes_meet(kind: str, halt: Halt) -> None:
+    before = resource(kind, observedGeneration=1, phase="Succeeded", conditions=[PROMOTED])
     result = after(before, halt)
     assert result.status == before.status.model_copy(update={"observed_generation": 3})
 

@@ -9,7 +9,13 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import Preference
-from finetune_operator.manifests.configs import evaluate_config, preflight_config, train_config
+from finetune_operator.manifests.configs import (
+    checkpoint_type,
+    evaluate_config,
+    preflight_config,
+    train_config,
+)
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -19,6 +25,7 @@ from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.vocabulary import SplitName
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 
@@ -75,21 +82,37 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
 
 
 def evaluate(
-    contract_version: int = CONTRACT_VERSION, live: LiveModel | None = None, **spec: Any
+    contract_version: int = CONTRACT_VERSION,
+    split: SplitName = "test",
+    live: LiveModel | None = None,
+    **spec: Any,
 ) -> EvaluateConfig:
     job, inputs = job_and_inputs(**{"evaluation": {}} | spec)
     assert job.spec.evaluation is not None
-    return evaluate_config(
-        replace(inputs, contract_version=contract_version),
-        job.spec,
-        job.spec.evaluation,
+    method = job.spec.method
+    weights = EvaluatedWeights(
+        digest=digest("c"),
+        type=checkpoint_type(method),
         base_model=digest("b"),
-        dataset=ROWS,
-        checkpoint=digest("c"),
+        quantized_base=METHODS[method.type].quantized_base,
         chat_template_kwargs={"enable_thinking": False},
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
+    )
+    return evaluate_config(
+        replace(inputs, contract_version=contract_version),
+        job.spec.evaluation,
+        weights,
+        dataset=ROWS,
+        split=split,
+        step_timeout_seconds=job.spec.compute.step_timeout_seconds,
         live=live,
     )
+
+
+def test_a_trainer_that_knows_only_the_test_split_is_not_given_another_one() -> None:
+    assert evaluate().split == "test"
+    assert "split" not in evaluate(contract_version=1).unsupported_fields()
+    assert "split" in evaluate(contract_version=1, split="validation").unsupported_fields()
 
 
 def test_the_preference_is_measured_where_a_gate_needs_it() -> None:

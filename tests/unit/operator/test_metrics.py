@@ -52,6 +52,7 @@ def collected(
     jobs: Iterable[Manifest] = (),
     datasets: Iterable[Manifest] = (),
     endpoints: Iterable[Manifest] = (),
+    evaluations: Iterable[Manifest] = (),
     *,
     active: bool = True,
     pods: Iterable[Manifest] = (),
@@ -60,7 +61,12 @@ def collected(
     settled: dict[tuple[str, str], int] | None = None,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
-    kinds = {"FineTuneJob": jobs, "Dataset": datasets, "InferenceDeployment": endpoints}
+    kinds = {
+        "FineTuneJob": jobs,
+        "Dataset": datasets,
+        "InferenceDeployment": endpoints,
+        "Evaluation": evaluations,
+    }
     registry.register(
         ObjectStateCollector(
             kinds,
@@ -133,6 +139,13 @@ def test_a_run_that_waits_for_its_dataset_waits_for_a_person_if_the_dataset_does
     registry = collected([waiting("a", "blocked"), waiting("b", "prepared")], datasets)
     labels = {"kind": "FineTuneJob", "namespace": "team", "reason": "WaitingForDataset"}
     assert registry.get_sample_value("finetune_blocked", labels) == 1
+
+
+def test_an_evaluation_that_waits_for_a_checkpoint_counts_as_blocked() -> None:
+    state = condition("Reconciling", "CheckpointNotFound")
+    waiting = {**job("e", conditions=[state]), "kind": "Evaluation"}
+    labels = {"kind": "Evaluation", "namespace": "team", "reason": "CheckpointNotFound"}
+    assert collected(evaluations=[waiting]).get_sample_value("finetune_blocked", labels) == 1
 
 
 def test_running_jobs_show_progress_and_loss_and_vanish_at_the_end() -> None:

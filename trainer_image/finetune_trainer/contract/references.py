@@ -10,7 +10,9 @@ from finetune_trainer.contract.vocabulary import CheckpointType
 class Owner(Contract):
     """The custom resource that a pod works for."""
 
-    kind: Literal["FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "InferenceDeployment"]
+    kind: Literal[
+        "FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "Evaluation", "InferenceDeployment"
+    ]
     namespace: str
     name: str
     uid: str

@@ -2,15 +2,15 @@
 
 from typing import Final
 
-from finetune_operator.api.checkpoint import MAX_EVALUATIONS, MAX_USERS, Checkpoint, CheckpointDisplay
-from finetune_operator.api.evaluationstatus import EvaluationStatus
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.checkpoint import MAX_USERS, Checkpoint, CheckpointDisplay
 from finetune_operator.plan import Event, Plan
+from finetune_operator.reconcile.checkpoint.evaluations import with_scores
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.promotion import decide
 from finetune_operator.reconcile.records import deletion, historylimits
 from finetune_operator.reconcile.records.finalizer import finalizer_update
+from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -25,7 +25,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     deletions = historylimits.enforce_limit(checkpoint, snapshot)
     if deletions is not None:
         return deletions
-    job = _job(checkpoint, snapshot)
+    job = run_of(checkpoint, snapshot)
     decision = decide(checkpoint, job, snapshot.checkpoints)
     promoted = decision.reason == Reason.PROMOTED
     promoted_at = checkpoint.status.promoted_at
@@ -33,7 +33,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     if promoted and promoted_at is None:
         promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model, snapshot.now)
         events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(decision.message)),)
-    evaluations = _evaluations(checkpoint, job)
+    evaluations = with_scores(checkpoint, job, snapshot)
     in_use_by = _users(checkpoint, snapshot)
     generation = checkpoint.metadata.generation
     status = checkpoint.status.model_copy(
@@ -63,22 +63,6 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
         events=events,
         metadata=finalizer_update(checkpoint),
     )
-
-
-def _job(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
-    record = checkpoint.spec.lineage.job
-    job = snapshot.finetunejobs.get(record.name)
-    return job if job is not None and job.uid == record.uid else None
-
-
-def _evaluations(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[EvaluationStatus, ...]:
-    """Evaluations, newest first. One that differs only in the champion replaces its predecessor."""
-    known = checkpoint.status.evaluations
-    newest = job.status.evaluation if job is not None else None
-    if newest is None or newest.checkpoint != checkpoint.name or not newest.scores:
-        return known
-    others = [old for old in known if (old.split, old.scores) != (newest.split, newest.scores)]
-    return (newest, *others)[:MAX_EVALUATIONS]
 
 
 def _users(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[str, ...]:

@@ -1,48 +1,27 @@
 """Runs that train nothing: finished, restored from a backup, or suspended."""
 
-from datetime import timedelta
 from typing import get_args
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
-from finetune_operator.engine.resources import JOB, NETWORK_POLICY, SERVICE
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stopping import stop
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended
+from finetune_operator.reconcile.stages.leftovers import clear_leftovers
+from finetune_operator.reconcile.stages.stop import stop_all
 from finetune_operator.reconcile.steps import Blocked, Done, Suspended
-from finetune_operator.status.conditions import find, status_manifest
+from finetune_operator.status.conditions import status_manifest
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
 
 def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
-    """Delete the children `childrenTTLSeconds` after the end: finished Jobs, then the pods' Service and
-    NetworkPolicy; never a record.
-
-    The Secret with the pods' key goes with the run, because the right to delete one Secret is the right to
-    delete all.
-    """
+    """Delete the children `childrenTTLSeconds` after the end."""
     draft = Draft(snapshot)
-    requeue_after = None
-    leftover = [child for child in snapshot.children[JOB].values() if not is_unfinished(child)]
-    if len(leftover) == len(snapshot.children[JOB]):
-        leftover += [*snapshot.children[SERVICE].values(), *snapshot.children[NETWORK_POLICY].values()]
-    end = find(job.status.conditions, ConditionType.READY) or find(
-        job.status.conditions, ConditionType.STALLED
-    )
-    if leftover and end is not None:
-        due = end.last_transition_time + timedelta(seconds=job.spec.children_ttl_seconds)
-        if snapshot.now >= due:
-            for child in leftover:
-                draft.remove(child, "Background")
-        else:
-            requeue_after = (due - snapshot.now).total_seconds()
+    requeue_after = clear_leftovers(draft, job.status.conditions, job.spec.children_ttl_seconds)
     status = None
     if job.status.observed_generation != job.metadata.generation:
         # suspend and childrenTTLSeconds can still change; the verdict does not.
@@ -93,14 +72,6 @@ def restored(run: Run) -> Plan:
 
 def suspend(run: Run) -> Plan:
     """Delete running Jobs in the foreground: their pods save the state in the grace period and then end."""
-    running = [child for child in run.snapshot.children[JOB].values() if is_unfinished(child)]
-    names = [run.job_names(stage).stage for stage in get_args(Stage)]
-    orphans = [pod for name in names for pod in running_orphans(run.snapshot, name)]
-    if not running and not orphans:
-        message = "suspended: the run uses no devices; set spec.suspend to false to continue"
-        return run.plan(Suspended(Reason.SUSPENDED, message))
-    for child in running:
-        stop(run, child)
-    pods = [*orphans, *(pod for child in running for pod in pods_of(child, run.snapshot))]
-    message = "waiting for the pods to save their state and end"
-    return run.plan(until_ended(pods, Reason.SUSPENDING, message, run.snapshot.now))
+    names = (run.job_names(stage).stage for stage in get_args(Stage))
+    message = "suspended: the run uses no devices; set spec.suspend to false to continue"
+    return run.plan(stop_all(run, names, "their state") or Suspended(Reason.SUSPENDED, message))

@@ -5,7 +5,8 @@ from typing import Final
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
-from finetune_operator.manifests.configs import evaluate_config, template_arguments
+from finetune_operator.manifests.configs import checkpoint_type, evaluate_config, template_arguments
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -20,6 +21,7 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -110,19 +112,24 @@ def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | H
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
-    base_model, dataset = resolved.base_model_digest or "", resolved.dataset_digest or ""
+    method = run.job.spec.method
+    weights = EvaluatedWeights(
+        digest=checkpoint,
+        type=checkpoint_type(method),
+        base_model=resolved.base_model_digest or "",
+        quantized_base=METHODS[method.type].quantized_base,
+        chat_template_kwargs=template_arguments(resolved),
+        hyperparameters=hyperparameters,
+    )
     return run_stage(
         run,
         STAGE,
         lambda inputs: evaluate_config(
             inputs,
-            run.job.spec,
             spec,
-            base_model=base_model,
-            dataset=dataset,
-            checkpoint=checkpoint,
-            chat_template_kwargs=template_arguments(resolved),
-            hyperparameters=hyperparameters,
+            weights,
+            dataset=resolved.dataset_digest or "",
+            step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
             live=live.live_model(run),
         ),
     )

@@ -10,14 +10,15 @@ from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageUsage
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import subjects_of, template_arguments_of
+from finetune_operator.manifests.configs import subjects_of
+from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.jobstate import running_orphans
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.reconcile.verdicts.evaluationresult import vetoes_of
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.evaluation import LiveModel
-from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.vocabulary import Stage
 
 MAX_RENEWALS: Final = 3
@@ -91,18 +92,7 @@ def live_model(run: Run) -> LiveModel | None:
     champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
     if champion is None:
         return None
-    lineage = champion.spec.lineage
-    job = run.snapshot.finetunejobs.get(lineage.job.name)
-    method = job.spec.method.type if job is not None and job.uid == lineage.job.uid else None
-    return LiveModel(
-        name=champion.name,
-        digest=champion.spec.digest,
-        type=champion.spec.type,
-        base_model=lineage.base_model.digest,
-        # Without its run, as an endpoint serves it.
-        quantized_base=method is not None and METHODS[method].quantized_base,
-        chat_template_kwargs=template_arguments_of(lineage.chat_template_kwargs),
-    )
+    return live_model_of(champion, run_of(champion, run.snapshot))
 
 
 def _champion(run: Run) -> LiveComparison:

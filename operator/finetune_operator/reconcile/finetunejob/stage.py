@@ -5,7 +5,6 @@ from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
-from finetune_operator.reconcile.finetunejob.usage import count_usage, finish, follow
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import (
@@ -15,6 +14,7 @@ from finetune_operator.reconcile.stages.request import (
     StartNeeded,
 )
 from finetune_operator.reconcile.stages.start import start
+from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
 from finetune_operator.reconcile.steps import Failed, Halt, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import progress

@@ -1,44 +1,18 @@
-"""Stop a run's pods so that they save their state: the run is suspended, or has used its time."""
+"""The time limit of a stage: a run that has used its time is stopped, with its state saved."""
 
 from dataclasses import dataclass, replace
 
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import STAGE, stage_job_name
+from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.observe import stagetimes
-from finetune_operator.observe.stagetimes import container_state
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.usage import count_usage
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import (
-    has_result,
-    is_unfinished,
-    running_orphans,
-    until_ended,
-)
+from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended
+from finetune_operator.reconcile.stages.stop import stop
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.conditions import find
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
-
-
-def stop(run: Run, job: Manifest) -> None:
-    """Delete a Job in the foreground: the grace period of its pods saves the state."""
-    if has_result(job) and not _saves(job, run.snapshot):
-        count_usage(run, job["metadata"]["labels"][STAGE])
-    run.draft.remove(job)
-
-
-def _saves(job: Manifest, snapshot: Snapshot) -> bool:
-    """Whether the Job is being deleted and one of its pods still runs.
-
-    The time of that pod is counted once the pod has ended. Counting it in each pass would make each pass
-    write the status, which starts the next pass.
-    """
-    return "deletionTimestamp" in job["metadata"] and any(
-        "running" in container_state(pod) for pod in pods_of(job, snapshot)
-    )
 
 
 @dataclass(frozen=True, slots=True)

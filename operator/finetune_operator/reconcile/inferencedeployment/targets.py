@@ -9,6 +9,8 @@ from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_rejected
+from finetune_operator.reconcile.lines.scores import scores_of
+from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
@@ -161,20 +163,14 @@ def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> ModelT
 
 
 def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
-    if not follow.min_scores:
-        return ""
-    scores = {
-        score.metric: score.value
-        for evaluation in reversed(checkpoint.status.evaluations)  # newest first; the newest one decides
-        for score in evaluation.scores
-        if score.subject == "Tuned"
-    }
     for required in follow.min_scores:
-        value = scores.get(required.metric)
-        if value is None:
-            return f"{required.metric} was not measured"
-        if value < required.min:
-            return f"{required.metric} is {value:.3f}, below {required.min:.3f}"
+        measured = scores_of(checkpoint, required.evaluation)
+        score = find_score(measured.scores if measured is not None else (), required.metric, "Tuned")
+        where = f" by Evaluation {required.evaluation}" if required.evaluation is not None else ""
+        if score is None:
+            return f"{required.metric} was not measured{where}"
+        if score.value < required.min:
+            return f"{required.metric}{where} is {score.value:.3f}, below {required.min:.3f}"
     return ""
 
 

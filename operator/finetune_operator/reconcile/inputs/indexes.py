@@ -14,15 +14,17 @@ from finetune_operator.status.finished import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
 
 BY_DATASET: Final = "dataset"
-"""FineTuneJobs that wait for rows, by `address` of their Dataset."""
+"""FineTuneJobs and Evaluations that wait for rows, by `address` of their Dataset."""
 BY_PARENT: Final = "parent"
 """FineTuneJobs that wait for the Checkpoint to continue from, by its `address`."""
+BY_CHECKPOINT: Final = "checkpoint"
+"""Evaluations by `address` of each Checkpoint that they name. Also finished ones, which have its scores."""
 BY_LINE: Final = "line"
 """Unfinished FineTuneJobs, and endpoints that follow, by `address` of the model line."""
 BY_PROFILE: Final = "profile"
-"""Unfinished FineTuneJobs, and endpoints, by name of the ComputeProfile, or DEFAULT_PROFILE."""
+"""Unfinished FineTuneJobs and Evaluations, and endpoints, by ComputeProfile, or DEFAULT_PROFILE."""
 BY_CONTENT: Final = "content"
-"""FineTuneJobs and endpoints by the content that they need: digests, and `address` of records."""
+"""FineTuneJobs, Evaluations and endpoints by the content they need: digests, and `address` of records."""
 BY_DIGEST: Final = "digest"
 """Checkpoints and DatasetVersions by the digest of their content."""
 BY_DATASET_OF: Final = "versions"
@@ -49,16 +51,17 @@ def namespace_of(manifest: Manifest) -> str:
 
 
 def contents(manifest: Manifest) -> frozenset[str]:
-    """The content that an endpoint or an unfinished run needs: digests, and `address` of records."""
+    """The content that an endpoint, unfinished run or Evaluation needs: digests, `address` of records."""
     if "deletionTimestamp" in manifest["metadata"]:
         return frozenset()
-    digests, names = _needs_of_run(manifest) if manifest["kind"] == "FineTuneJob" else _needs(manifest)
+    needs = {"FineTuneJob": _needs_of_run, "Evaluation": _needs_of_evaluation}.get(manifest["kind"], _needs)
+    digests, names = needs(manifest)
     namespace = namespace_of(manifest)
     return frozenset(filter(None, digests)) | {address(namespace, name) for name in names if name}
 
 
 def has_ended(job: Manifest) -> bool:
-    """Whether the run has finished; `finished.is_finished` for a manifest."""
+    """Whether the run or Evaluation has finished; `finished.is_finished` for a manifest."""
     return any(ends_run(*state) for state in _conditions(job))
 
 
@@ -82,6 +85,16 @@ def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
             spec.get("baseModel", {}).get("checkpoint"),
             *(each.get("name") for each in made),
         ],
+    )
+
+
+def _needs_of_evaluation(evaluation: Manifest) -> tuple[list[Any], list[Any]]:
+    if has_ended(evaluation):
+        return [], []
+    spec, resolved = _spec(evaluation), _resolved(evaluation)
+    return (
+        [resolved.get("datasetDigest"), *resolved.get("checkpointDigests", ())],
+        [resolved.get("datasetVersion"), spec["dataset"]["ref"].get("version"), *spec["checkpoints"]],
     )
 
 
@@ -118,6 +131,21 @@ def _run_by_profile(job: Manifest) -> Iterable[str]:
     spec = _spec(job)
     evaluated_on = (spec.get("evaluation") or {}).get("profile")
     return {_profile(spec), *([evaluated_on] if evaluated_on else [])}
+
+
+def _evaluation_by_checkpoint(evaluation: Manifest) -> Iterator[str]:
+    for name in _spec(evaluation)["checkpoints"]:
+        yield address(namespace_of(evaluation), name)
+
+
+def _evaluation_by_dataset(evaluation: Manifest) -> Iterator[str]:
+    if not has_ended(evaluation) and not _resolved(evaluation).get("datasetVersion"):
+        yield address(namespace_of(evaluation), _spec(evaluation)["dataset"]["ref"]["name"])
+
+
+def _evaluation_by_profile(evaluation: Manifest) -> Iterator[str]:
+    if not has_ended(evaluation):
+        yield _profile(_spec(evaluation))
 
 
 def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
@@ -193,6 +221,12 @@ INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
     "Dataset": {BY_STATE: _dataset_by_state},
     "DatasetVersion": {BY_DIGEST: _by_digest, BY_DATASET_OF: _by_dataset_of},
     "Checkpoint": {BY_DIGEST: _by_digest},
+    "Evaluation": {
+        BY_CHECKPOINT: _evaluation_by_checkpoint,
+        BY_DATASET: _evaluation_by_dataset,
+        BY_PROFILE: _evaluation_by_profile,
+        BY_CONTENT: contents,
+    },
     "InferenceDeployment": {
         BY_LINE: _endpoint_by_line,
         BY_PROFILE: _endpoint_by_profile,

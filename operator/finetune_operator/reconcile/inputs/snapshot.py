@@ -8,6 +8,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import NAMESPACE, ResourceType
@@ -43,6 +44,8 @@ class RunProgress:
 
     stage: Stage
     progress: Progress
+    pod: str = ""
+    """uid of the pod that reported it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class Snapshot:
     """Returns DatasetVersions by `indexes.version_owner` of a Dataset or run."""
     runs_with: Callable[[str], Iterable[FineTuneJob]] = lambda _: ()
     """Returns the FineTuneJobs of all namespaces that may need a content (`indexes.contents`)."""
+    evaluations_with: Callable[[str], Iterable[Evaluation]] = lambda _: ()
+    """Returns unfinished Evaluations in the same way."""
+    evaluations_of: Callable[[str], Iterable[Evaluation]] = lambda _: ()
+    """Returns the Evaluations, also finished ones, that name a Checkpoint, by its `indexes.address`."""
     endpoints_with: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()
     """Returns InferenceDeployments in the same way, because weights in a bucket have no namespace."""
     rolling_everywhere: Iterable[InferenceDeployment] = ()

@@ -1,6 +1,7 @@
-"""Runs and endpoints that need the content of a record."""
+"""Runs, Evaluations and endpoints that need the content of a record."""
 
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.reconcile.inputs.indexes import address
@@ -20,7 +21,7 @@ def waits_for_users(record: Record) -> bool:
 
 
 def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
-    """Endpoints and unfinished runs that read the record's content, or will.
+    """Endpoints, unfinished runs and Evaluations that read the record's content, or will.
 
     Endpoints of other namespaces count if the content is in a bucket. They are not named.
     """
@@ -32,6 +33,14 @@ def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
         and job.metadata.deletion_timestamp is None
         and not is_finished(job)
         and _reads(job, record)
+    }
+    runs |= {
+        f"Evaluation {evaluation.name}"
+        for evaluation in snapshot.evaluations_with(here)
+        if evaluation.namespace == record.namespace
+        and evaluation.metadata.deletion_timestamp is None
+        and not is_finished(evaluation)
+        and _measures(evaluation, record)
     }
     if isinstance(record, DatasetVersion):
         return tuple(sorted(runs))
@@ -69,9 +78,20 @@ def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
     return pinned and endpoint.metadata.deletion_timestamp is None
 
 
+def _measures(evaluation: Evaluation, record: Record) -> bool:
+    """Whether it reads the record, or will. One that waits does not start with a terminating record."""
+    resolved = evaluation.status.resolved
+    begun, is_live = resolved.dataset_version is not None, record.metadata.deletion_timestamp is None
+    if isinstance(record, DatasetVersion):
+        names = {resolved.dataset_version if begun else evaluation.spec.dataset.ref.version}
+    else:
+        names = set(evaluation.spec.checkpoints)
+    return record.name in names and (begun or is_live)
+
+
 def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
     """Unfinished runs that read this content through another record, which may be terminating too."""
-    return tuple(
+    return _evaluations_that_read(record, snapshot) + tuple(
         f"FineTuneJob {job.name}"
         if job.namespace == record.namespace
         else "a FineTuneJob in another namespace"
@@ -81,6 +101,24 @@ def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
         and is_same_place(job.status.resolved.store or "", job.namespace, record.namespace)
         and _has_read(job, record)
     )
+
+
+def _evaluations_that_read(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
+    return tuple(
+        f"Evaluation {evaluation.name}"
+        if evaluation.namespace == record.namespace
+        else "an Evaluation in another namespace"
+        for evaluation in snapshot.evaluations_with(record.spec.digest)
+        if evaluation.metadata.deletion_timestamp is None
+        and not is_finished(evaluation)
+        and _is_reachable(record, evaluation.namespace)
+    )
+
+
+def _is_reachable(record: Record, namespace: str) -> bool:
+    """Whether pods of this namespace can read the record's content."""
+    stores = record.status.locations if isinstance(record, DatasetVersion) else (record.spec.uri,)
+    return any(is_same_place(store, namespace, record.namespace) for store in stores)
 
 
 def _has_read(job: FineTuneJob, record: Record) -> bool:

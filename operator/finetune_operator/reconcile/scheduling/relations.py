@@ -11,6 +11,7 @@ from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
+    BY_CHECKPOINT,
     BY_CONTENT,
     BY_DATASET,
     BY_LINE,
@@ -22,6 +23,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     UNSETTLED,
     address,
     contents,
+    has_ended,
     is_rolling,
     namespace_of,
 )
@@ -123,7 +125,8 @@ def _of_finetunejob(change: Change, objects: IndexedObjects) -> Iterator[Key]:
 
 
 def _waiting_for_dataset(namespace: str, dataset: str, objects: IndexedObjects) -> Iterator[Key]:
-    yield from map(_key, objects.indexed("FineTuneJob", BY_DATASET, address(namespace, dataset)))
+    for kind in ("FineTuneJob", "Evaluation"):
+        yield from map(_key, objects.indexed(kind, BY_DATASET, address(namespace, dataset)))
 
 
 def _of_dataset(change: Change, objects: IndexedObjects) -> Iterator[Key]:
@@ -144,10 +147,26 @@ def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     yield Key("FineTuneJob", change.namespace, spec["lineage"]["job"]["name"])
     yield from map(_key, objects.indexed("FineTuneJob", BY_PARENT, here))
     yield from map(_key, objects.indexed("InferenceDeployment", BY_CONTENT, here))
+    waiting = objects.indexed("Evaluation", BY_CHECKPOINT, here)
+    yield from (_key(evaluation) for evaluation in waiting if not has_ended(evaluation))
     if objects.checkpoints(change.namespace).champion_name(spec["model"]) == change.name:
         # Followers serve it only if its scores and its approval allow it.
         line = address(change.namespace, spec["model"])
         yield from map(_key, objects.indexed("InferenceDeployment", BY_LINE, line))
+
+
+def _of_evaluation(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    """The Checkpoints that take its scores, and records that may have waited for its end."""
+    before, after = _scores(change.old), _scores(change.new)
+    yield from (
+        Key("Checkpoint", change.namespace, each["checkpoint"]) for each in after if each not in before
+    )
+    yield from _released(change, objects)
+
+
+def _scores(evaluation: Manifest | None) -> list[dict[str, str]]:
+    scores: list[dict[str, str]] = ((evaluation or {}).get("status") or {}).get("evaluations", [])
+    return scores
 
 
 def _of_inferencedeployment(change: Change, objects: IndexedObjects) -> Iterator[Key]:
@@ -178,7 +197,7 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
         for profile in objects.computeprofiles():
             if profile.is_default and profile.name != change.name:
                 yield Key("ComputeProfile", "", profile.name)
-    for kind in ("FineTuneJob", "InferenceDeployment"):
+    for kind in ("FineTuneJob", "Evaluation", "InferenceDeployment"):
         for name in names:
             yield from map(_key, objects.indexed(kind, BY_PROFILE, name))
     yield from map(_key, objects.indexed("Dataset", BY_STATE, UNSETTLED))
@@ -199,6 +218,7 @@ RELATIONS: Final[Mapping[str, Callable[[Change, IndexedObjects], Iterator[Key]]]
     "Dataset": _of_dataset,
     "DatasetVersion": _of_datasetversion,
     "Checkpoint": _of_checkpoint,
+    "Evaluation": _of_evaluation,
     "InferenceDeployment": _of_inferencedeployment,
     "ComputeProfile": _of_computeprofile,
 }

@@ -1,6 +1,6 @@
 """The status of an evaluation, from the result of its stage."""
 
-from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.evaluationstatus import MAX_FINDINGS, CheckFinding, EvaluationStatus
 from finetune_operator.api.meta import Name
 from finetune_operator.reconcile.verdicts.fewrows import few_rows_warning
@@ -13,7 +13,7 @@ from finetune_trainer.contract.results import EvaluateResult
 
 
 def evaluation_status(
-    spec: EvaluationSpec,
+    spec: EvaluationSettings,
     result: EvaluateResult,
     *,
     checkpoint: Name,
@@ -52,7 +52,7 @@ def evaluation_status(
     )
 
 
-def of_champion(spec: EvaluationSpec, result: EvaluateResult, digest: str | None) -> EvaluateResult:
+def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | None) -> EvaluateResult:
     """The result without figures of another champion.
 
     If a pod is gone, its result is read from the store, which has only the newest one.
@@ -81,7 +81,7 @@ def vetoes_of(evaluation: EvaluationStatus) -> tuple[CheckFinding, ...]:
     return tuple(finding for finding in evaluation.findings or () if finding.veto)
 
 
-def notes(spec: EvaluationSpec, evaluation: EvaluationStatus) -> tuple[str, ...]:
+def notes(spec: EvaluationSettings, evaluation: EvaluationStatus) -> tuple[str, ...]:
     """Sentences for the user that do not change the verdict."""
     warned = few_rows_warning(spec.gates, evaluation.scores)
     found = tuple(finding.message for finding in evaluation.findings or () if not finding.veto)

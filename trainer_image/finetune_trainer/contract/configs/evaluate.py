@@ -15,7 +15,7 @@ from finetune_trainer.contract.evaluation import (
     PromptedModel,
 )
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
-from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, Subject
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, SplitName, Subject
 
 
 class EvaluateConfig(StageConfig):
@@ -28,7 +28,7 @@ class EvaluateConfig(StageConfig):
     checkpoint_type: CheckpointType = "Adapter"
     quantized_base: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
     """Whether the adapter was trained on a base model in 4 bits. All subjects are then measured on it."""
-    split: Literal["test"] = "test"
+    split: Annotated[SplitName, Field(json_schema_extra={"since": 2, "essential": True})] = "test"
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     subjects: tuple[Subject, ...] = ("Tuned", "Base")
     chat_template_kwargs: ChatTemplateKwargs = Field(

@@ -1,15 +1,40 @@
-"""Progress and times of a run's stages, from the reports and the timestamps of its pods."""
+"""Progress and times of an object's stages, from the reports and the timestamps of its pods."""
 
+from typing import Any, Protocol
+
+from finetune_operator.api.evaluationresourcestatus import EvaluationResourceStatus
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import stagetimes
-from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.status import progress
 from finetune_trainer.contract.vocabulary import Stage
 
 
-def follow(run: Run, stage: Stage) -> None:
+class StagePass(Protocol):
+    """A pass over an object whose stages use devices."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+    @property
+    def draft(self) -> Draft: ...
+
+    @property
+    def status(self) -> FineTuneJobStatus | EvaluationResourceStatus: ...
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the status."""
+
+    def job_names(self, stage: Stage) -> JobNames:
+        """Names of the stage's Jobs."""
+
+
+def follow(run: StagePass, stage: Stage) -> None:
     """Take the newest progress report into the status, and with it the time used so far.
 
     Neither is written without the other, so that a pass in which nothing happened writes nothing.
@@ -23,7 +48,7 @@ def follow(run: Run, stage: Stage) -> None:
         count_usage(run, stage)
 
 
-def count_usage(run: Run, stage: Stage) -> None:
+def count_usage(run: StagePass, stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     if job is None:
@@ -41,7 +66,7 @@ def count_usage(run: Run, stage: Stage) -> None:
     run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
 
 
-def finish(run: Run, stage: Stage) -> None:
+def finish(run: StagePass, stage: Stage) -> None:
     """Record the stage's times; they are final."""
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)

@@ -1,0 +1,73 @@
+"""Status of an Evaluation."""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageStatus, StageUsage
+from finetune_operator.api.meta import Conditions, Digest, Model, Status
+from finetune_operator.api.retrystatus import RetryStatus
+
+MAX_EVALUATED: Final = 8
+
+
+class EvaluationResolved(Model):
+    """Values that the spec left open, chosen once and never changed."""
+
+    dataset_version: Annotated[str | None, Field(description="DatasetVersion that is measured on.")] = None
+    dataset_digest: Annotated[str | None, Field(description="Digest of that DatasetVersion.")] = None
+    checkpoint_digests: Annotated[
+        tuple[Digest, ...] | None,
+        Field(max_length=MAX_EVALUATED, description="Digests of the Checkpoints, in the order of the spec."),
+    ] = None
+    profile: Annotated[str | None, Field(description="ComputeProfile of the pods.")] = None
+    trainer_image: Annotated[str | None, Field(description="Image of the pods.")] = None
+    trainer_contract: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Version of the contract between operator and trainer that trainerImage reads.",
+        ),
+    ] = None
+
+
+class EvaluationDisplay(Model):
+    """Text for the columns of kubectl get. Programs must not read it."""
+
+    checkpoints: Annotated[str | None, Field(description="Number of measured Checkpoints, and of all.")] = (
+        None
+    )
+    score: Annotated[
+        str | None,
+        Field(
+            description="First score of the last measured Checkpoint, and that of its base model.",
+        ),
+    ] = None
+
+
+class EvaluationResourceStatus(Status):
+    """Observed state of an Evaluation."""
+
+    phase: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Summary of the conditions for users. Programs must read the conditions instead.",
+        ),
+    ] = ""
+    resolved: EvaluationResolved = EvaluationResolved()
+    progress: ProgressStatus | None = None
+    evaluations: Annotated[
+        tuple[EvaluationStatus, ...],
+        Field(max_length=MAX_EVALUATED, description="Results, in the order of spec.checkpoints."),
+    ] = ()
+    stages: Annotated[
+        tuple[StageStatus, ...], Field(max_length=1, description="Times of all pods, once they have ended.")
+    ] = ()
+    usage: StageUsage | None = None
+    retry: RetryStatus | None = None
+    cost: Cost | None = None
+    display: EvaluationDisplay | None = None
+    conditions: Conditions = ()

@@ -1,0 +1,1 @@
+"""Reconcile Evaluations: measure existing Checkpoints, one after the other."""

@@ -1,0 +1,116 @@
+"""One pass over an Evaluation: its new status and its draft."""
+
+import json
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Final
+
+from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import short_hash
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
+from finetune_operator.reconcile.inputs.snapshot import RunProgress, Snapshot
+from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.request import JobNames
+from finetune_operator.reconcile.steps import Blocked, Halt
+from finetune_operator.status import conditions
+from finetune_operator.status.progress import score_text
+from finetune_operator.status.reasons import ConditionType
+from finetune_trainer.contract.vocabulary import Stage
+
+STAGE: Final[Stage] = "evaluate"
+
+
+class Assessment:
+    """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
+
+    def __init__(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
+        self.evaluation = evaluation
+        self.status = evaluation.status
+        self.snapshot = replace(snapshot, progress=self._own_progress(snapshot))
+        self.draft = Draft(self.snapshot)
+
+    @cached_property
+    def prerequisites(self) -> EvaluationPrerequisites | Blocked:
+        """The prerequisites of the Jobs, or what is missing; resolved at most once in a pass."""
+        return resolve(self.evaluation, self.snapshot)
+
+    @property
+    def current(self) -> str | None:
+        """Name of the Checkpoint to measure next; None if all are measured."""
+        number = len(self.status.evaluations)
+        names = self.evaluation.spec.checkpoints
+        return names[number] if number < len(names) else None
+
+    @property
+    def run(self) -> str:
+        """Folder of the results of the current Checkpoint in its store."""
+        return f"{self.evaluation.uid}-{len(self.status.evaluations)}"
+
+    def job_names(self, stage: Stage) -> JobNames:
+        """Names of the Jobs that measure the current Checkpoint."""
+        return JobNames.of(self.evaluation, stage, self.current or "")
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the status."""
+        self.status = self.status.model_copy(update=fields)
+
+    def resolve(self, **fields: Any) -> None:
+        """Set the fields of `status.resolved` that are not set yet; the others keep their values."""
+        resolved = self.status.resolved
+        open_fields = {name: value for name, value in fields.items() if getattr(resolved, name) is None}
+        if open_fields:
+            self.update(resolved=resolved.model_copy(update=open_fields))
+
+    def condition(self, type_: ConditionType, reason: str, message: str) -> None:
+        """Set a condition to True that is not one of the kstatus conditions."""
+        self.update(
+            conditions=conditions.with_condition(
+                self.status.conditions,
+                type_,
+                "True",
+                reason,
+                message,
+                generation=self.evaluation.metadata.generation,
+                now=self.snapshot.now,
+            )
+        )
+
+    def plan(self, halt: Halt) -> Plan:
+        """The plan of a pass that ends with `halt`."""
+        done = self.status.evaluations
+        self.update(
+            display=EvaluationDisplay(
+                checkpoints=f"{len(done)}/{len(self.evaluation.spec.checkpoints)}",
+                score=score_text(done[-1] if done else None),
+            )
+        )
+        result = finish_pass(self.evaluation, self.status, halt, self.snapshot.now)
+        self.draft.events += result.events
+        return self.draft.plan(result.manifest, result.requeue_after)
+
+    def _own_progress(self, snapshot: Snapshot) -> RunProgress | None:
+        """The newest report, if it is about the current Checkpoint: the pod of another one may still send."""
+        job = snapshot.children[JOB].get(self.job_names(STAGE).stage)
+        report = snapshot.progress
+        pods = () if job is None else pods_of(job, snapshot)
+        is_own = report is not None and any(pod["metadata"]["uid"] == report.pod for pod in pods)
+        return report if is_own else None
+
+
+def settings_hash(evaluation: Evaluation) -> str:
+    """16 hexadecimal digits of what decides the scores and the verdict, except rows and Checkpoint.
+
+    Without defaults: those of a newer release must not change it.
+    """
+    spec = evaluation.spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        exclude={"checkpoints", "compute", "suspend", "children_ttl_seconds"},
+    )
+    return short_hash(json.dumps(spec, sort_keys=True), length=16)

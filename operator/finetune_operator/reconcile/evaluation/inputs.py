@@ -1,0 +1,90 @@
+"""The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`."""
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.reconcile.evaluation.assessment import Assessment
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.records.lineage import run_of
+from finetune_operator.reconcile.records.versions import check_location, resolve_version
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved import not_implemented
+
+
+def validate(run: Assessment) -> Failed | None:
+    """Refuse fields that this release does not implement."""
+    messages = not_implemented(run.evaluation.spec)
+    return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages)) if messages else None
+
+
+def inputs(run: Assessment) -> Halt | None:
+    """Resolve the Checkpoints and the DatasetVersion before anything is measured."""
+    if run.status.resolved.dataset_version is not None:
+        return None
+    evaluation = run.evaluation
+    checkpoints: list[Checkpoint] = []
+    for name in evaluation.spec.checkpoints:
+        checkpoint = find_checkpoint(run, name)
+        if not isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        checkpoints.append(checkpoint)
+    version = resolve_version(evaluation.spec.dataset.ref, evaluation, run.snapshot)
+    if not isinstance(version, DatasetVersion):
+        return version
+    for checkpoint in checkpoints:
+        store = WeightsReference.of(checkpoint).store
+        elsewhere = check_location(version, store, f"Checkpoint {checkpoint.name} is in")
+        if elsewhere is not None:
+            return elsewhere
+    empty = _without_rows(run, version)
+    if empty is not None:
+        return empty
+    if isinstance(run.prerequisites, Blocked):
+        return run.prerequisites
+    run.resolve(
+        dataset_version=version.name,
+        dataset_digest=version.spec.digest,
+        checkpoint_digests=tuple(checkpoint.spec.digest for checkpoint in checkpoints),
+    )
+    return None
+
+
+def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed:
+    """The Checkpoint, unless it is missing, being deleted, or does not say how to measure it."""
+    namespace = run.evaluation.namespace
+    checkpoint = run.snapshot.checkpoints.live(name)
+    if checkpoint is None:
+        return Blocked(
+            Reason.CHECKPOINT_NOT_FOUND,
+            f"Checkpoint {name} of spec.checkpoints does not exist in namespace {namespace}, or is being"
+            " deleted: wait until it is recorded, restore it, or name another one in a new Evaluation"
+            f" (kubectl get checkpoints -n {namespace})",
+        )
+    if weights_of(checkpoint, run.snapshot) is None:
+        lineage = checkpoint.spec.lineage
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"Checkpoint {name} does not record its training method, and FineTuneJob {lineage.job.name} that"
+            " made it no longer exists, so it is unknown whether its base model was quantized: train again"
+            " with this release, and name the new Checkpoint in a new Evaluation",
+        )
+    return checkpoint
+
+
+def weights_of(checkpoint: Checkpoint, snapshot: Snapshot) -> EvaluatedWeights | None:
+    """The weights to measure; None if the Checkpoint does not say how."""
+    return EvaluatedWeights.of(checkpoint, run_of(checkpoint, snapshot))
+
+
+def _without_rows(run: Assessment, version: DatasetVersion) -> Failed | None:
+    split = run.evaluation.spec.dataset.split
+    if any(each.name == split and each.rows for each in version.spec.splits):
+        return None
+    others = ", ".join(f"{each.name} ({each.rows} rows)" for each in version.spec.splits if each.rows)
+    return Failed(
+        Reason.INVALID_SPEC,
+        f"spec.dataset.split: the {split} split of DatasetVersion {version.name} is empty: create a new"
+        f" Evaluation on another split of it ({others}), or raise split.{split} of the Dataset",
+    )

@@ -1,0 +1,102 @@
+"""Build the Jobs that measure one Checkpoint."""
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.devices import CUDA_RESOURCES
+from finetune_operator.api.meta import SecretReference
+from finetune_operator.manifests.configs import collect_config, evaluate_config, subjects_of
+from finetune_operator.manifests.evaluatedweights import live_model
+from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.locations import parse_store
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.evaluation.assessment import Assessment
+from finetune_operator.reconcile.evaluation.inputs import weights_of
+from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.platform.profiles import check_config
+from finetune_operator.reconcile.records.lineage import run_of
+from finetune_operator.reconcile.stages.request import JobPurpose, StageRequest
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.stagetable import JobStage
+from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.evaluation import LiveModel
+
+
+def build_job(
+    run: Assessment, request: StageRequest, purpose: JobPurpose, checkpoint: Checkpoint
+) -> Manifest | Blocked:
+    """The Job that `advance` needs, or which prerequisite is missing."""
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    evaluation, reference = run.evaluation, WeightsReference.of(checkpoint)
+    missing = storage.check_store(reference.store, found.profile, evaluation.namespace, run.snapshot)
+    if missing is not None:
+        return missing
+    secret, devices = reference.credentials, evaluation.spec.compute.devices
+    on_cuda = found.profile.spec.devices.resource.startswith(CUDA_RESOURCES)
+    inputs = StageInputs(
+        owner=evaluation,
+        run=request.run,
+        store_uri=reference.store,
+        store_credentials=secret,
+        report=run.snapshot.facts.report,
+        contract_version=found.trainer.contract,
+        requested_accelerators=devices if on_cuda else 0,
+    )
+    stage: JobStage = request.stage
+    config: StageConfig | None
+    if purpose == "stage":
+        run.resolve(
+            profile=found.profile.name,
+            trainer_image=found.trainer.image,
+            trainer_contract=found.trainer.contract,
+        )
+        config = _config(run, inputs, checkpoint)
+        unsent = check_config(config, found.profile)
+        if unsent is not None:
+            return unsent
+    else:
+        stage, devices = "collect", 0
+        config = collect_config(inputs, request.stage, probe=purpose == "probe")
+    job = run_of(checkpoint, run.snapshot)
+    return build_stage_job(
+        evaluation,
+        request.names.of_purpose(purpose),
+        config,
+        stage,
+        Placement(
+            image=found.trainer.image,
+            image_pull_policy=run.snapshot.facts.image_pull_policy,
+            profile=found.profile,
+            storage=Storage(store=parse_store(reference.store)),
+            credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
+            devices=devices,
+            prediction=job.status.prediction if job is not None else None,
+        ),
+        nonce_key=run.snapshot.facts.nonce_key,
+    )
+
+
+def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> StageConfig:
+    weights, spec = weights_of(checkpoint, run.snapshot), run.evaluation.spec
+    if weights is None:
+        raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
+    return evaluate_config(
+        inputs,
+        spec,
+        weights,
+        dataset=run.status.resolved.dataset_digest or "",
+        split=spec.dataset.split,
+        live=_live(run, checkpoint),
+        step_timeout_seconds=spec.compute.step_timeout_seconds,
+    )
+
+
+def _live(run: Assessment, checkpoint: Checkpoint) -> LiveModel | None:
+    """The champion of the Checkpoint's model line at present, if the Evaluation compares with it."""
+    if "Live" not in subjects_of(run.evaluation.spec):
+        return None
+    champion = run.snapshot.checkpoints.champion(checkpoint.spec.model)
+    return None if champion is None else live_model(champion, run_of(champion, run.snapshot))

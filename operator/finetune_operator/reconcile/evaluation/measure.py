@@ -1,0 +1,140 @@
+"""Measure the Checkpoints one after the other, each by an evaluate Job of its own."""
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment, settings_hash
+from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
+from finetune_operator.reconcile.evaluation.jobs import build_job
+from finetune_operator.reconcile.evaluation.prerequisites import known_contract
+from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.request import (
+    Outcome,
+    StageFailed,
+    StageRequest,
+    StartNeeded,
+)
+from finetune_operator.reconcile.stages.start import start
+from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
+from finetune_operator.reconcile.steps import Failed, Halt, Working
+from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, notes, verdict_text
+from finetune_operator.status import progress
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.results import EvaluateResult, StageResult
+
+
+def measure(run: Assessment) -> Halt | None:
+    """Record the scores of each Checkpoint; None once all have theirs."""
+    while run.current is not None:
+        checkpoint = find_checkpoint(run, run.current)
+        known = _known_scores(run, checkpoint) if isinstance(checkpoint, Checkpoint) else None
+        if known is not None:
+            _record(run, known)
+            continue
+        outcome = _advance(run, run.current, checkpoint)
+        halt = _follow(run, outcome)
+        if halt is not None:
+            return halt
+    if run.status.usage is not None:
+        finish(run, STAGE)
+    return None
+
+
+def _known_scores(run: Assessment, checkpoint: Checkpoint) -> EvaluationStatus | None:
+    """The scores that this Evaluation measured before its status was lost, as after a restore."""
+    return next(
+        (
+            each
+            for each in checkpoint.status.evaluations
+            if each.source == run.evaluation.name
+            and each.dataset_digest == run.status.resolved.dataset_digest
+            and each.settings_hash == settings_hash(run.evaluation)
+        ),
+        None,
+    )
+
+
+def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Halt) -> Outcome:
+    request = StageRequest(
+        stage=STAGE,
+        run=run.run,
+        names=run.job_names(STAGE),
+        contract=known_contract(run.evaluation, run.snapshot),
+        retry=run.status.retry,
+        note=f" for Checkpoint {name}",
+    )
+    answer = advance(run.draft, request)
+    if isinstance(answer, StartNeeded):
+        if not isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        return start(run.draft, request, answer, build_job(run, request, answer.purpose, checkpoint))
+    return answer
+
+
+def _follow(run: Assessment, outcome: Outcome) -> Halt | None:
+    """Record what happened; None if the scores are recorded."""
+    follow(run, STAGE)
+    if isinstance(outcome, StageResult):
+        count_usage(run, STAGE)
+        if outcome.evaluate is None:
+            finish(run, STAGE)
+            return Failed(
+                Reason.RESULT_LOST,
+                f"{STAGE} reports success but no scores: check that the trainer image is of this release",
+            )
+        _record(run, _entry(run, outcome.evaluate))
+        return None
+    if isinstance(outcome, Working):
+        run.update(progress=progress.entered(run.status.progress, STAGE))
+    if isinstance(outcome, Retry):
+        count_usage(run, STAGE)
+        run.update(retry=outcome.status)
+        return outcome.halt
+    if isinstance(outcome, StageFailed):
+        finish(run, STAGE)
+        message = f"Checkpoint {run.current}: {outcome.message}"
+        run.draft.event(EventReason.STAGE_FAILED, f"{STAGE} failed. {message}", "Warning")
+        return Failed(outcome.reason, message)
+    return outcome
+
+
+def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:
+    resolved, live = run.status.resolved, _champion_of(run, result.live)
+    entry = evaluation_status(
+        run.evaluation.spec, result, checkpoint=run.current or "", champion=live, live=live
+    )
+    return entry.model_copy(
+        update={
+            "source": run.evaluation.name,
+            "dataset_version": resolved.dataset_version,
+            "dataset_digest": resolved.dataset_digest,
+            "settings_hash": settings_hash(run.evaluation),
+            "measured_at": run.snapshot.now.replace(microsecond=0),
+        }
+    )
+
+
+def _champion_of(run: Assessment, digest: str | None) -> str | None:
+    """Name of the Checkpoint that was measured as Live."""
+    index, name = run.snapshot.checkpoints, run.current or ""
+    if digest is None:
+        return None
+    rivals = index.of_model(index.model_of(name) or "")
+    return next((each.name for each in rivals if each.spec.digest == digest), None)
+
+
+def _record(run: Assessment, entry: EvaluationStatus) -> None:
+    run.update(evaluations=(*run.status.evaluations, entry), progress=None, retry=None)
+    if entry.verdict in {"Failed", "Undecided"}:
+        message = f"Checkpoint {entry.checkpoint}: {verdict_text(entry)}"
+        run.draft.event(EventReason.GATE_FAILED, message, "Warning")
+    for note in notes(run.evaluation.spec, entry):
+        run.draft.event(EventReason.EVALUATION_WARNING, f"Checkpoint {entry.checkpoint}: {note}", "Warning")
+    number, all_names = len(run.status.evaluations), run.evaluation.spec.checkpoints
+    if number == len(all_names):
+        plural = "s" if number > 1 else ""
+        run.condition(
+            ConditionType.EVALUATED,
+            Reason.SUCCEEDED,
+            f"{number} Checkpoint{plural} measured on DatasetVersion {run.status.resolved.dataset_version}",
+        )

@@ -1,0 +1,101 @@
+"""What the Jobs of an Evaluation need before they start: a profile, a trainer image and the claims."""
+
+from dataclasses import dataclass
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.manifests.trainerimage import (
+    FIRST_CONTRACT,
+    MIN_EVALUATION_CONTRACT,
+    TrainerImage,
+    trainer_of,
+)
+from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
+from finetune_operator.reconcile.stages.jobstate import is_stage_running
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.status.finished import is_finished
+from finetune_operator.status.reasons import Reason
+from finetune_operator.status.reserved import not_implemented
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPrerequisites:
+    """What exists; the trainer remains that of the first Job."""
+
+    profile: ComputeProfile
+    trainer: TrainerImage
+
+
+def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
+    """Claims to look up: none while a Job runs, because the pass creates nothing then."""
+    is_idle = evaluation.spec.suspend or is_finished(evaluation) or is_stage_running(snapshot)
+    if is_idle or evaluation.metadata.deletion_timestamp is not None:
+        return NOTHING
+    checkpoints = (snapshot.checkpoints.get(name) for name in evaluation.spec.checkpoints)
+    return storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))
+
+
+def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisites | Blocked:
+    """The prerequisites of the next Job, or what is missing."""
+    profile = _profile(evaluation, snapshot)
+    if isinstance(profile, Blocked):
+        return profile
+    blocked = _unusable(evaluation, profile)
+    if blocked is not None:
+        return blocked
+    trainer = _kept_trainer(evaluation)
+    if trainer is None:
+        trainer = trainer_of(profile, snapshot.facts.trainer_image)
+        blocked = profiles.check_trainer(profile) or _too_old(profile, trainer)
+    return blocked or EvaluationPrerequisites(profile, trainer)
+
+
+def known_contract(evaluation: Evaluation, snapshot: Snapshot) -> int:
+    """Version of the contract in which the Jobs are made, also if prerequisites are missing."""
+    resolved = evaluation.status.resolved
+    profile = _profile(evaluation, snapshot)
+    own = None if isinstance(profile, Blocked) else profile
+    return contract_of_jobs(
+        resolved.trainer_contract,
+        has_begun=resolved.trainer_image is not None,
+        current=trainer_of(own, snapshot.facts.trainer_image).contract,
+    )
+
+
+def _profile(evaluation: Evaluation, snapshot: Snapshot) -> ComputeProfile | Blocked:
+    name = evaluation.status.resolved.profile or evaluation.spec.compute.profile
+    return profiles.resolve_profile(name, "spec.compute.profile", evaluation.namespace, snapshot)
+
+
+def _kept_trainer(evaluation: Evaluation) -> TrainerImage | None:
+    """The trainer of the first Job."""
+    resolved = evaluation.status.resolved
+    if resolved.trainer_image is None:
+        return None
+    return TrainerImage(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
+
+
+def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None:
+    messages = not_implemented(profile.spec)
+    if messages and evaluation.status.resolved.profile is None:
+        return Blocked(
+            Reason.PROFILE_INVALID,
+            f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
+            requeue_after=None,
+        )
+    return profiles.check_devices(profile, evaluation.spec.compute.devices, "spec.compute.devices")
+
+
+def _too_old(profile: ComputeProfile, trainer: TrainerImage) -> Blocked | None:
+    if trainer.contract >= MIN_EVALUATION_CONTRACT:
+        return None
+    return Blocked(
+        Reason.PROFILE_INVALID,
+        f"the trainer image of ComputeProfile {profile.name} has trainerContract {trainer.contract}, but"
+        f" Evaluations need {MIN_EVALUATION_CONTRACT}: name another profile in a new Evaluation, or ask the"
+        " platform team for a trainer image of this release",
+    )

@@ -1,0 +1,26 @@
+"""Whose scores of a Checkpoint count where: those of the run that made it, or those of an Evaluation."""
+
+from typing import Final
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationstatus import EvaluationStatus
+
+OF_RUN: Final = "Run"
+"""Source of the scores of the run that made the Checkpoint. No Evaluation can have this name."""
+
+
+def is_of_run(entry: EvaluationStatus) -> bool:
+    """Whether the run that made the Checkpoint measured it. Earlier releases wrote no source."""
+    return entry.source in {None, OF_RUN}
+
+
+def scores_of(checkpoint: Checkpoint, evaluation: str | None = None) -> EvaluationStatus | None:
+    """The scores of the Checkpoint from the named Evaluation, or from its run."""
+    return next(
+        (
+            each
+            for each in checkpoint.status.evaluations
+            if (is_of_run(each) if evaluation is None else each.source == evaluation)
+        ),
+        None,
+    )

@@ -1,0 +1,56 @@
+"""Stop the Jobs of an object: the grace period of their pods saves the state."""
+
+from collections.abc import Iterable
+
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import STAGE
+from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.jobstate import (
+    has_result,
+    is_unfinished,
+    running_orphans,
+    until_ended,
+)
+from finetune_operator.reconcile.stages.usage import StagePass, count_usage
+from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.status.reasons import Reason
+
+
+def stop_all(run: StagePass, names: Iterable[str], saves: str) -> Working | Blocked | None:
+    """Stop all Jobs of a suspended object; None once nothing runs.
+
+    Args:
+        names: names of its Jobs, also of those that are gone but whose pods may still run.
+        saves: what its pods save before they end.
+    """
+    snapshot = run.snapshot
+    running = [child for child in snapshot.children[JOB].values() if is_unfinished(child)]
+    orphans = [pod for name in names for pod in running_orphans(snapshot, name)]
+    if not running and not orphans:
+        return None
+    for child in running:
+        stop(run, child)
+    pods = [*orphans, *(pod for child in running for pod in pods_of(child, snapshot))]
+    message = f"waiting for the pods to save {saves} and end"
+    return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
+
+
+def stop(run: StagePass, job: Manifest) -> None:
+    """Delete a Job in the foreground: the grace period of its pods saves the state."""
+    if has_result(job) and not _saves(job, run.snapshot):
+        count_usage(run, job["metadata"]["labels"][STAGE])
+    run.draft.remove(job)
+
+
+def _saves(job: Manifest, snapshot: Snapshot) -> bool:
+    """Whether the Job is being deleted and one of its pods still runs.
+
+    The time of that pod is counted once the pod has ended. Counting it in each pass would make each pass
+    write the status, which starts the next pass.
+    """
+    return "deletionTimestamp" in job["metadata"] and any(
+        "running" in container_state(pod) for pod in pods_of(job, snapshot)
+    )

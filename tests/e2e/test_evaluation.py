@@ -1,0 +1,61 @@
+"""An Evaluation of the session's trained Checkpoint on the rows of another Dataset."""
+
+import json
+
+import pytest
+
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import Team, condition_of, name_of
+from tools.demo.access import Object
+
+NAME = "last-month"
+QUESTIONS = tuple(
+    f"where is my {thing}?" for thing in ("order", "invoice", "card", "box", "parcel", "refund")
+)
+
+
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """Create rows of which the model answers half correctly: it has learned to answer `billing` to all."""
+    rows = manifests.jsonl("billing", QUESTIONS[:3]) + manifests.jsonl("dispatch", QUESTIONS[3:])
+    only_questions = {"split": {"validation": 0, "test": 0}}
+    team.apply(
+        manifests.configmap("questions", rows), manifests.dataset("questions", "questions", **only_questions)
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(team: Team, routing: Object) -> Object:
+    """The Evaluation when it has ended."""
+    spec = {
+        "checkpoints": [name_of(team.checkpoint_of(routing))],
+        "dataset": {"ref": {"name": "questions"}, "split": "train"},
+        "metrics": ["exact_match"],
+        "compare": [],
+        "gates": [{"metric": "exact_match", "min": 0.9}],
+        "compute": {"profile": manifests.CPU},
+    }
+    team.apply(manifests.of("Evaluation", NAME, spec))
+    return team.until("Evaluation", NAME, "Stalled", "GateFailed")
+
+
+def test_an_old_checkpoint_is_judged_on_new_rows(team: Team, routing: Object, evaluated: Object) -> None:
+    (entry,) = evaluated["status"]["evaluations"]
+    assert [(each["subject"], each["value"], each["rows"]) for each in entry["scores"]] == [("Tuned", 0.5, 6)]
+    assert condition_of(evaluated, "Evaluated")["status"] == "True"
+    assert evaluated["status"]["cost"]["deviceSeconds"] > 0
+
+    checkpoint = team.checkpoint_of(routing)
+    of_run, asked = checkpoint["status"]["evaluations"]
+    assert (of_run["source"], asked["source"]) == ("Run", NAME)
+    assert asked == entry
+    assert condition_of(checkpoint, "Promoted")["status"] == "True"
+
+
+def test_deleting_an_evaluation_removes_no_score(team: Team, routing: Object, evaluated: Object) -> None:
+    team.kubectl("delete", "evaluation", NAME)
+
+    scores = team.checkpoint_of(routing)["status"]["evaluations"]
+
+    assert [each["source"] for each in scores] == ["Run", NAME]
+    assert json.dumps(scores[1]["scores"]) == json.dumps(evaluated["status"]["evaluations"][0]["scores"])

@@ -1,0 +1,207 @@
+"""What an Evaluation wakes, which records it needs, and which endpoints ask for its scores."""
+
+from copy import deepcopy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.metrics.changes import record_transition
+from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
+from finetune_operator.reconcile.scheduling.relations import related
+from tests.unit.operator.evaluations import (
+    EVALUATION,
+    QUESTIONS,
+    QUESTIONS_VERSION,
+    entries,
+    evaluated_cluster,
+    evaluating,
+    evaluation,
+    measured,
+    trained_cluster,
+)
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import CHECKPOINT, digest
+
+SECOND, SECOND_WEIGHTS = "answers-1b2c3-80-eeeeeeee", digest("e")
+
+
+def names(cluster: MemoryCluster, kind: str, name: str) -> set[Key]:
+    return set(related(kind, None, cluster.objects[kind, name], cluster.reader()))
+
+
+def key(kind: str, name: str) -> Key:
+    return Key(kind, "team", name)
+
+
+def second_checkpoint(cluster: MemoryCluster) -> None:
+    """Weights of all parameters from another base model, whose run does not exist."""
+    first = cluster.objects["Checkpoint", CHECKPOINT]
+    lineage = {
+        **first["spec"]["lineage"],
+        "baseModel": {"uri": "pvc://models/llama", "digest": digest("9")},
+        "method": "Full",
+        "job": {"name": "gone", "uid": "gone"},
+    }
+    spec = {
+        **first["spec"],
+        "model": "answers",
+        "digest": SECOND_WEIGHTS,
+        "type": "Full",
+        "uri": f"pvc://artifacts/checkpoints/{'e' * 64}",
+        "lineage": lineage,
+    }
+    cluster.add(
+        {"apiVersion": first["apiVersion"], "kind": "Checkpoint", "metadata": {"name": SECOND}, "spec": spec}
+    )
+
+
+def test_what_an_evaluation_waits_for_leads_to_it_and_its_scores_to_their_checkpoint() -> None:
+    waiting = trained_cluster()
+    waiting.add(evaluation(checkpoints=["later"]))
+    waiting.settle()
+    own = key("Evaluation", EVALUATION)
+    later: Manifest = {**waiting.objects["Checkpoint", CHECKPOINT]}
+    later["metadata"] = {**later["metadata"], "name": "later"}
+    assert own in related("Checkpoint", None, later, waiting.reader())
+    assert own in names(waiting, "Dataset", QUESTIONS)
+    assert own in names(waiting, "ComputeProfile", "cpu")
+
+    cluster = evaluated_cluster()
+    assert names(cluster, "Evaluation", EVALUATION) == {key("Checkpoint", CHECKPOINT)}
+    assert own not in names(cluster, "Checkpoint", CHECKPOINT)
+    assert own not in names(cluster, "Dataset", QUESTIONS)
+    assert own not in names(cluster, "ComputeProfile", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("Checkpoint", CHECKPOINT), ("DatasetVersion", QUESTIONS_VERSION)]
+)
+def test_what_an_evaluation_measures_stays_until_it_ends(kind: str, name: str) -> None:
+    cluster = evaluating()
+    cluster.change(kind, name, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete(kind, name)
+    cluster.settle()
+    assert cluster.states(kind, name)["Reconciling"] == "InUse"
+    assert f"Evaluation {EVALUATION}" in (cluster.condition(kind, name, "Reconciling") or {})["message"]
+
+    before = deepcopy(cluster.objects["Evaluation", EVALUATION])
+    cluster.succeed("evaluate", measured())
+    cluster.reconcile("Evaluation", EVALUATION)
+
+    ended = cluster.objects["Evaluation", EVALUATION]
+    assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
+    assert key(kind, name) in related("Evaluation", before, ended, cluster.reader())
+    cluster.reconcile(kind, name)
+    assert cluster.has_stage_job("cleanup")
+
+
+def test_an_evaluation_that_waits_delays_no_deletion() -> None:
+    cluster = trained_cluster()
+    cluster.add(evaluation(checkpoints=[CHECKPOINT, "later"]))
+    cluster.settle()
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.settle()
+
+    assert cluster.states("Checkpoint", CHECKPOINT).get("Reconciling") != "InUse"
+
+
+def test_checkpoints_of_different_base_models_are_measured_one_after_the_other() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    cluster.add(evaluation(checkpoints=[CHECKPOINT, SECOND]))
+    cluster.settle()
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(), after=20)
+    cluster.settle()
+
+    config = cluster.config("evaluate")
+    assert (config.checkpoint, config.base_model, config.checkpoint_type) == (
+        SECOND_WEIGHTS,
+        digest("9"),
+        "Full",
+    )
+    assert cluster.objects["Evaluation", EVALUATION]["status"]["display"]["checkpoints"] == "1/2"
+    assert len(entries(cluster)) == 2
+
+    cluster.start("evaluate", after=5)
+    cluster.succeed("evaluate", measured(0.5, number=1, checkpoint=SECOND_WEIGHTS), after=10)
+    cluster.settle()
+
+    status = cluster.objects["Evaluation", EVALUATION]["status"]
+    assert cluster.states("Evaluation", EVALUATION)["Stalled"] == "GateFailed"
+    assert [each["verdict"] for each in status["evaluations"]] == ["Passed", "Failed"]
+    assert status["stages"][0]["seconds"] == 30.0
+    assert entries(cluster, SECOND)[0]["source"] == EVALUATION
+    assert entries(cluster)[1]["verdict"] == "Passed"
+
+
+def test_the_scores_of_the_run_stay_however_many_evaluations_follow() -> None:
+    cluster = evaluated_cluster()
+    for number in range(6):
+        cluster.now += timedelta(minutes=1)
+        uid = f"e0000000-0000-4000-8000-00000000010{number}"
+        cluster.add(evaluation(name=f"month-{number}", uid=uid))
+        cluster.settle()
+        cluster.succeed("evaluate", measured(uid=uid))
+        cluster.settle()
+
+    assert [each["source"] for each in entries(cluster)] == [
+        "Run",
+        "month-5",
+        "month-4",
+        "month-3",
+        "month-2",
+    ]
+    writes = cluster.writes
+    cluster.settle()
+    assert cluster.writes == writes
+
+
+def followed(checkpoint: Manifest, *min_scores: dict[str, Any]) -> str:
+    """Why an endpoint does not take the Checkpoint; empty if it does."""
+    endpoint = InferenceDeployment.model_validate(
+        {
+            "metadata": {"name": "router"},
+            "spec": {
+                "baseModel": {"uri": "pvc://models/gemma"},
+                "models": [
+                    {"name": "m", "follow": {"model": "ticket-routing", "minScores": list(min_scores)}}
+                ],
+            },
+        }
+    )
+    (model,) = resolve(endpoint, CheckpointIndex([Checkpoint.model_validate(checkpoint)])).models
+    return model.problem
+
+
+def test_an_endpoint_asks_for_the_scores_of_the_run_unless_it_names_an_evaluation() -> None:
+    checkpoint = evaluated_cluster(tuned=0.5).objects["Checkpoint", CHECKPOINT]
+    wanted: dict[str, Any] = {"metric": "exact_match", "min": 0.8}
+
+    assert followed(checkpoint, wanted) == ""
+    assert followed(checkpoint, {**wanted, "evaluation": EVALUATION}).endswith(
+        f"exact_match by Evaluation {EVALUATION} is 0.500, below 0.800"
+    )
+    assert followed(checkpoint, {**wanted, "min": 0.4, "evaluation": EVALUATION}) == ""
+    assert followed(checkpoint, {**wanted, "evaluation": "another"}).endswith(
+        "exact_match was not measured by Evaluation another"
+    )
+
+
+def test_device_time_of_an_evaluation_is_counted() -> None:
+    metrics = OperatorMetrics()
+    usage = {"name": "evaluate", "profile": "a100", "deviceSeconds": 30.0}
+    before: Manifest = {"kind": "Evaluation", "metadata": {"name": "e", "namespace": "team"}, "status": {}}
+    record_transition(metrics, before, {**before, "status": {"usage": usage}})
+
+    labels = {"namespace": "team", "profile": "a100"}
+    assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0

@@ -1,0 +1,311 @@
+"""An Evaluation from its spec to the scores on its Checkpoints."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.snapshot import RunProgress
+from finetune_trainer.contract.progress import Progress
+from tests.unit.operator.evaluations import (
+    ASKED,
+    EVALUATION,
+    EVALUATION_UID,
+    QUESTIONS,
+    QUESTIONS_VERSION,
+    entries,
+    evaluated_cluster,
+    evaluating,
+    evaluation,
+    measured,
+    questions,
+    trained_cluster,
+)
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    BASE,
+    CHECKPOINT,
+    JOB,
+    WEIGHTS,
+    claim,
+    digest,
+    failed,
+    prepared,
+    profile,
+)
+from tests.unit.operator.runsteps import ended
+
+
+def state(cluster: MemoryCluster, name: str = EVALUATION) -> dict[str, str]:
+    return cluster.states("Evaluation", name)
+
+
+def status(cluster: MemoryCluster, name: str = EVALUATION) -> Manifest:
+    found: Manifest = cluster.objects["Evaluation", name]["status"]
+    return found
+
+
+def message(cluster: MemoryCluster, type_: str, name: str = EVALUATION) -> str:
+    condition = cluster.condition("Evaluation", name, type_)
+    assert condition is not None
+    text: str = condition["message"]
+    return text
+
+
+def jobs(cluster: MemoryCluster, name: str = EVALUATION) -> list[str]:
+    return [job for job in cluster.of("Job") if job.startswith(name)]
+
+
+def test_a_checkpoint_is_measured_on_the_rows_of_another_dataset() -> None:
+    cluster = evaluating(dataset={"ref": {"name": QUESTIONS}, "split": "validation"})
+
+    config = cluster.config("evaluate")
+
+    assert (config.owner.kind, config.owner.name) == ("Evaluation", EVALUATION)
+    assert (config.dataset, config.split) == (ASKED, "validation")
+    assert (config.checkpoint, config.base_model, config.checkpoint_type) == (WEIGHTS, BASE, "Adapter")
+    assert config.subjects == ("Tuned", "Base")
+    assert config.max_sequence_length == 128
+    assert config.run == f"{EVALUATION_UID}-0"
+    assert state(cluster) == {"Reconciling": "Queued"}
+    assert status(cluster)["display"] == {"checkpoints": "0/1"}
+
+
+def test_the_job_belongs_to_the_evaluation() -> None:
+    metadata = evaluating().stage_job("evaluate")["metadata"]
+
+    assert metadata["labels"]["finetune.dev/owner-kind"] == "Evaluation"
+    assert [each["kind"] for each in metadata["ownerReferences"]] == ["Evaluation"]
+    assert len(metadata["name"]) <= 63
+
+
+def test_its_scores_are_on_the_checkpoint_behind_those_of_the_run() -> None:
+    cluster = evaluated_cluster()
+
+    of_run, asked = entries(cluster)
+
+    assert of_run["source"] == "Run"
+    assert of_run["datasetDigest"] == digest("d")
+    assert (asked["source"], asked["datasetVersion"]) == (EVALUATION, QUESTIONS_VERSION)
+    assert asked["datasetDigest"] == ASKED
+    assert asked["scores"][0]["value"] == 0.9
+    assert cluster.objects["Checkpoint", CHECKPOINT]["status"]["display"]["score"].startswith(
+        "exact_match 0.95"
+    )
+    assert state(cluster) == {"Evaluated": "Succeeded", "Ready": "Succeeded"}
+    assert status(cluster)["display"] == {"checkpoints": "1/1", "score": "exact_match 0.90 (base 0.10)"}
+    assert status(cluster)["phase"] == "Succeeded"
+
+
+def test_a_missed_gate_ends_the_evaluation_and_leaves_the_promotion_alone() -> None:
+    cluster = evaluated_cluster(tuned=0.5)
+
+    assert state(cluster) == {"Evaluated": "Succeeded", "Stalled": "GateFailed"}
+    assert message(cluster, "Stalled") == f"{CHECKPOINT}: exact_match 0.5 < 0.8"
+    assert entries(cluster)[1]["verdict"] == "Failed"
+    assert cluster.states("Checkpoint", CHECKPOINT) == {"Promoted": "Promoted"}
+    assert cluster.states("FineTuneJob", JOB)["Ready"] == "Promoted"
+
+
+def test_a_deleted_evaluation_leaves_its_scores() -> None:
+    cluster = evaluated_cluster()
+    before = entries(cluster)
+
+    cluster.delete("Evaluation", EVALUATION)
+    cluster.settle()
+
+    assert entries(cluster) == before
+    assert not jobs(cluster)
+
+
+def test_a_finished_evaluation_never_measures_again() -> None:
+    cluster = evaluated_cluster(childrenTTLSeconds=60)
+    cluster.now += timedelta(seconds=61)
+    cluster.settle()
+    assert not jobs(cluster)
+
+    cluster.change("Evaluation", EVALUATION, suspend=True)
+    cluster.settle()
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.settle()
+
+    assert state(cluster) == {"Evaluated": "Succeeded", "Ready": "Succeeded"}
+    assert status(cluster)["observedGeneration"] == 2
+
+
+def test_its_device_time_is_counted_and_priced() -> None:
+    cluster = trained_cluster()
+    cluster.add(
+        profile(
+            "gpu",
+            default=False,
+            devices={"resource": "nvidia.com/gpu", "max": 2},
+            pricePerDeviceHour=3.6,
+            currency="EUR",
+            singleNode=True,
+        )
+    )
+    cluster.add(evaluation(compute={"profile": "gpu", "devices": 2}))
+    cluster.settle()
+    assert cluster.config("evaluate").accelerators == 2
+    cluster.start("evaluate", after=5)
+    cluster.succeed("evaluate", measured(), after=30)
+    cluster.settle()
+
+    assert status(cluster)["stages"][0] == {
+        "name": "evaluate",
+        "profile": "gpu",
+        "queuedSeconds": 5.0,
+        "seconds": 30.0,
+        "deviceSeconds": 60.0,
+    }
+    assert status(cluster)["cost"] == {"deviceSeconds": 60.0, "amount": 0.06, "currency": "EUR"}
+    assert "usage" not in status(cluster)
+
+
+def test_only_a_pod_of_the_present_job_moves_the_progress() -> None:
+    cluster = evaluating()
+    cluster.start("evaluate")
+    pod = next(iter(each for each in cluster.of("Pod").values() if EVALUATION in each["metadata"]["name"]))
+    report = Progress(step=12, total_steps=48)
+    cluster.progress = RunProgress("evaluate", report, "another pod")
+    cluster.settle()
+    assert status(cluster)["progress"].get("percent", 0) == 0
+
+    cluster.progress = RunProgress("evaluate", report, pod["metadata"]["uid"])
+    cluster.settle()
+
+    assert status(cluster)["progress"]["percent"] == 25
+
+
+def test_it_waits_for_a_checkpoint_and_a_dataset_that_git_applies_later() -> None:
+    cluster = ended()
+    checkpoint = cluster.objects.pop(("Checkpoint", CHECKPOINT))
+    cluster.add(evaluation())
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "CheckpointNotFound"}
+
+    cluster.objects["Checkpoint", CHECKPOINT] = checkpoint
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "DatasetNotFound"}
+
+    cluster.add(questions())
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "WaitingForDataset"}
+    assert (
+        not cluster.has_stage_job("evaluate")
+        or EVALUATION not in cluster.stage_job("evaluate")["metadata"]["name"]
+    )
+
+
+def test_an_empty_split_is_refused_before_a_device_is_requested() -> None:
+    cluster = ended()
+    cluster.add(questions())
+    cluster.add(evaluation())
+    cluster.settle()
+    cluster.succeed("prepare", prepared("d0000000-0000-4000-8000-000000000002-1", test_rows=0, dataset=ASKED))
+    cluster.settle()
+
+    assert state(cluster) == {"Stalled": "InvalidSpec"}
+    assert "train (192 rows)" in message(cluster, "Stalled")
+
+
+def test_an_adapter_of_an_earlier_release_is_refused_by_name_without_its_run() -> None:
+    cluster = trained_cluster()
+    del cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"]["method"]
+    cluster.delete("FineTuneJob", JOB)
+    cluster.add(evaluation())
+    cluster.settle()
+
+    assert state(cluster) == {"Stalled": "InvalidSpec"}
+    assert CHECKPOINT in message(cluster, "Stalled")
+
+
+def test_an_older_trainer_is_not_given_what_it_cannot_do() -> None:
+    cluster = trained_cluster()
+    cluster.add(profile("old", default=False, images={"trainer": "trainer:0"}, trainerContract=1))
+    cluster.add(evaluation(compute={"profile": "old"}))
+    cluster.settle()
+
+    assert state(cluster) == {"Reconciling": "ProfileInvalid"}
+    assert "trainerContract 1" in message(cluster, "Reconciling")
+
+
+def test_rows_in_another_store_are_named() -> None:
+    cluster = ended()
+    cluster.add(claim("elsewhere", "ReadWriteMany"))
+    asked = questions()
+    asked["spec"]["store"] = {"uri": "pvc://elsewhere"}
+    cluster.add(asked)
+    cluster.add(evaluation())
+    cluster.settle()
+    cluster.succeed("prepare", prepared("d0000000-0000-4000-8000-000000000002-1", dataset=ASKED))
+    cluster.settle()
+
+    assert state(cluster) == {"Reconciling": "DatasetNotInStore"}
+    assert f"Checkpoint {CHECKPOINT} is in pvc://artifacts" in message(cluster, "Reconciling")
+
+
+def test_a_suspended_evaluation_uses_no_devices_and_continues() -> None:
+    cluster = evaluating()
+    cluster.start("evaluate")
+    cluster.change("Evaluation", EVALUATION, suspend=True)
+    cluster.settle()
+    assert not jobs(cluster)
+    assert state(cluster) == {"Suspended": "Suspended"}
+
+    cluster.change("Evaluation", EVALUATION, suspend=False)
+    cluster.settle()
+    cluster.succeed("evaluate", measured())
+    cluster.settle()
+
+    assert state(cluster)["Ready"] == "Succeeded"
+
+
+def test_a_failed_job_names_the_checkpoint() -> None:
+    cluster = evaluating()
+    result = failed("evaluate", "OutOfMemory", "row 7 alone needs too much", run=f"{EVALUATION_UID}-0")
+    cluster.end("evaluate", result.to_json(), exit_code=1)
+    cluster.settle()
+
+    assert state(cluster) == {"Stalled": "OutOfMemory"}
+    assert message(cluster, "Stalled") == f"Checkpoint {CHECKPOINT}: row 7 alone needs too much"
+    assert len(entries(cluster)) == 1
+
+
+def test_an_evaluation_that_lost_its_status_takes_its_scores_from_the_checkpoint() -> None:
+    cluster = evaluated_cluster(childrenTTLSeconds=0)
+    before = entries(cluster)
+    cluster.delete("Evaluation", EVALUATION)
+    cluster.add(evaluation(childrenTTLSeconds=0, uid="e0000000-0000-4000-8000-000000000009"))
+    cluster.settle()
+
+    assert state(cluster) == {"Evaluated": "Succeeded", "Ready": "Succeeded"}
+    assert entries(cluster) == before
+    assert not jobs(cluster)
+
+
+@pytest.mark.parametrize("spec", [{"metrics": ["loss"]}, {"gates": None}])
+def test_another_spec_of_the_same_name_measures_again(spec: dict[str, Any]) -> None:
+    cluster = evaluated_cluster()
+    cluster.delete("Evaluation", EVALUATION)
+    uid = "e0000000-0000-4000-8000-000000000009"
+    cluster.add(evaluation(uid=uid, **spec))
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "Queued"}
+
+    cluster.now += timedelta(minutes=1)
+    cluster.succeed("evaluate", measured(0.7, uid=uid))
+    cluster.settle()
+
+    assert [each["source"] for each in entries(cluster)] == ["Run", EVALUATION]
+    assert entries(cluster)[1]["scores"][0]["value"] == 0.7
+
+
+def test_a_reserved_field_is_refused_by_name() -> None:
+    cluster = trained_cluster()
+    cluster.add(evaluation(sliceBy="language"))
+    cluster.settle()
+
+    assert state(cluster) == {"Stalled": "NotImplemented"}
