@@ -67,7 +67,7 @@ class _EvaluationFields(EvaluationSettings):
     gates: Annotated[
         tuple[Gate, ...],
         Field(
-            max_length=16,
+            max_length=8,
             description="Gates that each Checkpoint must pass. They decide how the Evaluation ends, and never"
             " promote or withdraw a Checkpoint.",
         ),
@@ -96,6 +96,7 @@ class EvaluationResourceSpec(_EvaluationFields):
     """Desired state of an Evaluation. Immutable except `suspend` and `childrenTTLSeconds`."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
+        *EvaluationSettings.rules,
         *immutable_rules(
             _EvaluationFields, mutable=frozenset({"suspend", "childrenTTLSeconds"}), advice=ADVICE
         ),

@@ -1,13 +1,19 @@
 """An Evaluation from its spec to the scores on its Checkpoints."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from finetune_operator.api.evaluation import EvaluationSettings, Gate
+from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
+from finetune_operator.reconcile.verdicts.condensed import condensed
+from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.results import EvaluateResult, Score
 from tests.unit.operator.evaluations import (
     ASKED,
     EVALUATION,
@@ -309,3 +315,34 @@ def test_a_reserved_field_is_refused_by_name() -> None:
     cluster.settle()
 
     assert state(cluster) == {"Stalled": "NotImplemented"}
+
+
+def test_the_largest_results_fit_into_a_status() -> None:
+    names = [f"metric_{number:02}_{'x' * 20}" for number in range(20)]
+    gates = tuple(
+        Gate(metric=name, min=0.123456, min_gain=0.123456, over="Base", confidence=0.95) for name in names[:8]
+    )
+    result = EvaluateResult(
+        checkpoint=WEIGHTS,
+        split="validation",
+        scores=tuple(
+            Score(metric=name, subject=subject, value=1 / 3, rows=123456, low=1 / 7, high=6 / 7)
+            for name in names
+            for subject in ("Tuned", "Base", "Prompted", "Live")
+        ),
+    )
+    settings = EvaluationSettings(gates=gates)
+    entry = condensed(
+        evaluation_status(settings, result, checkpoint="c" * 63, champion="d" * 63, live="d" * 63)
+    )
+    marks = {
+        "source": "e" * 40,
+        "dataset_version": "f" * 63,
+        "dataset_digest": ASKED,
+        "settings_hash": "0" * 16,
+    }
+
+    assert {score.metric for score in entry.scores} == set(names[:8])
+    assert [score.subject for score in entry.scores].count("Tuned") == 8
+    whole = EvaluationResourceStatus(evaluations=(entry.model_copy(update=marks),) * MAX_EVALUATED)
+    assert len(json.dumps(whole.to_dict())) < 31 * 1024

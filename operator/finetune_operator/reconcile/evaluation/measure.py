@@ -17,6 +17,7 @@ from finetune_operator.reconcile.stages.request import (
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
 from finetune_operator.reconcile.steps import Failed, Halt, Working
+from finetune_operator.reconcile.verdicts.condensed import condensed
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, notes, verdict_text
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -103,7 +104,7 @@ def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:
     entry = evaluation_status(
         run.evaluation.spec, result, checkpoint=run.current or "", champion=live, live=live
     )
-    return entry.model_copy(
+    return condensed(entry).model_copy(
         update={
             "source": run.evaluation.name,
             "dataset_version": resolved.dataset_version,
