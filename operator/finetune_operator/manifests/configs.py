@@ -1,11 +1,10 @@
 """Builders of the config of each stage, from the API's types."""
 
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from pydantic import JsonValue
 
-from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -13,12 +12,11 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.evaluateconfig import measured_metrics, metric_options
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
@@ -29,14 +27,6 @@ from finetune_trainer.contract.environment import (
     PEER_KEY_FILE,
     PEER_KEY_MOUNT,
     SOURCE_MOUNT,
-)
-from finetune_trainer.contract.evaluation import (
-    EvaluationChecks,
-    GateBound,
-    GenerationSettings,
-    LiveModel,
-    MetricOptions,
-    PromptedModel,
 )
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA as ContractLoRA
@@ -52,12 +42,8 @@ from finetune_trainer.contract.vocabulary import (
     RULE_VERSION,
     ChatTemplateKwargs,
     CheckpointType,
-    SplitName,
     Stage,
-    Subject,
 )
-
-COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
 
 
 def prepare_config(
@@ -199,70 +185,6 @@ def train_config(
         coordinator=inputs.coordinator,
         peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if inputs.coordinator else None,
     )
-
-
-def evaluate_config(
-    inputs: StageInputs,
-    evaluation: EvaluationSettings,
-    weights: EvaluatedWeights,
-    *,
-    dataset: str,
-    split: SplitName = "test",
-    step_timeout_seconds: int | None,
-    live: LiveModel | None = None,
-) -> EvaluateConfig:
-    """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
-
-    Args:
-        live: the champion to compare with, if the evaluation does and the model line has one.
-    """
-    subjects = subjects_of(evaluation)
-    return EvaluateConfig(
-        **inputs.shared,
-        accelerators=inputs.requested_accelerators,
-        base_model=weights.base_model,
-        dataset=dataset,
-        checkpoint=weights.digest,
-        checkpoint_type=weights.type,
-        quantized_base=weights.quantized_base,
-        split=split,
-        chat_template_kwargs=weights.chat_template_kwargs,
-        metrics=measured_metrics(evaluation),
-        subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
-        live=live,
-        max_sequence_length=weights.hyperparameters.max_sequence_length,
-        seed=weights.hyperparameters.seed,
-        step_timeout_seconds=step_timeout_seconds or STEP_TIMEOUT_SECONDS,
-        generation=GenerationSettings(**_fields(evaluation.generation)),
-        options=metric_options(evaluation),
-        prompted=PromptedModel(**_fields(evaluation.prompted), seed=weights.hyperparameters.seed),
-        gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
-        slice_by=evaluation.slice_by,
-        checks=_checks(evaluation),
-    )
-
-
-def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
-    """The checks of a run; none of an Evaluation, which has no promotion to veto."""
-    is_run = isinstance(evaluation, EvaluationSpec)
-    return EvaluationChecks(**_fields(evaluation.checks)) if is_run else None
-
-
-def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
-    """The requested metrics and those of the gates: built-in ones in the order of their table."""
-    wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
-    return (*(metric for metric in METRICS if metric in wanted), *(m for m in wanted if m not in METRICS))
-
-
-def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
-    """The options of the metrics."""
-    return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
-
-
-def subjects_of(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
-    """The tuned model, and the models to compare it with in the order of the contract."""
-    compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
-    return ("Tuned", *(subject for subject in COMPARED if subject in compared))
 
 
 def checkpoint_type(method: Method) -> CheckpointType:

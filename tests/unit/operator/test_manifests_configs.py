@@ -11,10 +11,10 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import Preference
 from finetune_operator.manifests.configs import (
     checkpoint_type,
-    evaluate_config,
     preflight_config,
     train_config,
 )
+from finetune_operator.manifests.evaluateconfig import evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.base import CONTRACT_VERSION

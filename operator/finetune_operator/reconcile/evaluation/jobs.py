@@ -3,7 +3,8 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.manifests.configs import collect_config, evaluate_config, subjects_of
+from finetune_operator.manifests.configs import collect_config
+from finetune_operator.manifests.evaluateconfig import evaluate_config, subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_store

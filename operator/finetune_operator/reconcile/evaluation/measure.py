@@ -16,7 +16,7 @@ from finetune_operator.reconcile.stages.request import (
 )
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
-from finetune_operator.reconcile.steps import Failed, Halt, Working
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.reconcile.verdicts.condensed import condensed
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, notes, verdict_text
 from finetune_operator.status import progress
@@ -55,7 +55,7 @@ def _known_scores(run: Assessment, checkpoint: Checkpoint) -> EvaluationStatus |
     )
 
 
-def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Halt) -> Outcome:
+def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Failed) -> Outcome:
     request = StageRequest(
         stage=STAGE,
         run=run.run,

@@ -5,7 +5,8 @@ from typing import Final
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
-from finetune_operator.manifests.configs import checkpoint_type, evaluate_config, template_arguments
+from finetune_operator.manifests.configs import checkpoint_type, template_arguments
+from finetune_operator.manifests.evaluateconfig import evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of

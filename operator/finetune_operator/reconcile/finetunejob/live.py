@@ -10,7 +10,7 @@ from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageUsage
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.configs import subjects_of
+from finetune_operator.manifests.evaluateconfig import subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.records.lineage import run_of

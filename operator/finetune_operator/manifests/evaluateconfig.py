@@ -1,0 +1,92 @@
+"""Builder of the config of evaluate, for runs and for Evaluations."""
+
+from typing import Any, Final
+
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec
+from finetune_operator.api.meta import Model
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
+from finetune_trainer.contract.evaluation import (
+    EvaluationChecks,
+    GateBound,
+    GenerationSettings,
+    LiveModel,
+    MetricOptions,
+    PromptedModel,
+)
+from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.vocabulary import SplitName, Subject
+
+COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
+
+
+def evaluate_config(
+    inputs: StageInputs,
+    evaluation: EvaluationSettings,
+    weights: EvaluatedWeights,
+    *,
+    dataset: str,
+    split: SplitName = "test",
+    step_timeout_seconds: int | None,
+    live: LiveModel | None = None,
+) -> EvaluateConfig:
+    """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
+
+    Args:
+        live: the champion to compare with, if the evaluation does and the model line has one.
+    """
+    subjects = subjects_of(evaluation)
+    return EvaluateConfig(
+        **inputs.shared,
+        accelerators=inputs.requested_accelerators,
+        base_model=weights.base_model,
+        dataset=dataset,
+        checkpoint=weights.digest,
+        checkpoint_type=weights.type,
+        quantized_base=weights.quantized_base,
+        split=split,
+        chat_template_kwargs=weights.chat_template_kwargs,
+        metrics=measured_metrics(evaluation),
+        subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
+        live=live,
+        max_sequence_length=weights.hyperparameters.max_sequence_length,
+        seed=weights.hyperparameters.seed,
+        step_timeout_seconds=step_timeout_seconds or STEP_TIMEOUT_SECONDS,
+        generation=GenerationSettings(**_fields(evaluation.generation)),
+        options=metric_options(evaluation),
+        prompted=PromptedModel(**_fields(evaluation.prompted), seed=weights.hyperparameters.seed),
+        gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
+        slice_by=evaluation.slice_by,
+        checks=_checks(evaluation),
+    )
+
+
+def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
+    """The checks of a run; none of an Evaluation, which has no promotion to veto."""
+    if not isinstance(evaluation, EvaluationSpec):
+        return None
+    return EvaluationChecks(**_fields(evaluation.checks))
+
+
+def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
+    """The requested metrics and those of the gates: built-in ones in the order of their table."""
+    wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
+    return (*(metric for metric in METRICS if metric in wanted), *(m for m in wanted if m not in METRICS))
+
+
+def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
+    """The options of the metrics."""
+    return MetricOptions(**_fields(None if evaluation is None else evaluation.options))
+
+
+def subjects_of(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
+    """The tuned model, and the models to compare it with in the order of the contract."""
+    compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
+    return ("Tuned", *(subject for subject in COMPARED if subject in compared))
+
+
+def _fields(part: Model | None) -> dict[str, Any]:
+    """Fields of a part of the spec that the contract also has; none if the part is absent."""
+    return {} if part is None else part.model_dump()
