@@ -1,0 +1,1 @@
+"""Tables about the intervals of an evaluation, from the code that computes them."""

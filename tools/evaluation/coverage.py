@@ -1,0 +1,111 @@
+"""How often the intervals contain the true value, on samples whose true value is known."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+from scipy.stats import binom
+
+from finetune_trainer.evaluate.statistics.bootstrap import Resampled, ratio
+from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
+from finetune_trainer.evaluate.statistics.paired import PairedProportions
+from finetune_trainer.evaluate.statistics.proportion import Proportion
+from tools.bench.sheet import Sheet
+
+ROWS: Final = (50, 200, 1000)
+VALUES: Final = (0.5, 0.8, 0.95)
+GAIN: Final = 0.1
+"""Of the first model over the second, in samples of pairs."""
+CORRELATION: Final = 0.5
+"""Of the outcomes of one row with two models."""
+CONFIDENCE: Final = 0.95
+"""Of the one-sided bounds."""
+CONCENTRATION: Final = 4
+"""Sum of the parameters of the beta distribution that values of rows have."""
+NEGLIGIBLE: Final = 1e-9
+"""Probability of an outcome that is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Shares of samples whose interval or bound holds."""
+
+    two_sided: float
+    lower: float
+    """Of the one-sided lower bound."""
+    upper: float
+
+    def __str__(self) -> str:
+        return " · ".join(f"{100 * share:.1f}" for share in (self.two_sided, self.lower, self.upper))
+
+
+def sheet(samples: int) -> Sheet:
+    """The coverage of all methods on the grid of `ROWS` and `VALUES`, in percent."""
+    methods: dict[str, Callable[[int, float], Coverage]] = {
+        "share (Wilson, Clopper–Pearson)": of_proportions,
+        f"gain of {GAIN} in a share (Tango)": partial(of_pairs, samples=samples),
+        "mean (BCa bootstrap)": partial(of_means, samples=samples),
+    }
+    return Sheet(
+        f"Coverage in %: two-sided at {SHOWN_LEVEL:.0%} · one-sided lower · upper bound at {CONFIDENCE:.0%}",
+        ("figure", "rows", *(f"true value {value}" for value in VALUES)),
+        tuple(
+            (name, f"{rows:,}", *(str(covered(rows, value)) for value in VALUES))
+            for name, covered in methods.items()
+            for rows in ROWS
+        ),
+    )
+
+
+def of_proportions(rows: int, share: float) -> Coverage:
+    """Cover a share of right rows, exactly: over all counts of right rows with their probabilities."""
+    chances = binom.pmf(range(rows + 1), rows, share)
+    return _coverage(
+        share,
+        (
+            (float(chance), Proportion(right, rows))
+            for right, chance in enumerate(chances)
+            if chance > NEGLIGIBLE
+        ),
+    )
+
+
+def of_pairs(rows: int, share: float, samples: int) -> Coverage:
+    """Cover the gain of a model that answers `share` of the rows right over one with `GAIN` less."""
+    other = share - GAIN
+    both = share * other + CORRELATION * math.sqrt(share * (1 - share) * other * (1 - other))
+    chances = (share - both, other - both, 1 - share - other + 2 * both)
+    drawn = np.random.default_rng(rows).multinomial(rows, chances, samples)
+    tables, counts = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    return _coverage(
+        GAIN,
+        (
+            (float(count) / samples, PairedProportions(int(gained), int(lost), rows))
+            for (gained, lost), count in zip(tables, counts, strict=True)
+        ),
+    )
+
+
+def of_means(rows: int, mean: float, samples: int) -> Coverage:
+    """Cover the mean of values between 0 and 1 that have a beta distribution."""
+    random = np.random.default_rng(rows)
+    first, second = CONCENTRATION * mean, CONCENTRATION * (1 - mean)
+
+    def sample() -> Resampled:
+        values = random.beta(first, second, rows)
+        return Resampled(float(values.mean()), rows, np.stack([values, np.ones(rows)], 1), ratio, (0, 1))
+
+    return _coverage(mean, ((1 / samples, sample()) for _ in range(samples)))
+
+
+def _coverage(truth: float, outcomes: Iterable[tuple[float, Estimate]]) -> Coverage:
+    two_sided = lower = upper = 0.0
+    for chance, estimate in outcomes:
+        shown, bounds = estimate.interval(SHOWN_LEVEL), one_sided(estimate, CONFIDENCE)
+        two_sided += chance * (shown.low <= truth <= shown.high)
+        lower += chance * (bounds.low <= truth)
+        upper += chance * (truth <= bounds.high)
+    return Coverage(two_sided, lower, upper)

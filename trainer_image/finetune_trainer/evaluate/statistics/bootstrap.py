@@ -1,0 +1,158 @@
+"""Any other figure, by the BCa bootstrap: the bias-corrected and accelerated percentiles of resampled data.
+
+Efron, B. (1987). Better bootstrap confidence intervals. Journal of the American Statistical Association
+82(397), 171-185.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval
+
+Numbers = NDArray[np.float64]
+
+RESAMPLES: Final = 9_999
+MIN_UNITS: Final = 20
+"""The interval from fewer rows or groups covers much less than it states."""
+MAX_UNITS: Final = 2_000
+"""More rows or groups are put together at random into this number of groups. It bounds time and memory, and
+leaves the figure and its variance as they are."""
+MAX_BATCH_NUMBERS: Final = 2_000_000
+"""Numbers in memory at once, 8 bytes each."""
+SEED: Final = 0
+EQUAL: Final = 1e-12
+"""Figures that differ by less are equal but for rounding."""
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A figure that is a function of sums over independent units: rows, or groups of rows."""
+
+    value: float
+    rows: int
+    sums: Numbers
+    """Of each unit; shape (units, columns)."""
+    function: Callable[[Numbers], Numbers]
+    """The figure of each of several sums: shape (…, columns) to (…)."""
+    limits: tuple[float, float]
+    """Range of the figure."""
+
+    @property
+    def units(self) -> int:
+        """Number of independent units."""
+        return len(self.sums)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the resampled figures times the square root of `rows`.
+
+        If all figures are equal, it is that of a share of 1 with two units added on both sides.
+        """
+        if self.units < MIN_UNITS:
+            return math.inf
+        if not self._is_constant:
+            return float(self._resampled.standard_error) * math.sqrt(self.rows)
+        low, high = self.limits
+        share = 2 / (self.units + 4)
+        spread = high - low if math.isfinite(high - low) else 0.0
+        return spread * math.sqrt(share * (1 - share) * self.rows / self.units)
+
+    def deviation_at(self, _: float) -> float:
+        """Return `deviation`: how it depends on the figure is not known."""
+        return self.deviation
+
+    def interval(self, level: float) -> ConfidenceInterval:
+        """Return the interval at this level. With fewer than `MIN_UNITS` units it is the figure's range."""
+        low, high = self.limits
+        if self.units < MIN_UNITS:
+            return ConfidenceInterval(low, high)
+        if self._is_constant:
+            return self._constant_interval(level)
+        bounds = self._bootstrap(level, bootstrap_result=self._resampled, n_resamples=0).confidence_interval
+        ends = np.array([bounds.low, bounds.high], dtype=float)
+        if not np.isfinite(ends).all():
+            # The figure lies outside of all resampled ones, so that its bias cannot be corrected.
+            ends = np.quantile(self._resampled.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+        return ConfidenceInterval(
+            min(max(float(ends[0]), low), self.value), max(min(float(ends[1]), high), self.value)
+        )
+
+    def _constant_interval(self, level: float) -> ConfidenceInterval:
+        """Return the interval of a figure that is the same for all units, which no resampling varies.
+
+        Another unit may differ. At the level, at least `share` of all units have this figure, by the exact
+        interval of a proportion; the remaining ones lie anywhere in a range that is bounded.
+        """
+        low, high = self.limits
+        if not math.isfinite(high - low):
+            return ConfidenceInterval(self.value, self.value)
+        share = ((1 - level) / 2) ** (1 / self.units)
+        return ConfidenceInterval(
+            share * self.value + (1 - share) * low, share * self.value + (1 - share) * high
+        )
+
+    @cached_property
+    def _is_constant(self) -> bool:
+        figures = self._resampled.bootstrap_distribution
+        return bool(np.ptp(figures) <= EQUAL * max(1.0, abs(self.value)))
+
+    @cached_property
+    def _resampled(self) -> Any:
+        return self._bootstrap(0.5, method="percentile", n_resamples=RESAMPLES)
+
+    def _bootstrap(self, level: float, **settings: Any) -> Any:
+        return bootstrap(
+            (np.arange(self.units),),
+            self._figures,
+            vectorized=True,
+            confidence_level=level,
+            batch=max(1, MAX_BATCH_NUMBERS // self.units),
+            rng=np.random.default_rng(SEED),
+            **{"method": "BCa", **settings},
+        )
+
+    def _figures(self, drawn: Numbers, axis: int) -> Numbers:
+        """Compute the figure of each sample of units; shape (samples, units drawn), or one sample."""
+        samples = np.atleast_2d(np.moveaxis(drawn, axis, -1)).astype(np.int64)
+        places = samples + self.units * np.arange(len(samples))[:, None]
+        counts = np.bincount(places.ravel(), minlength=len(samples) * self.units)
+        figures = self.function(counts.reshape(len(samples), self.units) @ self.sums)
+        return figures if drawn.ndim > 1 else figures[0]
+
+
+def sums_of_units(columns: Numbers, groups: Sequence[Hashable] | None = None) -> Numbers:
+    """Sum the columns of the rows of each unit.
+
+    Args:
+        columns: shape (rows, columns).
+        groups: the group of each row; None if the rows are independent.
+
+    Returns:
+        Shape (units, columns), with at most `MAX_UNITS` units.
+    """
+    if groups is not None:
+        numbers: dict[Hashable, int] = {}
+        columns = _sum_by(columns, np.array([numbers.setdefault(each, len(numbers)) for each in groups]))
+    if len(columns) <= MAX_UNITS:
+        return columns
+    places = np.random.default_rng(SEED).permutation(len(columns))
+    return _sum_by(columns, places % MAX_UNITS)
+
+
+def _sum_by(columns: Numbers, units: NDArray[np.int64]) -> Numbers:
+    sums = np.zeros((int(units.max()) + 1, columns.shape[1]))
+    np.add.at(sums, units, columns)
+    return sums
+
+
+def ratio(sums: Numbers) -> Numbers:
+    """Divide the first column by the second: a mean by weighted values and their weights."""
+    quotient: Numbers = sums[..., 0] / sums[..., 1]
+    return quotient

@@ -1,0 +1,51 @@
+"""A figure that was computed from rows, and the interval of what it estimates."""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+SHOWN_LEVEL: Final = 0.95
+"""Level of the two-sided intervals that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceInterval:
+    """Values that the data do not exclude. A bound is infinite if the data do not limit that side."""
+
+    low: float
+    high: float
+
+
+class Estimate(Protocol):
+    """A figure of the measured rows, as an estimate for all rows of their kind."""
+
+    @property
+    def value(self) -> float:
+        """The figure."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that it was computed from."""
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the figure times the square root of `rows`, never 0 for bounded values.
+
+        The figure from n rows of the same kind has about this deviation divided by the square root of n.
+        """
+
+    def deviation_at(self, value: float) -> float:
+        """Return what `deviation` would be if the figure for all rows of their kind were `value`."""
+
+    def interval(self, level: float) -> ConfidenceInterval:
+        """Return the two-sided interval at this level, with equal tails. It contains `value`.
+
+        So each of its bounds is a one-sided bound at confidence `(1 + level) / 2`.
+        """
+
+
+def one_sided(estimate: Estimate, confidence: float) -> ConfidenceInterval:
+    """Return both one-sided bounds at `confidence`, which is above 0.5.
+
+    Each bound alone holds with that confidence, and so does a decision by one of them.
+    """
+    return estimate.interval(2 * confidence - 1)
