@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ import torch
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
@@ -62,17 +61,6 @@ class RowMeasurement:
             self.log.add(predictions)
             rows = rows[len(batch) :]
             self.on_batch(len(batch))
-
-    def scores(self) -> Iterator[Score]:
-        """The score of each metric and model, from the measured rows."""
-        for subject in self.config.subjects:
-            measured = self.log.of(subject)
-            for metric in self.config.metrics:
-                measure = self.measures[metric]
-                rows = measure.rows(metric, self.examples, measured)
-                value = measure.score_of(measure.table(rows))
-                logger.info("%s of %s: %.4f", metric, subject, value)
-                yield Score(metric=metric, subject=subject, value=value, rows=len(self.examples))
 
     def _fitting(
         self, subject: Subject, model: MeasuredModel, batch: Sequence[Example]

@@ -14,6 +14,8 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
+from finetune_trainer.evaluate.estimates import Estimates
+from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredModel
@@ -81,13 +83,15 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed)
         with progress.watchdog, log.saved():
             models.measure(measurement)
-        scores = tuple(measurement.scores())
+        estimates = Estimates(examples, measures, log.of)
+        scores = tuple(scores_of(config.subjects, estimates))
         log.finish()
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
         scores=scores,
         live=None if config.live is None else config.live.digest,
+        evidence=tuple(evidence_for(config.gates, estimates, config.subjects)),
     )
 
 

@@ -1,0 +1,136 @@
+"""Scores and gains of the measured rows, as estimates for all rows of their kind."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from finetune_trainer.contract.metrics import METRICS, Metric, MetricInfo
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.measure import Measure, MeasuredRow, mean
+from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.evaluate.statistics.bootstrap import (
+    MIN_UNITS,
+    Numbers,
+    Resampled,
+    ratio,
+    sums_of_units,
+)
+from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
+from finetune_trainer.evaluate.statistics.paired import PairedProportions
+from finetune_trainer.evaluate.statistics.proportion import Proportion
+
+TUNED: Final[Subject] = "Tuned"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups that the split kept together, because their rows are not independent."""
+
+    column: str
+    """Column of the source that names the group of a row."""
+    of_rows: Mapping[int, str] | None
+    """By number of the row; None if the dataset does not keep the column."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The measured rows of an evaluation. Models are compared row by row."""
+
+    examples: Sequence[Example]
+    measures: Mapping[Metric, Measure]
+    predictions: Callable[[Subject], Mapping[int, RowPrediction]]
+    """The measured rows of a subject, by number."""
+    groups: Groups | None = None
+    """None if the rows are independent."""
+    _made: dict[tuple[Metric, tuple[Subject, ...]], Estimate] = field(default_factory=dict, init=False)
+
+    def score(self, metric: Metric, subject: Subject) -> Estimate:
+        """Estimate the score of a subject. It is computed once."""
+        return self._estimate(metric, (subject,))
+
+    def gain(self, metric: Metric, over: Subject) -> Estimate:
+        """Estimate the gain of the tuned model over a subject; positive if the tuned model is better."""
+        return self._estimate(metric, (TUNED, over))
+
+    def interval(self, estimate: Estimate) -> ConfidenceInterval | None:
+        """Return the two-sided interval at `SHOWN_LEVEL`; None if the rows give none."""
+        return None if self.shortage(estimate) else estimate.interval(SHOWN_LEVEL)
+
+    def shortage(self, estimate: Estimate) -> str:
+        """Return why the rows give no interval, as a sentence; empty if they give one."""
+        groups = self.groups
+        if groups is not None and groups.of_rows is None:
+            return (
+                f"the dataset keeps rows of one {groups.column} in one split and does not record which rows"
+                f" these are: add {groups.column} to spec.keepColumns of the Dataset, and create a new run"
+            )
+        if not isinstance(estimate, Resampled) or estimate.units >= MIN_UNITS:
+            return ""
+        units = "rows" if groups is None else f"groups of {groups.column}"
+        return (
+            f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: raise the share"
+            " of the split or add rows, and create a new run"
+        )
+
+    def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
+        if (metric, subjects) not in self._made:
+            self._made[metric, subjects] = self._make(metric, subjects)
+        return self._made[metric, subjects]
+
+    def _make(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
+        info, measure = METRICS[metric], self.measures[metric]
+        samples = [measure.rows(metric, self.examples, self.predictions(subject)) for subject in subjects]
+        groups = self._groups_of(samples[0])
+        if info.kind == "Proportion" and groups is None:
+            return _of_shares(info, samples)
+        return _of_sums(info, measure, samples, groups)
+
+    def _groups_of(self, rows: Sequence[MeasuredRow]) -> list[str] | None:
+        """The group of each row; None if no row shares its group."""
+        if self.groups is None or self.groups.of_rows is None:
+            return None
+        groups = [self.groups.of_rows[row.example.row] for row in rows]
+        return None if len(set(groups)) == len(groups) else groups
+
+
+def _of_shares(info: MetricInfo, samples: Sequence[Sequence[MeasuredRow]]) -> Estimate:
+    """Estimate from rows with the value 0 or 1."""
+    first, *others = ([row.value for row in sample] for sample in samples)
+    if not others:
+        return Proportion(int(sum(first)), len(first))
+    gains = [info.gain(*pair) for pair in zip(first, *others, strict=True)]
+    return PairedProportions(gains.count(1), gains.count(-1), len(gains))
+
+
+def _of_sums(
+    info: MetricInfo,
+    measure: Measure,
+    samples: Sequence[Sequence[MeasuredRow]],
+    groups: Sequence[str] | None,
+) -> Resampled:
+    """Estimate from the sums of statistics, from which each score follows."""
+    tables = [measure.table(sample) for sample in samples]
+    width = tables[0].shape[1]
+    low, high = info.range
+
+    def scores(sums: Numbers) -> Numbers:
+        if measure.score is mean:
+            return ratio(sums)
+        return np.apply_along_axis(measure.score, -1, sums)
+
+    def gains(sums: Numbers) -> Numbers:
+        difference = scores(sums[..., :width]) - scores(sums[..., width:])
+        return -difference if info.lower_is_better else difference
+
+    values = [measure.score_of(table) for table in tables]
+    compares = len(samples) == 2
+    return Resampled(
+        value=info.gain(values[0], over=values[1]) if compares else values[0],
+        rows=len(samples[0]),
+        sums=sums_of_units(np.hstack(tables), groups),
+        function=gains if compares else scores,
+        limits=(low - high, high - low) if compares else (low, high),
+    )

@@ -1,0 +1,107 @@
+"""Scores with their intervals, and what the measured rows say about each gate at its confidence."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from finetune_trainer.contract.evaluation import GateBound, GateEvidence
+from finetune_trainer.contract.results import Score
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.estimates import TUNED, Estimates
+from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled
+from finetune_trainer.evaluate.statistics.estimate import Estimate, one_sided
+from finetune_trainer.evaluate.statistics.power import rows_in_all
+
+DECIMALS: Final = 6
+"""Of bounds, which are rounded outwards."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Score]:
+    """Yield the score of each metric and measured subject, with its interval."""
+    for subject in subjects:
+        for metric in estimates.measures:
+            estimate = estimates.score(metric, subject)
+            interval = estimates.interval(estimate)
+            logger.info("%s of %s: %.4f", metric, subject, estimate.value)
+            yield Score(
+                metric=metric,
+                subject=subject,
+                value=estimate.value,
+                rows=len(estimates.examples),
+                low=None if interval is None else rounded_down(interval.low),
+                high=None if interval is None else rounded_up(interval.high),
+            )
+
+
+def evidence_for(
+    gates: Sequence[GateBound], estimates: Estimates, subjects: Sequence[Subject]
+) -> Iterator[GateEvidence]:
+    """Yield the evidence for each gate whose metric was measured.
+
+    Args:
+        gates: the gates of the config.
+        estimates: of the measured rows.
+        subjects: the subjects that were measured.
+    """
+    for index, gate in enumerate(gates):
+        if gate.metric in estimates.measures and TUNED in subjects:
+            compares = gate.over is not None and gate.over in subjects
+            yield _evidence(index, gate, estimates, compares=compares)
+
+
+def _evidence(index: int, gate: GateBound, estimates: Estimates, *, compares: bool) -> GateEvidence:
+    value = estimates.score(gate.metric, TUNED)
+    gain = estimates.gain(gate.metric, gate.over) if compares and gate.over is not None else None
+    points = GateEvidence(gate=index, gain=None if gain is None else gain.value, rows=value.rows)
+    if gate.confidence is None:
+        return points
+    shortage = estimates.shortage(value)
+    if shortage:
+        return points.model_copy(update={"undecided": shortage, "more_rows": _missing_rows(value)})
+    bounds: dict[str, float | int | None] = {"more_rows": _more_rows(gate, gate.confidence, value, gain)}
+    for prefix, estimate in (("", value), ("gain_", gain)):
+        if estimate is not None:
+            interval = one_sided(estimate, gate.confidence)
+            bounds |= {f"{prefix}low": rounded_down(interval.low), f"{prefix}high": rounded_up(interval.high)}
+    return points.model_copy(update=bounds)
+
+
+def rounded_down(bound: float) -> float | None:
+    """Return a lower bound with `DECIMALS`; None if it is infinite."""
+    return math.floor(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
+
+
+def rounded_up(bound: float) -> float | None:
+    """Return an upper bound with `DECIMALS`; None if it is infinite."""
+    return math.ceil(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
+
+
+def _more_rows(gate: GateBound, confidence: float, value: Estimate, gain: Estimate | None) -> int | None:
+    """Return how many more rows would decide the gate; None if it is decided or no number of rows does."""
+    compared = [(value, gate.min), (value, gate.max), (gain, gate.min_gain)]
+    needed = [
+        rows_in_all(estimate, bound, confidence)
+        for estimate, bound in compared
+        if estimate is not None and bound is not None and _is_within(bound, estimate, confidence)
+    ]
+    known = [rows for rows in needed if rows is not None]
+    if not known or len(known) < len(needed):
+        return None
+    return max(*known, value.rows + 1) - value.rows
+
+
+def _is_within(bound: float, estimate: Estimate, confidence: float) -> bool:
+    """Return whether the true value may be on both sides of the bound of a gate."""
+    interval = one_sided(estimate, confidence)
+    return interval.low < bound < interval.high
+
+
+def _missing_rows(value: Estimate) -> int | None:
+    """Return how many more rows have the min number of units; None if that is unknown."""
+    if not isinstance(value, Resampled) or value.units >= MIN_UNITS:
+        return None
+    return math.ceil(value.rows * MIN_UNITS / value.units) - value.rows
