@@ -103,6 +103,7 @@ def test_other_settings_have_another_preparation_digest(preparation: Preparation
         {"cleaning": Cleaning(normalize_unicode=True)},
         {"checks": Checks(email_addresses="Redact")},
         {"template": "{prompt}"},
+        {"keep_columns": ("prompt",)},
     ]
     digests = {preparation.run(source, **each).preparation for each in settings}
 

@@ -5,6 +5,7 @@
     {"prompt": …, "chosen": …, "rejected": …}                   Preference
     {"prompt": …, "completion": …, "label": true | false}       KTO
 
+With kept columns of the source, each also has `columns`: an object of texts, without those that are empty.
 As in TRL, the texts of the last two are strings if the prompt is one user turn, else lists of messages. A
 message has `role` and `content`, and optionally `weight: 0` (not learned), `tool_calls`, `tool_call_id` and
 `name`, as in the chat API of OpenAI.
@@ -12,7 +13,7 @@ message has `role` and `content`, and optionally `weight: 0` (not learned), `too
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -87,6 +88,8 @@ class Row:
     """Canonical JSON of the tools that the assistant may call."""
     rejected: str | None = None
     label: bool | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    """Names and values of kept columns of the source, by name. A model never sees them."""
 
     @classmethod
     def pair(cls, prompt: str, completion: str) -> "Row":
@@ -110,6 +113,16 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as in a prepared file."""
+        return {**self._parts(), "columns": dict(self.columns)} if self.columns else self._parts()
+
+    def to_line(self) -> str:
+        """Return the row's line in a prepared file, without the line break."""
+        if self.form == "PromptCompletion" and not self.columns:
+            prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
+            return f'{{"completion":{completion},"prompt":{prompt}}}'
+        return canonical.text(self.to_dict())
+
+    def _parts(self) -> dict[str, Any]:
         if self.form == "ChatMessages":
             row: dict[str, Any] = {"messages": [message.to_dict() for message in self.messages]}
             if self.tools is not None:
@@ -126,13 +139,6 @@ class Row:
         if self.form == "Preference":
             return {"prompt": prompt, "chosen": answer(self.output), "rejected": answer(self.rejected or "")}
         return {"prompt": prompt, "completion": answer(self.output), "label": bool(self.label)}
-
-    def to_line(self) -> str:
-        """Return the row's line in a prepared file, without the line break."""
-        if self.form == "PromptCompletion":
-            prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
-            return f'{{"completion":{completion},"prompt":{prompt}}}'
-        return canonical.text(self.to_dict())
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -158,6 +164,11 @@ def count_rows(path: Path) -> int:
 def parse_row(line: str) -> Row:
     """Parse one line of a prepared file."""
     value = json.loads(line)
+    row = _conversation(value)
+    return replace(row, columns=tuple(value["columns"].items())) if "columns" in value else row
+
+
+def _conversation(value: Mapping[str, Any]) -> Row:
     if "messages" in value:
         tools = value.get("tools")
         return Row(

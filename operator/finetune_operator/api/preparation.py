@@ -228,6 +228,15 @@ class DataPreparation(Model):
             ' as "{subject}\\n{body}". {{ and }} are literal braces. Default: none.',
         ),
     ] = None
+    keep_columns: Annotated[
+        tuple[Column, ...],
+        Field(
+            max_length=8,
+            description="Columns or JSON fields to keep beside each row as text, at most 256 characters of"
+            " each value. Models never see them. evaluation.sliceBy of a run names one of them."
+            " Default: none.",
+        ),
+    ] = ()
     cleaning: Cleaning | None = None
     checks: Checks | None = None
     split: Split = Split()

@@ -75,6 +75,7 @@ def prepare_config(
         split=Split(
             **_fields(preparation.split) | {"rule_version": preparation.split.rule_version or rule_version}
         ),
+        keep_columns=preparation.keep_columns,
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
         max_unpacked_bytes=preparation.max_unpacked_bytes,

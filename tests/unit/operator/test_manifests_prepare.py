@@ -52,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
         "fromFiles": True,
         "ruleVersion": 2,
     },
+    "keepColumns": ["language", "customer"],
     "onInvalidRows": "Drop",
     "maxInvalidFraction": 0.25,
     "maxUnpackedBytes": 5 << 30,
@@ -72,7 +73,7 @@ def config_of(**spec: Any) -> PrepareConfig:
 
 def test_everything_that_decides_the_rows_is_passed_on() -> None:
     sent = config_of(**EVERYTHING).to_dict()
-    for field in ("format", "columns", "template", "cleaning", "checks", "split"):
+    for field in ("format", "columns", "template", "cleaning", "checks", "split", "keepColumns"):
         assert sent[field] == EVERYTHING[field]
     assert (sent["onInvalidRows"], sent["maxInvalidFraction"]) == ("Drop", 0.25)
     assert sent["maxUnpackedBytes"] == 5 << 30

@@ -96,6 +96,9 @@ def check(
             r"Template of the prompt, with {column} for a column's value and \n for a line break.", "TEXT"
         ),
     ] = None,
+    keep_column: Annotated[
+        list[str] | None, _column("Column to keep beside each row. Repeat it for more columns.")
+    ] = None,
     validation: Annotated[
         float, _split("Fraction of rows for validation.", min=0, max=1, metavar="FRACTION")
     ] = 0.1,
@@ -212,6 +215,7 @@ def check(
             phone_numbers=phone_numbers,
             phone_region=region(phone_region),
         ),
+        kept_columns=tuple(keep_column or ()),
     )
     try:
         sources = find_files(files)

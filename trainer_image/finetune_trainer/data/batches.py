@@ -38,6 +38,8 @@ class PreparedBatch:
     """Number of files that could not be read to their end."""
     redacted: int = 0
     unread_labels: int = 0
+    kept_columns: set[str] = field(default_factory=set)
+    """Columns of which a value was kept."""
     unused: tuple[str, ...] = ()
     """Fields of the records that are not used."""
     known: frozenset[str] = frozenset()
@@ -76,6 +78,7 @@ class Preparer:
                     done.invalid += 1
                     continue
             done.redacted += row is not cleaned
+            done.kept_columns.update(name for name, _ in row.columns)
             done.lines[split] += output.line_of(row)
             shown = self._scanner.masked(row.output) if issues else None
             index.add(row, split, batch.file, item.position.record or 0, shown=shown)

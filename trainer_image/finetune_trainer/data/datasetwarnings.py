@@ -1,6 +1,6 @@
 """Warnings about all rows together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from finetune_trainer.contract.dataset import Split
@@ -10,6 +10,7 @@ from finetune_trainer.data.index import RowIndex
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.result import Label
 from finetune_trainer.data.rowproblems import Code, Issue, quoted
+from finetune_trainer.data.textchecks import field_name
 
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95
@@ -67,6 +68,17 @@ def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Iss
             f"{unused} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
             "names that the format reads",
             "remove the unused names, or set format to the format of the rows",
+        )
+
+
+def kept_nothing(names: Iterable[str]) -> Iterator[Issue]:
+    """A warning per column that keepColumns names and that no row has."""
+    for name in names:
+        yield _warning(
+            Code.COLUMNS_IGNORED,
+            f"keepColumns names {field_name(name)}, but no row has a value in it",
+            "a column with values",
+            "correct the name, or remove it from keepColumns",
         )
 
 

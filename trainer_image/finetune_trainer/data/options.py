@@ -44,3 +44,5 @@ class Recipe:
     division: Split = field(default_factory=Split)
     cleaning: Cleaning = field(default_factory=Cleaning)
     checks: Checks = field(default_factory=Checks)
+    kept_columns: tuple[str, ...] = ()
+    """Columns of the source to keep beside each row."""

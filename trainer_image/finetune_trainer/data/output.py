@@ -47,7 +47,7 @@ class SplitWriter:
 
 def line_of(row: Row) -> bytes:
     """The row's line with its line end. For rows of plain texts, orjson writes the same as `canonical`."""
-    if row.form == "PromptCompletion":
+    if row.form == "PromptCompletion" and not row.columns:
         pair = {"completion": row.output, "prompt": row.messages[0].content}
         return orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE)
     if row.tools is None and all(message.tool_calls is None for message in row.messages):

@@ -80,6 +80,7 @@ def prepare(
     index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
     unused = UnusedFields()
     redacted = unread_labels = 0
+    kept: set[str] = set()
     with (
         output.SplitWriter(folder, limit_bytes) as writer,
         closing(prepare_batches(reading, recipe)) as batches,
@@ -92,6 +93,7 @@ def prepare(
             unused.add(batch.unused, batch.known)
             redacted += batch.redacted
             unread_labels += batch.unread_labels
+            kept |= batch.kept_columns
     if not found.rows and not found.errors:
         found.summary([Issue(Code.FILE_EMPTY, "no rows", "at least one row", "add rows")])
     names = [file.name if len(files) > 1 else None for file in files]
@@ -106,6 +108,8 @@ def prepare(
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
     found.summary(datasetwarnings.ignored_names(reading.ignored_names, reading.format))
+    if len(index):
+        found.summary(datasetwarnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
     found.summary(datasetwarnings.unread_labels(unread_labels))
     found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
     found.summary(datasetwarnings.summary_issues(index, selection, split_rows, recipe))

@@ -43,6 +43,7 @@ def recipe_of(config: PrepareConfig) -> Recipe:
         division=config.split,
         cleaning=config.cleaning,
         checks=config.checks,
+        kept_columns=config.keep_columns,
     )
 
 
@@ -72,6 +73,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         if not isinstance(value, dict)
         else {name: setting for name, setting in value.items() if setting != defaults[part][name]}
         for part, value in given.items()
+        if part != "kept_columns" or value
     }
 
 

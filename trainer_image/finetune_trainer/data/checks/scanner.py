@@ -54,7 +54,8 @@ class Scanner:
                 calls[number] = json.loads(message.tool_calls)
         if row.rejected is not None:
             texts.append(row.rejected)
-        everything = "\n".join([*texts, *_strings(list(calls.values()))] if calls else texts)
+        columns = [value for _, value in row.columns]
+        everything = "\n".join([*texts, *columns, *_strings(list(calls.values()))])
         candidates = self._prefilter.find(everything)
         if not candidates:
             # Nearly all rows end here.
@@ -79,7 +80,8 @@ class Scanner:
         texts = [redact(text, _column(row, number)) for number, text in enumerate(texts)]
         for number, call in calls.items():
             calls[number] = _rewritten(call, f"messages[{number}].tool_calls", redact)
-        return _with_texts(row, texts, calls), tuple(issues)
+        kept = tuple((name, redact(value, field_name(name))) for name, value in row.columns)
+        return _with_texts(row, texts, calls, kept), tuple(issues)
 
     def masked(self, text: str) -> str:
         """The text with placeholders for all findings, whatever their settings."""
@@ -137,7 +139,9 @@ def _redacted(text: str, hits: list[_Hit]) -> str:
     return "".join((*parts, text[end:])) if parts else text
 
 
-def _with_texts(row: Row, texts: list[str], calls: Mapping[int, Any]) -> Row:
+def _with_texts(
+    row: Row, texts: list[str], calls: Mapping[int, Any], columns: tuple[tuple[str, str], ...]
+) -> Row:
     messages = tuple(
         replace(
             message,
@@ -147,9 +151,9 @@ def _with_texts(row: Row, texts: list[str], calls: Mapping[int, Any]) -> Row:
         for number, message in enumerate(row.messages)
     )
     rejected = None if row.rejected is None else texts[-1]
-    if messages == row.messages and rejected == row.rejected:
+    if (messages, rejected, columns) == (row.messages, row.rejected, row.columns):
         return row
-    return replace(row, messages=messages, rejected=rejected)
+    return replace(row, messages=messages, rejected=rejected, columns=columns)
 
 
 def _issue(hit: _Hit, column: str) -> Issue:

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers.base import Fields, TableName
 from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.keptcolumns import kept_columns
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.prompttemplate import PromptTemplate
 from finetune_trainer.data.rowproblems import Code, Issue
@@ -97,9 +98,10 @@ class Format(ABC):
         return record
 
     def table_columns(self) -> tuple[str, ...]:
-        """The columns that a table must have, including those of group and split in the recipe."""
+        """The columns that a table must have, including those of group, split and kept ones in the recipe."""
         division = self.recipe.division
-        return (*self.columns(), *(name for name in (division.group_by, division.column) if name is not None))
+        named = (division.group_by, division.column, *self.recipe.kept_columns)
+        return (*self.columns(), *(name for name in named if name is not None))
 
     def header_issues(self, columns: Sequence[str]) -> Issues:
         """Issues about missing columns of a table."""
@@ -113,7 +115,8 @@ class Format(ABC):
                     Code.HEADER,
                     f"the header has no column {listed(others)}, but {field_names(columns, 'others')}",
                     f"the column{'s' if len(others) > 1 else ''} {listed(others)}",
-                    "name the right columns in columns (and split.groupBy)",
+                    "name the right columns in columns (and split.groupBy"
+                    f"{' and keepColumns' if self.recipe.kept_columns else ''})",
                 )
             )
         if in_template:
@@ -137,6 +140,8 @@ class Format(ABC):
         division = self.recipe.division
         group = None if division.group_by is None else self._group(data, division.group_by)
         split = None if division.column is None else self._split(data, division.column)
+        if isinstance(row, Row) and self.recipe.kept_columns:
+            row = replace(row, columns=kept_columns(data, self.recipe.kept_columns))
         if isinstance(row, Row) and not isinstance(group, Issue) and not isinstance(split, Issue):
             return RawRow(row, group, split)
         return (
