@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint and its base model."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_what_was_learned_by_heart_is_right_and_the_base_model_knows_nothing(tra
 def test_scores_are_the_same_each_time_and_in_batches_of_any_size(trained: Trained) -> None:
     first = trained.evaluate(batch_size=4)
 
-    assert trained.evaluate(batch_size=4) == first
+    assert trained.evaluate(batch_size=4).scores == first.scores
     assert values(trained.evaluate(batch_size=1)) == pytest.approx(values(first), rel=1e-5)
 
 
@@ -104,6 +105,25 @@ def test_f1_token_is_that_of_squad(answer: str, accepted: frozenset[str], value:
 
 def test_every_metric_of_the_contract_can_be_measured() -> None:
     assert MEASURES.keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize("trained", ["LoRA"], indirect=True)
+def test_the_page_has_the_answers_of_all_models_the_wrong_one_first(trained: Trained) -> None:
+    config = trained.bench.evaluate_config(trained.base, trained.dataset, trained.checkpoint)
+    result = trained.bench.run_evaluate(config.model_copy(update={"run": "page"}))
+
+    folder = trained.bench.store.run_folder("page", "evaluate")
+    page, content = folder.read("evaluation.html"), folder.read("evaluation.json")
+    assert result.report_uri == f"{folder.uri}/evaluation.html"
+    assert page is not None
+    assert content is not None
+    assert b"<title>Ahead of Base on these rows" in page
+    report = json.loads(content)
+    assert report["outcomes"] == {"worse": 0, "better": 5, "same": 1, "wrong": 1, "truncated": 0}
+    first = report["answers"][0]
+    assert (first["row"], first["input"][0]["text"]) == (6, "order late?")
+    assert [answer["subject"] for answer in first["answers"]] == ["Tuned", "Base"]
+    assert first["answers"][0]["text"] != first["accepted"][0]["text"] == "nobody knows"
 
 
 def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:

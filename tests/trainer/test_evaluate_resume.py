@@ -142,7 +142,7 @@ def test_a_stopped_evaluation_continues_and_gives_exactly_the_same_scores(
     config, sheet = case.new_run(f"stopped-{batch}"), Sheet()
     generated.stopped(case, config, batch)
 
-    assert case.bench.run_evaluate(config, sheet) == case.expected
+    assert case.bench.run_evaluate(config, sheet).scores == case.expected.scores
     assert sorted(row for rows in generated.batches for row in rows) == sorted([*range(1, 8)] * 2)
     assert sheet.seen[0].step >= 2 * batch - 1
     assert sheet.seen[-1].step == sheet.seen[-1].total_steps == 14
@@ -156,7 +156,7 @@ def test_a_killed_evaluation_continues_after_the_rows_that_were_saved(
 
     assert run(config, arm=AtBatch(3, kill)).code == -signal.SIGKILL
 
-    assert adapter.bench.run_evaluate(config) == adapter.expected
+    assert adapter.bench.run_evaluate(config).scores == adapter.expected.scores
     assert len(generated.batches) == 8 - 2
 
 
@@ -168,7 +168,7 @@ def test_a_pod_that_gets_a_signal_saves_its_rows_and_does_not_count_as_failed(
     ended = run(config, arm=AtBatch(4, terminate))
 
     assert ended.code == ExitCode.PREEMPTED_SAVED, ended.logs
-    assert adapter.bench.run_evaluate(config) == adapter.expected
+    assert adapter.bench.run_evaluate(config).scores == adapter.expected.scores
     assert len(generated.batches) == 8 - 3
 
 
@@ -212,7 +212,7 @@ def test_a_complete_evaluation_whose_result_is_lost_loads_no_model(
 ) -> None:
     monkeypatch.setattr(stage, "load_placed", None)
 
-    assert adapter.bench.run_evaluate(adapter.config) == adapter.expected
+    assert adapter.bench.run_evaluate(adapter.config).scores == adapter.expected.scores
 
 
 def test_every_row_of_every_model_has_a_line_with_its_answer_and_its_values(adapter: Case) -> None:
@@ -248,7 +248,7 @@ def test_one_model_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(stage, "load_placed", alone)
 
-    assert case.bench.run_evaluate(case.new_run("alone")) == case.expected
+    assert case.bench.run_evaluate(case.new_run("alone")).scores == case.expected.scores
     assert len(loaded) == 2
 
 
@@ -282,6 +282,6 @@ def test_evaluation_as_on_a_gpu_continues_exactly(tmp_path: Path, generated: Gen
         config = case.new_run("as on a GPU")
         generated.stopped(case, config, 2)
 
-        assert case.bench.run_evaluate(config) == case.expected
+        assert case.bench.run_evaluate(config).scores == case.expected.scores
     scores = {(score.metric, score.subject): score.value for score in case.expected.scores}
     assert scores["loss", "Tuned"] < scores["loss", "Base"]

@@ -296,7 +296,7 @@ def test_every_kind_of_problem_has_a_headline() -> None:
 class Outline(HTMLParser):
     """Checks that elements are closed in order, and collects the addresses that a page loads."""
 
-    VOID = frozenset({"meta", "link", "line", "rect", "br", "img"})
+    VOID = frozenset({"meta", "link", "line", "rect", "br", "img", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -77,6 +77,11 @@ class PredictionLog:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def uri(self) -> str:
+        """Location of the file with all rows, which `finish` writes."""
+        return f"{self._folder.uri}/{FILE}"
+
     def of(self, subject: Subject) -> dict[int, RowPrediction]:
         """The measured rows of a model, by number."""
         return {row.row: row for row in self._rows if row.subject == subject}

@@ -22,6 +22,7 @@ from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import PredictionLog
+from finetune_trainer.evaluate.report import evaluation_facts, write_evaluation_report
 from finetune_trainer.model.bundle import own_chat_template
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.load import load_adapter
@@ -86,10 +87,12 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         estimates = Estimates(examples, measures, log.of)
         scores = tuple(scores_of(config.subjects, estimates))
         log.finish()
+        page = write_evaluation_report(folder, evaluation_facts(config, rows, examples, log, scores))
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
         scores=scores,
+        report_uri=page,
         live=None if config.live is None else config.live.digest,
         evidence=tuple(evidence_for(config.gates, estimates, config.subjects)),
     )

@@ -47,7 +47,7 @@ def document(
     listed = _listed(prepared.problems)
     return {
         "version": VERSION,
-        "source": _escaped(source),
+        "source": showable(source),
         "format": prepared.format,
         "rows": prepared.rows,
         "validRows": prepared.valid_rows,
@@ -55,7 +55,7 @@ def document(
         "keptRows": prepared.kept_rows,
         "brokenFiles": prepared.broken_files,
         "files": [
-            {"name": _escaped(file.name), "bytes": file.bytes, "sha256": file.sha256}
+            {"name": showable(file.name), "bytes": file.bytes, "sha256": file.sha256}
             for file in prepared.files
         ],
         "unusedFields": [_truncated(name) for name in prepared.unused_fields],
@@ -64,7 +64,7 @@ def document(
         "problemsByCode": _by_code(prepared),
         "problems": [problem_record(problem) for problem in listed],
         "problemsOmitted": prepared.error_count + prepared.warning_count - len(listed),
-        "problemLog": _escaped(problem_log),
+        "problemLog": showable(problem_log),
         "splits": [
             {
                 "name": name,
@@ -80,10 +80,11 @@ def document(
         "preparation": {
             "format": prepared.recipe.format,
             "columns": _plain(prepared.recipe.names, without="template"),
-            "template": _escaped(prepared.recipe.names.template),
+            "template": showable(prepared.recipe.names.template),
             "split": _plain(prepared.recipe.division),
             "cleaning": _plain(prepared.recipe.cleaning),
             "checks": _plain(prepared.recipe.checks),
+            "keptColumns": [_truncated(name) for name in prepared.recipe.kept_columns],
         },
     }
 
@@ -132,7 +133,7 @@ def problem_record(problem: RowProblem) -> Document:
 
 def _position(position: RowPosition) -> Document:
     return {
-        "file": _escaped(position.file),
+        "file": showable(position.file),
         "line": position.line,
         "record": position.record,
     }
@@ -189,11 +190,12 @@ def _difference(difference: RowChanges | None) -> Document | None:
 def _plain(options: FieldNames | Split | Cleaning | Checks, without: str = "") -> Document:
     values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != without}
     return {
-        _camel(name): _escaped(value) if isinstance(value, str) else value for name, value in values.items()
+        camel(name): showable(value) if isinstance(value, str) else value for name, value in values.items()
     }
 
 
-def _camel(name: str) -> str:
+def camel(name: str) -> str:
+    """The name of a field in JSON."""
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
@@ -201,10 +203,11 @@ def _camel(name: str) -> str:
 def _truncated(text: str | None) -> str | None:
     if text is not None and len(text) > MAX_TEXT_CHARACTERS:
         text = text[: MAX_TEXT_CHARACTERS - 1] + "…"
-    return _escaped(text)
+    return showable(text)
 
 
-def _escaped(text: str | None) -> str | None:
+def showable(text: str | None) -> str | None:
+    """The text with characters escaped that UTF-8 cannot encode, or that control a terminal."""
     return None if text is None else UNSHOWABLE.sub(lambda match: _escape(match[0]), text)
 
 

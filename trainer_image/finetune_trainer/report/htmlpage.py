@@ -1,11 +1,16 @@
-"""The report as one self-contained HTML page, without network access or scripts."""
+"""The reports as self-contained HTML pages, without network access and without scripts of others."""
 
+import hashlib
+from base64 import b64encode
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.report.document import Document
+from finetune_trainer.report.evaluation.gates import gate_lines, gate_note
+from finetune_trainer.report.evaluation.headline import evaluation_verdict, figure
+from finetune_trainer.report.evaluation.rows import OUTCOMES
 from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
 from finetune_trainer.report.histogram import LEFT, histogram
 from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
@@ -13,6 +18,10 @@ from finetune_trainer.report.verdict import counted, number, position, token_ver
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+FOLDER: Final = Path(__file__).parent
+OPEN_ROWS: Final = 25
+"""Rows of an evaluation that are visible before the reader asks for more."""
 
 
 def page(report: Document) -> str:
@@ -47,12 +56,27 @@ def training_page(report: Document) -> str:
     )
 
 
+def evaluation_page(report: Document) -> str:
+    """The page about an evaluation. `report` is made by `evaluation_report`.
+
+    Its script filters the rows; without it, all rows are listed. The page's policy allows that script by its
+    hash and no other, so that a text from a model could not run one even if it were not escaped.
+    """
+    return _template("evaluation/evaluation.html.jinja").render(
+        report=report,
+        verdict=evaluation_verdict(report),
+        kind="Evaluation report",
+        source=f"run {report['run']}",
+        script=(FOLDER / "evaluation" / "evaluation.js").read_text(),
+    )
+
+
 @cache
 def _template(name: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -61,6 +85,9 @@ def _template(name: str) -> "Template":
     environment.filters |= {
         "advice": advice,
         "counted": counted,
+        "figure": figure,
+        "gate_lines": gate_lines,
+        "gate_note": gate_note,
         "headline": headline,
         "kept_as": kept_as,
         "largest_share": largest_share,
@@ -70,6 +97,7 @@ def _template(name: str) -> "Template":
         "settings": settings,
         "share": share,
         "size": size,
+        "source_hash": source_hash,
     }
     environment.globals |= {
         "characters": partial(histogram, unit="characters"),
@@ -77,8 +105,15 @@ def _template(name: str) -> "Template":
         "relations": RELATIONS,
         "left": LEFT,
         "dataset_codes": DATASET_CODES,
+        "outcomes": OUTCOMES,
+        "open_rows": OPEN_ROWS,
     }
     return environment.get_template(name)
+
+
+def source_hash(script: str) -> str:
+    """Source of a Content Security Policy that allows this inline script and no other."""
+    return f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def share(part: int, whole: int) -> str:
@@ -123,6 +158,8 @@ def settings(preparation: Document) -> list[tuple[str, str]]:
     found += [(f"Column for {name}", column) for name, column in preparation["columns"].items() if column]
     if preparation["template"]:
         found.append(("Template of the prompt", preparation["template"]))
+    if preparation["keptColumns"]:
+        found.append(("Kept columns", ", ".join(preparation["keptColumns"])))
     found.append(("Split", _split(preparation["split"])))
     cleaning = preparation["cleaning"]
     normalized = [
