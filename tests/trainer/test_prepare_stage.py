@@ -1,6 +1,7 @@
 """The whole stage `prepare`: published versions, rejected sources, and reports."""
 
 import gzip
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ import zstandard
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import Difference, PrepareResult
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
@@ -477,3 +479,74 @@ def test_short_distinct_texts_with_one_answer_all_stay_by_the_newest_rule(prepar
     result = preparation.run(source, split=Split(validation=0.2, test=0.2, rule_version=2))
 
     assert (sum(split.rows for split in result.splits), result.statistics.leaked_rows) == (36, 0)
+
+
+SECRET = "AKIAQ4XB7TW2LMNO3PRS"
+
+
+def derived(preparation: Preparation, result: PrepareResult) -> dict[str, Any] | None:
+    """The hashes of sensitive values that are derived from the dataset."""
+    assert result.dataset is not None
+    of = ArtifactRef(kind="datasets", digest=result.dataset)
+    ref = preparation.store.derived(of, "sensitive-values")
+    if ref is None:
+        return None
+    content = (preparation.store.artifact(ref, verify=True) / "sensitive.json").read_bytes()
+    assert SECRET.encode() not in content
+    loaded: dict[str, Any] = json.loads(content)
+    return loaded
+
+
+def test_sensitive_values_of_training_rows_are_kept_as_salted_hashes_only(preparation: Preparation) -> None:
+    rows = [*pairs(8), {"prompt": "key?", "completion": SECRET}]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    result = preparation.run(source, split=ALL_TRAIN)
+
+    kept = derived(preparation, result)
+    assert kept is not None
+    salted = bytes.fromhex(kept["salt"]) + SECRET.encode()
+    assert kept["hashes"] == [hashlib.sha256(salted).hexdigest()]
+    assert len(kept["salt"]) == 32
+    folder = preparation.root / "store" / "datasets" / str(result.dataset).removeprefix("sha256:")
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        "manifest.json",
+        "train.jsonl",
+        "validation.jsonl",
+        "test.jsonl",
+    }
+
+
+@pytest.mark.parametrize("checks", [Checks(secrets="Off"), Checks(secrets="Redact")])
+def test_values_that_are_allowed_or_redacted_leave_no_hashes(
+    preparation: Preparation, checks: Checks
+) -> None:
+    rows = [*pairs(8), {"prompt": "key?", "completion": SECRET}]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    assert derived(preparation, preparation.run(source, split=ALL_TRAIN, checks=checks)) is None
+
+
+def test_values_of_rows_that_are_held_out_leave_no_hashes(preparation: Preparation) -> None:
+    rows = [{**row, "split": "train"} for row in pairs(8)]
+    rows.append({"prompt": "key?", "completion": SECRET, "split": "test"})
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    assert derived(preparation, preparation.run(source, split=Split(column="split"))) is None
+
+
+def test_the_hashes_are_those_of_the_newest_preparation(preparation: Preparation) -> None:
+    rows = [*pairs(8), {"prompt": "key?", "completion": SECRET}]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+    first = preparation.run(source, split=ALL_TRAIN)
+    found = derived(preparation, first)
+
+    again = preparation.run(source, split=ALL_TRAIN)
+    renewed = derived(preparation, again)
+    allowed = preparation.run(source, split=ALL_TRAIN, checks=Checks(secrets="Off"))
+
+    assert first.dataset == again.dataset == allowed.dataset
+    assert found is not None
+    assert renewed is not None
+    assert renewed["salt"] != found["salt"]
+    assert derived(preparation, allowed)["hashes"] == []  # type: ignore[index]

@@ -37,6 +37,8 @@ class PreparedBatch:
     broken: int = 0
     """Number of files that could not be read to their end."""
     redacted: int = 0
+    sensitive: set[str] = field(default_factory=set)
+    """Secrets and personal data that training rows keep. They never leave memory."""
     unread_labels: int = 0
     kept_columns: set[str] = field(default_factory=set)
     """Columns of which a value was kept."""
@@ -79,6 +81,8 @@ class Preparer:
                     continue
             done.redacted += row is not cleaned
             done.kept_columns.update(name for name, _ in row.columns)
+            if issues and split == "train":
+                done.sensitive |= self._scanner.values_of(row)
             done.lines[split] += output.line_of(row)
             shown = self._scanner.masked(row.output) if issues else None
             index.add(row, split, batch.file, item.position.record or 0, shown=shown)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from finetune_trainer.data import datasetwarnings, duplicates, output, statistics
 from finetune_trainer.data.batches import PreparedBatch
+from finetune_trainer.data.checks.sensitivevalues import HashedValues
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import RowIndex
@@ -79,6 +80,7 @@ def prepare(
     reading = SourceReader(files, recipe)
     index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
     unused = UnusedFields()
+    sensitive = HashedValues()
     redacted = unread_labels = 0
     kept: set[str] = set()
     with (
@@ -91,6 +93,7 @@ def prepare(
                 writer.write(split, lines)
             index.extend(batch.index)
             unused.add(batch.unused, batch.known)
+            sensitive.add(batch.sensitive)
             redacted += batch.redacted
             unread_labels += batch.unread_labels
             kept |= batch.kept_columns
@@ -132,6 +135,7 @@ def prepare(
         difference=None if previous is None else compare(index, selection.keep, *previous),
         untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
         unread_labels=unread_labels,
+        sensitive=sensitive.found(recipe.checks),
     )
 
 

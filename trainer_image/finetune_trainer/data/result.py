@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
+from finetune_trainer.data.checks.sensitivevalues import HashedValues, SensitiveHashes
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Issue, RowPosition
 
@@ -128,6 +130,8 @@ class Prepared:
     """Number of labels with training rows but no test row."""
     unread_labels: int = 0
     """Number of rows whose label may rate the answer, which an older rule learns regardless."""
+    sensitive: SensitiveHashes = field(default_factory=lambda: HashedValues().found(Checks()))
+    """Hashes of the secrets and personal data that training rows keep."""
 
     @property
     def valid_rows(self) -> int:

@@ -26,6 +26,7 @@ from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.prepare.rowsource import open_source, without_query
+from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.htmlpage import page
 from finetune_trainer.rows import SPLIT_FILES
@@ -73,6 +74,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
             report.write()
             raise
         digest = context.store.publish("datasets", staging)
+        publish_hashes(context.store, digest, prepared.sensitive)
         splits = _split_records(context, digest, prepared.split_rows)
         report.write(digest, splits)
     _log_summary(prepared)

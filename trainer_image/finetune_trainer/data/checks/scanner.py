@@ -13,7 +13,7 @@ from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, Payment
 from finetune_trainer.data.checks.prefilter import Prefilter
 from finetune_trainer.data.checks.secrets import Secrets
 from finetune_trainer.data.checks.sequences import EXPRESSIONS, SEQUENCES, sequence_issue
-from finetune_trainer.data.rowproblems import QUOTED, Issue, Severity, quoted
+from finetune_trainer.data.rowproblems import QUOTED, Code, Issue, Severity, quoted
 from finetune_trainer.data.textchecks import field_name
 from finetune_trainer.rows import Row
 
@@ -55,7 +55,7 @@ class Scanner:
         if row.rejected is not None:
             texts.append(row.rejected)
         columns = [value for _, value in row.columns]
-        everything = "\n".join([*texts, *columns, *_strings(list(calls.values()))])
+        everything = "\n".join([*texts, *columns, *strings_in(list(calls.values()))])
         candidates = self._prefilter.find(everything)
         if not candidates:
             # Nearly all rows end here.
@@ -88,14 +88,27 @@ class Scanner:
         hits = [replace(hit, finding="Redact") for hit in _hits(text, self._enabled)]
         return _redacted(text, hits)
 
+    def values_of(self, row: Row) -> set[str]:
+        """The findings in all texts of a row, in the form of `values_in`."""
+        calls = (json.loads(message.tool_calls) for message in row.messages if message.tool_calls is not None)
+        texts = [*(message.content for message in row.messages), *strings_in(list(calls))]
+        return set().union(*map(self.values_in, texts))
 
-def _strings(value: Any) -> Iterator[str]:
+    def values_in(self, text: str) -> set[str]:
+        """The findings in a text. Values that differ only in how they are written are equal."""
+        return {
+            _normal_form(hit.detector.code, text[hit.found.start : hit.found.end])
+            for hit in _hits(text, self._enabled)
+        }
+
+
+def strings_in(value: Any) -> Iterator[str]:
     """All texts in a JSON value, without the names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _strings(each)
+            yield from strings_in(each)
 
 
 def _rewritten(value: Any, path: str, redact: Callable[[str, str], str]) -> Any:
@@ -127,6 +140,15 @@ def _hits(text: str, suspects: Sequence[tuple[Detector, Finding]]) -> list[_Hit]
             taken[start:end] = b"\1" * (end - start)
             kept.append(hit)
     return sorted(kept, key=lambda hit: hit.found.start)
+
+
+def _normal_form(code: Code, value: str) -> str:
+    """A secret as it is, an e-mail address in lower case, a number without separators."""
+    if code == Code.SECRET:
+        return value
+    if code == Code.EMAIL_ADDRESS:
+        return value.casefold()
+    return "".join(filter(str.isalnum, value)).upper()
 
 
 def _redacted(text: str, hits: list[_Hit]) -> str:
