@@ -46,6 +46,11 @@ def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
 
 
+def files_of(folder: Path) -> set[str]:
+    """The files of a checkpoint, without what is derived from it."""
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
 class Trained:
     """An adapter that knows its rows by heart, and copies of it and of its base model in one folder."""
 
@@ -114,7 +119,7 @@ def test_plain_peft_answers_as_our_engine(
 
     assert answers == trained.with_our_engine()
     assert answers["tickets"] != answers["base"]
-    assert {path.name for path in trained.adapter.iterdir()} == FILES
+    assert files_of(trained.adapter) == FILES
     tokenizer: Any = AutoTokenizer.from_pretrained(trained.adapter)
     expected = load_tokenizer(source)
     assert type(tokenizer) is type(expected)
@@ -134,7 +139,7 @@ def test_the_best_and_the_kept_weights_bring_their_bundle_too(bench: Workbench) 
     checkpoints = bench.train(config).checkpoints
 
     assert len(checkpoints) == 3
-    assert all({path.name for path in bench.checkpoint(each).iterdir()} == FILES for each in checkpoints)
+    assert all(files_of(bench.checkpoint(each)) == FILES for each in checkpoints)
 
 
 def test_a_resume_state_holds_no_bundle(bench: Workbench) -> None:

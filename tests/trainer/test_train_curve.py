@@ -150,7 +150,7 @@ def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: MethodType,
     assert f">{unit}</text>" in page
 
 
-def long_result(points: int, checkpoints: int = 10) -> StageResult:
+def long_result(points: int, checkpoints: int = 10, *, probes: bool = False) -> StageResult:
     """A result in which every number has its maximum length."""
     train = TrainResult(
         steps=100_000_000,
@@ -177,6 +177,7 @@ def long_result(points: int, checkpoints: int = 10) -> StageResult:
                 validation_loss=0.12345678901234567,
                 best=index == 8,
                 final=index == 9,
+                probe=f"sha256:{index:064x}" if probes else None,
             )
             for index in range(checkpoints)
         ),
@@ -192,6 +193,18 @@ def test_ten_checkpoints_fit_into_a_termination_message_and_the_curve_goes_first
     assert read is not None
     assert read.train is not None
     assert read.train == long_result(points=0).train
+
+
+def test_probes_of_kept_checkpoints_go_before_what_the_operator_needs() -> None:
+    text = termination.bounded(long_result(points=32, probes=True))
+
+    read = StageResult.parse(text)
+    assert len(text.encode()) <= 3500
+    assert read is not None
+    assert read.train is not None
+    kept = read.train.checkpoints
+    assert [each.probe is not None for each in kept] == [each.best or each.final for each in kept]
+    assert len(kept) == 10
 
 
 def test_a_curve_beside_two_checkpoints_fits() -> None:

@@ -114,7 +114,9 @@ class _CheckpointFields(Model):
         str | None,
         Field(
             max_length=512,
-            description="Not written by this release. Answer of the weights to a fixed prompt.",
+            description="Digest of the folder in the store with the weights' most likely next tokens after a"
+            " few fixed prompts, recorded when they were published. Evaluation compares with it. Absent: an"
+            " earlier release trained the weights, or the prompts cannot be used with their chat template.",
         ),
     ] = None
     lineage: Lineage

@@ -234,6 +234,7 @@ class CheckpointSummary(Model):
         ),
     ] = False
     final: Annotated[bool, Field(description="Whether these are the last weights of the run.")] = False
+    probe: Annotated[Digest | None, Field(description="Probe of the weights, as in the Checkpoint.")] = None
 
 
 class Cost(Model):

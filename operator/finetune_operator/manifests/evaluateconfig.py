@@ -45,6 +45,7 @@ def evaluate_config(
         dataset=dataset,
         checkpoint=weights.digest,
         checkpoint_type=weights.type,
+        probe=weights.probe,
         quantized_base=weights.quantized_base,
         split=split,
         chat_template_kwargs=weights.chat_template_kwargs,

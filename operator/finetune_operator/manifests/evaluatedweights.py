@@ -16,6 +16,8 @@ class EvaluatedWeights:
     """Weights, and the settings of their training that decide how they are measured."""
 
     digest: str
+    probe: str | None = None
+    """Digest of their probe; None if they have none, or if nothing is compared with it."""
     type: CheckpointType
     base_model: str
     """Digest of the base model."""

@@ -137,6 +137,7 @@ def build_checkpoint(
         uri=store_folder(store, "checkpoints", result.digest),
         metrics=metrics,
         loss_curve=_until(result.step, loss_curve),
+        probe=result.probe,
         lineage=Lineage(
             base_model=BaseModelRecord(
                 uri=base_model_uri,

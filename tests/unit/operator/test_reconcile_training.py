@@ -172,6 +172,16 @@ def test_a_checkpoint_has_the_losses_up_to_its_step() -> None:
     assert final["spec"]["lossCurve"] == whole
 
 
+def test_the_probe_of_the_weights_is_recorded_and_reaches_the_evaluation() -> None:
+    probed = BEST.model_copy(update={"probe": digest("d")})
+    cluster = after(checkpoints=(probed, FINAL))
+
+    best, final = sorted(cluster.of("Checkpoint").values(), key=lambda record: record["spec"]["step"])
+    assert best["spec"]["probe"] == probed.probe
+    assert "probe" not in final["spec"]
+    assert cluster.config("evaluate").probe == probed.probe
+
+
 def test_a_result_without_a_curve_makes_a_checkpoint_without() -> None:
     (checkpoint,) = after().of("Checkpoint").values()
     assert "lossCurve" not in checkpoint["spec"]

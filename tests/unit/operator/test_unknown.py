@@ -29,7 +29,7 @@ def newer() -> dict[str, Any]:
     status["news"] = {"a": [1]}
     status["resolved"]["rank"] = 8
     status["resolved"]["hyperparameters"]["packing"] = True
-    status["checkpoints"][0]["probe"] = "sha256:1"
+    status["checkpoints"][0]["size"] = "3Mi"
     status["conditions"][0]["severity"] = "Info"
     return manifest
 

@@ -134,6 +134,8 @@ class CheckpointResult(Contract):
     """DPO, KTO, ORPO: mean reward of good answers minus mean reward of bad answers."""
     best: bool = False
     final: bool = False
+    probe: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    """Digest of the folder with the weights' probe, derived from the checkpoint; None if there is none."""
 
 
 LossPoint = tuple[int, float, float | None]

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
-from finetune_trainer.contract.results import EvaluateResult, StageResult
+from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, StageResult
 
 MAX_MESSAGE_LENGTH = 1000
 """Max characters of a failure's message if the result is too long."""
@@ -20,13 +20,18 @@ logger = logging.getLogger(__name__)
 def bounded(result: StageResult) -> str:
     """Return the result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
-    Omits in this order: the loss curve; warnings of preflight from the last one; warnings and then problems
-    of prepare, from the last one (their count stays); scores from the last one (the evidence of gates stays)
-    and the ends of sentences of evaluate; the end of the message; the stage's own fields. `result.json` in
-    the store has everything.
+    Omits in this order: the loss curve; probes of checkpoints that are neither the best nor the final one;
+    warnings of preflight from the last one; warnings and then problems of prepare, from the last one (their
+    count stays); scores from the last one (the evidence of gates stays) and the ends of sentences of
+    evaluate; the end of the message; the stage's own fields. `result.json` in the store has everything.
     """
     if not _fits(result) and result.train is not None:
         result = result.model_copy(update={"train": result.train.model_copy(update={"loss_curve": ()})})
+    if not _fits(result) and result.train is not None:
+        checkpoints = tuple(map(_without_kept_probe, result.train.checkpoints))
+        result = result.model_copy(
+            update={"train": result.train.model_copy(update={"checkpoints": checkpoints})}
+        )
     while not _fits(result) and result.preflight is not None and result.preflight.warnings:
         fewer = {"warnings": result.preflight.warnings[:-1]}
         result = result.model_copy(update={"preflight": result.preflight.model_copy(update=fewer)})
@@ -93,6 +98,12 @@ def write(text: str, path: Path = Path(TERMINATION_MESSAGE_PATH)) -> None:
     if path.exists():
         content = text.encode()[:MAX_TERMINATION_MESSAGE_BYTES].decode(errors="ignore")
         path.write_text(content, encoding="utf-8")
+
+
+def _without_kept_probe(checkpoint: CheckpointResult) -> CheckpointResult:
+    if checkpoint.best or checkpoint.final:
+        return checkpoint
+    return checkpoint.model_copy(update={"probe": None})
 
 
 def _fits(result: StageResult) -> bool:

@@ -19,6 +19,7 @@ from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.outofmemory import catch_out_of_memory
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.tokens.probeprompts import probe_prompts
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.callbacks.heartbeat import Heartbeat
@@ -32,6 +33,7 @@ from finetune_trainer.train.inputs import TrainingData
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.parallel.shardingconfig import sharding_config
 from finetune_trainer.train.states.ledger import RunLedger
+from finetune_trainer.train.states.probedweights import ProbedWeights
 from finetune_trainer.train.states.restarts import WastedTime
 from finetune_trainer.train.states.retention import Retention
 from finetune_trainer.train.states.weights import TrainingWeights, bundle_of, training_weights
@@ -100,7 +102,7 @@ class TrainingSession:
         PeerLost.
         """
         config, data, group = self.config, self.data, self.context.group
-        weights = training_weights(self.model, config.base_model, data.base)
+        weights = self._weights()
         ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
@@ -159,6 +161,19 @@ class TrainingSession:
             wasted_time=run.wasted_time,
             retention=run.retention,
             device=self.device,
+        )
+
+    def _weights(self) -> ProbedWeights:
+        tokenizer = self.data.tokenizer
+        prompts = probe_prompts(tokenizer, self.config.chat_template_kwargs)
+        if not prompts:
+            logger.warning("the chat template rejects the fixed prompts: the Checkpoints have no probe")
+        return ProbedWeights(
+            weights=training_weights(self.model, self.config.base_model, self.data.base),
+            model=self.model,
+            prompts=prompts,
+            pad_token_id=tokenizer.pad_token_id,
+            quantized=METHODS[self.config.method.type].quantized_base,
         )
 
     def _log_size(self, validation_rows: int) -> None:

@@ -57,7 +57,7 @@ def restored(run: Run) -> Plan:
     )
     run.update(
         checkpoints=tuple(
-            CheckpointSummary(name=c.name, step=c.spec.step, digest=c.spec.digest)
+            CheckpointSummary(name=c.name, step=c.spec.step, digest=c.spec.digest, probe=c.spec.probe)
             for c in records[-MAX_CHECKPOINTS:]
         )
     )

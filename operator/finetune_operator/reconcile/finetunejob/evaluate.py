@@ -62,7 +62,7 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
     chosen = live.choose(run, STAGE, checkpoint.name) if live.compares_live(spec) else None
     if chosen is not None:
         return chosen
-    result = _measure(run, spec, checkpoint.digest)
+    result = _measure(run, spec, checkpoint)
     if not isinstance(result, StageResult):
         return result
     if result.evaluate is None:
@@ -109,13 +109,14 @@ def _untested_text(untested: int | None) -> str:
     return f". {answers} no row in the test split, and the scores do not cover them: see the data report"
 
 
-def _measure(run: Run, spec: EvaluationSpec, checkpoint: str) -> StageResult | Halt:
+def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> StageResult | Halt:
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
     method = run.job.spec.method
     weights = EvaluatedWeights(
-        digest=checkpoint,
+        digest=chosen.digest,
+        probe=chosen.probe,
         type=checkpoint_type(method),
         base_model=resolved.base_model_digest or "",
         quantized_base=METHODS[method.type].quantized_base,

@@ -95,6 +95,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
                 digest=checkpoint.digest,
                 best=checkpoint.best,
                 final=checkpoint.final,
+                probe=checkpoint.probe,
             )
         )
     training = training_status(trained).model_copy(update={"image": image})

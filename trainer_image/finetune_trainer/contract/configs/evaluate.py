@@ -26,6 +26,8 @@ class EvaluateConfig(StageConfig):
     dataset: Digest
     checkpoint: Digest
     checkpoint_type: CheckpointType = "Adapter"
+    probe: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    """Digest of the checkpoint's probe, with which its predictions are compared; None if it has none."""
     quantized_base: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
     """Whether the adapter was trained on a base model in 4 bits. All subjects are then measured on it."""
     split: Annotated[SplitName, Field(json_schema_extra={"since": 2, "essential": True})] = "test"

@@ -1,13 +1,16 @@
 """Publishes the best, final and kept weights of a run as checkpoints in the store."""
 
 from pathlib import Path
+from typing import TypedDict
 
 from finetune_trainer.beneath import copy_file, names_in
 from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
+from finetune_trainer.model.probe import PROBE_FILE
 from finetune_trainer.store import Store
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
@@ -30,7 +33,7 @@ def publish_checkpoints(
 
     The best weights are those with the lowest validation loss; without validation, the final ones. Each
     digest is published once, because a kept step may also be the best. Each checkpoint gets the files of
-    `bundle`. The result is sorted by step.
+    `bundle`. Its probe, if its weights have one, is derived from it. The result is sorted by step.
     Raises StageFailure (STORE_UNAVAILABLE).
     """
     best = ledger.best
@@ -40,21 +43,24 @@ def publish_checkpoints(
     def add(checkpoint: CheckpointResult) -> None:
         same = published.get(checkpoint.digest)
         if same is not None:
-            flags = {"best": same.best or checkpoint.best, "final": same.final or checkpoint.final}
-            checkpoint = checkpoint.model_copy(update=flags)
+            merged = {
+                "best": same.best or checkpoint.best,
+                "final": same.final or checkpoint.final,
+                "probe": checkpoint.probe or same.probe,
+            }
+            checkpoint = checkpoint.model_copy(update=merged)
         published[checkpoint.digest] = checkpoint
 
     for kept in retention.published(ledger.kept, step):
         if best is None or kept.step != best.step:
-            digest = _publish_folder(store, states.kept_folder(kept.step), bundle)
-            add(CheckpointResult(digest=digest, type=weights_type, **kept.model_dump()))
+            saved = _publish_saved(store, states.kept_folder(kept.step), bundle)
+            add(CheckpointResult(**saved, type=weights_type, **kept.model_dump()))
     if best is not None and not final_is_best:
-        digest = _publish_folder(store, states.best_folder(best.step), bundle)
-        add(CheckpointResult(digest=digest, type=weights_type, best=True, **best.model_dump()))
-    bundle.write(final)
+        saved = _publish_saved(store, states.best_folder(best.step), bundle)
+        add(CheckpointResult(**saved, type=weights_type, best=True, **best.model_dump()))
     add(
         CheckpointResult(
-            digest=store.publish("checkpoints", final),
+            **_publish_folder(store, final, bundle),
             type=weights_type,
             step=step,
             epoch=epoch,
@@ -68,10 +74,29 @@ def publish_checkpoints(
     return tuple(sorted(published.values(), key=lambda checkpoint: checkpoint.step))
 
 
-def _publish_folder(store: Store, folder: Path, bundle: Bundle) -> Digest:
+class _Published(TypedDict):
+    digest: Digest
+    probe: Digest | None
+
+
+def _publish_saved(store: Store, folder: Path, bundle: Bundle) -> _Published:
     with store.staging() as staging:
         for name in names_in(folder, folder):
             if name != MANIFEST_NAME:
                 copy_file(folder / name, staging / name, folder)
-        bundle.write(staging)
-        return store.publish("checkpoints", staging)
+        return _publish_folder(store, staging, bundle)
+
+
+def _publish_folder(store: Store, staging: Path, bundle: Bundle) -> _Published:
+    """Publish a staging folder; the probe in it is derived from the checkpoint, and no part of it."""
+    bundle.write(staging)
+    file = staging / PROBE_FILE
+    probe = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    digest = store.publish("checkpoints", staging)
+    if probe is None:
+        return {"digest": digest, "probe": None}
+    with store.staging() as derived:
+        (derived / PROBE_FILE).write_bytes(probe)
+        of = ArtifactRef(kind="checkpoints", digest=digest)
+        return {"digest": digest, "probe": store.publish(of, derived)}

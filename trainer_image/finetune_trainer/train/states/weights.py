@@ -62,6 +62,11 @@ class TrainingWeights(Protocol):
         """The type of checkpoint that is written."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the written weights; None for that of the model."""
+        ...
+
     def write(self, folder: Path) -> None:
         """Write the current weights as they are published. Collective with `contribute`. Raises OSError."""
         ...
@@ -83,6 +88,7 @@ class AdapterWeights:
     model: PeftModel
     base_model: Digest
     type: CheckpointType = "Adapter"
+    dtype: torch.dtype | None = None
 
     def write(self, folder: Path) -> None:
         _write_adapter(self.model, self.base_model, folder)
@@ -100,17 +106,17 @@ class ModelWeights:
     type: CheckpointType = FULL_MODEL
 
     def write(self, folder: Path) -> None:
-        write_model(self.model, self._dtype, folder)
+        write_model(self.model, self.dtype, folder)
         for name in (MODEL_CONFIG, *PROCESSOR_FILES):
             if (self.base / name).exists():
                 copy_file(self.base / name, folder / name, self.base)
 
     def contribute(self) -> None:
         if is_fully_sharded(self.model):
-            write_model(self.model, self._dtype, None)
+            write_model(self.model, self.dtype, None)
 
     @property
-    def _dtype(self) -> torch.dtype | None:
+    def dtype(self) -> torch.dtype | None:
         config = AutoConfig.from_pretrained(self.base, trust_remote_code=False, local_files_only=True)
         dtype: torch.dtype | None = config.dtype
         return dtype

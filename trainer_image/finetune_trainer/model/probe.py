@@ -1,0 +1,147 @@
+"""The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
+
+Whoever loads the weights later computes the same predictions and compares them with the record. The record is
+a file that is derived from the checkpoint, so it goes with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Self
+
+import torch
+import transformers
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
+from finetune_trainer.model.device import mixed_precision
+from finetune_trainer.model.load import context_length
+from finetune_trainer.tokens.batching import Padding, model_inputs
+from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+
+PROBE_FILE: Final = "probe.json"
+"""Name of the record in its folder."""
+TOP_TOKENS: Final = 5
+"""Tokens that the record has for each prompt."""
+DECIMALS: Final = 6
+ENGINE: Final = "Transformers"
+
+PromptIds = Sequence[Sequence[int]]
+
+
+class TopTokens(BaseModel):
+    """The most likely tokens after one prompt, the most likely one first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """In nats."""
+
+
+class ProbeRecord(BaseModel):
+    """The predictions of published weights, and how they were computed."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    engine: str
+    engine_version: str
+    device: str
+    """Type of the device: cpu or cuda."""
+    dtype: str
+    """The less precise of the dtype of the pass and that of the published weights."""
+    quantized: bool
+    """Whether the base model was in 4 bits."""
+    prompts: tuple[tuple[int, ...], ...]
+    """Token ids of each prompt."""
+    tuned: tuple[TopTokens, ...]
+    base: tuple[TopTokens, ...] = ()
+    """The same without the adapter; empty for weights of a whole model."""
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel | PeftModel,
+        prompts: PromptIds,
+        pad_token_id: int,
+        *,
+        stored_dtype: torch.dtype | None = None,
+        quantized: bool = False,
+    ) -> Self | None:
+        """The record of a model; None if its predictions are not finite.
+
+        `stored_dtype` is the dtype of the published weights, if it is not that of the model. Collective if
+        the weights are sharded. Draws no random numbers.
+        """
+        limit = context_length(model.config)
+        within = [list(prompt)[:limit] for prompt in prompts]
+        tuned = log_probabilities(model, within, pad_token_id)
+        base = None
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                base = log_probabilities(model, within, pad_token_id)
+        if not all(bool(torch.isfinite(each).all()) for each in (tuned, base) if each is not None):
+            return None
+        return cls(
+            engine=ENGINE,
+            engine_version=transformers.__version__,
+            device=model.device.type,
+            dtype=dtype_name(coarser(pass_dtype(model), stored_dtype)),
+            quantized=quantized,
+            prompts=tuple(tuple(prompt) for prompt in within),
+            tuned=_top(tuned),
+            base=() if base is None else _top(base),
+        )
+
+
+def log_probabilities(model: PreTrainedModel | PeftModel, prompts: PromptIds, pad_token_id: int) -> Tensor:
+    """Log-probabilities of the token after each prompt, of shape (prompts, vocabulary), float32, on the CPU.
+
+    Collective if the weights are sharded. Draws no random numbers, and leaves the model in its mode.
+    """
+    batch = Padding(pad_token_id)(
+        [EncodedRow(list(prompt), [IGNORE_INDEX] * len(prompt)) for prompt in prompts]
+    )
+    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
+    is_last = torch.arange(batch["input_ids"].shape[1]) == lengths - 1
+    inputs = {name: tensor.to(model.device) for name, tensor in model_inputs(batch).items()}
+    was_training, attention = model.training, attention_of(model)
+    if attention == VARLEN:
+        # It computes packed rows only.
+        set_attention(model, REPLACED)
+    model.eval()
+    try:
+        # Not inference_mode: FSDP gathers sharded weights into tensors that training uses, too.
+        with torch.no_grad(), mixed_precision(model.device):
+            logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=is_last).logits
+    finally:
+        model.train(was_training)
+        if attention == VARLEN:
+            set_attention(model, attention)
+    return logits.reshape(len(prompts), -1).float().log_softmax(-1).cpu()
+
+
+def pass_dtype(model: Any) -> torch.dtype:
+    """The dtype in which a pass without gradients multiplies matrices."""
+    own: torch.dtype = model.dtype
+    return torch.bfloat16 if model.device.type == "cuda" else own
+
+
+def coarser(one: torch.dtype, other: torch.dtype | None) -> torch.dtype:
+    """The less precise of two floating-point dtypes."""
+    return one if other is None or torch.finfo(one).eps >= torch.finfo(other).eps else other
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without its package, such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _top(predicted: Tensor) -> tuple[TopTokens, ...]:
+    top = predicted.topk(min(TOP_TOKENS, predicted.shape[-1]))
+    return tuple(
+        TopTokens(ids=tuple(ids), log_probabilities=tuple(round(value, DECIMALS) for value in values))
+        for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    )
