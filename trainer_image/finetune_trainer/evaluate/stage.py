@@ -14,6 +14,8 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
+from finetune_trainer.evaluate.checks.memorization import memorization_findings
+from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
 from finetune_trainer.evaluate.estimates import Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example, encode_examples
@@ -81,7 +83,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         limit_threads()
         devices = visible_devices()
         measurement = RowMeasurement(config, examples, measures, log, devices, progress.count)
-        models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed)
+        probe = ProbeCheck(config, store)
+        models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed, probe)
         with progress.watchdog, log.saved():
             models.measure(measurement)
         estimates = Estimates(examples, measures, log.of)
@@ -95,6 +98,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         report_uri=page,
         live=None if config.live is None else config.live.digest,
         evidence=tuple(evidence_for(config.gates, estimates, config.subjects)),
+        findings=(*probe.findings, *memorization_findings(config, store, rows, log)),
     )
 
 
@@ -167,21 +171,26 @@ class _Models:
     tokenizer: PreTrainedTokenizerBase
     devices: Sequence[torch.device]
     on_token: Callable[[], None]
+    probe: ProbeCheck
 
     def measure(self, measurement: RowMeasurement) -> None:
         """Load the model of each subject with missing rows, and measure these."""
-        subjects = [subject for subject in self.config.subjects if measurement.missing(subject)]
+        subjects = [
+            subject
+            for subject in self.config.subjects
+            if measurement.missing(subject) or (subject == "Tuned" and self.probe.is_pending)
+        ]
         if self.config.checkpoint_type == FULL_MODEL:
             folders: dict[Subject, Path] = {"Tuned": self.checkpoint, "Base": self.base}
             for subject in subjects:
                 # No variable keeps a model while the next one loads.
-                measurement.measure(subject, self._load(folders[subject]))
+                measurement.measure(subject, self._load(folders[subject], is_tuned=subject == "Tuned"))
                 release_memory()
         elif subjects:
             self._measure_adapter(measurement, subjects)
 
     def _measure_adapter(self, measurement: RowMeasurement, subjects: list[Subject]) -> None:
-        model = self._load(self.base, self.checkpoint)
+        model = self._load(self.base, self.checkpoint, is_tuned=True)
         for subject in subjects:
             if subject == "Tuned":
                 measurement.measure(subject, model)
@@ -189,7 +198,7 @@ class _Models:
                 with model.without_adapter():
                     measurement.measure(subject, model)
 
-    def _load(self, folder: Path, adapter: Path | None = None) -> MeasuredModel:
+    def _load(self, folder: Path, adapter: Path | None = None, *, is_tuned: bool) -> MeasuredModel:
         logger.info("loading the model in %s", folder)
         try:
             with catch_out_of_memory("loading the model", self.devices, 0, by_batch=False):
@@ -198,6 +207,9 @@ class _Models:
         except OutOfMemory as error:
             raise StageFailure(FailureReason.OUT_OF_MEMORY, f"{error}. {MEMORY_ADVICE}") from error
         self.on_token()
+        if is_tuned:
+            self.probe.run(model.eval(), int(self.tokenizer.pad_token_id))
+            self.on_token()
         return MeasuredModel(
             model, self.tokenizer, max_new_tokens=self.config.max_new_tokens, on_token=self.on_token
         )

@@ -1,0 +1,183 @@
+"""Compares what weights predict after the fixed prompts with the base model, and with their record."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import transformers
+from peft import PeftModel
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
+from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.model.probe import (
+    ENGINE,
+    PROBE_FILE,
+    ProbeRecord,
+    TopTokens,
+    coarser,
+    dtype_name,
+    log_probabilities,
+    pass_dtype,
+)
+from finetune_trainer.store import DerivedRef, Store
+
+NOT_FINITE: Final = "NotFinite"
+NO_CHANGE: Final = "NoChange"
+PROBE_MISMATCH: Final = "ProbeMismatch"
+
+NO_CHANGE_NATS: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5}
+"""Largest difference between the log-probabilities of an adapter without effect and of its base model.
+
+0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
+"""
+TOLERANCES: Final[Mapping[tuple[str, torch.dtype], float]] = {
+    ("cpu", torch.float32): 1e-3,
+    ("cpu", torch.bfloat16): 0.5,
+}
+"""Largest difference in nats between recorded and computed log-probabilities, by device and dtype.
+
+At least twice what rounding caused; docs/decisions/0038 has the measurements.
+"""
+UNMEASURED_TOLERANCE: Final = 0.5
+"""Where the tolerance was not measured. A larger difference is reported, and vetoes nothing."""
+
+logger = logging.getLogger(__name__)
+
+
+class ProbeCheck:
+    """Compares a loaded checkpoint, unless it has no record or the operator knows no checks."""
+
+    def __init__(self, config: EvaluateConfig, store: Store) -> None:
+        """Read the record. Raises StageFailure (ARTIFACT_CORRUPT, STORE_UNAVAILABLE), Preempted."""
+        self._checks = config.checks
+        self._quantized = config.quantized_base
+        self._record = _record(config, store) if config.checks is not None else None
+        self.findings: tuple[CheckFinding, ...] = ()
+        self.is_pending = self._record is not None
+        """Whether a checkpoint has still to be compared."""
+
+    def run(self, model: PreTrainedModel | PeftModel, pad_token_id: int) -> None:
+        """Compare the checkpoint with its record and, if it is an adapter, with its base model."""
+        if not self.is_pending or self._record is None or self._checks is None:
+            return
+        prompts, base = self._record.prompts, None
+        tuned = log_probabilities(model, prompts, pad_token_id)
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                base = log_probabilities(model, prompts, pad_token_id)
+        computed = Computed(tuned, base, model.device.type, pass_dtype(model), self._quantized)
+        self.findings = compare(self._record, computed, self._checks)
+        self.is_pending = False
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a loaded checkpoint predicts after the prompts of its record."""
+
+    tuned: Tensor
+    """Log-probabilities of shape (prompts, vocabulary), in float32."""
+    base: Tensor | None
+    """Those of the base model; None if the checkpoint is a whole model."""
+    device: str
+    """Type of the device."""
+    dtype: torch.dtype
+    """Dtype of the matrix products."""
+    quantized: bool
+    """Whether the base model is in 4 bits."""
+
+
+def compare(record: ProbeRecord, computed: Computed, checks: EvaluationChecks) -> tuple[CheckFinding, ...]:
+    """What is wrong with a checkpoint; empty if nothing is."""
+    if not bool(torch.isfinite(computed.tuned).all()):
+        return (NOT_FINITE_FINDING,)
+    findings = []
+    if computed.base is not None and checks.no_change != "Off":
+        change = float((computed.tuned - computed.base).abs().max())
+        if change <= NO_CHANGE_NATS.get(computed.dtype, 0):
+            findings.append(_no_change(veto=checks.no_change == "Veto"))
+    difference = largest_difference(record.tuned, computed.tuned)
+    tolerance = tolerance_of(record, computed)
+    if difference > (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
+        findings.append(_mismatch(record, computed, difference, veto=tolerance is not None))
+    return tuple(findings)
+
+
+def tolerance_of(record: ProbeRecord, computed: Computed) -> float | None:
+    """The measured tolerance, in nats; None if there is none for this record and this process."""
+    is_same = (record.engine, record.device, record.quantized) == (
+        ENGINE,
+        computed.device,
+        computed.quantized,
+    )
+    dtype = coarser(computed.dtype, getattr(torch, record.dtype))
+    return TOLERANCES.get((computed.device, dtype)) if is_same else None
+
+
+def largest_difference(recorded: Sequence[TopTokens], predicted: Tensor) -> float:
+    """Largest difference of the log-probability of a recorded token, in nats.
+
+    `predicted` has the shape (prompts, vocabulary). Infinite for a token beyond the vocabulary.
+    """
+    vocabulary = predicted.shape[-1]
+    if any(token >= vocabulary for top in recorded for token in top.ids):
+        return float("inf")
+    return max(
+        float((row[list(top.ids)] - torch.tensor(top.log_probabilities)).abs().max())
+        for top, row in zip(recorded, predicted, strict=True)
+    )
+
+
+def _record(config: EvaluateConfig, store: Store) -> ProbeRecord | None:
+    if config.probe is None:
+        return None
+    ref = DerivedRef(ArtifactRef(kind="checkpoints", digest=config.checkpoint), config.probe)
+    if not store.has(ref):
+        logger.warning("%s was deleted: the checkpoint is not compared with it", store.uri(ref))
+        return None
+    try:
+        return ProbeRecord.model_validate_json((store.artifact(ref, verify=True) / PROBE_FILE).read_bytes())
+    except ValidationError as error:
+        logger.warning("%s has another format, and is not compared: %s", store.uri(ref), error)
+        return None
+
+
+NOT_FINITE_FINDING: Final = CheckFinding(
+    check=NOT_FINITE,
+    veto=True,
+    message=(
+        "the weights predict values that are not finite: they overflow in this precision, or are damaged."
+        " Lower hyperparameters.learningRate in a new run"
+    ),
+)
+
+
+def _no_change(*, veto: bool) -> CheckFinding:
+    return CheckFinding(
+        check=NO_CHANGE,
+        veto=veto,
+        message=(
+            "the adapter changes nothing: after the probe's prompts it predicts exactly what its base model"
+            " does. Raise hyperparameters.learningRate or epochs in a new run, and check that its rows have"
+            " answers to learn"
+        ),
+    )
+
+
+def _mismatch(record: ProbeRecord, computed: Computed, difference: float, *, veto: bool) -> CheckFinding:
+    recorded = f"{record.dtype} on {record.device} by {record.engine} {record.engine_version}"
+    here = f"{dtype_name(computed.dtype)} on {computed.device} by {ENGINE} {transformers.__version__}"
+    return CheckFinding(
+        check=PROBE_MISMATCH,
+        veto=veto,
+        message=(
+            f"the weights do not predict what was recorded when they were published: log-probabilities differ"
+            f" by up to {difference:.3g} nats ({recorded}; now {here}). Check that the base model and the"
+            " trainer image are those of the Checkpoint's lineage"
+        ),
+    )
