@@ -85,6 +85,7 @@ def test_an_exact_match_allows_no_difference(answer: str, accepted: frozenset[st
         ("ﬁnance", {"finance"}, True),
         ("１２３円です。", {"123円です"}, True),
         ("发票！", {"发票"}, True),
+        ("5 ㎑", {"5 khz"}, True),
         ("e\u0301te\u0301", {"été"}, True),
         ("yes!?  .", {"Yes"}, True),
         ("(yes)", {"yes"}, False),
