@@ -82,11 +82,18 @@ def test_a_schema_names_its_own_draft() -> None:
         ('{"type": "objekt"}', r"\$\.type: 'objekt' is not valid"),
         ('{"$ref": "https://example.com/schema.json"}', "is not in the schema, and others are not read"),
         ('{"properties": {"a": {"$ref": "#/$defs/b"}}}', "is not in the schema"),
+        ('{"$defs": {"b": {}, "a": {"$id": "in", "items": {"$ref": "#/$defs/b"}}}}', "is not in the schema"),
+        ('{"$schema": "https://example.com/own"}', r"\$schema: https://example.com/own is unknown"),
     ],
 )
 def test_a_schema_that_cannot_be_used_says_why(schema: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         JSONSchema(schema)
+
+
+def test_a_field_may_have_the_name_of_a_reference() -> None:
+    assert JSONSchema('{"properties": {"$ref": {"type": "string"}}}').accepts({"$ref": "a"})
+    assert JSONSchema('{"const": {"$ref": "a"}}').accepts({"$ref": "a"})
 
 
 def test_a_schema_may_refer_to_itself_and_a_deep_answer_is_not_valid() -> None:
