@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.evaluation import GateBound
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.outcomes import FailureReason
@@ -15,6 +16,8 @@ from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.metrics import f1_token
 from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.statistics.estimate import one_sided
+from finetune_trainer.evaluate.statistics.proportion import Proportion
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
@@ -79,6 +82,25 @@ def test_scores_are_the_same_each_time_and_in_batches_of_any_size(trained: Train
 
     assert trained.evaluate(batch_size=4).scores == first.scores
     assert values(trained.evaluate(batch_size=1)) == pytest.approx(values(first), rel=1e-5)
+
+
+def test_a_gate_has_the_bounds_that_the_rows_support(trained: Trained) -> None:
+    gate = GateBound(metric="exact_match", min=0.9, confidence=0.95)
+
+    (evidence,) = trained.evaluate(gates=(gate,)).evidence
+
+    bounds = one_sided(Proportion(5, 6), 0.95)
+    assert (evidence.low, evidence.high) == pytest.approx((bounds.low, bounds.high), abs=1e-5)
+    assert evidence.more_rows is not None
+
+
+def test_a_gate_has_no_bounds_where_the_groups_of_rows_are_not_kept(trained: Trained) -> None:
+    gate = GateBound(metric="exact_match", min=0.9, confidence=0.95)
+
+    result = trained.evaluate(gates=(gate,), group_by="customer")
+
+    assert "add customer to spec.keepColumns" in result.evidence[0].undecided
+    assert {score.low for score in result.scores} == {None}
 
 
 def test_the_words_of_a_wrong_answer_count_for_f1_token(trained: Trained) -> None:

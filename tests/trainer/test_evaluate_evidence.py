@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.evaluate.statistics.estimate import one_sided
 from finetune_trainer.evaluate.statistics.paired import PairedProportions
 from finetune_trainer.evaluate.statistics.proportion import Proportion
+from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encode import EncodedRow
 
 Values = Sequence[float]
@@ -175,6 +177,21 @@ def test_a_mean_of_few_rows_has_no_bounds_and_says_how_many_rows_it_needs() -> N
 
 def groups_of(rows: int, each: int) -> Groups:
     return Groups("customer", {row: f"c{(row - 1) // each}" for row in range(1, rows + 1)})
+
+
+def row_of(customer: str | None) -> Row:
+    columns = (("plan", "paid"),) if customer is None else (("customer", customer), ("plan", "paid"))
+    return replace(Row.pair("order late?", "billing"), columns=columns)
+
+
+def test_the_group_of_a_row_is_its_kept_column() -> None:
+    groups = Groups.of("customer", [row_of("ann"), row_of("bob"), row_of("ann")])
+
+    assert groups == Groups("customer", {1: "ann", 2: "bob", 3: "ann"})
+
+
+def test_groups_of_which_one_is_missing_are_not_known() -> None:
+    assert Groups.of("customer", [row_of("ann"), row_of(None)]) == Groups("customer", None)
 
 
 def test_rows_of_one_group_count_as_one() -> None:

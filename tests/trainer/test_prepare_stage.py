@@ -172,6 +172,14 @@ def test_file_names_give_the_split_if_requested(preparation: Preparation) -> Non
     assert preparation.rows(result, "test") == rows[4:]
 
 
+def test_the_result_names_the_column_whose_rows_are_together(preparation: Preparation) -> None:
+    rows = [{**row, "customer": f"c{number % 4}"} for number, row in enumerate(pairs(40))]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    assert preparation.run(source, split=Split(group_by="customer")).group_by == "customer"
+    assert preparation.run(source).group_by is None
+
+
 def test_a_column_gives_the_split_and_leaked_training_rows_are_removed(preparation: Preparation) -> None:
     rows = [
         {"prompt": "a", "completion": "b", "part": "train"},

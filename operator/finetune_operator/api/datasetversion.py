@@ -111,6 +111,14 @@ class _DatasetVersionFields(Model):
         int | None,
         Field(ge=1, description="Version of the rules by which the rows were read and compared. Absent: 1."),
     ] = None
+    group_by: Annotated[
+        str | None,
+        Field(
+            max_length=128,
+            description="Column of the source whose rows are together in one split, from split.groupBy. An"
+            " evaluation counts them as one. Absent: none, or an earlier release prepared the rows.",
+        ),
+    ] = None
     rows: Annotated[int, Field(ge=0, description="Number of rows in all splits.")]
     splits: Annotated[tuple[SplitRecord, ...], Field(max_length=3, description="Splits of the version.")]
     statistics: DatasetStatistics = DatasetStatistics()

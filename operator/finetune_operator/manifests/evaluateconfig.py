@@ -29,12 +29,14 @@ def evaluate_config(
     *,
     dataset: str,
     split: SplitName = "test",
+    group_by: str | None = None,
     step_timeout_seconds: int | None,
     live: LiveModel | None = None,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
 
     Args:
+        group_by: column whose rows are together in one split.
         live: the champion to compare with, if the evaluation does and the model line has one.
     """
     subjects = subjects_of(evaluation)
@@ -60,6 +62,7 @@ def evaluate_config(
         prompted=PromptedModel(**_fields(evaluation.prompted), seed=weights.hyperparameters.seed),
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
+        group_by=group_by,
         checks=_checks(evaluation),
     )
 

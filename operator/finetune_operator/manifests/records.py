@@ -69,6 +69,7 @@ def build_dataset_version(
         preparation_digest=result.preparation,
         format=(result.format or "Unknown")[:32],
         rule_version=result.rule_version if result.rule_version > 1 else None,
+        group_by=result.group_by,
         rows=sum(split.rows for split in result.splits),
         splits=tuple(
             SplitRecord(name=s.name, rows=s.rows, digest=s.digest)

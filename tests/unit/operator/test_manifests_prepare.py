@@ -175,6 +175,11 @@ def test_a_version_says_where_its_rows_are_from_with_its_pattern_and_without_a_s
     assert record_of("https://rows.example/a?signature=x")["source"]["uri"] == "https://rows.example/a"
 
 
+def test_a_version_says_which_rows_are_together() -> None:
+    assert record_of("pvc://data/a", group_by="customer")["groupBy"] == "customer"
+    assert "groupBy" not in record_of("pvc://data/a")
+
+
 def test_a_version_is_compared_by_digest() -> None:
     inputs = StageInputs(owner(), DATASET_UID, "pvc://artifacts", None)
     config = prepare_config(inputs, owner().spec, previous=digest("a"), unless_version="etag-1")

@@ -81,6 +81,8 @@ class PrepareResult(Contract):
     """Version of the rules for reading and comparing rows."""
     unread_labels: int = Field(default=0, json_schema_extra={"since": 2})
     """Rows with a label that may rate the answer. A newer rule version would not use them as they are."""
+    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Column of the source whose rows are kept together in one split; None if rows are independent."""
 
 
 class PreflightResult(Contract):

@@ -21,6 +21,7 @@ from finetune_trainer.evaluate.statistics.bootstrap import (
 from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
 from finetune_trainer.evaluate.statistics.paired import PairedProportions
 from finetune_trainer.evaluate.statistics.proportion import Proportion
+from finetune_trainer.rows import Row
 
 TUNED: Final[Subject] = "Tuned"
 
@@ -33,6 +34,13 @@ class Groups:
     """Column of the source that names the group of a row."""
     of_rows: Mapping[int, str] | None
     """By number of the row; None if the dataset does not keep the column."""
+
+    @classmethod
+    def of(cls, column: str, rows: Sequence[Row]) -> "Groups":
+        """Read the groups of all rows of a split."""
+        groups = {number: dict(row.columns).get(column) for number, row in enumerate(rows, 1)}
+        known = {number: group for number, group in groups.items() if group is not None}
+        return cls(column, known if len(known) == len(groups) else None)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
-from finetune_trainer.evaluate.estimates import Estimates
+from finetune_trainer.evaluate.estimates import Estimates, Groups
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.measure import Measure
@@ -87,7 +87,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         models = _Models(config, base, checkpoint, tokenizer, devices, progress.feed, probe)
         with progress.watchdog, log.saved():
             models.measure(measurement)
-        estimates = Estimates(examples, measures, log.of)
+        groups = None if config.group_by is None else Groups.of(config.group_by, rows)
+        estimates = Estimates(examples, measures, log.of, groups)
         scores = tuple(scores_of(config.subjects, estimates))
         log.finish()
         page = write_evaluation_report(folder, evaluation_facts(config, rows, examples, log, scores))

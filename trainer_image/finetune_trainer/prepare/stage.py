@@ -201,6 +201,7 @@ def _result(
         difference=None if difference is None else Difference(**dataclasses.asdict(difference)),
         rule_version=prepared.recipe.division.rule_version,
         unread_labels=prepared.unread_labels,
+        group_by=prepared.recipe.division.group_by,
     )
 
 

@@ -89,6 +89,7 @@ def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> Sta
         spec,
         weights,
         dataset=run.status.resolved.dataset_digest or "",
+        group_by=run.snapshot.group_column(run.status.resolved.dataset_version),
         split=spec.dataset.split,
         live=_live(run, checkpoint),
         step_timeout_seconds=spec.compute.step_timeout_seconds,

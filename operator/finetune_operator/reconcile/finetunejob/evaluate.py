@@ -131,6 +131,7 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
             spec,
             weights,
             dataset=resolved.dataset_digest or "",
+            group_by=run.snapshot.group_column(resolved.dataset_version),
             step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
             live=live.live_model(run),
         ),

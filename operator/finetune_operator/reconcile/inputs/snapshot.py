@@ -104,6 +104,17 @@ class Snapshot:
         found = self.looked_up.get(type_, {})
         return name in found and found[name] is None
 
+    def group_column(self, version: str | None) -> str | None:
+        """The column whose rows are together in one split of a DatasetVersion; None if rows are independent.
+
+        An earlier release did not record it. Then it is that of the Dataset at present.
+        """
+        record = self.datasetversions.get(version or "")
+        if record is None or record.spec.group_by is not None:
+            return None if record is None else record.spec.group_by
+        dataset = self.datasets.get(record.spec.dataset)
+        return None if dataset is None else dataset.spec.split.group_by
+
     @property
     def is_namespace_terminating(self) -> bool:
         """For a terminating object with our finalizer: whether its namespace is terminating or gone."""

@@ -55,5 +55,7 @@ class EvaluateConfig(StageConfig):
     """Bounds for which the result has evidence."""
     slice_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Kept column of the rows by which the page shows the scores in parts."""
+    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
     checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
     """Checks that can veto a promotion; None: an operator that knows none."""
