@@ -154,6 +154,13 @@ def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:
     assert set(values(result)) == {("Tuned", "loss")}
 
 
+def test_rows_of_another_split_are_measured(trained: Trained) -> None:
+    result = trained.evaluate(split="train", metrics=("exact_match",), subjects=("Tuned",))
+
+    assert (result.split, result.scores[0].rows) == ("train", len(ROWS))
+    assert values(result)["Tuned", "exact_match"] == 1
+
+
 def test_an_answer_that_needs_more_tokens_than_allowed_is_wrong(trained: Trained) -> None:
     assert values(trained.evaluate(max_new_tokens=1))["Tuned", "exact_match"] == 0
 

@@ -280,6 +280,48 @@ def test_a_failed_job_names_the_checkpoint() -> None:
     assert len(entries(cluster)) == 1
 
 
+def test_a_result_of_a_pod_that_is_gone_is_read_from_the_store() -> None:
+    cluster = evaluating()
+    cluster.end_job("evaluate", "Complete")
+    cluster.now += timedelta(seconds=11)
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "Collecting"}
+    config = cluster.config("collect")
+    assert (config.of, config.run, config.owner.kind) == ("evaluate", f"{EVALUATION_UID}-0", "Evaluation")
+    assert "finetune.dev/devices" not in cluster.stage_job("collect")["metadata"]["labels"]
+
+    cluster.end("collect", measured().to_json())
+    cluster.settle()
+
+    assert state(cluster)["Ready"] == "Succeeded"
+
+
+def test_a_store_that_does_not_answer_is_tried_again() -> None:
+    cluster = evaluating()
+    result = failed("evaluate", "StoreUnavailable", "the store does not answer", run=f"{EVALUATION_UID}-0")
+    cluster.end("evaluate", result.to_json(), exit_code=12)
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "StoreUnavailable"}
+    assert status(cluster)["retry"]["failures"] == 1
+
+    cluster.now += timedelta(seconds=70)
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "CheckingStore"}
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_does_not_lose_the_result() -> None:
+    cluster = evaluating()
+    cluster.start("evaluate")
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.settle()
+    assert state(cluster) == {"Reconciling": "Evaluating"}
+
+    cluster.succeed("evaluate", measured())
+    cluster.settle()
+
+    assert state(cluster)["Ready"] == "Succeeded"
+
+
 def test_an_evaluation_that_lost_its_status_takes_its_scores_from_the_checkpoint() -> None:
     cluster = evaluated_cluster(childrenTTLSeconds=0)
     before = entries(cluster)
