@@ -27,6 +27,7 @@ from tests.unit.operator.evaluations import (
 )
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import CHECKPOINT, digest
+from tests.unit.operator.runsteps import delete_run
 
 SECOND, SECOND_WEIGHTS = "answers-1b2c3-80-eeeeeeee", digest("e")
 
@@ -100,6 +101,15 @@ def test_what_an_evaluation_measures_stays_until_it_ends(kind: str, name: str) -
     assert key(kind, name) in related("Evaluation", before, ended, cluster.reader())
     cluster.reconcile(kind, name)
     assert cluster.has_stage_job("cleanup")
+
+
+def test_a_run_that_is_deleted_with_its_records_leaves_what_an_evaluation_measures() -> None:
+    cluster = evaluating(run={"deletionPolicy": "Delete", "promotion": {"mode": "Manual"}})
+    delete_run(cluster)
+
+    assert ("Checkpoint", CHECKPOINT) in cluster.objects
+    assert "deletionTimestamp" not in cluster.objects["Checkpoint", CHECKPOINT]["metadata"]
+    assert any(f"in use by Evaluation {EVALUATION}" in event.message for event in cluster.events)
 
 
 def test_an_evaluation_that_waits_delays_no_deletion() -> None:
