@@ -103,8 +103,9 @@ sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B,
 docs: build/docs/venv ## The documentation as a site with search, in build/docs/html
 	@build/docs/venv/bin/python -m tools.docs
 
-pictures: build/docs/venv ## Draw docs/pictures anew from their text
+pictures: build/docs/venv packages-environment .venv ## Draw docs/pictures anew; those of pages need chromium
 	@build/docs/venv/bin/python -m tools.docs.pictures
+	@$(RUN) -m tools.docs.reportpictures
 
 build/docs/venv: python
 	@$(PYTHON) -m tools.bootstrap.docs

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,45 @@ def test_the_page_has_the_answers_of_all_models_the_wrong_one_first(trained: Tra
     assert result.report_uri == f"{folder.uri}/evaluation.html"
     assert page is not None
     assert content is not None
-    assert b"<title>Ahead of Base on these rows" in page
+    assert b"<title>Better than Base" in page
     report = json.loads(content)
     assert report["outcomes"] == {"worse": 0, "better": 5, "same": 1, "wrong": 1, "truncated": 0}
     first = report["answers"][0]
     assert (first["row"], first["input"][0]["text"]) == (6, "order late?")
     assert [answer["subject"] for answer in first["answers"]] == ["Tuned", "Base"]
     assert first["answers"][0]["text"] != first["accepted"][0]["text"] == "nobody knows"
+
+
+@pytest.mark.parametrize("trained", ["LoRA"], indirect=True)
+def test_the_page_has_scores_by_a_kept_column_and_a_matrix_of_labels(trained: Trained) -> None:
+    rows = [replace(row, columns=(("about", row.messages[0].content.split()[0]),)) for row in ROWS[:6]]
+    config = trained.bench.evaluate_config(
+        trained.base,
+        trained.bench.dataset(ROWS, (), rows),
+        trained.checkpoint,
+        metrics=("accuracy", "loss"),
+        slice_by="about",
+    ).model_copy(update={"run": "slices"})
+    trained.bench.run_evaluate(config)
+
+    content = trained.bench.store.run_folder("slices", "evaluate").read("evaluation.json")
+    report = json.loads(content or b"")
+    parts = report["slices"]["parts"]
+    assert [(part["value"], part["rows"]) for part in parts] == [
+        ("invoice", 2),
+        ("order", 2),
+        ("box", 1),
+        ("card", 1),
+    ]
+    assert [(score["metric"], score["subject"], score["value"]) for score in parts[0]["scores"]] == [
+        ("accuracy", "Tuned", 1),
+        ("accuracy", "Base", 0),
+    ]
+    assert report["answers"][0]["columns"].keys() == {"about"}
+    tuned, base = report["confusion"]
+    assert tuned["labels"] == base["labels"] == ["billing", "sales", "shipping", "support"]
+    assert tuned["counts"] == [[2, 0, 0, 0, 0], [0, 2, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]
+    assert [counts[-1] for counts in base["counts"]] == [2, 2, 1, 1]
 
 
 def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:

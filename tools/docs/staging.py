@@ -24,7 +24,6 @@ NAVIGATION: Final = {
         "storage",
         "evaluation",
         "promotion",
-        "evaluation",
         "endpoints",
         "ownership",
     ),

@@ -153,12 +153,11 @@ class EvaluationSettings(Model):
     ] = None
     slice_by: Annotated[
         str | None,
-        Reserved(),
         Field(
             min_length=1,
             max_length=128,
-            description="Kept column of the dataset by which the evaluation page shows the scores in parts."
-            " Default: none.",
+            description="Column by which the evaluation page shows the scores in parts. keepColumns of the"
+            " Dataset or of the inline rows names it. Default: none.",
         ),
     ] = None
 

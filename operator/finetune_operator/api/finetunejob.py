@@ -202,6 +202,13 @@ class FineTuneJobSpec(_FineTuneJobFields):
             f" evaluation.metrics and evaluation.gates, or choose method.type {listed(PAIRED_METHODS, 'or')}",
             "evaluation",
         ),
+        CELRule(
+            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || !has(self.dataset.inline)"
+            " || self.dataset.inline.keepColumns.exists(name, name == self.evaluation.sliceBy)",
+            "evaluation.sliceBy names a column that the rows do not keep: add it to"
+            " dataset.inline.keepColumns",
+            "evaluation.sliceBy",
+        ),
     )
 
 

@@ -1,69 +1,147 @@
 """The evaluation report in the run's folder, as JSON and as an HTML page."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
+from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.classification import label_names
+from finetune_trainer.evaluate.estimates import TUNED, Estimates
+from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.report.document import encode
-from finetune_trainer.report.evaluation.content import evaluation_report
-from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownGain, ShownGate, ShownScore
-from finetune_trainer.report.evaluation.rows import TUNED, AnsweredRow, MetricProperties, SubjectAnswer
+from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
+from finetune_trainer.report.evaluation.facts import (
+    EvaluationFacts,
+    ScoreSlice,
+    ShownFinding,
+    ShownGain,
+    ShownGate,
+    ShownScore,
+)
+from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import evaluation_page
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "evaluation.json"
 PAGE_NAME: Final = "evaluation.html"
 
 
-def evaluation_facts(
-    config: EvaluateConfig,
-    rows: Sequence[Row],
-    examples: Sequence[Example],
-    log: PredictionLog,
-    scores: Sequence[Score],
-) -> EvaluationFacts:
-    """What the report states. `rows` are all rows of the split, `examples` those that were measured."""
-    predictions = {subject: log.of(subject) for subject in config.subjects}
-    return EvaluationFacts(
-        run=config.run,
-        checkpoint=config.checkpoint,
-        base_model=config.base_model,
-        dataset=config.dataset,
-        split=config.split,
-        subjects=[subject for subject, measured in predictions.items() if measured],
-        metrics=[_properties(metric) for metric in config.metrics],
-        gates=_gates(config, scores),
-        scores=[
-            ShownScore(
-                metric=score.metric,
-                subject=score.subject,
-                value=score.value,
-                rows=score.rows,
-                low=score.low,
-                high=score.high,
+@dataclass(frozen=True, kw_only=True)
+class MeasuredEvaluation:
+    """What the stage knows at its end."""
+
+    config: EvaluateConfig
+    rows: Sequence[Row]
+    """All rows of the split."""
+    estimates: Estimates
+    """Of the measured rows."""
+    scope: MetricScope
+    scores: Sequence[Score]
+    evidence: Sequence[GateEvidence] = ()
+    findings: Sequence[CheckFinding] = ()
+    unmeasured: Sequence[UnmeasuredSubject] = ()
+    predictions_uri: str
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The subjects that were measured."""
+        return [subject for subject in self.config.subjects if self.estimates.predictions(subject)]
+
+    def facts(self) -> EvaluationFacts:
+        """What the report states."""
+        config, subjects = self.config, self.subjects
+        facts = EvaluationFacts(
+            run=config.run,
+            checkpoint=config.checkpoint,
+            base_model=config.base_model,
+            dataset=config.dataset,
+            split=config.split,
+            subjects=subjects,
+            metrics=[_properties(metric) for metric in config.metrics],
+            gates=list(self._gates()),
+            findings=[ShownFinding(**finding.model_dump()) for finding in self.findings],
+            unmeasured={each.subject: each.message for each in self.unmeasured},
+            scores=[ShownScore(**score.model_dump()) for score in self.scores],
+            gains=list(self._gains()),
+            rows=list(self._answered(subjects)),
+            labels=self._labels(),
+            predictions_uri=self.predictions_uri,
+        )
+        if config.slice_by is None:
+            return facts
+        slices = self._slices(config.slice_by, judgement_of(facts).deciding.name)
+        return replace(facts, slice_by=config.slice_by, slices=list(slices))
+
+    def _gains(self) -> Iterator[ShownGain]:
+        for metric in self.config.metrics:
+            for subject in self.subjects:
+                if subject == TUNED:
+                    continue
+                estimate = self.estimates.gain(metric, subject)
+                interval = self.estimates.interval(estimate)
+                yield ShownGain(
+                    metric=metric,
+                    over=subject,
+                    gain=estimate.value,
+                    low=None if interval is None else rounded_down(interval.low),
+                    high=None if interval is None else rounded_up(interval.high),
+                )
+
+    def _gates(self) -> Iterator[ShownGate]:
+        values = {score.metric: score.value for score in self.scores if score.subject == TUNED}
+        evidence = {each.gate: each for each in self.evidence}
+        for number, gate in enumerate(self.config.gates):
+            found = evidence.get(number)
+            known = {} if found is None else found.model_dump(exclude={"gate", "rows"})
+            yield ShownGate(**gate.model_dump(), **known, value=values.get(gate.metric))
+
+    def _slices(self, column: str, metric: Metric) -> Iterator[ScoreSlice]:
+        """The rows by the value of a kept column, the most frequent value first."""
+        parts: dict[str | None, list[Example]] = defaultdict(list)
+        for example in self.estimates.examples:
+            parts[dict(self.rows[example.row - 1].columns).get(column)].append(example)
+        if set(parts) <= {None}:
+            return
+        ordered = sorted(parts.items(), key=lambda part: (-len(part[1]), part[0] or ""))
+        for number, (value, examples) in enumerate(ordered):
+            shown = self.subjects if number < MAX_SLICES else ()
+            estimates = replace(self.estimates, examples=examples)
+            scores = [score for subject in shown if (score := _score(estimates, metric, subject)) is not None]
+            yield ScoreSlice(value=value, rows=len(examples), scores=scores)
+
+    def _labels(self) -> dict[str, list[tuple[str, str | None]]]:
+        metric = next((each for each in self.config.metrics if "labels" in METRICS[each].needs), None)
+        if metric is None:
+            return {}
+        measure, estimates = self.estimates.measures[metric], self.estimates
+        return {
+            subject: [
+                label_names(self.scope, row)
+                for row in measure.rows(metric, estimates.examples, estimates.predictions(subject))
+            ]
+            for subject in self.subjects
+        }
+
+    def _answered(self, subjects: Sequence[Subject]) -> Iterator[AnsweredRow]:
+        predictions = {subject: self.estimates.predictions(subject) for subject in subjects}
+        for example in self.estimates.examples:
+            row = self.rows[example.row - 1]
+            yield AnsweredRow(
+                row=example.row,
+                turns=[(message.role, _shown(message)) for message in row.input],
+                accepted=sorted(example.accepted) or [_shown(row.messages[-1])],
+                answers={subject: _answer(of[example.row]) for subject, of in predictions.items()},
+                columns=dict(row.columns),
             )
-            for score in scores
-        ],
-        gains=list(_gains(scores)),
-        rows=[
-            _answered(
-                example,
-                rows[example.row - 1],
-                {
-                    subject: measured[example.row]
-                    for subject, measured in predictions.items()
-                    if example.row in measured
-                },
-            )
-            for example in examples
-        ],
-        predictions_uri=log.uri,
-    )
 
 
 def write_evaluation_report(folder: RunFolder, facts: EvaluationFacts) -> str:
@@ -74,7 +152,7 @@ def write_evaluation_report(folder: RunFolder, facts: EvaluationFacts) -> str:
     return f"{folder.uri}/{PAGE_NAME}"
 
 
-def _properties(metric: str) -> MetricProperties:
+def _properties(metric: Metric) -> MetricProperties:
     info = METRICS[metric]
     return MetricProperties(
         name=metric,
@@ -85,44 +163,29 @@ def _properties(metric: str) -> MetricProperties:
     )
 
 
-def _gains(scores: Sequence[Score]) -> list[ShownGain]:
-    tuned = {score.metric: score.value for score in scores if score.subject == TUNED}
-    return [
-        ShownGain(
-            metric=score.metric,
-            over=score.subject,
-            gain=METRICS[score.metric].gain(tuned[score.metric], score.value),
-        )
-        for score in scores
-        if score.subject != TUNED and score.metric in tuned
-    ]
+def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore | None:
+    """A score of some of the rows; None if no row counts for the metric."""
+    examples = estimates.examples
+    if not any(estimates.measures[metric].weight(example) for example in examples):
+        return None
+    estimate = estimates.score(metric, subject)
+    interval = estimates.interval(estimate)
+    return ShownScore(
+        metric=metric,
+        subject=subject,
+        value=estimate.value,
+        rows=len(examples),
+        low=None if interval is None else rounded_down(interval.low),
+        high=None if interval is None else rounded_up(interval.high),
+    )
 
 
-def _gates(config: EvaluateConfig, scores: Sequence[Score]) -> list[ShownGate]:
-    values = {(score.metric, score.subject): score.value for score in scores}
-    gates = []
-    for gate in config.gates:
-        value = values.get((gate.metric, TUNED))
-        other = None if gate.over is None else values.get((gate.metric, gate.over))
-        gain = None if value is None or other is None else METRICS[gate.metric].gain(value, other)
-        gates.append(ShownGate(**gate.model_dump(), value=value, gain=gain))
-    return gates
-
-
-def _answered(example: Example, row: Row, predictions: dict[str, RowPrediction]) -> AnsweredRow:
-    return AnsweredRow(
-        row=example.row,
-        turns=[(message.role, _shown(message)) for message in row.input],
-        accepted=sorted(example.accepted) or [_shown(row.messages[-1])],
-        answers={
-            subject: SubjectAnswer(
-                text=prediction.text,
-                tokens=prediction.tokens,
-                finish_reason=prediction.finish_reason,
-                metrics=prediction.metrics,
-            )
-            for subject, prediction in predictions.items()
-        },
+def _answer(prediction: RowPrediction) -> SubjectAnswer:
+    return SubjectAnswer(
+        text=prediction.text,
+        tokens=prediction.tokens,
+        finish_reason=prediction.finish_reason,
+        metrics=prediction.metrics,
     )
 
 

@@ -24,7 +24,7 @@ from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import PredictionLog
-from finetune_trainer.evaluate.report import evaluation_facts, write_evaluation_report
+from finetune_trainer.evaluate.report import MeasuredEvaluation, write_evaluation_report
 from finetune_trainer.model.bundle import own_chat_template
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.load import load_adapter
@@ -90,16 +90,28 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         groups = None if config.group_by is None else Groups.of(config.group_by, rows)
         estimates = Estimates(examples, measures, log.of, groups)
         scores = tuple(scores_of(config.subjects, estimates))
+        evidence = tuple(evidence_for(config.gates, estimates, config.subjects))
+        findings = (*probe.findings, *memorization_findings(config, store, rows, log))
         log.finish()
-        page = write_evaluation_report(folder, evaluation_facts(config, rows, examples, log, scores))
+        evaluation = MeasuredEvaluation(
+            config=config,
+            rows=rows,
+            estimates=estimates,
+            scope=scope,
+            scores=scores,
+            evidence=evidence,
+            findings=findings,
+            predictions_uri=log.uri,
+        )
+        page = write_evaluation_report(folder, evaluation.facts())
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
         scores=scores,
         report_uri=page,
         live=None if config.live is None else config.live.digest,
-        evidence=tuple(evidence_for(config.gates, estimates, config.subjects)),
-        findings=(*probe.findings, *memorization_findings(config, store, rows, log)),
+        evidence=evidence,
+        findings=findings,
     )
 
 

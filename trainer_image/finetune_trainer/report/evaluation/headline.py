@@ -56,6 +56,7 @@ def figure(value: float | None, *, signed: bool = False) -> str:
     if value is None:
         return "–"
     sign = "+" if signed else ""
-    if value and abs(value) < 0.001:
+    # Sums of fractions leave less than a billionth.
+    if 1e-9 < abs(value) < 0.001:
         return f"{value:{sign}.3g}"
     return f"{value:{sign}.3f}"
