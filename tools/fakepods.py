@@ -11,6 +11,7 @@ from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
@@ -135,7 +136,26 @@ def _evaluated(config: EvaluateConfig) -> EvaluateResult:
         for metric in config.metrics
         for subject in config.subjects
     )
-    return EvaluateResult(checkpoint=config.checkpoint, split=config.split, scores=scores)
+    evidence = tuple(_evidence(index, gate) for index, gate in enumerate(config.gates))
+    return EvaluateResult(
+        checkpoint=config.checkpoint,
+        split=config.split,
+        scores=scores,
+        evidence=evidence,
+        live=None if config.live is None else config.live.digest,
+    )
+
+
+def _evidence(index: int, gate: GateBound) -> GateEvidence:
+    """Evidence for a gate of which the rows leave no doubt."""
+    info = METRICS[gate.metric]
+    value = _value(info, "Tuned")
+    gain = None if gate.over is None else info.gain(value, over=_value(info, gate.over))
+    evidence = GateEvidence(gate=index, value=value, gain=gain, rows=200)
+    if gate.confidence is None:
+        return evidence
+    bounds = {"low": value, "high": value, "gain_low": gain, "gain_high": gain}
+    return evidence.model_copy(update=bounds)
 
 
 def _value(metric: MetricInfo, subject: Subject) -> float:

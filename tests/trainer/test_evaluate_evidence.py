@@ -151,7 +151,8 @@ def test_a_gate_without_confidence_is_decided_by_the_values_alone() -> None:
 
     found = evidence(made, min_gain=0.1, over="Base")
 
-    assert found == GateEvidence(gate=0, gain=found.gain, rows=50)
+    assert found == GateEvidence(gate=0, value=found.value, gain=found.gain, rows=50)
+    assert found.value == pytest.approx(0.86)
     assert found.gain == pytest.approx(0.46)
 
 

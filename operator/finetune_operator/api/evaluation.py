@@ -92,12 +92,19 @@ class Gate(Model):
     over: Annotated[
         Literal["Base", "Prompted", "Live"] | None,
         ReservedValues.of("Prompted", "Live"),
-        Field(description="Model that minGain compares with. Base: the base model."),
+        Field(
+            description="Model that minGain compares with. Base: the base model. Prompted: the base model"
+            " with instructions and examples. Live: the champion of the model line."
+        ),
     ] = None
     confidence: Annotated[
         float | None,
-        Reserved(),
-        Field(gt=0.5, lt=1, description="Confidence level of the interval whose bound decides the gate."),
+        Field(
+            gt=0.5,
+            lt=1,
+            description="Confidence level of the one-sided bounds that decide the gate, for example 0.95."
+            " Default: the measured value decides.",
+        ),
     ] = None
 
 
@@ -127,7 +134,7 @@ class EvaluationSettings(Model):
         ReservedValues.of("Prompted", "Live"),
         Field(
             max_length=3,
-            description="Models to measure in addition to the tuned model. Base: the base model.",
+            description="Models to measure in addition to the tuned model, as described in gates[].over.",
         ),
     ] = ("Base",)
     gates: Annotated[

@@ -56,7 +56,9 @@ def evidence_for(
 def _evidence(index: int, gate: GateBound, estimates: Estimates, *, compares: bool) -> GateEvidence:
     value = estimates.score(gate.metric, TUNED)
     gain = estimates.gain(gate.metric, gate.over) if compares and gate.over is not None else None
-    points = GateEvidence(gate=index, gain=None if gain is None else gain.value, rows=value.rows)
+    points = GateEvidence(
+        gate=index, value=value.value, gain=None if gain is None else gain.value, rows=value.rows
+    )
     if gate.confidence is None:
         return points
     shortage = estimates.shortage(value)
