@@ -40,7 +40,6 @@ class MetricOptions(MetricOptionsFields, Model):
             # Without a valid pattern the rule has no value, and the API server reports the pattern's error.
             "!has(self.pattern) || ''.matches(self.pattern) || !''.matches(self.pattern)",
             "pattern is not a regular expression in the syntax of RE2: correct it",
-            "pattern",
         ),
     )
 

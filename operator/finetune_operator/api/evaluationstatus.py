@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Digest, Message, Model, Name
+from finetune_operator.api.meta import Digest, Message, Model, Name, pattern_advice
 from finetune_operator.api.metricrules import ScoredMetric
 
 MAX_SCORES: Final = 80
@@ -15,7 +15,17 @@ MAX_FINDINGS: Final = 8
 GateVerdict = Literal["Passed", "Failed", "Undecided", "NotApplicable"]
 Verdict = Literal["Passed", "Failed", "Undecided", "NoGates"]
 SUBJECT_PATTERN: Final = r"^[A-Z][A-Za-z]{0,31}$"
-SubjectName = Annotated[str, Field(min_length=1, max_length=32, pattern=SUBJECT_PATTERN)]
+SubjectName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=SUBJECT_PATTERN,
+        json_schema_extra=pattern_advice(
+            SUBJECT_PATTERN, "use the name of a measured model, for example Tuned or Base"
+        ),
+    ),
+]
 """A subject in a status, possibly one that only a newer release knows."""
 
 

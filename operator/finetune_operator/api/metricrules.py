@@ -5,7 +5,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
-from finetune_trainer.contract.metrics import METRIC_PATTERN, METRICS, metrics_where
+from finetune_operator.api.meta import pattern_advice
+from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRIC_PATTERN, METRICS, metrics_where
 from finetune_trainer.contract.vocabulary import listed
 
 OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
@@ -36,5 +37,15 @@ MetricName = Annotated[
     ),
 ]
 """A metric in a spec."""
-ScoredMetric = Annotated[str, Field(min_length=1, max_length=81, pattern=METRIC_PATTERN)]
+ScoredMetric = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=81,
+        pattern=METRIC_PATTERN,
+        json_schema_extra=pattern_advice(
+            METRIC_PATTERN, f"use the name of a metric, for example {DEFAULT_METRICS[0]} or custom/tone"
+        ),
+    ),
+]
 """A metric in a status, possibly one that only a newer release knows."""

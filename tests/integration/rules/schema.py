@@ -34,8 +34,8 @@ class Breach:
         keyword: the keyword.
         refused: a value that violates it.
         accepted: values that just satisfy it. Rules of enclosing objects may refuse them.
-        advice: messages of the field's own rules.
-        around: messages of the rules of enclosing objects.
+        advice: messages of the field's own rules that the violation must show.
+        around: messages of the other rules: the field's own, and those of enclosing objects.
     """
 
     keyword: str
@@ -138,7 +138,10 @@ def _at(
 ) -> Iterator[tuple[Path, Breach]]:
     advice = tuple(each["message"] for each in schema.get("x-kubernetes-validations", []))
     for keyword, refused, accepted in _keywords(schema, value):
-        yield path, Breach(keyword, refused, accepted, advice if keyword == "pattern" else (), around)
+        if keyword == "pattern":
+            yield path, Breach(keyword, refused, accepted, advice, around)
+        else:
+            yield path, Breach(keyword, refused, accepted, (), (*around, *advice))
     for name in schema.get("required", []):
         yield (*path, name), Breach("required", None, (), (), ())
     if isinstance(value, dict):
