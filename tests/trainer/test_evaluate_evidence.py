@@ -57,7 +57,7 @@ def estimates(
     }
     measure = MEASURES[metric]
     assert isinstance(measure, Measure)
-    return Estimates(examples, {metric: measure}, measured.__getitem__, groups)
+    return Estimates(dict.fromkeys(values, examples), {metric: measure}, measured.__getitem__, groups)
 
 
 def right(count: int, rows: int) -> list[float]:

@@ -12,8 +12,8 @@ import torch
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.evaluate import stage
 from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.subjects import models
 from finetune_trainer.model.placement import load_placed
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.test_train_memory import allocation_fails, gpu_is_full, python_fails
@@ -32,6 +32,12 @@ class Evaluated:
 
     def new_run(self, name: str, **settings: Any) -> EvaluateConfig:
         return self.config.model_copy(update={"run": name, **settings})
+
+    def lines(self, config: EvaluateConfig) -> list[dict[str, Any]]:
+        """Evaluate. Returns the predictions."""
+        self.bench.run_evaluate(config)
+        content = self.bench.store.run_folder(config.run, "evaluate").read(FILE) or b""
+        return [json.loads(line) for line in content.splitlines()[1:]]
 
     def batch_size(self, config: EvaluateConfig) -> int:
         content = self.bench.store.run_folder(config.run, "evaluate").read(FILE) or b""
@@ -73,7 +79,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Room], Room]:
             model.register_forward_pre_hook(room.before, with_kwargs=True)
             return model
 
-        monkeypatch.setattr(stage, "load_placed", loaded)
+        monkeypatch.setattr(models, "load_placed", loaded)
         return room
 
     return use
@@ -124,7 +130,7 @@ def test_a_row_that_does_not_fit_alone_ends_it_with_figures_and_advice(evaluated
 def test_a_model_that_does_not_fit_ends_it_with_figures_and_advice(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_placed", lambda *_, **__: gpu_is_full())
+    monkeypatch.setattr(models, "load_placed", lambda *_, **__: gpu_is_full())
 
     with pytest.raises(StageFailure, match="loading the model ran out of memory on cpu") as caught:
         evaluated.bench.run_evaluate(evaluated.new_run("no room"))

@@ -11,7 +11,6 @@ from torchmetrics.functional.text import rouge_score
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow
-from finetune_trainer.evaluate.measured import GeneratedAnswer
 from finetune_trainer.evaluate.metrics import (
     answer_tokens,
     chrf,
@@ -23,6 +22,7 @@ from finetune_trainer.evaluate.metrics import (
 )
 from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.patterns import AnswerPattern
 from finetune_trainer.scoring.scope import MetricScope

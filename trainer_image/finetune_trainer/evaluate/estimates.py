@@ -1,7 +1,7 @@
 """Scores and gains of the measured rows, as estimates for all rows of their kind."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -47,13 +47,27 @@ class Groups:
 class Estimates:
     """The measured rows of an evaluation. Models are compared row by row."""
 
-    examples: Sequence[Example]
+    examples: Mapping[Subject, Sequence[Example]]
+    """The rows as each subject is prompted."""
     measures: Mapping[Metric, Measure]
     predictions: Callable[[Subject], Mapping[int, RowPrediction]]
     """The measured rows of a subject, by number."""
     groups: Groups | None = None
     """None if the rows are independent."""
     _made: dict[tuple[Metric, tuple[Subject, ...]], Estimate] = field(default_factory=dict, init=False)
+
+    @property
+    def of_tuned(self) -> Sequence[Example]:
+        """The rows as the tuned model is prompted; those of another subject if it is not measured."""
+        return self.examples.get(TUNED) or next(iter(self.examples.values()))
+
+    def of_rows(self, numbers: Collection[int]) -> "Estimates":
+        """The estimates from some of the rows."""
+        examples = {
+            subject: [example for example in each if example.row in numbers]
+            for subject, each in self.examples.items()
+        }
+        return replace(self, examples=examples)
 
     def score(self, metric: Metric, subject: Subject) -> Estimate:
         """Estimate the score of a subject. It is computed once."""
@@ -90,7 +104,9 @@ class Estimates:
 
     def _make(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         info, measure = METRICS[metric], self.measures[metric]
-        samples = [measure.rows(metric, self.examples, self.predictions(subject)) for subject in subjects]
+        samples = _paired(
+            [measure.rows(metric, self.examples[subject], self.predictions(subject)) for subject in subjects]
+        )
         groups = self._groups_of(samples[0])
         if info.kind == "Proportion" and groups is None:
             return _of_shares(info, samples)
@@ -102,6 +118,12 @@ class Estimates:
             return None
         groups = [self.groups.of_rows[row.example.row] for row in rows]
         return None if len(set(groups)) == len(groups) else groups
+
+
+def _paired(samples: Sequence[Sequence[MeasuredRow]]) -> list[list[MeasuredRow]]:
+    """The rows that count for all subjects: truncation in another chat template may leave no answer."""
+    common = set.intersection(*({row.example.row for row in sample} for sample in samples))
+    return [[row for row in sample if row.example.row in common] for sample in samples]
 
 
 def _of_shares(info: MetricInfo, samples: Sequence[Sequence[MeasuredRow]]) -> Estimate:

@@ -1,77 +1,65 @@
 """One model and a batch of rows of the evaluated split, as the metrics use them."""
 
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
 from functools import cached_property
-from typing import Any, Final, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from typing_extensions import override
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_trainer.contract.evaluation import GenerationSettings
+from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.subjects.generation import AnswerGenerator, AnswerRequest, GeneratedAnswer
 from finetune_trainer.model.completionloss import row_loss_sums
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.model.load import context_length
-from finetune_trainer.tokens.batching import Padding, pad_left
+from finetune_trainer.tokens.batching import Padding
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.tokens.encode import EncodedRow
-from finetune_trainer.tokens.reasoning import AnswerReader
-
-SPARE_TOKENS: Final = 16
-"""Tokens that an answer may be longer than the correct one, if it tokenizes the same text differently."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeneratedAnswer:
-    """What a model generated for one row."""
-
-    text: str
-    num_tokens: int
-    """Number of tokens, without the one that ends the answer."""
-    finish_reason: Literal["stop", "length"]
 
 
 class MeasuredModel:
-    """A loaded model. Decoding is greedy, so equal models score equally."""
+    """A loaded model, its prompts and its settings for answers. Equal models score equally."""
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        settings: GenerationSettings | None = None,
         max_new_tokens: int,
         on_token: Callable[[], None],
+        stop_ids: AbstractSet[int] = frozenset(),
     ) -> None:
-        """`on_token` is called after each pass that generates tokens."""
+        """Prepare a loaded model.
+
+        Args:
+            model: the model.
+            tokenizer: its tokenizer, with the chat template of its prompts.
+            settings: how answers are generated; None for the most likely tokens.
+            max_new_tokens: max tokens of an answer if the settings have none.
+            on_token: called after each pass that generates tokens.
+            stop_ids: tokens that end an answer, in addition to those of the tokenizer and the model.
+        """
         self._model: PreTrainedModel | PeftModel = model.eval()
-        self._tokenizer = tokenizer
-        self._reader = AnswerReader(tokenizer)
-        self._stop_ids = stop_token_ids(tokenizer, model.generation_config)
-        self._max_new_tokens = max_new_tokens
+        settings = settings or GenerationSettings()
+        self._budgets = AnswerBudget(settings.max_tokens, max_new_tokens)
         self._on_token = on_token
-        self._collate = Padding(self._pad_token_id)
+        self._generator = AnswerGenerator(
+            model,
+            tokenizer,
+            settings,
+            stop_ids=stop_ids | {*stop_token_ids(tokenizer, model.generation_config)},
+            on_token=on_token,
+        )
+        self._collate = Padding(int(tokenizer.pad_token_id))
         self._head: ChunkedHead | None = None
         self._head_is_probed = False
-
-    def without_adapter(self) -> AbstractContextManager[Any]:
-        """In the block, an adapter has no effect."""
-        if not isinstance(self._model, PeftModel):
-            raise TypeError("the model has no adapter")
-        return self._model.disable_adapter()
 
     def size(self, example: Example) -> int:
         """Length of the longest sequence that the row needs, in tokens."""
@@ -90,17 +78,10 @@ class MeasuredModel:
         return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 
     def generate(self, examples: Sequence[Example]) -> list[GeneratedAnswer]:
-        """Generate an answer for each row, up to the length of the correct answer and `SPARE_TOKENS`."""
-        budgets = [self._budget(example) for example in examples]
-        rows = [index for index, budget in enumerate(budgets) if budget > 0]
-        generated: dict[int, list[int]] = {}
-        if rows:
-            prompts = [examples[index].prompt for index in rows]
-            generated = dict(zip(rows, self._generate(prompts, max(budgets)), strict=True))
-        return [
-            self._answer(example.prompt, generated.get(index, [])[: budgets[index]])
-            for index, example in enumerate(examples)
-        ]
+        """Generate an answer to each row, with no token if its prompt fills the context."""
+        return self._generator.generate(
+            [AnswerRequest(example.row, example.prompt, self._budget(example)) for example in examples]
+        )
 
     def choose(self, examples: Sequence[Example]) -> list[int | None]:
         """Return the index of the most likely choice of each row, by the sum over its tokens.
@@ -124,55 +105,14 @@ class MeasuredModel:
             for index in range(len(examples))
         ]
 
-    def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        model = self._model
-        inputs = self._on_device(pad_left(prompts, self._pad_token_id))
-        width = inputs["input_ids"].shape[1]
-        # Replaces the model's own settings, such as a repetition penalty, which would be merged with these.
-        model.generation_config = GenerationConfig.from_dict(
-            {
-                "do_sample": False,
-                "max_new_tokens": max_new_tokens,
-                "eos_token_id": self._stop_ids,
-                "pad_token_id": self._pad_token_id,
-            }
-        )
-        with torch.inference_mode(), mixed_precision(model.device):
-            output: Tensor = model.generate(  # type: ignore[operator] # PEFT's __getattr__ hides it
-                **inputs, stopping_criteria=StoppingCriteriaList([_EachToken(self._on_token)])
-            )
-        tokens: list[list[int]] = output[:, width:].tolist()
-        return tokens
-
-    def _answer(self, prompt: list[int], tokens: list[int]) -> GeneratedAnswer:
-        end = next((index for index, token in enumerate(tokens) if token in self._stop_ids), None)
-        text = self._reader.content(prompt, tokens[:end])
-        return GeneratedAnswer(text, len(tokens[:end]), "length" if end is None else "stop")
-
     def _budget(self, example: Example) -> int:
         """Max tokens of the answer; 0 or less if the prompt fills the model's context."""
-        budget = min(self._max_new_tokens, example.answer_tokens + SPARE_TOKENS)
+        budget = self._budgets.tokens(example.answer_tokens)
         limit = context_length(self._model.config)
         return budget if limit is None else min(budget, limit - len(example.prompt))
 
-    @property
-    def _pad_token_id(self) -> int:
-        return int(self._tokenizer.pad_token_id)
-
     def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._model.device) for name, tensor in batch.items()}
-
-
-class _EachToken(StoppingCriteria):
-    """Calls a function after each pass, and never stops."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-
-    @override
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
-        self._function()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class MeasuredBatch:
@@ -181,11 +121,16 @@ class MeasuredBatch:
     def __init__(self, model: MeasuredModel, examples: Sequence[Example]) -> None:
         self._model = model
         self.examples = examples
+        self.answer_seconds: float | None = None
+        """Time of all answers, divided by the number of rows; None before they are generated."""
 
     @cached_property
     def answers(self) -> list[GeneratedAnswer]:
         """The model's answer to each row."""
-        return self._model.generate(self.examples)
+        begin = time.perf_counter()
+        answers = self._model.generate(self.examples)
+        self.answer_seconds = (time.perf_counter() - begin) / len(answers)
+        return answers
 
     @cached_property
     def losses(self) -> list[tuple[float, int]]:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -23,7 +24,16 @@ MEMORY_ADVICE = (
     " shorten or remove such rows of the dataset"
 )
 
+MAX_BATCH_TOKENS: Final = 8192
+"""Max tokens of a batch, padding included, except that 8 rows are always one batch."""
+MIN_BATCH_ROWS: Final = 8
+
 logger = logging.getLogger(__name__)
+
+
+def batch_rows(longest: int, max_rows: int) -> int:
+    """Number of rows of a batch whose longest row needs `longest` tokens."""
+    return min(max_rows, max(MIN_BATCH_ROWS, MAX_BATCH_TOKENS // longest))
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class RowMeasurement:
     """The rows of the split, and what is measured with each model."""
 
     config: EvaluateConfig
-    examples: Sequence[Example]
+    examples: dict[Subject, Sequence[Example]]
+    """The rows as each subject is prompted."""
     measures: Mapping[Metric, Measure]
     log: PredictionLog
     devices: Sequence[torch.device]
@@ -42,7 +53,7 @@ class RowMeasurement:
     def missing(self, subject: Subject) -> list[Example]:
         """The rows that are not measured yet with this model."""
         measured = self.log.of(subject)
-        return [example for example in self.examples if example.row not in measured]
+        return [example for example in self.examples[subject] if example.row not in measured]
 
     def measure(self, subject: Subject, model: MeasuredModel) -> None:
         """Measure the missing rows, the longest first, so that memory runs out early or never.
@@ -52,7 +63,7 @@ class RowMeasurement:
         """
         rows = sorted(self.missing(subject), key=model.size, reverse=True)
         while rows:
-            batch = rows[: self.log.batch_size]
+            batch = rows[: batch_rows(model.size(rows[0]), self.log.batch_size)]
             predictions = self._fitting(subject, model, batch)
             if predictions is None:
                 self.log.batch_size = len(batch) // 2
@@ -61,6 +72,11 @@ class RowMeasurement:
             self.log.add(predictions)
             rows = rows[len(batch) :]
             self.on_batch(len(batch))
+
+    def leave_out(self, subject: Subject) -> None:
+        """Drop a subject of which not all rows can be measured."""
+        self.examples.pop(subject, None)
+        self.log.drop(subject)
 
     def _fitting(
         self, subject: Subject, model: MeasuredModel, batch: Sequence[Example]
@@ -91,6 +107,7 @@ class RowMeasurement:
                 tokens=None if answer is None else answer.num_tokens,
                 finish_reason=None if answer is None else answer.finish_reason,
                 choice=choice,
+                seconds=batch.answer_seconds,
                 metrics={
                     metric: self._finite(subject, example, metric, of_rows[index])
                     for metric, of_rows in values.items()

@@ -14,12 +14,13 @@ from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.progressmeter import Interval
 from finetune_trainer.store import RunFolder
 
 FILE: Final = "predictions.jsonl"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the lines, and of how rows are measured. Rows of another version are measured again."""
 FLUSH_SECONDS: Final = 10.0
 """A killed process loses the rows that it measured in this time."""
@@ -47,14 +48,16 @@ class RowPrediction(_Line):
     finish_reason: Literal["stop", "length"] | None = None
     choice: int | None = None
     """Index of the most likely label; None if no metric needs it, or no label fits into the context."""
+    seconds: float | None = None
+    """Time of the answers of its batch, divided by the rows of the batch."""
     metrics: dict[str, float]
     """The row's value of each metric in which the row counts."""
 
 
 class _FileHeader(_Line):
     format: Annotated[int, Field(ge=1)] = FORMAT
-    config: str
-    """Digest of the config. Another config may measure other values."""
+    subjects: dict[Subject, str]
+    """Digest of what determines the rows of each subject."""
     batch_size: Annotated[int, Field(ge=1)]
     """Rows per batch from the last of these rows on."""
 
@@ -65,11 +68,14 @@ class PredictionLog:
     def __init__(self, folder: RunFolder, config: EvaluateConfig) -> None:
         """Read the rows of earlier processes. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
         self._folder = folder
-        self._config = config.digest
+        self._digests = {subject: subject_digest(config, subject) for subject in config.subjects}
         self._interval = Interval(FLUSH_SECONDS)
         self._rows: list[RowPrediction] = []
-        self._part_ends: list[int] = []
-        """Number of rows up to the end of each part. A signal may arrive between any two changes."""
+        self._part_ends = [0]
+        """Number of rows up to the end of the file of an earlier evaluation, and of each part after it.
+
+        A signal may arrive between any two changes.
+        """
         self._complete = False
         self.batch_size = config.batch_size
         self._read()
@@ -101,60 +107,74 @@ class PredictionLog:
             self._flush()
             self._interval.begin()
 
+    def drop(self, subject: Subject) -> None:
+        """Leave the rows of a model out of the complete file. Call `finish` next."""
+        self._rows = [row for row in self._rows if row.subject != subject]
+        self._digests.pop(subject, None)
+
     def finish(self) -> None:
         """Replace the parts by one file. Raises StageFailure (STORE_UNAVAILABLE)."""
         if self._complete:
             return
         self._folder.write(FILE, self._content(self._rows))
         self._complete = True
-        for number, _ in enumerate(self._part_ends, 1):
+        for number in range(1, len(self._part_ends)):
             self._folder.remove(_part(number))
 
     def _flush(self) -> None:
-        saved = self._part_ends[-1] if self._part_ends else 0
+        if self._complete:
+            return
+        saved = self._part_ends[-1]
         rows = self._rows[saved:]
-        if not rows or self._complete:
+        if not rows:
             return
         try:
-            self._folder.write(_part(len(self._part_ends) + 1), self._content(rows))
+            self._folder.write(_part(len(self._part_ends)), self._content(rows))
         except StageFailure as failure:
             logger.warning("measured rows are saved later: %s", failure.message)
             return
         self._part_ends.append(saved + len(rows))
 
     def _content(self, rows: Sequence[RowPrediction]) -> bytes:
-        header = _FileHeader(config=self._config, batch_size=self.batch_size)
+        header = _FileHeader(subjects=self._digests, batch_size=self.batch_size)
         return "".join(line.to_line() for line in (header, *rows)).encode()
 
     def _read(self) -> None:
-        self._complete = self._read_file(FILE)
+        """Read the file of a complete evaluation, and the parts of one that did not end."""
+        whole = self._read_file(FILE)
+        self._complete = whole is not None and whole.subjects == self._digests
         if self._complete:
             return
-        while self._read_file(_part(len(self._part_ends) + 1)):
+        self._part_ends = [len(self._rows)]
+        while self._read_file(_part(len(self._part_ends))) is not None:
             self._part_ends.append(len(self._rows))
-        # Parts of another config, or behind a damaged one: they would be read after new parts.
-        number = len(self._part_ends) + 1
+        # Parts of another format, or behind a damaged one: they would be read after new parts.
+        number = len(self._part_ends)
         while self._folder.read(_part(number)) is not None:
             self._folder.remove(_part(number))
             number += 1
 
-    def _read_file(self, name: str) -> bool:
-        """Add the rows of a file; False without one of this config."""
+    def _read_file(self, name: str) -> "_FileHeader | None":
+        """Add the rows of a file that are still valid. Returns its header; None if it cannot be read."""
         content = self._folder.read(name)
         if content is None:
-            return False
+            return None
         try:
             first, *lines = content.splitlines()
             header = _FileHeader.model_validate_json(first)
-            if (header.format, header.config) != (FORMAT, self._config):
-                return False
+            if header.format != FORMAT:
+                return None
             rows = [RowPrediction.model_validate_json(line) for line in lines]
         except (ValueError, ValidationError) as error:
             logger.warning("%s/%s is damaged and ignored: %s", self._folder.uri, name, error)
-            return False
+            return None
         self.batch_size = header.batch_size
-        self._rows += rows
-        return True
+        self._rows += [
+            row
+            for row in rows
+            if row.subject in self._digests and header.subjects.get(row.subject) == self._digests[row.subject]
+        ]
+        return header
 
 
 def _part(number: int) -> str:

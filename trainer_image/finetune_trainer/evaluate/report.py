@@ -107,14 +107,14 @@ class MeasuredEvaluation:
     def _slices(self, column: str, metric: Metric) -> Iterator[ScoreSlice]:
         """The rows by the value of a kept column, the most frequent value first."""
         parts: dict[str | None, list[Example]] = defaultdict(list)
-        for example in self.estimates.examples:
+        for example in self.estimates.of_tuned:
             parts[dict(self.rows[example.row - 1].columns).get(column)].append(example)
         if set(parts) <= {None}:
             return
         ordered = sorted(parts.items(), key=lambda part: (-len(part[1]), part[0] or ""))
         for number, (value, examples) in enumerate(ordered):
             shown = self.subjects if number < MAX_SLICES else ()
-            estimates = replace(self.estimates, examples=examples)
+            estimates = self.estimates.of_rows({example.row for example in examples})
             scores = [score for subject in shown if (score := _score(estimates, metric, subject)) is not None]
             yield ScoreSlice(value=value, rows=len(examples), scores=scores)
 
@@ -126,14 +126,14 @@ class MeasuredEvaluation:
         return {
             subject: [
                 label_names(self.scope, row)
-                for row in measure.rows(metric, estimates.examples, estimates.predictions(subject))
+                for row in measure.rows(metric, estimates.examples[subject], estimates.predictions(subject))
             ]
             for subject in self.subjects
         }
 
     def _answered(self, subjects: Sequence[Subject]) -> Iterator[AnsweredRow]:
         predictions = {subject: self.estimates.predictions(subject) for subject in subjects}
-        for example in self.estimates.examples:
+        for example in self.estimates.of_tuned:
             row = self.rows[example.row - 1]
             yield AnsweredRow(
                 row=example.row,
@@ -165,7 +165,7 @@ def _properties(metric: Metric) -> MetricProperties:
 
 def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore | None:
     """A score of some of the rows; None if no row counts for the metric."""
-    examples = estimates.examples
+    examples = estimates.examples[subject]
     if not any(estimates.measures[metric].weight(example) for example in examples):
         return None
     estimate = estimates.score(metric, subject)

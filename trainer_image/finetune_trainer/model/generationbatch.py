@@ -11,10 +11,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 BASE_ADAPTER = "__base__"
 """PEFT's name for a row without adapter in a mixed batch."""
+
+
+def can_leave_batch(config: PretrainedConfig) -> bool:
+    """Whether rows can join and leave a batch: the only state of all layers are keys and values of tokens."""
+    chunked = "chunked_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
+    layers = {type(layer) for layer in DynamicCache(config=config).layers}
+    return not chunked and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 class GenerationBatch:

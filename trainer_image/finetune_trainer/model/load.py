@@ -1,8 +1,10 @@
 """Load base models and adapters: only safetensors, and never code that comes with a model."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -76,38 +78,77 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
     Raises StageFailure (BASE_MODEL_INVALID).
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=config.dtype or torch.float32
-            )
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise StageFailure(
-            FailureReason.BASE_MODEL_INVALID,
-            f"base model in {folder}: its config cannot be read: {type(error).__name__}: {error}",
-        ) from error
+    with _reading_config(folder), torch.device("meta"):
+        config = _config(folder)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=config.dtype or torch.float32
+        )
     model.tie_weights()
     return model
 
 
-def load_adapter(base: PreTrainedModel, folder: Path, trained_as: LoraConfig | None = None) -> PeftModel:
+def load_adapter(
+    base: PreTrainedModel | PeftModel,
+    folder: Path,
+    trained_as: LoraConfig | None = None,
+    *,
+    name: str = "default",
+) -> PeftModel:
     """Load the adapter in `folder` onto the base model: for inference, or to train it with `trained_as`.
+
+    A base model with adapters gets another one, which `name` identifies.
 
     Raises StageFailure (ARTIFACT_CORRUPT) if the adapter does not fit the base model.
     """
     try:
-        model = PeftModel.from_pretrained(
-            base, str(folder), is_trainable=trained_as is not None, config=trained_as
-        )
+        if isinstance(base, PeftModel):
+            model = base
+            _check_matched(base.load_adapter(str(folder), name))
+        else:
+            model = PeftModel.from_pretrained(
+                base, str(folder), name, is_trainable=trained_as is not None, config=trained_as
+            )
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StageFailure(
             FailureReason.ARTIFACT_CORRUPT,
             f"adapter in {folder} does not fit the base model: {type(error).__name__}: {error}",
         ) from error
     if trained_as is None:
-        fix_magnitudes(model, model.active_adapter)
+        fix_magnitudes(model, name)
     return model
+
+
+def _check_matched(loaded: Any) -> None:
+    # PEFT only warns about these. The adapter would have less effect than trained, or none.
+    unmatched = [*loaded.unexpected_keys, *loaded.missing_keys]
+    if unmatched:
+        raise ValueError(f"unmatched weights: {', '.join(unmatched[:3])}")
+
+
+def read_context_length(folder: Path) -> int | None:
+    """As `context_length`, of the model in `folder`. Raises StageFailure (BASE_MODEL_INVALID)."""
+    with _reading_config(folder):
+        return context_length(_config(folder))
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return config
+
+
+@contextmanager
+def _reading_config(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"base model in {folder}: its config cannot be read: {type(error).__name__}: {error}",
+        ) from error
 
 
 def context_length(config: PretrainedConfig) -> int | None:

@@ -13,15 +13,14 @@ from typing import Final
 import torch
 from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
 from finetune_trainer.model.dora import fix_magnitudes
-from finetune_trainer.model.generationbatch import BASE_ADAPTER
+from finetune_trainer.model.generationbatch import BASE_ADAPTER, can_leave_batch
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.placement import load_placed, visible_devices
@@ -109,9 +108,7 @@ def _load_base(folder: Path) -> PreTrainedModel:
 
 def _check_layers(base: PreTrainedModel, folder: Path) -> None:
     """Refuse layers with state other than keys and values: their rows cannot join and leave a batch."""
-    chunked = "chunked_attention" in (getattr(base.config.get_text_config(), "layer_types", None) or ())
-    layers = {type(layer) for layer in DynamicCache(config=base.config).layers}
-    if chunked or not layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
+    if not can_leave_batch(base.config):
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,
             f"{folder}: the Transformers engine serves models with full or sliding-window attention only, not"

@@ -101,6 +101,16 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArgume
     return next((token for token in reversed(ids) if token in control), None)
 
 
+def has_system_turn(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE) -> bool:
+    """Whether the chat template renders a system turn. Some templates reject or omit it."""
+    instructions = {"role": "system", "content": "instructions for pong"}
+    try:
+        text = render(tokenizer, (instructions, *PROBE[:1]), add_generation_prompt=True, arguments=arguments)
+    except (TemplateError, TypeError):
+        return False
+    return instructions["content"] in text
+
+
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids of the control tokens."""
     return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)

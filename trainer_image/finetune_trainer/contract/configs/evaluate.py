@@ -38,7 +38,8 @@ class EvaluateConfig(StageConfig):
     )
     max_sequence_length: int = 2048
     max_new_tokens: int = 256
-    batch_size: int = 8
+    batch_size: int = 32
+    """Max rows of a batch; long rows have smaller batches."""
     seed: int = 0
     step_timeout_seconds: Annotated[int, Field(json_schema_extra={"since": 2})] = STEP_TIMEOUT_SECONDS
     """Seconds without a finished batch or generated token after which the process ends."""

@@ -1,0 +1,34 @@
+"""How long an answer may be."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+
+SPARE_TOKENS: Final = 16
+"""Tokens that an answer may be longer than the correct one, if it tokenizes the same text differently."""
+
+
+@dataclass(frozen=True)
+class AnswerBudget:
+    """Max tokens of answers.
+
+    Without `max_tokens`, an answer that is longer than the correct one ends soon after it: it is wrong
+    already. That saves time, and hides how long it would have been.
+    """
+
+    max_tokens: int | None
+    """Max tokens of every answer; None if they depend on the length of the correct one."""
+    cap: int
+    """Max tokens of an answer without `max_tokens`."""
+
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> "AnswerBudget":
+        """The budget of an evaluation."""
+        return cls(config.generation.max_tokens, config.max_new_tokens)
+
+    def tokens(self, correct_tokens: int) -> int:
+        """Max tokens of an answer whose correct one has `correct_tokens`."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return min(self.cap, correct_tokens + SPARE_TOKENS)

@@ -1,0 +1,1 @@
+"""The models that are measured: how each is prompted, how it answers, and where its weights are."""

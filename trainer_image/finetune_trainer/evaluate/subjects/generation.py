@@ -1,0 +1,189 @@
+"""Generates the answers of one model to a batch of prompts, with the settings of an endpoint.
+
+A row leaves the batch when its answer is complete, so that the remaining rows take less time. Answers are
+greedy unless the settings have a temperature. Then each row has a random generator of its own: its tokens do
+not depend on the other rows of the batch, and all models draw the same numbers for it.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from typing_extensions import override
+
+from finetune_trainer.contract.evaluation import GenerationSettings
+from finetune_trainer.model.device import mixed_precision
+from finetune_trainer.model.generationbatch import GenerationBatch, can_leave_batch
+from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.tokens.batching import pad_left
+from finetune_trainer.tokens.reasoning import AnswerReader
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """The prompt of one row."""
+
+    row: int
+    """Number of the row in its split, which is part of the seed of its answer."""
+    prompt: list[int]
+    max_tokens: int
+    """Max tokens of the answer; 0 or less for no answer."""
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """What a model generated for one row."""
+
+    text: str
+    """The text as a client of the endpoint receives it, without surrounding white space."""
+    num_tokens: int
+    """Number of tokens, without the one that ends the answer."""
+    finish_reason: Literal["stop", "length"]
+
+
+class AnswerGenerator:
+    """Answers prompts with one loaded model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: GenerationSettings,
+        *,
+        stop_ids: AbstractSet[int],
+        on_token: Callable[[], None],
+    ) -> None:
+        """`stop_ids` end an answer. `on_token` is called after each pass that generates tokens."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._reader = AnswerReader(tokenizer)
+        self._settings = settings
+        self._stop_ids = stop_ids
+        self._on_token = on_token
+
+    def generate(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        """Generate an answer to each request, in their order.
+
+        An answer ends where the model overflows, so that its logits are not finite.
+        """
+        rows = [_RowAnswer(request, self._stop_ids, self._sampler(request)) for request in requests]
+        running = [row for row in rows if row.request.max_tokens > 0]
+        if running:
+            with torch.inference_mode(), mixed_precision(self._model.device):
+                if can_leave_batch(self._model.config):
+                    self._generate(running)
+                else:
+                    self._generate_padded(running)
+        return [
+            GeneratedAnswer(
+                self._reader.content(row.request.prompt, row.tokens), len(row.tokens), row.finish_reason
+            )
+            for row in rows
+        ]
+
+    def _generate(self, running: list["_RowAnswer"]) -> None:
+        batch = GenerationBatch(self._model, mixed=False)
+        logits = batch.join([row.request.prompt for row in running], [""] * len(running))
+        while True:
+            self._accept(running, logits)
+            kept = [index for index, row in enumerate(running) if not row.complete]
+            batch.keep(kept)
+            running = [running[index] for index in kept]
+            if not running:
+                return
+            logits = batch.step([row.tokens[-1] for row in running])
+
+    def _generate_padded(self, rows: list["_RowAnswer"]) -> None:
+        """As `_generate`, for layers with other state than keys and values: rows stay until all are complete.
+
+        transformers knows the state of each kind of layer.
+        """
+        model, pad_token_id = self._model, int(self._tokenizer.pad_token_id)
+        inputs = pad_left([row.request.prompt for row in rows], pad_token_id)
+        # Replaces the model's own settings, such as a repetition penalty, which would be merged with these.
+        model.generation_config = GenerationConfig.from_dict(
+            {
+                "do_sample": False,
+                "max_new_tokens": max(row.request.max_tokens for row in rows),
+                "eos_token_id": sorted(self._stop_ids),
+                "pad_token_id": pad_token_id,
+            }
+        )
+        model.generate(  # type: ignore[operator] # PEFT's __getattr__ hides it
+            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            logits_processor=LogitsProcessorList([_Chosen(rows, self._accept, min(self._stop_ids))]),
+        )
+
+    def _accept(self, rows: Sequence["_RowAnswer"], logits: Tensor) -> None:
+        """Add the next token of each row that is not complete. `logits` has shape (rows, vocabulary)."""
+        values, ids = logits.max(dim=-1)
+        finite = torch.isfinite(values).tolist()
+        for row, is_finite, likeliest, row_logits in zip(rows, finite, ids.tolist(), logits, strict=True):
+            if row.complete or not is_finite:
+                row.complete = True
+            else:
+                row.add(likeliest if row.sampler is None else row.sampler.choose(row_logits))
+        self._on_token()
+
+    def _sampler(self, request: AnswerRequest) -> Sampler | None:
+        """The sampler of one answer; None for the most likely tokens."""
+        settings = self._settings
+        if settings.temperature == 0:
+            return None
+        digest = hashlib.sha256(f"{settings.seed}:{request.row}".encode()).digest()
+        return Sampler(settings.temperature, settings.top_p, int.from_bytes(digest[:8]) >> 1)
+
+
+@dataclass
+class _RowAnswer:
+    """One answer while it is generated."""
+
+    request: AnswerRequest
+    stop_ids: AbstractSet[int]
+    sampler: Sampler | None
+    tokens: list[int] = field(default_factory=list)
+    """Generated tokens, without the one that ends the answer."""
+    complete: bool = False
+    finish_reason: Literal["stop", "length"] = "length"
+
+    def add(self, token: int) -> None:
+        """Add a token. The answer may then be complete."""
+        if token in self.stop_ids:
+            self.complete, self.finish_reason = True, "stop"
+            return
+        self.tokens.append(token)
+        self.complete = len(self.tokens) == self.request.max_tokens
+
+
+class _Chosen(LogitsProcessor):
+    """Leaves transformers the token that was chosen for each row, and a stop token for a complete row."""
+
+    def __init__(
+        self,
+        rows: Sequence[_RowAnswer],
+        accept: Callable[[Sequence[_RowAnswer], Tensor], None],
+        stop_id: int,
+    ) -> None:
+        self._rows = rows
+        self._accept = accept
+        self._stop_id = stop_id
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Any) -> Any:
+        self._accept(self._rows, scores.float().cpu())
+        chosen = [self._stop_id if row.complete else row.tokens[-1] for row in self._rows]
+        forced = torch.full_like(scores, -torch.inf)
+        forced[torch.arange(len(chosen)), chosen] = 0
+        return forced

@@ -1,0 +1,145 @@
+"""Opens the subjects of an evaluation: their files in the store, and the rows as each is prompted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, Subject
+from finetune_trainer.evaluate.examples import Example, encode_examples
+from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
+from finetune_trainer.evaluate.subjects.prompted import encode_prompted
+from finetune_trainer.model.bundle import TOKENIZER, own_chat_template, own_stop_ids
+from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.scopesource import ScopeSource
+from finetune_trainer.store import RunFolder, Store
+from finetune_trainer.tokens.chattemplate import TemplateArguments, load_tokenizer
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A Checkpoint and its tokenizer."""
+
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]
+
+
+class SubjectOpener:
+    """Opens subjects by name; what they share is read once. Raises StageFailure, Preempted."""
+
+    def __init__(
+        self, config: EvaluateConfig, store: Store, data: Path, rows: Sequence[Row], folder: RunFolder
+    ) -> None:
+        """`data` is the dataset, `rows` the evaluated rows, and `folder` gets the prompt of Prompted."""
+        self._config = config
+        self._store = store
+        self._data = data
+        self._rows = rows
+        self._folder = folder
+
+    @cached_property
+    def scope(self) -> MetricScope:
+        """What the metrics need in addition to answers, by the chat template of the evaluated Checkpoint."""
+        config = self._config
+        source = ScopeSource(self._data, config.split, self._tuned.tokenizer, config.chat_template_kwargs)
+        return source.find(config.metrics, config.options)
+
+    def open(self, subject: Subject) -> EvaluatedSubject:
+        """Open a subject. Raises StageFailure, also for a subject that this release does not know."""
+        openers: dict[Subject, Callable[[], EvaluatedSubject]] = {
+            "Tuned": self._open_tuned,
+            "Base": self._open_base,
+            "Prompted": self._open_prompted,
+            "Live": self._open_live,
+        }
+        return openers[subject]()
+
+    def _open_tuned(self) -> EvaluatedSubject:
+        return self._subject("Tuned", self._tuned, self._tuned.weights, self._examples)
+
+    def _open_base(self) -> EvaluatedSubject:
+        return self._subject("Base", self._tuned, self._base, self._examples)
+
+    def _open_prompted(self) -> EvaluatedSubject:
+        examples = encode_prompted(
+            self._config,
+            read_rows(self._data / SPLIT_FILES["train"]),
+            self._rows,
+            self._examples,
+            tokenizer=self._tuned.tokenizer,
+            choices=self.scope.choices,
+            base=self._base.base,
+            folder=self._folder,
+        )
+        return self._subject("Prompted", self._tuned, self._base, examples)
+
+    def _open_live(self) -> EvaluatedSubject:
+        live = self._config.live
+        if live is None:
+            raise StageFailure(FailureReason.INVALID_CONFIG, "the model line has no champion to compare with")
+        opened = self._open(live.digest, live.type, live.base_model, quantized=live.quantized_base)
+        examples = self._encode(opened, live.chat_template_kwargs)
+        return self._subject("Live", opened, opened.weights, examples)
+
+    def _subject(
+        self, name: Subject, opened: _Opened, weights: Weights, examples: Sequence[Example]
+    ) -> EvaluatedSubject:
+        return EvaluatedSubject(name, weights, opened.tokenizer, examples, opened.stop_ids)
+
+    @cached_property
+    def _tuned(self) -> _Opened:
+        config = self._config
+        return self._open(
+            config.checkpoint,
+            config.checkpoint_type,
+            config.base_model,
+            quantized=config.quantized_base,
+        )
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        return self._encode(self._tuned, self._config.chat_template_kwargs)
+
+    @property
+    def _base(self) -> Weights:
+        return Weights(self._model(self._config.base_model), quantized=self._config.quantized_base)
+
+    def _open(
+        self,
+        checkpoint: Digest,
+        type_: CheckpointType,
+        base_model: Digest,
+        *,
+        quantized: bool,
+    ) -> _Opened:
+        folder = self._store.artifact(ArtifactRef(kind="checkpoints", digest=checkpoint), verify=True)
+        is_whole = type_ == FULL_MODEL
+        # A whole model has its own tokenizer, except those of older releases.
+        has_tokenizer = is_whole and (folder / TOKENIZER).exists()
+        tokenizer = load_tokenizer(folder if has_tokenizer else self._model(base_model))
+        # The model was trained with it. Another release may supply another one to the same base model.
+        tokenizer.chat_template = own_chat_template(folder) or tokenizer.chat_template
+        weights = Weights(folder) if is_whole else Weights(self._model(base_model), folder, quantized)
+        return _Opened(weights, tokenizer, own_stop_ids(folder))
+
+    def _encode(self, opened: _Opened, chat_template_kwargs: TemplateArguments) -> list[Example]:
+        return encode_examples(
+            list(self._rows),
+            opened.tokenizer,
+            self._config.max_sequence_length,
+            self._config.split,
+            chat_template_kwargs,
+            choices=self.scope.choices,
+        )
+
+    def _model(self, digest: Digest) -> Path:
+        return self._store.artifact(ArtifactRef(kind="models", digest=digest))

@@ -1,0 +1,185 @@
+"""The subject Prompted: the base model with a system prompt and training rows as examples.
+
+It shows what a good prompt alone would have given. The examples are turns of the conversation, in the same
+chat template as the rows. Their answers are context: the loss of a row is that of the same tokens as for the
+other subjects, given the longer prompt.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.evaluate.budget import AnswerBudget
+from finetune_trainer.evaluate.examples import Example, encode_examples
+from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
+from finetune_trainer.model.load import read_context_length
+from finetune_trainer.rows import Message, Row
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.store import RunFolder
+from finetune_trainer.tokens.chattemplate import has_system_turn
+from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.rendering import RowNotEncodable
+
+PROMPT_FILE: Final = "prompt.json"
+UNLIMITED: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class FewShotPrompt:
+    """Instructions and examples before each row."""
+
+    system_prompt: str
+    shown: Sequence[ShownRow]
+    has_system_turn: bool
+    """Whether the chat template has system turns; otherwise the text is before the first user turn."""
+
+    def apply(self, row: Row) -> Row:
+        """Return the row with the prompt. A system turn of the row follows the system prompt."""
+        own, turns = _without_system(row.messages)
+        examples = [
+            replace(message, learned=False) if message.role == "assistant" else message
+            for each in self.shown
+            for message in _without_system(each.row.messages)[1]
+        ]
+        text = "\n\n".join(filter(None, (self.system_prompt, own)))
+        return replace(row, messages=self._instructed(text, (*examples, *turns)), form=_form(row))
+
+    def _instructed(self, text: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not text:
+            return turns
+        if self.has_system_turn:
+            return (Message("system", text), *turns)
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+        told = replace(turns[first], content=f"{text}\n\n{turns[first].content}")
+        return (*turns[:first], told, *turns[first + 1 :])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prompt as it is recorded."""
+        return {
+            "systemPrompt": self.system_prompt,
+            "systemTurn": self.has_system_turn,
+            "examples": [
+                {"row": each.number, "messages": [message.to_dict() for message in each.row.messages]}
+                for each in self.shown
+            ],
+        }
+
+
+def encode_prompted(
+    config: EvaluateConfig,
+    training: Iterable[Row],
+    rows: Sequence[Row],
+    plain: Sequence[Example],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    choices: Sequence[str],
+    base: Path,
+    folder: RunFolder,
+) -> list[Example]:
+    """Choose the examples, record the prompt in `folder`, and encode the rows with it.
+
+    Args:
+        config: config of the stage.
+        training: rows of the train split.
+        rows: the evaluated rows.
+        plain: the evaluated rows without the prompt.
+        tokenizer: the tokenizer with the chat template of the rows.
+        choices: labels of a constrained classification.
+        base: folder of the base model, whose context the prompt must fit.
+        folder: gets `PROMPT_FILE`.
+
+    Raises StageFailure (INVALID_CONFIG) if there is nothing to show and no system prompt.
+    """
+    settings, arguments = config.prompted, config.chat_template_kwargs
+    empty = FewShotPrompt(settings.system_prompt, (), has_system_turn(tokenizer, arguments))
+    room = _Room(config, rows, plain, RowEncoder(tokenizer, arguments), read_context_length(base))
+    shown = choose_rows(
+        training,
+        [rows[example.row - 1] for example in plain],
+        settings.examples,
+        settings.seed,
+        lambda shown: room.fits(replace(empty, shown=shown)),
+    )
+    if not shown and not settings.system_prompt:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            "evaluation.prompted has no systemPrompt, and no row of the train split can be shown as an"
+            " example: each is longer than the context of the base model, has the input of an evaluated row,"
+            " or other tools. Set systemPrompt",
+        )
+    prompt = replace(empty, shown=tuple(shown))
+    examples = encode_examples(
+        [prompt.apply(row) for row in rows],
+        tokenizer,
+        UNLIMITED,
+        config.split,
+        arguments,
+        choices=choices,
+    )
+    first = tokenizer.decode(examples[0].prompt, skip_special_tokens=False)
+    record = {
+        **prompt.to_dict(),
+        "seed": settings.seed,
+        "requestedExamples": settings.examples,
+        "firstPrompt": first,
+    }
+    folder.write(PROMPT_FILE, json.dumps(record, ensure_ascii=False, indent=2).encode())
+    return [
+        _truncated(example, config.max_sequence_length + len(example.prompt) - len(without.prompt))
+        for example, without in zip(examples, plain, strict=True)
+    ]
+
+
+class _Room:
+    """Whether a prompt leaves room for the longest row and its answer in the model's context."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        rows: Sequence[Row],
+        plain: Sequence[Example],
+        encoder: RowEncoder,
+        context_length: int | None,
+    ) -> None:
+        budget = AnswerBudget.of(config)
+        needed, example = max(
+            ((len(example.prompt) + budget.tokens(example.answer_tokens), example) for example in plain),
+            key=lambda pair: pair[0],
+        )
+        self._row = rows[example.row - 1]
+        self._answer_tokens = needed - len(example.prompt)
+        self._encoder = encoder
+        self._context_length = context_length
+
+    def fits(self, prompt: FewShotPrompt) -> bool:
+        try:
+            tokens = len(self._encoder.encode_prompt(prompt.apply(self._row)))
+        except RowNotEncodable:
+            return False
+        return self._context_length is None or tokens + self._answer_tokens <= self._context_length
+
+
+def _without_system(messages: tuple[Message, ...]) -> tuple[str, tuple[Message, ...]]:
+    """Text of the system turn, and the other turns."""
+    if messages[0].role != "system":
+        return "", messages
+    return messages[0].content, messages[1:]
+
+
+def _form(row: Row) -> Any:
+    return "ChatMessages" if row.form == "PromptCompletion" else row.form
+
+
+def _truncated(example: Example, max_length: int) -> Example:
+    rejected = example.rejected
+    return replace(
+        example,
+        encoded=example.encoded.truncate(max_length),
+        rejected=None if rejected is None else rejected.truncate(max_length),
+    )
