@@ -10,6 +10,7 @@ from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.jobdisplay import JobDisplay
+from finetune_operator.api.learningcurve import LearningCurve
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.prediction import Prediction
@@ -166,6 +167,10 @@ class TrainingStatus(Model):
         Field(
             description="URI of the HTML page with the loss curve, in the store. report.json is next to it."
         ),
+    ] = None
+    learning_curve: Annotated[
+        LearningCurve | None,
+        Field(description="Learning curve of the run, if evaluation.learningCurve requests it."),
     ] = None
     image: Annotated[
         str | None,

@@ -18,7 +18,7 @@ class MeasuredTraining(Model):
         float | None,
         Field(
             description="Seconds of training, with validation and saving, without start and repeated work:"
-            " tokens divided by tokens per second."
+            " tokens divided by tokens per second. Includes the trainings of a learning curve."
         ),
     ] = None
     cost: Annotated[
@@ -76,8 +76,8 @@ class Prediction(Model):
     seconds_low: Annotated[
         int | None,
         Field(
-            description="Lower bound of the seconds of training, without start. Absent: the peak of the"
-            " devices is unknown."
+            description="Lower bound of the seconds of training, without start, with those of a learning"
+            " curve. Absent: the peak of the devices is unknown."
         ),
     ] = None
     seconds_high: Annotated[

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from pydantic import JsonValue
 
+from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -158,7 +159,15 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         mfu=inputs.mfu,
         metrics=tuple(metric for metric in metrics if METRICS[metric].needs_more_than_answers),
         options=metric_options(spec.evaluation),
+        learning_curve=(shares := _curve_shares(spec.evaluation)),
+        max_run_seconds=inputs.max_run_seconds if shares else None,
     )
+
+
+def _curve_shares(evaluation: EvaluationSpec | None) -> tuple[float, ...]:
+    """Shares of the rows to train on in addition to the run itself, the smallest first."""
+    shares = evaluation.learning_curve if evaluation is not None else ()
+    return tuple(sorted(share for share in shares if share < 1))
 
 
 def train_config(
@@ -185,6 +194,8 @@ def train_config(
         devices=inputs.accelerators,
         coordinator=inputs.coordinator,
         peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if inputs.coordinator else None,
+        learning_curve=(shares := _curve_shares(spec.evaluation)),
+        max_run_seconds=inputs.max_run_seconds if shares else None,
     )
 
 
@@ -216,8 +227,4 @@ def cleanup_config(
 
 def collect_config(inputs: StageInputs, stage: Stage, *, probe: bool = False) -> CollectConfig:
     """The config of collect, which reads the stored result of a stage; with `probe` it checks the store."""
-    return CollectConfig(
-        **inputs.shared,
-        of=stage,
-        probe=probe,
-    )
+    return CollectConfig(**inputs.shared, of=stage, probe=probe)

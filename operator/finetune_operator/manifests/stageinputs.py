@@ -46,6 +46,8 @@ class StageInputs:
     """What is known about the devices of train."""
     mfu: float | None = None
     """Median model FLOPs utilization of the last runs of the run's ComputeProfile."""
+    max_run_seconds: int | None = None
+    """Seconds that train may run."""
 
     @property
     def shared(self) -> SharedFields:

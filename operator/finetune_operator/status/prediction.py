@@ -75,9 +75,10 @@ def with_measured(
     cost = None
     if stage is not None and stage.device_seconds and devices.price_per_hour is not None:
         cost = round(stage.device_seconds / 3600 * devices.price_per_hour, 2)
+    curve = training.learning_curve
     measured = MeasuredTraining(
         device_memory_bytes=training.device_memory_bytes,
-        seconds=None if seconds is None else round(seconds, 1),
+        seconds=None if seconds is None else round(seconds + (curve.seconds if curve else 0), 1),
         cost=cost,
         mfu=mfu,
     )

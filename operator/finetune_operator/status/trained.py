@@ -2,6 +2,8 @@
 
 from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.learningcurve import MAX_SHARES, LearningCurve, LearningCurvePoint
+from finetune_trainer.contract.learningcurve import OUTLOOKS
 from finetune_trainer.contract.results import CheckpointResult, TrainResult
 
 
@@ -22,15 +24,35 @@ def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparamete
     report = f"; report: {trained.report_uri}" if trained.report_uri else ""
     return (
         f"{steps}, {_count(len(trained.checkpoints), 'checkpoint')}{_restarts(trained)}{_rewards(trained)}"
-        f"{_less_memory(trained, hyperparameters)}{_overfitting(trained)}{measured}{report}"
+        f"{_less_memory(trained, hyperparameters)}{_overfitting(trained)}{_outlook(trained)}"
+        f"{measured}{report}"
     )
+
+
+def _outlook(trained: TrainResult) -> str:
+    if trained.learning_curve is None:
+        return ""
+    sentence = OUTLOOKS.get(trained.learning_curve.outlook, OUTLOOKS["Unknown"])
+    return f"; {sentence[0].lower()}{sentence[1:]}, by the learning curve"
 
 
 def training_status(trained: TrainResult) -> TrainingStatus:
     """The figures of the training for the status."""
     best = _best(trained)
     rewards = best.model_dump(include={"reward_accuracy", "reward_margin"}) if best else {}
-    return TrainingStatus(**trained.model_dump(include=set(TrainingStatus.model_fields)), **rewards)
+    return TrainingStatus(
+        **trained.model_dump(include=set(TrainingStatus.model_fields) - {"learning_curve"}),
+        **rewards,
+        learning_curve=_learning_curve(trained),
+    )
+
+
+def _learning_curve(trained: TrainResult) -> LearningCurve | None:
+    curve = trained.learning_curve
+    if curve is None:
+        return None
+    points = tuple(LearningCurvePoint(**point.model_dump()) for point in curve.points[-MAX_SHARES - 1 :])
+    return LearningCurve(**curve.model_dump(exclude={"points"}), points=points)
 
 
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:

@@ -243,3 +243,29 @@ def test_arguments_for_the_chat_template_reach_preflight_and_training() -> None:
         assert config.to_dict()["chatTemplateKwargs"] == arguments
         assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("chatTemplateKwargs",)
     assert "chatTemplateKwargs" not in train().to_dict()
+
+
+def test_shares_of_a_learning_curve_reach_the_trainer_sorted_and_without_the_run_itself() -> None:
+    evaluation = {"learningCurve": [1, 0.5, 0.25]}
+
+    assert preflight(evaluation=evaluation).learning_curve == (0.25, 0.5)
+    assert train(evaluation=evaluation).learning_curve == (0.25, 0.5)
+    assert train(evaluation={}).learning_curve == ()
+    older = train(evaluation=evaluation).model_copy(update={"contract": 1})
+    assert older.unsupported_fields() == ("learningCurve",)
+
+
+def test_only_a_learning_curve_depends_on_the_time_of_the_run() -> None:
+    """A limit that is raised changes neither other configs nor the digest of any."""
+    job, inputs = job_and_inputs(evaluation={"learningCurve": [0.5]})
+    plain, _ = job_and_inputs()
+    resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS)
+    chosen = ResolvedHyperparameters(**HYPERPARAMETERS.model_dump())
+    short, long = (replace(inputs, max_run_seconds=seconds) for seconds in (600, 6000))
+
+    curves = [train_config(each, job.spec, resolved, chosen) for each in (short, long)]
+    assert [config.max_run_seconds for config in curves] == [600, 6000]
+    assert curves[0].digest == curves[1].digest
+    assert preflight_config(short, job.spec, resolved).max_run_seconds == 600
+    assert train_config(short, plain.spec, resolved, chosen).max_run_seconds is None
+    assert preflight_config(short, plain.spec, resolved).max_run_seconds is None

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.learningcurve import LearningCurve, LearningCurvePoint
 from finetune_trainer.contract.method import Method, Preference
 from finetune_trainer.contract.results import CheckpointResult, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -320,3 +321,44 @@ def test_patience_in_steps_counts_validations() -> None:
     assert message(cluster) == (
         "30 of 40 steps (stopped early: no lower validation loss for 1 validation), 2 checkpoints"
     )
+
+
+LEARNING_CURVE = LearningCurve(
+    points=tuple(
+        LearningCurvePoint(
+            share=share, rows=int(400 * share), loss=1 / share, loss_low=0.9 / share, loss_high=1.1 / share
+        )
+        for share in (0.25, 0.5, 1)
+    ),
+    outlook="LikelyToHelp",
+    validation_rows=80,
+    seconds=30,
+)
+
+
+def test_a_learning_curve_is_in_the_status_and_in_a_sentence() -> None:
+    cluster = after(learning_curve=LEARNING_CURVE)
+
+    training = cluster.job(JOB).status.training
+    assert training is not None
+    assert training.learning_curve is not None
+    assert [(point.share, point.rows) for point in training.learning_curve.points] == [
+        (0.25, 100),
+        (0.5, 200),
+        (1, 400),
+    ]
+    assert training.learning_curve.outlook == "LikelyToHelp"
+    assert "; more rows of this kind are likely to help, by the learning curve" in message(cluster)
+
+
+def test_a_learning_curve_of_a_newer_trainer_is_shortened_and_read() -> None:
+    point = LEARNING_CURVE.points[0]
+    newer = LEARNING_CURVE.model_copy(update={"points": (point,) * 40, "outlook": "OnlyOtherRowsHelp"})
+
+    cluster = after(learning_curve=newer)
+
+    training = cluster.job(JOB).status.training
+    assert training is not None
+    assert training.learning_curve is not None
+    assert len(training.learning_curve.points) == 6
+    assert "does not tell" in message(cluster)

@@ -42,7 +42,9 @@ class Prediction(Contract):
     flops: float
     """Floating-point operations of all training steps on all devices."""
     seconds_low: float | None = None
-    """Lower bound of the duration of all training steps, in seconds; None if the device's peak is unknown."""
+    """Lower bound of the duration of all training steps, in seconds; None if the device's peak is unknown.
+
+    Includes the trainings of a learning curve, unlike `flops`."""
     seconds_high: float | None = None
     """Upper bound of the same duration."""
     mfu: float | None = None

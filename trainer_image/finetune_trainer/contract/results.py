@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.learningcurve import LearningCurve
 from finetune_trainer.contract.lenient import lenient_validator
 from finetune_trainer.contract.method import LoRA, Preference
 from finetune_trainer.contract.metrics import Metric
@@ -177,6 +178,8 @@ class TrainResult(Contract):
     """Like `per_device_batch_size`."""
     gradient_checkpointing: bool | None = Field(default=None, json_schema_extra={"since": 2})
     """True if it was turned on because a batch did not fit into memory; else None."""
+    learning_curve: LearningCurve | None = Field(default=None, json_schema_extra={"since": 2})
+    """None if the config does not request it. A termination message may omit it."""
     checkpoints: tuple[CheckpointResult, ...]
 
 

@@ -1,13 +1,13 @@
 """The loss on completion tokens only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model.head import ChunkedHead
-from finetune_trainer.tokens.batching import model_inputs
+from finetune_trainer.tokens.batching import ROW_LABELS, model_inputs
 from finetune_trainer.tokens.encode import IGNORE_INDEX
 
 
@@ -80,4 +80,27 @@ def total_completion_loss(
             batch_loss, batch_tokens = completion_loss(model, batch, head)
             loss_sum += float(batch_loss)
             tokens += int(batch_tokens)
+    return loss_sum, tokens
+
+
+def completion_losses_by_row(
+    model: torch.nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    head: ChunkedHead | None,
+    add: Callable[[Tensor, Tensor], None],
+) -> tuple[float, int]:
+    """As `total_completion_loss`, for batches with `ROW_LABELS`.
+
+    Calls `add` for each batch with the summed loss of its rows in nats, and their labelled tokens.
+    """
+    model.eval()
+    loss_sum = 0.0
+    tokens = 0
+    with torch.no_grad():
+        for batch in batches:
+            labels = batch[ROW_LABELS]
+            losses = segment_loss_sums(model, batch, labels, head)
+            add(losses, labels)
+            loss_sum += float(losses.sum())
+            tokens += int(labels.sum())
     return loss_sum, tokens

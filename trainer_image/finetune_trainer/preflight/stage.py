@@ -17,6 +17,7 @@ from finetune_trainer.preflight.architecture import check_adapter, load_config, 
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
 from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict
+from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
 from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
@@ -33,6 +34,7 @@ from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 from finetune_trainer.tokens.reasoning import parser_for
+from finetune_trainer.train.learningcurve.plan import require_validation_rows
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     check_form(next(read_rows(paths["train"])).form, config.method.type)
     check_sharding(config.sharding, config.method)
     preference = resolve_preference(config.method, read_rows(paths["train"]))
+    if config.learning_curve:
+        require_validation_rows(rows.counts["validation"])
     if not rows.counts["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
@@ -119,6 +123,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     meter.begin("predicting memory and duration")
     method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
     chosen, prediction = predict(config, method, model, chosen, used.tolist())
+    prediction = with_learning_curve(config, prediction, len(used))
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,

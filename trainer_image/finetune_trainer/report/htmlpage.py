@@ -13,6 +13,7 @@ from finetune_trainer.report.evaluation.headline import evaluation_verdict, figu
 from finetune_trainer.report.evaluation.rows import OUTCOMES
 from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
 from finetune_trainer.report.histogram import LEFT, histogram
+from finetune_trainer.report.learningcurve import curve_chart, curve_note, interval_text, share_text
 from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
 from finetune_trainer.report.verdict import counted, number, position, token_verdict, verdict
 
@@ -53,6 +54,7 @@ def training_page(report: Document) -> str:
         source=f"run {report['run']}",
         facts=facts(report),
         chart=loss_chart(report) if report["training"] else None,
+        curve=curve_chart(report["learningCurve"]) if report["learningCurve"] else None,
     )
 
 
@@ -88,7 +90,9 @@ def _template(name: str) -> "Template":
         "figure": figure,
         "gate_lines": gate_lines,
         "gate_note": gate_note,
+        "curve_note": curve_note,
         "headline": headline,
+        "interval_text": interval_text,
         "kept_as": kept_as,
         "largest_share": largest_share,
         "loss": loss,
@@ -96,6 +100,7 @@ def _template(name: str) -> "Template":
         "position": position,
         "settings": settings,
         "share": share,
+        "share_text": share_text,
         "size": size,
         "source_hash": source_hash,
     }

@@ -15,6 +15,8 @@ Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
 
 NUM_TOKENS: Final = "num_tokens"
 """Key of a batch for its number of tokens without padding, where its other tensors do not tell it."""
+ROW_LABELS: Final = "row_labels"
+"""Key of a held-out batch for the number of labelled tokens of each of its rows, of shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,14 @@ def pack_with_bounds(rows: Sequence[EncodedRow]) -> dict[str, Any]:
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of the model: everything except the labels and the count of tokens."""
-    return {name: value for name, value in batch.items() if name not in {"labels", NUM_TOKENS}}
+    """The inputs of the model: everything except the labels and the counts of tokens."""
+    return {name: value for name, value in batch.items() if name not in {"labels", NUM_TOKENS, ROW_LABELS}}
+
+
+def collate_with_row_labels(rows: Sequence[EncodedRow], collate: Collate) -> dict[str, Any]:
+    """A batch with its `ROW_LABELS`. The first token of a row is never predicted."""
+    labels = [sum(label != IGNORE_INDEX for label in row.labels[1:]) for row in rows]
+    return {**collate(rows), ROW_LABELS: torch.tensor(labels)}
 
 
 def token_count(batch: Mapping[str, Any]) -> Tensor:

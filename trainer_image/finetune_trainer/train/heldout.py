@@ -22,6 +22,12 @@ class RowBatches(Sequence[list[Any]]):
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The indices of the rows, in the order of the batches."""
+        places = (place for batch in self._batches for place in batch)
+        return [place if isinstance(place, int) else place[0] for place in places]
+
     @overload
     def __getitem__(self, index: int) -> list[Any]: ...
 
@@ -48,6 +54,11 @@ class LazyBatches:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The indices of the rows, in the order of the batches."""
+        return self._batches.numbers if isinstance(self._batches, RowBatches) else []
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self._batches:

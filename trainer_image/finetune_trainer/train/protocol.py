@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.throughput import StepFigures
 
@@ -35,8 +36,13 @@ class TrainerProtocol(Protocol):
         """Return the figures of the current optimizer step of this process, when all batches are computed."""
         ...
 
-    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
-        """Validate without dropout and random numbers; leaves the model in evaluation mode."""
+    def validate(
+        self, batches: Iterable[Mapping[str, Tensor]], by_row: RowLossCollector | None = None
+    ) -> Validation:
+        """Validate without dropout and random numbers; leaves the model in evaluation mode.
+
+        `by_row` gets the losses of the rows.
+        """
         ...
 
     def collect_state(self) -> StateSnapshot:

@@ -1,8 +1,13 @@
 """The training report in the run's folder, as JSON and as an HTML page."""
 
+import json
+import logging
 from typing import Any, Final
 
+from pydantic.alias_generators import to_camel
+
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurve
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.report.document import encode
@@ -13,6 +18,8 @@ from finetune_trainer.train.states.losses import LossCurve
 REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
 VERSION: Final = 1
+
+logger = logging.getLogger(__name__)
 
 
 def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) -> dict[str, Any]:
@@ -55,7 +62,23 @@ def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) 
         "validation": [
             {"step": each.step, "epochs": each.epochs, "loss": each.loss} for each in curve.validation
         ],
+        "learningCurve": None,
     }
+
+
+def add_learning_curve(folder: RunFolder, curve: LearningCurve) -> None:
+    """Add the curve to the report of the main run. Raises StageFailure (STORE_UNAVAILABLE)."""
+    content = folder.read(REPORT_NAME)
+    if content is None:
+        logger.warning("%s/%s was deleted: the learning curve is in the result only", folder.uri, REPORT_NAME)
+        return
+    points = [{to_camel(name): value for name, value in point.model_dump().items()} for point in curve.points]
+    shown = {
+        "validationRows": curve.validation_rows,
+        "outlook": OUTLOOKS[curve.outlook],
+        "points": points,
+    }
+    write_training_report(folder, json.loads(content) | {"learningCurve": shown})
 
 
 def write_training_report(folder: RunFolder, report: dict[str, Any]) -> str:

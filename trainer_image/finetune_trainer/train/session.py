@@ -95,14 +95,14 @@ class TrainingSession:
                 model = trainable_model(data.base, config.method, device, parent, sharding)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
 
-    def run(self) -> TrainingOutcome:
-        """Train to the last step, or until early stopping.
+    def run(self, weights: TrainingWeights | None = None) -> TrainingOutcome:
+        """Train to the last step, or until early stopping; `weights` replaces those that are kept.
 
         Raises OutOfMemory, StageFailure (LOSS_NOT_FINITE, LOSS_DIVERGED, STORE_UNAVAILABLE), Preempted,
         PeerLost.
         """
         config, data, group = self.config, self.data, self.context.group
-        weights = self._weights()
+        weights = weights or self._weights()
         ledger, metrics = self.attempt.ledger(), TrainingMetrics(self.device)
         stopped_early = False
         served = metrics.served(config.metrics_port) if group.is_main_process else nullcontext()
@@ -134,7 +134,8 @@ class TrainingSession:
             )
             saving = Saving(run)
             validation = validation_sample(data.validation, self.attempt.hyperparameters)
-            validating = Validating(run, trainer.batches(validation), saving)
+            by_row = len(validation) if config.learning_curve else 0
+            validating = Validating(run, trainer.batches(validation), saving, by_row)
             callbacks = (Heartbeat(run), Reporting(run), Divergence(run), Keeping(run), validating, saving)
             trainer.add_callback(Events(callbacks))
             self._log_size(len(validation))

@@ -1,6 +1,7 @@
 """The train stage: load, open, run, result, publish; again with less memory if it runs out."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,11 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.guards.memory import describe_batches, out_of_memory_failure
 from finetune_trainer.train.inputs import TrainingData
-from finetune_trainer.train.report import training_report, write_training_report
+from finetune_trainer.train.learningcurve.curve import measure_curve
+from finetune_trainer.train.learningcurve.plan import CurvePlan, require_validation_rows
+from finetune_trainer.train.learningcurve.record import CurveRecord, MeasuredShare
+from finetune_trainer.train.report import add_learning_curve, training_report, write_training_report
+from finetune_trainer.train.rowlosses import RowLosses
 from finetune_trainer.train.session import TrainingOutcome, TrainingSession
 from finetune_trainer.train.states.checkpoints import publish_checkpoints
 from finetune_trainer.train.states.restarts import RestartBudget
@@ -39,6 +44,23 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
     OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted, PeerLost.
     If the run has several processes, rank 0 publishes; the others return a result without checkpoints.
     """
+    if not config.learning_curve:
+        return _main_run(config, context)
+    record = _read_record(config, context)
+    if not context.group.broadcast(int(record is not None)):
+        _main_run(config, context)
+        record = _read_record(config, context)
+    curve = measure_curve(config, context, record)
+    _release(context)
+    if record is None:
+        return TrainResult(steps=config.hyperparameters.total_steps, checkpoints=())
+    with context.store.run_folder(config.run, config.stage) as folder:
+        add_learning_curve(folder, curve)
+    return record.trained.model_copy(update={"learning_curve": curve})
+
+
+def _main_run(config: TrainConfig, context: StageContext) -> TrainResult:
+    """Train on all rows, and publish the checkpoints."""
     result = None
     while result is None:
         result = _attempt(config, context)
@@ -46,6 +68,14 @@ def run(config: TrainConfig, context: StageContext) -> TrainResult:
         if result is None:
             context.stop.release()
     return result
+
+
+def _read_record(config: TrainConfig, context: StageContext) -> CurveRecord | None:
+    """The record of the published main run; None if not rank 0."""
+    if not context.group.is_main_process:
+        return None
+    with context.store.run_folder(config.run, config.stage) as folder:
+        return CurveRecord.read(folder, config)
 
 
 def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
@@ -77,17 +107,32 @@ def _attempt(config: TrainConfig, context: StageContext) -> TrainResult | None:
 
 def _train(config: TrainConfig, context: StageContext, attempt: Attempt, restarts: int) -> TrainResult:
     data = TrainingData.load(config, attempt.hyperparameters, context)
+    if config.learning_curve:
+        require_validation_rows(len(data.validation))
+        plan = CurvePlan.of(config, attempt.hyperparameters, len(data.rows))
+        context = plan.main_context(context)
     with TrainingSession.open(config, context, attempt, data) as session:
         outcome = session.run()
     result = _result(config, attempt, outcome, restarts)
+    release = context.stop.release if config.learning_curve else partial(_release, context)
     if not context.group.is_main_process:
         outcome.weights.contribute()
-        _release(context)
+        release()
         return result
     with context.store.staging() as final:
         outcome.weights.write(final)
-        _release(context)
-        return _publish(config, context, attempt, outcome, result, final=final)
+        release()
+        result = _publish(config, context, attempt, outcome, result, final=final)
+    best = outcome.ledger.best
+    if config.learning_curve and best is not None:
+        main = MeasuredShare(
+            share=1,
+            rows=len(data.rows),
+            seconds=outcome.wasted_time.total_seconds,
+            losses=RowLosses.read(attempt.states.best_folder(best.step)),
+        )
+        CurveRecord.of(config, result, main).write(attempt.folder)
+    return result
 
 
 def _release(context: StageContext) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,10 +15,15 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.group import ALONE, Group
-from finetune_trainer.model.completionloss import completion_loss, total_completion_loss
+from finetune_trainer.model.completionloss import (
+    completion_loss,
+    completion_losses_by_row,
+    total_completion_loss,
+)
 from finetune_trainer.tokens.batching import (
     Collate,
     TokenBudget,
+    collate_with_row_labels,
     longest_first,
     row_lengths,
     token_count,
@@ -36,6 +42,7 @@ from finetune_trainer.train.parallel.sharding import (
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.layout import is_sharded
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
@@ -241,15 +248,21 @@ class CompletionTrainer(NormKeeper):
             order, size = longest_first(lengths), self.args.per_device_train_batch_size
             split = [order[at : at + size] for at in range(0, len(order), size)]
         share = self._group.share(split, [len(rows)])
-        return LazyBatches(RowBatches(RowsWithBlank(rows), share), self._collate, self.args.device)
+        collate = partial(collate_with_row_labels, collate=self._collate)
+        return LazyBatches(RowBatches(RowsWithBlank(rows), share), collate, self.args.device)
 
     def take_step(self) -> StepFigures:
         """Return the figures of the step, without rewards."""
         return self.sums.take()
 
-    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
+    def validate(
+        self, batches: Iterable[Mapping[str, Tensor]], by_row: RowLossCollector | None = None
+    ) -> Validation:
         """Compute the mean loss over the labelled tokens of all processes."""
-        totals = total_completion_loss(self._trained, batches, self._head)
+        if by_row is None:
+            totals = total_completion_loss(self._trained, batches, self._head)
+        else:
+            totals = completion_losses_by_row(self._trained, batches, self._head, by_row.add)
         loss_sum, tokens = self._group.all_reduce_sum(*totals)
         return Validation(loss_sum / tokens if tokens else math.nan)
 

@@ -1,6 +1,7 @@
 """Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage."""
 
 from collections.abc import Callable
+from typing import get_args
 
 from finetune_operator.api.devices import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
@@ -19,6 +20,7 @@ from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stopping import limit_of
 from finetune_operator.reconcile.platform.devicefacts import device_facts
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.stages.request import JobPurpose, PeerObjects, StageRequest
@@ -91,6 +93,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
 def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
     devices = run.job.spec.compute.devices
+    limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
     on_cuda = found.profile_of(stage).spec.devices.resource.startswith(CUDA_RESOURCES)
     return StageInputs(
         owner=run.job,
@@ -103,6 +106,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
         requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
         device=device_facts(found.profile),
         mfu=run.snapshot.calibrated_mfu(found.profile.name),
+        max_run_seconds=next((limit.seconds for limit in limits if limit is not None), None),
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
     )
 

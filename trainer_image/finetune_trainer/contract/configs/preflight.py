@@ -19,7 +19,9 @@ from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
-    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {"mfu", "metrics", "options"}
+    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {
+        *("mfu", "metrics", "options", "maxRunSeconds"),
+    }
 
     stage: Literal["preflight"] = "preflight"
     base_model_uri: str
@@ -58,3 +60,9 @@ class PreflightConfig(StageConfig):
     options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2})] = MetricOptions()
     mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
     """Median model FLOPs utilization of the profile's last finished runs; None before the first."""
+    learning_curve: Annotated[
+        tuple[float, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Shares of the training rows to train on in addition, as in the config of train."""
+    max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
+    """Seconds that train may run; None without a limit. A learning curve must fit."""

@@ -1,6 +1,6 @@
 """The config of the stage that trains."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 
 class TrainConfig(StageConfig):
     """Train a model, save its state, and publish checkpoints."""
+
+    not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {"maxRunSeconds"}
 
     stage: Literal["train"] = "train"
     base_model: Digest
@@ -43,3 +45,9 @@ class TrainConfig(StageConfig):
     """Host name of the pod with index 0; None if the run has one pod."""
     peer_key_path: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Key file by which the pods of the run authenticate to each other; None if the run has one pod."""
+    learning_curve: Annotated[
+        tuple[float, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Shares of the training rows, above 0 and below 1, to train on after the run itself, in this order."""
+    max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
+    """Seconds that the stage may run. A training of the learning curve that would exceed them is left out."""

@@ -2,12 +2,15 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
+from finetune_trainer.train.rowlosses import RowLosses
+from finetune_trainer.train.states.layout import ROW_LOSSES
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
 """Log line of a complete state, with the seconds since it was begun; training continued meanwhile."""
@@ -72,10 +75,16 @@ class Saving(Callback):
         self.run.wasted_time.saved(step)
         self.run.watchdog.feed(step)
 
-    def save_best(self, step: int) -> None:
-        """Save the weights that the ledger records as the best next. Collective."""
+    def save_best(self, step: int, losses: RowLosses | None = None) -> None:
+        """Save the weights that the ledger records as the best next, with `losses`. Collective."""
+
+        def fill(folder: Path) -> None:
+            self.run.weights.write(folder)
+            if losses is not None:
+                (folder / ROW_LOSSES).write_text(losses.model_dump_json(), encoding="utf-8")
+
         if self.run.context.group.is_main_process:
-            self.run.states.save_best(step, self.run.weights.write)
+            self.run.states.save_best(step, fill)
         else:
             self.run.weights.contribute()
         self.run.watchdog.feed(step)

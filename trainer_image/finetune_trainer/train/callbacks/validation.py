@@ -15,6 +15,7 @@ from finetune_trainer.train.callbacks.saving import Saving
 from finetune_trainer.train.callbacks.state import Callback, RunState
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.preference.rewards import describe_rewards
+from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.ledger import Best
 
 MIN_SAMPLED_ROWS: Final = 256
@@ -55,11 +56,15 @@ def validation_sample(rows: Sequence[T], hyperparameters: Hyperparameters) -> Se
 class Validating(Callback):
     """A run that is stopped during validation saves its state first; the next pod repeats the validation."""
 
-    def __init__(self, run: RunState, batches: LazyBatches, saving: Saving) -> None:
-        """`batches` are those of this process; empty without validation rows."""
+    def __init__(self, run: RunState, batches: LazyBatches, saving: Saving, by_row: int = 0) -> None:
+        """`batches` are those of this process; empty without validation rows.
+
+        If `by_row` is the number of validation rows, the loss of each is saved with the best weights.
+        """
         super().__init__(run)
         self._batches = batches
         self._saving = saving
+        self._by_row = by_row
 
     @override
     def begin(self, step: int, epoch: float) -> None:
@@ -84,7 +89,8 @@ class Validating(Callback):
         if not self._batches:
             return
         ledger = self.run.ledger
-        validation = self.run.trainer.validate(self._until_stopped(step))
+        by_row = RowLossCollector(self._batches.numbers, self._by_row) if self._by_row else None
+        validation = self.run.trainer.validate(self._until_stopped(step), by_row)
         loss = validation.loss
         if not math.isfinite(loss):
             raise self.run.not_finite(step, f"validation loss is {loss}")
@@ -99,7 +105,7 @@ class Validating(Callback):
             describe_rewards(validation.rewards, "validation "),
         )
         if ledger.best is None or loss < ledger.best.validation_loss:
-            self._saving.save_best(step)
+            self._saving.save_best(step, by_row.gathered(self.run.context.group) if by_row else None)
             ledger.best = Best(
                 step=step,
                 epoch=epoch,

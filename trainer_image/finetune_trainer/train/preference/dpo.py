@@ -41,9 +41,9 @@ class DPO(PreferenceLoss[PairRatios]):
         return PairRatios(chosen, rejected, batch["counts"])
 
     @override
-    def loss_sum(self, scores: PairRatios, totals: Totals) -> Tensor:
+    def row_losses(self, scores: PairRatios, totals: Totals) -> Tensor:
         losses = -logsigmoid(self._beta * (scores.chosen - scores.rejected))
-        return (losses * scores.counts).sum()
+        return losses * scores.counts
 
     @override
     def reward_sums(self, scores: PairRatios) -> Tensor:

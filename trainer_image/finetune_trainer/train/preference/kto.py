@@ -60,12 +60,12 @@ class KTO(PreferenceLoss[AnswerRatios]):
         return AnswerRatios(model.log_ratios(answers), batch["desirable"], batch["counts"])
 
     @override
-    def loss_sum(self, scores: AnswerRatios, totals: Totals) -> Tensor:
+    def row_losses(self, scores: AnswerRatios, totals: Totals) -> Tensor:
         divergence = max(0.0, totals.divergence / totals.rows)
         sign = torch.where(scores.desirable, 1.0, -1.0)
         weight = torch.where(scores.desirable, self._desirable_weight, self._undesirable_weight)
         losses = weight * (1 - torch.sigmoid(sign * self._beta * (scores.answer - divergence)))
-        return (losses * scores.counts).sum()
+        return losses * scores.counts
 
     @override
     def reward_sums(self, scores: AnswerRatios) -> Tensor:

@@ -73,9 +73,13 @@ class PreferenceLoss(ABC, Generic[ScoresT]):
         """Compute what the loss compares, with gradients."""
 
     @abstractmethod
+    def row_losses(self, scores: ScoresT, totals: Totals) -> Tensor:
+        """The loss of each row of a batch, of shape (rows,); 0 for rows that do not count."""
+
     def loss_sum(self, scores: ScoresT, totals: Totals) -> Tensor:
         """The summed loss of the rows of a batch. Divided by `totals.rows`, those of all batches add up to
         the mean loss."""
+        return self.row_losses(scores, totals).sum()
 
     @abstractmethod
     def reward_sums(self, scores: ScoresT) -> Tensor:

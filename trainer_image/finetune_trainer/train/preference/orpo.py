@@ -66,10 +66,10 @@ class ORPO(PreferenceLoss[PairLikelihoods]):
         )
 
     @override
-    def loss_sum(self, scores: PairLikelihoods, totals: Totals) -> Tensor:
+    def row_losses(self, scores: PairLikelihoods, totals: Totals) -> Tensor:
         log_odds = _log_odds(scores.chosen) - _log_odds(scores.rejected)
         losses = -scores.sequence * (totals.rows / totals.tokens) - self._beta * logsigmoid(log_odds)
-        return (losses * scores.counts).sum()
+        return losses * scores.counts
 
     @override
     def reward_sums(self, scores: PairLikelihoods) -> Tensor:

@@ -23,6 +23,7 @@ from finetune_trainer.train.preference.losses import PreferenceLoss, Totals
 from finetune_trainer.train.preference.referencedmodel import ReferencedModel
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.throughput import StepFigures
@@ -122,18 +123,25 @@ class PreferenceTrainer(NormKeeper):
         self._rewards.zero_()
         return self.sums.take(rewards)
 
-    def validate(self, batches: Iterable[Mapping[str, Tensor]]) -> Validation:
+    def validate(
+        self, batches: Iterable[Mapping[str, Tensor]], by_row: RowLossCollector | None = None
+    ) -> Validation:
         """Compute the mean loss of the rows of all processes, and their rewards."""
         self._model.adapted.eval()
-        scores, totals = [], Totals()
+        scores, counts, totals = [], [], Totals()
         rewards = torch.zeros_like(self._rewards)
         with torch.no_grad():
             for batch in batches:
                 scores.append(self._loss.scores(self._model, dict(batch)))
+                counts.append(batch["counts"])
                 totals += self._loss.totals(self._model, dict(batch))
                 rewards += self._loss.reward_sums(scores[-1])
             totals = totals.all_reduced(self._group)
-            own = sum(float(self._loss.loss_sum(each, totals)) for each in scores)
+            losses = [self._loss.row_losses(each, totals) for each in scores]
+        if by_row is not None:
+            for each, counted in zip(losses, counts, strict=True):
+                by_row.add(each, counted)
+        own = sum(float(each.sum()) for each in losses)
         (loss_sum,) = self._group.all_reduce_sum(own)
         return Validation(loss_sum / totals.rows, RewardSums.of(rewards.tolist()).all_reduced(self._group))
 

@@ -12,6 +12,7 @@ from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.probe import PROBE_FILE
 from finetune_trainer.store import Store
+from finetune_trainer.train.states.layout import ROW_LOSSES
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention
@@ -82,7 +83,7 @@ class _Published(TypedDict):
 def _publish_saved(store: Store, folder: Path, bundle: Bundle) -> _Published:
     with store.staging() as staging:
         for name in names_in(folder, folder):
-            if name != MANIFEST_NAME:
+            if name not in (MANIFEST_NAME, ROW_LOSSES):
                 copy_file(folder / name, staging / name, folder)
         return _publish_folder(store, staging, bundle)
 

@@ -15,6 +15,9 @@ PREFIX: Final = "step-"
 LEDGER: Final = "ledger.json"
 TRAINER_STATE: Final = "trainer_state.json"
 
+ROW_LOSSES: Final = "row_losses.json"
+"""The validation loss by row of the best weights, in their folder. It is not published with them."""
+
 SHARDED_LEDGER: Final = "sharded-ledger.json"
 """The ledger of a sharded state. The first release looks for `LEDGER`, and ignores a state without it."""
 SHARD: Final = re.compile(r"shard-\d{5}-of-(?P<size>\d{5})\.safetensors")

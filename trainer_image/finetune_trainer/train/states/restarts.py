@@ -124,6 +124,11 @@ class WastedTime:
         return self._record.lost_seconds
 
     @property
+    def total_seconds(self) -> float:
+        """Training time of all pods."""
+        return self.seconds + self.lost_seconds
+
+    @property
     def lost_device_seconds(self) -> float:
         """Wasted time, summed over all processes of the run."""
         return self.lost_seconds * self._group.size

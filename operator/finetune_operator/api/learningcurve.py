@@ -1,0 +1,68 @@
+"""The learning curve of a run in its status."""
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from finetune_operator.api.meta import Model
+
+MAX_SHARES: Final = 5
+"""Max number of shares of a learning curve."""
+
+
+class LearningCurvePoint(Model):
+    """A training on a share of the rows. Losses are in the unit of status.training."""
+
+    share: Annotated[float, Field(description="Share of the training rows; 1 for the run itself.")]
+    rows: Annotated[int, Field(description="Number of training rows.")]
+    loss: Annotated[
+        float | None, Field(description="Lowest validation loss. Absent: the training failed.")
+    ] = None
+    loss_low: Annotated[
+        float | None,
+        Field(
+            description="Lower bound of the 95 % interval of the loss. Absent: fewer than 20 validation rows."
+        ),
+    ] = None
+    loss_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
+    gain: Annotated[
+        float | None,
+        Field(
+            description="Loss of the previous point minus that of this one, on the same rows; positive if the"
+            " loss fell."
+        ),
+    ] = None
+    gain_low: Annotated[
+        float | None, Field(description="Lower bound of the 95 % interval of the gain, paired by row.")
+    ] = None
+    gain_high: Annotated[float | None, Field(description="Upper bound of the same interval.")] = None
+    problem: Annotated[
+        str | None, Field(max_length=512, description="Why the training failed or was left out.")
+    ] = None
+
+
+class LearningCurve(Model):
+    """Losses of trainings on nested shares of the rows, and what they say about more rows."""
+
+    points: Annotated[
+        tuple[LearningCurvePoint, ...],
+        Field(
+            max_length=MAX_SHARES + 1,
+            description="Points by increasing share. The last one is the run itself.",
+        ),
+    ] = ()
+    outlook: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="LikelyToHelp: the loss still falls as the rows grow, so more rows of this kind are"
+            " likely to help. NotLikelyToHelp: doubling the rows lowers the loss by less than 2 %. Unknown:"
+            " the intervals do not tell.",
+        ),
+    ] = "Unknown"
+    validation_rows: Annotated[
+        int, Field(description="Number of validation rows that each loss was measured on.")
+    ] = 0
+    seconds: Annotated[
+        float, Field(description="Seconds of the trainings except the run itself, with repeated work.")
+    ] = 0

@@ -1,0 +1,93 @@
+"""The trainings of a run with a learning curve, and the progress of all of them together."""
+
+from dataclasses import dataclass, replace
+
+from typing_extensions import override
+
+from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.progress import Progress
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.stage.context import StageContext
+from finetune_trainer.train.learningcurve.subsets import subset_size
+from finetune_trainer.train.schedule import steps_per_epoch
+
+
+class PartialProgress(Reporter):
+    """Reports the steps of one training as a part of those of all trainings of the run."""
+
+    def __init__(self, reporter: Reporter, steps_before: int, total_steps: int, *, is_subset: bool) -> None:
+        """Of a subset, only steps and times are reported: the figures in the status are those of the run."""
+        self._reporter = reporter
+        self._steps_before = steps_before
+        self._total_steps = total_steps
+        self._is_subset = is_subset
+        self._step_seconds: float | None = None
+
+    @override
+    def progress(self, progress: Progress) -> None:
+        left, eta = progress.total_steps - progress.step, progress.eta_seconds
+        if left and eta is not None:
+            self._step_seconds = eta / left
+        step = self._steps_before + progress.step
+        if self._step_seconds is not None:
+            eta = round(self._step_seconds * (self._total_steps - step), 1)
+        update = {"step": step, "total_steps": self._total_steps, "eta_seconds": eta}
+        if self._is_subset:
+            progress = Progress(
+                epoch=progress.epoch,
+                tokens_per_second=progress.tokens_per_second,
+                device_memory_bytes=progress.device_memory_bytes,
+            )
+        self._reporter.progress(progress.model_copy(update=update))
+
+
+def require_validation_rows(rows: int) -> None:
+    """Raise StageFailure (INVALID_CONFIG) if the dataset of a run with a learning curve has no such rows."""
+    if not rows:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            "evaluation.learningCurve: its losses need validation rows, but the dataset has none; raise"
+            " split.validation, or remove learningCurve",
+        )
+
+
+@dataclass(frozen=True)
+class CurvePlan:
+    """The main run, and a training for each share of the config."""
+
+    main_steps: int
+    subsets: tuple[TrainConfig, ...]
+    """Configs with the settings and the epochs of the main run, and without Checkpoints to keep."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, used: Hyperparameters, rows: int) -> "CurvePlan":
+        """Plan a run on `rows` training rows; `used` are hyperparameters whose batches fit into memory."""
+
+        def of_share(share: float) -> TrainConfig:
+            steps = steps_per_epoch(
+                subset_size(rows, share),
+                used.per_device_batch_size,
+                used.gradient_accumulation_steps,
+                used.processes,
+            )
+            hyperparameters = used.model_copy(update={"total_steps": steps * used.epochs})
+            return config.model_copy(update={"hyperparameters": hyperparameters, "keep": 0, "keep_steps": ()})
+
+        return cls(config.hyperparameters.total_steps, tuple(map(of_share, config.learning_curve)))
+
+    def main_context(self, context: StageContext) -> StageContext:
+        """The context of the main run."""
+        return self._reporting(context, 0, is_subset=False)
+
+    def subset_context(self, context: StageContext, index: int) -> StageContext:
+        """The context of the training of a subset."""
+        before = sum(each.hyperparameters.total_steps for each in self.subsets[:index])
+        return self._reporting(context, self.main_steps + before, is_subset=True)
+
+    def _reporting(self, context: StageContext, steps_before: int, *, is_subset: bool) -> StageContext:
+        total = self.main_steps + sum(each.hyperparameters.total_steps for each in self.subsets)
+        reporter = PartialProgress(context.reporter, steps_before, total, is_subset=is_subset)
+        return replace(context, reporter=reporter)
