@@ -148,9 +148,12 @@ def test_weights_that_are_not_those_recorded_are_found(trained: Trained, factor:
     assert trained.findings(tampered) == {"ProbeMismatch": True}
 
 
-def test_where_no_tolerance_was_measured_a_difference_vetoes_nothing(trained: Trained) -> None:
+@pytest.mark.parametrize("how", [{"device": "cuda", "dtype": "bfloat16"}, {"quantized": True}])
+def test_where_no_tolerance_was_measured_a_difference_vetoes_nothing(
+    trained: Trained, how: dict[str, Any]
+) -> None:
     tampered = trained.changed(scaled(-3), probed=False)
-    elsewhere = trained.record().model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    elsewhere = trained.record().model_copy(update=how)
 
     assert trained.findings(trained.recorded(tampered, elsewhere)) == {"ProbeMismatch": False}
 

@@ -8,16 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
 
 PROMPTS: Final = (
-    "Hello!",
     "What is 17 + 25?",
-    "Name three colours.",
-    "Translate into French: good morning",
     "Is this review positive or negative? It broke after one day.",
     'Return the city as JSON: "I live in Porto."',
-    "def add(a, b):",
     "My order has not arrived. What should I do?",
 )
-"""Short requests of different kinds: arithmetic, lists, languages, labels, extraction, code and dialogue."""
+"""Short requests of different kinds: arithmetic, a label, extraction, dialogue. Each makes a save slower."""
 
 
 def probe_prompts(

@@ -110,13 +110,11 @@ def compare(record: ProbeRecord, computed: Computed, checks: EvaluationChecks) -
 
 def tolerance_of(record: ProbeRecord, computed: Computed) -> float | None:
     """The measured tolerance, in nats; None if there is none for this record and this process."""
-    is_same = (record.engine, record.device, record.quantized) == (
-        ENGINE,
-        computed.device,
-        computed.quantized,
-    )
+    is_same = (record.engine, record.device) == (ENGINE, computed.device)
+    if not is_same or record.quantized or computed.quantized:
+        return None
     dtype = coarser(computed.dtype, getattr(torch, record.dtype))
-    return TOLERANCES.get((computed.device, dtype)) if is_same else None
+    return TOLERANCES.get((computed.device, dtype))
 
 
 def largest_difference(recorded: Sequence[TopTokens], predicted: Tensor) -> float:
