@@ -125,6 +125,26 @@ def test_rows_count_in_a_loss_by_their_tokens() -> None:
     assert score.low < score.value < score.high
 
 
+def test_an_aggregate_has_the_interval_of_the_sums_that_it_is_computed_from() -> None:
+    """Perplexity is exp(loss), and so are the percentiles of resampled rows."""
+    losses, tokens = np.random.default_rng(3).uniform(1, 3, 50), [*range(1, 51)]
+    of_loss = estimates("loss", {"Tuned": list(losses), "Base": list(losses + 0.5)}, tokens=tokens)
+    perplexities: dict[Subject, Values] = {"Tuned": list(np.exp(losses)), "Base": list(np.exp(losses + 0.5))}
+    of_perplexity = estimates("perplexity", perplexities, tokens=tokens)
+
+    (loss, *_), (perplexity, *_) = (scores_of(("Tuned",), made) for made in (of_loss, of_perplexity))
+    found = evidence(of_perplexity, min_gain=0, over="Base", confidence=0.95)
+
+    assert loss.low is not None
+    assert loss.high is not None
+    assert perplexity.value == pytest.approx(math.exp(loss.value))
+    assert (perplexity.low, perplexity.high) == pytest.approx(
+        (math.exp(loss.low), math.exp(loss.high)), rel=0.01
+    )
+    assert found.gain_low is not None
+    assert found.gain_low > 0
+
+
 def test_an_undecided_gate_says_how_many_more_rows_would_decide_it() -> None:
     made = estimates("exact_match", {"Tuned": right(43, 50)})
 

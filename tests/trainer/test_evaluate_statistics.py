@@ -228,6 +228,7 @@ TABLES: Final = st.integers(1, 400).flatmap(
 LEVELS: Final = st.floats(0.01, 0.999)
 
 
+@settings(deadline=None)
 @given(COUNTS, LEVELS)
 def test_the_interval_of_a_share_contains_it_and_is_symmetric(counts: tuple[int, int], level: float) -> None:
     right, rows = counts
@@ -239,6 +240,7 @@ def test_the_interval_of_a_share_contains_it_and_is_symmetric(counts: tuple[int,
     assert (1 - other_high, 1 - other_low) == pytest.approx((low, high), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(TABLES, LEVELS)
 @example((0, 0, 1), 0.95)
 def test_the_interval_of_a_paired_difference_contains_it_and_is_symmetric(
@@ -253,6 +255,7 @@ def test_the_interval_of_a_paired_difference_contains_it_and_is_symmetric(
     assert (-swapped[1], -swapped[0]) == pytest.approx((low, high), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(TABLES, LEVELS)
 def test_intervals_narrow_with_more_rows_of_the_same_kind(table: tuple[int, int, int], level: float) -> None:
     gained, lost, rows = table
@@ -267,7 +270,7 @@ def test_intervals_narrow_with_more_rows_of_the_same_kind(table: tuple[int, int,
     assert all(more < less for less, more in zip(widths(1), widths(4), strict=True))
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=MIN_UNITS, max_size=60), LEVELS)
 @example([0.0] * 19 + [1.0], 0.95)
 @example([0.5] * 20, 0.95)
@@ -277,6 +280,24 @@ def test_the_interval_of_a_mean_contains_it_and_stays_in_its_range(values: list[
 
     assert 0 <= low <= mean.value <= high <= 1
     assert mean.deviation >= 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=MIN_UNITS, max_size=60), st.floats(0.5, 0.99))
+def test_the_interval_of_a_mean_difference_is_symmetric_and_narrows_with_more_rows(
+    differences: list[float], level: float
+) -> None:
+    def interval(values: Numbers) -> tuple[float, float]:
+        sums = np.stack([values, np.ones(len(values))], 1)
+        return bounds(Resampled(float(values.mean()), len(values), sums, ratio, (-1, 1)), level)
+
+    first = np.array(differences)
+    low, high = interval(first)
+
+    swapped = interval(-first)
+    assert (-swapped[1], -swapped[0]) == pytest.approx((low, high), abs=1e-6)
+    more_low, more_high = interval(np.tile(first, 4))
+    assert more_high - more_low <= 0.75 * (high - low)
 
 
 # Number of rows
