@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.learningcurve import MAX_SHARES
-from finetune_operator.api.meta import CELRule, Model, Name, Reserved, ReservedValues
+from finetune_operator.api.meta import CELRule, Model, Name
 from finetune_operator.api.metricrules import (
     DESCRIPTION,
     FRACTION_ADVICE,
@@ -91,7 +91,6 @@ class Gate(Model):
     ] = None
     over: Annotated[
         Literal["Base", "Prompted", "Live"] | None,
-        ReservedValues.of("Prompted", "Live"),
         Field(
             description="Model that minGain compares with. Base: the base model. Prompted: the base model"
             " with instructions and examples. Live: the champion of the model line."
@@ -118,6 +117,13 @@ class EvaluationSettings(Model):
             f" && !self.gates.exists(gate, {is_one_of('gate.metric', PATTERN_METRICS)})",
             f"{listed(PATTERN_METRICS)} needs a pattern: add options.pattern, or remove the metric",
         ),
+        CELRule(
+            "!has(self.prompted) || self.compare.exists(model, model == 'Prompted')"
+            " || self.gates.exists(gate, has(gate.over) && gate.over == 'Prompted')",
+            "prompted has no effect, because nothing compares with it: add Prompted to compare, or a gate"
+            " with over: Prompted",
+            "prompted",
+        ),
     )
 
     metrics: Annotated[
@@ -131,7 +137,6 @@ class EvaluationSettings(Model):
     ] = DEFAULT_METRICS
     compare: Annotated[
         tuple[Literal["Base", "Prompted", "Live"], ...],
-        ReservedValues.of("Prompted", "Live"),
         Field(
             max_length=3,
             description="Models to measure in addition to the tuned model, as described in gates[].over.",
@@ -147,7 +152,6 @@ class EvaluationSettings(Model):
     ] = ()
     generation: Annotated[
         GenerationSettings | None,
-        Reserved(),
         Field(description="How answers are generated. Default: the defaults of its fields."),
     ] = None
     options: Annotated[MetricOptions | None, Field(description="What some metrics need. Default: none.")] = (
@@ -155,7 +159,6 @@ class EvaluationSettings(Model):
     )
     prompted: Annotated[
         Prompted | None,
-        Reserved(),
         Field(description="Prompt of the model Prompted. Default: the defaults of its fields."),
     ] = None
     slice_by: Annotated[
@@ -207,6 +210,5 @@ class EvaluationSpec(EvaluationSettings):
     ] = ()
     checks: Annotated[
         EvaluationChecks | None,
-        Reserved(),
         Field(description="Checks that can veto a promotion. Default: the defaults of its fields."),
     ] = None

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
+from finetune_operator.api.evaluationresource import EvaluationResourceSpec
 from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
+from finetune_operator.api.meta import Reserved
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.reconcile.verdicts.condensed import condensed
@@ -351,7 +353,8 @@ def test_another_spec_of_the_same_name_measures_again(spec: dict[str, Any]) -> N
     assert entries(cluster)[1]["scores"][0]["value"] == 0.7
 
 
-def test_a_reserved_field_is_refused_by_name() -> None:
+def test_a_reserved_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EvaluationResourceSpec.model_fields["slice_by"], "metadata", [Reserved()])
     cluster = trained_cluster()
     cluster.add(evaluation(sliceBy="language"))
     cluster.settle()

@@ -8,7 +8,6 @@ import pytest
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.reconcile.finetunejob import validation
 from finetune_operator.reconcile.finetunejob.live import MAX_RENEWALS
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
 from finetune_trainer.contract.results import Score, StageResult
@@ -18,11 +17,6 @@ from tests.unit.operator.runsteps import ended, reached
 
 GATES = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0, "over": "Live"}]
 RECORD = ended().objects["Checkpoint", CHECKPOINT]
-
-
-@pytest.fixture(autouse=True)
-def _implemented(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "not_implemented", lambda _: ())
 
 
 def crown(cluster: MemoryCluster, character: str, *, settle: bool = True, **lineage: Any) -> str:
