@@ -86,7 +86,8 @@ def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> Non
     run.update(evaluation=evaluation)
     text, said = verdict_text(evaluation), notes(spec, evaluation)
     untested = _untested_text(evaluation.untested_answers)
-    run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}")
+    report = f"; report: {evaluation.report_uri}" if evaluation.report_uri else ""
+    run.succeed(STAGE, f"{evaluation.verdict}: {'. '.join((text, *said))}{untested}{report}")
     if evaluation.verdict in {"Failed", "Undecided"}:
         vetoed = bool(vetoes_of(evaluation))
         run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
