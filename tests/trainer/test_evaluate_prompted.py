@@ -110,7 +110,7 @@ def test_templates_that_reject_or_omit_system_turns_are_recognized() -> None:
 
 
 class Prompted:
-    """An evaluation with the subjects Base and Prompted."""
+    """An evaluation with the subject Prompted."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -121,7 +121,7 @@ class Prompted:
 
     def evaluate(self, run: str, **settings: Any) -> EvaluateResult:
         config = self.bench.evaluate_config(
-            self.base, self.dataset, self.checkpoint, subjects=("Base", "Prompted"), **settings
+            self.base, self.dataset, self.checkpoint, subjects=("Tuned", "Base", "Prompted"), **settings
         )
         return self.bench.run_evaluate(config.model_copy(update={"run": run}))
 
@@ -143,7 +143,11 @@ def test_the_prompted_base_model_is_measured_on_the_same_rows_and_its_prompt_is_
 
     result = evaluation.evaluate("recorded", prompted=settings)
 
-    assert {(score.subject, score.rows) for score in result.scores} == {("Base", 4), ("Prompted", 4)}
+    assert {(score.subject, score.rows) for score in result.scores} == {
+        ("Tuned", 4),
+        ("Base", 4),
+        ("Prompted", 4),
+    }
     losses = {score.subject: score.value for score in result.scores if score.metric == "loss"}
     assert losses["Prompted"] != losses["Base"]
     assert not result.unmeasured
@@ -156,6 +160,7 @@ def test_the_prompted_base_model_is_measured_on_the_same_rows_and_its_prompt_is_
     places = [first.index(text) for text in ("Name the team.", *shown, ROWS[8].messages[0].content)]
     assert places == sorted(places)
     assert {json.loads(line)["subject"] for line in evaluation.read("recorded", FILE).splitlines()[1:]} == {
+        "Tuned",
         "Base",
         "Prompted",
     }
@@ -169,7 +174,7 @@ def test_the_loss_is_that_of_the_answer_given_the_whole_prompt(evaluation: Promp
 
     result = evaluation.evaluate("long", prompted=settings, metrics=("loss",), **limits)
 
-    assert {score.subject for score in result.scores} == {"Base", "Prompted"}
+    assert {score.subject for score in result.scores} == {"Tuned", "Base", "Prompted"}
     shown = FewShotPrompt("", (ShownRow(1, ROWS[0]),), has_system_turn=True)
     encoded = RowEncoder(tiny_tokenizer()).encode(shown.apply(ROWS[8]))
     learned = [label for label in encoded.labels if label != IGNORE_INDEX]
@@ -196,7 +201,7 @@ def test_nothing_to_show_leaves_prompted_out_and_measures_the_rest(
 
     result = evaluation.evaluate("nothing", prompted=PromptedModel(examples=8))
 
-    assert {score.subject for score in result.scores} == {"Base"}
+    assert {score.subject for score in result.scores} == {"Tuned", "Base"}
     (left_out,) = result.unmeasured
     assert left_out.subject == "Prompted"
     assert "Set systemPrompt" in left_out.message
