@@ -101,7 +101,7 @@ class MeasuredEvaluation:
         evidence = {each.gate: each for each in self.evidence}
         for number, gate in enumerate(self.config.gates):
             found = evidence.get(number)
-            known = {} if found is None else found.model_dump(exclude={"gate", "rows"})
+            known = {} if found is None else found.model_dump(exclude={"gate", "rows", "value"})
             yield ShownGate(**gate.model_dump(), **known, value=values.get(gate.metric))
 
     def _slices(self, column: str, metric: Metric) -> Iterator[ScoreSlice]:
