@@ -13,6 +13,7 @@ from tests.e2e.team import Team, condition_of, uid_of
 from tools.cluster.node import GPU_RESOURCE
 from tools.demo.access import Object
 from tools.models import tiny
+from tools.models.llama import LLAMA
 
 CARDS: Final = {
     f"e2e-h100-{manifests.OWN}": "NVIDIA-H100-80GB-HBM3",
@@ -20,18 +21,11 @@ CARDS: Final = {
 }
 H100, L4 = CARDS
 LLAMA_8B: Final = {
+    **LLAMA["8B"],
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
     "rms_norm_eps": 1e-05,
-    "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
 """The shapes of Llama 3.1 8B. Its weights are those of the tiny model: preflight reads none."""

@@ -1,31 +1,34 @@
 """Models with random weights, made from a config: no download, and every size that a GPU holds."""
 
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
-from tools.models import tiny
+from tools.models.llama import LLAMA, write_random
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Dimensions of a Llama, named as in its config."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    tie_word_embeddings: bool = False
-
-
-SHAPES: Final = {
-    "tiny": Shape(64, 128, 2, 4, 2, 512),
-    "0.7B": Shape(1536, 4096, 24, 16, 8, 32_000),
-    "8B": Shape(4096, 14_336, 32, 32, 8, 128_256),
-}
+SHAPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "tiny": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 512,
+        },
+        "0.7B": {
+            "hidden_size": 1536,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "vocab_size": 32_000,
+        },
+        "8B": LLAMA["8B"],
+    }
+)
+"""Numbers of the configs, named as in them."""
 CONTEXT: Final = 131_072
 
 
@@ -34,29 +37,4 @@ def make_model(name: str, folder: Path, device: str) -> None:
 
     The weights are drawn on `device` from a fixed seed: on a CPU 8B take minutes.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    shape = SHAPES[name]
-    config = LlamaConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        max_position_embeddings=CONTEXT,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.bfloat16
-        )
-    model.save_pretrained(folder)
-    for file in tiny().iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-            shutil.copy(file, folder)
+    write_random(folder, {**SHAPES[name], "max_position_embeddings": CONTEXT}, device)

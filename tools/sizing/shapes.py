@@ -1,7 +1,7 @@
 """Shapes of models for the table, with the numbers of their published configs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from transformers import (
@@ -13,15 +13,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from tools.models.llama import LLAMA
 
-def _llama(**numbers: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=128_256,
-        num_key_value_heads=8,
-        max_position_embeddings=131_072,
-        dtype="bfloat16",
-        **numbers,
-    )
+
+def _llama(size: str) -> LlamaConfig:
+    return LlamaConfig(dtype="bfloat16", **LLAMA[size])
 
 
 SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
@@ -37,16 +33,8 @@ SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
         max_position_embeddings=32_768,
         dtype="bfloat16",
     ),
-    "1B": lambda: _llama(
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        tie_word_embeddings=True,
-    ),
-    "8B": lambda: _llama(
-        hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32
-    ),
+    "1B": lambda: _llama("1B"),
+    "8B": lambda: _llama("8B"),
     "32B": lambda: Qwen3Config(
         vocab_size=151_936,
         hidden_size=5120,
@@ -59,9 +47,7 @@ SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
         tie_word_embeddings=False,
         dtype="bfloat16",
     ),
-    "70B": lambda: _llama(
-        hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64
-    ),
+    "70B": lambda: _llama("70B"),
 }
 """Gemma 3 270M, Llama 3.2 1B, Llama 3.1 8B, Qwen3 32B and Llama 3.3 70B."""
 

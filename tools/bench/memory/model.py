@@ -1,13 +1,12 @@
 """A base model of 300 million parameters with random weights, in the shape of Llama."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from tools.models import tiny
 from tools.models.folder import cached
+from tools.models.llama import write_random
 
 SHAPE: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -24,15 +23,4 @@ SHAPE: Final[Mapping[str, Any]] = MappingProxyType(
 
 def random_model() -> Path:
     """The folder of the model: bfloat16 safetensors, and the tokenizer of the tiny model."""
-    return cached("random-300m", Path(__file__).read_bytes(), _make)
-
-
-def _make(target: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shutil.copytree(tiny(), target, dirs_exist_ok=True)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    model.to(torch.bfloat16)  # type: ignore[arg-type] # its stub knows one overload
-    model.save_pretrained(target)
+    return cached("random-300m", Path(__file__).read_bytes(), lambda target: write_random(target, SHAPE))

@@ -18,7 +18,7 @@ from finetune_trainer.store import open_store
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
 from tools.bench.start.measure import forget, seconds_to_first_step, seconds_to_read
-from tools.bench.start.model import SHAPES, random_model
+from tools.bench.start.model import SIZES, random_model
 from tools.bench.start.page import Start, sheet, write
 from tools.bootstrap.cache import cache_directory
 
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def startbench(
-    sizes: Annotated[list[str] | None, typer.Argument(help=f"Some of {', '.join(SHAPES)}.")] = None,
+    sizes: Annotated[list[str] | None, typer.Argument(help=f"Some of {', '.join(SIZES)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 3,
     page: Annotated[bool, typer.Option("--page", help="Replace the table in docs/benchmarks.md.")] = False,
 ) -> None:
@@ -39,7 +39,7 @@ def startbench(
     parent.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[Start]] = {}
     try:
-        for size in sizes or SHAPES:
+        for size in sizes or SIZES:
             with TemporaryDirectory(dir=parent) as folder:
                 config, files = _run_of(size, Path(folder))
                 for turn in range(rounds):
