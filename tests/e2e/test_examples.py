@@ -91,7 +91,8 @@ def test_the_rows_are_prepared_as_they_are_in_the_example(team: Team, begun: Non
 def test_the_run_is_judged_by_its_gain_in_loss_alone(team: Team, judged: Object) -> None:
     evaluation = judged["status"]["evaluation"]
     scores = {(score["metric"], score["subject"]): score["value"] for score in evaluation["scores"]}
-    assert set(scores) == {("loss", "Tuned"), ("loss", "Base")}
+    metrics = ("loss", "chrf", "regex_match")
+    assert set(scores) == {(metric, subject) for metric in metrics for subject in ("Tuned", "Base")}
     (gate,) = evaluation["gates"]
     assert (gate["metric"], gate["verdict"]) == ("loss", "Passed")
     assert scores["loss", "Base"] - scores["loss", "Tuned"] >= 0.3

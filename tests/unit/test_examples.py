@@ -1,12 +1,14 @@
 """The examples are valid and consistent, and their rows follow the rules that their pages state."""
 
 import csv
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import jsonschema
 import pytest
 import yaml
 
@@ -36,6 +38,7 @@ FIRST = EXAMPLES / "ticket-routing"
 SECOND = FIRST / "v2"
 FORMATS = EXAMPLES / "data"
 VOICE = EXAMPLES / "brand-voice"
+ORDERS = EXAMPLES / "order-extraction"
 METHODS = EXAMPLES / "methods"
 PROFILES = EXAMPLES / "profiles"
 PRODUCTS = VOICE / "data" / "products.csv"
@@ -349,3 +352,27 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
         resolve_preference(Method(type=job.spec.method.type), rows)
         assert all(split.rows >= 3 for split in result.splits)
         assert result.problem_count == 0
+
+
+SIZE: Final = re.compile(r"A\d|[\d.]+ (m|mm) (wide|tall|round|square)|[\d.]+ x [\d.]+ (m|mm)")
+
+
+def test_every_order_follows_the_schema_of_the_run_and_the_form_of_its_page() -> None:
+    job = FineTuneJob.model_validate(yaml.safe_load((ORDERS / "finetunejob.yaml").read_text()))
+    assert job.spec.evaluation is not None
+    assert job.spec.evaluation.options is not None
+    schema = json.loads(job.spec.evaluation.options.json_schema or "")
+    rows = load_rows(ORDERS / "data" / "orders.jsonl")
+    orders = [json.loads(row.output) for row in rows]
+    for row, order in zip(rows, orders, strict=True):
+        jsonschema.validate(order, schema)
+        assert list(order) == ["product", "quantity", "size", "needed_by"]
+        assert row.output == json.dumps(order)
+        assert re.fullmatch(
+            r"[A]\d|[\d.]+ (m|mm) (wide|tall|round|square)|[\d.]+ x [\d.]+ (m|mm)", order["size"]
+        )
+    assert len({row.input for row in rows}) == len(rows)
+    products = Counter(order["product"] for order in orders)
+    page = (ORDERS / "data" / "README.md").read_text()
+    assert f"has {len(rows)} rows, {min(products.values())} per product" in page
+    assert set(products.values()) == {min(products.values())}

@@ -1,7 +1,7 @@
 """Tables of a run's scores, records and answers."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +11,7 @@ from rich.text import Text
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
+from finetune_trainer.contract.vocabulary import Subject
 from tools.demo.questions import ComparedAnswers
 
 UNBROKEN: Final = frozenset({"name", "digest", "expected"})
@@ -27,14 +28,16 @@ def console() -> Console:
 
 
 def evaluation(status: EvaluationStatus) -> Table:
-    """Scores of base and tuned model on the held-out rows, and the gates."""
-    table = _table(f"Evaluation on the {status.split} split", "metric", "base", "tuned", "gate", "verdict")
+    """Scores of each model on the held-out rows with their 95 % intervals, and the gates."""
+    measured = {score.subject for score in status.scores}
+    subjects = [subject for subject in reversed(get_args(Subject)) if subject in measured]
+    title = f"Evaluation on the {status.split} split, with 95 % intervals"
+    table = _table(title, "metric", *(subject.lower() for subject in subjects), "gate", "verdict")
     for metric in dict.fromkeys(score.metric for score in status.scores):
         gates = [gate for gate in status.gates if gate.metric == metric]
         table.add_row(
             f"{metric} ({_rows(status.scores, metric)} rows)",
-            _value(status.scores, metric, "Base"),
-            _value(status.scores, metric, "Tuned"),
+            *(_value(status.scores, metric, subject) for subject in subjects),
             escape("\n".join(gate.message for gate in gates)),
             "\n".join(_verdict(gate.verdict) for gate in gates),
         )
@@ -88,7 +91,11 @@ def _find(scores: Sequence[Score], metric: str, subject: str) -> Score | None:
 
 def _value(scores: Sequence[Score], metric: str, subject: str) -> str:
     score = _find(scores, metric, subject)
-    return "-" if score is None else f"{score.value:.3f}"
+    if score is None:
+        return "-"
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f}\n{score.low:.2f}–{score.high:.2f}"
 
 
 def _rows(scores: Sequence[Score], metric: str) -> int:

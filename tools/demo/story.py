@@ -37,7 +37,6 @@ TERMINATING_SECONDS: Final = 180.0
 LIMITATIONS: Final = (
     "No GPU: training and serving run on the CPU, and a device is a CPU core.",
     "One node: no pod is moved or preempted. The store is a local volume.",
-    "The prompt does not name the teams to the base model: a better prompt alone is not measured.",
     "One seed and a few dozen test rows: the scores show that the chain works, not how good a method is.",
 )
 

@@ -1,0 +1,166 @@
+"""Evaluations that decide: what is promoted, what is not, and why; and one that is interrupted."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pytest
+
+from finetune_operator.manifests.labels import STAGE
+from tests.e2e import manifests
+from tests.e2e.pods import Keeper
+from tests.e2e.team import Team, condition_of, name_of, uid_of
+from tools.demo.access import Object
+
+ANSWER: Final = "billing"
+TRAINING: Final = manifests.PROMPTS
+HELD_OUT: Final = tuple(
+    f"{subject} {what}?"
+    for what in ("torn", "gone", "wet")
+    for subject in ("order", "invoice", "card", "box", "ticket", "password", "parcel", "refund")
+)
+"""As many rows as a gate with a confidence needs for a value of 1."""
+CONFIDENCE: Final = 0.95
+LINE: Final = "decisions"
+BARS: Final = (
+    {"metric": "exact_match", "min": 0.8, "confidence": CONFIDENCE},
+    {"metric": "loss", "minGain": 0, "over": "Base", "confidence": CONFIDENCE},
+    {"metric": "loss", "minGain": 0, "over": "Prompted", "confidence": CONFIDENCE},
+    {"metric": "loss", "minGain": 0, "over": "Live", "confidence": CONFIDENCE},
+)
+EVALUATION: Final = {
+    "metrics": ["exact_match", "loss"],
+    "compare": ["Base", "Prompted", "Live"],
+    "gates": list(BARS),
+    "prompted": {"systemPrompt": "Name the team.", "examples": 2},
+}
+
+
+def rows(answer: Callable[[str, int], str]) -> str:
+    """Training rows with these answers, and test rows whose answer is ANSWER."""
+    lines = [
+        {"prompt": prompt, "completion": answer(prompt, number), "part": "train"}
+        for number, prompt in enumerate(TRAINING)
+    ]
+    lines += [{"prompt": prompt, "completion": ANSWER, "part": "test"} for prompt in HELD_OUT]
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+TAUGHT: Final[dict[str, Callable[[str, int], str]]] = {
+    "right": lambda _prompt, _number: ANSWER,
+    "shuffled": lambda _prompt, number: ("billing", "dispatch", "artwork", "install")[number * 7 % 4],
+    "echo": lambda prompt, _number: prompt,
+}
+
+
+def run_of(name: str, dataset: str, *, epochs: int, learning_rate: float = 0.01, line: str = LINE) -> Object:
+    """A run with the evaluation that decides."""
+    return manifests.finetunejob(
+        name,
+        model=line,
+        dataset={"ref": {"name": dataset}},
+        hyperparameters={"epochs": epochs, "learningRate": learning_rate},
+        evaluation=EVALUATION,
+        promotion={"mode": "Automatic"},
+    )
+
+
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    for name, answer in TAUGHT.items():
+        team.apply(
+            manifests.configmap(name, rows(answer)),
+            manifests.of(
+                "Dataset",
+                name,
+                {
+                    "source": {"uri": f"configmap://{name}/rows.jsonl"},
+                    "split": {"column": "part"},
+                },
+            ),
+        )
+    team.apply(
+        run_of("first", "right", epochs=12),
+        run_of("shuffled", "shuffled", epochs=12, line="shuffled"),
+        run_of("echo", "echo", epochs=12, line="echo"),
+        run_of("unchanged", "right", epochs=1, learning_rate=1e-12, line="unchanged"),
+    )
+
+
+def gates_of(run: Object) -> dict[tuple[str, str | None], Object]:
+    """The results of the gates by metric and compared model."""
+    specs: Sequence[Any] = run["spec"]["evaluation"]["gates"]
+    results: Sequence[Any] = run["status"]["evaluation"]["gates"]
+    return {(spec["metric"], spec.get("over")): result for spec, result in zip(specs, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def first(team: Team, begun: None) -> Object:
+    """The first champion of the line."""
+    return team.until("FineTuneJob", "first", "Ready", "Promoted")
+
+
+@pytest.fixture(scope="module")
+def better(team: Team, first: Object) -> Object:
+    """A run that is better than the first champion."""
+    team.apply(run_of("better", "right", epochs=40))
+    return team.until("FineTuneJob", "better", "Ready", "Promoted")
+
+
+def test_a_gate_over_live_does_not_apply_to_the_first_champion(first: Object) -> None:
+    gates = gates_of(first)
+    assert gates["loss", "Live"]["verdict"] == "NotApplicable"
+    assert {gates["loss", "Base"]["verdict"], gates["loss", "Prompted"]["verdict"]} == {"Passed"}
+    assert gates["exact_match", None]["verdict"] == "Passed"
+
+
+def test_a_model_that_is_better_than_base_prompted_and_live_is_promoted(team: Team, better: Object) -> None:
+    assert {result["verdict"] for result in gates_of(better).values()} == {"Passed"}
+    subjects = {score["subject"] for score in better["status"]["evaluation"]["scores"]}
+    assert subjects == {"Tuned", "Base", "Prompted", "Live"}
+    assert condition_of(team.checkpoint_of(better), "Promoted")["status"] == "True"
+
+
+def test_a_model_that_loses_to_live_is_not_promoted(team: Team, better: Object) -> None:
+    team.apply(run_of("worse", "right", epochs=12))
+    ended = team.until("FineTuneJob", "worse", "Stalled", "GateFailed")
+    gates = gates_of(ended)
+    assert gates["loss", "Live"]["verdict"] == "Failed"
+    assert gates["loss", "Base"]["verdict"] == "Passed"
+    assert "Live" in condition_of(ended, "Stalled")["message"]
+    assert condition_of(team.checkpoint_of(better), "Promoted")["status"] == "True"
+
+
+@pytest.mark.parametrize("name", ["shuffled", "echo"])
+def test_a_model_that_learned_something_else_is_not_promoted(team: Team, begun: None, name: str) -> None:
+    ended = team.until("FineTuneJob", name, "Stalled", "GateFailed")
+    assert gates_of(ended)["exact_match", None]["verdict"] == "Failed"
+
+
+def test_weights_that_change_nothing_are_vetoed(team: Team, begun: None) -> None:
+    ended = team.until("FineTuneJob", "unchanged", "Stalled")
+    assert "base model" in condition_of(ended, "Stalled")["message"]
+    assert condition_of(team.checkpoint_of(ended), "Promoted")["status"] == "False"
+
+
+def test_an_evaluation_that_is_evicted_goes_on_with_the_rows_that_it_has(
+    team: Team, keeper: Keeper, better: Object
+) -> None:
+    team.apply(run_of("evicted", "right", epochs=40, line="evicted"))
+    run = team.get("FineTuneJob", "evicted")
+    pod = team.pod(uid_of(run), "evaluate")
+    team.until_logged(pod, "measuring")
+    team.evict(pod)
+    second = team.pod(uid_of(run), "evaluate", other_than=(name_of(pod),))
+    assert second["metadata"]["labels"][STAGE] == "evaluate"
+    ended = team.until("FineTuneJob", "evicted", "Ready", "Promoted")
+
+    calm, disturbed = (predictions(keeper, uid_of(each), "Tuned") for each in (better, ended))
+    assert disturbed == calm
+    assert len(calm) == len(HELD_OUT)
+
+
+def predictions(keeper: Keeper, uid: str, subject: str) -> dict[int, tuple[str, dict[str, float]]]:
+    """Text and values of each row, by number."""
+    lines = keeper.run(f"cat /store/runs/{uid}/evaluate/predictions.jsonl").splitlines()[1:]
+    parsed = map(json.loads, lines)
+    return {each["row"]: (each["text"], each["metrics"]) for each in parsed if each["subject"] == subject}
