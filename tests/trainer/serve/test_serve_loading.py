@@ -173,6 +173,17 @@ def test_weights_that_give_no_numbers_are_found_before_the_first_request(own: Pa
     assert "not finite" in failed.message
 
 
+def test_an_adapter_that_changes_no_logit_is_refused(own: Path) -> None:
+    file = own / ADAPTER / "adapter_model.safetensors"
+    tensors = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+    found = failure(own)
+
+    assert found.reason == FailureReason.ARTIFACT_CORRUPT
+    assert "model 'tickets': its adapter changes nothing" in found.message
+
+
 def test_the_context_is_the_smaller_of_the_config_s_and_the_model_s(own: Path) -> None:
     assert load(serve_config(own, models=())).context_length == 512
     assert load(serve_config(own, models=(), max_model_length=100)).context_length == 100
