@@ -7,21 +7,26 @@ import pytest
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of
+from tests.waiting import eventually
 from tools.demo.access import Object
 
 NAME = "last-month"
-QUESTIONS = tuple(
-    f"where is my {thing}?" for thing in ("order", "invoice", "card", "box", "parcel", "refund")
-)
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create rows of which the model answers half correctly: it has learned to answer `billing` to all."""
-    rows = manifests.jsonl("billing", QUESTIONS[:3]) + manifests.jsonl("dispatch", QUESTIONS[3:])
+    prompts = manifests.PROMPTS
+    rows = manifests.jsonl("billing", prompts[:3]) + manifests.jsonl("dispatch", prompts[3:6])
     only_questions = {"split": {"validation": 0, "test": 0}}
     team.apply(
         manifests.configmap("questions", rows), manifests.dataset("questions", "questions", **only_questions)
     )
+
+
+def both(team: Team, routing: Object) -> list[Object] | None:
+    """The scores of the run and of the Evaluation, once the Checkpoint has them."""
+    scores: list[Object] = team.checkpoint_of(routing)["status"]["evaluations"]
+    return scores if len(scores) == 2 else None
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +50,16 @@ def test_an_old_checkpoint_is_judged_on_new_rows(team: Team, routing: Object, ev
     assert condition_of(evaluated, "Evaluated")["status"] == "True"
     assert evaluated["status"]["cost"]["deviceSeconds"] > 0
 
-    checkpoint = team.checkpoint_of(routing)
-    of_run, asked = checkpoint["status"]["evaluations"]
+    of_run, asked = eventually("the Checkpoint has the scores", lambda: both(team, routing))
     assert (of_run["source"], asked["source"]) == ("Run", NAME)
     assert asked == entry
-    assert condition_of(checkpoint, "Promoted")["status"] == "True"
+    assert condition_of(team.checkpoint_of(routing), "Promoted")["status"] == "True"
 
 
 def test_deleting_an_evaluation_removes_no_score(team: Team, routing: Object, evaluated: Object) -> None:
     team.kubectl("delete", "evaluation", NAME)
 
-    scores = team.checkpoint_of(routing)["status"]["evaluations"]
+    scores = both(team, routing) or []
 
     assert [each["source"] for each in scores] == ["Run", NAME]
     assert json.dumps(scores[1]["scores"]) == json.dumps(evaluated["status"]["evaluations"][0]["scores"])
