@@ -14,6 +14,7 @@ from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.scheduling.relations import related
+from finetune_trainer.contract.results import Score
 from tests.unit.operator.evaluations import (
     EVALUATION,
     QUESTIONS,
@@ -26,7 +27,7 @@ from tests.unit.operator.evaluations import (
     trained_cluster,
 )
 from tests.unit.operator.memorycluster import MemoryCluster
-from tests.unit.operator.runobjects import CHECKPOINT, digest
+from tests.unit.operator.runobjects import BASE, CHECKPOINT, WEIGHTS, digest
 from tests.unit.operator.runsteps import delete_run
 
 SECOND, SECOND_WEIGHTS = "answers-1b2c3-80-eeeeeeee", digest("e")
@@ -40,7 +41,7 @@ def key(kind: str, name: str) -> Key:
     return Key(kind, "team", name)
 
 
-def second_checkpoint(cluster: MemoryCluster) -> None:
+def second_checkpoint(cluster: MemoryCluster, model: str = "answers") -> None:
     """Weights of all parameters from another base model, whose run does not exist."""
     first = cluster.objects["Checkpoint", CHECKPOINT]
     lineage = {
@@ -51,7 +52,7 @@ def second_checkpoint(cluster: MemoryCluster) -> None:
     }
     spec = {
         **first["spec"],
-        "model": "answers",
+        "model": model,
         "digest": SECOND_WEIGHTS,
         "type": "Full",
         "uri": f"pvc://artifacts/checkpoints/{'e' * 64}",
@@ -215,3 +216,42 @@ def test_device_time_of_an_evaluation_is_counted() -> None:
 
     labels = {"namespace": "team", "profile": "a100"}
     assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == 30.0
+
+
+def test_a_challenger_is_compared_with_the_champion_of_its_line() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster, model="ticket-routing")
+    gate = {"metric": "exact_match", "minGain": 0, "over": "Live"}
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[gate], compare=[]))
+    cluster.settle()
+
+    config = cluster.config("evaluate")
+    assert config.subjects == ("Tuned", "Live")
+    assert (config.live.name, config.live.digest, config.live.base_model) == (CHECKPOINT, WEIGHTS, BASE)
+
+    scores = tuple(
+        Score(metric="exact_match", subject=subject, value=value, rows=24)
+        for subject, value in (("Tuned", 0.9), ("Live", 0.8))
+    )
+    result = measured(checkpoint=SECOND_WEIGHTS, scores=scores, live=WEIGHTS)
+    cluster.succeed("evaluate", result)
+    cluster.settle()
+
+    (entry,) = entries(cluster, SECOND)
+    assert (entry["live"], entry["verdict"]) == (CHECKPOINT, "Passed")
+    assert cluster.states("Checkpoint", CHECKPOINT) == {"Promoted": "Promoted"}
+
+
+def test_a_gate_over_live_is_not_applicable_to_a_line_without_a_champion() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    gate = {"metric": "exact_match", "min": 0.5, "minGain": 0, "over": "Live"}
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[gate], compare=[]))
+    cluster.settle()
+    assert cluster.config("evaluate").subjects == ("Tuned",)
+
+    cluster.succeed("evaluate", measured(checkpoint=SECOND_WEIGHTS))
+    cluster.settle()
+
+    assert entries(cluster, SECOND)[0]["gates"][0]["verdict"] == "NotApplicable"
+    assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
