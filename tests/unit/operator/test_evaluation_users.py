@@ -229,9 +229,9 @@ def test_a_challenger_is_compared_with_the_champion_of_its_line() -> None:
     assert config.subjects == ("Tuned", "Live")
     assert (config.live.name, config.live.digest, config.live.base_model) == (CHECKPOINT, WEIGHTS, BASE)
 
-    scores = tuple(
-        Score(metric="exact_match", subject=subject, value=value, rows=24)
-        for subject, value in (("Tuned", 0.9), ("Live", 0.8))
+    scores = (
+        Score(metric="exact_match", subject="Tuned", value=0.9, rows=24),
+        Score(metric="exact_match", subject="Live", value=0.8, rows=24),
     )
     result = measured(checkpoint=SECOND_WEIGHTS, scores=scores, live=WEIGHTS)
     cluster.succeed("evaluate", result)
