@@ -159,6 +159,9 @@ def test_the_prompted_base_model_is_measured_on_the_same_rows_and_its_prompt_is_
     first = record["firstPrompt"]
     places = [first.index(text) for text in ("Name the team.", *shown, ROWS[8].messages[0].content)]
     assert places == sorted(places)
+    report = json.loads(evaluation.read("recorded", "evaluation.json"))
+    assert report["prompt"]["systemPrompt"]["text"] == "Name the team."
+    assert [each["turns"][0]["text"] for each in report["prompt"]["examples"]] == shown
     assert {json.loads(line)["subject"] for line in evaluation.read("recorded", FILE).splitlines()[1:]} == {
         "Tuned",
         "Base",

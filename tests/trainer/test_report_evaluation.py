@@ -23,6 +23,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownFinding,
     ShownGain,
     ShownGate,
+    ShownPrompt,
     ShownScore,
 )
 from finetune_trainer.report.evaluation.gates import GateLine, gate_lines, gate_note
@@ -82,7 +83,7 @@ def facts_of(
             ShownGain(
                 metric=metric,
                 over=subject,
-                gain=properties[metric].gain(values[metric, "Tuned"], value),
+                gain=properties[metric].gain(values.get((metric, "Tuned"), 0), value),
             )
             for (metric, subject), value in values.items()
             if subject != "Tuned"
@@ -177,6 +178,7 @@ ROWS = (answered(1, Tuned=1, Base=0), answered(2, Tuned=1, Base=1))
         (with_interval(facts_of(*ROWS), -0.9, -0.1), "error", "Worse than Base"),
         (facts_of(*ROWS), "warning", "Ahead of Base on these rows"),
         (facts_of(answered(1, Tuned=0, Base=1)), "warning", "Behind Base on these rows"),
+        (facts_of(answered(1, Base=1, Prompted=0), gains=[]), "warning", "The model Tuned was not measured"),
         (facts_of(answered(1, Tuned=1)), "warning", "right 1.000, compared with no other model"),
     ],
 )
@@ -343,6 +345,22 @@ def test_findings_and_models_that_were_not_measured_are_shown() -> None:
     assert '<article class="error"><h3>no-change <span class="tag wrong">no promotion</span></h3>' in text
     assert "<h3>Live was not measured</h3>" in text
     assert "Findings" in Outline(text).headings
+
+
+def test_the_prompt_of_prompted_is_shown_and_escaped() -> None:
+    prompt = ShownPrompt(
+        system_prompt="Name the team.",
+        examples=[(12, [("user", HOSTILE), ("assistant", "billing")])],
+        first=f"<s>{HOSTILE}",
+    )
+    text = evaluation_page(evaluation_report(facts_of(*ROWS, prompt=prompt)))
+
+    outline = Outline(text)
+    assert "The prompt of Prompted" in outline.headings
+    assert outline.tags.count("script") == 1
+    assert "Name the team." in text
+    assert "<h3>Training row 12</h3>" in text
+    assert "&lt;s&gt;" in text
 
 
 def part(value: str | None, rows: int = 10) -> ScoreSlice:

@@ -15,6 +15,7 @@ from finetune_trainer.report.evaluation.facts import (
     ScoreSlice,
     ShownGain,
     ShownGate,
+    ShownPrompt,
     ShownScore,
 )
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
@@ -46,6 +47,7 @@ RAMBLING: Final = (
 
 
 CONFIDENCE: Final = 0.95
+SYSTEM_PROMPT: Final = f"Answer with the name of one team: {', '.join(TICKETS)}. Write nothing else."
 
 
 def sample_facts(rows: int = 200) -> EvaluationFacts:
@@ -77,6 +79,14 @@ def sample_facts(rows: int = 200) -> EvaluationFacts:
         ],
         rows=answered,
         predictions_uri="pvc://artifacts/runs/0b1c7a54-7c2e-4bb5-a1a9-7d5e8c1f0d3e/predictions.jsonl",
+        prompt=ShownPrompt(
+            system_prompt=SYSTEM_PROMPT,
+            examples=[
+                (number, [("user", ticket.format(number=4711)), ("assistant", team)])
+                for number, (team, (ticket, _)) in enumerate(TICKETS.items(), 12)
+            ],
+            first=f"<system>{SYSTEM_PROMPT}<user>…",
+        ),
         gates=_gates(metrics[0], answered),
         slice_by="language",
         slices=[

@@ -1,5 +1,6 @@
 """The evaluation report in the run's folder, as JSON and as an HTML page."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from finetune_trainer.evaluate.estimates import TUNED, Estimates
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (
@@ -23,6 +25,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownFinding,
     ShownGain,
     ShownGate,
+    ShownPrompt,
     ShownScore,
 )
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
@@ -49,6 +52,7 @@ class MeasuredEvaluation:
     evidence: Sequence[GateEvidence] = ()
     findings: Sequence[CheckFinding] = ()
     unmeasured: Sequence[UnmeasuredSubject] = ()
+    prompt: ShownPrompt | None = None
     predictions_uri: str
 
     @property
@@ -70,6 +74,7 @@ class MeasuredEvaluation:
             gates=list(self._gates()),
             findings=[ShownFinding(**finding.model_dump()) for finding in self.findings],
             unmeasured={each.subject: each.message for each in self.unmeasured},
+            prompt=self.prompt,
             scores=[ShownScore(**score.model_dump()) for score in self.scores],
             gains=list(self._gains()),
             rows=list(self._answered(subjects)),
@@ -82,10 +87,11 @@ class MeasuredEvaluation:
         return replace(facts, slice_by=config.slice_by, slices=list(slices))
 
     def _gains(self) -> Iterator[ShownGain]:
+        others = [subject for subject in self.subjects if subject != TUNED]
+        if len(others) == len(self.subjects):
+            return
         for metric in self.config.metrics:
-            for subject in self.subjects:
-                if subject == TUNED:
-                    continue
+            for subject in others:
                 estimate = self.estimates.gain(metric, subject)
                 interval = self.estimates.interval(estimate)
                 yield ShownGain(
@@ -142,6 +148,22 @@ class MeasuredEvaluation:
                 answers={subject: _answer(of[example.row]) for subject, of in predictions.items()},
                 columns=dict(row.columns),
             )
+
+
+def read_prompt(folder: RunFolder) -> ShownPrompt | None:
+    """The prompt of Prompted that the run recorded; None if there is none. Raises StageFailure."""
+    content = folder.read(PROMPT_FILE)
+    if content is None:
+        return None
+    record = json.loads(content)
+    return ShownPrompt(
+        system_prompt=record["systemPrompt"],
+        examples=[
+            (each["row"], [(turn["role"], _shown(Message.from_dict(turn))) for turn in each["messages"]])
+            for each in record["examples"]
+        ],
+        first=record["firstPrompt"],
+    )
 
 
 def write_evaluation_report(folder: RunFolder, facts: EvaluationFacts) -> str:

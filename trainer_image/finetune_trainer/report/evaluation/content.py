@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
 from finetune_trainer.report.evaluation.confusion import confusion
-from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownScore
+from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownPrompt, ShownScore
 from finetune_trainer.report.evaluation.rows import (
     OUTCOMES,
     TUNED,
@@ -22,6 +22,7 @@ VERSION: Final = 1
 MAX_LISTED_ROWS: Final = 500
 MAX_TEXT_CHARACTERS: Final = 1_000
 """Max length of an answer or a turn. Longer texts are truncated, with the number of omitted characters."""
+MAX_PROMPT_CHARACTERS: Final = 10_000
 MAX_LISTED_TURNS: Final = 6
 """Max turns of a row's input: the first, and the last ones."""
 MAX_ACCEPTED: Final = 3
@@ -52,6 +53,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
         "unmeasured": [
             {"subject": subject, "message": message} for subject, message in facts.unmeasured.items()
         ],
+        "prompt": _prompt(facts.prompt),
         "decidedBy": judgement.deciding.name,
         "comparedWith": judgement.over,
         "wrongBy": None if judgement.marking is None else judgement.marking.name,
@@ -76,7 +78,7 @@ def judgement_of(facts: EvaluationFacts) -> RowJudgement:
 
     If its values are not right or wrong, the first metric whose values are marks the wrong rows.
     """
-    measured = {metric for row in facts.rows for metric in row.answers[TUNED].metrics}
+    measured = {metric for row in facts.rows for answer in row.answers.values() for metric in answer.metrics}
     gated = {gate.metric for gate in facts.gates}
     of_rows = [metric for metric in facts.metrics if metric.name in measured]
     ordered = sorted(of_rows, key=lambda metric: metric.name not in gated)
@@ -99,6 +101,19 @@ def _metric(metric: MetricProperties) -> Document:
         "description": metric.description,
         "lowerIsBetter": metric.lower_is_better,
         "isFraction": metric.is_fraction,
+    }
+
+
+def _prompt(prompt: ShownPrompt | None) -> Document | None:
+    if prompt is None:
+        return None
+    return {
+        "systemPrompt": _text(prompt.system_prompt, MAX_PROMPT_CHARACTERS),
+        "examples": [
+            {"row": row, "turns": [{"role": role, **_text(text)} for role, text in turns[:MAX_LISTED_TURNS]]}
+            for row, turns in prompt.examples
+        ],
+        "first": _text(prompt.first, MAX_PROMPT_CHARACTERS),
     }
 
 
@@ -141,12 +156,9 @@ def _answer(answer: SubjectAnswer) -> Document:
     }
 
 
-def _text(text: str) -> Document:
-    """A text that UTF-8 can encode, at most MAX_TEXT_CHARACTERS of it, and how many more there are."""
-    return {
-        "text": showable(text[:MAX_TEXT_CHARACTERS]),
-        "charactersOmitted": max(len(text) - MAX_TEXT_CHARACTERS, 0),
-    }
+def _text(text: str, limit: int = MAX_TEXT_CHARACTERS) -> Document:
+    """A text that UTF-8 can encode, at most `limit` characters of it, and how many more there are."""
+    return {"text": showable(text[:limit]), "charactersOmitted": max(len(text) - limit, 0)}
 
 
 def _lengths(rows: Sequence[AnsweredRow], subject: str) -> Mapping[str, object] | None:

@@ -65,6 +65,17 @@ class ShownFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPrompt:
+    """What stands before each row for the model Prompted."""
+
+    system_prompt: str
+    examples: Sequence[tuple[int, Sequence[tuple[str, str]]]]
+    """Numbers of training rows from 1, each with the role and text of its turns."""
+    first: str
+    """The whole prompt of the first row, as the model reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSlice:
     """The rows with one value of a kept column."""
 
@@ -97,5 +108,7 @@ class EvaluationFacts:
     """By subject, the expected and the answered label of each row of a classification."""
     gates: Sequence[ShownGate] = ()
     findings: Sequence[ShownFinding] = ()
+    prompt: ShownPrompt | None = None
+    """Prompt of the model Prompted, if it was measured."""
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Models that could not be measured, and why."""

@@ -13,6 +13,8 @@ def evaluation_verdict(report: Document) -> ReportVerdict:
     """
     metric, over, rows = report["decidedBy"], report["comparedWith"], counted(report["rows"], "row")
     own = value_of(report, metric, TUNED)
+    if own is None:
+        return ReportVerdict("warning", f"The model {TUNED} was not measured", f"{rows}.")
     if over is None:
         return ReportVerdict("warning", f"{metric} {figure(own)}, compared with no other model", f"{rows}.")
     gain = next((each for each in report["gains"] if (each["metric"], each["over"]) == (metric, over)), None)

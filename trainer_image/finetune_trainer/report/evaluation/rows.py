@@ -86,12 +86,13 @@ class RowJudgement:
     def outcomes(self, row: AnsweredRow) -> tuple[Outcome, ...]:
         """How the row went, in the order of OUTCOMES."""
         gain = None if self.over is None else self._gain(row, self.over)
+        answer = row.answers.get(TUNED)
         found: dict[Outcome, bool] = {
             "worse": gain is not None and gain < 0,
             "better": gain is not None and gain > 0,
             "same": gain == 0,
             "wrong": self._is_wrong(row, TUNED),
-            "truncated": row.answers[TUNED].finish_reason == "length",
+            "truncated": answer is not None and answer.finish_reason == "length",
         }
         return tuple(outcome for outcome in OUTCOMES if found[outcome])
 
