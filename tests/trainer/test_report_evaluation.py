@@ -363,6 +363,17 @@ def test_the_prompt_of_prompted_is_shown_and_escaped() -> None:
     assert "&lt;s&gt;" in text
 
 
+def test_the_learning_curve_of_the_training_is_shown() -> None:
+    empty = dict.fromkeys(("lossLow", "lossHigh", "gain", "gainLow", "gainHigh", "problem"))
+    points = [{**empty, "share": share, "rows": 100 * share, "loss": 2 - share} for share in (0.5, 1)]
+    curve = {"validationRows": 40, "outlook": "More rows <may> help", "points": points, "lossUnit": "nats"}
+
+    text = evaluation_page(evaluation_report(facts_of(*ROWS, learning_curve=curve)))
+
+    assert Outline(text).headings.count("Learning curve") == 1
+    assert "More rows &lt;may&gt; help." in text
+
+
 def part(value: str | None, rows: int = 10) -> ScoreSlice:
     score = ShownScore(metric="right", subject="Tuned", value=0.5, rows=rows, low=0.25, high=0.75)
     return ScoreSlice(value=value, rows=rows, scores=[score])

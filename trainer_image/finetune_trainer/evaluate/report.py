@@ -17,7 +17,7 @@ from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
-from finetune_trainer.report.document import encode
+from finetune_trainer.report.document import Document, encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (
     EvaluationFacts,
@@ -30,6 +30,7 @@ from finetune_trainer.report.evaluation.facts import (
 )
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import evaluation_page
+from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.store import RunFolder
@@ -53,6 +54,7 @@ class MeasuredEvaluation:
     findings: Sequence[CheckFinding] = ()
     unmeasured: Sequence[UnmeasuredSubject] = ()
     prompt: ShownPrompt | None = None
+    learning_curve: Document | None = None
     predictions_uri: str
 
     @property
@@ -75,6 +77,7 @@ class MeasuredEvaluation:
             findings=[ShownFinding(**finding.model_dump()) for finding in self.findings],
             unmeasured={each.subject: each.message for each in self.unmeasured},
             prompt=self.prompt,
+            learning_curve=self.learning_curve,
             scores=[ShownScore(**score.model_dump()) for score in self.scores],
             gains=list(self._gains()),
             rows=list(self._answered(subjects)),
@@ -164,6 +167,14 @@ def read_prompt(folder: RunFolder) -> ShownPrompt | None:
         ],
         first=record["firstPrompt"],
     )
+
+
+def read_learning_curve(training: RunFolder) -> Document | None:
+    """The learning curve in the folder of the train stage; None if there is none. Raises StageFailure."""
+    content = training.read(TRAINING_REPORT_NAME)
+    report = {} if content is None else json.loads(content)
+    curve = report.get("learningCurve")
+    return None if curve is None else {**curve, "lossUnit": report["lossUnit"]}
 
 
 def write_evaluation_report(folder: RunFolder, facts: EvaluationFacts) -> str:

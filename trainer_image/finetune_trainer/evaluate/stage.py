@@ -20,7 +20,12 @@ from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement import RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import PredictionLog
-from finetune_trainer.evaluate.report import MeasuredEvaluation, read_prompt, write_evaluation_report
+from finetune_trainer.evaluate.report import (
+    MeasuredEvaluation,
+    read_learning_curve,
+    read_prompt,
+    write_evaluation_report,
+)
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject
 from finetune_trainer.evaluate.subjects.models import SubjectModels
 from finetune_trainer.evaluate.subjects.opening import SubjectOpener
@@ -92,6 +97,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             findings=findings,
             unmeasured=unmeasured,
             prompt=read_prompt(folder) if "Prompted" in measured else None,
+            learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
             predictions_uri=log.uri,
         )
         page = write_evaluation_report(folder, evaluation.facts())

@@ -67,6 +67,7 @@ def evaluation_page(report: Document) -> str:
     return _template("evaluation/evaluation.html.jinja").render(
         report=report,
         verdict=evaluation_verdict(report),
+        curve=curve_chart(report["learningCurve"]) if report["learningCurve"] else None,
         kind="Evaluation report",
         source=f"run {report['run']}",
         script=(FOLDER / "evaluation" / "evaluation.js").read_text(),

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.histogram import BOTTOM, LEFT, TICKS_ACROSS, TOP, WIDTH, Tick, compact
 from finetune_trainer.report.verdict import ReportVerdict, counted, number
 
+REPORT_NAME: Final = "report.json"
+"""The report in the folder of the train stage, as JSON."""
 MIN_DIGITS = 3
 
 

@@ -12,10 +12,10 @@ from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.htmlpage import training_page
+from finetune_trainer.report.training import REPORT_NAME
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states.losses import LossCurve
 
-REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
 VERSION: Final = 1
 

@@ -54,6 +54,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
             {"subject": subject, "message": message} for subject, message in facts.unmeasured.items()
         ],
         "prompt": _prompt(facts.prompt),
+        "learningCurve": facts.learning_curve,
         "decidedBy": judgement.deciding.name,
         "comparedWith": judgement.over,
         "wrongBy": None if judgement.marking is None else judgement.marking.name,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from finetune_trainer.report.document import Document
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties
 
 
@@ -110,5 +111,7 @@ class EvaluationFacts:
     findings: Sequence[ShownFinding] = ()
     prompt: ShownPrompt | None = None
     """Prompt of the model Prompted, if it was measured."""
+    learning_curve: Document | None = None
+    """The learning curve of the run's training report, with `lossUnit`."""
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Models that could not be measured, and why."""
