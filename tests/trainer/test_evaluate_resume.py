@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.evaluation import LiveModel, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import EvaluateResult
@@ -165,6 +166,59 @@ def test_a_killed_evaluation_continues_after_the_rows_that_were_saved(
 
     assert adapter.bench.run_evaluate(config).scores == adapter.expected.scores
     assert len(generated.batches) == 8 - 2
+
+
+@pytest.fixture(scope="module")
+def compared(adapter: Case) -> Case:
+    """The adapter with all subjects: four batches each, and the champion is a whole model."""
+    bench, config = adapter.bench, adapter.config
+    training = bench.train_config(config.base_model, config.dataset, method=Method(type="Full"), seed=11)
+    (champion,) = bench.train(training.model_copy(update={"run": "champion"})).checkpoints
+    config = adapter.new_run(
+        "compared",
+        subjects=("Tuned", "Base", "Prompted", "Live"),
+        prompted=PromptedModel(system_prompt="Name the team.", examples=2),
+        live=LiveModel(
+            name="before", digest=champion.digest, type=champion.type, base_model=config.base_model
+        ),
+    )
+    return Case(bench, config, bench.run_evaluate(config))
+
+
+@pytest.mark.parametrize(
+    "batch", [pytest.param(batch, marks=() if batch == 10 else pytest.mark.full) for batch in range(1, 17, 3)]
+)
+def test_all_subjects_continue_after_a_signal_with_the_same_predictions(
+    compared: Case, generated: Generated, batch: int
+) -> None:
+    config = compared.new_run(f"signal-{batch}")
+    generated.stopped(compared, config, batch)
+
+    result = compared.bench.run_evaluate(config)
+
+    assert result.scores == compared.expected.scores
+    assert len(generated.batches) == 16
+    assert compared.predictions(config) == compared.predictions(compared.config)
+
+
+@pytest.mark.parametrize(
+    ("action", "batch"),
+    [
+        pytest.param(action, batch, marks=() if (action, batch) == (kill, 14) else pytest.mark.full)
+        for action in (kill, terminate)
+        for batch in (2, 6, 10, 14)
+    ],
+)
+def test_all_subjects_continue_after_a_process_ended_with_the_same_predictions(
+    compared: Case, generated: Generated, action: Callable[[], None], batch: int
+) -> None:
+    config = compared.new_run(f"{action.__name__}-{batch}")
+
+    assert run(config, arm=AtBatch(batch, action)).code in (-signal.SIGKILL, ExitCode.PREEMPTED_SAVED)
+
+    assert compared.bench.run_evaluate(config).scores == compared.expected.scores
+    assert len(generated.batches) == 16 - (batch - 1)
+    assert compared.predictions(config) == compared.predictions(compared.config)
 
 
 def test_a_pod_that_gets_a_signal_saves_its_rows_and_does_not_count_as_failed(
