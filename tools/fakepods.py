@@ -8,8 +8,10 @@ from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfi
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.hyperparameters import Hyperparameters
@@ -23,6 +25,7 @@ from finetune_trainer.contract.results import (
     PreflightResult,
     PrepareResult,
     Score,
+    ScoreResult,
     SplitRecord,
     StageResult,
     TrainResult,
@@ -67,8 +70,25 @@ def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
             return StageResult(stage="train", train=trained, **common)
         case EvaluateConfig():
             return StageResult(stage="evaluate", evaluate=_evaluated(config), **common)
+        case ScoreConfig():
+            return StageResult(stage="score", score=_scored(config), **common)
         case _:
             raise TypeError(f"{type(config).__name__} has no result")
+
+
+def _scored(config: ScoreConfig) -> ScoreResult:
+    values: dict[Subject, float] = {"Tuned": 0.9, "Base": 0.2}
+    return ScoreResult(
+        scores=tuple(
+            Score(metric=metric.metric, subject=subject, value=value, rows=200)
+            for metric in config.metrics
+            for subject, value in values.items()
+        ),
+        sources=tuple(
+            CustomMetricSource(name=metric.name, digest=digest("source", metric.name))
+            for metric in config.metrics
+        ),
+    )
 
 
 def _prepared(config: PrepareConfig) -> PrepareResult:
@@ -106,6 +126,10 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
         train_rows=200,
         train_tokens=20_000,
         prediction=_predicted(config),
+        custom_metrics=tuple(
+            CustomMetricSource(name=metric.name, digest=digest("source", metric.name))
+            for metric in config.custom_metrics
+        ),
     )
 
 

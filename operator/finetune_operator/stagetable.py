@@ -39,7 +39,7 @@ class StageRow:
     """Whether `maxRunSeconds` limits its running time."""
     grace_seconds: int | None = None
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
-    mounts: frozenset[Literal["source", "base_model"]] = frozenset()
+    mounts: frozenset[Literal["source", "base_model", "custom_metrics"]] = frozenset()
     """Inputs of the run, besides the store, that its pod mounts."""
     profile: Literal["compute", "evaluation"] = "compute"
     """Block of the run's spec that names its ComputeProfile."""
@@ -51,6 +51,10 @@ class StageRow:
     """Whether its result repeats the digest of its config. Collect returns the result of another one."""
     per_champion: bool = False
     """Whether a run that compares with the champion of its model line has one Job per champion."""
+    stores_result: bool = True
+    """Whether its result is in the store too. If not, it runs again when its pod is gone."""
+    isolated: bool = False
+    """Whether it runs code of a user: a NetworkPolicy denies its connections, and it mounts no store."""
     serves_deletion: bool = False
     """Whether it works for an owner that is being deleted. Its Job does not delay that deletion."""
 
@@ -75,7 +79,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         resources=PodResources(cpu="500m", memory="3Gi"),
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
-        mounts=frozenset({"base_model"}),
+        mounts=frozenset({"base_model", "custom_metrics"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),
@@ -99,6 +103,19 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         devices="needed",
         profile="evaluation",
         per_champion=True,
+    ),
+    "score": StageRow(
+        # The function of the user may use 2 GiB.
+        resources=PodResources(cpu="500m", memory="2560Mi"),
+        running=Reason.SCORING,
+        condition=ConditionType.EVALUATED,
+        queue="evaluate",
+        profile="evaluation",
+        in_profile=False,
+        mounts=frozenset({"custom_metrics"}),
+        per_champion=True,
+        stores_result=False,
+        isolated=True,
     ),
     "collect": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False, binds_config=False

@@ -32,7 +32,7 @@ def test_the_page_on_conditions_explains_every_type_and_reason(name: str) -> Non
 
 NO_FAILURE = {
     *(Reason.PREPARING, Reason.PREFLIGHT, Reason.TRAINING, Reason.EVALUATING, Reason.PROMOTING),
-    *(Reason.SCALING, Reason.ROLLING_OUT, Reason.SUSPENDING, Reason.CLEANING_UP),
+    *(Reason.SCORING, Reason.SCALING, Reason.ROLLING_OUT, Reason.SUSPENDING, Reason.CLEANING_UP),
     *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.AWAITING_APPROVAL),
     *(Reason.SUCCEEDED, Reason.RESTORED, Reason.SUSPENDED, Reason.AVAILABLE, Reason.SERVING),
     *(Reason.SCALED_TO_ZERO, Reason.NOT_BELOW_FLOOR),

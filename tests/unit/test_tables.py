@@ -28,6 +28,7 @@ STAGE_MODULES: Final = {
     "preflight": {"finetunejob/preflight.py"},
     "train": {"finetunejob/train.py"},
     "evaluate": {"evaluation/assessment.py", "finetunejob/evaluate.py"},
+    "score": {"finetunejob/score.py"},
     "collect": {
         "dataset/sourcecheck.py",
         "evaluation/jobs.py",

@@ -199,7 +199,11 @@ class ComputeProfileSpec(Model):
         Field(max_length=256, description="Namespaces that may use the profile. Empty: all namespaces."),
     ] = ()
     allow_custom_code: Annotated[
-        bool | None, Reserved(), Field(description="Whether runs may use training code of their own.")
+        bool | None,
+        Field(
+            description="Whether runs may use metrics of their own (evaluation.customMetrics): Python"
+            " functions that run in a pod without network, token and credentials. Default: false."
+        ),
     ] = None
     allow_remote_code: Annotated[
         bool | None, Reserved(), Field(description="Whether pods may run code that is shipped with a model.")

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
+from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.learningcurve import MAX_SHARES
 from finetune_operator.api.meta import CELRule, Model, Name
 from finetune_operator.api.metricrules import (
@@ -15,6 +16,7 @@ from finetune_operator.api.metricrules import (
     PATTERN_METRICS,
     MetricName,
 )
+from finetune_trainer.contract.custommetric import CUSTOM, MAX_CUSTOM_METRICS
 from finetune_trainer.contract.evaluation import (
     EvaluationChecksFields,
     GenerationFields,
@@ -67,7 +69,7 @@ class Gate(Model):
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
         CELRule(
-            f"{is_one_of('self.metric', OTHER_METRICS)}"
+            f"{is_one_of('self.metric', OTHER_METRICS)} || self.metric.startsWith('{CUSTOM}/')"
             " || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
@@ -190,6 +192,18 @@ class EvaluationSpec(EvaluationSettings):
             "learningCurve names a share twice: name each share once",
             "learningCurve",
         ),
+        CELRule(
+            "!has(self.customMetrics) || self.customMetrics.all(one, self.customMetrics.exists_one(other,"
+            " other.name == one.name))",
+            "customMetrics names a metric twice: name each metric once",
+            "customMetrics",
+        ),
+        CELRule(
+            f"self.gates.all(gate, !gate.metric.startsWith('{CUSTOM}/') || has(self.customMetrics) &&"
+            f" self.customMetrics.exists(own, gate.metric == '{CUSTOM}/' + own.name))",
+            f"a gate on {CUSTOM}/NAME needs NAME in evaluation.customMetrics: add it, or correct the name",
+            "gates",
+        ),
     )
 
     profile: Annotated[
@@ -206,6 +220,15 @@ class EvaluationSpec(EvaluationSettings):
             " last point, with or without 1 in the list. Results are in status.training.learningCurve and on"
             " the training page. It takes that share of the training time for each, needs validation rows,"
             " and makes no Checkpoints. Default: none.",
+        ),
+    ] = ()
+    custom_metrics: Annotated[
+        tuple[CustomMetric, ...],
+        Field(
+            max_length=MAX_CUSTOM_METRICS,
+            description="Metrics of your own, measured in addition to `metrics`. Each is a Python function"
+            " that runs in a pod without network, token and credentials. Needs a store on a claim, and"
+            " spec.allowCustomCode of the evaluation's ComputeProfile. Default: none.",
         ),
     ] = ()
     checks: Annotated[

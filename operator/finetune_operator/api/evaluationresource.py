@@ -8,6 +8,7 @@ from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
 from finetune_operator.api.meta import CELRule, Model, Name, Resource, immutable_rules, name_rules
+from finetune_trainer.contract.custommetric import CUSTOM
 from finetune_trainer.contract.vocabulary import SplitName
 
 ADVICE: Final = "an Evaluation is a record: create another one with another name"
@@ -104,6 +105,11 @@ class EvaluationResourceSpec(_EvaluationFields):
             "self.checkpoints.all(one, self.checkpoints.exists_one(other, other == one))",
             "checkpoints names a Checkpoint twice: name each once",
             "checkpoints",
+        ),
+        CELRule(
+            f"!self.metrics.exists(metric, metric.startsWith('{CUSTOM}/'))"
+            f" && !self.gates.exists(gate, gate.metric.startsWith('{CUSTOM}/'))",
+            f"only a FineTuneJob has metrics of its own: remove {CUSTOM}/ metrics from metrics and gates",
         ),
     )
 

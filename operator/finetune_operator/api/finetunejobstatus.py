@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
+from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -15,6 +16,7 @@ from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.api.retrystatus import RetryStatus
+from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.vocabulary import Stage
 
 MAX_CHECKPOINTS: Final = 10
@@ -53,6 +55,10 @@ class Resolved(Model):
             description="Parser that separates the reasoning of an answer from its content, named as in"
             " vLLM.",
         ),
+    ] = None
+    custom_metrics: Annotated[
+        tuple[CustomMetricSource, ...] | None,
+        Field(max_length=MAX_CUSTOM_METRICS, description="Sources of evaluation.customMetrics."),
     ] = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the run.")] = None
     profile_generation: Annotated[

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.meta import pattern_advice
+from finetune_trainer.contract.custommetric import CUSTOM
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRIC_PATTERN, METRICS, metrics_where
 from finetune_trainer.contract.vocabulary import listed
 
@@ -29,8 +30,8 @@ MetricName = Annotated[
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
-                    "rule": is_one_of("self", tuple(METRICS)),
-                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}",
+                    "rule": f"{is_one_of('self', tuple(METRICS))} || self.startsWith('{CUSTOM}/')",
+                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}, or {CUSTOM}/NAME",
                 }
             ]
         },

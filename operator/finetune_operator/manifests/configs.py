@@ -13,6 +13,7 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import LoRA, Method, Preference
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
+from finetune_operator.manifests.custommetrics import mounted_metrics
 from finetune_operator.manifests.evaluateconfig import measured_metrics, metric_options
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.stageinputs import StageInputs
@@ -35,10 +36,7 @@ from finetune_trainer.contract.method import Method as ContractMethod
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS
-from finetune_trainer.contract.references import (
-    ArtifactRef,
-    ParentCheckpoint,
-)
+from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.vocabulary import (
     RULE_VERSION,
     ChatTemplateKwargs,
@@ -161,6 +159,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         options=metric_options(spec.evaluation),
         learning_curve=(shares := _curve_shares(spec.evaluation)),
         max_run_seconds=inputs.max_run_seconds if shares else None,
+        custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
     )
 
 

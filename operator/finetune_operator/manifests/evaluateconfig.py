@@ -8,6 +8,7 @@ from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
+from finetune_trainer.contract.custommetric import CUSTOM
 from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
@@ -16,7 +17,7 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
-from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.metrics import ANSWERS, METRICS
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 
 COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
@@ -75,9 +76,21 @@ def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
 
 
 def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
-    """The requested metrics and those of the gates: built-in ones in the order of their table."""
+    """The requested metrics and those of the gates: built-in ones in the order of their table.
+
+    Metrics of the user are computed by another stage. They need answers, for which one metric is measured.
+    """
     wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
-    return (*(metric for metric in METRICS if metric in wanted), *(m for m in wanted if m not in METRICS))
+    measured = [metric for metric in METRICS if metric in wanted]
+    if has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured):
+        measured.insert(0, next(metric for metric, info in METRICS.items() if info.needs == ANSWERS))
+    others = (metric for metric in wanted if metric not in METRICS and not metric.startswith(f"{CUSTOM}/"))
+    return (*measured, *others)
+
+
+def has_custom_metrics(evaluation: EvaluationSettings) -> bool:
+    """Whether the user has metrics of his own; an Evaluation has none."""
+    return isinstance(evaluation, EvaluationSpec) and bool(evaluation.custom_metrics)
 
 
 def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:

@@ -1,7 +1,7 @@
 """NetworkPolicies of the operator's pods.
 
-They restrict only ingress. Administrators restrict egress, because sources, stores and hubs are outside of
-the namespace.
+They restrict only ingress, except those of pods that run code of a user. Administrators restrict the egress
+of other pods, because sources, stores and hubs are outside of the namespace.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,6 +40,13 @@ def build_network_policy(
             **({"ingress": rules} if rules else {}),
         },
     }
+
+
+def build_isolation(owner: Resource, name: str, pods: Mapping[str, str]) -> Manifest:
+    """A NetworkPolicy that refuses all connections to the pods and from them."""
+    policy = build_network_policy(owner, name, pods, ())
+    policy["spec"]["policyTypes"] = ["Ingress", "Egress"]
+    return policy
 
 
 def allow(peers: Iterable[Manifest], *ports: int) -> Manifest:

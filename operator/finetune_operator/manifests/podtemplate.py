@@ -6,10 +6,12 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
+from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import PodSizing, pod_sizing
@@ -46,6 +48,10 @@ class Storage:
     """None for a bucket: the pod then has an emptyDir at the store's path."""
     source: Location | None = None
     base_model: Location | None = None
+    custom_metrics: tuple[CustomMetric, ...] = ()
+    """Metrics of the user whose sources the pod mounts."""
+    folders: ScoredFolders | None = None
+    """Folders that the pod mounts in place of the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +170,19 @@ def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
 def _volumes(
     config: JobConfig, shared_memory: str | None, storage: Storage
 ) -> tuple[list[Manifest], list[Manifest]]:
+    sources, source_mounts = source_volumes(storage.custom_metrics)
+    if storage.folders is not None:
+        folders, folder_mounts = folder_volumes(storage.folders)
+        return [*folders, *sources], [*folder_mounts, *source_mounts]
     volumes: list[Manifest] = [
         {"name": "store", **_store_volume(storage.store)},
         {"name": "scratch", "emptyDir": {}},
+        *sources,
     ]
     mounts: list[Manifest] = [
         {"name": "store", "mountPath": STORE_MOUNT},
         {"name": "scratch", "mountPath": SCRATCH_MOUNT},
+        *source_mounts,
     ]
     for name, location, mount in (
         ("source", storage.source, SOURCE_MOUNT),

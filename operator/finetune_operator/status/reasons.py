@@ -32,6 +32,7 @@ class Reason(StrEnum):
     QUEUED = "Queued"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
+    SCORING = "Scoring"
     PROMOTING = "Promoting"
     COLLECTING = "Collecting"
     CHECKING_STORE = "CheckingStore"
@@ -59,6 +60,7 @@ class Reason(StrEnum):
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_INVALID = "ProfileInvalid"
+    CUSTOM_CODE_NOT_ALLOWED = "CustomCodeNotAllowed"
     UNKNOWN_VALUES = "UnknownValues"
     DEFAULT_PROFILE_CONFLICT = "DefaultProfileConflict"
     TOO_MANY_DEVICES = "TooManyDevices"
@@ -110,6 +112,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PREPARING, Reason.PREFLIGHT, Reason.QUEUED, Reason.TRAINING, Reason.EVALUATING),
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
+        Reason.SCORING,
         Reason.UNSCHEDULABLE,
     }
 )

@@ -28,7 +28,7 @@ def built(
     stage: JobStage = "train",
     uses: ComputeProfile | None = None,
     devices: int = 0,
-    **storage: Location,
+    **storage: Any,
 ) -> Manifest:
     manifest = finetunejob()
     manifest["metadata"]["namespace"] = "team"

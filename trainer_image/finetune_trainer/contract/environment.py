@@ -18,6 +18,11 @@ CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
 """Holds one folder per Secret of type `finetune.dev/credentials`, with one file per key."""
 API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
 """Holds the API keys of an endpoint, one file per key."""
+CUSTOM_METRICS_MOUNT: Final = "/mnt/custom-metrics"
+"""Holds one folder per metric of the user, with the file `CUSTOM_METRIC_FILE`."""
+CUSTOM_METRIC_FILE: Final = "metric.py"
+PREDICTIONS_MOUNT: Final = "/mnt/predictions"
+DATASET_MOUNT: Final = "/mnt/dataset"
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only
 
 REPORT_TOKEN_PATH: Final = "/var/run/finetune/report/token"

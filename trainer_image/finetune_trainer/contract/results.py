@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
+from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.learningcurve import LearningCurve
@@ -117,6 +118,8 @@ class PreflightResult(Contract):
     """Their share of all rows of training and validation."""
     tokens: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
     """Digest of the encoded rows, derived from the dataset. Train reads it from this result in the store."""
+    custom_metrics: Annotated[tuple[CustomMetricSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Sources of the user's metrics."""
 
 
 class CheckpointResult(Contract):
@@ -210,6 +213,15 @@ class EvaluateResult(Contract):
     """URI of the page in the store. Its folder has the predictions."""
 
 
+class ScoreResult(Contract):
+    """Result of `score`: what the result of `evaluate` has of other metrics."""
+
+    scores: tuple[Score, ...]
+    evidence: tuple[GateEvidence, ...] = ()
+    """One per gate on a metric of the user."""
+    sources: tuple[CustomMetricSource, ...] = ()
+
+
 class StageResult(Contract):
     """The single result of a stage, in the store and in the pod's termination message."""
 
@@ -223,6 +235,7 @@ class StageResult(Contract):
     preflight: PreflightResult | None = None
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
+    score: Annotated[ScoreResult | None, Field(json_schema_extra={"since": 2})] = None
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Nonce from the config of the pod that writes this message."""
     config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None

@@ -28,7 +28,7 @@ RESERVED_TEMPLATE_ARGUMENTS: Final = frozenset(
     }
 )
 """Names that the trainer, the engine or transformers set themselves."""
-Stage = Literal["prepare", "preflight", "train", "evaluate"]
+Stage = Literal["prepare", "preflight", "train", "evaluate", "score"]
 CheckpointType = Literal["Adapter", "Full"]
 ADAPTER: Final = "Adapter"
 FULL_MODEL: Final = "Full"

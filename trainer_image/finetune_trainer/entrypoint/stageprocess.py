@@ -13,6 +13,7 @@ from finetune_trainer.contract.configs.anyconfig import AnyConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
@@ -42,6 +43,8 @@ def run(config: AnyConfig) -> int:
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
+    if isinstance(config, ScoreConfig):
+        return _run_score(config)
     if isinstance(config, TrainConfig) and (
         config.nodes * config.devices > 1 or config.hyperparameters.processes > 1
     ):
@@ -216,6 +219,21 @@ def _run_collect(config: CollectConfig) -> ExitCode:
         result = config.bind(collect(config, open_store(config.store)))
     except StageFailure as failure:
         return _fail(config.bind(failed(config.of, config.run, failure)), failure)
+    termination.write(termination.bounded(result))
+    return ExitCode.OK
+
+
+def _run_score(config: ScoreConfig) -> ExitCode:
+    """Compute the user's metrics. The pod has no store, so that the termination message is the result."""
+    from finetune_trainer.evaluate.custom.stage import run as score
+
+    signals.exit_on_signal()
+    result = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
+    try:
+        result = config.bind(result.model_copy(update={"score": score(config)}))
+    except Exception as error:  # noqa: BLE001 - it is the failure of the stage
+        failure = error if isinstance(error, StageFailure) else _unexpected(error)
+        return _fail(config.bind(failed(config.stage, config.run, failure)), failure)
     termination.write(termination.bounded(result))
     return ExitCode.OK
 

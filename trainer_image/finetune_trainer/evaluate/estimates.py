@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -41,6 +41,33 @@ class Groups:
         groups = {number: dict(row.columns).get(column) for number, row in enumerate(rows, 1)}
         known = {number: group for number, group in groups.items() if group is not None}
         return cls(column, known if len(known) == len(groups) else None)
+
+
+class RowEstimates(Protocol):
+    """What the evidence for gates needs of the measured rows."""
+
+    @property
+    def measures(self) -> Collection[Metric]:
+        """The metrics that were measured."""
+
+    def score(self, metric: Metric, subject: Subject) -> Estimate:
+        """Estimate the score of a subject."""
+
+    def gain(self, metric: Metric, over: Subject) -> Estimate:
+        """Estimate the gain of the tuned model over a subject."""
+
+    def shortage(self, estimate: Estimate) -> str:
+        """Return why the rows give no interval, as a sentence; empty if they give one."""
+
+
+def too_few_units(estimate: Estimate, units: str) -> str:
+    """Return why so few `units` give no interval, as a sentence; empty if there are enough."""
+    if not isinstance(estimate, Resampled) or estimate.units >= MIN_UNITS:
+        return ""
+    return (
+        f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: raise the share"
+        " of the split or add rows, and create a new run"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,13 +116,7 @@ class Estimates:
                 f"the dataset keeps rows of one {groups.column} in one split and does not record which rows"
                 f" these are: add {groups.column} to spec.keepColumns of the Dataset, and create a new run"
             )
-        if not isinstance(estimate, Resampled) or estimate.units >= MIN_UNITS:
-            return ""
-        units = "rows" if groups is None else f"groups of {groups.column}"
-        return (
-            f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: raise the share"
-            " of the split or add rows, and create a new run"
-        )
+        return too_few_units(estimate, "rows" if groups is None else f"groups of {groups.column}")
 
     def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         if (metric, subjects) not in self._made:

@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import TUNED, Estimates
+from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
 from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled
 from finetune_trainer.evaluate.statistics.estimate import Estimate, one_sided
 from finetune_trainer.evaluate.statistics.power import rows_in_all
@@ -38,7 +38,7 @@ def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Sco
 
 
 def evidence_for(
-    gates: Sequence[GateBound], estimates: Estimates, subjects: Sequence[Subject]
+    gates: Sequence[GateBound], estimates: RowEstimates, subjects: Sequence[Subject]
 ) -> Iterator[GateEvidence]:
     """Yield the evidence for each gate whose metric was measured.
 
@@ -53,7 +53,7 @@ def evidence_for(
             yield _evidence(index, gate, estimates, compares=compares)
 
 
-def _evidence(index: int, gate: GateBound, estimates: Estimates, *, compares: bool) -> GateEvidence:
+def _evidence(index: int, gate: GateBound, estimates: RowEstimates, *, compares: bool) -> GateEvidence:
     value = estimates.score(gate.metric, TUNED)
     gain = estimates.gain(gate.metric, gate.over) if compares and gate.over is not None else None
     points = GateEvidence(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
@@ -31,6 +32,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.stage.metricsource import check_metric
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 from finetune_trainer.tokens.reasoning import parser_for
@@ -44,8 +46,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
 
     Raises StageFailure (BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, BASE_MODEL_DIGEST_MISMATCH,
     BASE_MODEL_MISMATCH, INVALID_CONFIG, INVALID_DATA, NO_TRAINING_ROWS, SEQUENCE_TOO_LONG,
-    PREDICTED_OUT_OF_MEMORY, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE, and for a remote base
-    model what `RemoteSource` raises), Preempted.
+    PREDICTED_OUT_OF_MEMORY, CUSTOM_METRIC_FAILED, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE,
+    and for a remote base model what `RemoteSource` raises), Preempted.
     """
     dataset = ArtifactRef(kind="datasets", digest=config.dataset)
     data = context.store.artifact(dataset, verify=True)
@@ -56,6 +58,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
+    sources = tuple(
+        CustomMetricSource(name=metric.name, digest=check_metric(metric).digest)
+        for metric in config.custom_metrics
+    )
     check_form(next(read_rows(paths["train"])).form, config.method.type)
     check_sharding(config.sharding, config.method)
     preference = resolve_preference(config.method, read_rows(paths["train"]))
@@ -148,6 +154,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         report_uri=report_uri,
         prediction=prediction,
         tokens=tokens.digest,
+        custom_metrics=sources,
     )
 
 

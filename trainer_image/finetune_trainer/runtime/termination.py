@@ -23,8 +23,8 @@ def bounded(result: StageResult) -> str:
     Omits in this order: the loss curve; the learning curve; probes of checkpoints that are neither the best
     nor the final one; warnings of preflight from the last one; warnings and then problems of prepare, from
     the last one (their count stays); scores from the last one (the evidence of gates stays) and the ends of
-    sentences of evaluate; the end of the message; the stage's own fields. `result.json` in the store has
-    everything.
+    sentences of evaluate, or scores of score; the end of the message; the stage's own fields. `result.json`
+    in the store has everything.
     """
     for omitted in ({"loss_curve": ()}, {"learning_curve": None}):
         if not _fits(result) and result.train is not None:
@@ -64,6 +64,9 @@ def _with_fewer_scores(result: StageResult) -> StageResult:
     for limit in MAX_SENTENCE_LENGTHS:
         if not _fits(result) and result.evaluate is not None:
             result = _with_evaluation(result, **_short_sentences(result.evaluate, limit))
+    while not _fits(result) and result.score is not None and result.score.scores:
+        fewer = result.score.model_copy(update={"scores": result.score.scores[:-1]})
+        result = result.model_copy(update={"score": fewer})
     return _with_scores(result, 0)
 
 

@@ -11,6 +11,7 @@ from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.score import with_custom_metrics
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.steps import Failed, Halt
@@ -23,7 +24,7 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
 )
 from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.methods import METHODS
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 STAGE: Final[Stage] = "evaluate"
@@ -67,10 +68,13 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
         return result
     if result.evaluate is None:
         return without_result(STAGE)
+    measured = with_custom_metrics(run, spec, result.evaluate)
+    if not isinstance(measured, EvaluateResult):
+        return measured
     against = run.status.live
     return evaluation_status(
         spec,
-        result.evaluate if against is None else of_champion(spec, result.evaluate, against.digest),
+        measured if against is None else of_champion(spec, measured, against.digest),
         checkpoint=checkpoint.name,
         champion=(
             run.snapshot.checkpoints.champion_name(run.job.spec.model)

@@ -1,5 +1,6 @@
 """Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
+from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
@@ -9,7 +10,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import PreflightResult, StageResult
 
 
 def preflight(run: Run) -> Halt | None:
@@ -33,6 +34,7 @@ def preflight(run: Run) -> Halt | None:
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
         reasoning_parser=found.reasoning_parser,
+        custom_metrics=_sources(found),
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
     if found.dropped_rows:
@@ -54,6 +56,10 @@ def preflight(run: Run) -> Halt | None:
     for warning in found.warnings:
         run.draft.event(EventReason.PREFLIGHT_WARNING, warning, "Warning")
     return None
+
+
+def _sources(found: PreflightResult) -> tuple[CustomMetricSource, ...] | None:
+    return tuple(CustomMetricSource(**each.model_dump()) for each in found.custom_metrics) or None
 
 
 def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:

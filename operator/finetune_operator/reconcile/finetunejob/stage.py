@@ -3,7 +3,12 @@
 from finetune_operator.reconcile.finetunejob.predicting import start_note
 from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
+from finetune_operator.reconcile.finetunejob.stagejobs import (
+    ConfigBuilder,
+    build_job,
+    build_peer_objects,
+    build_stage_isolation,
+)
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.backoff import Retry
@@ -14,7 +19,7 @@ from finetune_operator.reconcile.stages.request import (
     StartNeeded,
 )
 from finetune_operator.reconcile.stages.start import start
-from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
+from finetune_operator.reconcile.stages.usage import count_usage, finish, follow, has_finished
 from finetune_operator.reconcile.steps import Failed, Halt, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import progress
@@ -41,6 +46,7 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         names=run.job_names(stage),
         contract=known_contract(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
+        isolation=build_stage_isolation(run, stage),
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",
     )
@@ -54,7 +60,8 @@ def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
     """The same, once the status has what happened."""
     follow(run, stage)
     if isinstance(outcome, StageResult):
-        finish(run, stage)
+        if not has_finished(run, stage):
+            finish(run, stage)
         return outcome
     if isinstance(outcome, Working):
         run.update(progress=progress.entered(run.status.progress, stage))

@@ -1,5 +1,7 @@
 """Follow the Job of one stage to its result."""
 
+from functools import partial
+
 from finetune_operator.engine.resources import JOB
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
@@ -42,11 +44,19 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
         return until_ended(pods, Reason.QUEUED, message, snapshot.now)
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)
-        return result or until_settled(job, "Complete", request, snapshot.now) or collect(draft, request)
+        answer = result or until_settled(job, "Complete", request, snapshot.now)
+        lost = collect if request.row.stores_result else partial(_again, job=job)
+        return answer or lost(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
     return under_way(job, pods, request, snapshot.now)
+
+
+def _again(draft: Draft, request: StageRequest, job: Manifest) -> Working:
+    """Delete the Job of a stage whose result was only in its pod, so that it runs again."""
+    draft.remove(job)
+    return Working(Reason.QUEUED, f"the pod with the result of {request.stage} is gone: it runs again")
 
 
 def _failed(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Answer:

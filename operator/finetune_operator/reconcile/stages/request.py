@@ -64,6 +64,8 @@ class StageRequest:
     """Version of the contract in which the stage's Jobs are made: `contract_of_jobs`."""
     peers: PeerObjects | None = None
     """Set if the stage has several pods."""
+    isolation: Manifest | None = None
+    """NetworkPolicy that exists before the Job of a stage that runs code of a user."""
     retry: RetryStatus | None = None
     """Consecutive failures so far, from the status."""
     note: str = ""

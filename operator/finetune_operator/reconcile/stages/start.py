@@ -30,13 +30,11 @@ def start(
 
 
 def add_peer_objects(draft: Draft, request: StageRequest) -> None:
-    """Create the Service and the NetworkPolicy of the stage's pods if they do not exist."""
-    if request.peers is None:
-        return
-    wanted = (
-        (request.peers.service, draft.snapshot.children[SERVICE]),
-        (request.peers.policy, draft.snapshot.children[NETWORK_POLICY]),
-    )
+    """Create the Service and the NetworkPolicies of the stage's pods if they do not exist."""
+    services, policies = draft.snapshot.children[SERVICE], draft.snapshot.children[NETWORK_POLICY]
+    wanted = [] if request.isolation is None else [(request.isolation, policies)]
+    if request.peers is not None:
+        wanted += [(request.peers.service, services), (request.peers.policy, policies)]
     draft.create += [
         Create(manifest) for manifest, existing in wanted if manifest["metadata"]["name"] not in existing
     ]

@@ -66,6 +66,13 @@ def count_usage(run: StagePass, stage: Stage) -> None:
     run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
 
 
+def has_finished(run: StagePass, stage: Stage) -> bool:
+    """Whether the times of the stage are recorded: its result waits for another stage."""
+    usage = run.status.usage
+    is_recorded = any(entry.name == stage for entry in run.status.stages)
+    return is_recorded and (usage is None or usage.name != stage)
+
+
 def finish(run: StagePass, stage: Stage) -> None:
     """Record the stage's times; they are final."""
     count_usage(run, stage)

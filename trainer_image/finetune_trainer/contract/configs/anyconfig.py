@@ -9,6 +9,7 @@ from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 
@@ -17,6 +18,7 @@ AnyConfig = Annotated[
     | PreflightConfig
     | TrainConfig
     | EvaluateConfig
+    | ScoreConfig
     | CollectConfig
     | CleanupConfig
     | FetchConfig

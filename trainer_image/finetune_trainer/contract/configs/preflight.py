@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.custommetric import CustomMetric
 from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
@@ -66,3 +67,7 @@ class PreflightConfig(StageConfig):
     """Shares of the training rows to train on in addition, as in the config of train."""
     max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
     """Seconds that train may run; None without a limit. A learning curve must fit."""
+    custom_metrics: Annotated[
+        tuple[CustomMetric, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Metrics of the user, whose sources are checked and recorded."""

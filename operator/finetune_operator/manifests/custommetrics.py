@@ -1,0 +1,87 @@
+"""What pods mount for metrics of the user: their sources, and folders of the store instead of the store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune_operator.api.custommetric import CustomMetric
+from finetune_operator.manifests.locations import Location
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.custommetric import CustomMetric as MountedMetric
+from finetune_trainer.contract.environment import (
+    CUSTOM_METRIC_FILE,
+    CUSTOM_METRICS_MOUNT,
+    DATASET_MOUNT,
+    PREDICTIONS_MOUNT,
+    SCRATCH_MOUNT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredFolders:
+    """Folders that a pod mounts in place of the store."""
+
+    store: Location
+    """The claim."""
+    run: str
+    """Folder of the run in the store."""
+    dataset: str
+    """Digest of the dataset."""
+
+
+def mounted_metrics(
+    metrics: tuple[CustomMetric, ...], digests: Mapping[str, str] | None = None
+) -> tuple[MountedMetric, ...]:
+    """The metrics as a pod finds them.
+
+    Args:
+        metrics: those of the spec.
+        digests: digest of each source when the run started; None before that.
+    """
+    return tuple(
+        MountedMetric(
+            name=metric.name,
+            path=f"{_folder(metric)}/{CUSTOM_METRIC_FILE}",
+            function=metric.function,
+            digest=(digests or {}).get(metric.name),
+        )
+        for metric in metrics
+    )
+
+
+def source_volumes(metrics: tuple[CustomMetric, ...]) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes with the sources, and their mounts."""
+    volumes, mounts = [], []
+    for index, metric in enumerate(metrics):
+        name, reference = f"custom-metric-{index}", metric.config_map_ref
+        items = [{"key": reference.key, "path": CUSTOM_METRIC_FILE}]
+        # Optional: the pod starts without it, and its result reports what is missing.
+        volumes.append(
+            {"name": name, "configMap": {"name": reference.name, "items": items, "optional": True}}
+        )
+        mounts.append({"name": name, "mountPath": _folder(metric), "readOnly": True})
+    return volumes, mounts
+
+
+def folder_volumes(folders: ScoredFolders) -> tuple[list[Manifest], list[Manifest]]:
+    """The claim of the store and an empty folder for temporary files, and their mounts."""
+    claim = {"claimName": folders.store.name}
+    volumes: list[Manifest] = [
+        {"name": "store", "persistentVolumeClaim": claim},
+        {"name": "scratch", "emptyDir": {}},
+    ]
+    mounts: list[Manifest] = [
+        {"name": "store", "mountPath": mount, "subPath": _beneath(folders.store, key), "readOnly": True}
+        for mount, key in (
+            (PREDICTIONS_MOUNT, f"runs/{folders.run}/evaluate"),
+            (DATASET_MOUNT, f"datasets/{folders.dataset.removeprefix('sha256:')}"),
+        )
+    ]
+    return volumes, [*mounts, {"name": "scratch", "mountPath": SCRATCH_MOUNT}]
+
+
+def _beneath(store: Location, key: str) -> str:
+    return f"{store.path}/{key}" if store.path else key
+
+
+def _folder(metric: CustomMetric) -> str:
+    return f"{CUSTOM_METRICS_MOUNT}/{metric.name}"

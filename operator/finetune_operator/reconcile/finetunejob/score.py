@@ -1,0 +1,53 @@
+"""Score: add the user's metrics to what an evaluation measured."""
+
+from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.manifests.locations import parse_store
+from finetune_operator.manifests.scoreconfig import score_config
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
+from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.results import EvaluateResult, StageResult
+
+
+def with_custom_metrics(run: Run, spec: EvaluationSpec, evaluated: EvaluateResult) -> EvaluateResult | Halt:
+    """The result of evaluate with the scores of the user's metrics, or how the pass ends."""
+    if not spec.custom_metrics:
+        return evaluated
+    found = run.prerequisites
+    refused = found if isinstance(found, Blocked) else check_custom_metrics(run.job.spec.evaluation, found)
+    if refused is not None:
+        return refused
+    digests = {source.name: source.digest for source in run.status.resolved.custom_metrics or ()}
+    result = run_stage(run, "score", lambda inputs: score_config(inputs, spec, digests))
+    if not isinstance(result, StageResult):
+        return result
+    if result.score is None:
+        return without_result("score")
+    return evaluated.model_copy(
+        update={
+            "scores": (*evaluated.scores, *result.score.scores),
+            "evidence": (*evaluated.evidence, *result.score.evidence),
+        }
+    )
+
+
+def check_custom_metrics(spec: EvaluationSpec | None, found: Prerequisites) -> Failed | Blocked | None:
+    """Why the run may not use metrics of its own; None if it may, or has none."""
+    if spec is None or not spec.custom_metrics:
+        return None
+    if parse_store(found.store.uri) is None:
+        return Failed(
+            Reason.INVALID_SPEC,
+            "spec.evaluation.customMetrics needs a store on a claim: its pod has no network to read"
+            f" {found.store.uri}. Remove customMetrics, or create a new run with a pvc:// store",
+        )
+    if not found.evaluate_profile.spec.allow_custom_code:
+        return Blocked(
+            Reason.CUSTOM_CODE_NOT_ALLOWED,
+            f"ComputeProfile {found.evaluate_profile.name} does not allow spec.evaluation.customMetrics: ask"
+            " the platform team to set its spec.allowCustomCode to true, or create a new run without them",
+            requeue_after=None,
+        )
+    return None

@@ -1,0 +1,191 @@
+"""Metrics of the user: a Job that mounts what it reads, denies connections, and adds to the evaluation."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes
+from finetune_operator.manifests.locations import Location
+from finetune_trainer.contract.configs.score import ScoreConfig
+from finetune_trainer.contract.custommetric import CustomMetricSource
+from finetune_trainer.contract.evaluation import GateEvidence
+from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.results import Score, ScoreResult, StageResult
+from finetune_trainer.store.keys import key_of, run_key
+from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.runobjects import (
+    JOB,
+    JOB_UID,
+    ROWS,
+    claim,
+    dataset,
+    digest,
+    evaluated,
+    finetunejob,
+    preflighted,
+    prepared,
+    profile,
+    trained,
+)
+
+SOURCE = digest("9")
+METRIC = {"name": "polite", "configMapRef": {"name": "politeness", "key": "metric.py"}}
+
+
+def run_of(**evaluation: Any) -> dict[str, Any]:
+    return finetunejob(evaluation={"customMetrics": [METRIC], **evaluation})
+
+
+def cluster_of(job: dict[str, Any], **settings: Any) -> MemoryCluster:
+    objects = (
+        profile(**{"allowCustomCode": True, **settings}),
+        claim("artifacts"),
+        claim("models"),
+        dataset(),
+    )
+    cluster = MemoryCluster(*objects, job)
+    cluster.settle()
+    return cluster
+
+
+def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = ()) -> None:
+    """Let the stages before score succeed."""
+    checked = preflighted()
+    assert checked.preflight is not None
+    sources = (CustomMetricSource(name="polite", digest=SOURCE),)
+    checked = checked.model_copy(
+        update={"preflight": checked.preflight.model_copy(update={"custom_metrics": sources})}
+    )
+    stages = (
+        ("prepare", prepared()),
+        ("preflight", checked),
+        ("train", trained()),
+        ("evaluate", evaluated(evidence=gates)),
+    )
+    for stage, result in stages:
+        cluster.succeed(stage, result, after=10)
+        cluster.settle()
+
+
+def scored(tuned: float = 0.9, **result: Any) -> StageResult:
+    values = (("Tuned", tuned), ("Base", 0.2))
+    scores = tuple(
+        Score(metric="custom/polite", subject=subject, value=value, rows=24)  # type: ignore[arg-type]
+        for subject, value in values
+    )
+    return StageResult(
+        stage="score", run=JOB_UID, outcome="Succeeded", score=ScoreResult(scores=scores, **result)
+    )
+
+
+def test_the_pod_mounts_what_it_reads_and_has_neither_token_nor_credentials() -> None:
+    cluster = cluster_of(run_of())
+    to_score(cluster)
+
+    pod = cluster.stage_job("score")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    folders = {path: mount["subPath"] for path, mount in mounts.items() if "subPath" in mount}
+    assert folders == {
+        "/mnt/predictions": run_key(JOB_UID, "evaluate"),
+        "/mnt/dataset": key_of(ArtifactRef(kind="datasets", digest=ROWS)),
+    }
+    assert all(mount["readOnly"] for path, mount in mounts.items() if path != "/tmp")
+    assert set(mounts) == {*folders, "/tmp", "/mnt/custom-metrics/polite"}
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds == {"persistentVolumeClaim", "emptyDir", "configMap"}
+    assert pod["automountServiceAccountToken"] is False
+    config = cluster.config("score")
+    assert isinstance(config, ScoreConfig)
+    assert config.report is None
+    assert config.store.credentials is None
+    assert config.metrics[0].digest == SOURCE
+
+
+def test_connections_are_denied_before_the_pod_exists() -> None:
+    cluster = cluster_of(run_of())
+    to_score(cluster)
+
+    (policy,) = cluster.of("NetworkPolicy").values()
+    labels = cluster.stage_job("score")["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & set(policy["spec"])
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    created = [kind for kind, _ in cluster.objects if kind in {"NetworkPolicy", "Job"}]
+    assert created.index("NetworkPolicy") < len(created) - 1
+
+
+@pytest.mark.parametrize(("tuned", "verdict"), [(0.9, "Passed"), (0.4, "Failed")])
+def test_a_gate_on_a_custom_metric_decides(tuned: float, verdict: str) -> None:
+    gates = [{"metric": "custom/polite", "min": 0.5, "minGain": 0.1, "over": "Base"}]
+    cluster = cluster_of(run_of(gates=gates))
+    to_score(cluster)
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] in {"Scoring", "Queued"}
+    before = cluster.job(JOB).status.cost
+
+    cluster.succeed("score", scored(tuned), after=10)
+    cluster.settle()
+
+    evaluation = cluster.job(JOB).status.evaluation
+    assert evaluation is not None
+    assert evaluation.verdict == verdict
+    assert {score.metric for score in evaluation.scores} == {"exact_match", "loss", "custom/polite"}
+    status = cluster.job(JOB).status
+    assert [stage.name for stage in status.stages] == ["preflight", "train", "evaluate", "score"]
+    assert status.cost == before, "the time of evaluate is counted once"
+    assert status.resolved.custom_metrics is not None
+    assert status.resolved.custom_metrics[0].digest == SOURCE
+
+
+def test_answers_are_generated_for_custom_metrics_that_another_stage_computes() -> None:
+    gates = [{"metric": "custom/polite", "min": 0.5}]
+    cluster = cluster_of(run_of(metrics=["loss"], gates=gates))
+    to_score(cluster)
+
+    assert cluster.config("evaluate").metrics == ("exact_match", "loss")
+    assert cluster.config("preflight").custom_metrics[0].path == "/mnt/custom-metrics/polite/metric.py"
+
+
+def test_a_result_that_is_gone_with_its_pod_is_computed_again() -> None:
+    cluster = cluster_of(run_of())
+    to_score(cluster)
+    cluster.end("score", "", after=10)
+    cluster.settle()
+    name = cluster.stage_job("score")["metadata"]["name"]
+    assert not cluster.has_stage_job("collect")
+
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] in {"Queued", "Scoring"}
+    assert cluster.stage_job("score")["metadata"]["name"] == name
+    cluster.succeed("score", scored(), after=10)
+    cluster.settle()
+
+    assert cluster.job(JOB).status.evaluation is not None
+
+
+def test_a_profile_that_does_not_allow_custom_code_blocks_the_run_until_it_does() -> None:
+    cluster = cluster_of(run_of(), allowCustomCode=False)
+
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] == "CustomCodeNotAllowed"
+    assert "ComputeProfile cpu does not allow spec.evaluation.customMetrics" in condition["message"]
+    assert not cluster.has_stage_job("preflight")
+    cluster.change("ComputeProfile", "cpu", allowCustomCode=True)
+    cluster.settle()
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "CustomCodeNotAllowed"
+
+
+def test_a_store_in_a_bucket_is_refused() -> None:
+    job = run_of()
+    job["spec"]["store"] = {"uri": "s3://bucket/artifacts"}
+    cluster = cluster_of(job)
+
+    assert cluster.states("FineTuneJob", JOB)["Stalled"] == "InvalidSpec"
+
+
+def test_folders_of_a_store_in_a_subfolder_are_in_it() -> None:
+    folders = ScoredFolders(Location("pvc", "artifacts", "team/a"), "uid", ROWS)
+
+    _, mounts = folder_volumes(folders)
+
+    assert mounts[0]["subPath"] == "team/a/runs/uid/evaluate"

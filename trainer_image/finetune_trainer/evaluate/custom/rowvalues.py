@@ -1,0 +1,75 @@
+"""Scores and gains of the user's metrics, as estimates for all rows of their kind."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.results import Score
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.estimates import TUNED, too_few_units
+from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
+from finetune_trainer.evaluate.statistics.bootstrap import Resampled, ratio, sums_of_units
+from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate
+
+UNBOUNDED: Final = (-math.inf, math.inf)
+"""Range of a metric of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """What the user's functions returned. A score is the mean over the rows; higher is better."""
+
+    values: Mapping[tuple[Metric, Subject], Mapping[int, float]]
+    """The value of each row, by its number."""
+
+    @property
+    def measures(self) -> Collection[Metric]:
+        """The metrics."""
+        return {metric for metric, _ in self.values}
+
+    @property
+    def subjects(self) -> Sequence[Subject]:
+        """The subjects with answers."""
+        return list(dict.fromkeys(subject for _, subject in self.values))
+
+    def score(self, metric: Metric, subject: Subject) -> Estimate:
+        """Estimate the mean of a subject."""
+        return _estimate(list(self.values[metric, subject].values()))
+
+    def gain(self, metric: Metric, over: Subject) -> Estimate:
+        """Estimate the mean gain of the tuned model, over the rows that both models answered."""
+        tuned, others = self.values[metric, TUNED], self.values[metric, over]
+        return _estimate([value - others[row] for row, value in tuned.items() if row in others])
+
+    def shortage(self, estimate: Estimate) -> str:
+        """Return why the rows give no interval, as a sentence; empty if they give one."""
+        return too_few_units(estimate, "rows")
+
+    def scores(self) -> Iterator[Score]:
+        """Yield the score of each metric and subject, with its interval; those of a subject together.
+
+        A termination message may omit the last ones.
+        """
+        for metric, subject in sorted(self.values, key=lambda each: self.subjects.index(each[1])):
+            estimate = self.score(metric, subject)
+            score = Score(metric=metric, subject=subject, value=estimate.value, rows=estimate.rows)
+            if not self.shortage(estimate):
+                interval = estimate.interval(SHOWN_LEVEL)
+                bounds = {"low": rounded_down(interval.low), "high": rounded_up(interval.high)}
+                score = score.model_copy(update=bounds)
+            yield score
+
+
+def _estimate(values: Sequence[float]) -> Resampled:
+    columns = np.column_stack([np.array(values, dtype=float), np.ones(len(values))])
+    return Resampled(
+        value=float(np.mean(columns[:, 0])),
+        rows=len(values),
+        sums=sums_of_units(columns),
+        function=ratio,
+        limits=UNBOUNDED,
+    )

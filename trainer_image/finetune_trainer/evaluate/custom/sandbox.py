@@ -1,0 +1,141 @@
+"""Calls a user's function in a process of its own, with limits of time and memory."""
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+from finetune_trainer.evaluate.custom.syscallfilter import forbid_inspection
+from finetune_trainer.runtime.scrubbing import one_line
+
+CPU_SECONDS: Final = 1800
+"""CPU time of a function, over all rows."""
+ROW_SECONDS: Final = 10.0
+"""Time of one call, and of the load of the source."""
+LOAD_SECONDS: Final = 60.0
+MEMORY_BYTES: Final = 2 << 30
+"""Address space of the process."""
+CHUNK_BYTES: Final = 1 << 16
+CHILD: Final = "finetune_trainer.evaluate.custom.child"
+
+
+MAX_LOGGED_LINES: Final = 200
+MAX_LINE_LENGTH: Final = 500
+
+logger = logging.getLogger(__name__)
+
+
+class MetricError(Exception):
+    """The function did not return a value. The text says why, and is for the user."""
+
+
+class MetricProcess:
+    """A process with one function of a user. As a context manager it is killed after the block."""
+
+    def __init__(
+        self,
+        source: str,
+        function: str,
+        *,
+        row_seconds: float = ROW_SECONDS,
+        cpu_seconds: int = CPU_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        """Start the process. `source` is Python, and has a function with this name."""
+        self._source = source
+        self._row_seconds = row_seconds
+        self._cpu_seconds = cpu_seconds
+        # The environment and the memory of this process have what the function must not know.
+        forbid_inspection()
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                *("-I", "-B", "-m", CHILD),
+                *(function, str(cpu_seconds), str(memory_bytes)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Through a pipe, because the process may not write to files.
+            stderr=subprocess.PIPE,
+            # Libraries for numbers reserve address space for each thread.
+            env={"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            cwd="/",
+            start_new_session=True,
+        )
+        requests, replies, output = self._process.stdin, self._process.stdout, self._process.stderr
+        if requests is None or replies is None or output is None:
+            raise RuntimeError("the process has no pipes")
+        self._requests, self._replies = requests, replies
+        self._logging = threading.Thread(target=_log, args=(output,), name="output", daemon=True)
+        self._logging.start()
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._requests.close()
+        self._replies.close()
+        self._logging.join()
+
+    def load(self) -> None:
+        """Execute the source, which defines the function. Raises MetricError."""
+        self._request({"source": self._source}, LOAD_SECONDS, "loading the source")
+
+    def value(self, row: Mapping[str, Any], answer: str) -> float:
+        """Call the function. Raises MetricError."""
+        reply = self._request({"row": row, "answer": answer}, self._row_seconds, "the call")
+        value: float = reply["value"]
+        return value
+
+    def _request(self, request: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
+        try:
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+        except OSError as error:
+            raise MetricError(self._how_it_ended()) from error
+        return self._reply(seconds, what)
+
+    def _reply(self, seconds: float, what: str) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not select.select([self._replies], [], [], remaining)[0]:
+                raise MetricError(f"{what} took longer than {seconds:g} s")
+            part = os.read(self._replies.fileno(), CHUNK_BYTES)
+            if not part:
+                raise MetricError(self._how_it_ended())
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise MetricError(reply["error"])
+        return reply
+
+    def _how_it_ended(self) -> str:
+        code = self._process.wait()
+        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+            return f"its process was killed: all calls together may take {self._cpu_seconds} s of CPU time"
+        return f"its process ended with exit code {code}"
+
+
+def _log(output: IO[bytes]) -> None:
+    """Log the first lines of what a function writes, and drop the rest."""
+    with output:
+        for number, line in enumerate(output):
+            if number < MAX_LOGGED_LINES:
+                logger.info("output: %s", one_line(line.decode(errors="replace"), MAX_LINE_LENGTH))

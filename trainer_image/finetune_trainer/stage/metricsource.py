@@ -1,0 +1,94 @@
+"""The source of a user's metric: its digest, and whether it has the function. Nothing of it is executed."""
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_trainer.contract.custommetric import CustomMetric
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.runtime.failure import StageFailure
+
+MAX_SOURCE_BYTES: Final = 256 * 1024
+"""A ConfigMap holds 1 MiB."""
+ARGUMENTS: Final = 2
+
+
+@dataclass(frozen=True)
+class MetricSource:
+    """A checked source. The file may change, so that its text is read once."""
+
+    text: str
+    digest: str
+    """`sha256:` and 64 hexadecimal digits."""
+
+
+def check_metric(metric: CustomMetric) -> MetricSource:
+    """The source of a metric.
+
+    Raises StageFailure (CUSTOM_METRIC_FAILED) if it cannot be used, or has changed since the run started.
+    """
+    try:
+        source = check_source(Path(metric.path), metric.function)
+    except SourceError as error:
+        raise metric_failure(metric, f"the source in its ConfigMap: {error}") from error
+    if metric.digest not in (None, source.digest):
+        raise metric_failure(
+            metric,
+            f"the source has changed since the run started: it was {metric.digest} and is {source.digest}."
+            " Restore it, or create a new run",
+        )
+    return source
+
+
+def metric_failure(metric: CustomMetric, problem: str) -> StageFailure:
+    """The failure of a metric; `problem` is a clause."""
+    return StageFailure(
+        FailureReason.CUSTOM_METRIC_FAILED,
+        f"evaluation.customMetrics: {metric.name}: {problem}",
+        ExitCode.BAD_DATA,
+    )
+
+
+class SourceError(Exception):
+    """The source cannot be used. The text says why, and is for the user."""
+
+
+def check_source(path: Path, function: str) -> MetricSource:
+    """The source in a file, which has `function(row, answer)`. Raises SourceError."""
+    content = _read(path)
+    try:
+        text = content.decode()
+        module = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise SourceError(f"it is not Python: {error}") from error
+    found = next(
+        (
+            node
+            for node in module.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function
+        ),
+        None,
+    )
+    if found is None:
+        raise SourceError(f"it has no function {function} at its top level")
+    if isinstance(found, ast.AsyncFunctionDef):
+        raise SourceError(f"{function} is async; write def {function}(row, answer)")
+    arguments = found.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = len(positional) - len(arguments.defaults)
+    if required > ARGUMENTS or (len(positional) < ARGUMENTS and arguments.vararg is None):
+        raise SourceError(f"{function} must take two arguments: def {function}(row, answer)")
+    return MetricSource(text, f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+def _read(path: Path) -> bytes:
+    """The content of a source. Raises SourceError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"it cannot be read: {error.strerror}") from error
+    if len(content) > MAX_SOURCE_BYTES:
+        raise SourceError(f"it has {len(content)} bytes, more than {MAX_SOURCE_BYTES}")
+    return content
