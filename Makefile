@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-memory bench-start bench-operator sizing gpu-smoke generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-memory bench-start bench-operator sizing evaluation-tables gpu-smoke generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -99,6 +99,9 @@ bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1
 
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some
 	@$(RUN) -m tools.sizing $(or $(MODELS),--page)
+
+evaluation-tables: packages-environment .venv ## Rows for a claim, and the coverage of the intervals, into docs/evaluation.md
+	@$(RUN) -m tools.evaluation --page
 
 docs: build/docs/venv ## The documentation as a site with search, in build/docs/html
 	@build/docs/venv/bin/python -m tools.docs

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def tables(
-    samples: Annotated[int, typer.Option(help="Samples of each cell that is simulated.")] = 2000,
+    samples: Annotated[int, typer.Option(help="Samples of each cell that is simulated.")] = 500,
     page: Annotated[bool, typer.Option("--page", help="Replace the tables in docs/evaluation.md.")] = False,
 ) -> None:
     """Compute how many rows which claim needs, and how often the intervals contain the true value."""
