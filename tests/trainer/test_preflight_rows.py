@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import pytest
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer
 from tools.models import tiny
@@ -157,3 +159,13 @@ def test_control_tokens_in_the_text_of_rows_are_named_with_their_rows(bench: Wor
     (warning,) = result.warnings
     assert warning.startswith("2 rows have a control token of the tokenizer in the text, such as </s>")
     assert f"(train row {len(ROWS) + 1}, test row 1)" in warning
+
+
+def test_a_column_that_the_rows_do_not_keep_is_named_before_training(bench: Workbench) -> None:
+    kept = [replace(row, columns=(("language", "en"),)) for row in ROWS[:2]]
+    dataset = bench.dataset(ROWS, (), kept)
+
+    assert bench.preflight(dataset=dataset, slice_by="language").train_rows == len(ROWS)
+    with pytest.raises(StageFailure, match=r"sliceBy names product, .* add it to keepColumns") as caught:
+        bench.preflight(dataset=dataset, slice_by="product")
+    assert caught.value.reason == FailureReason.INVALID_CONFIG

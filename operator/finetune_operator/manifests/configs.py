@@ -157,6 +157,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         mfu=inputs.mfu,
         metrics=tuple(metric for metric in metrics if METRICS[metric].needs_more_than_answers),
         options=metric_options(spec.evaluation),
+        slice_by=None if spec.evaluation is None else spec.evaluation.slice_by,
         learning_curve=(shares := _curve_shares(spec.evaluation)),
         max_run_seconds=inputs.max_run_seconds if shares else None,
         custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),

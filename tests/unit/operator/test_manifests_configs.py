@@ -125,6 +125,14 @@ def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
     assert config.checkpoint_type == "Adapter"
 
 
+def test_the_column_of_the_slices_is_checked_before_training_and_used_after_it() -> None:
+    spec = {"sliceBy": "language"}
+
+    assert preflight(evaluation=spec).slice_by == evaluate(evaluation=spec).slice_by == "language"
+    assert preflight(evaluation={}).slice_by is None
+    assert preflight(evaluation=spec).digest == preflight(evaluation={}).digest
+
+
 def test_the_gates_and_all_that_they_compare_with_reach_the_trainer() -> None:
     gates = [
         {"metric": "f1_token", "minGain": 0, "over": "Live", "confidence": 0.9},

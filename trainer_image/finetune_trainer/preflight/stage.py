@@ -1,7 +1,7 @@
 """Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from finetune_trainer.beneath import PathRefused
@@ -27,7 +27,7 @@ from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.tokenizing import RowFiles, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
-from finetune_trainer.rows import SPLIT_FILES, count_rows, read_rows
+from finetune_trainer.rows import SPLIT_FILES, Row, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
@@ -64,6 +64,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     )
     check_form(next(read_rows(paths["train"])).form, config.method.type)
     check_sharding(config.sharding, config.method)
+    _check_slices(config.slice_by, read_rows(paths["test"]))
     preference = resolve_preference(config.method, read_rows(paths["train"]))
     if config.learning_curve:
         require_validation_rows(rows.counts["validation"])
@@ -155,6 +156,17 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         prediction=prediction,
         tokens=tokens.digest,
         custom_metrics=sources,
+    )
+
+
+def _check_slices(column: str | None, rows: Iterable[Row]) -> None:
+    """Raise StageFailure (INVALID_CONFIG) if no row has a value of the column; None: there are no slices."""
+    if column is None or any(name == column for row in rows for name, _ in row.columns):
+        return
+    raise StageFailure(
+        FailureReason.INVALID_CONFIG,
+        f"evaluation.sliceBy names {column}, which no row of the test split has: add it to keepColumns of the"
+        " Dataset, or remove sliceBy, and create a new run",
     )
 
 

@@ -21,7 +21,7 @@ class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
     not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {
-        *("mfu", "metrics", "options", "maxRunSeconds"),
+        *("mfu", "metrics", "options", "sliceBy", "maxRunSeconds"),
     }
 
     stage: Literal["preflight"] = "preflight"
@@ -59,6 +59,8 @@ class PreflightConfig(StageConfig):
     metrics: Annotated[tuple[Metric, ...], Field(json_schema_extra={"since": 2})] = ()
     """Metrics of the evaluation that need more than answers and losses."""
     options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2})] = MetricOptions()
+    slice_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Kept column of the rows by which the evaluation shows the scores in parts."""
     mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
     """Median model FLOPs utilization of the profile's last finished runs; None before the first."""
     learning_curve: Annotated[
