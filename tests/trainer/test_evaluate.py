@@ -17,6 +17,7 @@ from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.metrics import f1_token
 from finetune_trainer.evaluate.metrics.registry import MEASURES
+from finetune_trainer.evaluate.report import read_learning_curve
 from finetune_trainer.evaluate.statistics.estimate import one_sided
 from finetune_trainer.evaluate.statistics.proportion import Proportion
 from finetune_trainer.rows import Row
@@ -179,6 +180,15 @@ def test_the_page_has_scores_by_a_kept_column_and_a_matrix_of_labels(trained: Tr
     assert tuned["labels"] == base["labels"] == ["billing", "sales", "shipping", "support"]
     assert tuned["counts"] == [[2, 0, 0, 0, 0], [0, 2, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]
     assert [counts[-1] for counts in base["counts"]] == [2, 2, 1, 1]
+
+
+def test_the_page_has_the_learning_curve_of_the_training_if_there_is_one(tmp_path: Path) -> None:
+    training = Workbench(tmp_path).store.run_folder("curve", "train")
+    assert read_learning_curve(training) is None
+    for written, read in ((None, None), ({"points": []}, {"points": [], "lossUnit": "nats per token"})):
+        report: dict[str, Any] = {"lossUnit": "nats per token", "learningCurve": written}
+        training.write("report.json", json.dumps(report).encode())
+        assert read_learning_curve(training) == read
 
 
 def test_only_what_is_asked_for_is_measured(trained: Trained) -> None:
