@@ -16,6 +16,7 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 NAME = "finetunejobs.finetune.dev"
+NEWEST = "evaluations.finetune.dev"
 
 
 @pytest.fixture
@@ -71,3 +72,32 @@ def test_a_status_with_a_field_of_this_release_is_not_mistaken_for_passing_troub
     )
 
     assert isinstance(error_of(answer.status_code, None, answer.content), Undeclared), answer.text
+
+
+@pytest.fixture
+def without_a_kind(api: Api) -> Any:
+    """Remove the definition of a kind that an earlier release does not have, during the test."""
+    path = f"{DEFINITIONS}/{NEWEST}"
+    api.request("DELETE", path).raise_for_status()
+    eventually("the definition is gone", lambda: api.request("GET", path).status_code == 404)
+    yield
+    if api.request("GET", path).status_code == 404:
+        define(api)
+
+
+def define(api: Api) -> None:
+    crd = yaml.safe_load((ROOT / "crds" / "evaluations.yaml").read_text())
+    api.request("POST", DEFINITIONS, crd).raise_for_status()
+
+
+@pytest.mark.usefixtures("without_a_kind")
+def test_an_operator_waits_for_the_definition_of_a_new_kind(api: Api, operators: Operators) -> None:
+    operator = operators.start("new")
+    said = f"{NEWEST} is not installed"
+    eventually("the definition is named", lambda: said in operator.log, describe=lambda: operator.log)
+    assert operator.status_of("readyz") == 503
+
+    define(api)
+
+    operator.wait_active()
+    assert operator.metric("finetune_outdated_definitions") == 0
