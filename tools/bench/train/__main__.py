@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 
 from tools.bench.errors import BenchError
+from tools.bench.examplerows import SOURCES
 from tools.bench.page import PAGE
 from tools.bench.program import ProgramResult, run
 from tools.bench.train.page import rate, save_share, sheet, write
-from tools.bench.train.workload import SOURCES
 from tools.models import gemma
 
 OURS: Final = "finetune-trainer"

@@ -1,0 +1,1 @@
+"""Speed of the answers of an evaluation compared with one row at a time."""
