@@ -14,6 +14,7 @@ from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.subjects import prompted
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
 from finetune_trainer.evaluate.subjects.prompted import FewShotPrompt
+from finetune_trainer.manifest import digest_of
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import has_system_turn, load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
@@ -151,6 +152,7 @@ def test_the_prompted_base_model_is_measured_on_the_same_rows_and_its_prompt_is_
     losses = {score.subject: score.value for score in result.scores if score.metric == "loss"}
     assert losses["Prompted"] != losses["Base"]
     assert not result.unmeasured
+    assert result.prompt == digest_of(evaluation.read("recorded", prompted.PROMPT_FILE))
     record = json.loads(evaluation.read("recorded", prompted.PROMPT_FILE))
     assert record["systemPrompt"] == "Name the team."
     assert record["requestedExamples"] == len(record["examples"]) == 3
@@ -205,6 +207,7 @@ def test_nothing_to_show_leaves_prompted_out_and_measures_the_rest(
     result = evaluation.evaluate("nothing", prompted=PromptedModel(examples=8))
 
     assert {score.subject for score in result.scores} == {"Tuned", "Base"}
+    assert result.prompt is None
     (left_out,) = result.unmeasured
     assert left_out.subject == "Prompted"
     assert "Set systemPrompt" in left_out.message

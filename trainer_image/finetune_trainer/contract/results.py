@@ -209,6 +209,8 @@ class EvaluateResult(Contract):
     unmeasured: Annotated[tuple[UnmeasuredSubject, ...], Field(json_schema_extra={"since": 2})] = ()
     live: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
     """Digest of the weights that the subject Live measured; None if the config has no such model."""
+    prompt: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    """Digest of `prompt.json` next to the page, the prompt of the subject Prompted; None without it."""
     report_uri: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """URI of the page in the store. Its folder has the predictions."""
 

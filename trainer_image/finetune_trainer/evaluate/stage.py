@@ -30,6 +30,7 @@ from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject
 from finetune_trainer.evaluate.subjects.models import SubjectModels
 from finetune_trainer.evaluate.subjects.opening import SubjectOpener
 from finetune_trainer.evaluate.subjects.optional import optional
+from finetune_trainer.evaluate.subjects.prompted import prompt_digest
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.placement import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
@@ -87,6 +88,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         evidence = tuple(evidence_for(config.gates, estimates, measured))
         findings = (*probe.findings, *memorization_findings(config, store, rows, log))
         log.finish()
+        prompt = prompt_digest(folder) if "Prompted" in measured else None
         evaluation = MeasuredEvaluation(
             config=config,
             rows=rows,
@@ -110,6 +112,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         evidence=evidence,
         findings=findings,
         unmeasured=tuple(unmeasured),
+        prompt=prompt,
     )
 
 

@@ -13,11 +13,13 @@ from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
+from finetune_trainer.manifest import digest_of
 from finetune_trainer.model.load import read_context_length
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
@@ -134,6 +136,12 @@ def encode_prompted(
         _truncated(example, config.max_sequence_length + len(example.prompt) - len(without.prompt))
         for example, without in zip(examples, plain, strict=True)
     ]
+
+
+def prompt_digest(folder: RunFolder) -> Digest | None:
+    """Digest of the recorded prompt; None if there is none. Raises StageFailure (STORE_UNAVAILABLE)."""
+    content = folder.read(PROMPT_FILE)
+    return None if content is None else digest_of(content)
 
 
 class _Room:
