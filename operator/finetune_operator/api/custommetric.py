@@ -48,8 +48,7 @@ class CustomMetric(Model):
             max_length=63,
             pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
             description="Function in the source: `def metric(row: dict, answer: str) -> float`. It gets a row"
-            " of the test split as prepared, and the answer of a model; a higher value is better. Default:"
-            " metric.",
+            " of the test split as prepared, and the answer of a model; a higher value is better.",
         ),
     ] = "metric"
 

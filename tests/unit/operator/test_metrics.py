@@ -288,7 +288,7 @@ def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says()
     assert series() - before == 8
     before = series()
     metrics.begin_profile("team", "a100")
-    assert series() - before == 2 + 64
+    assert series() - before == 2 + 80
 
 
 def test_gone_and_conflict_are_no_errors() -> None:
