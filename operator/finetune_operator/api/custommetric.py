@@ -1,10 +1,14 @@
 """Metrics of the user: Python functions in ConfigMaps."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Digest, Model, Name
+from finetune_operator.api.meta import Digest, Model, Name, pattern_advice
+
+CUSTOM_NAME: Final = r"^[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?$"
+CONFIG_MAP_KEY: Final = r"^[-._a-zA-Z0-9]+$"
+FUNCTION: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
 class ConfigMapKey(Model):
@@ -16,8 +20,12 @@ class ConfigMapKey(Model):
         Field(
             min_length=1,
             max_length=253,
-            pattern=r"^[-._a-zA-Z0-9]+$",
+            pattern=CONFIG_MAP_KEY,
             description="Key whose value is the source.",
+            json_schema_extra=pattern_advice(
+                CONFIG_MAP_KEY,
+                "a key may only have letters, digits, '-', '_' and '.': see kubectl get configmap",
+            ),
         ),
     ]
 
@@ -30,8 +38,13 @@ class CustomMetric(Model):
         Field(
             min_length=1,
             max_length=40,
-            pattern=r"^[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?$",
+            pattern=CUSTOM_NAME,
             description="Name of the metric. Results and gates call it custom/NAME.",
+            json_schema_extra=pattern_advice(
+                CUSTOM_NAME,
+                "use lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends, for"
+                " example tone",
+            ),
         ),
     ]
     config_map_ref: Annotated[
@@ -46,9 +59,10 @@ class CustomMetric(Model):
         Field(
             min_length=1,
             max_length=63,
-            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            pattern=FUNCTION,
             description="Function in the source: `def metric(row: dict, answer: str) -> float`. It gets a row"
             " of the test split as prepared, and the answer of a model; a higher value is better.",
+            json_schema_extra=pattern_advice(FUNCTION, "write the name of a Python function, such as metric"),
         ),
     ] = "metric"
 
