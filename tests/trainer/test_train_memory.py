@@ -12,7 +12,9 @@ from torch import Tensor
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.model import probe
 from finetune_trainer.model.device import is_out_of_memory, memory_use
+from finetune_trainer.model.probe import log_probabilities
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.encode import RowEncoder
 from finetune_trainer.train import session
@@ -61,7 +63,19 @@ class Device:
     computed: list[int] = field(default_factory=list)
     """Number of rows of each batch that was tried."""
 
+    is_probed: bool = False
+    """Whether a pass of a probe runs, which is not a batch of rows."""
+
+    def uncounted(self, *arguments: Any) -> Tensor:
+        self.is_probed = True
+        try:
+            return log_probabilities(*arguments)
+        finally:
+            self.is_probed = False
+
     def before(self, model: torch.nn.Module, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        if self.is_probed:
+            return
         rows = rows_of(inputs)
         self.computed.append(rows)
         room = max(self.rows, self.rows_recomputed if model.is_activation_checkpointing else 0)
@@ -87,8 +101,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
             return model
 
         monkeypatch.setattr(session, "trainable_model", loaded)
-        # The passes of a probe are not batches of rows.
-        monkeypatch.setattr(session, "probe_prompts", lambda *_: ())
+        monkeypatch.setattr(probe, "log_probabilities", device.uncounted)
         return device
 
     return use
