@@ -77,7 +77,9 @@ def _stages(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: 
     for stage in new.get("stages", ()):
         if stage["name"] not in known:
             row = find_row(stage["name"])
-            succeeded = row is not None and _condition(new, str(row.condition)).get("status") == "True"
+            # The condition of `evaluate` can wait for `score`. A stage that fails ends the run at once.
+            has_failed = _is_true(new, ConditionType.STALLED)
+            succeeded = row is not None and (_is_true(new, str(row.condition)) or not has_failed)
             outcome = StageOutcome.SUCCEEDED if succeeded else StageOutcome.FAILED
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
             if "profile" in stage:
@@ -131,6 +133,10 @@ def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
     for used in (*status.get("stages", ()), status.get("usage") or {}):
         seconds[used.get("profile", "")] += used.get("deviceSeconds", 0.0)
     return seconds
+
+
+def _is_true(status: dict[str, Any], type_: str) -> bool:
+    return _condition(status, type_).get("status") == "True"
 
 
 def _condition(status: dict[str, Any], type_: str) -> dict[str, Any]:

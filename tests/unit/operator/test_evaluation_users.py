@@ -255,3 +255,42 @@ def test_a_gate_over_live_is_not_applicable_to_a_line_without_a_champion() -> No
 
     assert entries(cluster, SECOND)[0]["gates"][0]["verdict"] == "NotApplicable"
     assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
+
+
+def test_a_champion_that_is_deleted_after_it_was_measured_still_decides() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster, model="ticket-routing")
+    gate = {"metric": "exact_match", "minGain": 0, "over": "Live"}
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[gate], compare=[]))
+    cluster.settle()
+    cluster.delete("Checkpoint", CHECKPOINT)
+    scores = (
+        Score(metric="exact_match", subject="Tuned", value=0.7, rows=24),
+        Score(metric="exact_match", subject="Live", value=0.8, rows=24),
+    )
+    cluster.succeed("evaluate", measured(checkpoint=SECOND_WEIGHTS, scores=scores, live=WEIGHTS))
+    cluster.settle()
+
+    (entry,) = entries(cluster, SECOND)
+    assert (entry["verdict"], entry["gates"][0]["verdict"]) == ("Failed", "Failed")
+    assert cluster.states("Evaluation", EVALUATION)["Stalled"] == "GateFailed"
+
+
+def test_a_checkpoint_whose_deletion_waits_for_the_evaluation_is_measured() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    cluster.change("Checkpoint", SECOND, deletionPolicy="Delete")
+    cluster.add(evaluation(checkpoints=[CHECKPOINT, SECOND]))
+    cluster.settle()
+    cluster.delete("Checkpoint", SECOND)
+    cluster.settle()
+    assert cluster.states("Checkpoint", SECOND)["Reconciling"] == "InUse"
+    cluster.succeed("evaluate", measured())
+    cluster.settle()
+    assert cluster.config("evaluate").checkpoint == SECOND_WEIGHTS
+
+    cluster.succeed("evaluate", measured(number=1, checkpoint=SECOND_WEIGHTS))
+    cluster.settle()
+
+    assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
+    assert cluster.has_stage_job("cleanup")

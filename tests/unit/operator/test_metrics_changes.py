@@ -47,6 +47,16 @@ def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
     assert stage_count(metrics, "train", "failed") == 1
 
 
+def test_a_stage_whose_condition_waits_for_the_next_stage_has_succeeded() -> None:
+    metrics = OperatorMetrics()
+    scoring = job(
+        stages=[{"name": "evaluate", "seconds": 1}], conditions=[condition("Reconciling", "Scoring")]
+    )
+    record_transition(metrics, job(), scoring)
+    assert stage_count(metrics, "evaluate", "succeeded") == 1
+    assert not stage_count(metrics, "evaluate", "failed")
+
+
 def test_device_seconds_grow_by_the_difference_so_that_a_restart_never_counts_again() -> None:
     first = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 100.0})
     second = job(usage={"name": "train", "profile": "a100", "deviceSeconds": 130.0})

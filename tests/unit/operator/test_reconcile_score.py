@@ -1,14 +1,17 @@
 """Metrics of the user: a Job that mounts what it reads, denies connections, and adds to the evaluation."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes
 from finetune_operator.manifests.locations import Location
+from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import GateEvidence
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import Score, ScoreResult, StageResult
 from finetune_trainer.store.keys import key_of, run_key
@@ -135,6 +138,24 @@ def test_a_gate_on_a_custom_metric_decides(tuned: float, verdict: str) -> None:
     assert status.cost == before, "the time of evaluate is counted once"
     assert status.resolved.custom_metrics is not None
     assert status.resolved.custom_metrics[0].digest == SOURCE
+
+
+def test_the_last_report_of_evaluate_counts_no_time_again() -> None:
+    cluster = cluster_of(run_of())
+    cluster.progress = RunProgress("evaluate", Progress(step=24, total_steps=24))
+    to_score(cluster)
+    before = cluster.job(JOB).status
+
+    for _ in range(3):
+        cluster.now += timedelta(seconds=10)
+        cluster.settle()
+
+    status = cluster.job(JOB).status
+    assert status.cost == before.cost
+    assert status.progress is not None
+    assert status.progress.stage == "score"
+    evaluated_stages = [stage for stage in status.stages if stage.name == "evaluate"]
+    assert evaluated_stages == [stage for stage in before.stages if stage.name == "evaluate"]
 
 
 def test_answers_are_generated_for_custom_metrics_that_another_stage_computes() -> None:

@@ -4,7 +4,7 @@ import json
 
 from finetune_operator.api.evaluation import EvaluationSpec, Gate
 from finetune_operator.api.evaluationstatus import EvaluationStatus, GateResult, Score
-from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status
+from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, of_champion
 from finetune_operator.status.evaluationtable import evaluation_table
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 from finetune_trainer.contract.results import EvaluateResult
@@ -78,3 +78,16 @@ def test_the_table_has_a_line_per_metric_with_intervals_and_verdicts() -> None:
         "loss         0.250                 -",
     )
     assert evaluation_table(EvaluationStatus(checkpoint="c", verdict="NoGates")) == ()
+
+
+def test_a_stored_result_of_a_former_champion_decides_nothing_in_a_line_without_one() -> None:
+    spec = EvaluationSpec(gates=(Gate(metric="exact_match", min_gain=0, over="Live"),))
+    scores = tuple(
+        ContractScore(metric="exact_match", subject=subject, value=value, rows=24)  # type: ignore[arg-type]
+        for subject, value in {"Tuned": 0.7, "Live": 0.8}.items()
+    )
+    result = EvaluateResult(checkpoint=WEIGHTS, split="test", scores=scores, live=WEIGHTS)
+
+    evaluation = evaluation_status(spec, of_champion(spec, result, None), checkpoint="c", champion=None)
+
+    assert [gate.verdict for gate in evaluation.gates] == ["NotApplicable"]

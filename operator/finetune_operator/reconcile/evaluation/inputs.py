@@ -52,9 +52,13 @@ def inputs(run: Assessment) -> Halt | None:
 
 
 def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed:
-    """The Checkpoint, unless it is missing, being deleted, or does not say how to measure it."""
-    namespace = run.evaluation.namespace
-    checkpoint = run.snapshot.checkpoints.live(name)
+    """The Checkpoint, unless it is missing, being deleted, or does not say how to measure it.
+
+    Once the Evaluation has begun, the deletion of a Checkpoint waits for it, so it is measured.
+    """
+    namespace, index = run.evaluation.namespace, run.snapshot.checkpoints
+    begun = run.status.resolved.dataset_version is not None
+    checkpoint = index.get(name) if begun else index.live(name)
     if checkpoint is None:
         return Blocked(
             Reason.CHECKPOINT_NOT_FOUND,

@@ -58,10 +58,11 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
 
 def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
     """The same, once the status has what happened."""
+    if isinstance(outcome, StageResult) and has_finished(run, stage):
+        return outcome
     follow(run, stage)
     if isinstance(outcome, StageResult):
-        if not has_finished(run, stage):
-            finish(run, stage)
+        finish(run, stage)
         return outcome
     if isinstance(outcome, Working):
         run.update(progress=progress.entered(run.status.progress, stage))

@@ -29,7 +29,9 @@ def evaluation_status(
         live: Checkpoint that was measured as Live.
         untested_answers: number of answers in training rows that no row of the split has.
     """
-    measured = Measurements.of(result, has_champion=champion is not None)
+    # A champion that was measured decides, even if it was deleted since.
+    had_champion = champion is not None or result.live is not None
+    measured = Measurements.of(result, has_champion=had_champion)
     gates, verdict = decide(spec.gates, measured)
     # Vetoes first, so that a long list of findings cannot hide them.
     findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
@@ -63,6 +65,7 @@ def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | 
     other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
     return result.model_copy(
         update={
+            "live": digest,
             "scores": tuple(score for score in result.scores if score.subject != "Live"),
             "evidence": tuple(each for each in result.evidence if each.gate not in over_live),
             "unmeasured": (*result.unmeasured, other),
