@@ -178,3 +178,14 @@ def test_the_longest_result_fits_into_the_termination_message(tmp_path: Path) ->
     assert {each.metric for each in message.score.scores if each.subject == "Tuned"} == {
         metric.metric for metric in named
     }
+
+
+def test_values_of_0_and_1_have_the_bounds_of_proportions(tmp_path: Path) -> None:
+    """All 40 right: the exact lower bound at 95 % is 0.05 ** (1 / 40), not 1."""
+    gate = GateBound(metric="custom/polite", min=0.95, min_gain=0, over="Base", confidence=0.95)
+    right = "def metric(row, answer):\n    return row['completion'] in answer\n"
+    config = score_config(tmp_path, right, {"Tuned": answers(wrong=0), "Base": answers(wrong=0)}, [gate])
+    (evidence,) = stage.run(config).evidence
+    assert evidence.low == pytest.approx(0.05 ** (1 / 40), abs=1e-6)
+    assert evidence.gain_low is not None
+    assert evidence.gain_low < 0

@@ -12,8 +12,10 @@ from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.estimates import TUNED, too_few_units
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
-from finetune_trainer.evaluate.statistics.bootstrap import Resampled, ratio, sums_of_units
+from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
 from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate
+from finetune_trainer.evaluate.statistics.paired import PairedProportions
+from finetune_trainer.evaluate.statistics.proportion import Proportion
 
 UNBOUNDED: Final = (-math.inf, math.inf)
 """Range of a metric of which nothing is known."""
@@ -21,7 +23,10 @@ UNBOUNDED: Final = (-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class RowValues:
-    """What the user's functions returned. A score is the mean over the rows; higher is better."""
+    """What the user's functions returned. A score is the mean over the rows; higher is better.
+
+    Values of 0 and 1 are those of a proportion: the bootstrap does not know that another row can be wrong.
+    """
 
     values: Mapping[tuple[Metric, Subject], Mapping[int, float]]
     """The value of each row, by its number."""
@@ -38,12 +43,18 @@ class RowValues:
 
     def score(self, metric: Metric, subject: Subject) -> Estimate:
         """Estimate the mean of a subject."""
-        return _estimate(list(self.values[metric, subject].values()))
+        values = list(self.values[metric, subject].values())
+        return Proportion(int(sum(values)), len(values)) if _are_shares(values) else _mean(values)
 
     def gain(self, metric: Metric, over: Subject) -> Estimate:
         """Estimate the mean gain of the tuned model, over the rows that both models answered."""
         tuned, others = self.values[metric, TUNED], self.values[metric, over]
-        return _estimate([value - others[row] for row, value in tuned.items() if row in others])
+        common = [row for row in tuned if row in others]
+        samples = [[values[row] for row in common] for values in (tuned, others)]
+        gains = [value - other for value, other in zip(*samples, strict=True)]
+        if _are_shares(*samples):
+            return PairedProportions(gains.count(1), gains.count(-1), len(gains))
+        return _mean(gains)
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
@@ -64,7 +75,12 @@ class RowValues:
             yield score
 
 
-def _estimate(values: Sequence[float]) -> Resampled:
+def _are_shares(*samples: Sequence[float]) -> bool:
+    """Return whether each value is 0 or 1, of enough rows to tell."""
+    return len(samples[0]) >= MIN_UNITS and all(set(values) <= {0, 1} for values in samples)
+
+
+def _mean(values: Sequence[float]) -> Resampled:
     columns = np.column_stack([np.array(values, dtype=float), np.ones(len(values))])
     return Resampled(
         value=float(np.mean(columns[:, 0])),
