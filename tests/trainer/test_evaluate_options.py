@@ -147,7 +147,7 @@ CALL: Final = json.dumps([{"type": "function", "function": {"name": "route", "ar
             "macro_f1",
             {"labels": ("billing", "sales")},
             ROWS,
-            'evaluation.options.labels: the answer "support" of test row 3 is not one of the labels that',
+            "evaluation.options.labels: the answer of test row 3 is not one of the labels that",
         ),
         ("regex_match", {}, ROWS, "evaluation.options.pattern: regex_match needs a pattern; set it"),
         ("regex_match", {"pattern": "a("}, ROWS, "evaluation.options.pattern: RE2 does not support it"),

@@ -1,6 +1,5 @@
 """Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ MAX_LABELS: Final = 64
 """Max number of different answers that are labels, as in `MetricOptions.labels`."""
 MIN_ROWS_PER_LABEL: Final = 2
 """Min average number of rows per different answer for the answers to be labels."""
-MAX_SHOWN_CHARACTERS: Final = 64
 REMOVE: Final = "remove the metric, also from evaluation.gates"
 
 
@@ -107,10 +105,9 @@ class ScopeSource:
         for number, row in self._rows():
             answer = self._answer(row)
             if answer not in names or not answer:
-                shown = json.dumps(answer[:MAX_SHOWN_CHARACTERS], ensure_ascii=False)
                 _refuse(
-                    f"evaluation.options.labels: the answer {shown} of {self.split} row {number} is not one"
-                    f" of the labels that {metric} needs; add it, or correct the row"
+                    f"evaluation.options.labels: the answer of {self.split} row {number} is not one of the"
+                    f" labels that {metric} needs; add it, or correct the row"
                 )
         return LabelSet(names)
 
