@@ -44,6 +44,12 @@ def test_a_function_gets_row_and_answer() -> None:
     assert value_of(source, "sales") == 0
 
 
+def test_a_long_error_is_one_short_line_with_the_line_of_the_source() -> None:
+    source = "def metric(row, answer):\n    raise ValueError(row['prompt'] + '\\n' + 'x' * 5000)\n"
+
+    assert problem_of(source) == f"ValueError: late order? {'x' * 176}… (line 2)"
+
+
 def test_a_function_that_opens_a_socket_fails_with_a_clear_message() -> None:
     source = (
         "import socket\n"

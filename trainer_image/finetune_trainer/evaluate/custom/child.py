@@ -19,6 +19,8 @@ from finetune_trainer.evaluate.custom import syscallfilter
 
 BLOCKED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.system")
 SOURCE_NAME = "<custom metric>"
+MAX_ERROR_CHARACTERS = 200
+"""The text may quote rows, and becomes part of the run's status."""
 ADVICE = "a custom metric has no network and cannot start programs: compute the value from row and answer"
 
 
@@ -85,7 +87,9 @@ def _number(value: Any, function: str) -> float:
 def _describe(error: BaseException) -> str:
     """Type and text of an error, with the last line of the source that it passed."""
     traceback.print_exception(error)
-    text = f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(text) > MAX_ERROR_CHARACTERS:
+        text = f"{text[:MAX_ERROR_CHARACTERS]}…"
     if isinstance(error, MemoryError):
         text = "MemoryError: the memory limit is reached"
     lines = [
