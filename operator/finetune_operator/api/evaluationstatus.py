@@ -60,7 +60,7 @@ class GateResult(Model):
         Field(
             description="Whether the gate passed. Undecided: a value that the gate needs was not measured, or"
             " the rows do not decide it at its confidence. NotApplicable: it compares with the champion, and"
-            " the model line has none; it counts as passed."
+            " the model line has no other one; it counts as passed."
         ),
     ]
     message: Annotated[Message, Field(description="Measured values and bounds.")]

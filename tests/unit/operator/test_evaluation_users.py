@@ -294,3 +294,17 @@ def test_a_checkpoint_whose_deletion_waits_for_the_evaluation_is_measured() -> N
 
     assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
     assert cluster.has_stage_job("cleanup")
+
+
+def test_the_champion_is_not_compared_with_itself() -> None:
+    cluster = trained_cluster()
+    gate = {"metric": "exact_match", "min": 0.5, "minGain": 0, "over": "Live"}
+    cluster.add(evaluation(gates=[gate], compare=[]))
+    cluster.settle()
+    assert cluster.config("evaluate").subjects == ("Tuned",)
+
+    cluster.succeed("evaluate", measured())
+    cluster.settle()
+
+    assert entries(cluster)[1]["gates"][0]["verdict"] == "NotApplicable"
+    assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"

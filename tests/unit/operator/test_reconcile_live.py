@@ -98,7 +98,7 @@ def test_a_line_without_a_champion_promotes_by_the_other_bounds_and_says_so() ->
 
     assert end_of(cluster) == "Promoted"
     assert [gate.verdict for gate in evaluation_of(cluster).gates] == ["Passed", "NotApplicable"]
-    assert "the model line has no champion yet" in promoted_message(cluster)
+    assert "the model line has no other champion" in promoted_message(cluster)
 
 
 @pytest.mark.parametrize(("live", "end"), [(0.5, "Promoted"), (0.97, "GateFailed"), (0.95, "GateFailed")])

@@ -183,6 +183,16 @@ def test_a_result_that_is_gone_with_its_pod_is_computed_again() -> None:
     assert cluster.job(JOB).status.evaluation is not None
 
 
+def test_a_result_that_cannot_be_read_ends_the_run_instead_of_repeating_the_stage() -> None:
+    cluster = cluster_of(run_of())
+    to_score(cluster)
+    cluster.end("score", "not a result", after=10)
+    cluster.now += timedelta(minutes=1)
+    cluster.settle()
+
+    assert cluster.states("FineTuneJob", JOB)["Stalled"] == "ResultLost"
+
+
 def test_a_profile_that_does_not_allow_custom_code_blocks_the_run_until_it_does() -> None:
     cluster = cluster_of(run_of(), allowCustomCode=False)
 

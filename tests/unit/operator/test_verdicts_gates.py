@@ -249,7 +249,7 @@ def test_a_gain_over_live_does_not_apply_before_the_first_champion_but_the_other
     (result,), decided = decide((gate,), Measurements(SCORES, has_champion=False))
 
     assert (result.verdict, decided) == (verdict, overall)
-    assert "exact_match has no gain over Live, because the model line has no champion yet" in result.message
+    assert "exact_match has no gain over Live, because the model line has no other champion" in result.message
 
 
 def test_a_champion_that_cannot_be_read_leaves_its_gates_undecided_with_the_reason() -> None:

@@ -97,8 +97,13 @@ def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> Sta
 
 
 def _live(run: Assessment, checkpoint: Checkpoint) -> LiveModel | None:
-    """The champion of the Checkpoint's model line at present, if the Evaluation compares with it."""
+    """The champion of the Checkpoint's model line at present, if the Evaluation compares with it.
+
+    The champion is not compared with itself.
+    """
     if "Live" not in subjects_of(run.evaluation.spec):
         return None
     champion = run.snapshot.checkpoints.champion(checkpoint.spec.model)
-    return None if champion is None else live_model(champion, run_of(champion, run.snapshot))
+    if champion is None or champion.name == checkpoint.name:
+        return None
+    return live_model(champion, run_of(champion, run.snapshot))

@@ -45,7 +45,7 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)
         answer = result or until_settled(job, "Complete", request, snapshot.now)
-        lost = collect if request.row.stores_result else partial(_again, job=job)
+        lost = collect if request.row.stores_result else partial(_again, job=job, pods=pods)
         return answer or lost(draft, request)
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
@@ -53,8 +53,14 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     return under_way(job, pods, request, snapshot.now)
 
 
-def _again(draft: Draft, request: StageRequest, job: Manifest) -> Working:
+def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manifest]) -> Working | StageFailed:
     """Delete the Job of a stage whose result was only in its pod, so that it runs again."""
+    if any(container_state(pod).get("terminated", {}).get("message") for pod in pods):
+        message = (
+            f"{request.stage} completed, but the operator cannot read the result of its pod: create a new run"
+            " with a trainer image of this release"
+        )
+        return StageFailed(Reason.RESULT_LOST, message, None)
     draft.remove(job)
     return Working(Reason.QUEUED, f"the pod with the result of {request.stage} is gone: it runs again")
 

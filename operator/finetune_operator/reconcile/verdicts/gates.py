@@ -101,7 +101,7 @@ class _GateDecision:
     def _gain(self, value: float, limit: float, over: str) -> _Part:
         metric, measured = self.gate.metric, self.measured
         if over == "Live" and not measured.has_champion:
-            message = f"{metric} has no gain over Live, because the model line has no champion yet"
+            message = f"{metric} has no gain over Live, because the model line has no other champion"
             return _Part("NotApplicable", message)
         info, score = METRICS.get(metric), measured.find(metric, over)
         sign = -1 if info is not None and info.lower_is_better else 1
