@@ -14,6 +14,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.evaluate import stage
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.metrics import f1_token
 from finetune_trainer.evaluate.metrics.registry import MEASURES
@@ -148,6 +149,23 @@ def test_the_page_has_the_answers_of_all_models_the_wrong_one_first(trained: Tra
     assert (first["row"], first["input"][0]["text"]) == (6, "order late?")
     assert [answer["subject"] for answer in first["answers"]] == ["Tuned", "Base"]
     assert first["answers"][0]["text"] != first["accepted"][0]["text"] == "nobody knows"
+
+
+@pytest.mark.parametrize("trained", ["LoRA"], indirect=True)
+def test_scores_survive_a_page_that_cannot_be_made(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> str:
+        raise KeyError("answers")
+
+    monkeypatch.setattr(stage, "write_evaluation_report", fail)
+    config = trained.bench.evaluate_config(trained.base, trained.dataset, trained.checkpoint)
+
+    result = trained.bench.run_evaluate(config.model_copy(update={"run": "no-page"}))
+
+    assert result.scores
+    assert result.report_uri is None
+    assert "the evaluation has no page" in caplog.text
 
 
 @pytest.mark.parametrize("trained", ["LoRA"], indirect=True)

@@ -19,7 +19,7 @@ from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS
-from finetune_trainer.evaluate.statistics.estimate import one_sided
+from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval, one_sided
 from finetune_trainer.evaluate.statistics.paired import PairedProportions
 from finetune_trainer.evaluate.statistics.proportion import Proportion
 from finetune_trainer.rows import Row
@@ -194,6 +194,18 @@ def test_a_mean_of_few_rows_has_no_bounds_and_says_how_many_rows_it_needs() -> N
     assert (score.low, score.high, found.low, found.high) == (None,) * 4
     assert found.more_rows == 3
     assert found.undecided.startswith("bounds need at least 20 rows, and 17 were measured")
+
+
+def test_equal_values_without_a_max_have_no_bounds_but_equal_models_have_no_gain() -> None:
+    made = estimates("answer_tokens", {"Tuned": [1.0] * 20, "Base": [1.0] * 20})
+
+    (score,) = scores_of(("Tuned",), made)
+    found = evidence(made, ("Tuned",), max=5, confidence=0.99)
+
+    assert (score.low, score.high, found.low, found.high) == (None,) * 4
+    assert found.undecided.startswith("all 20 rows have the same value")
+    gain = made.gain("answer_tokens", "Base")
+    assert made.interval(gain) == ConfidenceInterval(0, 0)
 
 
 def groups_of(rows: int, each: int) -> Groups:

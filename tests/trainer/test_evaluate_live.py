@@ -11,13 +11,14 @@ import pytest
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.evaluation import LiveModel
+from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.subjects import models
 from finetune_trainer.model.placement import load_placed
+from finetune_trainer.tokens.chattemplate import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny
 
@@ -51,9 +52,19 @@ class Line:
         (folder / "README.md").write_text("another model\n")
         return self.bench.model(folder)
 
+    def other_tokenizer(self) -> Digest:
+        """The tiny model with one more token, which no row has."""
+        folder = self.bench.root / "other-tokenizer"
+        shutil.copytree(tiny(), folder)
+        tokenizer = load_tokenizer(folder)
+        tokenizer.add_tokens(["<never>"])
+        tokenizer.save_pretrained(folder)
+        return self.bench.model(folder)
+
     def champion(self, kind: str) -> LiveModel:
-        base = self.other_base() if kind == "other base" else self.base
-        checkpoint = self.train(base, METHODS[kind], epochs=3, seed=11)
+        others = {"other base": self.other_base, "other tokenizer": self.other_tokenizer}
+        base = others[kind]() if kind in others else self.base
+        checkpoint = self.train(base, METHODS.get(kind, ADAPTER), epochs=3, seed=11)
         return LiveModel(name="before", digest=checkpoint.digest, type=checkpoint.type, base_model=base)
 
     def config(self, run: str, live: LiveModel | None, **settings: Any) -> EvaluateConfig:
@@ -98,6 +109,23 @@ def test_the_champion_has_the_scores_of_its_own_evaluation(line: Line, kind: str
     without = line.evaluate(f"{kind} without", None)
     assert scores(result, "Tuned") == scores(without, "Tuned")
     assert scores(result, "Base") == scores(without, "Base")
+
+
+def test_figures_per_token_are_not_compared_with_a_champion_of_another_tokenizer(line: Line) -> None:
+    live = line.champion("other tokenizer")
+    gates = (
+        GateBound(metric="loss", over="Live", min_gain=0),
+        GateBound(metric="exact_match", over="Live", min_gain=-1),
+    )
+
+    result = line.evaluate("other-tokenizer", live, gates=gates)
+
+    assert set(scores(result, "Live")) == {"exact_match"}
+    assert {"exact_match", "loss"} <= set(scores(result, "Base"))
+    assert [each.gain is None for each in result.evidence] == [True, False]
+    (reason,) = result.unmeasured
+    assert reason.subject == "Live"
+    assert "has another tokenizer, and loss per token cannot be compared" in reason.message
 
 
 def test_a_line_without_a_champion_says_so(line: Line) -> None:

@@ -51,6 +51,8 @@ class MetricInfo:
     range: tuple[float, float] = (0, 1)
     """Min and max value."""
     lower_is_better: bool = False
+    is_per_token: bool = False
+    """Whether the unit is a token, so that values of models with different tokenizers cannot be compared."""
 
     @property
     def is_fraction(self) -> bool:
@@ -85,6 +87,7 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         kind="Mean",
         range=(0, math.inf),
         lower_is_better=True,
+        is_per_token=True,
     ),
     "preference_accuracy": MetricInfo(
         description="share of pairs whose chosen answer is more likely than the rejected one",
@@ -148,6 +151,7 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         kind="Aggregate",
         range=(1, math.inf),
         lower_is_better=True,
+        is_per_token=True,
     ),
 }
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")

@@ -50,6 +50,9 @@ class RowEstimates(Protocol):
     def measures(self) -> Collection[Metric]:
         """The metrics that were measured."""
 
+    def has(self, metric: Metric, subject: Subject) -> bool:
+        """Return whether the subject has a value of the metric that can be compared."""
+
     def score(self, metric: Metric, subject: Subject) -> Estimate:
         """Estimate the score of a subject."""
 
@@ -60,10 +63,17 @@ class RowEstimates(Protocol):
         """Return why the rows give no interval, as a sentence; empty if they give one."""
 
 
-def too_few_units(estimate: Estimate, units: str) -> str:
-    """Return why so few `units` give no interval, as a sentence; empty if there are enough."""
-    if not isinstance(estimate, Resampled) or estimate.units >= MIN_UNITS:
+def shortage_of(estimate: Estimate, units: str) -> str:
+    """Return why these `units` give no interval, as a sentence; empty if they give one."""
+    if not isinstance(estimate, Resampled):
         return ""
+    if estimate.units >= MIN_UNITS:
+        if not estimate.has_open_end:
+            return ""
+        return (
+            f"all {estimate.units} {units} have the same value, and how far others may differ is unknown: add"
+            " more rows, or remove the confidence of the gate"
+        )
     return (
         f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: raise the share"
         " of the split or add rows, and create a new run"
@@ -81,12 +91,18 @@ class Estimates:
     """The measured rows of a subject, by number."""
     groups: Groups | None = None
     """None if the rows are independent."""
+    other_tokenizers: frozenset[Subject] = frozenset()
+    """Subjects whose tokens are not those of the tuned model."""
     _made: dict[tuple[Metric, tuple[Subject, ...]], Estimate] = field(default_factory=dict, init=False)
 
     @property
     def of_tuned(self) -> Sequence[Example]:
         """The rows as the tuned model is prompted; those of another subject if it is not measured."""
         return self.examples.get(TUNED) or next(iter(self.examples.values()))
+
+    def has(self, metric: Metric, subject: Subject) -> bool:
+        """Return whether the subject has a value of the metric that can be compared."""
+        return not (METRICS[metric].is_per_token and subject in self.other_tokenizers)
 
     def of_rows(self, numbers: Collection[int]) -> "Estimates":
         """The estimates from some of the rows."""
@@ -116,7 +132,7 @@ class Estimates:
                 f"the dataset keeps rows of one {groups.column} in one split and does not record which rows"
                 f" these are: add {groups.column} to spec.keepColumns of the Dataset, and create a new run"
             )
-        return too_few_units(estimate, "rows" if groups is None else f"groups of {groups.column}")
+        return shortage_of(estimate, "rows" if groups is None else f"groups of {groups.column}")
 
     def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         if (metric, subjects) not in self._made:

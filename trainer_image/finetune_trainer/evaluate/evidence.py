@@ -24,6 +24,8 @@ def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Sco
     """Yield the score of each metric and measured subject, with its interval."""
     for subject in subjects:
         for metric in estimates.measures:
+            if not estimates.has(metric, subject):
+                continue
             estimate = estimates.score(metric, subject)
             interval = estimates.interval(estimate)
             logger.info("%s of %s: %.4f", metric, subject, estimate.value)
@@ -49,7 +51,8 @@ def evidence_for(
     """
     for index, gate in enumerate(gates):
         if gate.metric in estimates.measures and TUNED in subjects:
-            compares = gate.over is not None and gate.over in subjects
+            over = gate.over
+            compares = over is not None and over in subjects and estimates.has(gate.metric, over)
             yield _evidence(index, gate, estimates, compares=compares)
 
 

@@ -94,7 +94,7 @@ class MeasuredEvaluation:
         if len(others) == len(self.subjects):
             return
         for metric in self.config.metrics:
-            for subject in others:
+            for subject in (each for each in others if self.estimates.has(metric, each)):
                 estimate = self.estimates.gain(metric, subject)
                 interval = self.estimates.interval(estimate)
                 yield ShownGain(
@@ -197,9 +197,9 @@ def _properties(metric: Metric) -> MetricProperties:
 
 
 def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore | None:
-    """A score of some of the rows; None if no row counts for the metric."""
-    examples = estimates.examples[subject]
-    if not any(estimates.measures[metric].weight(example) for example in examples):
+    """A score of some of the rows; None if no row counts for the metric, or it cannot be compared."""
+    examples, measure = estimates.examples[subject], estimates.measures[metric]
+    if not (estimates.has(metric, subject) and any(measure.weight(example) for example in examples)):
         return None
     estimate = estimates.score(metric, subject)
     interval = estimates.interval(estimate)

@@ -1,7 +1,7 @@
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from transformers import set_seed
 
@@ -11,6 +11,7 @@ from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
+from finetune_trainer.contract.vocabulary import Subject, listed
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
 from finetune_trainer.evaluate.estimates import Estimates, Groups
@@ -38,6 +39,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.store import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +83,12 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
                     models.measure(subject, measurement)
         for each in unmeasured:
             measurement.leave_out(each.subject)
+        other_tokenizers = frozenset(
+            subject.name for subject in subjects if not opener.has_same_tokens(subject.tokenizer)
+        )
+        unmeasured.extend(_not_compared(config, other_tokenizers & set(examples)))
         groups = None if config.group_by is None else Groups.of(config.group_by, rows)
-        estimates = Estimates(examples, measures, log.of, groups)
+        estimates = Estimates(examples, measures, log.of, groups, other_tokenizers)
         measured = tuple(examples)
         scores = tuple(scores_of(measured, estimates))
         evidence = tuple(evidence_for(config.gates, estimates, measured))
@@ -102,7 +108,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
             predictions_uri=log.uri,
         )
-        page = write_evaluation_report(folder, evaluation.facts())
+        page = _page(folder, evaluation)
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
@@ -114,6 +120,17 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         unmeasured=tuple(unmeasured),
         prompt=prompt,
     )
+
+
+def _page(folder: RunFolder, evaluation: MeasuredEvaluation) -> str | None:
+    """Write the page and return its URI; None if it cannot be made, because the scores are worth more."""
+    try:
+        return write_evaluation_report(folder, evaluation.facts())
+    except StageFailure:
+        raise
+    except Exception:
+        logger.exception("the evaluation has no page, because of an error in the trainer; please report it")
+        return None
 
 
 def _open(
@@ -129,6 +146,17 @@ def _open(
             _check(subject.examples, measures, config)
             subjects.append(subject)
     return subjects
+
+
+def _not_compared(config: EvaluateConfig, subjects: Collection[Subject]) -> Iterator[UnmeasuredSubject]:
+    """Yield why figures per token of these subjects are left out."""
+    metrics = tuple(metric for metric in config.metrics if METRICS[metric].is_per_token)
+    for subject in subjects if metrics else ():
+        message = (
+            f"its base model has another tokenizer, and {listed(metrics)} per token cannot be compared:"
+            " gate on a metric of the answers"
+        )
+        yield UnmeasuredSubject(subject=subject, message=message)
 
 
 def _check(examples: Sequence[Example], measures: Mapping[Metric, Measure], config: EvaluateConfig) -> None:

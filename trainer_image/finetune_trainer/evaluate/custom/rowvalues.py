@@ -10,7 +10,7 @@ import numpy as np
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import TUNED, too_few_units
+from finetune_trainer.evaluate.estimates import TUNED, shortage_of
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
 from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate
@@ -41,6 +41,10 @@ class RowValues:
         """The subjects with answers."""
         return list(dict.fromkeys(subject for _, subject in self.values))
 
+    def has(self, metric: Metric, subject: Subject) -> bool:
+        """Return whether the answers of the subject were measured."""
+        return (metric, subject) in self.values
+
     def score(self, metric: Metric, subject: Subject) -> Estimate:
         """Estimate the mean of a subject."""
         values = list(self.values[metric, subject].values())
@@ -58,7 +62,7 @@ class RowValues:
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return too_few_units(estimate, "rows")
+        return shortage_of(estimate, "rows")
 
     def scores(self) -> Iterator[Score]:
         """Yield the score of each metric and subject, with its interval; those of a subject together.

@@ -50,6 +50,11 @@ class Resampled:
         return len(self.sums)
 
     @property
+    def has_open_end(self) -> bool:
+        """Whether all units have one figure and the range has one end, so that nothing bounds the others."""
+        return self._is_constant and math.isfinite(self.limits[0]) != math.isfinite(self.limits[1])
+
+    @property
     def deviation(self) -> float:
         """Standard deviation of the resampled figures times the square root of `rows`.
 

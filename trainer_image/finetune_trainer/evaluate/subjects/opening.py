@@ -63,6 +63,11 @@ class SubjectOpener:
         }
         return openers[subject]()
 
+    def has_same_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Return whether texts have the same tokens as for the evaluated Checkpoint."""
+        tuned = self._tuned.tokenizer
+        return tokenizer is tuned or tokenizer.get_vocab() == tuned.get_vocab()
+
     def _open_tuned(self) -> EvaluatedSubject:
         return self._subject("Tuned", self._tuned, self._tuned.weights, self._examples)
 
