@@ -76,9 +76,13 @@ class RecordingListener:
 def outcome(
     sources: Iterable[Path], recipe: Recipe
 ) -> tuple[dict[str, bytes], bytes, Prepared, RecordingListener]:
-    """Everything that a preparation produces: files, report, result, and calls of the listener."""
+    """Everything that a preparation produces: files, report, result, and calls of the listener.
+
+    The salt of the hashes of sensitive values, which is random, is always the same.
+    """
     recorder = RecordingListener()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secrets.token_hex", lambda size: "00" * size)
         found = prepare([SourceFile(path) for path in sources], recipe, Path(folder), listener=recorder)
         files = {name: (Path(folder) / name).read_bytes() for name in SPLIT_FILES.values()}
     assert sum(recorder.counts) == found.rows
