@@ -63,7 +63,10 @@ def _is_idle(access: Access, metrics: dict[str, float]) -> bool:
     if not metrics.get("finetune_active") or metrics["finetune_queue_depth"]:
         return False
     for kind in (kind for kind in KINDS if kind.namespaced):
-        listed = access.kubectl("get", f"{kind.plural}.{GROUP}", "--all-namespaces", "--output=name")
+        resource = f"{kind.plural}.{GROUP}"
+        if not access.kubectl("get", f"crd/{resource}", "--ignore-not-found", "--output=name"):
+            continue  # the definitions of an older release do not have this kind
+        listed = access.kubectl("get", resource, "--all-namespaces", "--output=name")
         passes = metrics.get(f'finetune_reconcile_seconds_count{{kind="{kind.name}",result="ok"}}', 0)
         if passes < len(listed.split()):
             return False

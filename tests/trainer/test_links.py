@@ -15,7 +15,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.states.checkpoints import _publish_folder
+from finetune_trainer.train.states.checkpoints import _publish_saved
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.test_check import check
@@ -175,7 +175,7 @@ def test_a_planted_link_in_a_runs_folder_becomes_no_part_of_a_checkpoint(
     (folder / "README.md").symlink_to(token)
 
     with pytest.raises(StageFailure, match=r"README\.md leads out"):
-        _publish_folder(bench.store, folder, Bundle(tiny(), "", ()))
+        _publish_saved(bench.store, folder, Bundle(tiny(), "", ()))
     assert SECRET not in texts_below(bench.root / "store")
 
 
