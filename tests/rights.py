@@ -37,6 +37,7 @@ RARELY_USED: Final = frozenset(
         # For a name that exists, a conflicting write, or a pod that the cache does not have yet.
         "get computeprofiles",
         "get deployments",
+        "get evaluations",
         "get pods",
         "get services",
         # For endpoints with several replicas or with their own NetworkPolicy.
