@@ -1,7 +1,9 @@
 """Run commands in parallel."""
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +30,12 @@ def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneRes
     If there are several, each output line begins with the name of its command. After Ctrl-C, which the
     commands receive too, the function waits for the running commands and starts no other.
     """
+    interrupted = threading.Event()
     with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         named = len(commands) > 1
-        running = {name: pool.submit(_run, command, name * named) for name, command in commands.items()}
+        running = {
+            name: pool.submit(_run, command, name * named, interrupted) for name, command in commands.items()
+        }
         try:
             return {name: each.result() for name, each in running.items()}
         except KeyboardInterrupt:
@@ -38,8 +43,11 @@ def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneRes
             raise
 
 
-def _run(command: Sequence[str], name: str) -> LaneResult:
+def _run(command: Sequence[str], name: str, interrupted: threading.Event) -> LaneResult:
+    """Run a command, unless one has ended by Ctrl-C, which may be before the main thread knows of it."""
     started = time.monotonic()
+    if interrupted.is_set():
+        return LaneResult(-signal.SIGINT, 0)
     with subprocess.Popen(
         [*WITH_PARENT, *command],
         cwd=ROOT,
@@ -51,4 +59,6 @@ def _run(command: Sequence[str], name: str) -> LaneResult:
             sys.stdout.write(f"{name}  {line}")
             sys.stdout.flush()
         status = child.wait()
+    if status == -signal.SIGINT:
+        interrupted.set()
     return LaneResult(status, time.monotonic() - started)
