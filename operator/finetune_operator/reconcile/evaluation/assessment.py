@@ -3,36 +3,34 @@
 import json
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay
+from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay, EvaluationResourceStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import RunProgress, Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.request import JobNames
+from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Halt
-from finetune_operator.status import conditions
 from finetune_operator.status.progress import score_text
-from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.vocabulary import Stage
 
 STAGE: Final[Stage] = "evaluate"
 
 
-class Assessment:
+class Assessment(StagePass[EvaluationResourceStatus]):
     """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
 
     def __init__(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
         self.evaluation = evaluation
         self.status = evaluation.status
-        self.snapshot = replace(snapshot, progress=self._own_progress(snapshot))
-        self.draft = Draft(self.snapshot)
+        own = replace(snapshot, progress=self._own_progress(snapshot))
+        super().__init__(evaluation.status, evaluation.metadata.generation, own)
 
     @cached_property
     def prerequisites(self) -> EvaluationPrerequisites | Blocked:
@@ -54,31 +52,6 @@ class Assessment:
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the Jobs that measure the current Checkpoint."""
         return JobNames.of(self.evaluation, stage, self.current or "")
-
-    def update(self, **fields: Any) -> None:
-        """Set fields of the status."""
-        self.status = self.status.model_copy(update=fields)
-
-    def resolve(self, **fields: Any) -> None:
-        """Set the fields of `status.resolved` that are not set yet; the others keep their values."""
-        resolved = self.status.resolved
-        open_fields = {name: value for name, value in fields.items() if getattr(resolved, name) is None}
-        if open_fields:
-            self.update(resolved=resolved.model_copy(update=open_fields))
-
-    def condition(self, type_: ConditionType, reason: str, message: str) -> None:
-        """Set a condition to True that is not one of the kstatus conditions."""
-        self.update(
-            conditions=conditions.with_condition(
-                self.status.conditions,
-                type_,
-                "True",
-                reason,
-                message,
-                generation=self.evaluation.metadata.generation,
-                now=self.snapshot.now,
-            )
-        )
 
     def plan(self, halt: Halt) -> Plan:
         """The plan of a pass that ends with `halt`."""

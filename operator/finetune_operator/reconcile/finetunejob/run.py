@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.stages.request import JobNames
+from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import conditions, prediction, progress
@@ -26,14 +27,12 @@ SHOWN_AS: Final[Mapping[type, Literal["Running", "Resting", "Done"]]] = {
 """How `kubectl get` shows progress after the end of a pass; `Running` for other ends."""
 
 
-class Run:
+class Run(StagePass[FineTuneJobStatus]):
     """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
 
     def __init__(self, job: FineTuneJob, snapshot: Snapshot) -> None:
+        super().__init__(job.status, job.metadata.generation, snapshot)
         self.job = job
-        self.snapshot = snapshot
-        self.status = job.status
-        self.draft = Draft(snapshot)
 
     @cached_property
     def prerequisites(self) -> Prerequisites | Blocked:
@@ -57,36 +56,6 @@ class Run:
         live = self.status.live if STAGES[stage].per_champion else None
         champion = () if live is None or live.digest is None else (live.digest,)
         return JobNames.of(self.job, stage, *champion)
-
-    def update(self, **fields: Any) -> None:
-        """Set fields of the status."""
-        self.status = self.status.model_copy(update=fields)
-
-    def resolve(self, **fields: Any) -> None:
-        """Set the fields of `status.resolved` that are not set yet; the others keep their values."""
-        open_fields = {k: v for k, v in fields.items() if getattr(self.status.resolved, k) is None}
-        if open_fields:
-            self.update(resolved=self.status.resolved.model_copy(update=open_fields))
-
-    def condition(
-        self,
-        type_: ConditionType,
-        reason: str,
-        message: str,
-        status: Literal["True", "False"] = "True",
-    ) -> None:
-        """Set a condition that is not one of the kstatus conditions."""
-        self.update(
-            conditions=conditions.with_condition(
-                self.status.conditions,
-                type_,
-                status,
-                reason,
-                message,
-                generation=self.job.metadata.generation,
-                now=self.snapshot.now,
-            )
-        )
 
     def succeed(self, stage: Stage, message: str, steps: int = 0) -> None:
         """Complete the stage's progress, and set the condition that its row names."""

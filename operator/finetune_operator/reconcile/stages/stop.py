@@ -1,6 +1,7 @@
 """Stop the Jobs of an object: the grace period of their pods saves the state."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import STAGE
@@ -14,12 +15,13 @@ from finetune_operator.reconcile.stages.jobstate import (
     running_orphans,
     until_ended,
 )
-from finetune_operator.reconcile.stages.usage import StagePass, count_usage
+from finetune_operator.reconcile.stages.stagepass import StagePass
+from finetune_operator.reconcile.stages.usage import count_usage
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
 
 
-def stop_all(run: StagePass, names: Iterable[str], saves: str) -> Working | Blocked | None:
+def stop_all(run: StagePass[Any], names: Iterable[str], saves: str) -> Working | Blocked | None:
     """Stop all Jobs of a suspended object; None once nothing runs.
 
     Args:
@@ -38,7 +40,7 @@ def stop_all(run: StagePass, names: Iterable[str], saves: str) -> Working | Bloc
     return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
 
 
-def stop(run: StagePass, job: Manifest) -> None:
+def stop(run: StagePass[Any], job: Manifest) -> None:
     """Delete a Job in the foreground: the grace period of its pods saves the state."""
     if has_result(job) and not _saves(job, run.snapshot):
         count_usage(run, job["metadata"]["labels"][STAGE])

@@ -1,40 +1,17 @@
 """Progress and times of an object's stages, from the reports and the timestamps of its pods."""
 
-from typing import Any, Protocol
+from typing import Any
 
-from finetune_operator.api.evaluationresourcestatus import EvaluationResourceStatus
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import stagetimes
-from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.request import JobNames
+from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.status import progress
 from finetune_trainer.contract.vocabulary import Stage
 
 
-class StagePass(Protocol):
-    """A pass over an object whose stages use devices."""
-
-    @property
-    def snapshot(self) -> Snapshot: ...
-
-    @property
-    def draft(self) -> Draft: ...
-
-    @property
-    def status(self) -> FineTuneJobStatus | EvaluationResourceStatus: ...
-
-    def update(self, **fields: Any) -> None:
-        """Set fields of the status."""
-
-    def job_names(self, stage: Stage) -> JobNames:
-        """Names of the stage's Jobs."""
-
-
-def follow(run: StagePass, stage: Stage) -> None:
+def follow(run: StagePass[Any], stage: Stage) -> None:
     """Take the newest progress report into the status, and with it the time used so far.
 
     Neither is written without the other, so that a pass in which nothing happened writes nothing.
@@ -48,7 +25,7 @@ def follow(run: StagePass, stage: Stage) -> None:
         count_usage(run, stage)
 
 
-def count_usage(run: StagePass, stage: Stage) -> None:
+def count_usage(run: StagePass[Any], stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     if job is None:
@@ -66,14 +43,14 @@ def count_usage(run: StagePass, stage: Stage) -> None:
     run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
 
 
-def has_finished(run: StagePass, stage: Stage) -> bool:
+def has_finished(run: StagePass[Any], stage: Stage) -> bool:
     """Whether the times of the stage are recorded: its result waits for another stage."""
     usage = run.status.usage
     is_recorded = any(entry.name == stage for entry in run.status.stages)
     return is_recorded and (usage is None or usage.name != stage)
 
 
-def finish(run: StagePass, stage: Stage) -> None:
+def finish(run: StagePass[Any], stage: Stage) -> None:
     """Record the stage's times; they are final."""
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
