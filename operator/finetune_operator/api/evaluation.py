@@ -14,16 +14,18 @@ from finetune_operator.api.metricrules import (
     LOWER_IS_BETTER,
     OTHER_METRICS,
     PATTERN_METRICS,
+    UNBOUNDED_FAMILIES,
     MetricName,
+    is_in_family,
 )
-from finetune_trainer.contract.custommetric import CUSTOM, MAX_CUSTOM_METRICS
+from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.evaluation import (
     EvaluationChecksFields,
     GenerationFields,
     MetricOptionsFields,
     PromptedFields,
 )
-from finetune_trainer.contract.metrics import DEFAULT_METRICS
+from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS
 from finetune_trainer.contract.vocabulary import listed
 
 
@@ -69,7 +71,7 @@ class Gate(Model):
             "minGain and over belong together: give both, for example minGain: 0.1 and over: Base",
         ),
         CELRule(
-            f"{is_one_of('self.metric', OTHER_METRICS)} || self.metric.startsWith('{CUSTOM}/')"
+            f"{is_one_of('self.metric', OTHER_METRICS)} || {is_in_family('self.metric', UNBOUNDED_FAMILIES)}"
             " || ((!has(self.min) || self.min >= 0.0 && self.min <= 1.0)"
             " && (!has(self.max) || self.max >= 0.0 && self.max <= 1.0)"
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",

@@ -8,7 +8,7 @@ from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
 from finetune_operator.api.meta import CELRule, Model, Name, Resource, immutable_rules, name_rules
-from finetune_trainer.contract.custommetric import CUSTOM
+from finetune_trainer.contract.metrics import CUSTOM
 from finetune_trainer.contract.vocabulary import SplitName
 
 ADVICE: Final = "an Evaluation is a record: create another one with another name"

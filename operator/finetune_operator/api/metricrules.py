@@ -1,13 +1,19 @@
 """Rules and descriptions of fields that hold metrics, from the contract's table."""
 
+from collections.abc import Iterable
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.meta import pattern_advice
-from finetune_trainer.contract.custommetric import CUSTOM
-from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRIC_PATTERN, METRICS, metrics_where
+from finetune_trainer.contract.metrics import (
+    DEFAULT_METRICS,
+    FAMILIES,
+    METRIC_PATTERN,
+    METRICS,
+    metrics_where,
+)
 from finetune_trainer.contract.vocabulary import listed
 
 OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
@@ -17,9 +23,16 @@ PAIR_METRICS: Final = metrics_where(lambda info: "pairs" in info.needs)
 PATTERN_METRICS: Final = metrics_where(lambda info: "pattern" in info.needs)
 
 
+def is_in_family(expression: str, families: Iterable[str]) -> str:
+    """CEL: the metric belongs to one of these families."""
+    return " || ".join(f"{expression}.startsWith('{family}/')" for family in families)
+
+
 FRACTION_ADVICE: Final = (
     f"bounds are fractions between 0 and 1, except of {listed(OTHER_METRICS)}: write 0.8 for 80 %"
 )
+UNBOUNDED_FAMILIES: Final = tuple(family for family, info in FAMILIES.items() if not info.is_fraction)
+NAMED_METRICS: Final = listed(tuple(f"{family}/NAME" for family in FAMILIES), "or")
 DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."
 
 MetricName = Annotated[
@@ -30,8 +43,8 @@ MetricName = Annotated[
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
-                    "rule": f"{is_one_of('self', tuple(METRICS))} || self.startsWith('{CUSTOM}/')",
-                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}, or {CUSTOM}/NAME",
+                    "rule": f"{is_one_of('self', tuple(METRICS))} || {is_in_family('self', FAMILIES)}",
+                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}, or {NAMED_METRICS}",
                 }
             ]
         },

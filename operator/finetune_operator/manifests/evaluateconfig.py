@@ -8,7 +8,6 @@ from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
-from finetune_trainer.contract.custommetric import CUSTOM
 from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
@@ -17,7 +16,7 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
-from finetune_trainer.contract.metrics import ANSWERS, METRICS
+from finetune_trainer.contract.metrics import ANSWERS, METRICS, is_named_by_user
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 
 COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
@@ -84,7 +83,7 @@ def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
     measured = [metric for metric in METRICS if metric in wanted]
     if has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured):
         measured.insert(0, next(metric for metric, info in METRICS.items() if info.needs == ANSWERS))
-    others = (metric for metric in wanted if metric not in METRICS and not metric.startswith(f"{CUSTOM}/"))
+    others = (metric for metric in wanted if metric not in METRICS and not is_named_by_user(metric))
     return (*measured, *others)
 
 

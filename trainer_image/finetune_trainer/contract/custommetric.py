@@ -5,9 +5,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_trainer.contract.base import Contract, Digest
-from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.metrics import CUSTOM, Metric
 
-CUSTOM: Final = "custom"
 MAX_CUSTOM_METRICS: Final = 4
 """Their scores must fit into a termination message."""
 

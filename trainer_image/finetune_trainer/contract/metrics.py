@@ -154,10 +154,30 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         is_per_token=True,
     ),
 }
+CUSTOM: Final = "custom"
+FAMILIES: Final[Mapping[str, MetricInfo]] = {
+    CUSTOM: MetricInfo(
+        description="mean of what a function of the user returns",
+        needs=ANSWERS,
+        kind="Mean",
+        range=(-math.inf, math.inf),
+    ),
+}
+"""Metrics that users name, as FAMILY/NAME: what all metrics of a family have in common."""
 DEFAULT_METRICS: Final[tuple[Metric, ...]] = ("exact_match", "loss")
 """Metrics of a run that names none."""
 VALIDATION_METRIC: Final[Metric] = "loss"
 """Metric that training measures on the validation rows."""
+
+
+def find_metric(metric: Metric) -> MetricInfo | None:
+    """The properties of a metric; None if only a newer release knows it."""
+    return METRICS.get(metric) or FAMILIES.get(metric.partition("/")[0])
+
+
+def is_named_by_user(metric: Metric) -> bool:
+    """Whether the metric belongs to a family of this release."""
+    return metric not in METRICS and find_metric(metric) is not None
 
 
 def metrics_where(predicate: Callable[[MetricInfo], bool]) -> tuple[Metric, ...]:

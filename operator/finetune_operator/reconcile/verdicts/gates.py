@@ -13,7 +13,7 @@ from finetune_operator.api.evaluationstatus import GateResult, GateVerdict, Verd
 from finetune_operator.reconcile.verdicts.measurements import Measurements, rounded
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.evaluation import GateEvidence
-from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.contract.metrics import find_metric
 
 TOLERANCE: Final = 1e-9
 """Tolerance for rounding of binary fractions, so that a gain of 0.7 - 0.4 reaches a minimum of 0.3."""
@@ -103,7 +103,7 @@ class _GateDecision:
         if over == "Live" and not measured.has_champion:
             message = f"{metric} has no gain over Live, because the model line has no other champion"
             return _Part("NotApplicable", message)
-        info, score = METRICS.get(metric), measured.find(metric, over)
+        info, score = find_metric(metric), measured.find(metric, over)
         sign = -1 if info is not None and info.lower_is_better else 1
         if score is not None:
             other, gain = score.value, sign * (value - score.value)
