@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_trainer.contract.serving import REASONING_PARSERS
 from finetune_trainer.tokens.reasoning import PARSERS, Parts, ReasoningStream
 
 BY_NAME = {parser.name: parser for parser in PARSERS}
@@ -46,3 +47,7 @@ def test_pieces_of_any_length_make_the_same_parts(
         parts.append(stream.finish())
         assert "".join(part.reasoning for part in parts) == reasoning
         assert "".join(part.content for part in parts) == content
+
+
+def test_the_operator_knows_the_parsers_by_their_names() -> None:
+    assert tuple(parser.name for parser in PARSERS) == REASONING_PARSERS

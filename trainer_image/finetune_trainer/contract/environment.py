@@ -14,6 +14,11 @@ SOURCE_MOUNT: Final = "/mnt/source"
 BASE_MODEL_MOUNT: Final = "/mnt/base-model"
 MODELS_MOUNT: Final = "/mnt/models"
 """Folder where the init container of a serving pod writes the fetched models and the server reads them."""
+ENGINE_FILES_FOLDER: Final = "_engine"
+"""Folder in it with the files of an engine that has no code of the trainer. No model has such a name."""
+GUARD_MODULE: Final = "finetune_guard.py"
+GUARD_CLASS: Final = "finetune_guard.Guard"
+"""Import path of the middleware; its config is in `CONFIG_ENV`."""
 CREDENTIALS_MOUNT: Final = "/var/run/finetune/credentials"
 """Holds one folder per Secret of type `finetune.dev/credentials`, with one file per key."""
 API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
@@ -31,7 +36,7 @@ REPORT_PATH: Final = "/v1/reports"
 
 SERVE_PORT: Final = 8000
 METRICS_PORT: Final = 9090
-"""Prometheus port of a training pod."""
+"""Prometheus port of a training pod, and of an engine that has no code of the trainer."""
 RENDEZVOUS_PORT: Final = 29500
 """Port of the pod with index 0 where the processes of a run rendezvous."""
 PEER_KEY_MOUNT: Final = "/var/run/secrets/finetune/peers"
