@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError
 
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract, SharedPart
-from finetune_trainer.contract.configs.guard import GuardConfig
 from finetune_trainer.contract.progress import Report
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.results import StageResult
@@ -138,16 +137,3 @@ def test_a_shared_part_may_have_a_field_with_the_name_of_a_bound() -> None:
         pattern: Annotated[str, Field(max_length=3)] = ""
 
     assert Bounded(pattern="longer").pattern == "longer"
-
-
-def test_the_guard_gets_every_field_because_it_knows_no_defaults() -> None:
-    config = GuardConfig(
-        models=("base",),
-        api_keys_path=None,
-        metrics_port=9090,
-        request_deadline_seconds=None,
-        drain_file="/tmp/draining",
-        stall_seconds=900,
-    )
-
-    assert config.to_dict().keys() == config.model_dump(by_alias=True).keys()

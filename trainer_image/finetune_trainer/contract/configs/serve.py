@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
-from finetune_trainer.contract.environment import ENGINE_FILES_FOLDER, MODELS_MOUNT, SERVE_PORT
+from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
+from finetune_trainer.contract.environment import METRICS_PORT, MODELS_MOUNT, SERVE_PORT
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.serving import DefaultSampling
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
@@ -17,20 +17,8 @@ class FetchItem(Contract):
     artifact: ArtifactRef
     folder: str
     """Folder name under `MODELS_MOUNT`."""
-
-
-class EngineFiles(Contract):
-    """Files that an engine without code of the trainer needs in addition to the models.
-
-    The folder gets `chat_template.jinja`, the template of all models; `generation_config.json`, which has the
-    stop tokens of all models and no sampling settings; and `GUARD_MODULE`, the middleware of `GuardConfig`.
-    Such an engine has one template for all of its models and loads plain LoRA only. So fetching fails with
-    the reason if the templates differ, or if an adapter has DoRA, modules_to_save or a higher rank.
-    """
-
-    folder: str = ENGINE_FILES_FOLDER
-    """Folder name under `destination`."""
-    max_lora_rank: int
+    probe: Digest | None = Field(default=None, json_schema_extra={"since": 2})
+    """Digest of what the weights predicted when they were published. None: there is no record."""
 
 
 class FetchConfig(Contract):
@@ -42,8 +30,16 @@ class FetchConfig(Contract):
     store: StoreConfig
     items: tuple[FetchItem, ...]
     destination: str = MODELS_MOUNT
-    engine_files: EngineFiles | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
-    """None: the engine is that of the trainer image, which needs no more files."""
+    engine: Literal["Transformers", "VLLM"] = Field(
+        default="Transformers", json_schema_extra={"since": 2, "essential": True}
+    )
+    """Engine that reads the folders. For VLLM, `VLLM_MOUNT` gets the files that vLLM needs besides them."""
+    max_lora_rank: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    """Highest rank of an adapter that the engine loads. None: any.
+
+    Such an engine loads plain LoRA only, so fetching fails with the reason if an adapter has a higher rank,
+    DoRA or modules_to_save.
+    """
 
 
 class ServedModel(Contract):
@@ -60,7 +56,11 @@ class ServedModel(Contract):
 
 
 class ServeConfig(Contract):
-    """Serve models with the Transformers engine."""
+    """Serve models. The Transformers engine reads all fields.
+
+    vLLM has options of its own for the model and its limits. The middleware in its process reads the names of
+    models, `drain_seconds`, `request_deadline_seconds`, `api_keys_path` and `metrics_port`.
+    """
 
     contract: int = CONTRACT_VERSION
     stage: Literal["serve"] = "serve"
@@ -91,3 +91,5 @@ class ServeConfig(Contract):
     """Seconds after SIGTERM during which the pod still accepts requests."""
     api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
     """Folder with the API keys, one file per key. None: requests need no key."""
+    metrics_port: int = Field(default=METRICS_PORT, json_schema_extra={"since": 2})
+    """Port of vLLM's metrics. The Transformers engine has its metrics on `port`."""
