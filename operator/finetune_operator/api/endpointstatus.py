@@ -8,7 +8,7 @@ from pydantic import Field
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, ShortName, Status
 
 MAX_REVISIONS: Final = 10
-RevisionState = Literal["RollingOut", "Live", "Retired", "Failed"]
+RevisionState = Literal["RollingOut", "WaitingForCapacity", "Live", "Retired", "Failed"]
 
 
 class RevisionStatus(Model):
@@ -18,8 +18,9 @@ class RevisionStatus(Model):
     state: Annotated[
         RevisionState,
         Field(
-            description="RollingOut: the pods are starting. Live: the revision serves. Retired: another"
-            " revision has replaced it. Failed: it could not start, or not in time."
+            description="RollingOut: the pods are starting. WaitingForCapacity: no node or quota has room for"
+            " them. Live: the revision serves. Retired: another revision has replaced it. Failed: it could"
+            " not start, or not in time."
         ),
     ]
     weight: Annotated[

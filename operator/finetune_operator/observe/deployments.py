@@ -1,11 +1,17 @@
 """Readiness of the Deployment of an endpoint's revision."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Final
 
 from finetune_operator.manifests.labels import REVISION
+from finetune_operator.observe.podstatus import quoted
 from finetune_operator.observe.servingpods import ServingTrouble, is_replaced, serving_trouble
 from finetune_operator.plan import Manifest
+
+QUOTA: Final = re.compile(r"exceeded quota: .*", re.DOTALL)
+"""The part of a quota's refusal that does not name the pod, whose name changes with each attempt."""
 
 
 def is_ready(deployment: Manifest, replicas: int) -> bool:
@@ -22,19 +28,53 @@ def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Se
 
     Pods that have ended or are being deleted are replaced. Their problems count only if no other pod has one.
     """
+    return next(_troubles(revision, pods, now), None)
+
+
+def capacity_shortage(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
+    """The resources that pods of this revision wait for; None if each pod has a node."""
+    for condition in deployment.get("status", {}).get("conditions", ()):
+        quota = QUOTA.search(condition.get("message", "")) if condition["type"] == "ReplicaFailure" else None
+        if quota is not None and condition.get("status") == "True":
+            return f"the quota of the namespace refuses a pod: {quoted(quota[0])}"
+    troubles = _troubles(deployment["metadata"]["name"], pods, now)
+    return next((trouble.message for trouble in troubles if trouble.lacks_capacity), None)
+
+
+def failure_of(
+    deployment: Manifest, pods: Mapping[str, Manifest], now: datetime, *, deadline_passed: bool = True
+) -> str | None:
+    """The reason that this revision cannot become ready; None while it can.
+
+    Args:
+        deployment: the Deployment of the revision.
+        pods: all pods of the endpoint.
+        now: time of the pass.
+        deadline_passed: whether the deadline has passed if time without capacity does not count.
+    """
+    troubles = tuple(_troubles(deployment["metadata"]["name"], pods, now))
+    final = next((trouble.message for trouble in troubles if trouble.final), None)
+    if final is not None or not (deadline_passed and has_exceeded_deadline(deployment)):
+        return final
+    cause = troubles[0].message if troubles else "read the logs of its pods"
+    return f"not ready within {deadline_seconds(deployment)} s: {cause}"
+
+
+def has_exceeded_deadline(deployment: Manifest) -> bool:
+    """Whether the Deployment reports no progress; the time for which its pods had no node counts."""
+    return any(
+        condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded"
+        for condition in deployment.get("status", {}).get("conditions", ())
+    )
+
+
+def deadline_seconds(deployment: Manifest) -> int:
+    """Seconds without progress after which the Deployment exceeds its deadline."""
+    seconds: int = deployment["spec"].get("progressDeadlineSeconds", 600)
+    return seconds
+
+
+def _troubles(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Iterator[ServingTrouble]:
     own = [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
     troubles = (serving_trouble(pod, now) for pod in sorted(own, key=is_replaced))
-    return next((trouble for trouble in troubles if trouble is not None), None)
-
-
-def failure_of(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
-    """The reason that this revision cannot become ready; None while it can."""
-    trouble = trouble_of(deployment["metadata"]["name"], pods, now)
-    if trouble is not None and trouble.final:
-        return trouble.message
-    for condition in deployment.get("status", {}).get("conditions", ()):
-        if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
-            seconds = deployment["spec"].get("progressDeadlineSeconds", 600)
-            cause = trouble.message if trouble is not None else "read the logs of its pods"
-            return f"not ready within {seconds} s: {cause}"
-    return None
+    return (trouble for trouble in troubles if trouble is not None)

@@ -42,6 +42,9 @@ MISSING_OBJECT: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', 
 NODE_COUNTS: Final = re.compile(r"\d+/\d+ (nodes are available:) (.*?)(?=\.( |$)|$)")
 """Start of a scheduler message, and the reasons with their counts up to the end of the sentence."""
 
+CLAIM_PROBLEM: Final = re.compile(
+    r"persistentvolumeclaim|volume node affinity|persistent volumes", re.IGNORECASE
+)
 SCHEDULING_ADVICE: Final = (
     (
         re.compile(r"Insufficient|Too many pods"),
@@ -51,7 +54,7 @@ SCHEDULING_ADVICE: Final = (
     (re.compile(r"affinity/selector"), "check nodeSelector of {profile}"),
     (re.compile(r"were unschedulable"), "it starts when a cordoned node is uncordoned"),
     (
-        re.compile(r"persistentvolumeclaim|volume node affinity|persistent volumes", re.IGNORECASE),
+        CLAIM_PROBLEM,
         "kubectl get pvc -n {namespace} shows which claim is not bound, or bound where no node has room",
     ),
 )
@@ -190,6 +193,11 @@ def without_node_counts(message: str) -> str:
 
 def _without_counts(reasons: str) -> str:
     return ", ".join(sorted({re.sub(r"^\d+ ", "", reason) for reason in reasons.split(", ")}))
+
+
+def lacks_capacity(message: str) -> bool:
+    """Whether the scheduler, by this message, looks for a node with room; a claim can also be the problem."""
+    return not CLAIM_PROBLEM.search(message)
 
 
 def scheduling_advice(pod: Manifest, message: str) -> str:

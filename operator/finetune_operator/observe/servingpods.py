@@ -7,7 +7,12 @@ from typing import Any
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
 from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podfailures import eviction_advice
-from finetune_operator.observe.podstarts import container_trouble, scheduling_advice, without_node_counts
+from finetune_operator.observe.podstarts import (
+    container_trouble,
+    lacks_capacity,
+    scheduling_advice,
+    without_node_counts,
+)
 from finetune_operator.observe.podstatus import condition, container_statuses, has_ended, quoted
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
@@ -20,6 +25,8 @@ class ServingTrouble:
     reason: str
     message: str
     final: bool = False
+    lacks_capacity: bool = False
+    """Whether the pod has no node because none, or no quota, has room for it."""
 
 
 def is_replaced(pod: Manifest) -> bool:
@@ -37,10 +44,13 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     if scheduled is not None and scheduled["status"] == "False":
         message = without_node_counts(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
-            return ServingTrouble(Reason.QUEUED, f"pod {name} waits for admission: {message}")
+            return ServingTrouble(
+                Reason.QUEUED, f"pod {name} waits for admission: {message}", lacks_capacity=True
+            )
         return ServingTrouble(
             Reason.UNSCHEDULABLE,
             f"no node can take pod {name} yet: {message} ({scheduling_advice(pod, message)})",
+            lacks_capacity=lacks_capacity(message),
         )
     if pod.get("status", {}).get("phase") == "Failed" and pod["status"].get("reason"):
         return _ended_by_node(pod)

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     COLLECTING = "Collecting"
     CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
+    NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
@@ -113,6 +114,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
+        Reason.NO_CAPACITY_FOR_SURGE,
         Reason.UNSCHEDULABLE,
     }
 )

@@ -9,6 +9,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
+from finetune_operator.manifests.labels import PROFILE, REVISION, RUN
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -193,6 +194,10 @@ class EndpointCluster:
         raw["metadata"]["generation"] += 1
         self.endpoint = InferenceDeployment.model_validate(raw)
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.cluster.now += timedelta(seconds=seconds)
+
     def make_ready(self, name: str) -> None:
         """Make the pods ready, as the kubelet and deployment controller do."""
         deployment = self.deployments[name]
@@ -209,6 +214,7 @@ class EndpointCluster:
 
     def miss_deadline(self, name: str) -> None:
         """Let the rollout exceed its deadline, as the deployment controller reports it."""
+        self.wait(self.deployments[name]["spec"]["progressDeadlineSeconds"])
         condition = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
         self.deployments[name] = {**self.deployments[name], "status": {"conditions": [condition]}}
 
@@ -234,3 +240,34 @@ def serving(**spec: Any) -> tuple[EndpointCluster, str]:
     cluster.make_ready(revision)
     cluster.settle()
     return cluster, revision
+
+
+def serving_pod(revision: str, name: str = "", **status: Any) -> Manifest:
+    """A pod of this revision."""
+    owner = {"kind": "ReplicaSet", "name": f"{revision}-5d4f8", "uid": "replicaset-uid", "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name or f"{revision}-pod",
+            "labels": {RUN: "endpoint-uid", REVISION: revision, PROFILE: "standard"},
+            "ownerReferences": [owner],
+        },
+        "spec": {"nodeName": "node-1"},
+        "status": status,
+    }
+
+
+def unscheduled_pod(
+    revision: str, message: str = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+) -> Manifest:
+    """A pod of this revision that the scheduler found no node for."""
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return serving_pod(revision, conditions=[scheduled])
+
+
+def broken_pod(revision: str) -> Manifest:
+    """A pod of this revision whose failure a retry cannot fix."""
+    ended = {"terminated": {"exitCode": 10, "message": "ArtifactCorrupt: another digest"}}
+    waiting = {"name": "fetch", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}
+    return serving_pod(revision, f"{revision}-broken", initContainerStatuses=[waiting])

@@ -21,49 +21,88 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
 )
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView, state_of
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
+from tests.unit.operator.endpoints import (
+    EndpointCluster,
+    broken_pod,
+    checkpoint,
+    endpoint,
+    profile,
+    serving,
+    unscheduled_pod,
+)
 from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 IMPOSSIBLE: Final = {
     ("Live", Observation.UNPROVABLE),
     ("Live", Observation.NO_SLOT),
+    ("Live", Observation.NO_CAPACITY),
     *(("Retired", seen) for seen in Observation if seen is not Observation.UNWANTED),
 }
 TABLE: Final = """
-            Pending             RollingOut          Live                Failed
-UNPROVABLE  Pending/POSTPONE    RollingOut/POSTPONE -                   Failed/ROLL_BACK
-NO_SLOT     Pending/QUEUE       RollingOut/QUEUE    -                   Failed/ROLL_BACK
-ABSENT      RollingOut/START    RollingOut/START    RollingOut/START    Failed/ROLL_BACK
-NOT_READY   RollingOut/WAIT     RollingOut/WAIT     Live/REPORT         Failed/ROLL_BACK
-READY       Live/SERVE          Live/SERVE          Live/SERVE          Failed/ROLL_BACK
-BROKEN      Failed/FAIL         Failed/FAIL         Live/REPORT         Failed/ROLL_BACK
-UNWANTED    Retired/REMOVE      Retired/REMOVE      Retired/REMOVE      Failed/REMOVE
+UNPROVABLE:
+  Pending -> =, POSTPONE
+  RollingOut -> =, POSTPONE
+  WaitingForCapacity -> =, POSTPONE
+  Failed -> =, ROLL_BACK
+NO_SLOT:
+  Pending -> =, QUEUE
+  RollingOut -> =, QUEUE
+  WaitingForCapacity -> =, QUEUE
+  Failed -> =, ROLL_BACK
+ABSENT:
+  Pending -> RollingOut, START
+  RollingOut -> =, START
+  WaitingForCapacity -> RollingOut, START
+  Live -> RollingOut, START
+  Failed -> =, ROLL_BACK
+NO_CAPACITY:
+  Pending -> WaitingForCapacity, WAIT_FOR_CAPACITY
+  RollingOut -> WaitingForCapacity, WAIT_FOR_CAPACITY
+  WaitingForCapacity -> =, WAIT_FOR_CAPACITY
+  Failed -> =, ROLL_BACK
+NOT_READY:
+  Pending -> RollingOut, WAIT
+  RollingOut -> =, WAIT
+  WaitingForCapacity -> RollingOut, WAIT
+  Live -> =, REPORT
+  Failed -> =, ROLL_BACK
+READY:
+  Pending -> Live, SERVE
+  RollingOut -> Live, SERVE
+  WaitingForCapacity -> Live, SERVE
+  Live -> =, SERVE
+  Failed -> =, ROLL_BACK
+BROKEN:
+  Pending -> Failed, FAIL
+  RollingOut -> Failed, FAIL
+  WaitingForCapacity -> Failed, FAIL
+  Live -> =, REPORT
+  Failed -> =, ROLL_BACK
+UNWANTED:
+  Pending -> Retired, REMOVE
+  RollingOut -> Retired, REMOVE
+  WaitingForCapacity -> Retired, REMOVE
+  Live -> Retired, REMOVE
+  Retired -> =, REMOVE
+  Failed -> =, REMOVE
 """
-ENDPOINTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "endpoints.md"
+ROLLOUTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "rollouts.md"
 BEGINS_AGAIN: Final = {
     "Retired": "is wanted again",
     "Failed": "is tried again after an edit, or because nothing else serves",
 }
 
 
-def expected() -> dict[tuple[str, Observation], str]:
-    head, *rows = [line.split() for line in TABLE.strip().splitlines()]
-    return {
-        (state, Observation[name]): cell
-        for name, *cells in rows
-        for state, cell in zip(head, cells, strict=True)
-        if cell != "-"
-    }
+def table() -> str:
+    """All transitions; a state that stays the same is shown as `=`."""
+    lines = {seen: f"{seen.name}:" for seen in Observation}
+    for (state, seen), (following, action) in TRANSITIONS.items():
+        lines[seen] += f"\n  {state} -> {'=' if following == state else following}, {action.name}"
+    return "".join(f"{line}\n" for line in lines.values())
 
 
 def test_every_transition_is_the_reviewed_one() -> None:
-    actual = {
-        pair: f"{following.state}/{following.action.name}"
-        for pair, following in TRANSITIONS.items()
-        if pair[0] != "Retired"
-    }
-    assert actual == expected()
-    assert transition("Retired", Observation.UNWANTED) == ("Retired", Action.REMOVE)
+    assert table() == TABLE.lstrip("\n"), f"the reviewed table differs from:\n{table()}"
 
 
 def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
@@ -95,7 +134,12 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
         case Observation.READY:
             cluster.make_ready(new)
         case Observation.BROKEN:
-            cluster.miss_deadline(new)
+            if state == "WaitingForCapacity":
+                cluster.put(broken_pod(new))
+            else:
+                cluster.miss_deadline(new)
+        case Observation.NO_CAPACITY:
+            cluster.put(unscheduled_pod(new))
         case Observation.NOT_READY:
             cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
         case _:
@@ -128,6 +172,7 @@ SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
     Action.QUEUE: ("Reconciling", "Queued"),
     Action.START: ("Reconciling", "RollingOut"),
+    Action.WAIT_FOR_CAPACITY: ("Reconciling", "NoCapacityForSurge"),
     Action.WAIT: ("Reconciling", "RollingOut"),
     Action.SERVE: ("Ready", "Serving"),
     Action.REPORT: ("Reconciling", "Scaling"),
@@ -226,4 +271,4 @@ def picture() -> str:
 
 
 def test_the_picture_in_the_docs_shows_the_table() -> None:
-    assert picture() in ENDPOINTS_PAGE.read_text(), f"docs/endpoints.md needs this block:\n{picture()}"
+    assert picture() in ROLLOUTS_PAGE.read_text(), f"docs/rollouts.md needs this block:\n{picture()}"

@@ -71,12 +71,26 @@ def start(view: EndpointView) -> RolloutOutcome:
     )
 
 
+def wait_for_capacity(view: EndpointView) -> RolloutOutcome:
+    """Report the resources that are missing. The pods start by themselves when these are free."""
+    name, shortage = view.wanted.name, view.shortage or ""
+    if not view.has_fallback:
+        reason = view.trouble.reason if view.trouble is not None else Reason.UNSCHEDULABLE
+        return RolloutOutcome(Working(reason, f"revision {name} is not ready: {shortage}"))
+    message = (
+        f"revision {name} ({view.models}) starts when there is room for it; {view.serving} serves until then:"
+        f" {shortage}"
+    )
+    return RolloutOutcome(Working(Reason.NO_CAPACITY_FOR_SURGE, message))
+
+
 def wait(view: EndpointView) -> RolloutOutcome:
     """Report why the pods are not ready yet."""
     name, trouble = view.wanted.name, view.trouble
+    left = view.seconds_to_deadline or None
     if trouble is None:
-        return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting"))
-    return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}"))
+        return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting", left))
+    return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}", left))
 
 
 def serve(view: EndpointView) -> RolloutOutcome:
@@ -127,6 +141,7 @@ OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
     Action.QUEUE: queue,
     Action.START: start,
+    Action.WAIT_FOR_CAPACITY: wait_for_capacity,
     Action.WAIT: wait,
     Action.SERVE: serve,
     Action.REPORT: report,

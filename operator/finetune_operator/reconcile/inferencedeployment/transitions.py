@@ -23,6 +23,7 @@ class Observation(Enum):
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
     ABSENT = "has no Deployment"
+    NO_CAPACITY = "has pods that no node or quota has room for"
     NOT_READY = "has replicas that are not ready"
     READY = "has all replicas ready"
     BROKEN = "cannot start, or not before its deadline"
@@ -35,6 +36,7 @@ class Action(Enum):
     POSTPONE = "wait for the first replica"
     QUEUE = "wait for a slot"
     START = "create its Deployment"
+    WAIT_FOR_CAPACITY = "wait for a node or quota with room for its pods"
     WAIT = "wait for its pods"
     SERVE = "route all requests to it"
     REPORT = "report the replicas that are missing"
@@ -54,13 +56,14 @@ Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
 """States, observations, the next state (None: unchanged), the action."""
 
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
-UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut")
+UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
 ACTIVE: Final[tuple[State, ...]] = (*UNPROVEN, "Live")
 ENDED: Final[tuple[State, ...]] = ("Retired", "Failed")
 OF_WANTED: Final = (
     Observation.UNPROVABLE,
     Observation.NO_SLOT,
     Observation.ABSENT,
+    Observation.NO_CAPACITY,
     Observation.NOT_READY,
     Observation.READY,
     Observation.BROKEN,
@@ -70,6 +73,7 @@ ROWS: Final[tuple[Row, ...]] = (
     (UNPROVEN, [Observation.UNPROVABLE], None, Action.POSTPONE),
     (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
+    (UNPROVEN, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
     (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),
     (UNPROVEN, [Observation.BROKEN], "Failed", Action.FAIL),
     (ACTIVE, [Observation.READY], "Live", Action.SERVE),

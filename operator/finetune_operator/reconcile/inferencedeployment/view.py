@@ -1,13 +1,21 @@
 """The state of an endpoint and its wanted revision, for one pass."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.revision import Revision
-from finetune_operator.observe.deployments import failure_of, is_ready, trouble_of
+from finetune_operator.observe.deployments import (
+    capacity_shortage,
+    deadline_seconds,
+    failure_of,
+    has_exceeded_deadline,
+    is_ready,
+    trouble_of,
+)
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
@@ -15,7 +23,7 @@ from finetune_operator.reconcile.inferencedeployment.revisions import find_revis
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
-from finetune_operator.reconcile.inferencedeployment.transitions import STATES, Observation, State
+from finetune_operator.reconcile.inferencedeployment.transitions import STATES, UNPROVEN, Observation, State
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
@@ -75,7 +83,34 @@ class EndpointView:
         """The reason that the wanted revision cannot become ready; None while it can."""
         if self.deployment is None:
             return None
-        return failure_of(self.deployment, self.snapshot.children[POD], self.snapshot.now)
+        return failure_of(
+            self.deployment,
+            self.snapshot.children[POD],
+            self.snapshot.now,
+            deadline_passed=not self.seconds_to_deadline and self.shortage is None,
+        )
+
+    @property
+    def shortage(self) -> str | None:
+        """The resources that the wanted revision waits for; None if each of its pods has a node."""
+        if self.deployment is None:
+            return None
+        return capacity_shortage(self.deployment, self.snapshot.children[POD], self.snapshot.now)
+
+    @property
+    def seconds_to_deadline(self) -> float:
+        """Seconds that are left of a deadline that the Deployment reports as exceeded, 0 if none are.
+
+        The Deployment counts the time for which its pods had no node; the deadline counts from their start.
+        """
+        entry, now = self.recorded, self.snapshot.now
+        if entry is None or self.deployment is None or not has_exceeded_deadline(self.deployment):
+            return 0.0
+        since = {"RollingOut": entry.since, "WaitingForCapacity": now}.get(entry.state)
+        if since is None:
+            return 0.0
+        left = timedelta(seconds=deadline_seconds(self.deployment)) - (now - since)
+        return max(0.0, left.total_seconds())
 
     @property
     def models(self) -> str:
@@ -108,7 +143,10 @@ def observe(view: EndpointView, state: State) -> Observation:
         return Observation.ABSENT if _has_slot(view) else Observation.NO_SLOT
     if is_ready(view.deployment, view.replicas[view.wanted.name]):
         return Observation.READY
-    return Observation.NOT_READY if view.failure is None else Observation.BROKEN
+    if view.failure is not None:
+        return Observation.BROKEN
+    is_short = state in UNPROVEN and view.shortage is not None
+    return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
 
 
 def _has_slot(view: EndpointView) -> bool:
