@@ -27,6 +27,7 @@ from finetune_operator.api.metricrules import (
     OTHER_METRICS,
     MetricName,
 )
+from finetune_operator.api.serving import Serving
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
 
@@ -211,20 +212,6 @@ class Strategy(Model):
             " deadline is rolled back.",
         ),
     ] = 600
-
-
-class Serving(Model):
-    """Settings of the server."""
-
-    api_keys_secret_ref: Annotated[
-        SecretReference | None,
-        Field(
-            description="Secret in the same namespace whose values are API keys, each under its own name"
-            " that does not begin with a dot. Requests need one of the keys as a bearer token; /health and"
-            " /metrics need none. A change of the Secret takes effect within about two minutes, without a"
-            " restart; another Secret starts a new revision. Default: requests need no key."
-        ),
-    ] = None
 
 
 class InferenceDeploymentSpec(Model):

@@ -8,6 +8,7 @@ from finetune_operator.api.devices import Devices
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import PodResources
+from finetune_operator.api.serving import Serving
 
 ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
     ComputeProfileSpec: frozenset(
@@ -61,6 +62,18 @@ def hashed_choices(endpoint: InferenceDeployment, api_keys_secret: str | None) -
         chosen["restartedAt"] = spec.restarted_at.astimezone(UTC).isoformat()
     if api_keys_secret is not None:
         chosen["apiKeysSecret"] = api_keys_secret
+    serving = _serving(spec.serving)
+    if serving:
+        chosen["serving"] = serving
     if spec.availability is not None and spec.availability.topology_spread:
         chosen["topologySpread"] = [each.to_dict() for each in spec.availability.topology_spread]
     return chosen
+
+
+def _serving(serving: Serving | None) -> dict[str, Any]:
+    """Settings of the server that are set, by wire names. The Secret of the keys has an entry of its own."""
+    if serving is None:
+        return {}
+    fields = serving.to_dict()
+    fields.pop("apiKeysSecretRef", None)
+    return {name: value for name, value in fields.items() if value != {}}

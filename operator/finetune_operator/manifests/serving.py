@@ -8,6 +8,13 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.podresources import PodResources
+from finetune_operator.manifests.engines.serveconfig import (
+    DRAIN_SECONDS,
+    base_folder,
+    endpoint_owner,
+    finish_seconds,
+    serve_config,
+)
 from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
@@ -24,27 +31,20 @@ from finetune_operator.manifests.servingvolumes import key_volume, scratch_volum
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import (
-    API_KEYS_MOUNT,
     CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.references import ArtifactRef, Owner
+from finetune_trainer.contract.references import ArtifactRef
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
 DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
-
-DRAIN_SECONDS: Final = 10
-"""Seconds for which a terminating pod still accepts requests; kube-proxy needs less on every node."""
-
-FINISH_SECONDS: Final = 110
-"""Seconds after that in which requests in flight can finish."""
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -141,31 +141,13 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     trainer = trainer_of(revision.profile, image)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = store_volume(store)
-    owner = Owner(
-        kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
-    )
     fetch = FetchConfig(
         contract=trainer.contract,
-        owner=owner,
+        owner=endpoint_owner(endpoint),
         store=store,
         items=_items(revision),
     )
-    serve = ServeConfig(
-        contract=trainer.contract,
-        owner=owner,
-        base_folder=_base_folder(revision),
-        models=tuple(
-            ServedModel(
-                name=name,
-                folder=name,
-                type=weights.type,
-                chat_template_kwargs=weights.chat_template_kwargs,
-            )
-            for name, weights in revision.models
-        ),
-        drain_seconds=DRAIN_SECONDS,
-        api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
-    )
+    serve = serve_config(endpoint, revision, trainer.contract)
     key_volumes, key_mounts = key_volume(api_keys_secret(endpoint))
     common = {
         "image": trainer.image,
@@ -181,7 +163,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     resources = _resources(endpoint, revision.profile)
     pod: Manifest = {
         **pod_security(),
-        "terminationGracePeriodSeconds": DRAIN_SECONDS + FINISH_SECONDS,
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + finish_seconds(endpoint),
         "initContainers": [
             {
                 "name": FETCH_CONTAINER,
@@ -227,18 +209,13 @@ def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:
     base = FetchItem(
-        artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=_base_folder(revision)
+        artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=base_folder(revision)
     )
     models = tuple(
         FetchItem(artifact=ArtifactRef(kind="checkpoints", digest=weights.digest), folder=name)
         for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)
-
-
-def _base_folder(revision: Revision) -> str:
-    """`base` is not the name of a model, because the API refuses that name."""
-    return revision.models[0][0] if revision.is_full else "base"
 
 
 def _environment(config: str) -> list[dict[str, str]]:

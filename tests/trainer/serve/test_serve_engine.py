@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,7 @@ def rig(served: LoadedModels) -> Iterator[Rig]:
     gate = Gate(served.model)
     # Without stop tokens, only lengths end these answers.
     engine = Engine(
-        LoadedModels(
-            gate, served.adapters, served.tokenizer, {}, frozenset(), served.context_length, served.vocabulary
-        ),
+        replace(served, model=gate, stop_ids=frozenset()),
         max_batch_size=2,
         max_queue=2,
     )

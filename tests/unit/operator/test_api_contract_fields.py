@@ -5,7 +5,8 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_operator.api.hyperparameters import Hyperparameters, ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
-from finetune_trainer.contract import hyperparameters, method
+from finetune_operator.api.serving import DefaultSampling
+from finetune_trainer.contract import hyperparameters, method, serving
 from finetune_trainer.contract.evaluation import MetricOptions
 
 PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
@@ -13,6 +14,7 @@ PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
     (ResolvedHyperparameters, hyperparameters.Hyperparameters, set()),
     (LoRA, method.LoRA, set()),
     (Preference, method.Preference, set()),
+    (DefaultSampling, serving.DefaultSampling, set()),
 ]
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
+from finetune_trainer.serve.errors import DEADLINE_EXCEEDED, RATE_LIMIT_EXCEEDED, RequestError
 from finetune_trainer.serve.generation import (
     EngineRequest,
     Event,
@@ -24,9 +24,25 @@ class Answer:
     """Forwards the engine's events to the event loop. The reader must close it."""
 
     def __init__(
-        self, engine: "Engine", model: str, prompt: list[int], sampling: Sampling, measurement: Measurement
+        self,
+        engine: "Engine",
+        model: str,
+        prompt: list[int],
+        sampling: Sampling,
+        measurement: Measurement,
+        *,
+        seconds: float | None = None,
     ) -> None:
-        """Queue the request. Raises RequestError (429) if the queue is full."""
+        """Queue the request. Raises RequestError (429) if the queue is full.
+
+        Args:
+            engine: generates the answer.
+            model: served name.
+            prompt: token ids.
+            sampling: sampling parameters and stop conditions.
+            measurement: measurement of the request.
+            seconds: seconds from now after which the answer is ended; None for no limit.
+        """
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -37,6 +53,7 @@ class Answer:
         self.prompt_tokens = len(prompt)
         self._engine = engine
         self._measurement = measurement
+        self._deadline = None if seconds is None else loop.time() + seconds
         self._generation = EngineRequest(model, prompt, sampling, send)
         if not engine.submit(self._generation):
             raise RequestError(
@@ -48,12 +65,23 @@ class Answer:
         measurement.prompt(self.prompt_tokens)
 
     async def events(self) -> AsyncIterator[Token | GenerationFinished]:
-        """Yield Tokens, then GenerationFinished. Raises RequestError (500) if the engine fails."""
+        """Yield Tokens, then GenerationFinished.
+
+        Raises RequestError: 500 if the engine fails, 504 at the deadline.
+        """
         while True:
-            event = await self._events.get()
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    event = await self._events.get()
+            except TimeoutError:
+                raise self._failure(
+                    HTTPStatus.GATEWAY_TIMEOUT,
+                    "The answer is not complete by the deadline of this server: set a smaller max_tokens, or"
+                    " try again when the server is less busy.",
+                    DEADLINE_EXCEEDED,
+                ) from None
             if isinstance(event, GenerationFailed):
-                self._measurement.failed = True
-                raise RequestError(
+                raise self._failure(
                     HTTPStatus.INTERNAL_SERVER_ERROR,
                     "The model failed on this request: see the server's log for the cause.",
                 )
@@ -70,6 +98,10 @@ class Answer:
             if isinstance(event, GenerationFinished):
                 return "".join(texts), event
         raise AssertionError("events end with GenerationFinished")
+
+    def _failure(self, status: HTTPStatus, message: str, code: str | None = None) -> RequestError:
+        self._measurement.failure = status
+        return RequestError(status, message, code=code)
 
     def close(self) -> None:
         """Release the slot in the engine."""

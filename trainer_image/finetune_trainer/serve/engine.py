@@ -15,7 +15,6 @@ import torch
 from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.serve.generation import EngineRequest, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
-from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.sequence import Sequence
 
 _MAX_PREFILL_TOKENS: Final = 1024
@@ -29,7 +28,6 @@ class Engine:
 
     def __init__(self, served: LoadedModels, max_batch_size: int, max_queue: int) -> None:
         self._served = served
-        self._readers = AnswerReaders(served.tokenizer, served.chat_templates)
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
         self._batch = GenerationBatch(served.model, mixed=served.mixed)
@@ -130,7 +128,7 @@ class Engine:
                 generation,
                 self._served.tokenizer,
                 self._served.stop_ids,
-                self._readers.of(generation.model),
+                self._served.readers.of(generation.model),
             )
             for generation in admitted
         ]

@@ -17,6 +17,7 @@ MODEL_NOT_FOUND = "model_not_found"
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
 MODEL_NOT_READY = "model_not_ready"
+DEADLINE_EXCEEDED = "deadline_exceeded"
 
 _MAX_PROBLEMS_IN_MESSAGE = 3
 

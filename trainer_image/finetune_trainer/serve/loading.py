@@ -26,7 +26,9 @@ from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.placement import load_placed, visible_devices
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.names import BASE_NAME
+from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.reasoning import PARSERS, ReasoningParser, parser_named
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -44,6 +46,8 @@ class LoadedModels:
     tokenizer: PreTrainedTokenizerBase
     chat_templates: Mapping[str, str]
     """The chat template of each served name that brings its own; others have the tokenizer's."""
+    readers: AnswerReaders
+    """Readers of the answers of each served name."""
     stop_ids: frozenset[int]
     context_length: int
     """Max tokens of prompt and answer together."""
@@ -59,6 +63,7 @@ class LoadedModels:
 def load(config: ServeConfig) -> LoadedModels:
     """Load all models of the config, which takes seconds to minutes. Raises StageFailure."""
     root = Path(config.models_path)
+    parser = _parser(config)
     full = next((model for model in config.models if model.type == FULL_MODEL), None)
     folder = root / (full.folder if full else config.base_folder)
     if not (folder / "config.json").is_file():
@@ -79,18 +84,34 @@ def load(config: ServeConfig) -> LoadedModels:
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
     bundled = {} if full else {served.name: root / served.folder for served in config.models}
+    chat_templates = {
+        name: template for name, place in bundled.items() if (template := own_chat_template(place))
+    }
     stop_ids = {*stop_token_ids(tokenizer, base.generation_config)}
     return LoadedModels(
         model=model.eval(),
         adapters=adapters,
         tokenizer=tokenizer,
-        chat_templates={
-            name: template for name, place in bundled.items() if (template := own_chat_template(place))
-        },
+        chat_templates=chat_templates,
+        readers=AnswerReaders(tokenizer, chat_templates, parser),
         stop_ids=frozenset(stop_ids.union(*map(own_stop_ids, bundled.values()))),
         context_length=min(config.max_model_length, context_length(base.config) or config.max_model_length),
         vocabulary=base.config.get_text_config().vocab_size,
     )
+
+
+def _parser(config: ServeConfig) -> ReasoningParser | None:
+    if config.reasoning_parser is None:
+        return None
+    parser = parser_named(config.reasoning_parser)
+    if parser is None:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"spec.serving.reasoningParser: the engine Transformers has no parser"
+            f" {config.reasoning_parser!r}; remove the field, or use one of"
+            f" {', '.join(parser.name for parser in PARSERS)}",
+        )
+    return parser
 
 
 def _load_base(folder: Path) -> PreTrainedModel:

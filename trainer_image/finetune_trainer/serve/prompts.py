@@ -22,17 +22,29 @@ class Prompts:
         context_length: int,
         vocabulary: int,
         template_arguments: Mapping[str, TemplateArguments] = MappingProxyType({}),
+        *,
         chat_templates: Mapping[str, str] = MappingProxyType({}),
+        readers: AnswerReaders | None = None,
+        max_tokens: int | None = None,
     ) -> None:
+        """Prepare the prompts of all served models.
+
+        Args:
+            tokenizer: tokenizer of all models.
+            context_length: max tokens of prompt and answer together.
+            vocabulary: size of the vocabulary; token ids are below it.
+            template_arguments: default arguments for the chat template, by model name.
+            chat_templates: chat templates by model name; other models have the tokenizer's.
+            readers: readers of the answers; None for those that fit the templates.
+            max_tokens: max tokens of an answer; None for the rest of the context.
+        """
         self._tokenizer = tokenizer
-        self._readers = AnswerReaders(tokenizer, chat_templates)
+        self._readers = readers or AnswerReaders(tokenizer, chat_templates)
         self._templates = chat_templates
-        """Chat templates by model name; other models have the tokenizer's."""
         self._arguments = template_arguments
-        """Default arguments for the chat template, by model name."""
+        self._max_tokens = max_tokens
         self._vocabulary = vocabulary
         self.context_length = context_length
-        """Max tokens of prompt and answer together."""
 
     def of_chat(
         self, messages: Sequence[ChatMessage], model: str, arguments: TemplateArguments = NONE
@@ -86,7 +98,10 @@ class Prompts:
         return ids
 
     def answer_tokens(self, prompt: list[int], request: GenerationRequest) -> int:
-        """Return the max tokens of the answer. Raises RequestError if prompt or answer do not fit."""
+        """Return the max tokens of the answer. Raises RequestError if prompt or answer do not fit.
+
+        An answer ends at the server's own limit even if the request allows more.
+        """
         left = self.context_length - len(prompt)
         field = request.PROMPT_FIELD
         context = f"the context of this model has {self.context_length} tokens, and {field} has {len(prompt)}"
@@ -95,13 +110,14 @@ class Prompts:
                 f"There is no room for an answer: {context}. Shorten {field}.", field, CONTEXT_LENGTH_EXCEEDED
             )
         name, limit = request.limit
+        most = left if self._max_tokens is None else min(left, self._max_tokens)
         if limit is None:
-            return min(left, request.DEFAULT_TOKENS or left)
+            return min(most, request.DEFAULT_TOKENS or most)
         if limit > left:
             raise RequestError.invalid(
                 f"{name} is {limit}, but {context}. Set it to at most {left}.", name, CONTEXT_LENGTH_EXCEEDED
             )
-        return limit
+        return min(limit, most)
 
 
 def _turn(message: ChatMessage) -> dict[str, str]:

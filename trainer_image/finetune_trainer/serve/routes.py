@@ -21,6 +21,8 @@ from finetune_trainer.serve.responses import ModelCard, ModelList
 from finetune_trainer.serve.service import Loaded, Service
 from finetune_trainer.serve.servingmetrics import Measurement
 
+NEUTRAL: Final = 1.0
+"""Temperature and top_p that change no probability."""
 _MAX_BODY_BYTES: Final = 1024 * 1024
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
@@ -60,14 +62,14 @@ def routes(service: Service) -> APIRouter:
             partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
         )
         reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt, body.model))
-        return await _generate(request, loaded, body, prompt, ChatFormat(body.model, reasoning))
+        return await _generate(service, request, body, prompt, ChatFormat(body.model, reasoning))
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await _read(request, CompletionRequest)
         loaded = _begin(service, request, body)
         prompt = await service.tokenize(partial(loaded.prompts.of_text, body.prompt))
-        return await _generate(request, loaded, body, prompt, CompletionFormat(body.model))
+        return await _generate(service, request, body, prompt, CompletionFormat(body.model))
 
     @router.get("/health")
     async def health() -> JSONResponse:
@@ -106,17 +108,24 @@ def _begin(service: Service, request: Request, body: GenerationRequest) -> Loade
 
 
 async def _generate(
-    request: Request, loaded: Loaded, body: GenerationRequest, prompt: list[int], form: ResponseFormat
+    service: Service, request: Request, body: GenerationRequest, prompt: list[int], form: ResponseFormat
 ) -> Response:
+    loaded, default, measurement = service.loaded(), service.default_sampling, Measurement.of(request.scope)
     sampling = Sampling(
         max_tokens=loaded.prompts.answer_tokens(prompt, body),
-        temperature=body.temperature,
-        top_p=body.top_p,
+        temperature=_first(body.temperature, default.temperature, NEUTRAL),
+        top_p=_first(body.top_p, default.top_p, NEUTRAL),
         seed=body.seed,
         stop=tuple(body.stop),
         keeps_tags=form.separates_reasoning,
     )
-    answer = Answer(loaded.engine, body.model, prompt, sampling, Measurement.of(request.scope))
+    deadline = service.deadline_seconds
+    left = None if deadline is None else measurement.remaining(deadline)
+    answer = Answer(loaded.engine, body.model, prompt, sampling, measurement, seconds=left)
     if body.stream:
         return replies.EventStream(answer, form, include_usage=body.include_usage)
     return await replies.whole(request, answer, form)
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract.configs.serve import ServeConfig
+from finetune_trainer.contract.serving import DefaultSampling
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, RequestError
@@ -70,6 +71,16 @@ class Service:
             await asyncio.to_thread(self._loaded.engine.stop)
             self._loaded.watchdog.stop()
         self._tokenizer.shutdown()
+
+    @property
+    def default_sampling(self) -> DefaultSampling:
+        """Sampling parameters of requests that do not set them."""
+        return self._config.default_sampling
+
+    @property
+    def deadline_seconds(self) -> int | None:
+        """Seconds from the arrival of a request after which it is ended; None without a deadline."""
+        return self._config.request_deadline_seconds
 
     @property
     def ready(self) -> bool:
@@ -140,7 +151,9 @@ class Service:
             served.context_length,
             served.vocabulary,
             {model.name: model.chat_template_kwargs for model in self._config.models},
-            served.chat_templates,
+            chat_templates=served.chat_templates,
+            readers=served.readers,
+            max_tokens=self._config.max_tokens,
         )
         generate_one_token_each(served, prompts)
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)

@@ -98,8 +98,8 @@ class Measurement:
         self._first_token_seen = False
         self.model = UNKNOWN_MODEL
         self.code: int = CLIENT_CLOSED_REQUEST
-        self.failed = False
-        """Whether a stream failed after its status was sent."""
+        self.failure: HTTPStatus | None = None
+        """Status of a stream that failed after its status was sent."""
 
     @classmethod
     def of(cls, scope: Scope) -> "Measurement":
@@ -107,6 +107,10 @@ class Measurement:
         measurement = scope[_RECORD]
         assert isinstance(measurement, cls)  # noqa: S101 - set by MeasureRequests
         return measurement
+
+    def remaining(self, seconds: float) -> float:
+        """What remains of this many seconds from the arrival of the request."""
+        return self._start + seconds - time.monotonic()
 
     def token(self) -> None:
         """Count a generated token."""
@@ -121,7 +125,7 @@ class Measurement:
 
     def end(self) -> None:
         """Count the finished request."""
-        code = HTTPStatus.INTERNAL_SERVER_ERROR if self.failed else self.code
+        code = self.failure or self.code
         self._metrics.requests.labels(self.model, str(int(code))).inc()
         if code == HTTPStatus.OK:
             self._metrics.duration.labels(self.model).observe(time.monotonic() - self._start)

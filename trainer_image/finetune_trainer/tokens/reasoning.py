@@ -72,6 +72,11 @@ PARSERS: Final = (
 """Of two parsers whose marks occur in a template, the first is used."""
 
 
+def parser_named(name: str) -> ReasoningParser | None:
+    """The parser with this name; None if there is none."""
+    return next((parser for parser in PARSERS if parser.name == name), None)
+
+
 def parser_of(template: str) -> ReasoningParser | None:
     """The parser for a chat template; None if its answers have no reasoning."""
     return next((parser for parser in PARSERS if all(mark in template for mark in parser.marks)), None)
@@ -189,10 +194,22 @@ def _overlap(text: str, tag: str) -> int:
 class AnswerReader:
     """Reads generated token ids as a client of the engine receives them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
-        """`template`: the chat template of the prompts; None for that of the tokenizer."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        parser: ReasoningParser | None = None,
+    ) -> None:
+        """Read answers to prompts of a template.
+
+        Args:
+            tokenizer: tokenizer of the ids.
+            template: the chat template of the prompts; None for that of the tokenizer.
+            parser: parser of the reasoning; None for the one that fits the template.
+        """
         self._tokenizer = tokenizer
-        self.parser = parser_for(tokenizer) if template is None else parser_of(template)
+        fitting = parser_for(tokenizer) if template is None else parser_of(template)
+        self.parser = parser or fitting
         """Parser of the reasoning; None if the chat template has none."""
         control = {
             token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special

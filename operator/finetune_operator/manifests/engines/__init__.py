@@ -1,0 +1,1 @@
+"""Serving engines: one config for all of them, and the container of each."""

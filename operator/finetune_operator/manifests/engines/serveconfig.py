@@ -1,0 +1,72 @@
+"""The config of a server, which the processes of all engines read."""
+
+from typing import Any, Final
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.serving import Serving
+from finetune_operator.manifests.revision import Revision, api_keys_secret
+from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
+from finetune_trainer.contract.environment import API_KEYS_MOUNT
+from finetune_trainer.contract.references import Owner
+from finetune_trainer.contract.serving import DefaultSampling
+
+DRAIN_SECONDS: Final = 10
+"""Seconds for which a terminating pod still accepts requests; kube-proxy needs less on every node."""
+FINISH_SECONDS: Final = 110
+"""Seconds after that in which requests in flight can finish, unless they have a deadline."""
+DEADLINE_MARGIN_SECONDS: Final = 10
+"""Seconds after the deadline of the last request in which the process can end."""
+
+
+def endpoint_owner(endpoint: InferenceDeployment) -> Owner:
+    """The endpoint as its pods know it."""
+    return Owner(
+        kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
+    )
+
+
+def serve_config(endpoint: InferenceDeployment, revision: Revision, contract: int) -> ServeConfig:
+    """The config of a revision's server. `contract` is the version that its reader knows."""
+    return ServeConfig(
+        contract=contract,
+        owner=endpoint_owner(endpoint),
+        base_folder=base_folder(revision),
+        models=tuple(
+            ServedModel(
+                name=name,
+                folder=name,
+                type=weights.type,
+                chat_template_kwargs=weights.chat_template_kwargs,
+            )
+            for name, weights in revision.models
+        ),
+        drain_seconds=DRAIN_SECONDS,
+        api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
+        **_settings(endpoint.spec.serving or Serving()),
+    )
+
+
+def base_folder(revision: Revision) -> str:
+    """Folder of the base model. `base` is not the name of a model, because the API refuses that name."""
+    return revision.models[0][0] if revision.is_full else "base"
+
+
+def finish_seconds(endpoint: InferenceDeployment) -> int:
+    """Seconds in which requests in flight can finish after the last one was accepted."""
+    deadline = (endpoint.spec.serving or Serving()).request_deadline_seconds
+    return FINISH_SECONDS if deadline is None else deadline + DEADLINE_MARGIN_SECONDS
+
+
+def _settings(serving: Serving) -> dict[str, Any]:
+    """The settings that are set, by the fields of the config; the engine has defaults for all others."""
+    sampling = serving.default_sampling
+    settings = {
+        "max_model_length": serving.context_length,
+        "max_tokens": serving.max_tokens,
+        "max_batch_size": serving.max_concurrent_requests,
+        "max_queue": serving.max_queued_requests,
+        "request_deadline_seconds": serving.request_deadline_seconds,
+        "default_sampling": DefaultSampling(**sampling.model_dump()) if sampling is not None else None,
+        "reasoning_parser": serving.reasoning_parser,
+    }
+    return {name: value for name, value in settings.items() if value is not None}

@@ -1,0 +1,117 @@
+"""Settings of `spec.serving` reach the engine, change the revision only if set, or are refused by name."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
+
+SETTINGS: dict[str, Any] = {
+    "contextLength": 8192,
+    "maxTokens": 512,
+    "maxConcurrentRequests": 4,
+    "maxQueuedRequests": 16,
+    "requestDeadlineSeconds": 300,
+    "defaultSampling": {"temperature": 0.2, "topP": 0.9},
+    "reasoningParser": "qwen3",
+}
+OLDER: dict[str, Any] = {"images": {"trainer": "registry.example/own:1"}, "trainerContract": 1}
+
+
+def pod_of(cluster: EndpointCluster) -> Any:
+    (deployment,) = cluster.deployments.values()
+    return deployment["spec"]["template"]["spec"]
+
+
+def config_of(cluster: EndpointCluster) -> Any:
+    (engine,) = pod_of(cluster)["containers"]
+    return json.loads(next(each["value"] for each in engine["env"] if each["name"] == "FINETUNE_CONFIG"))
+
+
+def test_the_engine_gets_all_settings() -> None:
+    config = config_of(serving(serving=SETTINGS)[0])
+    assert {name: config[name] for name in config.keys() - {"contract", "stage", "owner", "models"}} == {
+        "baseFolder": "base",
+        "maxModelLength": 8192,
+        "maxTokens": 512,
+        "maxBatchSize": 4,
+        "maxQueue": 16,
+        "requestDeadlineSeconds": 300,
+        "defaultSampling": {"temperature": 0.2, "topP": 0.9},
+        "reasoningParser": "qwen3",
+    }
+
+
+def test_settings_that_are_absent_are_the_choice_of_the_engine() -> None:
+    config = config_of(serving(serving={})[0])
+    assert config.keys() == {"contract", "stage", "owner", "models", "baseFolder"}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_starts_a_new_revision(name: str) -> None:
+    cluster, old = serving()
+    cluster.edit(serving={name: SETTINGS[name]})
+    cluster.settle()
+    assert len(cluster.deployments.keys() - {old}) == 1
+
+
+@pytest.mark.parametrize("empty", [{}, {"defaultSampling": {}}])
+def test_empty_settings_start_no_revision(empty: dict[str, Any]) -> None:
+    cluster, old = serving()
+    cluster.edit(serving=empty)
+    cluster.settle()
+    assert set(cluster.deployments) == {old}
+
+
+def test_a_terminating_pod_finishes_the_longest_request() -> None:
+    assert pod_of(serving()[0])["terminationGracePeriodSeconds"] == 120
+    assert pod_of(serving(serving=SETTINGS)[0])["terminationGracePeriodSeconds"] == 320
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "bd86ec62beaf77e1"),
+        ({"serving": {"apiKeysSecretRef": {"name": "keys"}}}, "e4c51b75a512e623"),
+        ({"serving": {}}, "c68a68d4ca3fa6aa"),
+    ],
+)
+def test_an_upgrade_is_not_an_edit_that_tries_a_failed_revision_again(
+    settings: dict[str, Any], expected: str
+) -> None:
+    """The values are those of the release without these settings."""
+    assert spec_hash(endpoint(**settings)) == expected
+
+
+@pytest.mark.parametrize("name", ["maxTokens", "requestDeadlineSeconds", "defaultSampling"])
+def test_an_older_engine_is_not_started_with_settings_that_it_would_ignore(name: str) -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"), serving={name: SETTINGS[name]})
+    cluster.put(profile(**OLDER))
+    cluster.settle()
+    assert cluster.deployments == {}
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "ProfileInvalid"
+    assert f"spec.serving.{name} need" in message
+    assert "use an image of this release" in message
+
+
+def test_an_older_engine_has_the_limits_that_its_config_always_had() -> None:
+    limits = {
+        name: SETTINGS[name] for name in ("contextLength", "maxConcurrentRequests", "maxQueuedRequests")
+    }
+    cluster = EndpointCluster(checkpoint("first", "1"), serving=limits)
+    cluster.put(profile(**OLDER))
+    cluster.settle()
+    assert config_of(cluster)["maxModelLength"] == 8192
+
+
+def test_a_parser_that_the_engine_does_not_have_is_refused_with_those_that_it_has() -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"), serving={"reasoningParser": "qwen9"})
+    cluster.settle()
+    assert cluster.deployments == {}
+    reason, message = cluster.condition("Stalled") or ("", "")
+    assert reason == "InvalidSpec"
+    assert "spec.serving.reasoningParser" in message
+    assert "qwen3" in message
