@@ -189,3 +189,15 @@ def test_values_of_0_and_1_have_the_bounds_of_proportions(tmp_path: Path) -> Non
     assert evidence.low == pytest.approx(0.05 ** (1 / 40), abs=1e-6)
     assert evidence.gain_low is not None
     assert evidence.gain_low < 0
+
+
+def test_values_that_are_all_equal_have_no_bounds(tmp_path: Path) -> None:
+    """The function may return any number for another row."""
+    gate = GateBound(metric="custom/polite", min=0.6, confidence=0.99)
+    constant = "def metric(row, answer):\n    return 0.7\n"
+
+    result = stage.run(score_config(tmp_path, constant, {"Tuned": answers(0)}, [gate]))
+
+    assert result.scores[0].value == pytest.approx(0.7)
+    assert result.scores[0].low is None
+    assert result.evidence[0].undecided.startswith("all 40 rows have the same value")

@@ -18,11 +18,11 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS
-from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval, one_sided
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.proportion import Proportion
 from finetune_trainer.rows import Row
+from finetune_trainer.statistics.bootstrap import MIN_UNITS
+from finetune_trainer.statistics.estimate import ConfidenceInterval, one_sided
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.proportion import Proportion
 from finetune_trainer.tokens.encode import EncodedRow
 
 Values = Sequence[float]

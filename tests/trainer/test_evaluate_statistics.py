@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap
 
-from finetune_trainer.evaluate.statistics.bootstrap import (
+from finetune_trainer.statistics.bootstrap import (
     MAX_UNITS,
     MIN_UNITS,
     Numbers,
@@ -17,10 +17,10 @@ from finetune_trainer.evaluate.statistics.bootstrap import (
     ratio,
     sums_of_units,
 )
-from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.power import MAX_ROWS, POWER, rows_in_all
-from finetune_trainer.evaluate.statistics.proportion import Proportion
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.power import MAX_ROWS, POWER, rows_in_all
+from finetune_trainer.statistics.proportion import Proportion
 from tools.evaluation import coverage
 from tools.evaluation.coverage import Coverage
 
@@ -178,10 +178,12 @@ def test_rows_that_are_all_equal_leave_room_for_others() -> None:
     assert (low, high) == pytest.approx((0.3 * 0.8316, 0.3 * 0.8316 + 0.1684), abs=5e-5)
 
 
-def test_equal_differences_of_values_without_a_range_have_no_width() -> None:
-    sums = np.stack([np.zeros(30), np.ones(30)], 1)
+@pytest.mark.parametrize(("value", "has_interval"), [(0.0, True), (0.7, False)])
+def test_only_differences_of_0_have_an_interval_without_width(value: float, has_interval: bool) -> None:
+    equal = Resampled(value, 30, np.stack([np.full(30, value), np.ones(30)], 1), ratio, (-math.inf, math.inf))
 
-    assert bounds(Resampled(0.0, 30, sums, ratio, (-math.inf, math.inf))) == (0, 0)
+    assert equal.has_interval == has_interval
+    assert not has_interval or bounds(equal) == (0, 0)
 
 
 # Coverage

@@ -17,8 +17,10 @@ from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.statistics.bootstrap import MIN_UNITS
+from finetune_trainer.statistics.estimate import ConfidenceInterval
 from finetune_trainer.train.learningcurve.curve import MAX_PROBLEM_LENGTH
-from finetune_trainer.train.learningcurve.intervals import MIN_ROWS, learning_curve, outlook_of
+from finetune_trainer.train.learningcurve.intervals import learning_curve, outlook_of
 from finetune_trainer.train.learningcurve.record import FILE, MAX_STARTS, CurveRecord, MeasuredShare
 from finetune_trainer.train.learningcurve.subsets import subset_indices, subset_size
 from finetune_trainer.train.rowlosses import RowLosses
@@ -205,7 +207,7 @@ def measured(share: float, rows: int, losses: np.ndarray[Any, Any]) -> MeasuredS
         (0.0, 200, "NotLikelyToHelp"),
         (-0.2, 200, "NotLikelyToHelp"),
         (0.02, 40, "Unknown"),
-        (0.2, MIN_ROWS - 1, "Unknown"),
+        (0.2, MIN_UNITS - 1, "Unknown"),
     ],
 )
 def test_the_sentence_is_what_the_interval_supports(fall: float, rows: int, expected: str) -> None:
@@ -213,7 +215,7 @@ def test_the_sentence_is_what_the_interval_supports(fall: float, rows: int, expe
     before = generator.gamma(4, 2, rows)
     after = before * (1 - fall) + generator.normal(0, 0.2 if rows > 100 else 1, rows)
 
-    curve = learning_curve([measured(1, 800, after), measured(0.5, 400, before)], seed=1)
+    curve = learning_curve([measured(1, 800, after), measured(0.5, 400, before)])
 
     assert curve.outlook == expected
     assert [point.share for point in curve.points] == [0.5, 1]
@@ -223,7 +225,7 @@ def test_the_interval_of_the_fall_is_paired() -> None:
     """Rows differ much from each other, and the loss of each falls by the same share."""
     before = np.random.default_rng(0).gamma(0.5, 20, 100)
 
-    curve = learning_curve([measured(0.5, 400, before), measured(1, 800, before * 0.9)], seed=1)
+    curve = learning_curve([measured(0.5, 400, before), measured(1, 800, before * 0.9)])
 
     low, high = curve.points[1].gain_low, curve.points[1].gain_high
     assert low is not None
@@ -233,8 +235,17 @@ def test_the_interval_of_the_fall_is_paired() -> None:
     assert high - low < ((alone.loss_high or 0) - (alone.loss_low or 0)) / 5
 
 
+def test_losses_that_are_all_equal_have_no_interval() -> None:
+    """How far those of other rows differ is unknown; a loss has no max."""
+    curve = learning_curve([measured(0.5, 400, np.full(40, 7.0)), measured(1, 800, np.full(40, 6.0))])
+
+    assert [(point.loss_low, point.gain_low) for point in curve.points] == [(None, None)] * 2
+    assert curve.points[1].gain == 0.1
+    assert curve.outlook == "Unknown"
+
+
 def test_a_smaller_growth_needs_a_smaller_fall() -> None:
-    gain = (0.005, 0.015)
+    gain = ConfidenceInterval(0.005, 0.015)
 
     assert outlook_of(gain, loss=1, growth=2) == "NotLikelyToHelp"
     assert outlook_of(gain, loss=1, growth=1.25) == "LikelyToHelp"

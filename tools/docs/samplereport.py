@@ -6,10 +6,6 @@ from statistics import stdev
 from typing import Final
 
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRICS
-from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, one_sided
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.power import rows_in_all
-from finetune_trainer.evaluate.statistics.proportion import Proportion
 from finetune_trainer.report.evaluation.facts import (
     EvaluationFacts,
     ScoreSlice,
@@ -19,6 +15,10 @@ from finetune_trainer.report.evaluation.facts import (
     ShownScore,
 )
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, one_sided
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.power import rows_in_all
+from finetune_trainer.statistics.proportion import Proportion
 
 TICKETS: Final = {
     "billing": (

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from scipy.stats import binom
 
-from finetune_trainer.evaluate.statistics.bootstrap import Resampled, ratio
-from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.proportion import Proportion
+from finetune_trainer.statistics.bootstrap import Resampled, ratio
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.proportion import Proportion
 from tools.bench.sheet import Sheet
 
 ROWS: Final = (50, 200, 1000)

@@ -11,17 +11,17 @@ from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow, mean
 from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.evaluate.statistics.bootstrap import (
+from finetune_trainer.rows import Row
+from finetune_trainer.statistics.bootstrap import (
     MIN_UNITS,
     Numbers,
     Resampled,
     ratio,
     sums_of_units,
 )
-from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.proportion import Proportion
-from finetune_trainer.rows import Row
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.proportion import Proportion
 
 TUNED: Final[Subject] = "Tuned"
 
@@ -65,11 +65,9 @@ class RowEstimates(Protocol):
 
 def shortage_of(estimate: Estimate, units: str) -> str:
     """Return why these `units` give no interval, as a sentence; empty if they give one."""
-    if not isinstance(estimate, Resampled):
+    if not isinstance(estimate, Resampled) or estimate.has_interval:
         return ""
     if estimate.units >= MIN_UNITS:
-        if not estimate.has_open_end:
-            return ""
         return (
             f"all {estimate.units} {units} have the same value, and how far others may differ is unknown: add"
             " more rows, or remove the confidence of the gate"

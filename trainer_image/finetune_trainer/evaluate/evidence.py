@@ -9,9 +9,9 @@ from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
-from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled
-from finetune_trainer.evaluate.statistics.estimate import Estimate, one_sided
-from finetune_trainer.evaluate.statistics.power import rows_in_all
+from finetune_trainer.statistics.bootstrap import MIN_UNITS, Resampled
+from finetune_trainer.statistics.estimate import Estimate, one_sided
+from finetune_trainer.statistics.power import rows_in_all
 
 DECIMALS: Final = 6
 """Of bounds, which are rounded outwards."""

@@ -12,10 +12,10 @@ from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.estimates import TUNED, shortage_of
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
-from finetune_trainer.evaluate.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
-from finetune_trainer.evaluate.statistics.estimate import SHOWN_LEVEL, Estimate
-from finetune_trainer.evaluate.statistics.paired import PairedProportions
-from finetune_trainer.evaluate.statistics.proportion import Proportion
+from finetune_trainer.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate
+from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.proportion import Proportion
 
 UNBOUNDED: Final = (-math.inf, math.inf)
 """Range of a metric of which nothing is known."""

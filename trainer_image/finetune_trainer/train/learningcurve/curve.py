@@ -79,7 +79,7 @@ def measure_curve(config: TrainConfig, context: StageContext, record: CurveRecor
                 context.stop.release()
             if record is not None:
                 _remove_leftovers(config, context, share)
-    return LearningCurve() if record is None else learning_curve(record.measured, used.seed)
+    return LearningCurve() if record is None else learning_curve(record.measured)
 
 
 def _measure(config: TrainConfig, context: StageContext, data: TrainingData, share: float) -> MeasuredShare:

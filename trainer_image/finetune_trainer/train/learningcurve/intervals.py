@@ -1,44 +1,36 @@
 """Intervals of a learning curve, and what they say about more rows.
 
-Intervals are two-sided at 95 %, by the bias-corrected and accelerated bootstrap over validation rows (Efron,
-"Better Bootstrap Confidence Intervals", 1987), as scipy computes it. Differences are paired: both losses are
-those of the same rows. They do not cover what another seed would change.
+Differences are paired: both losses are those of the same validation rows. Intervals do not cover what another
+seed would change.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from finetune_trainer.contract.learningcurve import LearningCurve, LearningCurvePoint, Outlook
+from finetune_trainer.statistics.bootstrap import Numbers, Resampled, ratio, sums_of_units
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
 from finetune_trainer.train.learningcurve.record import MeasuredShare
 
-CONFIDENCE: Final = 0.95
-RESAMPLES: Final = 2000
-MAX_UNITS: Final = 2000
-"""More rows are summed at random into this number of groups, which bounds the time of the bootstrap."""
-BATCH_FIGURES: Final = 1 << 22
-"""Figures of resampled rows in memory at once."""
-MIN_ROWS: Final = 20
-"""Validation rows below which there are no intervals, because those of a bootstrap are too narrow."""
 WORTHWHILE_GAIN: Final = 0.02
 """Fall of the loss per doubling of the rows, relative to the loss, below which more rows are not worth it."""
 DIGITS: Final = 5
+LOSSES: Final = (0.0, math.inf)
+GAINS: Final = (-math.inf, math.inf)
+"""Ranges of the figures."""
 
-Interval = tuple[float, float]
-Statistic = Callable[..., Any]
 
-
-def learning_curve(measured: Sequence[MeasuredShare], seed: int) -> LearningCurve:
-    """The curve of finished trainings; `seed` is that of the bootstrap."""
+def learning_curve(measured: Sequence[MeasuredShare]) -> LearningCurve:
+    """The curve of finished trainings."""
     points: list[LearningCurvePoint] = []
     before: MeasuredShare | None = None
     ordered = sorted(measured, key=lambda each: each.share)
     outlook: Outlook = "Unknown"
     for each in ordered:
-        point, outlook = _point(each, before, seed)
+        point, outlook = _point(each, before)
         points.append(point)
         before = each if each.losses is not None else before
     known = [each.losses for each in ordered if each.losses is not None]
@@ -50,7 +42,7 @@ def learning_curve(measured: Sequence[MeasuredShare], seed: int) -> LearningCurv
     )
 
 
-def outlook_of(gain: Interval, loss: float, growth: float) -> Outlook:
+def outlook_of(gain: ConfidenceInterval, loss: float, growth: float) -> Outlook:
     """What the last step of a curve says.
 
     Args:
@@ -59,15 +51,12 @@ def outlook_of(gain: Interval, loss: float, growth: float) -> Outlook:
         growth: factor by which the rows grew.
     """
     worthwhile = WORTHWHILE_GAIN * loss * math.log2(growth)
-    low, high = gain
-    if high < worthwhile:
+    if gain.high < worthwhile:
         return "NotLikelyToHelp"
-    return "LikelyToHelp" if low > 0 else "Unknown"
+    return "LikelyToHelp" if gain.low > 0 else "Unknown"
 
 
-def _point(
-    each: MeasuredShare, before: MeasuredShare | None, seed: int
-) -> tuple[LearningCurvePoint, Outlook]:
+def _point(each: MeasuredShare, before: MeasuredShare | None) -> tuple[LearningCurvePoint, Outlook]:
     point = LearningCurvePoint(share=each.share, rows=each.rows, problem=each.problem)
     losses = each.losses
     if losses is None:
@@ -75,50 +64,29 @@ def _point(
     weights = np.array(losses.weights, dtype=float)
     mine = np.array(losses.sums)
     update: dict[str, float] = {"loss": losses.mean}
-    interval = _interval(_mean, (mine, weights), seed)
+    interval = _interval(mine, weights, LOSSES)
     if interval is not None:
-        update |= {"loss_low": interval[0], "loss_high": interval[1]}
+        update |= {"loss_low": interval.low, "loss_high": interval.high}
     outlook: Outlook = "Unknown"
     if before is not None and before.losses is not None:
         update["gain"] = before.losses.mean - losses.mean
-        fallen = np.array(before.losses.sums) - mine
-        gain = _interval(_mean, (fallen, weights), seed)
+        gain = _interval(np.array(before.losses.sums) - mine, weights, GAINS)
         if gain is not None:
-            update |= {"gain_low": gain[0], "gain_high": gain[1]}
+            update |= {"gain_low": gain.low, "gain_high": gain.high}
             outlook = outlook_of(gain, losses.mean, each.rows / before.rows)
     return point.model_copy(update={name: _rounded(value) for name, value in update.items()}), outlook
 
 
-def _mean(sums: Any, weights: Any, axis: int = -1) -> Any:
-    return sums.sum(axis=axis) / weights.sum(axis=axis)
-
-
-def _interval(statistic: Statistic, data: tuple[Any, Any], seed: int) -> Interval | None:
-    """None if there are too few rows, or if the bootstrap has no result."""
-    rows = len(data[0])
-    if rows < MIN_ROWS:
-        return None
-    per_weight = data[0] / np.maximum(data[1], 1)
-    if np.ptp(per_weight) == 0:
-        return float(per_weight[0]), float(per_weight[0])
-    generator = np.random.default_rng(seed)
-    if rows > MAX_UNITS:
-        units = generator.permutation(rows) % MAX_UNITS
-        first, second = (np.bincount(units, each) for each in data)
-        data = (first, second)
-    result = bootstrap(
-        data,
-        statistic,
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        batch=max(1, BATCH_FIGURES // len(data[0])),
-        method="BCa",
-        rng=generator,
+def _interval(sums: Numbers, weights: Numbers, limits: tuple[float, float]) -> ConfidenceInterval | None:
+    """The interval of a mean, from the sum and the weight of each row; None if the rows give none."""
+    mean = Resampled(
+        value=float(sums.sum() / weights.sum()),
+        rows=len(sums),
+        sums=sums_of_units(np.column_stack([sums, weights])),
+        function=ratio,
+        limits=limits,
     )
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+    return mean.interval(SHOWN_LEVEL) if mean.has_interval else None
 
 
 def _rounded(value: float) -> float:

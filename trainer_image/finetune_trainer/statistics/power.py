@@ -10,7 +10,7 @@ from typing import Final
 
 from scipy.stats import norm
 
-from finetune_trainer.evaluate.statistics.estimate import Estimate
+from finetune_trainer.statistics.estimate import Estimate
 
 POWER: Final = 0.8
 """Probability that the gate is decided with that number of rows, if the true value is the measured one."""

@@ -11,7 +11,7 @@ from typing import Final
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval
+from finetune_trainer.statistics.estimate import ConfidenceInterval
 
 BEYOND_ANY_LEVEL: Final = 1e9
 """The statistic where a difference is impossible."""

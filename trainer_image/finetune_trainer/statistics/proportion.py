@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from scipy.stats import binomtest
 
-from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval
+from finetune_trainer.statistics.estimate import ConfidenceInterval
 
 MIN_WILSON_ROWS: Final = 30
 MAX_WILSON_SHARE: Final = 0.98

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from finetune_trainer.evaluate.statistics.estimate import ConfidenceInterval
+from finetune_trainer.statistics.estimate import ConfidenceInterval
 
 Numbers = NDArray[np.float64]
 
@@ -50,9 +50,23 @@ class Resampled:
         return len(self.sums)
 
     @property
-    def has_open_end(self) -> bool:
-        """Whether all units have one figure and the range has one end, so that nothing bounds the others."""
-        return self._is_constant and math.isfinite(self.limits[0]) != math.isfinite(self.limits[1])
+    def has_interval(self) -> bool:
+        """Whether the units limit the figure of others."""
+        return self.units >= MIN_UNITS and not self._has_unknown_spread
+
+    @property
+    def _has_unknown_spread(self) -> bool:
+        """Whether all units have one figure, and no range says how far others may differ.
+
+        Differences that are all 0 are those of equal models, which do not differ on other units either.
+        """
+        low, high = self.limits
+        is_difference = math.isinf(low) and math.isinf(high)
+        return (
+            self._is_constant
+            and not math.isfinite(high - low)
+            and not (is_difference and abs(self.value) <= EQUAL)
+        )
 
     @property
     def deviation(self) -> float:
