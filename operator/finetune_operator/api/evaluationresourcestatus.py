@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageStatus, StageUsage
-from finetune_operator.api.meta import Conditions, Digest, Model, Status
+from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.retrystatus import RetryStatus
 
 MAX_EVALUATED: Final = 8
@@ -31,6 +31,14 @@ class EvaluationResolved(Model):
             description="Version of the contract between operator and trainer that trainerImage reads.",
         ),
     ] = None
+
+
+class UnmeasuredCheckpoint(Model):
+    """A Checkpoint without scores."""
+
+    checkpoint: Annotated[Name, Field(description="Name of the Checkpoint.")]
+    reason: Annotated[str, Field(max_length=64, description="Reason of the failure.")]
+    message: Annotated[Message, Field(description="What failed and what to do next.")]
 
 
 class EvaluationDisplay(Model):
@@ -62,6 +70,14 @@ class EvaluationResourceStatus(Status):
     evaluations: Annotated[
         tuple[EvaluationStatus, ...],
         Field(max_length=MAX_EVALUATED, description="Results, in the order of spec.checkpoints."),
+    ] = ()
+    unmeasured: Annotated[
+        tuple[UnmeasuredCheckpoint, ...],
+        Field(
+            max_length=MAX_EVALUATED,
+            description="Checkpoints whose measurement failed, in the order of spec.checkpoints. The"
+            " remaining ones are measured.",
+        ),
     ] = ()
     stages: Annotated[
         tuple[StageStatus, ...], Field(max_length=1, description="Times of all pods, once they have ended.")

@@ -93,9 +93,15 @@ def _phase(job: Manifest) -> str:
     return phase
 
 
+def _measured(evaluation: Manifest) -> str:
+    """Time of the newest scores of the Evaluation; empty if it has none."""
+    scores = (evaluation.get("status") or {}).get("evaluations") or ()
+    return max((entry.get("measuredAt") or "" for entry in scores), default="")
+
+
 SETTLED: Final[Mapping[str, PackingPolicy]] = {
     "FineTuneJob": PackingPolicy(_is_finished_run, _phase),
-    "Evaluation": PackingPolicy(_is_finished_run),
+    "Evaluation": PackingPolicy(_is_finished_run, _measured),
     "Checkpoint": PackingPolicy(_has_conditions),
     "DatasetVersion": PackingPolicy(_has_conditions, _created),
 }

@@ -1,6 +1,6 @@
 """Read the caches: snapshots for passes, at the cost of reading the children of one object, and lookups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
@@ -24,6 +24,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_CONTENT,
     BY_DATASET_OF,
     BY_DIGEST,
+    BY_LINE,
     BY_STATE,
     ROLLING,
     address,
@@ -112,7 +113,9 @@ class SnapshotReader:
             versions_made_by=partial(self._of(DatasetVersion).indexed, BY_DATASET_OF),
             runs_with=partial(self._with_content, self._of(FineTuneJob)),
             evaluations_with=partial(self._with_content, self._of(Evaluation)),
-            evaluations_of=partial(self._of(Evaluation).indexed, BY_CHECKPOINT),
+            evaluations=self._of(Evaluation).named(namespace),
+            measurements_of=self._measurements,
+            followers_of=partial(self._of(InferenceDeployment).indexed, BY_LINE),
             endpoints_with=partial(self._with_content, self._of(InferenceDeployment)),
             rolling_everywhere=self._of(InferenceDeployment).indexed(BY_STATE, ROLLING),
             profiles=self._of(ComputeProfile).named(""),
@@ -176,6 +179,11 @@ class SnapshotReader:
 
     def _with_content(self, models: Models[R], content: str) -> Iterable[R]:
         return models.indexed(BY_CONTENT, content)
+
+    def _measurements(self, checkpoint: str) -> Iterator[tuple[str, datetime]]:
+        for key, measured_at in self._caches.kinds["Evaluation"].noted(BY_CHECKPOINT, checkpoint):
+            if measured_at:
+                yield key.partition("/")[2], datetime.fromisoformat(measured_at)
 
     def _newer(self, resource: Resource) -> int:
         """Number of records newer than this one, of its model line or of its Dataset or run."""

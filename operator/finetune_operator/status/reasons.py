@@ -21,6 +21,7 @@ class ConditionType(StrEnum):
     IMAGE_CURRENT = "ImageCurrent"
     LABELS_READ = "LabelsRead"
     IN_SYNC = "InSync"
+    SCORES_RECORDED = "ScoresRecorded"
 
 
 class Reason(StrEnum):
@@ -57,6 +58,7 @@ class Reason(StrEnum):
     REJECTED = "Rejected"
     # information only
     OLDER_RULE = "OlderRule"
+    LIST_FULL = "ListFull"
     # blocked until a user acts
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
@@ -95,6 +97,7 @@ class Reason(StrEnum):
     NOT_IMPLEMENTED = "NotImplemented"
     NAME_CONFLICT = "NameConflict"
     INVALID_SPEC = "InvalidSpec"
+    CHECKPOINT_REPLACED = "CheckpointReplaced"
     GATE_FAILED = "GateFailed"
     EVALUATION_UNDECIDED = "EvaluationUndecided"
     VETOED = "Vetoed"

@@ -13,6 +13,7 @@ QUESTIONS, QUESTIONS_UID = "questions", "d0000000-0000-4000-8000-000000000002"
 ASKED: Final = digest("a")
 """Digest of the rows to evaluate on."""
 QUESTIONS_VERSION: Final = f"{QUESTIONS}-{'a' * 12}"
+SECOND, SECOND_WEIGHTS = "answers-1b2c3-80-eeeeeeee", digest("e")
 
 
 def questions() -> Manifest:
@@ -83,3 +84,25 @@ def entries(cluster: MemoryCluster, checkpoint: str = CHECKPOINT) -> list[Manife
     """Scores on the Checkpoint's status."""
     found: list[Manifest] = cluster.objects["Checkpoint", checkpoint]["status"]["evaluations"]
     return found
+
+
+def second_checkpoint(cluster: MemoryCluster, model: str = "answers") -> None:
+    """Weights of all parameters from another base model, whose run does not exist."""
+    first = cluster.objects["Checkpoint", CHECKPOINT]
+    lineage = {
+        **first["spec"]["lineage"],
+        "baseModel": {"uri": "pvc://models/llama", "digest": digest("9")},
+        "method": "Full",
+        "job": {"name": "gone", "uid": "gone"},
+    }
+    spec = {
+        **first["spec"],
+        "model": model,
+        "digest": SECOND_WEIGHTS,
+        "type": "Full",
+        "uri": f"pvc://artifacts/checkpoints/{'e' * 64}",
+        "lineage": lineage,
+    }
+    cluster.add(
+        {"apiVersion": first["apiVersion"], "kind": "Checkpoint", "metadata": {"name": SECOND}, "spec": spec}
+    )

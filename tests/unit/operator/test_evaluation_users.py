@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.counters import OperatorMetrics
@@ -19,18 +20,19 @@ from tests.unit.operator.evaluations import (
     EVALUATION,
     QUESTIONS,
     QUESTIONS_VERSION,
+    SECOND,
+    SECOND_WEIGHTS,
     entries,
     evaluated_cluster,
     evaluating,
     evaluation,
     measured,
+    second_checkpoint,
     trained_cluster,
 )
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import BASE, CHECKPOINT, WEIGHTS, digest
 from tests.unit.operator.runsteps import delete_run
-
-SECOND, SECOND_WEIGHTS = "answers-1b2c3-80-eeeeeeee", digest("e")
 
 
 def names(cluster: MemoryCluster, kind: str, name: str) -> set[Key]:
@@ -39,28 +41,6 @@ def names(cluster: MemoryCluster, kind: str, name: str) -> set[Key]:
 
 def key(kind: str, name: str) -> Key:
     return Key(kind, "team", name)
-
-
-def second_checkpoint(cluster: MemoryCluster, model: str = "answers") -> None:
-    """Weights of all parameters from another base model, whose run does not exist."""
-    first = cluster.objects["Checkpoint", CHECKPOINT]
-    lineage = {
-        **first["spec"]["lineage"],
-        "baseModel": {"uri": "pvc://models/llama", "digest": digest("9")},
-        "method": "Full",
-        "job": {"name": "gone", "uid": "gone"},
-    }
-    spec = {
-        **first["spec"],
-        "model": model,
-        "digest": SECOND_WEIGHTS,
-        "type": "Full",
-        "uri": f"pvc://artifacts/checkpoints/{'e' * 64}",
-        "lineage": lineage,
-    }
-    cluster.add(
-        {"apiVersion": first["apiVersion"], "kind": "Checkpoint", "metadata": {"name": SECOND}, "spec": spec}
-    )
 
 
 def test_what_an_evaluation_waits_for_leads_to_it_and_its_scores_to_their_checkpoint() -> None:
@@ -158,12 +138,7 @@ def test_checkpoints_of_different_base_models_are_measured_one_after_the_other()
 def test_the_scores_of_the_run_stay_however_many_evaluations_follow() -> None:
     cluster = evaluated_cluster()
     for number in range(6):
-        cluster.now += timedelta(minutes=1)
-        uid = f"e0000000-0000-4000-8000-00000000010{number}"
-        cluster.add(evaluation(name=f"month-{number}", uid=uid))
-        cluster.settle()
-        cluster.succeed("evaluate", measured(uid=uid))
-        cluster.settle()
+        monthly(cluster, number)
 
     assert [each["source"] for each in entries(cluster)] == [
         "Run",
@@ -175,6 +150,78 @@ def test_the_scores_of_the_run_stay_however_many_evaluations_follow() -> None:
     writes = cluster.writes
     cluster.settle()
     assert cluster.writes == writes
+
+
+def monthly(cluster: MemoryCluster, number: int) -> None:
+    """Let an Evaluation of another month measure the Checkpoint."""
+    cluster.now += timedelta(minutes=1)
+    uid = f"e0000000-0000-4000-8000-00000000010{number}"
+    cluster.add(evaluation(name=f"month-{number}", uid=uid))
+    cluster.settle()
+    cluster.succeed("evaluate", measured(uid=uid))
+    cluster.settle()
+
+
+def follower(*evaluations: str) -> Manifest:
+    """An endpoint that requires scores of these Evaluations."""
+    scores = [{"metric": "exact_match", "min": 0.5, "evaluation": each} for each in evaluations]
+    follow = {"model": "ticket-routing", "minScores": scores}
+    spec = {"baseModel": {"uri": "pvc://models/gemma"}, "models": [{"name": "m", "follow": follow}]}
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "InferenceDeployment",
+        "metadata": {"name": "router"},
+        "spec": spec,
+    }
+
+
+def test_scores_that_an_endpoint_requires_stay_when_newer_ones_follow() -> None:
+    cluster = evaluated_cluster()
+    cluster.add(follower(EVALUATION))
+    for number in range(6):
+        monthly(cluster, number)
+
+    sources = [each["source"] for each in entries(cluster)]
+    assert sources == ["Run", "month-5", "month-4", "month-3", EVALUATION]
+    assert cluster.condition("Checkpoint", CHECKPOINT, "ScoresRecorded") is None
+
+
+def test_a_list_full_of_required_scores_says_what_it_omits() -> None:
+    cluster = evaluated_cluster()
+    for number in range(3):
+        monthly(cluster, number)
+    cluster.add(follower(EVALUATION, "month-0", "month-1", "month-2"))
+    monthly(cluster, 3)
+
+    assert [each["source"] for each in entries(cluster)][1:] == ["month-2", "month-1", "month-0", EVALUATION]
+    condition = cluster.condition("Checkpoint", CHECKPOINT, "ScoresRecorded")
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == ("False", "ListFull")
+    assert "scores of month-3:" in condition["message"]
+
+    cluster.delete("InferenceDeployment", "router")
+    monthly(cluster, 4)
+    assert cluster.condition("Checkpoint", CHECKPOINT, "ScoresRecorded") is None
+    assert [each["source"] for each in entries(cluster)][1:] == ["month-4", "month-3", "month-2", "month-1"]
+
+
+def test_a_pass_of_a_checkpoint_reads_no_evaluation_whose_scores_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = evaluated_cluster()
+    for number in range(6):
+        monthly(cluster, number)
+    read: list[str] = []
+    validate = Evaluation.model_validate
+
+    def noted(manifest: Manifest) -> Evaluation:
+        read.append(manifest["metadata"]["name"])
+        return validate(manifest)
+
+    monkeypatch.setattr(Evaluation, "model_validate", noted)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
+
+    assert not read
 
 
 def followed(checkpoint: Manifest, *min_scores: dict[str, Any]) -> str:
@@ -308,3 +355,38 @@ def test_the_champion_is_not_compared_with_itself() -> None:
 
     assert entries(cluster)[1]["gates"][0]["verdict"] == "NotApplicable"
     assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
+
+
+def replace_weights(cluster: MemoryCluster, name: str, character: str) -> None:
+    """Delete the Checkpoint and create another one of its name."""
+    old = cluster.objects["Checkpoint", name]
+    cluster.delete("Checkpoint", name)
+    spec = {**old["spec"], "digest": digest(character)}
+    cluster.add({**old, "metadata": {"name": name}, "spec": spec, "status": {}})
+    cluster.settle()
+
+
+def test_other_weights_of_the_same_name_are_not_measured() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    cluster.add(evaluation(checkpoints=[SECOND, CHECKPOINT]))
+    cluster.settle()
+    replace_weights(cluster, CHECKPOINT, "6")
+    cluster.succeed("evaluate", measured(checkpoint=SECOND_WEIGHTS))
+    cluster.settle()
+
+    assert cluster.states("Evaluation", EVALUATION) == {"Stalled": "CheckpointReplaced"}
+    (failure,) = cluster.objects["Evaluation", EVALUATION]["status"]["unmeasured"]
+    assert (failure["checkpoint"], failure["reason"]) == (CHECKPOINT, "CheckpointReplaced")
+    assert len(entries(cluster, SECOND)) == 1
+
+
+def test_scores_of_earlier_weights_are_not_those_of_a_checkpoint_of_the_same_name() -> None:
+    cluster = evaluating()
+    cluster.start("evaluate")
+    replace_weights(cluster, CHECKPOINT, "6")
+    cluster.succeed("evaluate", measured())
+    cluster.settle()
+
+    assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
+    assert [each["source"] for each in entries(cluster)] == ["Run"]

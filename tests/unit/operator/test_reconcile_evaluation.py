@@ -22,12 +22,15 @@ from tests.unit.operator.evaluations import (
     EVALUATION_UID,
     QUESTIONS,
     QUESTIONS_VERSION,
+    SECOND,
+    SECOND_WEIGHTS,
     entries,
     evaluated_cluster,
     evaluating,
     evaluation,
     measured,
     questions,
+    second_checkpoint,
     trained_cluster,
 )
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -280,6 +283,30 @@ def test_a_failed_job_names_the_checkpoint() -> None:
     assert state(cluster) == {"Stalled": "OutOfMemory"}
     assert message(cluster, "Stalled") == f"Checkpoint {CHECKPOINT}: row 7 alone needs too much"
     assert len(entries(cluster)) == 1
+
+
+def test_a_checkpoint_that_cannot_be_measured_keeps_no_other_from_being_measured() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    cluster.add(evaluation(checkpoints=[CHECKPOINT, SECOND]))
+    cluster.settle()
+    result = failed("evaluate", "OutOfMemory", "row 7 alone needs too much", run=f"{EVALUATION_UID}-0")
+    cluster.end("evaluate", result.to_json(), exit_code=1)
+    cluster.settle()
+    assert cluster.config("evaluate").checkpoint == SECOND_WEIGHTS
+    assert state(cluster)["Reconciling"] in {"Queued", "Evaluating"}
+
+    cluster.succeed("evaluate", measured(0.5, number=1, checkpoint=SECOND_WEIGHTS))
+    cluster.settle()
+
+    assert state(cluster) == {"Stalled": "OutOfMemory"}
+    assert message(cluster, "Stalled") == (
+        f"Checkpoint {CHECKPOINT}: row 7 alone needs too much. {SECOND}: exact_match 0.5 < 0.8"
+    )
+    assert status(cluster)["display"]["checkpoints"] == "1/2"
+    assert [each["checkpoint"] for each in status(cluster)["unmeasured"]] == [CHECKPOINT]
+    assert [each["source"] for each in entries(cluster, SECOND)] == [EVALUATION]
+    assert len(status(cluster)["stages"]) == 1
 
 
 def test_a_result_of_a_pod_that_is_gone_is_read_from_the_store() -> None:

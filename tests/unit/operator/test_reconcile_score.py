@@ -206,6 +206,24 @@ def test_a_profile_that_does_not_allow_custom_code_blocks_the_run_until_it_does(
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "CustomCodeNotAllowed"
 
 
+def test_a_permission_that_is_withdrawn_refuses_a_new_job_and_keeps_a_result() -> None:
+    cluster = cluster_of(run_of())
+    to_score(cluster)
+    del cluster.objects["Job", cluster.stage_job("score")["metadata"]["name"]]
+    cluster.change("ComputeProfile", "cpu", allowCustomCode=False)
+    cluster.settle()
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "CustomCodeNotAllowed"
+    assert not cluster.has_stage_job("score")
+
+    cluster.change("ComputeProfile", "cpu", allowCustomCode=True)
+    cluster.settle()
+    cluster.change("ComputeProfile", "cpu", allowCustomCode=False)
+    cluster.succeed("score", scored(), after=10)
+    cluster.settle()
+
+    assert cluster.states("FineTuneJob", JOB)["Ready"] == "NotPromoted"
+
+
 def test_a_store_in_a_bucket_is_refused() -> None:
     job = run_of()
     job["spec"]["store"] = {"uri": "s3://bucket/artifacts"}

@@ -2,9 +2,10 @@
 
 from typing import Final
 
-from finetune_operator.api.checkpoint import MAX_USERS, Checkpoint, CheckpointDisplay
+from finetune_operator.api.checkpoint import MAX_EVALUATIONS, MAX_USERS, Checkpoint, CheckpointDisplay
+from finetune_operator.api.meta import Condition
 from finetune_operator.plan import Event, Plan
-from finetune_operator.reconcile.checkpoint.evaluations import with_scores
+from finetune_operator.reconcile.checkpoint.evaluations import scores
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.promotion import decide
@@ -33,7 +34,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     if promoted and promoted_at is None:
         promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model, snapshot.now)
         events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(decision.message)),)
-    evaluations = with_scores(checkpoint, job, snapshot)
+    evaluations, omitted = scores(checkpoint, job, snapshot)
     in_use_by = _users(checkpoint, snapshot)
     generation = checkpoint.metadata.generation
     status = checkpoint.status.model_copy(
@@ -46,7 +47,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
                 score=score_text(evaluations[0] if evaluations else None), in_use=_users_text(in_use_by)
             ),
             "conditions": conditions.with_condition(
-                conditions.without(checkpoint.status.conditions, *conditions.STATES),
+                _with_omissions(checkpoint, omitted, snapshot),
                 ConditionType.PROMOTED,
                 "True" if promoted else "False",
                 decision.reason,
@@ -62,6 +63,26 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
         status=None if waits else conditions.status_manifest(status),
         events=events,
         metadata=finalizer_update(checkpoint),
+    )
+
+
+def _with_omissions(
+    checkpoint: Checkpoint, omitted: tuple[str, ...], snapshot: Snapshot
+) -> tuple[Condition, ...]:
+    """The conditions without those of a deletion, and with one while scores are omitted."""
+    others = conditions.without(checkpoint.status.conditions, *conditions.STATES)
+    if not omitted:
+        return conditions.without(others, ConditionType.SCORES_RECORDED)
+    return conditions.with_condition(
+        others,
+        ConditionType.SCORES_RECORDED,
+        "False",
+        Reason.LIST_FULL,
+        f"status.evaluations has no place for the scores of {', '.join(omitted)}: InferenceDeployments"
+        f" require those of {MAX_EVALUATIONS - 1} other Evaluations. Remove minScores[].evaluation where it"
+        " is not needed, or read the scores in the status of the Evaluation",
+        generation=checkpoint.metadata.generation,
+        now=snapshot.now,
     )
 
 

@@ -40,14 +40,18 @@ class Assessment(StagePass[EvaluationResourceStatus]):
     @property
     def current(self) -> str | None:
         """Name of the Checkpoint to measure next; None if all are measured."""
-        number = len(self.status.evaluations)
         names = self.evaluation.spec.checkpoints
-        return names[number] if number < len(names) else None
+        return names[self._number] if self._number < len(names) else None
 
     @property
     def run(self) -> str:
         """Folder of the results of the current Checkpoint in its store."""
-        return f"{self.evaluation.uid}-{len(self.status.evaluations)}"
+        return f"{self.evaluation.uid}-{self._number}"
+
+    @property
+    def _number(self) -> int:
+        """Number of Checkpoints that are measured or whose measurement failed."""
+        return len(self.status.evaluations) + len(self.status.unmeasured)
 
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the Jobs that measure the current Checkpoint."""

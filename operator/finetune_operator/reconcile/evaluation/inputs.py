@@ -6,6 +6,7 @@ from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.lines.scores import is_resolved
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.records.versions import check_location, resolve_version
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
@@ -54,7 +55,8 @@ def inputs(run: Assessment) -> Halt | None:
 def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed:
     """The Checkpoint, unless it is missing, being deleted, or does not say how to measure it.
 
-    Once the Evaluation has begun, the deletion of a Checkpoint waits for it, so it is measured.
+    Once the Evaluation has begun, the deletion of a Checkpoint waits for it, so it is measured. One of the
+    same name with other weights is not.
     """
     namespace, index = run.evaluation.namespace, run.snapshot.checkpoints
     begun = run.status.resolved.dataset_version is not None
@@ -65,6 +67,12 @@ def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed
             f"Checkpoint {name} of spec.checkpoints does not exist in namespace {namespace}, or is being"
             " deleted: wait until it is recorded, restore it, or name another one in a new Evaluation"
             f" (kubectl get checkpoints -n {namespace})",
+        )
+    if not is_resolved(run.evaluation, checkpoint):
+        return Failed(
+            Reason.CHECKPOINT_REPLACED,
+            f"Checkpoint {name} has other weights than at the start of the Evaluation, because it was deleted"
+            " and created again: measure them with a new Evaluation",
         )
     if weights_of(checkpoint, run.snapshot) is None:
         lineage = checkpoint.spec.lineage

@@ -1,13 +1,16 @@
-"""Measure the Checkpoints one after the other, each by an evaluate Job of its own."""
+"""Measure the Checkpoints one after the other, each by an evaluate Job of its own.
+
+One whose measurement fails does not keep the following ones from being measured.
+"""
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationresourcestatus import UnmeasuredCheckpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment, settings_hash
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job
 from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.stages.advance import advance
-from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import (
     Outcome,
     StageFailed,
@@ -15,27 +18,35 @@ from finetune_operator.reconcile.stages.request import (
     StartNeeded,
 )
 from finetune_operator.reconcile.stages.start import start
-from finetune_operator.reconcile.stages.usage import count_usage, finish, follow
-from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
+from finetune_operator.reconcile.stages.usage import finish, record
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.reconcile.verdicts.condensed import condensed
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, notes, verdict_text
-from finetune_operator.status import progress
+from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 
 
 def measure(run: Assessment) -> Halt | None:
-    """Record the scores of each Checkpoint; None once all have theirs."""
+    """Record the scores of each Checkpoint, or why it has none; None once all are recorded."""
     while run.current is not None:
         checkpoint = find_checkpoint(run, run.current)
         known = _known_scores(run, checkpoint) if isinstance(checkpoint, Checkpoint) else None
         if known is not None:
             _record(run, known)
             continue
-        outcome = _advance(run, run.current, checkpoint)
-        halt = _follow(run, outcome)
-        if halt is not None:
-            return halt
+        outcome = record(run, STAGE, _advance(run, run.current, checkpoint))
+        if isinstance(outcome, StageFailed | Failed):
+            _record_failure(run, outcome.reason, outcome.message)
+        elif not isinstance(outcome, StageResult):
+            return outcome
+        elif outcome.evaluate is None:
+            message = (
+                f"{STAGE} reports success but no scores: check that the trainer image is of this release"
+            )
+            _record_failure(run, Reason.RESULT_LOST, message)
+        else:
+            _record(run, _entry(run, outcome.evaluate))
     if run.status.usage is not None:
         finish(run, STAGE)
     return None
@@ -70,33 +81,6 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
             return checkpoint
         return start(run.draft, request, answer, build_job(run, request, answer.purpose, checkpoint))
     return answer
-
-
-def _follow(run: Assessment, outcome: Outcome) -> Halt | None:
-    """Record what happened; None if the scores are recorded."""
-    follow(run, STAGE)
-    if isinstance(outcome, StageResult):
-        count_usage(run, STAGE)
-        if outcome.evaluate is None:
-            finish(run, STAGE)
-            return Failed(
-                Reason.RESULT_LOST,
-                f"{STAGE} reports success but no scores: check that the trainer image is of this release",
-            )
-        _record(run, _entry(run, outcome.evaluate))
-        return None
-    if isinstance(outcome, Working):
-        run.update(progress=progress.entered(run.status.progress, STAGE))
-    if isinstance(outcome, Retry):
-        count_usage(run, STAGE)
-        run.update(retry=outcome.status)
-        return outcome.halt
-    if isinstance(outcome, StageFailed):
-        finish(run, STAGE)
-        message = f"Checkpoint {run.current}: {outcome.message}"
-        run.draft.event(EventReason.STAGE_FAILED, f"{STAGE} failed. {message}", "Warning")
-        return Failed(outcome.reason, message)
-    return outcome
 
 
 def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:
@@ -139,3 +123,11 @@ def _record(run: Assessment, entry: EvaluationStatus) -> None:
             Reason.SUCCEEDED,
             f"{number} Checkpoint{plural} measured on DatasetVersion {run.status.resolved.dataset_version}",
         )
+
+
+def _record_failure(run: Assessment, reason: str, message: str) -> None:
+    name = run.current or ""
+    failure = UnmeasuredCheckpoint(checkpoint=name, reason=reason, message=shortened(message))
+    run.update(unmeasured=(*run.status.unmeasured, failure), progress=None, retry=None)
+    text = f"{STAGE} failed. Checkpoint {name}: {message}"
+    run.draft.event(EventReason.STAGE_FAILED, text, "Warning")

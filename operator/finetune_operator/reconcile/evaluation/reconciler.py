@@ -47,8 +47,16 @@ def _chain(run: Assessment) -> Halt:
 
 
 def _end(run: Assessment) -> Done | Failed:
-    """The verdict: the worst of all Checkpoints."""
-    results = run.status.evaluations
+    """The verdict: that of the first Checkpoint without scores, else the worst of all."""
+    results, failures = run.status.evaluations, run.status.unmeasured
+    if failures:
+        unmeasured = [f"Checkpoint {each.checkpoint}: {each.message}" for each in failures]
+        missed_gates = [
+            f"{each.checkpoint}: {verdict_text(each)}"
+            for each in results
+            if each.verdict in {"Failed", "Undecided"}
+        ]
+        return Failed(failures[0].reason, ". ".join((*unmeasured, *missed_gates)))
     for verdict, reason in (("Failed", Reason.GATE_FAILED), ("Undecided", Reason.EVALUATION_UNDECIDED)):
         missed = [each for each in results if each.verdict == verdict]
         if missed:

@@ -1,5 +1,6 @@
 """Score: add the user's metrics to what an evaluation measured."""
 
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.scoreconfig import score_config
@@ -15,12 +16,8 @@ def with_custom_metrics(run: Run, spec: EvaluationSpec, evaluated: EvaluateResul
     """The result of evaluate with the scores of the user's metrics, or how the pass ends."""
     if not spec.custom_metrics:
         return evaluated
-    found = run.prerequisites
-    refused = found if isinstance(found, Blocked) else check_custom_metrics(run.job.spec.evaluation, found)
-    if refused is not None:
-        return refused
     digests = {source.name: source.digest for source in run.status.resolved.custom_metrics or ()}
-    result = run_stage(run, "score", lambda inputs: score_config(inputs, spec, digests))
+    result = run_stage(run, "score", lambda inputs: _unpermitted(run) or score_config(inputs, spec, digests))
     if not isinstance(result, StageResult):
         return result
     if result.score is None:
@@ -43,11 +40,21 @@ def check_custom_metrics(spec: EvaluationSpec | None, found: Prerequisites) -> F
             "spec.evaluation.customMetrics needs a store on a claim: its pod has no network to read"
             f" {found.store.uri}. Remove customMetrics, or create a new run with a pvc:// store",
         )
-    if not found.evaluate_profile.spec.allow_custom_code:
-        return Blocked(
-            Reason.CUSTOM_CODE_NOT_ALLOWED,
-            f"ComputeProfile {found.evaluate_profile.name} does not allow spec.evaluation.customMetrics: ask"
-            " the platform team to set its spec.allowCustomCode to true, or create a new run without them",
-            requeue_after=None,
-        )
-    return None
+    return _not_allowed(found.evaluate_profile)
+
+
+def _unpermitted(run: Run) -> Blocked | None:
+    """Why the Job may not start. The profile may have changed since the start of the run."""
+    found = run.prerequisites
+    return found if isinstance(found, Blocked) else _not_allowed(found.evaluate_profile)
+
+
+def _not_allowed(profile: ComputeProfile) -> Blocked | None:
+    if profile.spec.allow_custom_code:
+        return None
+    return Blocked(
+        Reason.CUSTOM_CODE_NOT_ALLOWED,
+        f"ComputeProfile {profile.name} does not allow spec.evaluation.customMetrics: ask the platform team"
+        " to set its spec.allowCustomCode to true, or create a new run without them",
+        requeue_after=None,
+    )

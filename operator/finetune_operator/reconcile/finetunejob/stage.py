@@ -11,7 +11,6 @@ from finetune_operator.reconcile.finetunejob.stagejobs import (
 )
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
 from finetune_operator.reconcile.stages.advance import advance
-from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import (
     Outcome,
     StageFailed,
@@ -19,10 +18,9 @@ from finetune_operator.reconcile.stages.request import (
     StartNeeded,
 )
 from finetune_operator.reconcile.stages.start import start
-from finetune_operator.reconcile.stages.usage import count_usage, finish, follow, has_finished
-from finetune_operator.reconcile.steps import Failed, Halt, Working
+from finetune_operator.reconcile.stages.usage import finish, has_finished, record
+from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.stagetable import STAGES
-from finetune_operator.status import progress
 from finetune_operator.status.problems import shown_problems
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.results import StageResult
@@ -60,24 +58,16 @@ def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
     """The same, once the status has what happened."""
     if isinstance(outcome, StageResult) and has_finished(run, stage):
         return outcome
-    follow(run, stage)
-    if isinstance(outcome, StageResult):
+    recorded = record(run, stage, outcome)
+    if isinstance(recorded, StageResult | StageFailed):
         finish(run, stage)
-        return outcome
-    if isinstance(outcome, Working):
-        run.update(progress=progress.entered(run.status.progress, stage))
-    if isinstance(outcome, Retry):
-        count_usage(run, stage)
-        run.update(retry=outcome.status)
-        return outcome.halt
-    if isinstance(outcome, StageFailed):
-        finish(run, stage)
-        prepared = outcome.result.prepare if outcome.result is not None else None
-        if prepared is not None:
-            run.update(problems=shown_problems(prepared))
-        run.draft.event(EventReason.STAGE_FAILED, f"{stage} failed: {outcome.message}", "Warning")
-        return Failed(outcome.reason, outcome.message)
-    return outcome
+    if not isinstance(recorded, StageFailed):
+        return recorded
+    prepared = recorded.result.prepare if recorded.result is not None else None
+    if prepared is not None:
+        run.update(problems=shown_problems(prepared))
+    run.draft.event(EventReason.STAGE_FAILED, f"{stage} failed: {recorded.message}", "Warning")
+    return Failed(recorded.reason, recorded.message)
 
 
 def without_result(stage: Stage) -> Failed:

@@ -33,8 +33,8 @@ from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.vocabulary import Stage
 
-ConfigBuilder = Callable[[StageInputs], StageConfig]
-"""Builds the config of one stage; it is all that a new stage has to build."""
+ConfigBuilder = Callable[[StageInputs], StageConfig | Blocked]
+"""Builds the config of one stage, or returns why its Job may not start. A new stage builds nothing else."""
 
 
 def build_job(
@@ -46,9 +46,12 @@ def build_job(
         return found
     inputs = _inputs(run, found, request.stage)
     stage: JobStage = request.stage
+    config: StageConfig | Blocked
     if purpose == "stage":
         run.keep(found)
         config = build_config(inputs)
+        if isinstance(config, Blocked):
+            return config
         unsent = check_config(config, found.profile)
         if unsent is not None:
             return unsent

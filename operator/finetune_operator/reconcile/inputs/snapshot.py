@@ -80,8 +80,14 @@ class Snapshot:
     """Returns the FineTuneJobs of all namespaces that may need a content (`indexes.contents`)."""
     evaluations_with: Callable[[str], Iterable[Evaluation]] = lambda _: ()
     """Returns unfinished Evaluations in the same way."""
-    evaluations_of: Callable[[str], Iterable[Evaluation]] = lambda _: ()
-    """Returns the Evaluations, also finished ones, that name a Checkpoint, by its `indexes.address`."""
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    measurements_of: Callable[[str], Iterable[tuple[str, datetime]]] = lambda _: ()
+    """Returns names and last times of measurement of the Evaluations with scores that name a Checkpoint.
+
+    By the Checkpoint's `indexes.address`. An Evaluation is not unpacked for it.
+    """
+    followers_of: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()
+    """Returns the InferenceDeployments that follow a model line, by its `indexes.address`."""
     endpoints_with: Callable[[str], Iterable[InferenceDeployment]] = lambda _: ()
     """Returns InferenceDeployments in the same way, because weights in a bucket have no namespace."""
     rolling_everywhere: Iterable[InferenceDeployment] = ()

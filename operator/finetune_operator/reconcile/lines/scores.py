@@ -3,6 +3,7 @@
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 
 OF_RUN: Final = "Run"
@@ -24,3 +25,10 @@ def scores_of(checkpoint: Checkpoint, evaluation: str | None = None) -> Evaluati
         ),
         None,
     )
+
+
+def is_resolved(evaluation: Evaluation, checkpoint: Checkpoint) -> bool:
+    """Whether the Evaluation measures these weights, not earlier ones of a Checkpoint of the same name."""
+    digests = evaluation.status.resolved.checkpoint_digests or ()
+    resolved = dict(zip(evaluation.spec.checkpoints, digests, strict=False))
+    return resolved.get(checkpoint.name, checkpoint.spec.digest) == checkpoint.spec.digest

@@ -1,14 +1,31 @@
-"""Progress and times of an object's stages, from the reports and the timestamps of its pods."""
+"""Progress, times and failures of an object's stages, from the reports and the timestamps of its pods."""
 
 from typing import Any
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import stagetimes
+from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.request import Outcome, StageFailed
 from finetune_operator.reconcile.stages.stagepass import StagePass
+from finetune_operator.reconcile.steps import Halt, Working
 from finetune_operator.status import progress
+from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
+
+
+def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult | StageFailed | Halt:
+    """Take what happened to a stage into the status; the caller decides what its end means."""
+    follow(run, stage)
+    if isinstance(outcome, Working):
+        run.update(progress=progress.entered(run.status.progress, stage))
+    if isinstance(outcome, StageResult | StageFailed | Retry):
+        count_usage(run, stage)
+    if isinstance(outcome, Retry):
+        run.update(retry=outcome.status)
+        return outcome.halt
+    return outcome
 
 
 def follow(run: StagePass[Any], stage: Stage) -> None:

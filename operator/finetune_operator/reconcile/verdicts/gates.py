@@ -168,7 +168,7 @@ class _GateDecision:
 
     def _without_bounds(self, figure: _Figure) -> _Part:
         reason = (
-            "the trainer image of the run computes no bounds: create a new run with the image of this release"
+            "the trainer image computes no bounds: use one of this release in a new run or Evaluation"
             if self.evidence is None
             else self.evidence.undecided or f"the rows give no bounds, and {self._more_rows()}"
         )
