@@ -45,6 +45,15 @@ class JobRecord(Model):
     uid: Annotated[str, Field(max_length=64, description="UID of the FineTuneJob.")]
 
 
+class AdapterRecord(Model):
+    """Properties of an adapter on which it depends whether an engine can serve it."""
+
+    r: Annotated[int, Field(description="Rank of the adapter, as method.lora.r of the run.")]
+    dora: Annotated[
+        bool | None, Field(description="Whether the adapter was trained with DoRA. Absent: false.")
+    ] = None
+
+
 class Lineage(Model):
     """Inputs that the Checkpoint was made from."""
 
@@ -72,6 +81,13 @@ class Lineage(Model):
             max_length=64,
             description="Parser that separates the reasoning of an answer from its content, named as in vLLM."
             " Absent: the chat template has no reasoning.",
+        ),
+    ] = None
+    adapter: Annotated[
+        AdapterRecord | None,
+        Field(
+            description="Properties of the adapter. Absent: the weights are a whole model, or an earlier"
+            " release recorded the Checkpoint."
         ),
     ] = None
     trainer_image: Annotated[str, Field(max_length=512, description="Trainer image of the train pods.")]

@@ -6,7 +6,13 @@ from typing import get_args
 
 from pydantic import JsonValue
 
-from finetune_operator.api.checkpoint import BaseModelRecord, CheckpointSpec, JobRecord, Lineage
+from finetune_operator.api.checkpoint import (
+    AdapterRecord,
+    BaseModelRecord,
+    CheckpointSpec,
+    JobRecord,
+    Lineage,
+)
 from finetune_operator.api.datasetversion import (
     DatasetStatistics,
     DatasetVersionSpec,
@@ -18,6 +24,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
+from finetune_operator.api.method import LoRA, Method
 from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,
@@ -29,6 +36,7 @@ from finetune_operator.manifests.labels import (
 )
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
 from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
@@ -114,11 +122,15 @@ def build_checkpoint(
     hyperparameters: ResolvedHyperparameters,
     chat_template_kwargs: dict[str, JsonValue] | None,
     reasoning_parser: str | None,
+    lora: LoRA | None,
     trainer_image: str,
     loss_curve: Sequence[ContractLossPoint],
     recorded_at: datetime,
 ) -> Manifest:
-    """The record of published weights, with their lineage. `loss_curve` is the curve of the whole run."""
+    """The record of published weights, with their lineage.
+
+    `lora` has the settings of an adapter that the run continues; `loss_curve` is the curve of the whole run.
+    """
     metrics: tuple[Score, ...] = ()
     if result.validation_loss is not None:
         metrics = (
@@ -152,6 +164,7 @@ def build_checkpoint(
             hyperparameters=hyperparameters,
             chat_template_kwargs=chat_template_kwargs or None,
             reasoning_parser=reasoning_parser,
+            adapter=_adapter(job.spec.method, lora),
             trainer_image=trainer_image,
         ),
         deletion_policy=job.spec.deletion_policy,
@@ -171,6 +184,13 @@ def build_checkpoint(
         },
         "spec": spec.to_dict(),
     }
+
+
+def _adapter(method: Method, continued: LoRA | None) -> AdapterRecord | None:
+    if not METHODS[method.type].trains_adapter:
+        return None
+    lora = continued or method.lora or LoRA()
+    return AdapterRecord(r=lora.r, dora=lora.dora or None)
 
 
 def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:

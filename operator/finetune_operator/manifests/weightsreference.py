@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from finetune_operator.api.checkpoint import BaseModelRecord, Checkpoint
+from finetune_operator.api.checkpoint import AdapterRecord, BaseModelRecord, Checkpoint
 from finetune_operator.manifests.labels import STORE_CREDENTIALS
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
@@ -27,6 +27,11 @@ class WeightsReference:
     chat_template_kwargs: ChatTemplateKwargs = field(default_factory=dict, hash=False)
     """Arguments for the chat template that the weights were trained with."""
 
+    reasoning_parser: str | None = None
+    """Parser of the reasoning in answers, named as in vLLM; None if there is none or none is recorded."""
+    adapter: AdapterRecord | None = None
+    """Properties of the adapter; None if they are not recorded."""
+
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "WeightsReference":
         """The weights of a Checkpoint."""
@@ -41,6 +46,8 @@ class WeightsReference:
             lineage.base_model,
             secret,
             cast(ChatTemplateKwargs, lineage.chat_template_kwargs or {}),
+            lineage.reasoning_parser,
+            lineage.adapter,
         )
 
     @property

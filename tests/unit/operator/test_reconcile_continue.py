@@ -390,6 +390,8 @@ def test_a_run_has_the_template_arguments_of_its_parent_unless_it_sets_its_own(
     lineage = Checkpoint.model_validate(cluster.objects["Checkpoint", made.name]).spec.lineage
     assert (lineage.chat_template_kwargs or {}) == expected
     assert lineage.reasoning_parser == "qwen3"
+    assert lineage.adapter is not None
+    assert (lineage.adapter.r, lineage.adapter.dora) == (LORA.r, LORA.dora or None)
     assert cluster.config("evaluate").chat_template_kwargs == expected
 
 

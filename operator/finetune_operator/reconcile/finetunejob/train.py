@@ -81,6 +81,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             hyperparameters=hyperparameters,
             chat_template_kwargs=resolved.chat_template_kwargs,
             reasoning_parser=resolved.reasoning_parser,
+            lora=resolved.lora,
             trainer_image=image or resolved.trainer_image or "",
             loss_curve=trained.loss_curve,
             recorded_at=run.snapshot.now,
