@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,12 @@ def score_config(
     source: str,
     of_subjects: Mapping[str, Sequence[str]],
     gates: Sequence[GateBound] = (),
+    *,
     function: str = "metric",
+    rows: Sequence[Row] = ROWS,
 ) -> ScoreConfig:
     bench = Workbench(root)
-    digest = bench.dataset(ROWS[:1], test=ROWS)
+    digest = bench.dataset(rows[:1], test=rows)
     predictions, metrics = root / "predictions", root / "metrics" / "polite"
     for folder in (predictions, metrics):
         folder.mkdir(parents=True)
@@ -201,3 +204,44 @@ def test_values_that_are_all_equal_have_no_bounds(tmp_path: Path) -> None:
     assert result.scores[0].value == pytest.approx(0.7)
     assert result.scores[0].low is None
     assert result.evidence[0].undecided.startswith("all 40 rows have the same value")
+
+
+RIGHT = "def metric(row, answer):\n    return row['completion'] in answer\n"
+
+
+def by_customer(root: Path, rows_of_each: int, source: str = RIGHT) -> ScoreConfig:
+    """Rows of customers, of whom the first ones have wrong answers only; grouped by customer."""
+    rows = [
+        replace(row, columns=(("customer", f"c{index // rows_of_each}"),)) for index, row in enumerate(ROWS)
+    ]
+    gate = GateBound(metric="custom/polite", min=0.5, min_gain=0, over="Base", confidence=0.95)
+    config = score_config(root, source, {"Tuned": answers(8), "Base": answers(20)}, [gate], rows=rows)
+    return config.model_copy(update={"group_by": "customer"})
+
+
+@pytest.mark.parametrize("source", [RIGHT, POLITE], ids=["shares", "numbers"])
+def test_rows_of_one_group_count_as_one(tmp_path: Path, source: str) -> None:
+    grouped = by_customer(tmp_path, 2, source)
+    (of_groups,) = stage.run(grouped).evidence
+    (of_rows,) = stage.run(grouped.model_copy(update={"group_by": None})).evidence
+
+    for bound in ("low", "gain_low"):
+        assert getattr(of_groups, bound) < getattr(of_rows, bound) - 0.02
+    assert (of_groups.value, of_groups.gain) == (of_rows.value, of_rows.gain)
+
+
+def test_few_groups_give_no_bounds(tmp_path: Path) -> None:
+    result = stage.run(by_customer(tmp_path, 4))
+
+    assert {score.low for score in result.scores} == {None}
+    assert result.evidence[0].undecided.startswith(
+        "bounds need at least 20 groups of customer, and 10 were measured"
+    )
+
+
+def test_groups_that_the_dataset_does_not_keep_give_no_bounds(tmp_path: Path) -> None:
+    config = by_customer(tmp_path, 2).model_copy(update={"group_by": "tenant"})
+
+    (evidence,) = stage.run(config).evidence
+
+    assert "add tenant to spec.keepColumns of the Dataset" in evidence.undecided

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,15 @@ from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import Estimates, Groups
+from finetune_trainer.evaluate.estimates import Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.rows import Row
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import ConfidenceInterval, one_sided
+from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
 from finetune_trainer.tokens.encode import EncodedRow
@@ -212,19 +211,18 @@ def groups_of(rows: int, each: int) -> Groups:
     return Groups("customer", {row: f"c{(row - 1) // each}" for row in range(1, rows + 1)})
 
 
-def row_of(customer: str | None) -> Row:
-    columns = (("plan", "paid"),) if customer is None else (("customer", customer), ("plan", "paid"))
-    return replace(Row.pair("order late?", "billing"), columns=columns)
+def columns_of(customer: str | None) -> dict[str, str]:
+    return {"plan": "paid"} if customer is None else {"customer": customer, "plan": "paid"}
 
 
 def test_the_group_of_a_row_is_its_kept_column() -> None:
-    groups = Groups.of("customer", [row_of("ann"), row_of("bob"), row_of("ann")])
+    groups = Groups.of("customer", [columns_of("ann"), columns_of("bob"), columns_of("ann")])
 
     assert groups == Groups("customer", {1: "ann", 2: "bob", 3: "ann"})
 
 
 def test_groups_of_which_one_is_missing_are_not_known() -> None:
-    assert Groups.of("customer", [row_of("ann"), row_of(None)]) == Groups("customer", None)
+    assert Groups.of("customer", [columns_of("ann"), columns_of(None)]) == Groups("customer", None)
 
 
 def test_rows_of_one_group_count_as_one() -> None:

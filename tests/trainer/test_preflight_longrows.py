@@ -11,6 +11,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import PreflightResult, StageResult
 from finetune_trainer.rows import Row
+from finetune_trainer.train.inputs import TrainingData
 from tests.trainer.workbench import ROWS, RUN, Workbench, elsewhere
 
 LONG = Row.pair("where?", "sales " * 100)
@@ -116,6 +117,8 @@ def test_a_run_trains_as_if_the_long_rows_were_not_there(bench: Workbench, is_to
     expected = other.train(other.train_config(dataset=other.dataset(ROWS, ROWS[:4]), method=method))
 
     assert bench.train(config) == expected
+    data = TrainingData.load(config, config.hyperparameters, bench.context())
+    assert list(data.validation_numbers) == [2, 3, 4, 5]
 
 
 def keep(bench: Workbench, result: PreflightResult) -> None:

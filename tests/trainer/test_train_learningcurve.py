@@ -1,6 +1,7 @@
 """The learning curve of a run: nested subsets, resumed, compared on the validation rows."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.learningcurve import OUTLOOKS
+from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurvePoint
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.preflight.learningcurve import with_learning_curve
+from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import ConfidenceInterval
@@ -242,6 +244,51 @@ def test_losses_that_are_all_equal_have_no_interval() -> None:
     assert [(point.loss_low, point.gain_low) for point in curve.points] == [(None, None)] * 2
     assert curve.points[1].gain == 0.1
     assert curve.outlook == "Unknown"
+
+
+def test_rows_of_one_group_count_as_one() -> None:
+    """Ten alike rows per group say as much as one."""
+    before = np.repeat(np.random.default_rng(0).gamma(4, 2, 25), 10)
+    curve = [measured(0.5, 400, before), measured(1, 800, before * 0.9)]
+    groups = [f"c{row // 10}" for row in range(250)]
+
+    of_rows, of_groups = learning_curve(curve).points[1], learning_curve(curve, groups).points[1]
+    few = learning_curve(curve, [f"c{row // 25}" for row in range(250)])
+
+    assert of_groups.loss == of_rows.loss
+    assert width_of(of_groups) > 2 * width_of(of_rows)
+    assert [point.loss_low for point in few.points] == [None, None]
+    assert few.outlook == "Unknown"
+
+
+def width_of(point: LearningCurvePoint) -> float:
+    assert point.loss_low is not None
+    assert point.loss_high is not None
+    return point.loss_high - point.loss_low
+
+
+@pytest.mark.parametrize(
+    ("column", "has_intervals"), [("customer", True), ("tenant", False)], ids=["kept", "not kept"]
+)
+def test_the_groups_of_validation_rows_are_those_of_a_kept_column(
+    bench: Workbench, column: str, has_intervals: bool
+) -> None:
+    """A row that is too long is left out; the groups of the rows after it stay theirs."""
+    long = Row.pair("order late? " * 60, "shipping")
+    rows = [
+        replace(row, columns=(("customer", f"c{number}"),))
+        for number, row in enumerate((long, *(ROWS * 2)[:MIN_UNITS]))
+    ]
+    dataset = bench.dataset(ROWS, rows)
+    config = bench.train_config(dataset=dataset, on_long_rows="Drop").model_copy(
+        update={"learning_curve": (0.25,), "group_by": column}
+    )
+
+    result = bench.train(config)
+
+    assert result.learning_curve is not None
+    assert result.learning_curve.validation_rows == MIN_UNITS
+    assert {point.loss_low is not None for point in result.learning_curve.points} == {has_intervals}
 
 
 def test_a_smaller_growth_needs_a_smaller_fall() -> None:

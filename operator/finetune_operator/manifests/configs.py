@@ -175,8 +175,14 @@ def train_config(
     spec: FineTuneJobSpec,
     resolved: Resolved,
     hyperparameters: ResolvedHyperparameters,
+    *,
+    group_by: str | None = None,
 ) -> TrainConfig:
-    """The config of train, with all values resolved."""
+    """The config of train, with all values resolved.
+
+    Args:
+        group_by: column whose rows are together in one split.
+    """
     return TrainConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
@@ -195,6 +201,7 @@ def train_config(
         coordinator=inputs.coordinator,
         peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if inputs.coordinator else None,
         learning_curve=(shares := _curve_shares(spec.evaluation)),
+        group_by=group_by if shares else None,
         max_run_seconds=inputs.max_run_seconds if shares else None,
     )
 

@@ -39,12 +39,12 @@ def run_of(**evaluation: Any) -> dict[str, Any]:
     return finetunejob(evaluation={"customMetrics": [METRIC], **evaluation})
 
 
-def cluster_of(job: dict[str, Any], **settings: Any) -> MemoryCluster:
+def cluster_of(job: dict[str, Any], data: dict[str, Any] | None = None, **settings: Any) -> MemoryCluster:
     objects = (
         profile(**{"allowCustomCode": True, **settings}),
         claim("artifacts"),
         claim("models"),
-        dataset(),
+        data or dataset(),
     )
     cluster = MemoryCluster(*objects, job)
     cluster.settle()
@@ -103,6 +103,14 @@ def test_the_pod_mounts_what_it_reads_and_has_neither_token_nor_credentials() ->
     assert config.report is None
     assert config.store.credentials is None
     assert config.metrics[0].digest == SOURCE
+
+
+@pytest.mark.parametrize("column", ["customer", None])
+def test_the_stage_is_given_the_column_of_its_rows(column: str | None) -> None:
+    cluster = cluster_of(run_of(), dataset(split={"groupBy": column}) if column else None)
+    to_score(cluster)
+
+    assert cluster.config("score").group_by == column
 
 
 def test_connections_are_denied_before_the_pod_exists() -> None:

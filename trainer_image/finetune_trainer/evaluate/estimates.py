@@ -11,7 +11,6 @@ from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow, mean
 from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.rows import Row
 from finetune_trainer.statistics.bootstrap import (
     MIN_UNITS,
     Numbers,
@@ -20,27 +19,11 @@ from finetune_trainer.statistics.bootstrap import (
     sums_of_units,
 )
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
+from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
 
 TUNED: Final[Subject] = "Tuned"
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups that the split kept together, because their rows are not independent."""
-
-    column: str
-    """Column of the source that names the group of a row."""
-    of_rows: Mapping[int, str] | None
-    """By number of the row; None if the dataset does not keep the column."""
-
-    @classmethod
-    def of(cls, column: str, rows: Sequence[Row]) -> "Groups":
-        """Read the groups of all rows of a split."""
-        groups = {number: dict(row.columns).get(column) for number, row in enumerate(rows, 1)}
-        known = {number: group for number, group in groups.items() if group is not None}
-        return cls(column, known if len(known) == len(groups) else None)
 
 
 class RowEstimates(Protocol):
@@ -63,10 +46,20 @@ class RowEstimates(Protocol):
         """Return why the rows give no interval, as a sentence; empty if they give one."""
 
 
-def shortage_of(estimate: Estimate, units: str) -> str:
-    """Return why these `units` give no interval, as a sentence; empty if they give one."""
+def shortage_of(estimate: Estimate, groups: Groups | None) -> str:
+    """Return why the rows give no interval, as a sentence; empty if they give one.
+
+    Args:
+        groups: of the rows; None if they are independent.
+    """
+    if groups is not None and groups.of_rows is None:
+        return (
+            f"the dataset keeps rows of one {groups.column} in one split and does not record which rows"
+            f" these are: add {groups.column} to spec.keepColumns of the Dataset, and create a new run"
+        )
     if not isinstance(estimate, Resampled) or estimate.has_interval:
         return ""
+    units = "rows" if groups is None else f"groups of {groups.column}"
     if estimate.units >= MIN_UNITS:
         return (
             f"all {estimate.units} {units} have the same value, and how far others may differ is unknown: add"
@@ -124,13 +117,7 @@ class Estimates:
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        groups = self.groups
-        if groups is not None and groups.of_rows is None:
-            return (
-                f"the dataset keeps rows of one {groups.column} in one split and does not record which rows"
-                f" these are: add {groups.column} to spec.keepColumns of the Dataset, and create a new run"
-            )
-        return shortage_of(estimate, "rows" if groups is None else f"groups of {groups.column}")
+        return shortage_of(estimate, self.groups)
 
     def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         if (metric, subjects) not in self._made:
@@ -142,17 +129,11 @@ class Estimates:
         samples = _paired(
             [measure.rows(metric, self.examples[subject], self.predictions(subject)) for subject in subjects]
         )
-        groups = self._groups_of(samples[0])
+        numbers = [row.example.row for row in samples[0]]
+        groups = None if self.groups is None else self.groups.shared(numbers)
         if info.kind == "Proportion" and groups is None:
             return _of_shares(info, samples)
         return _of_sums(info, measure, samples, groups)
-
-    def _groups_of(self, rows: Sequence[MeasuredRow]) -> list[str] | None:
-        """The group of each row; None if no row shares its group."""
-        if self.groups is None or self.groups.of_rows is None:
-            return None
-        groups = [self.groups.of_rows[row.example.row] for row in rows]
-        return None if len(set(groups)) == len(groups) else groups
 
 
 def _paired(samples: Sequence[Sequence[MeasuredRow]]) -> list[list[MeasuredRow]]:

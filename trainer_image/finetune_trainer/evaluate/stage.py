@@ -14,7 +14,7 @@ from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import Subject, listed
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
-from finetune_trainer.evaluate.estimates import Estimates, Groups
+from finetune_trainer.evaluate.estimates import Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
@@ -39,6 +39,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             subject.name for subject in subjects if not opener.has_same_tokens(subject.tokenizer)
         )
         unmeasured.extend(_not_compared(config, other_tokenizers & set(examples)))
-        groups = None if config.group_by is None else Groups.of(config.group_by, rows)
+        groups = None
+        if config.group_by is not None:
+            groups = Groups.of(config.group_by, (dict(row.columns) for row in rows))
         estimates = Estimates(examples, measures, log.of, groups, other_tokenizers)
         measured = tuple(examples)
         scores = tuple(scores_of(measured, estimates))

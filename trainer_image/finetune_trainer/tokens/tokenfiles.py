@@ -145,6 +145,11 @@ class TokenRows(Sequence[Any]):
         return row if self._max_length is None else row.truncate(self._max_length)
 
     @property
+    def numbers(self) -> Sequence[int]:
+        """Number of each row in its split, from 1."""
+        return range(1, len(self) + 1) if self._kept is None else (self._kept + 1).tolist()
+
+    @property
     def lengths(self) -> Int64s:
         """Number of tokens of each row."""
         if self._kept is not None:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ class TrainingData:
     """Training rows, encoded for the method."""
     validation: Sequence[Any]
     """Validation rows, encoded for the method."""
+    validation_numbers: Sequence[int]
+    """Number of each validation row in its split, from 1. Rows that are too long may be left out."""
     max_row_tokens: int
     """Number of tokens of the longest training row."""
     steps_per_epoch: int
@@ -55,19 +56,21 @@ class TrainingData:
         base = context.store.artifact(ArtifactRef(kind="models", digest=config.base_model))
         tokenizer = load_tokenizer(base)
         read = _tokenized(config, context) or _encoding(tokenizer, config, context)
-        rows = read("train")
+        rows, _ = read("train")
+        validation, validation_numbers = read("validation")
         return cls(
             base=base,
             tokenizer=tokenizer,
             rows=rows,
-            validation=read("validation"),
+            validation=validation,
+            validation_numbers=validation_numbers,
             max_row_tokens=max(map(int, row_lengths(rows)), default=0),
             steps_per_epoch=_checked_steps(len(rows), hyperparameters),
         )
 
 
-ReadSplit = Callable[[SplitName], Sequence[Any]]
-"""Returns the rows of a split, of which longer ones are truncated or left out."""
+ReadSplit = Callable[[SplitName], tuple[Sequence[Any], Sequence[int]]]
+"""Returns the rows of a split, of which longer ones are truncated or left out, and their numbers from 1."""
 
 
 def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
@@ -83,11 +86,16 @@ def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
     # Of the processes of a pod, one reads the files whole to verify them.
     files = TokenFiles(context.store.artifact(ref, verify=not context.group.local_rank))
     hyperparameters = config.hyperparameters
-    return partial(
-        files.rows,
-        max_length=hyperparameters.max_sequence_length,
-        drops_longer=hyperparameters.on_long_rows == "Drop",
-    )
+
+    def read(split: SplitName) -> tuple[Sequence[Any], Sequence[int]]:
+        rows = files.rows(
+            split,
+            max_length=hyperparameters.max_sequence_length,
+            drops_longer=hyperparameters.on_long_rows == "Drop",
+        )
+        return rows, rows.numbers
+
+    return read
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
@@ -97,8 +105,9 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
     max_length = config.hyperparameters.max_sequence_length
     drops_longer = config.hyperparameters.on_long_rows == "Drop"
 
-    def read(split: SplitName) -> list[Any]:
+    def read(split: SplitName) -> tuple[list[Any], list[int]]:
         encoded: list[Any] = []
+        numbers: list[int] = []
         for number, row in enumerate(read_rows(data / SPLIT_FILES[split]), 1):
             if context.stop.is_set():
                 raise Preempted
@@ -110,7 +119,8 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
                 ) from error
             if not drops_longer or tokens.num_tokens <= max_length:
                 encoded.append(tokens.truncate(max_length))
-        return encoded
+                numbers.append(number)
+        return encoded, numbers
 
     return read
 

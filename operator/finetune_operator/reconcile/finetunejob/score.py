@@ -17,7 +17,12 @@ def with_custom_metrics(run: Run, spec: EvaluationSpec, evaluated: EvaluateResul
     if not spec.custom_metrics:
         return evaluated
     digests = {source.name: source.digest for source in run.status.resolved.custom_metrics or ()}
-    result = run_stage(run, "score", lambda inputs: _unpermitted(run) or score_config(inputs, spec, digests))
+    group_by = run.snapshot.group_column(run.status.resolved.dataset_version)
+    result = run_stage(
+        run,
+        "score",
+        lambda inputs: _unpermitted(run) or score_config(inputs, spec, digests, group_by=group_by),
+    )
     if not isinstance(result, StageResult):
         return result
     if result.score is None:

@@ -27,13 +27,19 @@ def train(run: Run) -> Halt | None:
     """Train, and record the Checkpoints."""
     if run.status.checkpoints:
         return None
-    hyperparameters = hyperparameters_of(run)
+    resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
     result = run_stage(
         run,
         "train",
-        lambda inputs: train_config(inputs, run.job.spec, run.status.resolved, hyperparameters),
+        lambda inputs: train_config(
+            inputs,
+            run.job.spec,
+            resolved,
+            hyperparameters,
+            group_by=run.snapshot.group_column(resolved.dataset_version),
+        ),
     )
     if not isinstance(result, StageResult):
         return result

@@ -1,6 +1,8 @@
 """The config of the stage that computes the user's metrics."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.custommetric import CustomMetric
@@ -20,6 +22,8 @@ class ScoreConfig(StageConfig):
     dataset_path: str
     """Folder of the dataset."""
     split: Literal["test"] = "test"
+    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
     metrics: tuple[CustomMetric, ...]
     gates: tuple[GateBound, ...] = ()
     """Bounds for which the result has evidence, as in the config of evaluate. Those of other metrics are

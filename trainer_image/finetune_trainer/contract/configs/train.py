@@ -49,5 +49,8 @@ class TrainConfig(StageConfig):
         tuple[float, ...], Field(json_schema_extra={"since": 2, "essential": True})
     ] = ()
     """Shares of the training rows, above 0 and below 1, to train on after the run itself, in this order."""
+    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    """Column of the source whose rows are together in one split, and count as one in the intervals of the
+    learning curve; None: independent rows, or no curve."""
     max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
     """Seconds that the stage may run. A training of the learning curve that would exceed them is left out."""

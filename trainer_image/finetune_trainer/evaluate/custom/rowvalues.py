@@ -14,6 +14,7 @@ from finetune_trainer.evaluate.estimates import TUNED, shortage_of
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate
+from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
 
@@ -30,6 +31,8 @@ class RowValues:
 
     values: Mapping[tuple[Metric, Subject], Mapping[int, float]]
     """The value of each row, by its number."""
+    groups: Groups | None = None
+    """None if the rows are independent."""
 
     @property
     def measures(self) -> Collection[Metric]:
@@ -47,8 +50,11 @@ class RowValues:
 
     def score(self, metric: Metric, subject: Subject) -> Estimate:
         """Estimate the mean of a subject."""
-        values = list(self.values[metric, subject].values())
-        return Proportion(int(sum(values)), len(values)) if _are_shares(values) else _mean(values)
+        of_rows = self.values[metric, subject]
+        values, groups = list(of_rows.values()), self._groups_of(list(of_rows))
+        if not _are_shares(values):
+            return _mean(values, groups, UNBOUNDED)
+        return Proportion(int(sum(values)), len(values)) if groups is None else _mean(values, groups, (0, 1))
 
     def gain(self, metric: Metric, over: Subject) -> Estimate:
         """Estimate the mean gain of the tuned model, over the rows that both models answered."""
@@ -56,13 +62,16 @@ class RowValues:
         common = [row for row in tuned if row in others]
         samples = [[values[row] for row in common] for values in (tuned, others)]
         gains = [value - other for value, other in zip(*samples, strict=True)]
-        if _are_shares(*samples):
-            return PairedProportions(gains.count(1), gains.count(-1), len(gains))
-        return _mean(gains)
+        groups = self._groups_of(common)
+        if not _are_shares(*samples):
+            return _mean(gains, groups, UNBOUNDED)
+        if groups is not None:
+            return _mean(gains, groups, (-1, 1))
+        return PairedProportions(gains.count(1), gains.count(-1), len(gains))
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return shortage_of(estimate, "rows")
+        return shortage_of(estimate, self.groups)
 
     def scores(self) -> Iterator[Score]:
         """Yield the score of each metric and subject, with its interval; those of a subject together.
@@ -78,18 +87,21 @@ class RowValues:
                 score = score.model_copy(update=bounds)
             yield score
 
+    def _groups_of(self, numbers: Sequence[int]) -> list[str] | None:
+        return None if self.groups is None else self.groups.shared(numbers)
+
 
 def _are_shares(*samples: Sequence[float]) -> bool:
     """Return whether each value is 0 or 1, of enough rows to tell."""
     return len(samples[0]) >= MIN_UNITS and all(set(values) <= {0, 1} for values in samples)
 
 
-def _mean(values: Sequence[float]) -> Resampled:
+def _mean(values: Sequence[float], groups: Sequence[str] | None, limits: tuple[float, float]) -> Resampled:
     columns = np.column_stack([np.array(values, dtype=float), np.ones(len(values))])
     return Resampled(
         value=float(np.mean(columns[:, 0])),
         rows=len(values),
-        sums=sums_of_units(columns),
+        sums=sums_of_units(columns, groups),
         function=ratio,
-        limits=UNBOUNDED,
+        limits=limits,
     )

@@ -19,6 +19,7 @@ from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.metricsource import MetricSource, check_metric, metric_failure
+from finetune_trainer.statistics.groups import Groups
 
 Answers = dict[Subject, dict[int, str]]
 """The answers of each subject, by the number of their row."""
@@ -40,7 +41,10 @@ def run(config: ScoreConfig) -> ScoreResult:
         sources.append(CustomMetricSource(name=metric.name, digest=source.digest))
         of_subjects = _values(metric, source, rows, answers)
         values |= {(metric.metric, subject): found for subject, found in of_subjects.items()}
-    measured = RowValues(values)
+    groups = None
+    if config.group_by is not None:
+        groups = Groups.of(config.group_by, (row.get("columns", {}) for row in rows))
+    measured = RowValues(values, groups)
     return ScoreResult(
         scores=tuple(measured.scores()),
         evidence=tuple(evidence_for(config.gates, measured, measured.subjects)),

@@ -1,17 +1,21 @@
 """Train on nested subsets of the rows, one after the other, and compare their validation losses."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.learningcurve import LearningCurve
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.model.outofmemory import OutOfMemory, release_memory
+from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
+from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.guards.memory import MemoryLadder
 from finetune_trainer.train.inputs import TrainingData
@@ -79,7 +83,25 @@ def measure_curve(config: TrainConfig, context: StageContext, record: CurveRecor
                 context.stop.release()
             if record is not None:
                 _remove_leftovers(config, context, share)
-    return LearningCurve() if record is None else learning_curve(record.measured)
+        if record is None:
+            return LearningCurve()
+        groups = None if config.group_by is None else _groups(config, config.group_by, context, data)
+        return learning_curve(record.measured, groups)
+
+
+def _groups(config: TrainConfig, column: str, context: StageContext, data: TrainingData) -> Sequence[str]:
+    """The group of each validation row; one for all if the dataset does not keep the column."""
+    folder = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset))
+    rows = load_rows(folder / SPLIT_FILES["validation"])
+    groups = Groups.of(column, (dict(row.columns) for row in rows))
+    if groups.of_rows is None:
+        logger.warning(
+            "the learning curve has no intervals, because the dataset does not keep the column %s: add it to"
+            " spec.keepColumns of the Dataset",
+            column,
+        )
+        return [column] * len(data.validation)
+    return [groups.of_rows[number] for number in data.validation_numbers]
 
 
 def _measure(config: TrainConfig, context: StageContext, data: TrainingData, share: float) -> MeasuredShare:

@@ -23,14 +23,18 @@ GAINS: Final = (-math.inf, math.inf)
 """Ranges of the figures."""
 
 
-def learning_curve(measured: Sequence[MeasuredShare]) -> LearningCurve:
-    """The curve of finished trainings."""
+def learning_curve(measured: Sequence[MeasuredShare], groups: Sequence[str] | None = None) -> LearningCurve:
+    """The curve of finished trainings.
+
+    Args:
+        groups: the group of each validation row; None if the rows are independent.
+    """
     points: list[LearningCurvePoint] = []
     before: MeasuredShare | None = None
     ordered = sorted(measured, key=lambda each: each.share)
     outlook: Outlook = "Unknown"
     for each in ordered:
-        point, outlook = _point(each, before)
+        point, outlook = _point(each, before, groups)
         points.append(point)
         before = each if each.losses is not None else before
     known = [each.losses for each in ordered if each.losses is not None]
@@ -56,7 +60,9 @@ def outlook_of(gain: ConfidenceInterval, loss: float, growth: float) -> Outlook:
     return "LikelyToHelp" if gain.low > 0 else "Unknown"
 
 
-def _point(each: MeasuredShare, before: MeasuredShare | None) -> tuple[LearningCurvePoint, Outlook]:
+def _point(
+    each: MeasuredShare, before: MeasuredShare | None, groups: Sequence[str] | None
+) -> tuple[LearningCurvePoint, Outlook]:
     point = LearningCurvePoint(share=each.share, rows=each.rows, problem=each.problem)
     losses = each.losses
     if losses is None:
@@ -64,25 +70,27 @@ def _point(each: MeasuredShare, before: MeasuredShare | None) -> tuple[LearningC
     weights = np.array(losses.weights, dtype=float)
     mine = np.array(losses.sums)
     update: dict[str, float] = {"loss": losses.mean}
-    interval = _interval(mine, weights, LOSSES)
+    interval = _interval(mine, weights, groups, LOSSES)
     if interval is not None:
         update |= {"loss_low": interval.low, "loss_high": interval.high}
     outlook: Outlook = "Unknown"
     if before is not None and before.losses is not None:
         update["gain"] = before.losses.mean - losses.mean
-        gain = _interval(np.array(before.losses.sums) - mine, weights, GAINS)
+        gain = _interval(np.array(before.losses.sums) - mine, weights, groups, GAINS)
         if gain is not None:
             update |= {"gain_low": gain.low, "gain_high": gain.high}
             outlook = outlook_of(gain, losses.mean, each.rows / before.rows)
     return point.model_copy(update={name: _rounded(value) for name, value in update.items()}), outlook
 
 
-def _interval(sums: Numbers, weights: Numbers, limits: tuple[float, float]) -> ConfidenceInterval | None:
+def _interval(
+    sums: Numbers, weights: Numbers, groups: Sequence[str] | None, limits: tuple[float, float]
+) -> ConfidenceInterval | None:
     """The interval of a mean, from the sum and the weight of each row; None if the rows give none."""
     mean = Resampled(
         value=float(sums.sum() / weights.sum()),
         rows=len(sums),
-        sums=sums_of_units(np.column_stack([sums, weights])),
+        sums=sums_of_units(np.column_stack([sums, weights]), groups),
         function=ratio,
         limits=limits,
     )
