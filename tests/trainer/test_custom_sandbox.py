@@ -44,6 +44,13 @@ def test_a_function_gets_row_and_answer() -> None:
     assert value_of(source, "sales") == 0
 
 
+def test_the_trainer_need_not_be_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the image. The interpreter of the distribution has no package of the virtual environment."""
+    monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))
+
+    assert value_of("def metric(row, answer):\n    return answer == row['completion']\n") == 1
+
+
 def test_a_long_error_is_one_short_line_with_the_line_of_the_source() -> None:
     source = "def metric(row, answer):\n    raise ValueError(row['prompt'] + '\\n' + 'x' * 5000)\n"
 

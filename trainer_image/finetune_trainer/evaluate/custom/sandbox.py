@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
+import finetune_trainer
 from finetune_trainer.evaluate.custom.syscallfilter import forbid_inspection
 from finetune_trainer.runtime.scrubbing import one_line
 
@@ -26,6 +28,15 @@ MEMORY_BYTES: Final = 2 << 30
 """Address space of the process."""
 CHUNK_BYTES: Final = 1 << 16
 CHILD: Final = "finetune_trainer.evaluate.custom.child"
+ENVIRONMENT: Final = {
+    "LANG": "C.UTF-8",
+    # In the image, the trainer is not an installed package.
+    "PYTHONPATH": str(Path(finetune_trainer.__file__).parents[1]),
+    # Libraries for numbers reserve address space for each thread.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""The whole environment of the process."""
 
 
 MAX_LOGGED_LINES: Final = 200
@@ -59,15 +70,14 @@ class MetricProcess:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                *("-I", "-B", "-m", CHILD),
+                *("-P", "-s", "-B", "-m", CHILD),
                 *(function, str(cpu_seconds), str(memory_bytes)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Through a pipe, because the process may not write to files.
             stderr=subprocess.PIPE,
-            # Libraries for numbers reserve address space for each thread.
-            env={"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env=ENVIRONMENT,
             cwd="/",
             start_new_session=True,
         )
