@@ -43,3 +43,30 @@ def test_a_rollout_that_a_quota_refuses_waits_and_ends_when_the_quota_is_raised(
     assert team.served() == {"routing": "first"}
     api.patch("ResourceQuota", namespace, "small", {"spec": {"hard": {"count/pods": "9"}}})
     team.until_served(routing="second")
+
+
+def test_recreate_needs_no_capacity_for_a_second_revision(api: Api, namespace: str, team: Team) -> None:
+    api.create(quota(namespace, 1))
+    set_strategy(api, namespace, {"type": "Recreate"})
+    team.serve(pinned("second"))
+    team.until_served(routing="second")
+    states = {each["name"]: each["state"] for each in team.endpoint()["status"]["revisions"]}
+    assert sorted(states.values()) == ["Live", "Retired"]
+    assert [each["metadata"]["name"] for each in api.list("Deployment", namespace)] == [
+        team.endpoint()["status"]["revision"]
+    ]
+
+
+def test_a_fallback_recreates_after_the_deadline_without_capacity(
+    api: Api, namespace: str, team: Team
+) -> None:
+    api.create(quota(namespace, 1))
+    strategy = {"type": "RollingUpdate", "fallback": "Recreate", "progressDeadlineSeconds": 10}
+    set_strategy(api, namespace, strategy)
+    team.serve(pinned("second"))
+    team.until_reason("InferenceDeployment", "support", "Reconciling", "NoCapacityForSurge")
+    team.until_served(routing="second")
+
+
+def set_strategy(api: Api, namespace: str, strategy: Object) -> None:
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"strategy": strategy}})

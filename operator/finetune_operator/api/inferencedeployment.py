@@ -1,7 +1,7 @@
 """InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints."""
 
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from finetune_operator.api.metricrules import (
     OTHER_METRICS,
     MetricName,
 )
+from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.api.serving import Serving
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
@@ -191,27 +192,6 @@ class ServingCompute(Model):
             " threads of one process.",
         ),
     ] = 1
-
-
-class Strategy(Model):
-    """How a new revision replaces the old one."""
-
-    type: Annotated[
-        Literal["RollingUpdate"],
-        Field(
-            description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
-            " is removed."
-        ),
-    ] = "RollingUpdate"
-    progress_deadline_seconds: Annotated[
-        int,
-        Field(
-            ge=10,
-            le=86400,
-            description="Seconds within which a new revision must be ready. A revision that misses the"
-            " deadline is rolled back.",
-        ),
-    ] = 600
 
 
 class InferenceDeploymentSpec(Model):

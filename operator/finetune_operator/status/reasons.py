@@ -147,6 +147,7 @@ class EventReason(StrEnum):
     CONTENT_REMOVED = "ContentRemoved"
     CONTENT_KEPT = "ContentKept"
     ROLLOUT_STARTED = "RolloutStarted"
+    ROOM_MADE = "RoomMade"
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     ROLLOUT_FAILED = "RolloutFailed"
     DRIFT_CORRECTED = "DriftCorrected"

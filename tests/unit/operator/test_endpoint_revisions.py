@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec, Strategy
+from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec
+from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     spec_hash,
     with_entry,

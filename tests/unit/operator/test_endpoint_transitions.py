@@ -28,6 +28,7 @@ from tests.unit.operator.endpoints import (
     endpoint,
     profile,
     serving,
+    serving_pod,
     unscheduled_pod,
 )
 from tests.unit.operator.test_endpoint_rolloutlimit import other
@@ -35,6 +36,7 @@ from tests.unit.operator.test_endpoint_rolloutlimit import other
 IMPOSSIBLE: Final = {
     ("Live", Observation.UNPROVABLE),
     ("Live", Observation.NO_SLOT),
+    ("Live", Observation.OCCUPIED),
     ("Live", Observation.NO_CAPACITY),
     *(("Retired", seen) for seen in Observation if seen is not Observation.UNWANTED),
 }
@@ -48,6 +50,11 @@ NO_SLOT:
   Pending -> =, QUEUE
   RollingOut -> =, QUEUE
   WaitingForCapacity -> =, QUEUE
+  Failed -> =, ROLL_BACK
+OCCUPIED:
+  Pending -> RollingOut, MAKE_ROOM
+  RollingOut -> =, MAKE_ROOM
+  WaitingForCapacity -> RollingOut, MAKE_ROOM
   Failed -> =, ROLL_BACK
 ABSENT:
   Pending -> RollingOut, START
@@ -140,6 +147,10 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
                 cluster.miss_deadline(new)
         case Observation.NO_CAPACITY:
             cluster.put(unscheduled_pod(new))
+        case Observation.OCCUPIED:
+            cluster.edit(strategy={"type": "Recreate"})
+            cluster.put(serving_pod(old))
+            del cluster.deployments[new]
         case Observation.NOT_READY:
             cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
         case _:
@@ -171,6 +182,7 @@ def condition_of(plan: Plan) -> tuple[str, str]:
 SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
     Action.QUEUE: ("Reconciling", "Queued"),
+    Action.MAKE_ROOM: ("Reconciling", "RollingOut"),
     Action.START: ("Reconciling", "RollingOut"),
     Action.WAIT_FOR_CAPACITY: ("Reconciling", "NoCapacityForSurge"),
     Action.WAIT: ("Reconciling", "RollingOut"),

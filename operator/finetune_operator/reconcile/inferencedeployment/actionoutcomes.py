@@ -55,6 +55,20 @@ def queue(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.QUEUED, message))
 
 
+def make_room(view: EndpointView) -> RolloutOutcome:
+    """End the pods of the others, which keep answering until they have finished their requests."""
+    others, name = ", ".join(view.others), view.wanted.name
+    message = f"revision {name} ({view.models}) starts when the pods of {others} have ended"
+    events: tuple[Event, ...] = ()
+    if not view.has_made_room:
+        why = f"strategy {view.endpoint.spec.strategy.type}"
+        if view.shortage is not None:
+            why = f"strategy.fallback, because there is no capacity for both: {view.shortage}"
+        text = shortened(f"stopping the pods of {others} to start revision {name}, by {why}")
+        events = (Event("Normal", EventReason.ROOM_MADE, text),)
+    return RolloutOutcome(Working(Reason.ROLLING_OUT, message), events=events)
+
+
 def start(view: EndpointView) -> RolloutOutcome:
     """Create the Deployment. The first revision gets all requests at once, because no other one can serve."""
     facts = view.snapshot.facts
@@ -81,7 +95,7 @@ def wait_for_capacity(view: EndpointView) -> RolloutOutcome:
         f"revision {name} ({view.models}) starts when there is room for it; {view.serving} serves until then:"
         f" {shortage}"
     )
-    return RolloutOutcome(Working(Reason.NO_CAPACITY_FOR_SURGE, message))
+    return RolloutOutcome(Working(Reason.NO_CAPACITY_FOR_SURGE, message, view.seconds_to_fallback))
 
 
 def wait(view: EndpointView) -> RolloutOutcome:
@@ -140,6 +154,7 @@ def roll_back(view: EndpointView) -> RolloutOutcome:
 OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
     Action.QUEUE: queue,
+    Action.MAKE_ROOM: make_room,
     Action.START: start,
     Action.WAIT_FOR_CAPACITY: wait_for_capacity,
     Action.WAIT: wait,

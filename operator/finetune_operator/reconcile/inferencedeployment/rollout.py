@@ -8,10 +8,8 @@ from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES, RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.revisions import (
-    find_revision,
-    with_entry,
-)
+from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
+from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State, transition
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView, observe, state_of
 
@@ -28,7 +26,8 @@ def roll_out(view: EndpointView) -> Plan:
     revisions = _with_wanted(view, state, outcome)
     for name in (*replaced, *removed):
         revisions = _with_unwanted(view, name, revisions)
-    scaled = view.observed.replica_applies({name: view.replicas[name] for name in kept})
+    replicas = replicas_of(view, state)
+    scaled = view.observed.replica_applies({name: replicas[name] for name in kept if name not in replaced})
     restored, events = view.observed.corrections(*kept)
     return view.observed.plan(
         outcome.halt,

@@ -22,6 +22,7 @@ class Observation(Enum):
 
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
+    OCCUPIED = "starts when the pods of the other revisions have ended"
     ABSENT = "has no Deployment"
     NO_CAPACITY = "has pods that no node or quota has room for"
     NOT_READY = "has replicas that are not ready"
@@ -35,6 +36,7 @@ class Action(Enum):
 
     POSTPONE = "wait for the first replica"
     QUEUE = "wait for a slot"
+    MAKE_ROOM = "end the pods of the others"
     START = "create its Deployment"
     WAIT_FOR_CAPACITY = "wait for a node or quota with room for its pods"
     WAIT = "wait for its pods"
@@ -62,6 +64,7 @@ ENDED: Final[tuple[State, ...]] = ("Retired", "Failed")
 OF_WANTED: Final = (
     Observation.UNPROVABLE,
     Observation.NO_SLOT,
+    Observation.OCCUPIED,
     Observation.ABSENT,
     Observation.NO_CAPACITY,
     Observation.NOT_READY,
@@ -72,6 +75,7 @@ OF_WANTED: Final = (
 ROWS: Final[tuple[Row, ...]] = (
     (UNPROVEN, [Observation.UNPROVABLE], None, Action.POSTPONE),
     (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
+    (UNPROVEN, [Observation.OCCUPIED], "RollingOut", Action.MAKE_ROOM),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
     (UNPROVEN, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
     (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),

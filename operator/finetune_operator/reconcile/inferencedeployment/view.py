@@ -7,6 +7,7 @@ from functools import cached_property
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, POD
+from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe.deployments import (
     capacity_shortage,
@@ -16,6 +17,7 @@ from finetune_operator.observe.deployments import (
     is_ready,
     trouble_of,
 )
+from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
@@ -51,14 +53,54 @@ class EndpointView:
         return main_revision(self.weights)
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The revisions that get requests, besides the wanted one."""
+        return tuple(name for name in self.weights if name != self.wanted.name)
+
+    @property
     def has_fallback(self) -> bool:
         """Whether another revision serves, so requests are served if the wanted one fails."""
-        return any(name != self.wanted.name for name in self.weights)
+        return bool(self.others)
 
-    @cached_property
-    def replicas(self) -> dict[str, int]:
-        """Replicas of the wanted revision and of each revision that gets requests."""
-        return dict.fromkeys((*self.weights, self.wanted.name), self.endpoint.spec.replicas)
+    @property
+    def is_recreating(self) -> bool:
+        """Whether the wanted revision takes the room of the others, by its strategy or its fallback."""
+        strategy = self.endpoint.spec.strategy
+        if not self.has_fallback or strategy.type == "Recreate":
+            return self.has_fallback
+        return strategy.fallback == "Recreate" and (self.has_made_room or self._has_waited_for_capacity)
+
+    @property
+    def has_made_room(self) -> bool:
+        """Whether the others were scaled to 0 for the wanted revision."""
+        deployments = self.snapshot.children[DEPLOYMENT]
+        scaled = [deployments[name]["spec"].get("replicas", 1) for name in self.others if name in deployments]
+        is_starting = self.recorded is not None and self.recorded.state == "RollingOut"
+        return is_starting and bool(scaled) and not any(scaled) and self.endpoint.spec.replicas > 0
+
+    @property
+    def seconds_to_fallback(self) -> float | None:
+        """Seconds until the wanted revision, which has no capacity, is recreated; None: never."""
+        entry, strategy = self.recorded, self.endpoint.spec.strategy
+        if strategy.fallback is None or not self.has_fallback:
+            return None
+        waits = entry is not None and entry.state == "WaitingForCapacity"
+        since = entry.since if entry is not None and waits else None
+        waited = self.snapshot.now - since if since is not None else timedelta()
+        return max(0.0, strategy.progress_deadline_seconds - waited.total_seconds())
+
+    @property
+    def _has_waited_for_capacity(self) -> bool:
+        return self.shortage is not None and self.seconds_to_fallback == 0.0
+
+    @property
+    def has_other_pods(self) -> bool:
+        """Whether pods of other revisions have not ended; a terminating pod still has its devices."""
+        pods = self.snapshot.children[POD].values()
+        return any(
+            pod["metadata"].get("labels", {}).get(REVISION) != self.wanted.name and not has_ended(pod)
+            for pod in pods
+        )
 
     @property
     def deployment(self) -> Manifest | None:
@@ -87,7 +129,7 @@ class EndpointView:
             self.deployment,
             self.snapshot.children[POD],
             self.snapshot.now,
-            deadline_passed=not self.seconds_to_deadline and self.shortage is None,
+            deadline_passed=not self.seconds_to_deadline and (self.shortage is None or self.is_recreating),
         )
 
     @property
@@ -139,17 +181,25 @@ def observe(view: EndpointView, state: State) -> Observation:
     """Observe the wanted revision, which is in this state."""
     if view.endpoint.spec.replicas == 0 and state != "Live":
         return Observation.UNPROVABLE
+    if view.deployment is None and not _has_slot(view):
+        return Observation.NO_SLOT
+    is_recreating = state in UNPROVEN and view.is_recreating
+    if view.deployment is not None:
+        # Nothing serves while a revision is recreated, so its first replica serves at once.
+        if is_ready(view.deployment, 1 if is_recreating else view.endpoint.spec.replicas):
+            return Observation.READY
+        if view.failure is not None:
+            return Observation.BROKEN
+    if is_recreating and view.has_other_pods:
+        return Observation.OCCUPIED
     if view.deployment is None:
-        return Observation.ABSENT if _has_slot(view) else Observation.NO_SLOT
-    if is_ready(view.deployment, view.replicas[view.wanted.name]):
-        return Observation.READY
-    if view.failure is not None:
-        return Observation.BROKEN
-    is_short = state in UNPROVEN and view.shortage is not None
+        return Observation.ABSENT
+    is_short = state in UNPROVEN and not is_recreating and view.shortage is not None
     return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
 
 
 def _has_slot(view: EndpointView) -> bool:
     """Whether a rollout may start; the first revision of an endpoint needs no slot."""
     everywhere = view.snapshot.rolling_everywhere
-    return not view.has_fallback or not must_wait(view.endpoint, view.wanted.profile, everywhere)
+    has_begun = not view.has_fallback or view.has_made_room
+    return has_begun or not must_wait(view.endpoint, view.wanted.profile, everywhere)
