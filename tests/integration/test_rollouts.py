@@ -70,3 +70,24 @@ def test_a_fallback_recreates_after_the_deadline_without_capacity(
 
 def set_strategy(api: Api, namespace: str, strategy: Object) -> None:
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"strategy": strategy}})
+
+
+def test_a_paused_rollout_is_aborted_and_promoted_again_by_decisions(
+    api: Api, namespace: str, team: Team
+) -> None:
+    set_strategy(api, namespace, {"paused": True})
+    team.serve(pinned("second"))
+    team.until_reason("InferenceDeployment", "support", "Suspended", "Paused")
+    api.create(quota(namespace, 1))
+    set_strategy(api, namespace, {"paused": False})
+    team.until_reason("InferenceDeployment", "support", "Reconciling", "NoCapacityForSurge")
+    newest = team.endpoint()["status"]["revisions"][0]["name"]
+    decision = {"revision": newest, "verdict": "Abort", "reason": "ana: too slow"}
+    set_strategy(api, namespace, {"decision": decision})
+    message = team.until_reason("InferenceDeployment", "support", "Stalled", "RolledBack")
+    assert "ana: too slow" in message
+    assert team.served() == {"routing": "first"}
+    api.patch("ResourceQuota", namespace, "small", {"spec": {"hard": {"count/pods": "9"}}})
+    set_strategy(api, namespace, {"decision": {**decision, "verdict": "Promote"}})
+    team.until_served(routing="second")
+    assert team.endpoint()["status"]["decision"]["verdict"] == "Promote"

@@ -6,9 +6,36 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, ShortName, Status
+from finetune_operator.api.rolloutstrategy import RolloutDecisionFields
 
 MAX_REVISIONS: Final = 10
-RevisionState = Literal["RollingOut", "WaitingForCapacity", "Live", "Retired", "Failed"]
+MAX_HISTORY_MODELS: Final = 64
+"""Limit of the models of all revisions in a status, which keeps the status small."""
+RevisionState = Literal["RollingOut", "WaitingForCapacity", "Live", "Retired", "Failed", "RolledBack"]
+RevisionResult = Literal["Passed", "Failed", "Aborted"]
+
+
+class RevisionModel(Model):
+    """Weights that a revision serves under one name."""
+
+    name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
+    checkpoint: Annotated[
+        Name | None, Field(description="Checkpoint. Absent: the weights are pinned by uri.")
+    ] = None
+    digest: Annotated[Digest | None, Field(description="Digest of the weights.")] = None
+
+
+class RevisionVerdict(Model):
+    """Result of the rollout of a revision."""
+
+    result: Annotated[
+        RevisionResult,
+        Field(
+            description="Passed: what the strategy requires was met. Failed: the revision could not start, or"
+            " not in time. Aborted: a decision rolled it back."
+        ),
+    ]
+    reason: Annotated[Message, Field(description="Reason of the decision.")] = ""
 
 
 class RevisionStatus(Model):
@@ -20,7 +47,7 @@ class RevisionStatus(Model):
         Field(
             description="RollingOut: the pods are starting. WaitingForCapacity: no node or quota has room for"
             " them. Live: the revision serves. Retired: another revision has replaced it. Failed: it could"
-            " not start, or not in time."
+            " not start, or not in time. RolledBack: a decision returned the requests to another revision."
         ),
     ]
     weight: Annotated[
@@ -48,6 +75,23 @@ class RevisionStatus(Model):
     reason: Annotated[str, Field(max_length=64, description="Reason for the state.")] = ""
     message: Annotated[Message, Field(description="Details of the reason.")] = ""
     since: Annotated[datetime | None, Field(description="Time at which the state began.")] = None
+    verdict: Annotated[
+        RevisionVerdict | None, Field(description="Result of the rollout. Absent: it has not ended.")
+    ] = None
+    models: Annotated[
+        tuple[RevisionModel, ...],
+        Field(
+            max_length=32,
+            description="Models of the revision. To return to it, pin these Checkpoints. Absent for old"
+            " revisions of an endpoint with many models.",
+        ),
+    ] = ()
+
+
+class ObeyedDecision(RolloutDecisionFields):
+    """Decision that the operator obeyed last."""
+
+    at: Annotated[datetime, Field(description="Time at which the operator obeyed it.")]
 
 
 class ServedModelStatus(Model):
@@ -66,6 +110,13 @@ class EndpointDisplay(Model):
 
     models: Annotated[str | None, Field(description="Names of the models.")] = None
     ready: Annotated[str | None, Field(description="Ready replicas and desired replicas.")] = None
+    weight: Annotated[
+        str | None,
+        Field(description="Percent of the requests of the serving revision, and of one that is rolling out."),
+    ] = None
+    verdict: Annotated[
+        str | None, Field(description="Verdict on the newest revision, or its state without one.")
+    ] = None
 
 
 class InferenceDeploymentStatus(Status):
@@ -79,6 +130,9 @@ class InferenceDeploymentStatus(Status):
         tuple[RevisionStatus, ...],
         Field(max_length=MAX_REVISIONS, description="Most recent revisions of the endpoint, newest first."),
     ] = ()
+    decision: Annotated[
+        ObeyedDecision | None, Field(description="Decision of spec.strategy that was obeyed last.")
+    ] = None
     models: Annotated[
         tuple[ServedModelStatus, ...],
         Field(max_length=32, description="Models that the endpoint serves now."),

@@ -111,8 +111,10 @@ KINDS: Final[tuple[Kind, ...]] = (
         "infd",
         (
             Column("Models", ".status.display.models"),
-            Column("Ready", ".status.display.ready"),
             Column("Revision", ".status.revision"),
+            Column("Weight", ".status.display.weight"),
+            Column("Verdict", ".status.display.verdict"),
+            Column("Ready", ".status.display.ready"),
             Column("URL", ".status.url"),
             AGE,
         ),

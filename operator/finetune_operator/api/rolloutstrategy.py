@@ -4,7 +4,37 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import CELRule, Model
+from finetune_operator.api.meta import CELRule, Model, Name
+
+DecisionVerdict = Literal["Promote", "Abort"]
+DecisionReason = Annotated[str, Field(max_length=256, description="Who decided, and why.")]
+
+
+class RolloutDecisionFields(Model):
+    """Decision of a person about one revision."""
+
+    revision: Annotated[Name, Field(description="Revision, as in status.revisions.")]
+    verdict: Annotated[
+        DecisionVerdict,
+        Field(
+            description="Promote: start a failed or rolled back revision again. Abort: roll back a revision"
+            " that is rolling out. A decision about a revision that is Live has no effect: pin another"
+            " Checkpoint."
+        ),
+    ]
+    generation: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Number of the decision. Raise it to repeat a decision about the same revision."
+            " Default: 1.",
+        ),
+    ] = 1
+    reason: DecisionReason = ""
+
+
+class RolloutDecision(RolloutDecisionFields):
+    """Decision of a person about one revision. The operator obeys it once."""
 
 
 class Strategy(Model):
@@ -43,3 +73,17 @@ class Strategy(Model):
             " deadline is rolled back. Time without capacity does not count.",
         ),
     ] = 600
+    paused: Annotated[
+        bool,
+        Field(
+            description="Whether rollouts pause: no revision starts, and none that is starting gets requests."
+            " What serves keeps serving and can be scaled. Default: false."
+        ),
+    ] = False
+    decision: Annotated[
+        RolloutDecision | None,
+        Field(
+            description="Last decision of a person. It can stay in the spec, because the operator obeys it"
+            " once and records it in status.decision."
+        ),
+    ] = None

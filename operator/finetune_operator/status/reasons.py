@@ -48,6 +48,7 @@ class Reason(StrEnum):
     SUCCEEDED = "Succeeded"
     RESTORED = "Restored"
     SUSPENDED = "Suspended"
+    PAUSED = "Paused"
     AVAILABLE = "Available"
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -109,6 +110,7 @@ class Reason(StrEnum):
     MAX_RUN_SECONDS_EXCEEDED = "MaxRunSecondsExceeded"
     RESULT_LOST = "ResultLost"
     ROLLOUT_FAILED = "RolloutFailed"
+    ROLLED_BACK = "RolledBack"
 
 
 UNDER_WAY: Final = frozenset(
@@ -150,6 +152,7 @@ class EventReason(StrEnum):
     ROOM_MADE = "RoomMade"
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     ROLLOUT_FAILED = "RolloutFailed"
+    ROLLED_BACK = "RolledBack"
     DRIFT_CORRECTED = "DriftCorrected"
     BLOCKED = "Blocked"
     NOT_IMPLEMENTED = "NotImplemented"

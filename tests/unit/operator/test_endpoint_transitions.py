@@ -35,6 +35,8 @@ from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 IMPOSSIBLE: Final = {
     ("Live", Observation.UNPROVABLE),
+    ("Live", Observation.ABORTED),
+    ("Live", Observation.PAUSED),
     ("Live", Observation.NO_SLOT),
     ("Live", Observation.OCCUPIED),
     ("Live", Observation.NO_CAPACITY),
@@ -46,45 +48,65 @@ UNPROVABLE:
   RollingOut -> =, POSTPONE
   WaitingForCapacity -> =, POSTPONE
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+ABORTED:
+  Pending -> RolledBack, ABORT
+  RollingOut -> RolledBack, ABORT
+  WaitingForCapacity -> RolledBack, ABORT
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+PAUSED:
+  Pending -> =, HOLD
+  RollingOut -> =, HOLD
+  WaitingForCapacity -> =, HOLD
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 NO_SLOT:
   Pending -> =, QUEUE
   RollingOut -> =, QUEUE
   WaitingForCapacity -> =, QUEUE
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 OCCUPIED:
   Pending -> RollingOut, MAKE_ROOM
   RollingOut -> =, MAKE_ROOM
   WaitingForCapacity -> RollingOut, MAKE_ROOM
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 ABSENT:
   Pending -> RollingOut, START
   RollingOut -> =, START
   WaitingForCapacity -> RollingOut, START
   Live -> RollingOut, START
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 NO_CAPACITY:
   Pending -> WaitingForCapacity, WAIT_FOR_CAPACITY
   RollingOut -> WaitingForCapacity, WAIT_FOR_CAPACITY
   WaitingForCapacity -> =, WAIT_FOR_CAPACITY
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 NOT_READY:
   Pending -> RollingOut, WAIT
   RollingOut -> =, WAIT
   WaitingForCapacity -> RollingOut, WAIT
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 READY:
   Pending -> Live, SERVE
   RollingOut -> Live, SERVE
   WaitingForCapacity -> Live, SERVE
   Live -> =, SERVE
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 BROKEN:
   Pending -> Failed, FAIL
   RollingOut -> Failed, FAIL
   WaitingForCapacity -> Failed, FAIL
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 UNWANTED:
   Pending -> Retired, REMOVE
   RollingOut -> Retired, REMOVE
@@ -92,11 +114,13 @@ UNWANTED:
   Live -> Retired, REMOVE
   Retired -> =, REMOVE
   Failed -> =, REMOVE
+  RolledBack -> =, REMOVE
 """
 ROLLOUTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "rollouts.md"
 BEGINS_AGAIN: Final = {
     "Retired": "is wanted again",
-    "Failed": "is tried again after an edit, or because nothing else serves",
+    "Failed": "is tried again after an edit or a decision, or because nothing else serves",
+    "RolledBack": "is tried again after an edit or a decision, or because nothing else serves",
 }
 
 
@@ -147,6 +171,10 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
                 cluster.miss_deadline(new)
         case Observation.NO_CAPACITY:
             cluster.put(unscheduled_pod(new))
+        case Observation.ABORTED:
+            cluster.edit(strategy={"decision": {"revision": new, "verdict": "Abort"}})
+        case Observation.PAUSED:
+            cluster.edit(strategy={"paused": True})
         case Observation.OCCUPIED:
             cluster.edit(strategy={"type": "Recreate"})
             cluster.put(serving_pod(old))
@@ -164,7 +192,7 @@ def record(cluster: EndpointCluster, name: str, state: State) -> None:
     raw = cluster.endpoint.to_dict()
     entries = [entry for entry in raw["status"]["revisions"] if entry["name"] != name]
     if state != "Pending":
-        tried = spec_hash(cluster.endpoint) if state in {"RollingOut", "Failed"} else ""
+        tried = spec_hash(cluster.endpoint) if state in {"RollingOut", "Failed", "RolledBack"} else ""
         entries.insert(0, {"name": name, "state": state, "specHash": tried, "message": "out of memory"})
     raw["status"]["revisions"] = entries
     cluster.endpoint = InferenceDeployment.model_validate(raw)
@@ -173,7 +201,7 @@ def record(cluster: EndpointCluster, name: str, state: State) -> None:
 def condition_of(plan: Plan) -> tuple[str, str]:
     """Type and reason of the condition that the pass writes."""
     assert plan.status is not None
-    states = {"Ready", "Reconciling", "Stalled"}
+    states = {"Ready", "Reconciling", "Stalled", "Suspended"}
     true = [each for each in plan.status["conditions"] if each["type"] in states and each["status"] == "True"]
     (condition,) = true
     return condition["type"], condition["reason"]
@@ -181,6 +209,8 @@ def condition_of(plan: Plan) -> tuple[str, str]:
 
 SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
+    Action.ABORT: ("Stalled", "RolledBack"),
+    Action.HOLD: ("Suspended", "Paused"),
     Action.QUEUE: ("Reconciling", "Queued"),
     Action.MAKE_ROOM: ("Reconciling", "RollingOut"),
     Action.START: ("Reconciling", "RollingOut"),
@@ -241,13 +271,14 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
     existed = wanted in cluster.deployments
     plan = cluster.reconcile()
     following, action = TRANSITIONS[state, seen]
-    assert condition_of(plan) == SAYS[action]
+    rolled_back = state == "RolledBack" and action is Action.ROLL_BACK
+    assert condition_of(plan) == (("Stalled", "RolledBack") if rolled_back else SAYS[action])
     states = {each.name: each.state for each in cluster.endpoint.status.revisions}
     assert states.get(wanted, "Pending") == following
     assert (("Deployment", wanted) in kinds([each.manifest for each in plan.create])) == (
         action is Action.START
     )
-    removed = action is Action.ROLL_BACK and existed
+    removed = action in {Action.ROLL_BACK, Action.ABORT} and existed
     assert kinds([each.manifest for each in plan.delete]) == ([("Deployment", wanted)] if removed else [])
     moved = action is Action.SERVE and serves != wanted
     assert ("apply Service desk" in cluster.log[log_before:]) == moved

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from finetune_operator.api.endpointstatus import ServedModelStatus
+from finetune_operator.api.endpointstatus import RevisionVerdict, ServedModelStatus
 from finetune_operator.manifests.labels import RUNNER
 from finetune_operator.manifests.serviceaccount import build_runner_account
 from finetune_operator.manifests.serving import build_deployment, endpoint_url
@@ -12,7 +12,7 @@ from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
-from finetune_operator.reconcile.steps import Done, Failed, Halt, Working
+from finetune_operator.reconcile.steps import Done, Failed, Halt, Suspended, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason
 
@@ -42,6 +42,27 @@ def postpone(view: EndpointView) -> RolloutOutcome:
         f" replica{until}"
     )
     return RolloutOutcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
+
+
+def abort(view: EndpointView) -> RolloutOutcome:
+    """Delete the Deployment of a revision that a person aborted."""
+    why = _decided(view)
+    return RolloutOutcome(
+        Failed(Reason.ROLLED_BACK, _rollback_message(view, why)),
+        keeps_wanted=False,
+        entry={
+            "reason": Reason.ROLLED_BACK,
+            "message": why,
+            "verdict": RevisionVerdict(result="Aborted", reason=why),
+        },
+    )
+
+
+def hold(view: EndpointView) -> RolloutOutcome:
+    """Report the pause."""
+    until = f"; {view.serving} serves" if view.has_fallback else ""
+    message = f"spec.strategy.paused is true: revision {view.wanted.name} ({view.models}) waits{until}"
+    return RolloutOutcome(Suspended(Reason.PAUSED, message))
 
 
 def queue(view: EndpointView) -> RolloutOutcome:
@@ -122,6 +143,7 @@ def serve(view: EndpointView) -> RolloutOutcome:
             "models": _served_models(view),
         },
         weights={name: ALL},
+        entry={"verdict": RevisionVerdict(result="Passed")},
     )
 
 
@@ -141,18 +163,28 @@ def fail(view: EndpointView) -> RolloutOutcome:
     failure = view.failure or ""
     return RolloutOutcome(
         Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
-        entry={"reason": Reason.ROLLOUT_FAILED, "message": shortened(failure)},
+        entry={
+            "reason": Reason.ROLLOUT_FAILED,
+            "message": shortened(failure),
+            "verdict": RevisionVerdict(result="Failed"),
+        },
     )
 
 
 def roll_back(view: EndpointView) -> RolloutOutcome:
-    """Delete the Deployment of a revision that failed in an earlier pass."""
+    """Delete the Deployment of a revision that failed or was rolled back in an earlier pass."""
     failure = view.recorded.message if view.recorded is not None else ""
-    return RolloutOutcome(Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)), keeps_wanted=False)
+    if view.recorded is not None and view.recorded.state == "RolledBack":
+        halt = Failed(Reason.ROLLED_BACK, _rollback_message(view, failure))
+    else:
+        halt = Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure))
+    return RolloutOutcome(halt, keeps_wanted=False)
 
 
 OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
+    Action.ABORT: abort,
+    Action.HOLD: hold,
     Action.QUEUE: queue,
     Action.MAKE_ROOM: make_room,
     Action.START: start,
@@ -170,8 +202,21 @@ def _failure_message(view: EndpointView, failure: str) -> str:
     fallback = advice = ""
     if view.has_fallback:
         fallback = f"; {view.serving} keeps serving"
-        advice = "; to retry, edit the spec or promote another checkpoint"
+        advice = "; to retry, edit the spec, promote another checkpoint, or set strategy.decision to Promote"
     return f"revision {view.wanted.name} ({view.models}) failed: {failure}{fallback}{advice}"
+
+
+def _rollback_message(view: EndpointView, why: str) -> str:
+    return (
+        f"revision {view.wanted.name} ({view.models}) was rolled back: {why}; {view.serving} keeps"
+        " serving; to retry, edit the spec, promote another checkpoint, or set strategy.decision to Promote"
+    )
+
+
+def _decided(view: EndpointView) -> str:
+    decision = view.decision
+    reason = f": {decision.reason}" if decision is not None and decision.reason else ""
+    return f"aborted by spec.strategy.decision{reason}"
 
 
 def _verdict(view: EndpointView) -> Halt:

@@ -21,6 +21,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic import (
     pod_selector,
     traffic_of,
 )
+from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Halt
@@ -29,7 +30,10 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 MAX_NAMES_CHARACTERS: Final = 200
 """Limit of the model names in `kubectl get`, in characters."""
-FAILURES: Final[Mapping[str, EventReason]] = {Reason.ROLLOUT_FAILED: EventReason.ROLLOUT_FAILED}
+FAILURES: Final[Mapping[str, EventReason]] = {
+    Reason.ROLLOUT_FAILED: EventReason.ROLLOUT_FAILED,
+    Reason.ROLLED_BACK: EventReason.ROLLED_BACK,
+}
 """Event reasons of failures; all others are announced as a block."""
 
 
@@ -95,11 +99,12 @@ class ObservedEndpoint:
         after = before if weights is None else weights
         answering = [self.snapshot.children[DEPLOYMENT].get(name, {}).get("status", {}) for name in before]
         ready: int = sum(status.get("readyReplicas", 0) for status in answering)
+        listed = with_weights(endpoint.status.revisions if revisions is None else revisions, after)
         values: dict[str, Any] = {
             "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
             "revision": main_revision(before),
-            "revisions": with_weights(endpoint.status.revisions if revisions is None else revisions, after),
+            "revisions": listed,
             "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
             "display": EndpointDisplay(
@@ -107,6 +112,8 @@ class ObservedEndpoint:
                     ",".join(model.name for model in endpoint.spec.models), MAX_NAMES_CHARACTERS
                 ),
                 ready=f"{ready}/{endpoint.spec.replicas}",
+                weight=_shown_weights(main_revision(after), listed),
+                verdict=_shown_verdict(listed),
             ),
             **(update or {}),
         }
@@ -154,3 +161,19 @@ def _sync(deployment: Manifest) -> EndpointHealth | None:
         " again after a correction: find the admission webhook or policy that changes this Deployment, and"
         " exclude the Deployment from it",
     )
+
+
+def _shown_weights(serving: str, revisions: tuple[RevisionStatus, ...]) -> str | None:
+    """Weight of the serving revision, and after a slash that of a newer one that is rolling out."""
+    shown = [each.weight for each in revisions if each.name == serving]
+    newest = revisions[0] if revisions else None
+    if newest is not None and newest.name != serving and newest.state not in ENDED:
+        shown.append(newest.weight)
+    return "/".join(str(weight) for weight in shown) or None
+
+
+def _shown_verdict(revisions: tuple[RevisionStatus, ...]) -> str | None:
+    newest = revisions[0] if revisions else None
+    if newest is None:
+        return None
+    return newest.verdict.result if newest.verdict is not None else newest.state

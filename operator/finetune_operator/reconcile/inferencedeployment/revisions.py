@@ -5,19 +5,21 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
+from finetune_operator.api.endpointstatus import MAX_HISTORY_MODELS, MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
+from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
 
 
 def spec_hash(endpoint: InferenceDeployment) -> str:
     """Hash that changes with each edit of the spec that may fix a failed revision.
 
-    Scaling and protection do not count. A field that a later release added to the spec or its strategy counts
-    only if it is set, so an upgrade is not an edit.
+    Scaling, protection, a pause and a decision do not count. A field that a later release added to the spec
+    or its strategy counts only if it is set, so an upgrade is not an edit.
     """
     spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy"}))
-    spec["strategy"] = _set(spec["strategy"])
+    strategy = _set(spec["strategy"])
+    spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
     if "serving" in spec:
         spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")
     return short_hash(json.dumps(spec, sort_keys=True), length=16)
@@ -42,15 +44,27 @@ def with_entry(
 ) -> tuple[RevisionStatus, ...]:
     """The list, newest first, with this entry. Its `since` is now.
 
-    An entry with the same state, step and spec stays unchanged, with its `since`.
+    An entry with the same state, step and spec stays unchanged, with its `since`. A revision that starts
+    again is the newest.
     """
     old = find_revision(revisions, entry.name)
     if old is not None and _progress(old) == _progress(entry):
         return revisions
     entry = entry.model_copy(update={"since": now.replace(microsecond=0)})
-    if old is not None:
-        return tuple(entry if revision.name == entry.name else revision for revision in revisions)
-    return (entry, *revisions)[:MAX_REVISIONS]
+    if old is not None and (entry.state in ENDED or old.state not in ENDED):
+        listed = tuple(entry if revision.name == entry.name else revision for revision in revisions)
+    else:
+        listed = (entry, *(revision for revision in revisions if revision.name != entry.name))
+    return _with_few_models(listed[:MAX_REVISIONS])
+
+
+def _with_few_models(revisions: tuple[RevisionStatus, ...]) -> tuple[RevisionStatus, ...]:
+    """The list with at most MAX_HISTORY_MODELS models, those of the newest revisions."""
+    total, kept = 0, []
+    for revision in revisions:
+        total += len(revision.models)
+        kept.append(revision if total <= MAX_HISTORY_MODELS else revision.model_copy(update={"models": ()}))
+    return tuple(kept)
 
 
 def _progress(entry: RevisionStatus) -> tuple[str, int | None, str]:

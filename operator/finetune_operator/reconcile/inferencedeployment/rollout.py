@@ -4,13 +4,18 @@ A revision serves if requests are routed to it (`traffic.py`). A new revision st
 it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
 """
 
-from finetune_operator.api.endpointstatus import RevisionStatus
+from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES, RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
-from finetune_operator.reconcile.inferencedeployment.transitions import Observation, State, transition
+from finetune_operator.reconcile.inferencedeployment.transitions import (
+    UNWELCOME,
+    Observation,
+    State,
+    transition,
+)
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView, observe, state_of
 
 
@@ -36,7 +41,7 @@ def roll_out(view: EndpointView) -> Plan:
         delete=tuple(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
         events=(*outcome.events, *events),
         revisions=revisions,
-        update=outcome.status,
+        update={**outcome.status, **_obeyed(view, state)},
         weights=routed,
     )
 
@@ -47,7 +52,11 @@ def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> t
     entry = RevisionStatus(
         name=view.wanted.name,
         state=state,
-        spec_hash=view.spec_hash if state in {"RollingOut", "Failed"} else "",
+        spec_hash=view.spec_hash if state in {"RollingOut", *UNWELCOME} else "",
+        models=tuple(
+            RevisionModel(name=name, checkpoint=weights.checkpoint, digest=weights.digest)
+            for name, weights in view.wanted.models
+        ),
         **outcome.entry,
     )
     return with_entry(view.endpoint.status.revisions, entry, view.snapshot.now)
@@ -63,4 +72,25 @@ def _with_unwanted(
     state = transition(before.state, Observation.UNWANTED).state
     if state in {"Pending", before.state}:
         return revisions
-    return with_entry(revisions, RevisionStatus(name=name, state=state), view.snapshot.now)
+    entry = RevisionStatus(
+        name=name,
+        state=state,
+        message=f"replaced by {view.wanted.name}" if name != view.wanted.name else "",
+        verdict=before.verdict,
+        models=before.models,
+    )
+    return with_entry(revisions, entry, view.snapshot.now)
+
+
+def _obeyed(view: EndpointView, state: State) -> dict[str, ObeyedDecision]:
+    """The decision to record as obeyed. The wanted revision has this state after the pass.
+
+    A decision that has no effect, such as one about a revision that is Live, is recorded too, so that it
+    has none later.
+    """
+    decision = view.decision
+    has_ended = state in {"Live", *UNWELCOME}
+    if decision is None or not (has_ended or (view.is_retried and state != "Pending")):
+        return {}
+    now = view.snapshot.now.replace(microsecond=0)
+    return {"decision": ObeyedDecision(**decision.model_dump(), at=now)}

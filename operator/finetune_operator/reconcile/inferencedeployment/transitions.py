@@ -21,6 +21,8 @@ class Observation(Enum):
     """An observation about a revision. The value completes a sentence about the revision."""
 
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
+    ABORTED = "is aborted by spec.strategy.decision"
+    PAUSED = "may not proceed, because spec.strategy.paused is true"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
     OCCUPIED = "starts when the pods of the other revisions have ended"
     ABSENT = "has no Deployment"
@@ -35,6 +37,8 @@ class Action(Enum):
     """An action of a pass. `actionoutcomes.py` has a function for each action except REMOVE."""
 
     POSTPONE = "wait for the first replica"
+    ABORT = "delete its Deployment, because a person decided so"
+    HOLD = "wait until the pause ends"
     QUEUE = "wait for a slot"
     MAKE_ROOM = "end the pods of the others"
     START = "create its Deployment"
@@ -60,9 +64,12 @@ Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
 UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
 ACTIVE: Final[tuple[State, ...]] = (*UNPROVEN, "Live")
-ENDED: Final[tuple[State, ...]] = ("Retired", "Failed")
+UNWELCOME: Final[tuple[State, ...]] = ("Failed", "RolledBack")
+ENDED: Final[tuple[State, ...]] = ("Retired", *UNWELCOME)
 OF_WANTED: Final = (
     Observation.UNPROVABLE,
+    Observation.ABORTED,
+    Observation.PAUSED,
     Observation.NO_SLOT,
     Observation.OCCUPIED,
     Observation.ABSENT,
@@ -74,6 +81,8 @@ OF_WANTED: Final = (
 
 ROWS: Final[tuple[Row, ...]] = (
     (UNPROVEN, [Observation.UNPROVABLE], None, Action.POSTPONE),
+    (UNPROVEN, [Observation.ABORTED], "RolledBack", Action.ABORT),
+    (UNPROVEN, [Observation.PAUSED], None, Action.HOLD),
     (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
     (UNPROVEN, [Observation.OCCUPIED], "RollingOut", Action.MAKE_ROOM),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
@@ -82,7 +91,7 @@ ROWS: Final[tuple[Row, ...]] = (
     (UNPROVEN, [Observation.BROKEN], "Failed", Action.FAIL),
     (ACTIVE, [Observation.READY], "Live", Action.SERVE),
     (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
-    (["Failed"], OF_WANTED, None, Action.ROLL_BACK),
+    (UNWELCOME, OF_WANTED, None, Action.ROLL_BACK),
     (ACTIVE, [Observation.UNWANTED], "Retired", Action.REMOVE),
     (ENDED, [Observation.UNWANTED], None, Action.REMOVE),
 )

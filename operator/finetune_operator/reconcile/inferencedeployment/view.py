@@ -6,6 +6,7 @@ from functools import cached_property
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.rolloutstrategy import DecisionVerdict, RolloutDecision, RolloutDecisionFields
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.revision import Revision
@@ -25,7 +26,13 @@ from finetune_operator.reconcile.inferencedeployment.revisions import find_revis
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
-from finetune_operator.reconcile.inferencedeployment.transitions import STATES, UNPROVEN, Observation, State
+from finetune_operator.reconcile.inferencedeployment.transitions import (
+    STATES,
+    UNPROVEN,
+    UNWELCOME,
+    Observation,
+    State,
+)
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
@@ -111,6 +118,25 @@ class EndpointView:
         """Entry of the wanted revision in the status."""
         return find_revision(self.endpoint.status.revisions, self.wanted.name)
 
+    @property
+    def decision(self) -> RolloutDecision | None:
+        """The decision about the wanted revision that was not obeyed yet."""
+        given, obeyed = self.endpoint.spec.strategy.decision, self.endpoint.status.decision
+        if given is None or given.revision != self.wanted.name:
+            return None
+        return None if obeyed is not None and _identity(given) == _identity(obeyed) else given
+
+    @property
+    def verdict(self) -> DecisionVerdict | None:
+        """The verdict of that decision."""
+        return self.decision.verdict if self.decision is not None else None
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether a decision starts the wanted revision again."""
+        has_failed = self.recorded is not None and self.recorded.state in UNWELCOME
+        return has_failed and self.verdict == "Promote"
+
     @cached_property
     def spec_hash(self) -> str:
         return spec_hash(self.endpoint)
@@ -163,15 +189,18 @@ class EndpointView:
 def state_of(view: EndpointView) -> State:
     """The state of the wanted revision in the table.
 
-    A failed revision stays failed until more than its replicas is edited, or no other revision serves. A
+    A revision that failed or was rolled back stays so until the spec is edited, apart from its replicas and
+    such, a decision promotes it, or no other revision serves. A
     revision starts again if it is retired, has lost its requests, or has a state of a newer release.
     """
     entry = view.recorded
     if entry is None:
         return "Pending"
+    is_tried_again = entry.spec_hash != view.spec_hash or not view.has_fallback or view.is_retried
     has_ended = {
         "Live": view.serving != view.wanted.name,
-        "Failed": entry.spec_hash != view.spec_hash or not view.has_fallback,
+        "Failed": is_tried_again,
+        "RolledBack": is_tried_again,
         "Retired": True,
     }
     return "Pending" if entry.state not in STATES or has_ended.get(entry.state) else entry.state
@@ -181,6 +210,11 @@ def observe(view: EndpointView, state: State) -> Observation:
     """Observe the wanted revision, which is in this state."""
     if view.endpoint.spec.replicas == 0 and state != "Live":
         return Observation.UNPROVABLE
+    if state in UNPROVEN and view.verdict == "Abort" and view.has_fallback:
+        return Observation.ABORTED
+    is_paused = state in UNPROVEN and view.endpoint.spec.strategy.paused and not view.has_made_room
+    if is_paused and view.failure is None:
+        return Observation.PAUSED
     if view.deployment is None and not _has_slot(view):
         return Observation.NO_SLOT
     is_recreating = state in UNPROVEN and view.is_recreating
@@ -203,3 +237,7 @@ def _has_slot(view: EndpointView) -> bool:
     everywhere = view.snapshot.rolling_everywhere
     has_begun = not view.has_fallback or view.has_made_room
     return has_begun or not must_wait(view.endpoint, view.wanted.profile, everywhere)
+
+
+def _identity(decision: RolloutDecisionFields) -> tuple[str, str, int]:
+    return decision.revision, decision.verdict, decision.generation
