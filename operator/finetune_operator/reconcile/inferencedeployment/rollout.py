@@ -5,6 +5,7 @@ it is ready, the requests move to it, and then the old one is deleted. `transiti
 """
 
 from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES, RolloutOutcome
@@ -77,9 +78,19 @@ def _with_unwanted(
         state=state,
         message=f"replaced by {view.wanted.name}" if name != view.wanted.name else "",
         verdict=before.verdict,
-        models=before.models,
+        models=before.models or _models_in_status(view.endpoint, name),
     )
     return with_entry(revisions, entry, view.snapshot.now)
+
+
+def _models_in_status(endpoint: InferenceDeployment, name: str) -> tuple[RevisionModel, ...]:
+    """Models of a revision that an earlier release recorded, which is known only of the serving one."""
+    if name != endpoint.status.revision:
+        return ()
+    return tuple(
+        RevisionModel(name=model.name, checkpoint=model.checkpoint, digest=model.digest)
+        for model in endpoint.status.models
+    )
 
 
 def _obeyed(view: EndpointView, state: State) -> dict[str, ObeyedDecision]:
