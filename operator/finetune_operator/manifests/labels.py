@@ -50,7 +50,9 @@ FINALIZER: Final = f"{GROUP}/cleanup"
 """Finalizer of objects with `deletionPolicy: Delete`: their content is deleted before they are."""
 
 RUNNER: Final = "finetune-runner"
-"""Service account of all pods in the users' namespaces."""
+"""Service account of the pods in the users' namespaces, except those of isolated stages."""
+ISOLATED: Final = "finetune-isolated"
+"""Service account of pods that run code of a user. It must not have workload identity."""
 
 
 def short_hash(*parts: str, length: int = 5) -> str:

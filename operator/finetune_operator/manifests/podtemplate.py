@@ -12,6 +12,7 @@ from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
+from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import PodSizing, pod_sizing
@@ -122,7 +123,7 @@ def build_stage_pod(
     if STAGES[stage].multi_node:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     pod: Manifest = {
-        **pod_security(),
+        **pod_security(ISOLATED if STAGES[stage].isolated else RUNNER),
         "restartPolicy": "Never",
         "containers": [container],
         "volumes": volumes,

@@ -9,10 +9,10 @@ USER: Final = 65532
 """uid, gid and fsGroup of all pods."""
 
 
-def pod_security() -> Manifest:
-    """Security settings of a pod: a fixed service account without a token, and no root."""
+def pod_security(account: str = RUNNER) -> Manifest:
+    """Security settings of a pod: a service account without a token, and no root."""
     return {
-        "serviceAccountName": RUNNER,
+        "serviceAccountName": account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_operator.manifests.labels import RUNNER
-from finetune_operator.manifests.serviceaccount import build_runner_account
+from finetune_operator.manifests.serviceaccount import build_service_account
 from finetune_operator.plan import Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status.conditions import shortened
@@ -22,8 +21,10 @@ class Draft:
 
     def start_job(self, job: Manifest) -> None:
         """Create a stage's Job, and before it the service account of its pods."""
-        if RUNNER not in self.snapshot.service_accounts:
-            self.create.append(Create(build_runner_account(job["metadata"]["namespace"]), same="Any"))
+        account = job["spec"]["template"]["spec"]["serviceAccountName"]
+        if account not in self.snapshot.service_accounts:
+            manifest = build_service_account(job["metadata"]["namespace"], account)
+            self.create.append(Create(manifest, same="Any"))
         self.create.append(Create(job))
 
     def remove(

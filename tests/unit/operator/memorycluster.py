@@ -21,7 +21,9 @@ from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import Stage
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")
@@ -279,6 +281,11 @@ class MemoryCluster:
         """Let the stage's container run, `after` seconds from now."""
         self.now += timedelta(seconds=after)
         self.pod(stage, {"running": {"startedAt": at(self.now)}})
+
+    def report(self, stage: Stage, progress: Progress) -> None:
+        """Let the newest pod of the stage report its progress."""
+        pods = [pod for pod in self.of("Pod").values() if pod["metadata"]["labels"].get(STAGE) == stage]
+        self.progress = RunProgress(stage, progress, pods[-1]["metadata"]["uid"])
 
     def end(self, stage: str, message: str, exit_code: int = 0, after: int = 0, reason: str = "") -> None:
         """Let the stage's container and its Job end, `after` seconds from now."""

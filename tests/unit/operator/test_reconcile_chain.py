@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import DataStatistics
 from tests.unit.operator.memorycluster import MemoryCluster
@@ -232,7 +231,7 @@ def test_progress_shows_in_status_and_never_goes_back() -> None:
     cluster.start("train")
     for step, expected in ((20, 20), (10, 20), (30, 30)):
         report = Progress(step=step, total_steps=40, loss=0.5, eta_seconds=80)
-        cluster.progress = RunProgress("train", report)
+        cluster.report("train", report)
         cluster.settle()
         progress = cluster.job(JOB).status.progress
         assert progress is not None

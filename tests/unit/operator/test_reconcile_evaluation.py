@@ -178,13 +178,12 @@ def test_its_device_time_is_counted_and_priced() -> None:
 def test_only_a_pod_of_the_present_job_moves_the_progress() -> None:
     cluster = evaluating()
     cluster.start("evaluate")
-    pod = next(iter(each for each in cluster.of("Pod").values() if EVALUATION in each["metadata"]["name"]))
     report = Progress(step=12, total_steps=48)
     cluster.progress = RunProgress("evaluate", report, "another pod")
     cluster.settle()
     assert status(cluster)["progress"].get("percent", 0) == 0
 
-    cluster.progress = RunProgress("evaluate", report, pod["metadata"]["uid"])
+    cluster.report("evaluate", report)
     cluster.settle()
 
     assert status(cluster)["progress"]["percent"] == 25

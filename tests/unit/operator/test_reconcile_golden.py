@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress
+from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
@@ -61,7 +61,7 @@ def planned(case: Case) -> Plan:
     cluster.now = datetime.fromisoformat(case.now)
     if case.progress:
         progress = dict(case.progress)
-        cluster.progress = RunProgress(progress.pop("stage"), Progress(**progress))
+        cluster.report(progress.pop("stage"), Progress(**progress))
     kind, name = case.reconcile.split("/")
     return cluster.plan(kind, name)
 

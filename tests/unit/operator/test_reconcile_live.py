@@ -10,6 +10,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.finetunejob.live import MAX_RENEWALS
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
+from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import Score, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import BASE, CHECKPOINT, JOB, JOB_UID, digest, evaluated, trained
@@ -120,6 +121,7 @@ def test_a_model_is_promoted_only_if_it_is_better_than_the_champion(live: float,
 def test_a_champion_that_changes_during_the_evaluation_is_measured_in_another_job() -> None:
     cluster = evaluating("1")
     cluster.start("evaluate")
+    cluster.report("evaluate", Progress(step=24, total_steps=24))
     crown(cluster, "2")
     assert cluster.stage_job("evaluate")["metadata"]["name"] == job_name(digest("1"))
 
@@ -139,6 +141,8 @@ def test_a_champion_that_changes_during_the_evaluation_is_measured_in_another_jo
         in evaluated_["message"]
     )
     assert "EvaluationRenewed" in [event.reason for event in cluster.events]
+    assert status.progress is not None
+    assert (status.progress.stage, status.progress.percent) == ("evaluate", 0)
 
     judge(cluster)
 

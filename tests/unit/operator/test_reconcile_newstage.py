@@ -18,7 +18,6 @@ from finetune_operator.reconcile.finetunejob import reconciler
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
-from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.stagetable import STAGES, StageRow
 from finetune_operator.status.conditions import is_true
@@ -132,7 +131,7 @@ def test_it_starts_with_what_its_row_and_its_builder_say(cluster: MemoryCluster)
 
 def test_it_runs_and_its_progress_is_in_the_status(cluster: MemoryCluster) -> None:
     cluster.start(SAFETY)
-    cluster.progress = RunProgress(SAFETY, Progress(step=3, total_steps=12))
+    cluster.report(SAFETY, Progress(step=3, total_steps=12))
     assert reconciling(cluster) == ("CheckingSafety", "safety is running")
     assert status(cluster)["phase"] == "CheckingSafety"
     assert status(cluster)["display"]["progress"] == "safety 25% (3/12)"

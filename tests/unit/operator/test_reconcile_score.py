@@ -7,7 +7,6 @@ import pytest
 
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes
 from finetune_operator.manifests.locations import Location
-from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import GateEvidence
@@ -24,12 +23,14 @@ from tests.unit.operator.runobjects import (
     dataset,
     digest,
     evaluated,
+    failed,
     finetunejob,
     preflighted,
     prepared,
     profile,
     trained,
 )
+from tests.unit.operator.test_reconcile_live import crown
 
 SOURCE = digest("9")
 METRIC = {"name": "polite", "configMapRef": {"name": "politeness", "key": "metric.py"}}
@@ -51,7 +52,7 @@ def cluster_of(job: dict[str, Any], data: dict[str, Any] | None = None, **settin
     return cluster
 
 
-def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = ()) -> None:
+def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = (), live: str | None = None) -> None:
     """Let the stages before score succeed."""
     checked = preflighted()
     assert checked.preflight is not None
@@ -63,7 +64,7 @@ def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = ()) -> No
         ("prepare", prepared()),
         ("preflight", checked),
         ("train", trained()),
-        ("evaluate", evaluated(evidence=gates)),
+        ("evaluate", evaluated(evidence=gates, live=live)),
     )
     for stage, result in stages:
         cluster.succeed(stage, result, after=10)
@@ -98,6 +99,10 @@ def test_the_pod_mounts_what_it_reads_and_has_neither_token_nor_credentials() ->
     kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
     assert kinds == {"persistentVolumeClaim", "emptyDir", "configMap"}
     assert pod["automountServiceAccountToken"] is False
+    account = cluster.objects["ServiceAccount", pod["serviceAccountName"]]
+    assert account["metadata"]["name"] == "finetune-isolated"
+    other_pods = cluster.stage_job("train")["spec"]["template"]["spec"]
+    assert other_pods["serviceAccountName"] == "finetune-runner"
     config = cluster.config("score")
     assert isinstance(config, ScoreConfig)
     assert config.report is None
@@ -150,8 +155,8 @@ def test_a_gate_on_a_custom_metric_decides(tuned: float, verdict: str) -> None:
 
 def test_the_last_report_of_evaluate_counts_no_time_again() -> None:
     cluster = cluster_of(run_of())
-    cluster.progress = RunProgress("evaluate", Progress(step=24, total_steps=24))
     to_score(cluster)
+    cluster.report("evaluate", Progress(step=24, total_steps=24))
     before = cluster.job(JOB).status
 
     for _ in range(3):
@@ -164,6 +169,37 @@ def test_the_last_report_of_evaluate_counts_no_time_again() -> None:
     assert status.progress.stage == "score"
     evaluated_stages = [stage for stage in status.stages if stage.name == "evaluate"]
     assert evaluated_stages == [stage for stage in before.stages if stage.name == "evaluate"]
+
+
+def test_a_renewal_scores_again_and_continues_the_times_of_both_stages() -> None:
+    gates = [{"metric": "exact_match", "minGain": 0, "over": "Live"}]
+    cluster = cluster_of(run_of(gates=gates))
+    crown(cluster, "1")
+    to_score(cluster, live=digest("1"))
+    cluster.start("score")
+    crown(cluster, "2")
+    cluster.succeed("score", scored(), after=10)
+    cluster.settle()
+    status = cluster.job(JOB).status
+    assert status.live is not None
+    assert status.live.checkpoint == "rival-2"
+    first = {stage.name: stage.seconds for stage in status.stages}
+
+    cluster.succeed("evaluate", evaluated(live=digest("2")), after=10)
+    cluster.settle()
+    away = failed("score", "StoreUnavailable", "the store does not answer")
+    cluster.end("score", away.to_json(), exit_code=12, after=10)
+    cluster.settle()
+    assert cluster.job(JOB).status.retry is not None
+    cluster.now += timedelta(seconds=70)
+    cluster.settle()
+    cluster.succeed("score", scored(), after=10)
+    cluster.settle()
+
+    status = cluster.job(JOB).status
+    assert status.evaluation is not None
+    assert status.retry is None
+    assert {stage.name: stage.seconds for stage in status.stages} == {**first, "evaluate": 20, "score": 30}
 
 
 def test_answers_are_generated_for_custom_metrics_that_another_stage_computes() -> None:

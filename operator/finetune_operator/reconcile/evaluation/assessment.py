@@ -1,19 +1,16 @@
 """One pass over an Evaluation: its new status and its draft."""
 
 import json
-from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay, EvaluationResourceStatus
-from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
-from finetune_operator.reconcile.inputs.snapshot import RunProgress, Snapshot
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
-from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Halt
@@ -28,9 +25,7 @@ class Assessment(StagePass[EvaluationResourceStatus]):
 
     def __init__(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
         self.evaluation = evaluation
-        self.status = evaluation.status
-        own = replace(snapshot, progress=self._own_progress(snapshot))
-        super().__init__(evaluation.status, evaluation.metadata.generation, own)
+        super().__init__(evaluation.status, evaluation.metadata.generation, snapshot)
 
     @cached_property
     def prerequisites(self) -> EvaluationPrerequisites | Blocked:
@@ -69,14 +64,6 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         result = finish_pass(self.evaluation, self.status, halt, self.snapshot.now)
         self.draft.events += result.events
         return self.draft.plan(result.manifest, result.requeue_after)
-
-    def _own_progress(self, snapshot: Snapshot) -> RunProgress | None:
-        """The newest report, if it is about the current Checkpoint: the pod of another one may still send."""
-        job = snapshot.children[JOB].get(self.job_names(STAGE).stage)
-        report = snapshot.progress
-        pods = () if job is None else pods_of(job, snapshot)
-        is_own = report is not None and any(pod["metadata"]["uid"] == report.pod for pod in pods)
-        return report if is_own else None
 
 
 def settings_hash(evaluation: Evaluation) -> str:

@@ -14,6 +14,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.score import with_custom_metrics
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
+from finetune_operator.reconcile.stages.usage import has_finished, reopen
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
@@ -63,9 +64,13 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
     chosen = live.choose(run, STAGE, checkpoint.name) if live.compares_live(spec) else None
     if chosen is not None:
         return chosen
+    is_recorded = has_finished(run, STAGE)
     result = _measure(run, spec, checkpoint)
     if not isinstance(result, StageResult):
         return result
+    if not is_recorded:
+        # After a renewal, score runs again too.
+        reopen(run, "score")
     if result.evaluate is None:
         return without_result(STAGE)
     measured = with_custom_metrics(run, spec, result.evaluate)

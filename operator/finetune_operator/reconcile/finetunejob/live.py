@@ -8,13 +8,13 @@ from typing import Final
 
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
-from finetune_operator.api.finetunejobstatus import ProgressStatus, StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.evaluateconfig import subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.jobstate import running_orphans
+from finetune_operator.reconcile.stages.usage import reopen
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.reconcile.verdicts.evaluationresult import vetoes_of
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
@@ -74,7 +74,7 @@ def renew(run: Run, stage: Stage) -> Working | None:
         f" (renewal {renewals} of {MAX_RENEWALS})"
     )
     run.update(live=now.model_copy(update={"renewals": renewals}), evaluation=None)
-    _reopen(run, stage)
+    reopen(run, stage)
     run.condition(ConditionType.EVALUATED, Reason.EVALUATING, message, "False")
     run.draft.event(EventReason.EVALUATION_RENEWED, message)
     return Working(Reason.EVALUATING, message)
@@ -104,14 +104,3 @@ def _champion(run: Run) -> LiveComparison:
 
 def _described(live: LiveComparison) -> str:
     return "no champion" if live.checkpoint is None else f"champion {live.checkpoint}"
-
-
-def _reopen(run: Run, stage: Stage) -> None:
-    """Continue the times and the progress of a stage that runs again."""
-    times = next((entry for entry in run.status.stages if entry.name == stage), None)
-    progress = run.status.progress
-    run.update(
-        stages=tuple(entry for entry in run.status.stages if entry.name != stage),
-        usage=None if times is None else StageUsage(**times.model_dump(), until=run.snapshot.now),
-        progress=ProgressStatus(stage=stage, loss=None if progress is None else progress.loss),
-    )

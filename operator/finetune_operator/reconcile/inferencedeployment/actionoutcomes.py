@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.api.endpointstatus import RevisionVerdict, ServedModelStatus
 from finetune_operator.manifests.labels import RUNNER
-from finetune_operator.manifests.serviceaccount import build_runner_account
+from finetune_operator.manifests.serviceaccount import build_service_account
 from finetune_operator.manifests.serving import build_deployment, endpoint_url
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
@@ -96,7 +96,7 @@ def start(view: EndpointView) -> RolloutOutcome:
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
     creates = [Create(deployment)]
     if RUNNER not in view.snapshot.service_accounts:
-        creates.insert(0, Create(build_runner_account(view.endpoint.namespace), same="Any"))
+        creates.insert(0, Create(build_service_account(view.endpoint.namespace, RUNNER), same="Any"))
     message = f"revision {view.wanted.name}: {view.models}"
     return RolloutOutcome(
         Working(Reason.ROLLING_OUT, f"{message} is starting"),

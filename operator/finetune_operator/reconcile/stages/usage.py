@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune_operator.api.finetunejobstatus import ProgressStatus, StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe import stagetimes
@@ -31,10 +32,13 @@ def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult |
 def follow(run: StagePass[Any], stage: Stage) -> None:
     """Take the newest progress report into the status, and with it the time used so far.
 
-    Neither is written without the other, so that a pass in which nothing happened writes nothing.
+    Neither is written without the other, so that a pass in which nothing happened writes nothing. The pods of
+    an earlier Job may still report; only those of the present one count.
     """
-    report = run.snapshot.progress
-    if report is None or report.stage != stage:
+    report, job = run.snapshot.progress, run.snapshot.children[JOB].get(run.job_names(stage).stage)
+    if report is None or report.stage != stage or job is None:
+        return
+    if all(pod["metadata"]["uid"] != report.pod for pod in pods_of(job, run.snapshot)):
         return
     new = progress.merged(run.status.progress, stage, report.progress)
     if new != run.status.progress:
@@ -68,7 +72,20 @@ def has_finished(run: StagePass[Any], stage: Stage) -> bool:
 
 
 def finish(run: StagePass[Any], stage: Stage) -> None:
-    """Record the stage's times; they are final."""
+    """Record the stage's times; they are final until `reopen`."""
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
     run.update(stages=(*others, stagetimes.finished_stage(run.status.usage, stage)), usage=None, retry=None)
+
+
+def reopen(run: StagePass[Any], stage: Stage) -> None:
+    """Let the times and the progress of a stage that runs again continue, if they are recorded."""
+    times = next((entry for entry in run.status.stages if entry.name == stage), None)
+    if times is None:
+        return
+    loss = None if run.status.progress is None else run.status.progress.loss
+    run.update(
+        stages=tuple(entry for entry in run.status.stages if entry.name != stage),
+        usage=StageUsage(**times.model_dump(), until=run.snapshot.now),
+        progress=ProgressStatus(stage=stage, loss=loss),
+    )
