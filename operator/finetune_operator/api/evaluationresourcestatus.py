@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
 from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageStatus, StageUsage
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.retrystatus import RetryStatus
@@ -67,6 +67,13 @@ class EvaluationResourceStatus(Status):
     ] = ""
     resolved: EvaluationResolved = EvaluationResolved()
     progress: ProgressStatus | None = None
+    live: Annotated[
+        ComparedChampion | None,
+        Field(
+            description="Champion that the current Checkpoint is compared with. Its content is not removed"
+            " until the measurement has ended."
+        ),
+    ] = None
     evaluations: Annotated[
         tuple[EvaluationStatus, ...],
         Field(max_length=MAX_EVALUATED, description="Results, in the order of spec.checkpoints."),

@@ -164,13 +164,18 @@ class EvaluationStatus(Model):
     ] = None
 
 
-class LiveComparison(Model):
-    """Champion that the evaluation compares with, while the run evaluates."""
+class ComparedChampion(Model):
+    """Champion that an evaluation compares with."""
 
     checkpoint: Annotated[
         Name | None, Field(description="The champion. Absent: the model line has none.")
     ] = None
     digest: Annotated[Digest | None, Field(description="Digest of its weights.")] = None
+
+
+class LiveComparison(ComparedChampion):
+    """Champion that the evaluation compares with, while the run evaluates."""
+
     renewals: Annotated[
         int,
         Field(

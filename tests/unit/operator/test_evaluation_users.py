@@ -34,6 +34,8 @@ from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import BASE, CHECKPOINT, WEIGHTS, digest
 from tests.unit.operator.runsteps import delete_run
 
+OVER_LIVE = {"metric": "exact_match", "minGain": 0, "over": "Live"}
+
 
 def names(cluster: MemoryCluster, kind: str, name: str) -> set[Key]:
     return set(related(kind, None, cluster.objects[kind, name], cluster.reader()))
@@ -268,8 +270,7 @@ def test_device_time_of_an_evaluation_is_counted() -> None:
 def test_a_challenger_is_compared_with_the_champion_of_its_line() -> None:
     cluster = trained_cluster()
     second_checkpoint(cluster, model="ticket-routing")
-    gate = {"metric": "exact_match", "minGain": 0, "over": "Live"}
-    cluster.add(evaluation(checkpoints=[SECOND], gates=[gate], compare=[]))
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[OVER_LIVE], compare=[]))
     cluster.settle()
 
     config = cluster.config("evaluate")
@@ -307,8 +308,7 @@ def test_a_gate_over_live_is_not_applicable_to_a_line_without_a_champion() -> No
 def test_a_champion_that_is_deleted_after_it_was_measured_still_decides() -> None:
     cluster = trained_cluster()
     second_checkpoint(cluster, model="ticket-routing")
-    gate = {"metric": "exact_match", "minGain": 0, "over": "Live"}
-    cluster.add(evaluation(checkpoints=[SECOND], gates=[gate], compare=[]))
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[OVER_LIVE], compare=[]))
     cluster.settle()
     cluster.delete("Checkpoint", CHECKPOINT)
     scores = (
@@ -390,3 +390,40 @@ def test_scores_of_earlier_weights_are_not_those_of_a_checkpoint_of_the_same_nam
 
     assert cluster.states("Evaluation", EVALUATION)["Ready"] == "Succeeded"
     assert [each["source"] for each in entries(cluster)] == ["Run"]
+
+
+def comparing() -> MemoryCluster:
+    """A cluster with an Evaluation whose pod measures the champion, and a deletion of that champion."""
+    cluster = trained_cluster()
+    second_checkpoint(cluster, model="ticket-routing")
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
+    cluster.add(evaluation(checkpoints=[SECOND], gates=[OVER_LIVE], compare=[]))
+    cluster.settle()
+    cluster.start("evaluate")
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.settle()
+    return cluster
+
+
+def test_the_champion_that_an_evaluation_measures_stays_until_it_is_measured() -> None:
+    cluster = comparing()
+    assert cluster.states("Checkpoint", CHECKPOINT)["Reconciling"] == "InUse"
+    assert cluster.config("evaluate").live.name == CHECKPOINT
+
+    cluster.succeed("evaluate", measured(checkpoint=SECOND_WEIGHTS, live=WEIGHTS))
+    cluster.settle()
+
+    assert "live" not in cluster.objects["Evaluation", EVALUATION]["status"]
+    assert cluster.has_stage_job("cleanup")
+
+
+def test_a_suspended_evaluation_keeps_no_champion_and_continues_with_another() -> None:
+    cluster = comparing()
+    cluster.change("Evaluation", EVALUATION, suspend=True)
+    cluster.settle()
+    assert cluster.has_stage_job("cleanup")
+
+    cluster.change("Evaluation", EVALUATION, suspend=False)
+    cluster.settle()
+
+    assert cluster.config("evaluate").live is None

@@ -319,3 +319,33 @@ def test_the_trainer_gets_the_facts_of_a_champion_of_another_base_model() -> Non
         base_model=digest("a"),
         chat_template_kwargs={"enable_thinking": False},
     )
+
+
+def test_the_deletion_of_a_champion_waits_until_it_is_measured_and_another_replaces_it() -> None:
+    cluster = evaluating("1", "2")
+    cluster.change("Checkpoint", "rival-2", deletionPolicy="Delete")
+    cluster.settle()
+    cluster.start("evaluate")
+    cluster.delete("Checkpoint", "rival-2")
+    cluster.settle()
+    assert cluster.states("Checkpoint", "rival-2")["Reconciling"] == "InUse"
+    assert (
+        f"FineTuneJob {JOB}" in (cluster.condition("Checkpoint", "rival-2", "Reconciling") or {})["message"]
+    )
+
+    judge(cluster)
+
+    assert cluster.config("evaluate").live.name == "rival-1"
+    assert cluster.states("Checkpoint", "rival-2")["Reconciling"] == "CleaningUp"
+
+
+def test_a_suspended_run_keeps_no_champion() -> None:
+    cluster = evaluating("1")
+    cluster.change("Checkpoint", "rival-1", deletionPolicy="Delete")
+    cluster.settle()
+    cluster.change("FineTuneJob", JOB, suspend=True)
+    cluster.settle()
+    cluster.delete("Checkpoint", "rival-1")
+    cluster.settle()
+
+    assert cluster.states("Checkpoint", "rival-1")["Reconciling"] == "CleaningUp"

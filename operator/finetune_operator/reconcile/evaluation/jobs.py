@@ -4,8 +4,7 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.evaluateconfig import evaluate_config, subjects_of
-from finetune_operator.manifests.evaluatedweights import live_model
+from finetune_operator.manifests.evaluateconfig import evaluate_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
@@ -14,6 +13,7 @@ from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.inputs import weights_of
+from finetune_operator.reconcile.evaluation.live import live_model
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.lineage import run_of
@@ -21,7 +21,6 @@ from finetune_operator.reconcile.stages.request import JobPurpose, StageRequest
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.evaluation import LiveModel
 
 
 def build_job(
@@ -91,19 +90,6 @@ def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> Sta
         dataset=run.status.resolved.dataset_digest or "",
         group_by=run.snapshot.group_column(run.status.resolved.dataset_version),
         split=spec.dataset.split,
-        live=_live(run, checkpoint),
+        live=live_model(run),
         step_timeout_seconds=spec.compute.step_timeout_seconds,
     )
-
-
-def _live(run: Assessment, checkpoint: Checkpoint) -> LiveModel | None:
-    """The champion of the Checkpoint's model line at present, if the Evaluation compares with it.
-
-    The champion is not compared with itself.
-    """
-    if "Live" not in subjects_of(run.evaluation.spec):
-        return None
-    champion = run.snapshot.checkpoints.champion(checkpoint.spec.model)
-    if champion is None or champion.name == checkpoint.name:
-        return None
-    return live_model(champion, run_of(champion, run.snapshot))

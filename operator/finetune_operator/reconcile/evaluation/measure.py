@@ -6,6 +6,7 @@ One whose measurement fails does not keep the following ones from being measured
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationresourcestatus import UnmeasuredCheckpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.reconcile.evaluation import live
 from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment, settings_hash
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job
@@ -35,6 +36,9 @@ def measure(run: Assessment) -> Halt | None:
         if known is not None:
             _record(run, known)
             continue
+        chosen = live.choose(run, checkpoint) if isinstance(checkpoint, Checkpoint) else None
+        if chosen is not None:
+            return chosen
         outcome = record(run, STAGE, _advance(run, run.current, checkpoint))
         if isinstance(outcome, StageFailed | Failed):
             _record_failure(run, outcome.reason, outcome.message)
@@ -84,9 +88,9 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
 
 
 def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:
-    resolved, live = run.status.resolved, _champion_of(run, result.live)
+    resolved, champion = run.status.resolved, _champion_of(run, result.live)
     entry = evaluation_status(
-        run.evaluation.spec, result, checkpoint=run.current or "", champion=live, live=live
+        run.evaluation.spec, result, checkpoint=run.current or "", champion=champion, live=champion
     )
     return condensed(entry).model_copy(
         update={
@@ -109,7 +113,7 @@ def _champion_of(run: Assessment, digest: str | None) -> str | None:
 
 
 def _record(run: Assessment, entry: EvaluationStatus) -> None:
-    run.update(evaluations=(*run.status.evaluations, entry), progress=None, retry=None)
+    run.update(evaluations=(*run.status.evaluations, entry), progress=None, retry=None, live=None)
     if entry.verdict in {"Failed", "Undecided"}:
         message = f"Checkpoint {entry.checkpoint}: {verdict_text(entry)}"
         run.draft.event(EventReason.GATE_FAILED, message, "Warning")
@@ -128,6 +132,6 @@ def _record(run: Assessment, entry: EvaluationStatus) -> None:
 def _record_failure(run: Assessment, reason: str, message: str) -> None:
     name = run.current or ""
     failure = UnmeasuredCheckpoint(checkpoint=name, reason=reason, message=shortened(message))
-    run.update(unmeasured=(*run.status.unmeasured, failure), progress=None, retry=None)
+    run.update(unmeasured=(*run.status.unmeasured, failure), progress=None, retry=None, live=None)
     text = f"{STAGE} failed. Checkpoint {name}: {message}"
     run.draft.event(EventReason.STAGE_FAILED, text, "Warning")

@@ -11,10 +11,10 @@ from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.score import with_custom_metrics
+from finetune_operator.reconcile.finetunejob.score import score_again, with_custom_metrics
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
-from finetune_operator.reconcile.stages.usage import has_finished, reopen
+from finetune_operator.reconcile.stages.usage import has_finished
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
@@ -69,8 +69,7 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
     if not isinstance(result, StageResult):
         return result
     if not is_recorded:
-        # After a renewal, score runs again too.
-        reopen(run, "score")
+        score_again(run)
     if result.evaluate is None:
         return without_result(STAGE)
     measured = with_custom_metrics(run, spec, result.evaluate)

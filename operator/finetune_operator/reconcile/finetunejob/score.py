@@ -7,6 +7,7 @@ from finetune_operator.manifests.scoreconfig import score_config
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.stages.usage import reopen
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import EvaluateResult, StageResult
@@ -33,6 +34,11 @@ def with_custom_metrics(run: Run, spec: EvaluationSpec, evaluated: EvaluateResul
             "evidence": (*evaluated.evidence, *result.score.evidence),
         }
     )
+
+
+def score_again(run: Run) -> None:
+    """Continue the times of the stage, if it has run: its result is that of an earlier evaluation."""
+    reopen(run, "score")
 
 
 def check_custom_metrics(spec: EvaluationSpec | None, found: Prerequisites) -> Failed | Blocked | None:

@@ -74,11 +74,17 @@ def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
     if has_ended(job):
         return [], []
     spec, status, resolved = _spec(job), _status(job), _resolved(job)
-    made = status.get("checkpoints", ())
+    made, live = status.get("checkpoints", ()), _compared(job)
     ref = spec.get("dataset", {}).get("ref") or {}
     return (
-        [resolved.get("datasetDigest"), resolved.get("parentDigest"), *(each.get("digest") for each in made)],
         [
+            resolved.get("datasetDigest"),
+            resolved.get("parentDigest"),
+            live.get("digest"),
+            *(each.get("digest") for each in made),
+        ],
+        [
+            live.get("checkpoint"),
             resolved.get("datasetVersion"),
             resolved.get("parentCheckpoint"),
             ref.get("version"),
@@ -91,11 +97,23 @@ def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
 def _needs_of_evaluation(evaluation: Manifest) -> tuple[list[Any], list[Any]]:
     if has_ended(evaluation):
         return [], []
-    spec, resolved = _spec(evaluation), _resolved(evaluation)
+    spec, resolved, live = _spec(evaluation), _resolved(evaluation), _compared(evaluation)
     return (
-        [resolved.get("datasetDigest"), *resolved.get("checkpointDigests", ())],
-        [resolved.get("datasetVersion"), spec["dataset"]["ref"].get("version"), *spec["checkpoints"]],
+        [resolved.get("datasetDigest"), live.get("digest"), *resolved.get("checkpointDigests", ())],
+        [
+            resolved.get("datasetVersion"),
+            spec["dataset"]["ref"].get("version"),
+            live.get("checkpoint"),
+            *spec["checkpoints"],
+        ],
     )
+
+
+def _compared(job: Manifest) -> dict[str, Any]:
+    """The champion that a pod of the run or Evaluation measures, or will; empty if there is none."""
+    measures = not _spec(job).get("suspend") and "evaluation" not in _status(job)
+    live: dict[str, Any] = (_status(job).get("live") or {}) if measures else {}
+    return live
 
 
 def _needs(endpoint: Manifest) -> tuple[list[Any], list[Any]]:

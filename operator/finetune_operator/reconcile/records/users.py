@@ -2,6 +2,7 @@
 
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluationstatus import LiveComparison
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.reconcile.inputs.indexes import address
@@ -86,7 +87,9 @@ def _measures(evaluation: Evaluation, record: Record) -> bool:
         names = {resolved.dataset_version if begun else evaluation.spec.dataset.ref.version}
     else:
         names = set(evaluation.spec.checkpoints)
-    return record.name in names and (begun or is_live)
+    compared = evaluation.status.live
+    compares = compared is not None and compared.checkpoint == record.name and not evaluation.spec.suspend
+    return (record.name in names and (begun or is_live)) or compares
 
 
 def readers_of(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
@@ -125,7 +128,9 @@ def _has_read(job: FineTuneJob, record: Record) -> bool:
     if isinstance(record, DatasetVersion):
         return job.status.resolved.dataset_digest == record.spec.digest
     made = any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
-    return made or job.status.resolved.parent_digest == record.spec.digest
+    compared = _compared(job)
+    compares = compared is not None and compared.digest == record.spec.digest
+    return made or compares or job.status.resolved.parent_digest == record.spec.digest
 
 
 def _reads(job: FineTuneJob, record: Record) -> bool:
@@ -137,4 +142,12 @@ def _reads(job: FineTuneJob, record: Record) -> bool:
     made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
     # A run does not start with a record that is being deleted, so a waiting run delays no deletion.
     waits = record.metadata.deletion_timestamp is None and job.spec.base_model.checkpoint == record.name
-    return made or waits or job.status.resolved.parent_checkpoint == record.name
+    compared = _compared(job)
+    compares = compared is not None and compared.checkpoint == record.name
+    return made or waits or compares or job.status.resolved.parent_checkpoint == record.name
+
+
+def _compared(job: FineTuneJob) -> LiveComparison | None:
+    """The champion that a pod of the run measures, or will."""
+    measures = job.status.evaluation is None and not job.spec.suspend
+    return job.status.live if measures else None
