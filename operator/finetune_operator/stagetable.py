@@ -39,8 +39,8 @@ class StageRow:
     """Whether `maxRunSeconds` limits its running time."""
     grace_seconds: int | None = None
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
-    mounts: frozenset[Literal["source", "base_model", "custom_metrics"]] = frozenset()
-    """Inputs of the run, besides the store, that its pod mounts."""
+    mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges"]] = frozenset()
+    """Inputs of the run, besides the store, that its pod mounts; of judges, their Secrets."""
     profile: Literal["compute", "evaluation"] = "compute"
     """Block of the run's spec that names its ComputeProfile."""
     in_profile: bool = True
@@ -101,6 +101,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         devices="needed",
+        mounts=frozenset({"judges"}),
         profile="evaluation",
         per_champion=True,
     ),

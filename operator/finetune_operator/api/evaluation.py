@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.custommetric import CustomMetric
+from finetune_operator.api.judge import JUDGE_RULES, JudgeList
 from finetune_operator.api.learningcurve import MAX_SHARES
 from finetune_operator.api.meta import CELRule, Model, Name
 from finetune_operator.api.metricrules import (
@@ -25,7 +26,7 @@ from finetune_trainer.contract.evaluation import (
     MetricOptionsFields,
     PromptedFields,
 )
-from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS
+from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS, JUDGE
 from finetune_trainer.contract.vocabulary import listed
 
 
@@ -77,6 +78,11 @@ class Gate(Model):
             " && (!has(self.minGain) || self.minGain >= -1.0 && self.minGain <= 1.0))",
             FRACTION_ADVICE,
         ),
+        CELRule(
+            f"!self.metric.startsWith('{JUDGE}/') || !has(self.minGain) && !has(self.over)",
+            f"{JUDGE}/NAME compares already: instead of minGain and over, set min, for example min: 0.5, and"
+            " judges[].against",
+        ),
     )
 
     metric: Annotated[MetricName, Field(description=f"Metric that the bounds apply to. {DESCRIPTION}")]
@@ -123,11 +129,13 @@ class EvaluationSettings(Model):
         ),
         CELRule(
             "!has(self.prompted) || self.compare.exists(model, model == 'Prompted')"
-            " || self.gates.exists(gate, has(gate.over) && gate.over == 'Prompted')",
+            " || self.gates.exists(gate, has(gate.over) && gate.over == 'Prompted')"
+            " || has(self.judges) && self.judges.exists(judge, judge.against == 'Prompted')",
             "prompted has no effect, because nothing compares with it: add Prompted to compare, or a gate"
             " with over: Prompted",
             "prompted",
         ),
+        *JUDGE_RULES,
     )
 
     metrics: Annotated[
@@ -165,6 +173,7 @@ class EvaluationSettings(Model):
         Prompted | None,
         Field(description="Prompt of the model Prompted. Default: the defaults of its fields."),
     ] = None
+    judges: JudgeList = ()
     slice_by: Annotated[
         str | None,
         Field(

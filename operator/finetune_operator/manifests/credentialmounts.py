@@ -1,14 +1,15 @@
 """Mounts of Secrets of type `finetune.dev/credentials`: each is a folder in the pod, with one file per
 key."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
 from finetune_trainer.contract.references import SecretMount
 
-Use = Literal["store", "source", "base-model"]
-"""Purpose of a Secret in a pod."""
+Use = Literal["store", "source", "base-model", "judge-0", "judge-1", "judge-2", "judge-3"]
+"""Purpose of a Secret in a pod. Judges have numbers, because a name can be too long for a volume."""
+JUDGE_USES: Final[tuple[Use, ...]] = ("judge-0", "judge-1", "judge-2", "judge-3")
 
 
 def secret_mount(use: Use, secret: str | None) -> SecretMount | None:

@@ -1,9 +1,11 @@
 """Builder of the config of evaluate, for runs and for Evaluations."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
 from finetune_operator.api.meta import Model
+from finetune_operator.manifests.credentialmounts import JUDGE_USES, secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -16,7 +18,8 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
-from finetune_trainer.contract.metrics import ANSWERS, METRICS, is_named_by_user
+from finetune_trainer.contract.judge import Judge, Opponent
+from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, is_named_by_user
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 
 COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
@@ -63,6 +66,7 @@ def evaluate_config(
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
         group_by=group_by,
+        judges=_judges(evaluation, has_champion=live is not None),
         checks=_checks(evaluation),
     )
 
@@ -74,17 +78,52 @@ def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
     return EvaluationChecks(**_fields(evaluation.checks))
 
 
+def _judges(evaluation: EvaluationSettings, *, has_champion: bool) -> tuple[Judge, ...]:
+    """The judges as the pod uses them; without a champion, none compares with it."""
+    return tuple(
+        Judge(
+            **judge.model_dump(exclude={"credentials_secret_ref"}),
+            credentials=secret_mount(use, secret.name if secret else None),
+        )
+        for use, judge in zip(JUDGE_USES, evaluation.judges, strict=False)
+        if judge.against != "Live" or has_champion
+        for secret in (judge.credentials_secret_ref,)
+    )
+
+
+def opponents_of(evaluation: EvaluationSettings) -> dict[str, Opponent]:
+    """By metric of a judge, whose answers it compares with those of the tuned model."""
+    return {f"{JUDGE}/{judge.name}": judge.against for judge in evaluation.judges}
+
+
+def is_over_live(evaluation: EvaluationSettings, gate: Gate) -> bool:
+    """Whether a gate compares with the champion."""
+    return "Live" in {gate.over, opponents_of(evaluation).get(gate.metric)}
+
+
 def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
     """The requested metrics and those of the gates: built-in ones in the order of their table.
 
-    Metrics of the user are computed by another stage. They need answers, for which one metric is measured.
+    Those that users name are computed from the answers, for which one metric is measured.
     """
     wanted = dict.fromkeys((*evaluation.metrics, *(gate.metric for gate in evaluation.gates)))
     measured = [metric for metric in METRICS if metric in wanted]
-    if has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured):
+    if _lacks_answers(evaluation, measured):
         measured.insert(0, next(metric for metric, info in METRICS.items() if info.needs == ANSWERS))
     others = (metric for metric in wanted if metric not in METRICS and not is_named_by_user(metric))
     return (*measured, *others)
+
+
+def _lacks_answers(evaluation: EvaluationSettings, measured: Sequence[str]) -> bool:
+    """Whether something reads answers that no measured metric needs."""
+    if evaluation.judges:
+        options = evaluation.options
+        # The most likely label is chosen without generating anything.
+        chosen = {"labels"} if options is not None and options.constrained_labels else set()
+        return not any(
+            "answers" in (needs := METRICS[each].needs) and not needs & chosen for each in measured
+        )
+    return has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured)
 
 
 def has_custom_metrics(evaluation: EvaluationSettings) -> bool:
@@ -99,7 +138,8 @@ def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:
 
 def subjects_of(evaluation: EvaluationSettings) -> tuple[Subject, ...]:
     """The tuned model, and the models to compare it with in the order of the contract."""
-    compared = {*evaluation.compare, *(gate.over for gate in evaluation.gates)}
+    gates = (gate.over for gate in evaluation.gates)
+    compared = {*evaluation.compare, *gates, *opponents_of(evaluation).values()}
     return ("Tuned", *(subject for subject in COMPARED if subject in compared))
 
 

@@ -10,7 +10,7 @@ from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
-from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
+from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
@@ -62,6 +62,8 @@ class CredentialsMount:
     store: SecretReference | None = None
     source: SecretReference | None = None
     base_model: SecretReference | None = None
+    judges: tuple[SecretReference | None, ...] = ()
+    """Of each judge of the evaluation."""
 
 
 def container_resources(
@@ -163,6 +165,7 @@ def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
         ("store", credentials.store),
         ("source", credentials.source),
         ("base-model", credentials.base_model),
+        *zip(JUDGE_USES, credentials.judges, strict=False),
     )
     mounts = (secret_mount(use, reference.name if reference else None) for use, reference in named)
     return [mount for mount in mounts if mount is not None]

@@ -155,12 +155,18 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
     ),
 }
 CUSTOM: Final = "custom"
+JUDGE: Final = "judge"
 FAMILIES: Final[Mapping[str, MetricInfo]] = {
     CUSTOM: MetricInfo(
         description="mean of what a function of the user returns",
         needs=ANSWERS,
         kind="Mean",
         range=(-math.inf, math.inf),
+    ),
+    JUDGE: MetricInfo(
+        description="share of rows on which a judge prefers the answer of the tuned model, ties half",
+        needs=ANSWERS,
+        kind="Mean",
     ),
 }
 """Metrics that users name, as FAMILY/NAME: what all metrics of a family have in common."""

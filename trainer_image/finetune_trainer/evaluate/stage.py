@@ -14,9 +14,11 @@ from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import Subject, listed
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
-from finetune_trainer.evaluate.estimates import Estimates
+from finetune_trainer.evaluate.estimates import TUNED, Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
+from finetune_trainer.evaluate.judge.judging import Judging, judged_rows
+from finetune_trainer.evaluate.judge.results import JudgedAnswers
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement import RowMeasurement
 from finetune_trainer.evaluate.metrics.registry import measures_of
@@ -72,7 +74,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         done = sum(len(log.of(name)) for name in examples)
         if done:
             logger.info("continuing after %d measured rows in %s", done, folder.uri)
-        progress = _Progress(config, context, sum(map(len, examples.values())), folder.uri, done)
+        total = sum(map(len, examples.values())) + judged_rows(config, len(next(iter(examples.values()))))
+        progress = _Progress(config, context, total, folder.uri, done)
         limit_threads()
         devices = visible_devices()
         measurement = RowMeasurement(config, examples, measures, log, devices, progress.count)
@@ -82,6 +85,17 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             for subject in subjects:
                 with optional(subject.name, unmeasured, config.live):
                     models.measure(subject, measurement)
+            judges = Judging(
+                config=config,
+                rows=rows,
+                examples=examples.get(TUNED, ()),
+                log=log,
+                folder=folder,
+                unmeasured=unmeasured,
+                stop=context.stop,
+                feed=progress.feed,
+                count=progress.count,
+            ).run()
         for each in unmeasured:
             measurement.leave_out(each.subject)
         other_tokenizers = frozenset(
@@ -91,11 +105,16 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         groups = None
         if config.group_by is not None:
             groups = Groups.of(config.group_by, (dict(row.columns) for row in rows))
+        judged = JudgedAnswers(judges, groups)
         estimates = Estimates(examples, measures, log.of, groups, other_tokenizers)
         measured = tuple(examples)
-        scores = tuple(scores_of(measured, estimates))
-        evidence = tuple(evidence_for(config.gates, estimates, measured))
-        findings = (*probe.findings, *memorization_findings(config, store, rows, log))
+        scores = (*scores_of(measured, estimates), *judged.scores())
+        evidence = (*evidence_for(config.gates, estimates, measured), *judged.evidence(config.gates))
+        findings = (
+            *probe.findings,
+            *memorization_findings(config, store, rows, log),
+            *judged.findings(),
+        )
         log.finish()
         prompt = prompt_digest(folder) if "Prompted" in measured else None
         evaluation = MeasuredEvaluation(

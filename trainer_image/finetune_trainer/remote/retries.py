@@ -26,6 +26,11 @@ class Unreachable(Exception):
         self.problem = problem
 
 
+def pause_seconds(attempt: int) -> float:
+    """Return the pause after a failed attempt, which is counted from 1."""
+    return min(FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1), MAX_PAUSE_SECONDS)
+
+
 class Retrier:
     """Retries requests to one folder until one succeeds, or until a retry cannot help."""
 
@@ -55,7 +60,7 @@ class Retrier:
                     attempt, before = 1, progress()
                 if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:
                     raise Unreachable(problem) from error
-            pause_seconds = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
-            logger.warning("%s; retrying in %.0f s", problem.text, pause_seconds)
-            if self._stop.wait(pause_seconds):
+            seconds = pause_seconds(attempt)
+            logger.warning("%s; retrying in %.0f s", problem.text, seconds)
+            if self._stop.wait(seconds):
                 raise Preempted

@@ -30,13 +30,17 @@ def open_web(place: str, credentials: Credentials | None) -> tuple[AbstractFileS
     """Return the file system, and the whole URL of the file."""
 
     async def get_client(**_: object) -> aiohttp.ClientSession:
-        options = await client_options(credentials, url)
-        options["middlewares"] = (*options["middlewares"], _Authorization(credentials))
-        return aiohttp.ClientSession(**options)
+        return aiohttp.ClientSession(**await authorized_options(credentials, url))
 
     url = f"https://{place}"
     filesystem = HTTPFileSystem(get_client=get_client, skip_instance_cache=True, use_listings_cache=False)
     return filesystem, url
+
+
+async def authorized_options(credentials: Credentials | None, start: str) -> dict[str, Any]:
+    """Return `client_options` with the header Authorization, which is sent to the endpoint only."""
+    options = await client_options(credentials, start)
+    return {**options, "middlewares": (*options["middlewares"], _Authorization(credentials))}
 
 
 async def client_options(credentials: Credentials | None, start: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def build_job(
         requested_accelerators=devices if on_cuda else 0,
     )
     stage: JobStage = request.stage
+    judges = evaluation.spec.judges if purpose == "stage" else ()
     config: StageConfig | None
     if purpose == "stage":
         run.resolve(
@@ -71,7 +72,10 @@ def build_job(
             image_pull_policy=run.snapshot.facts.image_pull_policy,
             profile=found.profile,
             storage=Storage(store=parse_store(reference.store)),
-            credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
+            credentials=CredentialsMount(
+                store=SecretReference(name=secret) if secret else None,
+                judges=tuple(judge.credentials_secret_ref for judge in judges),
+            ),
             devices=devices,
             prediction=job.status.prediction if job is not None else None,
         ),

@@ -9,7 +9,7 @@ from typing import Final
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.evaluateconfig import subjects_of
+from finetune_operator.manifests.evaluateconfig import is_over_live, subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.records.lineage import run_of
@@ -31,7 +31,7 @@ def compares_live(spec: EvaluationSpec) -> bool:
 
 def decides(spec: EvaluationSpec, evaluation: EvaluationStatus) -> bool:
     """Whether the verdict depends on the champion: a gate compares with it, and nothing else has failed."""
-    if not any(gate.over == "Live" for gate in spec.gates) or vetoes_of(evaluation):
+    if not any(is_over_live(spec, gate) for gate in spec.gates) or vetoes_of(evaluation):
         return False
     return not any(gate.verdict == "Failed" and gate.over != "Live" for gate in evaluation.gates)
 

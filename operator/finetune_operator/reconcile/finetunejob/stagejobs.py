@@ -135,6 +135,7 @@ def _folders(run: Run, store: StoreReference) -> ScoredFolders | None:
 def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
     spec, row = run.job.spec, STAGES[stage]
     metrics = spec.evaluation.custom_metrics if spec.evaluation and "custom_metrics" in row.mounts else ()
+    judges = spec.evaluation.judges if spec.evaluation and "judges" in row.mounts else ()
     source = spec.dataset.inline.source if spec.dataset.inline and "source" in row.mounts else None
     base_model = spec.base_model if "base_model" in row.mounts else None
     nodes = nodes_of(run, stage)
@@ -154,6 +155,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
             store=None if row.isolated else found.store.credentials_secret_ref,
             source=source.credentials_secret_ref if source else None,
             base_model=base_model.credentials_secret_ref if base_model else None,
+            judges=tuple(judge.credentials_secret_ref for judge in judges),
         ),
         devices=_devices_of(run, found, stage),
         nodes=nodes,

@@ -3,6 +3,7 @@
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.evaluationstatus import MAX_FINDINGS, CheckFinding, EvaluationStatus
 from finetune_operator.api.meta import Name
+from finetune_operator.manifests.evaluateconfig import is_over_live, opponents_of
 from finetune_operator.reconcile.verdicts.fewrows import few_rows_warning
 from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores
@@ -31,7 +32,7 @@ def evaluation_status(
     """
     # A champion that was measured decides, even if it was deleted since.
     had_champion = champion is not None or result.live is not None
-    measured = Measurements.of(result, has_champion=had_champion)
+    measured = Measurements.of(result, has_champion=had_champion, opponents=opponents_of(spec))
     gates, verdict = decide(spec.gates, measured)
     # Vetoes first, so that a long list of findings cannot hide them.
     findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
@@ -61,12 +62,15 @@ def of_champion(spec: EvaluationSettings, result: EvaluateResult, digest: str | 
     """
     if result.live == digest:
         return result
-    over_live = {index for index, gate in enumerate(spec.gates) if gate.over == "Live"}
+    over_live = {index for index, gate in enumerate(spec.gates) if is_over_live(spec, gate)}
+    judges = {metric for metric, against in opponents_of(spec).items() if against == "Live"}
     other = UnmeasuredSubject(subject="Live", message="the stored result has another champion")
     return result.model_copy(
         update={
             "live": digest,
-            "scores": tuple(score for score in result.scores if score.subject != "Live"),
+            "scores": tuple(
+                score for score in result.scores if score.subject != "Live" and score.metric not in judges
+            ),
             "evidence": tuple(each for each in result.evidence if each.gate not in over_live),
             "unmeasured": (*result.unmeasured, other),
         }

@@ -65,14 +65,11 @@ class _GateDecision:
         gate, tuned = self.gate, self.measured.find(self.gate.metric, "Tuned")
         figures = self.evidence or GateEvidence(gate=0, rows=0 if tuned is None else tuned.rows)
         value = figures.value if tuned is None else tuned.value
-        parts = (
-            [_Part("Undecided", f"{gate.metric} of the tuned model was not measured")]
-            if value is None
-            else list(self._parts(value))
-        )
+        over = gate.over or self.measured.opponents.get(gate.metric)
+        parts = [self._unmeasured(over)] if value is None else list(self._parts(value))
         return GateResult(
             metric=gate.metric,
-            over=gate.over,
+            over=over,
             verdict=min((part.verdict for part in parts), key=WORST_FIRST.index),
             message=shortened(", ".join(part.message for part in parts), MAX_GATE_MESSAGE_CHARACTERS),
             value=value,
@@ -85,6 +82,16 @@ class _GateDecision:
             rows=figures.rows or None,
             more_rows=figures.more_rows,
         )
+
+    def _unmeasured(self, over: str | None) -> _Part:
+        """The decision without a value of the tuned model."""
+        metric = self.gate.metric
+        if over == "Live" and metric in self.measured.opponents and not self.measured.has_champion:
+            message = f"{metric} has no value, because the model line has no other champion to compare with"
+            return _Part("NotApplicable", message)
+        reason = "" if self.evidence is None else self.evidence.undecided
+        because = f": {reason}" if reason else ""
+        return _Part("Undecided", f"{metric} of the tuned model was not measured{because}")
 
     def _parts(self, value: float) -> Iterator[_Part]:
         """The decision on each bound of the gate. `value`: that of the tuned model."""

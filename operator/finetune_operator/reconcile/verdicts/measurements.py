@@ -21,6 +21,8 @@ class Measurements:
     findings: tuple[CheckFinding, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """By subject, why it was not measured."""
+    opponents: Mapping[str, str] = field(default_factory=dict)
+    """By metric of a judge, whose answers it compares with those of the tuned model."""
     has_champion: bool = True
     """Whether the model line had a champion when the evaluation began."""
 
@@ -29,7 +31,9 @@ class Measurements:
         return find_score(self.scores, metric, subject)
 
     @classmethod
-    def of(cls, result: EvaluateResult, *, has_champion: bool) -> "Measurements":
+    def of(
+        cls, result: EvaluateResult, *, has_champion: bool, opponents: Mapping[str, str]
+    ) -> "Measurements":
         """The figures of a result."""
         return cls(
             scores=tuple(
@@ -48,6 +52,7 @@ class Measurements:
             evidence={each.gate: each for each in result.evidence},
             findings=result.findings,
             unmeasured={each.subject: each.message for each in result.unmeasured},
+            opponents=opponents,
             has_champion=has_champion,
         )
 

@@ -14,6 +14,7 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
+from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, SplitName, Subject
 
@@ -58,5 +59,7 @@ class EvaluateConfig(StageConfig):
     """Kept column of the rows by which the page shows the scores in parts."""
     group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
+    judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    """Models that compare the answers of two subjects when all subjects are measured."""
     checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
     """Checks that can veto a promotion; None: an operator that knows none."""

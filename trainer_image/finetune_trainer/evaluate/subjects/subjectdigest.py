@@ -14,6 +14,7 @@ _NOT_PREDICTIONS: Final = frozenset(
         "live",
         "gates",
         "checks",
+        "judges",
         "probe",
         "sliceBy",
         "groupBy",

@@ -1,0 +1,72 @@
+"""What the judges of an evaluation said, as parts of its result."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from finetune_trainer.contract.evaluation import CheckFinding, GateBound, GateEvidence
+from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.results import Score
+from finetune_trainer.evaluate.estimates import TUNED
+from finetune_trainer.evaluate.evidence import evidence_for, rounded_down, rounded_up
+from finetune_trainer.evaluate.judge.verdicts import RowVerdicts
+from finetune_trainer.evaluate.judge.winrates import WinRates
+from finetune_trainer.evaluate.subjects.optional import MAX_MESSAGE_CHARACTERS
+from finetune_trainer.statistics.groups import Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What one judge said."""
+
+    judge: Judge
+    prompt: str
+    """System turn of each call."""
+    verdicts: RowVerdicts
+    problem: str = ""
+    """Why there is no win rate, as a sentence for the user; empty if there is one."""
+    replies_uri: str
+    """File with the replies."""
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """What all judges said."""
+
+    judges: Sequence[Judged]
+    groups: Groups | None
+    """None if the rows are independent."""
+
+    @cached_property
+    def rates(self) -> WinRates:
+        """The win rates of the judges that have one."""
+        values = {each.judge.metric: each.verdicts.values for each in self.judges if not each.problem}
+        return WinRates(values, self.groups)
+
+    def scores(self) -> Iterator[Score]:
+        """Yield the win rates with their intervals."""
+        for metric in self.rates.measures:
+            estimate = self.rates.score(metric)
+            interval = self.rates.interval(estimate)
+            yield Score(
+                metric=metric,
+                subject=TUNED,
+                value=estimate.value,
+                rows=estimate.rows,
+                low=None if interval is None else rounded_down(interval.low),
+                high=None if interval is None else rounded_up(interval.high),
+            )
+
+    def evidence(self, gates: Sequence[GateBound]) -> Iterator[GateEvidence]:
+        """Yield the evidence for each gate on a judge, also on one without a win rate."""
+        yield from evidence_for(gates, self.rates, (TUNED,))
+        problems = {each.judge.metric: each.problem for each in self.judges if each.problem}
+        for index, gate in enumerate(gates):
+            if gate.metric in problems:
+                yield GateEvidence(gate=index, rows=0, undecided=problems[gate.metric])
+
+    def findings(self) -> Iterator[CheckFinding]:
+        """Yield why judges have no win rate."""
+        for each in self.judges:
+            if each.problem:
+                yield CheckFinding(check="Judge", veto=False, message=each.problem[:MAX_MESSAGE_CHARACTERS])

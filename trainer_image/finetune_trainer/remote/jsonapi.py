@@ -1,0 +1,133 @@
+"""Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+from aiohttp import hdrs
+
+from finetune_trainer.remote.addresses import guard_connections
+from finetune_trainer.remote.credentials import Credentials, invalid
+from finetune_trainer.remote.limits import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
+from finetune_trainer.remote.origin import RedirectRefused, origin_of
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
+from finetune_trainer.remote.retries import Unreachable, pause_seconds
+from finetune_trainer.remote.web import authorized_options
+
+RESPONSE_SECONDS: Final = 300.0
+"""Max duration of one attempt."""
+MAX_RESPONSE_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 16
+
+logger = logging.getLogger(__name__)
+
+
+class JsonApiError(Exception):
+    """A response that is not a success. The text is what the server says."""
+
+    def __init__(self, status: int, text: str, retry_after: float = 0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class JsonApi:
+    """The API under one URL. As an async context manager it keeps its connections open."""
+
+    def __init__(
+        self, url: str, credentials: Credentials | None, on_attempt: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare requests to `url`; sends none yet.
+
+        Args:
+            url: address for all requests.
+            credentials: sent as the header Authorization.
+            on_attempt: called before each attempt.
+
+        Raises StageFailure (INVALID_CREDENTIALS) if the credentials are not for the server of the URL.
+        """
+        if credentials is not None:
+            credentials.require_keys_of("https")
+            if origin_of(credentials.endpoint) != origin_of(url):
+                raise invalid(
+                    credentials.secret_name,
+                    f"key endpoint is {credentials.endpoint}, which is not the server of {url}",
+                )
+        self._url, self._credentials, self._on_attempt = url, credentials, on_attempt
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        guard_connections()
+        options = await authorized_options(self._credentials, self._url)
+        timeout = aiohttp.ClientTimeout(total=RESPONSE_SECONDS, sock_connect=CONNECT_SECONDS)
+        self._session = aiohttp.ClientSession(**{**options, "timeout": timeout})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, content: dict[str, Any]) -> Any:
+        """Return the response to a POST request, as JSON types. Raises Unreachable."""
+        attempt = 0
+        while True:
+            attempt += 1
+            self._on_attempt()
+            try:
+                return await self._post(content)
+            except (aiohttp.ClientError, JsonApiError, OSError, RedirectRefused) as error:
+                problem = problem_of(error)
+                if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:
+                    raise Unreachable(problem) from error
+                asked = error.retry_after if isinstance(error, JsonApiError) else 0
+            seconds = max(pause_seconds(attempt), min(asked, MAX_PAUSE_SECONDS))
+            logger.warning("%s; retrying in %.0f s", problem.text, seconds)
+            await asyncio.sleep(seconds)
+
+    async def _post(self, content: dict[str, Any]) -> Any:
+        if self._session is None:
+            raise RuntimeError("the API is not open")
+        async with self._session.post(self._url, json=content, allow_redirects=False) as response:
+            if 300 <= response.status < 400:
+                place = response.headers.get(hdrs.LOCATION, "")
+                raise RedirectRefused(self._url, place, "name the address that answers")
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                body += chunk
+                if len(body) > MAX_RESPONSE_BYTES:
+                    problem = RemoteProblem(
+                        ProblemKind.REFUSED, f"the response has more than {MAX_RESPONSE_BYTES} bytes"
+                    )
+                    raise Unreachable(problem)
+            if not response.ok:
+                raise JsonApiError(
+                    response.status, _message_of(bytes(body), response), _retry_after(response)
+                )
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise Unreachable(RemoteProblem(ProblemKind.REFUSED, "the response is not JSON")) from error
+
+
+def _message_of(body: bytes, response: aiohttp.ClientResponse) -> str:
+    """Return the message of an error as OpenAI's API has it, or the reason phrase."""
+    with suppress(ValueError, TypeError, KeyError):
+        found = json.loads(body)["error"]
+        return str(found["message"] if isinstance(found, dict) else found)
+    return response.reason or ""
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    """Return the seconds that the server asks to wait; 0 if it names none."""
+    with suppress(ValueError):
+        seconds = float(response.headers.get(hdrs.RETRY_AFTER, ""))
+        return seconds if math.isfinite(seconds) else 0
+    return 0
