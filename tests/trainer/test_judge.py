@@ -421,4 +421,10 @@ def test_an_evaluation_has_the_win_rates_of_its_judges(tmp_path: Path, server: J
     assert ("judge/other", "Tuned") in scores
     (evidence,) = result.evidence
     assert (evidence.gate, evidence.value, evidence.rows) == (0, 0, 4)
+    assert result.report_uri is not None
+    page = tmp_path / "store" / result.report_uri.removeprefix("pvc://artifacts/")
+    tone, other = json.loads(page.with_name("evaluation.json").read_text())["judges"]
+    assert (tone["against"], tone["winRate"], tone["lost"]) == ("Reference", 0, 4)
+    assert other["calls"] + 2 * other["same"] == 8
+    assert "judge/tone" in page.read_text()
     assert (sheet.seen[-1].step, sheet.seen[-1].total_steps) == (16, 16)

@@ -28,6 +28,7 @@ from finetune_trainer.report.evaluation.facts import (
 )
 from finetune_trainer.report.evaluation.gates import GateLine, gate_lines, gate_note
 from finetune_trainer.report.evaluation.headline import evaluation_verdict, figure
+from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import OPEN_ROWS, evaluation_page
 from tests.trainer.test_report import DOCS, Outline
@@ -438,9 +439,66 @@ def test_the_lengths_of_the_answers_are_shown_per_model() -> None:
     assert "Lengths of answers" in Outline(evaluation_page(report)).headings
 
 
+JUDGE = ShownJudge(
+    metric="judge/tone",
+    against="Base",
+    model="referee",
+    endpoint="https://judge.example/v1",
+    prompt=HOSTILE,
+    prompt_digest="sha256:" + "7a" * 32,
+    replies="pvc://artifacts/runs/1f1f/evaluate/judge-tone.jsonl",
+    win_rate=0.7,
+    low=0.6,
+    high=0.8,
+    rows=100,
+    rows_in_split=400,
+    won=60,
+    tied=20,
+    lost=20,
+    same=10,
+    calls=180,
+    unreadable=0,
+    flipped=9,
+    longer=60,
+)
+
+
+def test_a_judge_is_shown_with_what_says_how_far_to_trust_it() -> None:
+    report = evaluation_report(facts_of(*ROWS, judges=[JUDGE]))
+    (judge,) = report["judges"]
+    text = evaluation_page(report)
+
+    assert (judge["winRate"], judge["positionBias"], judge["longerPreferred"]) == (0.7, 0.1, 0.75)
+    assert "Judges" in Outline(text).headings
+    assert "0.600 to 0.800" in text
+    assert "10 %" in text
+    assert "75 %" in text
+    assert "100 of 400, a random sample by maxCalls" in text
+    assert HOSTILE not in text
+    # The judge has no value per row, so it does not decide which rows are the worst.
+    assert report["decidedBy"] == "right"
+
+
+def test_a_judge_without_verdicts_has_no_shares() -> None:
+    none: dict[str, Any] = {
+        "won": 0,
+        "tied": 0,
+        "lost": 0,
+        "same": 0,
+        "flipped": 0,
+        "longer": 0,
+        "win_rate": None,
+    }
+    report = evaluation_report(facts_of(*ROWS, judges=[replace(JUDGE, **none, low=None, high=None)]))
+    (judge,) = report["judges"]
+
+    assert (judge["winRate"], judge["positionBias"], judge["longerPreferred"]) == (None, None, None)
+    assert Outline(evaluation_page(report)).open == []
+
+
 def test_every_field_is_in_the_documentation() -> None:
     text = (DOCS / "report.md").read_text()
     _, section = text.split("## The evaluation report")
-    report = evaluation_report(facts_of(*ROWS))
+    report = evaluation_report(facts_of(*ROWS, judges=[JUDGE]))
 
-    assert [name for name in report if f"`{name}" not in section] == []
+    assert [name for name in (*report, *report["judges"][0]) if f"`{name}" not in section] == []

@@ -28,6 +28,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownPrompt,
     ShownScore,
 )
+from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
@@ -53,6 +54,7 @@ class MeasuredEvaluation:
     evidence: Sequence[GateEvidence] = ()
     findings: Sequence[CheckFinding] = ()
     unmeasured: Sequence[UnmeasuredSubject] = ()
+    judges: Sequence[ShownJudge] = ()
     prompt: ShownPrompt | None = None
     learning_curve: Document | None = None
     predictions_uri: str
@@ -76,6 +78,7 @@ class MeasuredEvaluation:
             gates=list(self._gates()),
             findings=[ShownFinding(**finding.model_dump()) for finding in self.findings],
             unmeasured={each.subject: each.message for each in self.unmeasured},
+            judges=self.judges,
             prompt=self.prompt,
             learning_curve=self.learning_curve,
             scores=[ShownScore(**score.model_dump()) for score in self.scores],

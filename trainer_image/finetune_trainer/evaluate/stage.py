@@ -126,6 +126,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             evidence=evidence,
             findings=findings,
             unmeasured=unmeasured,
+            judges=tuple(judged.shown()),
             prompt=read_prompt(folder) if "Prompted" in measured else None,
             learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
             predictions_uri=log.uri,

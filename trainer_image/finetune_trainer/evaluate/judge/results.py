@@ -1,7 +1,7 @@
 """What the judges of an evaluation said, as parts of its result."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from finetune_trainer.contract.evaluation import CheckFinding, GateBound, GateEvidence
@@ -12,6 +12,8 @@ from finetune_trainer.evaluate.evidence import evidence_for, rounded_down, round
 from finetune_trainer.evaluate.judge.verdicts import RowVerdicts
 from finetune_trainer.evaluate.judge.winrates import WinRates
 from finetune_trainer.evaluate.subjects.optional import MAX_MESSAGE_CHARACTERS
+from finetune_trainer.manifest import digest_of
+from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.statistics.groups import Groups
 
 
@@ -64,6 +66,25 @@ class JudgedAnswers:
         for index, gate in enumerate(gates):
             if gate.metric in problems:
                 yield GateEvidence(gate=index, rows=0, undecided=problems[gate.metric])
+
+    def shown(self) -> Iterator[ShownJudge]:
+        """Yield each judge for the report."""
+        scores = {score.metric: score for score in self.scores()}
+        for each in self.judges:
+            judge, score = each.judge, scores.get(each.judge.metric)
+            yield ShownJudge(
+                metric=judge.metric,
+                against=judge.against,
+                model=judge.model,
+                endpoint=judge.endpoint,
+                prompt=each.prompt,
+                prompt_digest=digest_of(each.prompt.encode()),
+                replies=each.replies_uri,
+                win_rate=None if score is None else score.value,
+                low=None if score is None else score.low,
+                high=None if score is None else score.high,
+                **asdict(each.verdicts.counts),
+            )
 
     def findings(self) -> Iterator[CheckFinding]:
         """Yield why judges have no win rate."""

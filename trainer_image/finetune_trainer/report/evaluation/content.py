@@ -9,6 +9,7 @@ from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
 from finetune_trainer.report.evaluation.confusion import confusion
 from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownPrompt, ShownScore
+from finetune_trainer.report.evaluation.judges import judge_document
 from finetune_trainer.report.evaluation.rows import (
     OUTCOMES,
     TUNED,
@@ -53,6 +54,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
         "unmeasured": [
             {"subject": subject, "message": message} for subject, message in facts.unmeasured.items()
         ],
+        "judges": [judge_document(judge) for judge in facts.judges],
         "prompt": _prompt(facts.prompt),
         "learningCurve": facts.learning_curve,
         "decidedBy": judgement.deciding.name,

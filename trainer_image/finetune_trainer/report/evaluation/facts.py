@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finetune_trainer.report.document import Document
+from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties
 
 
@@ -113,5 +114,6 @@ class EvaluationFacts:
     """Prompt of the model Prompted, if it was measured."""
     learning_curve: Document | None = None
     """The learning curve of the run's training report, with `lossUnit`."""
+    judges: Sequence[ShownJudge] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Models that could not be measured, and why."""
