@@ -83,6 +83,11 @@ def an_evaluation(api: Api, namespace: str) -> None:
     api.create(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0], compute=profile))
 
 
+def an_evaluation_with_delete(api: Api, namespace: str) -> None:
+    """An Evaluation whose folders are removed with it."""
+    api.create(_with_delete(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0])))
+
+
 def an_endpoint(api: Api, namespace: str) -> None:
     """An endpoint that is pinned to the first of two Checkpoints."""
     for name in CHECKPOINTS:
@@ -342,6 +347,7 @@ FINALIZERS: Final[dict[str, Case]] = {
     "patch datasets": Case(LOG, rows_with_delete),
     "patch datasetversions": Case(LOG, a_record_of_rows),
     "patch finetunejobs": Case(LOG, a_run_with_delete),
+    "patch evaluations": Case(LOG, an_evaluation_with_delete),
     "get namespaces": Case(LOG, a_terminating_record),
 }
 """Rights on objects with a finalizer: one process lacks all of them."""

@@ -7,7 +7,15 @@ from pydantic import Field
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
-from finetune_operator.api.meta import CELRule, Model, Name, Resource, immutable_rules, name_rules
+from finetune_operator.api.meta import (
+    CELRule,
+    DeletionPolicy,
+    Model,
+    Name,
+    Resource,
+    immutable_rules,
+    name_rules,
+)
 from finetune_trainer.contract.metrics import CUSTOM
 from finetune_trainer.contract.vocabulary import SplitName
 
@@ -74,6 +82,14 @@ class _EvaluationFields(EvaluationSettings):
         ),
     ] = ()
     compute: EvaluationCompute = EvaluationCompute()
+    deletion_policy: Annotated[
+        DeletionPolicy,
+        Field(
+            description="What happens to the answers, values of rows and pages in the store when the"
+            " Evaluation is deleted. Retain: they stay. Delete: they are removed. The scores on the"
+            " Checkpoints stay."
+        ),
+    ] = "Retain"
     suspend: Annotated[
         bool,
         Field(

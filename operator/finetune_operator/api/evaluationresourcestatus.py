@@ -12,6 +12,15 @@ from finetune_operator.api.retrystatus import RetryStatus
 MAX_EVALUATED: Final = 8
 
 
+class ResultStore(Model):
+    """Store that has the results of one Checkpoint."""
+
+    uri: Annotated[str, Field(max_length=1024, description="URI of the store.")]
+    credentials: Annotated[
+        str | None, Field(max_length=253, description="Secret with the credentials of the store.")
+    ] = None
+
+
 class EvaluationResolved(Model):
     """Values that the spec left open, chosen once and never changed."""
 
@@ -20,6 +29,10 @@ class EvaluationResolved(Model):
     checkpoint_digests: Annotated[
         tuple[Digest, ...] | None,
         Field(max_length=MAX_EVALUATED, description="Digests of the Checkpoints, in the order of the spec."),
+    ] = None
+    stores: Annotated[
+        tuple[ResultStore, ...] | None,
+        Field(max_length=MAX_EVALUATED, description="Stores of the results, in the order of the spec."),
     ] = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the pods.")] = None
     trainer_image: Annotated[str | None, Field(description="Image of the pods.")] = None

@@ -212,12 +212,13 @@ def checkpoint_type(method: Method) -> CheckpointType:
 
 
 def cleanup_config(
-    owner: Resource, store_uri: str, secret: str | None, artifact: ArtifactRef | None, version: int
+    owner: Resource, store_uri: str, secret: str | None, content: ArtifactRef | str | None, version: int
 ) -> CleanupConfig:
-    """The config of cleanup, which removes an artifact from a store, or without an artifact the run's folder.
+    """The config of cleanup, which removes an artifact or the folder of a run from a store.
 
     Args:
         secret: name of the Secret with the credentials of the store.
+        content: an artifact, or the name of a folder under `runs/`; None: that of the owner.
         version: version of the contract that the pod's trainer reads.
     """
     inputs = StageInputs(
@@ -227,8 +228,8 @@ def cleanup_config(
         contract=version,
         owner=inputs.contract_owner,
         store=inputs.store,
-        artifact=artifact,
-        run=owner.uid if artifact is None else None,
+        artifact=content if isinstance(content, ArtifactRef) else None,
+        run=None if isinstance(content, ArtifactRef) else content or owner.uid,
     )
 
 

@@ -99,6 +99,11 @@ def parse_store(uri: str) -> Location | None:
     return None
 
 
+def run_folder(uri: str, run: str) -> str:
+    """URI of the folder of a run, or of a Checkpoint in an Evaluation, in a store."""
+    return f"{uri.rstrip('/')}/runs/{run}"
+
+
 def store_folder(uri: str, kind: str, digest: str) -> str:
     """URI of an artifact in a store: `<store>/<kind>/<64 hex>`."""
     return f"{uri.rstrip('/')}/{kind}/{digest.removeprefix('sha256:')}"

@@ -41,12 +41,12 @@ class Assessment(StagePass[EvaluationResourceStatus]):
     @property
     def run(self) -> str:
         """Folder of the results of the current Checkpoint in its store."""
-        return f"{self.evaluation.uid}-{self._number}"
+        return folder_name(self.evaluation, self._number)
 
     @property
     def _number(self) -> int:
         """Number of Checkpoints that are measured or whose measurement failed."""
-        return len(self.status.evaluations) + len(self.status.unmeasured)
+        return number_of_results(self.status)
 
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the Jobs that measure the current Checkpoint."""
@@ -66,6 +66,16 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         return self.draft.plan(result.manifest, result.requeue_after)
 
 
+def folder_name(evaluation: Evaluation, number: int) -> str:
+    """Folder under `runs/` of the results of the Checkpoint with this number in the spec, from 0."""
+    return f"{evaluation.uid}-{number}"
+
+
+def number_of_results(status: EvaluationResourceStatus) -> int:
+    """Number of Checkpoints that are measured or whose measurement failed."""
+    return len(status.evaluations) + len(status.unmeasured)
+
+
 def settings_hash(evaluation: Evaluation) -> str:
     """16 hexadecimal digits of what decides the scores and the verdict, except rows and Checkpoint.
 
@@ -75,6 +85,6 @@ def settings_hash(evaluation: Evaluation) -> str:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={"checkpoints", "compute", "suspend", "children_ttl_seconds"},
+        exclude={"checkpoints", "compute", "deletion_policy", "suspend", "children_ttl_seconds"},
     )
     return short_hash(json.dumps(spec, sort_keys=True), length=16)

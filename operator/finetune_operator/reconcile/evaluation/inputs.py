@@ -2,6 +2,7 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresourcestatus import ResultStore
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
@@ -48,6 +49,10 @@ def inputs(run: Assessment) -> Halt | None:
         dataset_version=version.name,
         dataset_digest=version.spec.digest,
         checkpoint_digests=tuple(checkpoint.spec.digest for checkpoint in checkpoints),
+        stores=tuple(
+            ResultStore(uri=reference.store, credentials=reference.credentials)
+            for reference in map(WeightsReference.of, checkpoints)
+        ),
     )
     return None
 

@@ -14,6 +14,7 @@ from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
@@ -31,9 +32,14 @@ class EvaluationPrerequisites:
 
 
 def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
-    """Claims to look up: none while a Job runs, because the pass creates nothing then."""
-    is_idle = evaluation.spec.suspend or is_finished(evaluation) or is_stage_running(snapshot)
-    if is_idle or evaluation.metadata.deletion_timestamp is not None:
+    """Claims to look up: none while a Job runs, because the pass creates nothing then.
+
+    For an Evaluation that is being deleted: the claims with its folders.
+    """
+    if evaluation.metadata.deletion_timestamp is not None:
+        stores = evaluation.status.resolved.stores if has_finalizer(evaluation) else None
+        return storage.claims_of(*(store.uri for store in stores or ()))
+    if evaluation.spec.suspend or is_finished(evaluation) or is_stage_running(snapshot):
         return NOTHING
     checkpoints = (snapshot.checkpoints.get(name) for name in evaluation.spec.checkpoints)
     return storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))

@@ -5,16 +5,19 @@ first other step ends the pass. The Checkpoints' reconciler takes the scores fro
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.assessment import Assessment
+from finetune_operator.reconcile.evaluation.deleting import delete
 from finetune_operator.reconcile.evaluation.ended import finished, suspend
 from finetune_operator.reconcile.evaluation.inputs import inputs, validate
 from finetune_operator.reconcile.evaluation.measure import measure
 from finetune_operator.reconcile.evaluation.prerequisites import needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.reconcile.steps import Done, Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text
 from finetune_operator.status.finished import is_finished
@@ -27,9 +30,13 @@ STEPS: Final[tuple[Callable[[Assessment], Halt | None], ...]] = (validate, input
 
 
 def reconcile(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
-    """The plan of one pass over an Evaluation. Its children and nothing else are deleted with it."""
+    """The plan of one pass over an Evaluation."""
     if evaluation.metadata.deletion_timestamp is not None:
-        return Plan()
+        return delete(evaluation, snapshot)
+    return replace(_reconcile(evaluation, snapshot), metadata=finalizer_update(evaluation))
+
+
+def _reconcile(evaluation: Evaluation, snapshot: Snapshot) -> Plan:
     if is_finished(evaluation):
         return finished(evaluation, snapshot)
     run = Assessment(evaluation, snapshot)

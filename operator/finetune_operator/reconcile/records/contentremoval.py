@@ -41,11 +41,16 @@ class Removal:
     """The content to remove; None for the folder of a run."""
     advice: str
     """Advice on how to delete the owner and keep the folder, for messages."""
+    run: str | None = None
+    """Name of the folder of a run; None: the owner's uid."""
 
 
 def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
     """Remove the folder with a Job; None once that is done."""
-    snapshot, name = draft.snapshot, stage_job_name(removal.owner, "cleanup", removal.store)
+    snapshot, name = (
+        draft.snapshot,
+        stage_job_name(removal.owner, "cleanup", removal.store, *filter(None, [removal.run])),
+    )
     job = snapshot.children[JOB].get(name)
     if job is None:
         return _start(draft, removal, name)
@@ -88,7 +93,9 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
         build_stage_job(
             owner,
             name,
-            cleanup_config(owner, removal.store, removal.secret, removal.artifact, trainer.contract),
+            cleanup_config(
+                owner, removal.store, removal.secret, removal.artifact or removal.run, trainer.contract
+            ),
             "cleanup",
             Placement(
                 image=trainer.image,

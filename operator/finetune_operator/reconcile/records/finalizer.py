@@ -3,12 +3,13 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 
 Record = Checkpoint | DatasetVersion
-Owner = FineTuneJob | Dataset
+Owner = FineTuneJob | Dataset | Evaluation
 
 
 def finalizer_update(resource: Owner | Record) -> Manifest | None:
