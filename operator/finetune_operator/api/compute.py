@@ -8,6 +8,11 @@ from finetune_operator.api.meta import Model, Name
 from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
 from finetune_trainer.contract.sharding import Sharding
 
+DeviceCount = Annotated[int, Field(ge=1, le=64)]
+"""Number of devices of one pod."""
+StepTimeoutSeconds = Annotated[int, Field(ge=60, le=86400)]
+"""Seconds without progress after which a pod is ended as hung."""
+
 
 class Compute(Model):
     """ComputeProfile, devices and time limits of the run."""
@@ -17,10 +22,8 @@ class Compute(Model):
         Field(description="ComputeProfile of the run. Default: the cluster's default ComputeProfile."),
     ] = None
     devices: Annotated[
-        int,
+        DeviceCount,
         Field(
-            ge=1,
-            le=64,
             description="Number of devices per pod of the train stage, at most devices.max of the"
             " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
             " CPU cores are threads of one process. An evaluate pod requests one device, or as many as a"
@@ -37,10 +40,8 @@ class Compute(Model):
         ),
     ] = 1
     step_timeout_seconds: Annotated[
-        int | None,
+        StepTimeoutSeconds | None,
         Field(
-            ge=60,
-            le=86400,
             description="Seconds without a finished batch, validation batch or saved state after which a"
             " train pod is ended as hung, and without a finished batch or generated token after which an"
             " evaluate pod is. The next pod resumes from what was saved. Default: 1800.",

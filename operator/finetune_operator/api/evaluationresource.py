@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.compute import DeviceCount, StepTimeoutSeconds
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
@@ -43,19 +44,15 @@ class EvaluationCompute(Model):
         Field(description="ComputeProfile of the pods. Default: the cluster's default ComputeProfile."),
     ] = None
     devices: Annotated[
-        int,
+        DeviceCount,
         Field(
-            ge=1,
-            le=64,
             description="Number of devices per pod. With several accelerators, each holds a part of the"
             " layers of the model.",
         ),
     ] = 1
     step_timeout_seconds: Annotated[
-        int | None,
+        StepTimeoutSeconds | None,
         Field(
-            ge=60,
-            le=86400,
             description="Seconds without a finished batch or generated token after which a pod is ended as"
             " hung. The next pod resumes from what was saved. Default: 1800.",
         ),

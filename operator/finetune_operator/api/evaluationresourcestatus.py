@@ -5,7 +5,13 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
-from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import (
+    Cost,
+    ProgressStatus,
+    StageStatus,
+    StageUsage,
+    TrainerContract,
+)
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.retrystatus import RetryStatus
 
@@ -36,14 +42,7 @@ class EvaluationResolved(Model):
     ] = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the pods.")] = None
     trainer_image: Annotated[str | None, Field(description="Image of the pods.")] = None
-    trainer_contract: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1000,
-            description="Version of the contract between operator and trainer that trainerImage reads.",
-        ),
-    ] = None
+    trainer_contract: TrainerContract = None
 
 
 class UnmeasuredCheckpoint(Model):

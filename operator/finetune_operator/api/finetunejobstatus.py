@@ -20,6 +20,14 @@ from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.vocabulary import Stage
 
 MAX_CHECKPOINTS: Final = 10
+TrainerContract = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1000,
+        description="Version of the contract between operator and trainer that trainerImage reads.",
+    ),
+]
 
 
 class Resolved(Model):
@@ -69,14 +77,7 @@ class Resolved(Model):
         str | None, Field(description="Secret with the credentials of the store.")
     ] = None
     trainer_image: Annotated[str | None, Field(description="Image of the run's pods.")] = None
-    trainer_contract: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1000,
-            description="Version of the contract between operator and trainer that trainerImage reads.",
-        ),
-    ] = None
+    trainer_contract: TrainerContract = None
 
 
 class ProgressStatus(Model):
