@@ -57,7 +57,7 @@ class LearningCurve(Model):
             max_length=32,
             description="LikelyToHelp: the loss still falls as the rows grow, so more rows of this kind are"
             " likely to help. NotLikelyToHelp: doubling the rows lowers the loss by less than 2 %. Unknown:"
-            " the intervals do not tell.",
+            " the intervals do not decide it.",
         ),
     ] = "Unknown"
     validation_rows: Annotated[

@@ -232,7 +232,7 @@ class DataPreparation(Model):
         tuple[Column, ...],
         Field(
             max_length=8,
-            description="Columns or JSON fields to keep beside each row as text, at most 256 characters of"
+            description="Columns or JSON fields to keep with each row as text, at most 256 characters of"
             " each value. Models never see them. evaluation.sliceBy of a run names one of them."
             " Default: none.",
         ),

@@ -105,7 +105,7 @@ def predicted_message(prediction: Prediction, count: int) -> str:
 
 
 def measured_message(prediction: Prediction) -> str:
-    """What training took beside what was predicted; empty if nothing was measured."""
+    """What training took, compared with the prediction; empty if nothing was measured."""
     took = _columns_text(*_measured(prediction))
     return f"; took {took}, predicted {predicted_column(prediction)}" if took else ""
 

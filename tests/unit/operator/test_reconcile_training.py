@@ -361,4 +361,4 @@ def test_a_learning_curve_of_a_newer_trainer_is_shortened_and_read() -> None:
     assert training is not None
     assert training.learning_curve is not None
     assert len(training.learning_curve.points) == 6
-    assert "does not tell" in message(cluster)
+    assert "does not show" in message(cluster)

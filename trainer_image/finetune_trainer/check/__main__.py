@@ -97,7 +97,7 @@ def check(
         ),
     ] = None,
     keep_column: Annotated[
-        list[str] | None, _column("Column to keep beside each row. Repeat it for more columns.")
+        list[str] | None, _column("Column to keep with each row. Repeat it for more columns.")
     ] = None,
     validation: Annotated[
         float, _split("Fraction of rows for validation.", min=0, max=1, metavar="FRACTION")

@@ -10,7 +10,7 @@ Outlook = Literal["LikelyToHelp", "NotLikelyToHelp", "Unknown"]
 OUTLOOKS: Final[Mapping[Outlook, str]] = {
     "LikelyToHelp": "More rows of this kind are likely to help",
     "NotLikelyToHelp": "More rows of this kind are not likely to help",
-    "Unknown": "The data does not tell whether more rows would help",
+    "Unknown": "The data does not show whether more rows would help",
 }
 """What a learning curve says about more rows, as a sentence without its period."""
 

@@ -109,7 +109,7 @@ class PreflightResult(Contract):
     report_uri: str | None = None
     """URI of the page with the lengths of the rows in tokens."""
     warnings: tuple[str, ...] = Field(default=(), json_schema_extra={"since": 2})
-    """What the user should know of model and rows, although the run goes on; one sentence each."""
+    """What the user should know of model and rows, although the run continues; one sentence each."""
     prediction: Annotated[Prediction | None, Field(json_schema_extra={"since": 2})] = None
     """What training will take; None if the method or the model cannot be predicted."""
     dropped_rows: Annotated[int, Field(json_schema_extra={"since": 2})] = 0

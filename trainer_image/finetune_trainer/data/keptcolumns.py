@@ -1,4 +1,4 @@
-"""Columns of the source that stay beside a prepared row, as texts. A model never sees them."""
+"""Columns of the source that stay with a prepared row, as texts. A model never sees them."""
 
 import json
 from collections.abc import Iterable

@@ -45,4 +45,4 @@ class Recipe:
     cleaning: Cleaning = field(default_factory=Cleaning)
     checks: Checks = field(default_factory=Checks)
     kept_columns: tuple[str, ...] = ()
-    """Columns of the source to keep beside each row."""
+    """Columns of the source to keep with each row."""

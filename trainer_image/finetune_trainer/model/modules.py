@@ -118,7 +118,7 @@ def _is_taken_for_an_expert(name: str, model: PreTrainedModel) -> bool:
     config = LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model, None)
-    except ValueError:  # it is one of several names that stand for one parameter
+    except ValueError:  # it is one of several names of one parameter
         return True
     return name not in (config.target_modules or ())
 

@@ -14,7 +14,7 @@ from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
 
 NUM_TOKENS: Final = "num_tokens"
-"""Key of a batch for its number of tokens without padding, where its other tensors do not tell it."""
+"""Key of a batch for its number of tokens without padding, where its other tensors do not show it."""
 ROW_LABELS: Final = "row_labels"
 """Key of a held-out batch for the number of labelled tokens of each of its rows, of shape (rows,)."""
 

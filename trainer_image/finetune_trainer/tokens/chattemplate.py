@@ -19,7 +19,7 @@ from finetune_trainer.tokens.suppliedtemplates import CONTROL_TOKENS, supplied_t
 from finetune_trainer.tokens.trainingtemplates import render_marked, training_template
 
 MODEL_TEMPLATE: Final = "model"
-"""Name that stands for the model's own template."""
+"""Name that refers to the model's own template."""
 
 PAD_TOKENS: Final = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 """Padding tokens of models that do not declare one."""

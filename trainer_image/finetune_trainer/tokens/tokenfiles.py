@@ -43,7 +43,7 @@ class FoundRows:
 
 @dataclass
 class SplitFacts:
-    """Facts about the rows of a split that their tokens do not tell."""
+    """Facts about the rows of a split that their tokens do not contain."""
 
     rows: int = 0
     learned_turns: int = 0

@@ -27,7 +27,7 @@ class PrepareConfig(StageConfig):
     checks: Checks = Checks()
     split: Split = Split()
     keep_columns: Annotated[tuple[str, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
-    """Columns of the source that stay beside each row, as `Row.columns`."""
+    """Columns of the source that stay with each row, as `Row.columns`."""
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
     max_unpacked_bytes: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = None

@@ -1,4 +1,4 @@
-"""Subjects without which an evaluation goes on."""
+"""Subjects without which an evaluation continues."""
 
 import logging
 from collections.abc import Iterator

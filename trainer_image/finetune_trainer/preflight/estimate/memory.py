@@ -15,8 +15,8 @@ Replicated adapters (DistributedDataParallel)
     Buckets with a second copy of the gradients.
 Kernels of a GPU
     FlashAttention keeps the output and the normalizer of each row, as PyTorch's kernel on a CPU does. TRL's
-    loss keeps the gradient of the hidden states in float32 beside the one in their own dtype; its tiles of
-    logits are smaller than the chunks on a CPU. cuBLAS has a workspace of 32 MiB.
+    loss keeps the gradient of the hidden states in float32 in addition to the one in their own dtype; its
+    tiles of logits are smaller than the chunks on a CPU. cuBLAS has a workspace of 32 MiB.
 """
 
 from dataclasses import dataclass, field, replace

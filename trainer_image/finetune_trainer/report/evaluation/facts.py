@@ -68,7 +68,7 @@ class ShownFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPrompt:
-    """What stands before each row for the model Prompted."""
+    """Text before each row for the model Prompted."""
 
     system_prompt: str
     examples: Sequence[tuple[int, Sequence[tuple[str, str]]]]
