@@ -153,6 +153,40 @@ def test_what_goes_wrong_is_said(body: str, limits: dict[str, float], expected: 
     assert expected in problem_of((f"def metric(row, answer):\n{body}\n"), **limits)
 
 
+def test_the_time_of_all_calls_is_limited_also_without_cpu_time() -> None:
+    sleeping = "import time\ndef metric(row, answer):\n    time.sleep(60)\n"
+
+    assert problem_of(sleeping, row_seconds=60, all_seconds=1) == (
+        "all calls of all metrics together may take 7200 s"
+    )
+
+
+def test_a_reply_and_a_line_without_end_do_not_fill_the_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """The function's file descriptors include that of the replies."""
+    flooding = (
+        "import os\n"
+        "def metric(row, answer):\n"
+        "    print('x' * 100_000_000, end='')\n"
+        "    for number in range(3, 20):\n"
+        "        try:\n"
+        "            while True:\n"
+        "                os.write(number, b'x' * 65536)\n"
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    caplog.set_level("INFO")
+
+    assert problem_of(flooding).startswith("its process wrote something else than a value")
+    assert len(caplog.text) < 200 * 1000
+
+
+@pytest.mark.parametrize("reply", ["hello", "7", "{}"])
+def test_what_is_no_reply_is_said(reply: str) -> None:
+    source = f"import os\ndef metric(row, answer):\n    os.write(3, b'{reply}\\n')\n    return 1\n"
+
+    assert problem_of(source).startswith("its process wrote something else than a value")
+
+
 def test_an_error_while_loading_is_said() -> None:
     assert problem_of("import nothing_like_this\n").startswith("ModuleNotFoundError")
 

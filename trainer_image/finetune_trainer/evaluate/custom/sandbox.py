@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -24,9 +26,12 @@ CPU_SECONDS: Final = 1800
 ROW_SECONDS: Final = 10.0
 """Time of one call, and of the load of the source."""
 LOAD_SECONDS: Final = 60.0
+STAGE_SECONDS: Final = 7200.0
+"""Time of all calls of all functions. Time without CPU counts too."""
 MEMORY_BYTES: Final = 2 << 30
 """Address space of the process."""
 CHUNK_BYTES: Final = 1 << 16
+MAX_REPLY_BYTES: Final = 1 << 16
 CHILD: Final = "finetune_trainer.evaluate.custom.child"
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
@@ -39,8 +44,11 @@ ENVIRONMENT: Final = {
 """The whole environment of the process."""
 
 
+WRONG_REPLY: Final = "its process wrote something else than a value: print instead of writing to files"
 MAX_LOGGED_LINES: Final = 200
 MAX_LINE_LENGTH: Final = 500
+MAX_LINE_BYTES: Final = 4 * MAX_LINE_LENGTH
+"""A longer line of output counts as several, so that an endless one does not fill the memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +66,14 @@ class MetricProcess:
         function: str,
         *,
         row_seconds: float = ROW_SECONDS,
+        all_seconds: float = STAGE_SECONDS,
         cpu_seconds: int = CPU_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        """Start the process. `source` is Python, and has a function with this name."""
+        """Start the process. `source` is Python, and has a function with this name.
+
+        It is killed after `all_seconds`, which are left of `STAGE_SECONDS`.
+        """
         self._source = source
         self._row_seconds = row_seconds
         self._cpu_seconds = cpu_seconds
@@ -88,6 +100,10 @@ class MetricProcess:
         self._logging = threading.Thread(target=_log, args=(output,), name="output", daemon=True)
         self._logging.start()
         self._received = b""
+        self._is_late = False
+        self._timer = threading.Timer(all_seconds, self._end_late)
+        self._timer.daemon = True
+        self._timer.start()
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +111,7 @@ class MetricProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         with suppress(BrokenPipeError):
@@ -109,7 +126,9 @@ class MetricProcess:
     def value(self, row: Mapping[str, Any], answer: str) -> float:
         """Call the function. Raises MetricError."""
         reply = self._request({"row": row, "answer": answer}, self._row_seconds, "the call")
-        value: float = reply["value"]
+        value = reply.get("value")
+        if not isinstance(value, float) or not math.isfinite(value):
+            raise MetricError(WRONG_REPLY)
         return value
 
     def _request(self, request: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
@@ -130,14 +149,27 @@ class MetricProcess:
             if not part:
                 raise MetricError(self._how_it_ended())
             self._received += part
+            if len(self._received) > MAX_REPLY_BYTES:
+                raise MetricError(WRONG_REPLY)
         line, _, self._received = self._received.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply = json.loads(line)
+        except ValueError as error:
+            raise MetricError(WRONG_REPLY) from error
+        if not isinstance(reply, dict):
+            raise MetricError(WRONG_REPLY)
         if "error" in reply:
-            raise MetricError(reply["error"])
+            raise MetricError(str(reply["error"]))
         return reply
+
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._process.kill()
 
     def _how_it_ended(self) -> str:
         code = self._process.wait()
+        if self._is_late:
+            return f"all calls of all metrics together may take {STAGE_SECONDS:g} s"
         if code in (-signal.SIGXCPU, -signal.SIGKILL):
             return f"its process was killed: all calls together may take {self._cpu_seconds} s of CPU time"
         return f"its process ended with exit code {code}"
@@ -146,6 +178,6 @@ class MetricProcess:
 def _log(output: IO[bytes]) -> None:
     """Log the first lines of what a function writes, and drop the rest."""
     with output:
-        for number, line in enumerate(output):
+        for number, line in enumerate(iter(partial(output.readline, MAX_LINE_BYTES), b"")):
             if number < MAX_LOGGED_LINES:
                 logger.info("output: %s", one_line(line.decode(errors="replace"), MAX_LINE_LENGTH))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import ScoreResult
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.custom.rowvalues import RowValues
-from finetune_trainer.evaluate.custom.sandbox import MetricError, MetricProcess
+from finetune_trainer.evaluate.custom.sandbox import STAGE_SECONDS, MetricError, MetricProcess
 from finetune_trainer.evaluate.evidence import evidence_for
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import SPLIT_FILES
@@ -35,11 +36,12 @@ def run(config: ScoreConfig) -> ScoreResult:
     rows = _lines(Path(config.dataset_path) / SPLIT_FILES[config.split])
     answers = _answers(_lines(Path(config.predictions_path) / FILE))
     values: dict[tuple[Metric, Subject], dict[int, float]] = {}
+    end = time.monotonic() + STAGE_SECONDS
     sources: list[CustomMetricSource] = []
     for metric in config.metrics:
         source = check_metric(metric)
         sources.append(CustomMetricSource(name=metric.name, digest=source.digest))
-        of_subjects = _values(metric, source, rows, answers)
+        of_subjects = _values(metric, source, rows, answers, end)
         values |= {(metric.metric, subject): found for subject, found in of_subjects.items()}
     groups = None
     if config.group_by is not None:
@@ -53,9 +55,10 @@ def run(config: ScoreConfig) -> ScoreResult:
 
 
 def _values(
-    metric: CustomMetric, source: MetricSource, rows: Sequence[dict[str, Any]], answers: Answers
+    metric: CustomMetric, source: MetricSource, rows: Sequence[dict[str, Any]], answers: Answers, end: float
 ) -> Answered:
-    with MetricProcess(source.text, metric.function) as process:
+    seconds = max(end - time.monotonic(), 0)
+    with MetricProcess(source.text, metric.function, all_seconds=seconds) as process:
         try:
             process.load()
         except MetricError as error:
