@@ -67,6 +67,49 @@ def test_json_is_valid_by_a_schema_as_jsonschema_says(value: Any) -> None:
     assert json_valid.value(json.dumps(value), JSONSchema(json.dumps(SCHEMA))) == expected
 
 
+PATTERNS = {
+    "type": "object",
+    "properties": {"order": {"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}},
+    "patternProperties": {"^x-": {"type": "integer"}},
+    "additionalProperties": {"type": "string", "pattern": "a+"},
+    "propertyNames": {"pattern": "^[a-z-]*$"},
+}
+
+
+@pytest.mark.parametrize("additional", [PATTERNS["additionalProperties"], False, True, {}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"order": "AB-12", "x-n": 3, "other": "banana"},
+        {"order": "ab-12"},
+        {"order": "AB-12 "},
+        {"x-n": "three"},
+        {"other": "kiwi"},
+        {"other": 7},
+        {"Other": "banana"},
+        {},
+        [],
+    ],
+)
+def test_patterns_are_matched_as_jsonschema_matches_them(additional: Any, value: Any) -> None:
+    schema = PATTERNS | {"additionalProperties": additional}
+
+    assert JSONSchema(json.dumps(schema)).accepts(value) == jsonschema.Draft202012Validator(schema).is_valid(
+        value
+    )
+
+
+def test_the_time_to_match_a_pattern_does_not_grow_exponentially() -> None:
+    """Python's re would take years."""
+    slow = {"pattern": "^(a+)+$", "patternProperties": {"^(a+)+$": False}, "additionalProperties": False}
+    schema = JSONSchema(json.dumps({"anyOf": [slow, {"type": "null"}]}))
+
+    assert not schema.accepts("a" * 100 + "!")
+    assert not schema.accepts({"a" * 100 + "!": 1})
+    assert schema.accepts("a" * 100)
+    assert not schema.accepts("\ud800")
+
+
 def test_a_schema_names_its_own_draft() -> None:
     draft = "http://json-schema.org/draft-04/schema#"
     exclusive = {"$schema": draft, "minimum": 3, "exclusiveMinimum": True}
@@ -77,6 +120,15 @@ def test_a_schema_names_its_own_draft() -> None:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
+        (
+            '{"properties": {"a": {"pattern": "(?=b)"}}}',
+            r"pattern \(\?=b\): RE2 does not support it: ",
+        ),
+        ('{"patternProperties": {"(a)\\\\1": true}}', "RE2 does not support it: "),
+        (
+            '{"patternProperties": {"a": true}, "allOf": [{"unevaluatedProperties": false}]}',
+            "unevaluatedProperties with patternProperties is not supported",
+        ),
         ("{", "Expecting property name"),
         ("[]", "a JSON Schema is an object"),
         ('{"type": "objekt"}', r"\$\.type: 'objekt' is not valid"),

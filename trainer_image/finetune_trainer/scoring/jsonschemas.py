@@ -1,15 +1,20 @@
-"""Validation of answers by a JSON Schema. Nothing is read from the network."""
+"""Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
 
-from typing import Any
+jsonschema matches patterns with Python's `re`, which can take exponential time for an answer.
+"""
 
-from jsonschema.exceptions import SchemaError
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.protocols import Validator
-from jsonschema.validators import Draft202012Validator, validator_for
+from jsonschema.validators import Draft202012Validator, extend, validator_for
 from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, UnknownDialect, specification_with
 
 from finetune_trainer import canonical
+from finetune_trainer.scoring.patterns import compiled, occurs
 
 REFERENCES = ("$ref", "$dynamicRef")
 
@@ -34,7 +39,9 @@ class JSONSchema:
         registry: Registry[Any] = Registry()
         resource = draft.create_resource(schema)
         _check_references(resource, registry.resolver_with_root(resource))
-        self._validator: Validator = kind(schema, registry=registry)
+        _check_patterns(resource)
+        with_patterns = extend(kind, PATTERN_KEYWORDS)  # type: ignore[no-untyped-call]
+        self._validator: Validator = with_patterns(schema, registry=registry)
 
     def accepts(self, value: Any) -> bool:
         """Whether a value is valid."""
@@ -54,3 +61,58 @@ def _check_references(schema: Resource[Any], resolver: Any) -> None:
             raise ValueError(f"{reference} is not in the schema, and others are not read") from error
     for part in schema.subresources():
         _check_references(part, resolver.in_subresource(part))
+
+
+def _check_patterns(schema: Resource[Any]) -> None:
+    """Raise ValueError for a pattern that RE2 does not support, or one that only Python's `re` would read."""
+    parts = list(_parts(schema))
+    for part in parts:
+        for pattern in (*part.get("patternProperties", ()), *filter(None, [part.get("pattern")])):
+            try:
+                compiled(pattern)
+            except ValueError as error:
+                raise ValueError(f"pattern {pattern}: {error}") from error
+    if any("patternProperties" in part for part in parts) and any(
+        "unevaluatedProperties" in part for part in parts
+    ):
+        raise ValueError("unevaluatedProperties with patternProperties is not supported")
+
+
+def _parts(schema: Resource[Any]) -> Iterator[dict[str, Any]]:
+    """The schema and those within it that are objects."""
+    if isinstance(schema.contents, dict):
+        yield schema.contents
+    for part in schema.subresources():
+        yield from _parts(part)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, _: Any) -> Iterator[ValidationError]:
+    if validator.is_type(value, "string") and not occurs(pattern, value):
+        yield ValidationError(f"does not match {pattern}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], value: Any, _: Any
+) -> Iterator[ValidationError]:
+    if validator.is_type(value, "object"):
+        for pattern, part in patterns.items():
+            for name in (name for name in value if occurs(pattern, name)):
+                yield from validator.descend(value[name], part, path=name)
+
+
+def _additional_properties(
+    validator: Any, part: Any, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if validator.is_type(value, "object"):
+        known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        for name in value:
+            if name not in known and not any(occurs(pattern, name) for pattern in patterns):
+                yield from validator.descend(value[name], part, path=name)
+
+
+PATTERN_KEYWORDS: Final = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+}
+"""The keywords of jsonschema that match patterns, by RE2."""
