@@ -16,6 +16,7 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import LiveModel, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.evaluate import measured, predictions
 from finetune_trainer.evaluate.examples import Example
@@ -29,7 +30,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
 from tests.trainer.processes import run
-from tests.trainer.workbench import ROWS, Sheet, Workbench
+from tests.trainer.workbench import OWNER, ROWS, Sheet, Workbench
 
 TEST_ROWS = (Row.pair("Where is the order that I paid for three weeks ago?", "billing"), *ROWS[:6])
 SETTINGS: dict[str, Any] = {"batch_size": 2, "metrics": ("exact_match", "loss", "f1_token")}
@@ -291,6 +292,52 @@ def test_every_row_of_every_model_has_a_line_with_its_answer_and_its_values(adap
         assert line["seconds"] > 0
     matches = [line["metrics"]["exact_match"] for line in lines[:7]]
     assert sum(matches) / 7 == adapter.expected.scores[0].value
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["complete", "renewed"])
+def test_parts_that_are_left_beside_the_complete_file_are_read_once_and_removed(
+    tmp_path: Path, renewed: bool
+) -> None:
+    """A process was killed between writing the file and removing the parts; then another champion came."""
+    folder, config = Workbench(tmp_path).store.run_folder("left", "evaluate"), live_config()
+    rows = [
+        RowPrediction(subject=subject, row=row, text="billing", metrics={"exact_match": 1})
+        for subject in config.subjects
+        for row in (1, 2)
+    ]
+    log = PredictionLog(folder, config)
+    log.add(rows[:3])
+    with log.saved():
+        log.add(rows[3:])
+    part = folder.read(predictions._part(1))
+    assert part is not None
+    log.finish()
+    folder.write(predictions._part(1), part)
+
+    again = PredictionLog(folder, live_config("b") if renewed else config)
+    for subject in config.subjects if renewed else ():
+        again.add([row for row in rows if row.subject == subject and row.row not in again.of(subject)])
+    again.finish()
+
+    _, *lines = (folder.read(FILE) or b"").splitlines()
+    found = [(line["subject"], line["row"]) for line in map(json.loads, lines)]
+    assert sorted(found) == sorted((row.subject, row.row) for row in rows)
+    assert folder.read(predictions._part(1)) is None
+
+
+def live_config(champion: str = "a") -> EvaluateConfig:
+    digest = "sha256:" + "0" * 64
+    return EvaluateConfig(
+        owner=OWNER,
+        run="left",
+        store=StoreConfig(uri="pvc://artifacts", path=""),
+        base_model=digest,
+        dataset=digest,
+        checkpoint=digest,
+        metrics=("exact_match",),
+        subjects=("Tuned", "Live"),
+        live=LiveModel(name="before", digest="sha256:" + champion * 64, type="Adapter", base_model=digest),
+    )
 
 
 def test_the_longest_rows_are_first(adapter: Case, generated: Generated) -> None:

@@ -144,18 +144,22 @@ class PredictionLog:
         whole = self._read_file(FILE)
         self._complete = whole is not None and whole.subjects == self._digests
         if self._complete:
+            # Left by a process that was killed after it wrote the file.
+            self._remove_parts(1)
             return
         self._part_ends = [len(self._rows)]
         while self._read_file(_part(len(self._part_ends))) is not None:
             self._part_ends.append(len(self._rows))
         # Parts of another format, or behind a damaged one: they would be read after new parts.
-        number = len(self._part_ends)
+        self._remove_parts(len(self._part_ends))
+
+    def _remove_parts(self, number: int) -> None:
         while self._folder.read(_part(number)) is not None:
             self._folder.remove(_part(number))
             number += 1
 
     def _read_file(self, name: str) -> "_FileHeader | None":
-        """Add the rows of a file that are still valid. Returns its header; None if it cannot be read."""
+        """Add the rows of a file that are valid and not read yet. Returns its header; None if unreadable."""
         content = self._folder.read(name)
         if content is None:
             return None
@@ -169,10 +173,13 @@ class PredictionLog:
             logger.warning("%s/%s is damaged and ignored: %s", self._folder.uri, name, error)
             return None
         self.batch_size = header.batch_size
+        known = {(row.subject, row.row) for row in self._rows}
         self._rows += [
             row
             for row in rows
-            if row.subject in self._digests and header.subjects.get(row.subject) == self._digests[row.subject]
+            if row.subject in self._digests
+            and header.subjects.get(row.subject) == self._digests[row.subject]
+            and (row.subject, row.row) not in known
         ]
         return header
 
