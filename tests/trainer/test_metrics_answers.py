@@ -1,10 +1,16 @@
 """Metrics of answers: each equals the library that computes it, to the last digit."""
 
 import math
+import tomllib
+import tracemalloc
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sacrebleu.metrics.chrf import CHRF
 from torchmetrics.functional.text import rouge_score
 
@@ -115,6 +121,26 @@ def test_rouge_l_is_that_of_torchmetrics_for_english(answer: str, accepted: tupl
     assert rouge_l.value(answer, accepted) == library_rouge_l(answer, accepted)
 
 
+@given(st.lists(st.sampled_from("abcd")), st.lists(st.sampled_from("abcd")))
+def test_rouge_l_is_that_of_torchmetrics_for_any_words(answer: list[str], correct: list[str]) -> None:
+    texts = " ".join(answer), " ".join(correct)
+
+    assert rouge_l.value(texts[0], {texts[1]}) == pytest.approx(
+        library_rouge_l(texts[0], texts[1:]), abs=1e-6
+    )
+
+
+def test_rouge_l_of_long_texts_needs_little_memory() -> None:
+    """The table of the usual algorithm has 400 million cells."""
+    words = [f"w{number % 97}" for number in range(20_000)]
+    tracemalloc.start()
+    try:
+        assert rouge_l.value(" ".join(words), {" ".join(words[1:])}) == pytest.approx(1, abs=1e-4)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(("answer", "accepted"), OTHERS)
 def test_rouge_l_has_words_of_any_script(answer: str, accepted: tuple[str, ...]) -> None:
     spaced = [" ".join(rouge_l.WORD.findall(text.lower())) for text in (answer, *accepted)]
@@ -220,3 +246,10 @@ def test_what_is_no_mean_is_called_an_aggregate() -> None:
 
     mean = Measure(lambda _: []).score
     assert aggregates == {name for name, each in MEASURES_OF_ALL.items() if each.score is not mean}
+
+
+def test_a_library_of_which_private_functions_are_used_is_limited_to_known_versions() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    assert "sacrebleu>=2.6,<2.7" in project["optional-dependencies"]["trainer"]
+    assert version("sacrebleu").startswith("2.6.")
