@@ -17,6 +17,7 @@ from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.data.checks import sensitivevalues
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.checks.sensitivevalues import HashedValues, SensitiveHashes
 from finetune_trainer.evaluate.checks.memorization import find_memorized
@@ -235,6 +236,18 @@ def test_an_answer_that_repeats_a_value_of_the_training_rows_is_found(answer: st
 @pytest.mark.parametrize("answer", ["billing", "Write to bob@corp.example", "4111 1111 1111 1111", "Zx81"])
 def test_other_values_of_the_same_kind_are_not_found(answer: str) -> None:
     assert memorized(QUESTION, answer, *LEARNED) is None
+
+
+def test_more_values_than_are_compared_are_a_finding_without_a_veto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivevalues, "MAX_HASHES", 1)
+    found = SensitiveHashes.from_bytes(hashes_of(*LEARNED).to_bytes())
+
+    finding = find_memorized([QUESTION], {1: "billing"}, found, "Veto")
+
+    assert finding is not None
+    assert not finding.veto
+    assert finding.message.startswith("answers were compared with 1 of the secrets and personal data")
+    assert hashes_of(LEARNED[1], LEARNED[1]).complete
 
 
 def test_what_the_prompt_says_may_be_repeated() -> None:

@@ -32,17 +32,18 @@ class SensitiveHashes:
     checks: Checks
     hashes: frozenset[str]
     """SHA-256 of salt and value, in hexadecimal."""
+    complete: bool = True
+    """False if there are more values than hashes."""
 
     def to_bytes(self) -> bytes:
         """The content of the file."""
-        return canonical.encode(
-            {
-                "format": FORMAT,
-                "salt": self.salt,
-                "checks": asdict(self.checks),
-                "hashes": sorted(self.hashes),
-            }
-        )
+        content = {
+            "format": FORMAT,
+            "salt": self.salt,
+            "checks": asdict(self.checks),
+            "hashes": sorted(self.hashes),
+        }
+        return canonical.encode(content if self.complete else {**content, "complete": False})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "SensitiveHashes":
@@ -50,7 +51,9 @@ class SensitiveHashes:
         value = json.loads(content)
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}, not {FORMAT}")
-        return cls(value["salt"], Checks(**value["checks"]), frozenset(value["hashes"]))
+        return cls(
+            value["salt"], Checks(**value["checks"]), frozenset(value["hashes"]), value.get("complete", True)
+        )
 
     def hash_of(self, value: str) -> str:
         """The salted hash of a value."""
@@ -63,17 +66,22 @@ class HashedValues:
 
     salt: str = field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
     hashes: set[str] = field(default_factory=set)
+    complete: bool = True
+    """False if a value was left out."""
 
     def add(self, values: Iterable[str]) -> None:
         """Add values, up to `MAX_HASHES` different ones."""
         for value in values:
-            if len(self.hashes) >= MAX_HASHES:
+            hashed = _hash(self.salt, value)
+            if len(self.hashes) < MAX_HASHES:
+                self.hashes.add(hashed)
+            elif hashed not in self.hashes:
+                self.complete = False
                 return
-            self.hashes.add(_hash(self.salt, value))
 
     def found(self, checks: Checks) -> SensitiveHashes:
         """The hashes of values that were found by these checks."""
-        return SensitiveHashes(self.salt, checks, frozenset(self.hashes))
+        return SensitiveHashes(self.salt, checks, frozenset(self.hashes), self.complete)
 
 
 def _hash(salt: str, value: str) -> str:

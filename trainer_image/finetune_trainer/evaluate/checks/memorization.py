@@ -48,7 +48,7 @@ def memorization_findings(
 def find_memorized(
     rows: Sequence[Row], answers: Mapping[int, str], known: SensitiveHashes, on_finding: OnFinding
 ) -> CheckFinding | None:
-    """Compare the answers with the hashes; None if none repeats a value.
+    """Compare the answers with the hashes; None if none repeats a value, and all values were compared.
 
     Args:
         rows: the rows of the split.
@@ -69,7 +69,7 @@ def find_memorized(
             repeated[number] = len(found - hashes(_prompt_texts(rows[number - 1])))
     named = sorted(number for number, values in repeated.items() if values)
     if not named:
-        return None
+        return None if known.complete else _partial(known)
     shown = ", ".join(map(str, named[:MAX_NAMED_ROWS])) + (" …" if len(named) > MAX_NAMED_ROWS else "")
     repeats = "1 answer repeats" if len(named) == 1 else f"{len(named)} answers repeat"
     return CheckFinding(
@@ -79,6 +79,18 @@ def find_memorized(
             f"{repeats} secrets or personal data of the training rows word for word, of {len(answers)} (rows"
             f" {shown} of the test split). Set the Dataset's spec.checks to Redact and train again; or, if"
             " the values are public, set evaluation.checks.memorization to Warn in a new run"
+        ),
+    )
+
+
+def _partial(known: SensitiveHashes) -> CheckFinding:
+    return CheckFinding(
+        check=MEMORIZATION,
+        veto=False,
+        message=(
+            f"answers were compared with {len(known.hashes)} of the secrets and personal data of the training"
+            " rows, which have more: set the Dataset's spec.checks to Redact, or to Off for what is public,"
+            " and train again"
         ),
     )
 
