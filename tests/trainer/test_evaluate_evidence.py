@@ -83,6 +83,13 @@ def test_a_share_has_its_interval_and_a_gate_its_one_sided_bounds() -> None:
     assert not found.undecided
 
 
+def test_rows_that_do_not_count_for_a_score_are_not_among_its_rows() -> None:
+    """The answer of the second row has no token left after truncation."""
+    (score,) = scores_of(("Tuned",), estimates("loss", {"Tuned": [1.0, 9.0, 3.0]}, tokens=[2, 0, 2]))
+
+    assert (score.value, score.rows) == (2, 2)
+
+
 def test_a_gain_is_that_of_the_same_rows_of_both_models() -> None:
     tuned, base = right(70, 100), right(40, 100)
     base.reverse()

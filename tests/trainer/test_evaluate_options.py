@@ -10,16 +10,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.evaluation import MetricOptions
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.evaluation import LiveModel, MetricOptions
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.entrypoint.stages import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
-from tests.trainer.workbench import JUDGED, ROWS, TEAMS, Workbench, tiny_tokenizer
+from tests.trainer.workbench import JUDGED, OWNER, ROWS, TEAMS, Workbench, tiny_tokenizer
 from tools.models import tiny
 
 CLASSIFICATION: Final = ("accuracy", "macro_f1")
@@ -209,3 +212,34 @@ def test_choices_of_a_pair_are_answers_to_its_prompt() -> None:
     (example,) = encode_examples([pair], tiny_tokenizer(), 64, "test", choices=("billing",))
 
     assert example.choice(0) == example.encoded
+
+
+A, B = ("sha256:" + letter * 64 for letter in "ab")
+
+
+@pytest.mark.parametrize(
+    ("settings", "base"),
+    [
+        ({}, A),
+        ({"checkpoint_type": "Full", "subjects": ("Tuned", "Base")}, A),
+        ({"checkpoint_type": "Full", "subjects": ("Tuned",)}, None),
+        ({"checkpoint_type": "Full", "live": ("Adapter", A)}, A),
+        ({"checkpoint_type": "Full", "live": ("Adapter", B)}, None),
+        ({"checkpoint_type": "Full", "live": ("Full", A)}, None),
+    ],
+)
+def test_the_base_model_is_read_ahead_only_if_it_is_loaded(
+    settings: dict[str, Any], base: str | None
+) -> None:
+    type_, of = settings.get("live", ("Full", B))
+    live = LiveModel(name="before", digest=B, type=type_, base_model=of)
+    given: dict[str, Any] = {"subjects": ("Tuned", "Live"), **settings, "live": live}
+    common: dict[str, Any] = {
+        "owner": OWNER,
+        "run": "run",
+        "store": StoreConfig(uri="pvc://artifacts", path=""),
+    }
+
+    config = EvaluateConfig(**common, base_model=A, dataset=B, checkpoint=B, **given)
+
+    assert base_to_load(config) == base

@@ -1,11 +1,13 @@
 """Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch."""
 
+from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store.readahead import read_ahead
 
@@ -15,9 +17,10 @@ StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 
 def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
     """Run the stage of the config. Raises StageFailure, Preempted, PeerLost."""
-    if isinstance(config, TrainConfig | EvaluateConfig) and not context.group.local_rank:
+    base = base_to_load(config)
+    if base is not None and not context.group.local_rank:
         # The libraries of these stages take as long to import as gigabytes of weights take to read.
-        read_ahead(context.store, ArtifactRef(kind="models", digest=config.base_model))
+        read_ahead(context.store, ArtifactRef(kind="models", digest=base))
     succeeded = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
     match config:
         case PrepareConfig():
@@ -37,3 +40,23 @@ def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
 
             update = {"evaluate": evaluate(config, context)}
     return succeeded.model_copy(update=update)
+
+
+def base_to_load(config: StageRunConfig) -> Digest | None:
+    """The base model whose weights the stage loads; None if it loads none."""
+    match config:
+        case TrainConfig():
+            return config.base_model
+        case EvaluateConfig(live=live):
+            adapters = [
+                base
+                for base, type_ in (
+                    (config.base_model, config.checkpoint_type),
+                    *([] if live is None else [(live.base_model, live.type)]),
+                )
+                if type_ != FULL_MODEL
+            ]
+            is_compared = not {"Base", "Prompted"}.isdisjoint(config.subjects)
+            return config.base_model if is_compared or config.base_model in adapters else None
+        case _:
+            return None

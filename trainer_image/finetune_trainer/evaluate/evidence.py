@@ -33,7 +33,7 @@ def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Sco
                 metric=metric,
                 subject=subject,
                 value=estimate.value,
-                rows=len(estimates.examples[subject]),
+                rows=estimate.rows,
                 low=None if interval is None else rounded_down(interval.low),
                 high=None if interval is None else rounded_up(interval.high),
             )

@@ -210,7 +210,7 @@ def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore
         metric=metric,
         subject=subject,
         value=estimate.value,
-        rows=len(examples),
+        rows=estimate.rows,
         low=None if interval is None else rounded_down(interval.low),
         high=None if interval is None else rounded_up(interval.high),
     )
