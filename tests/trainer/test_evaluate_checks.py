@@ -22,7 +22,8 @@ from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.checks.sensitivevalues import HashedValues, SensitiveHashes
 from finetune_trainer.evaluate.checks.memorization import find_memorized
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.probe import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.probe import compute_probe
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.probeprompts import probe_prompts
@@ -80,7 +81,7 @@ class Trained:
     def probe(self, folder: Path) -> ProbeRecord | None:
         model = load_adapter(load_base(tiny(), None, CPU), folder).eval()
         tokenizer = tiny_tokenizer()
-        return ProbeRecord.of(model, probe_prompts(tokenizer), tokenizer.pad_token_id)
+        return compute_probe(model, probe_prompts(tokenizer), tokenizer.pad_token_id)
 
     def findings(
         self,

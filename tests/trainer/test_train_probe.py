@@ -9,7 +9,8 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.probe import PROBE_FILE, ProbeRecord, TopTokens, log_probabilities
+from finetune_trainer.model.probe import compute_probe, log_probabilities
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.probeprompts import PROMPTS, probe_prompts
@@ -148,4 +149,4 @@ def test_predictions_that_are_not_finite_are_not_recorded() -> None:
     model = load_base(tiny(), None, CPU)
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
 
-    assert ProbeRecord.of(model, [[1, 5, 6]], PAD) is None
+    assert compute_probe(model, [[1, 5, 6]], PAD) is None

@@ -5,23 +5,21 @@ a file that is derived from the checkpoint, so it goes with it.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Self
+from typing import Any, Final
 
 import torch
 import transformers
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.load import context_length
+from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
 from finetune_trainer.tokens.batching import Padding, model_inputs
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
-PROBE_FILE: Final = "probe.json"
-"""Name of the record in its folder."""
 TOP_TOKENS: Final = 5
 """Tokens that the record has for each prompt."""
 DECIMALS: Final = 6
@@ -30,70 +28,38 @@ ENGINE: Final = "Transformers"
 PromptIds = Sequence[Sequence[int]]
 
 
-class TopTokens(BaseModel):
-    """The most likely tokens after one prompt, the most likely one first."""
+def compute_probe(
+    model: PreTrainedModel | PeftModel,
+    prompts: PromptIds,
+    pad_token_id: int,
+    *,
+    stored_dtype: torch.dtype | None = None,
+    quantized: bool = False,
+) -> ProbeRecord | None:
+    """The record of a model; None if its predictions are not finite.
 
-    model_config = ConfigDict(frozen=True)
-
-    ids: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    """In nats."""
-
-
-class ProbeRecord(BaseModel):
-    """The predictions of published weights, and how they were computed."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    format: Literal[1] = 1
-    engine: str
-    engine_version: str
-    device: str
-    """Type of the device: cpu or cuda."""
-    dtype: str
-    """The less precise of the dtype of the pass and that of the published weights."""
-    quantized: bool
-    """Whether the base model was in 4 bits."""
-    prompts: tuple[tuple[int, ...], ...]
-    """Token ids of each prompt."""
-    tuned: tuple[TopTokens, ...]
-    base: tuple[TopTokens, ...] = ()
-    """The same without the adapter; empty for weights of a whole model."""
-
-    @classmethod
-    def of(
-        cls,
-        model: PreTrainedModel | PeftModel,
-        prompts: PromptIds,
-        pad_token_id: int,
-        *,
-        stored_dtype: torch.dtype | None = None,
-        quantized: bool = False,
-    ) -> Self | None:
-        """The record of a model; None if its predictions are not finite.
-
-        `stored_dtype` is the dtype of the published weights, if it is not that of the model. Collective if
-        the weights are sharded. Draws no random numbers.
-        """
-        limit = context_length(model.config)
-        within = [list(prompt)[:limit] for prompt in prompts]
-        tuned = log_probabilities(model, within, pad_token_id)
-        base = None
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                base = log_probabilities(model, within, pad_token_id)
-        if not all(bool(torch.isfinite(each).all()) for each in (tuned, base) if each is not None):
-            return None
-        return cls(
-            engine=ENGINE,
-            engine_version=transformers.__version__,
-            device=model.device.type,
-            dtype=dtype_name(coarser(pass_dtype(model), stored_dtype)),
-            quantized=quantized,
-            prompts=tuple(tuple(prompt) for prompt in within),
-            tuned=_top(tuned),
-            base=() if base is None else _top(base),
-        )
+    `stored_dtype` is the dtype of the published weights, if it is not that of the model. Collective if
+    the weights are sharded. Draws no random numbers.
+    """
+    limit = context_length(model.config)
+    within = [list(prompt)[:limit] for prompt in prompts]
+    tuned = log_probabilities(model, within, pad_token_id)
+    base = None
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            base = log_probabilities(model, within, pad_token_id)
+    if not all(bool(torch.isfinite(each).all()) for each in (tuned, base) if each is not None):
+        return None
+    return ProbeRecord(
+        engine=ENGINE,
+        engine_version=transformers.__version__,
+        device=model.device.type,
+        dtype=dtype_name(coarser(pass_dtype(model), stored_dtype)),
+        quantized=quantized,
+        prompts=tuple(tuple(prompt) for prompt in within),
+        tuned=_top(tuned),
+        base=() if base is None else _top(base),
+    )
 
 
 def log_probabilities(model: PreTrainedModel | PeftModel, prompts: PromptIds, pad_token_id: int) -> Tensor:

@@ -34,14 +34,26 @@ class TextFormatter(logging.Formatter):
 
 def configure() -> None:
     """Send all logs and warnings to standard output."""
+    logging.basicConfig(level=logging.INFO, handlers=[_handler()], force=True)
+    logging.captureWarnings(capture=True)
+    # It logs in each process which CPU kernels it did not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def configure_own() -> None:
+    """Send our logs to standard output, in a process that configures its own logs."""
+    own = logging.getLogger(__name__.partition(".")[0])
+    own.setLevel(logging.INFO)
+    own.addHandler(_handler())
+    own.propagate = False
+
+
+def _handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
         if sys.stdout.isatty()
         else JsonFormatter()
     )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.captureWarnings(capture=True)
-    # It logs in each process which CPU kernels it did not find.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return handler

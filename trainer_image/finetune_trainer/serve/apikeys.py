@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finetune_trainer.serve.errors import RequestError
@@ -104,9 +103,9 @@ class RequireKey:
             if authorization
             else "This endpoint needs an API key: send it as the header `Authorization: Bearer KEY`."
         )
-        error = RequestError(HTTPStatus.UNAUTHORIZED, message, code=INVALID_API_KEY)
-        answer = JSONResponse(error.body(), error.status, {"WWW-Authenticate": "Bearer"})
-        await answer(scope, receive, send)
+        headers = {"WWW-Authenticate": "Bearer"}
+        error = RequestError(HTTPStatus.UNAUTHORIZED, message, code=INVALID_API_KEY, headers=headers)
+        await error.response()(scope, receive, send)
 
 
 def _digest(key: bytes) -> bytes:

@@ -14,6 +14,7 @@ from finetune_trainer.serve import errors
 from finetune_trainer.serve.apikeys import RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.httpserver import DrainingServer, listen
+from finetune_trainer.serve.requestids import RequestIds
 from finetune_trainer.serve.routes import routes
 from finetune_trainer.serve.service import Service
 from finetune_trainer.serve.servingmetrics import MeasureRequests
@@ -44,4 +45,4 @@ def application(service: Service) -> ASGIApp:
     app.include_router(routes(service))
     # Outside of the framework, so that the framework's own responses pass through the middleware too.
     guarded = app if service.keys is None else RequireKey(app, service.keys)
-    return CloseConnections(MeasureRequests(guarded, service.metrics), service.drain)
+    return CloseConnections(MeasureRequests(RequestIds(guarded), service.metrics), service.drain)

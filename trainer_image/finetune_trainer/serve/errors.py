@@ -47,6 +47,16 @@ class RequestError(Exception):
         return cls(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
     @classmethod
+    def loading(cls) -> "RequestError":
+        """Build the error for a request that arrives before the models are loaded (503)."""
+        return cls(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The model is still loading: try again in a few seconds.",
+            code=MODEL_NOT_READY,
+            headers={"Retry-After": "5"},
+        )
+
+    @classmethod
     def unreadable(cls, error: ValidationError) -> "RequestError":
         """Build the error for a body that is not JSON or does not match the API. Names the invalid fields."""
         problems = error.errors(include_url=False, include_input=False)
@@ -64,13 +74,17 @@ class RequestError(Exception):
         error = {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}
         return {"error": error}
 
+    def response(self) -> JSONResponse:
+        """Build the response."""
+        return JSONResponse(self.body(), self.status, self.headers)
+
 
 def install(app: FastAPI) -> None:
     """Register handlers that return all errors, including those of the framework, in this shape."""
 
     async def request_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestError)  # noqa: S101 - registered for this type
-        return JSONResponse(error.body(), error.status, error.headers)
+        return error.response()
 
     async def framework_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type

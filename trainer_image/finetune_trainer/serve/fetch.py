@@ -1,4 +1,7 @@
-"""Copy artifacts from the store for a serving pod. A folder gets its final name only after verification."""
+"""Copy artifacts from the store for a serving pod. A folder gets its final name only after verification.
+
+It is the same for both engines, except that vLLM needs files in addition.
+"""
 
 import logging
 from pathlib import Path
@@ -10,39 +13,67 @@ from finetune_trainer.model.adapter import ADAPTER_CONFIG, check_base_model
 from finetune_trainer.model.bundle import CHAT_TEMPLATE
 from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store import open_store
+from finetune_trainer.serve.modelfolders import probe_folder
+from finetune_trainer.serve.vllm.enginefiles import write_engine_files
+from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable
+from finetune_trainer.store.keys import StoredRef
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: FetchConfig) -> None:
-    """Copy each item's folder to the destination and verify each file on the way.
+    """Copy each item's folder and its probe's record to the destination, and verify each file on the way.
 
     Keeps folders that are already complete, so that a restarted pod fetches nothing twice. Adds chat template
-    and generation config to adapters of older releases, which were published without them.
+    and generation config to adapters of older releases, which were published without them. For vLLM, adds the
+    files of its command line.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE,
-    BASE_MODEL_MISMATCH, INTERNAL if the destination is not writable.
+    BASE_MODEL_MISMATCH, INTERNAL if the destination is not writable; for vLLM also INVALID_CONFIG and
+    BASE_MODEL_INVALID.
     """
     store = open_store(config.store)
-    adapters: list[Path] = []
+    destination = Path(config.destination)
+    without_bundle: list[Path] = []
     for item in config.items:
         _check_folder(item)
-        manifest = store.manifest(item.artifact)
-        target = Path(config.destination, item.folder)
-        if {ADAPTER_CONFIG, CHAT_TEMPLATE} & {file.path for file in manifest.files} == {ADAPTER_CONFIG}:
-            adapters.append(target)
-        with writable(target):
-            if _is_complete(target, manifest):
-                logger.info("%s is already complete", target)
-                continue
-        copy_artifact(store, item.artifact, target)
+        target = destination / item.folder
+        files = _fetch(store, item.artifact, target)
+        if {ADAPTER_CONFIG, CHAT_TEMPLATE} & files == {ADAPTER_CONFIG}:
+            without_bundle.append(target)
+        _fetch_probe(store, item, probe_folder(destination, item.folder))
     base_model = next((item for item in config.items if item.artifact.kind == "models"), None)
     if base_model is not None:
         for item in config.items:
-            check_base_model(Path(config.destination, item.folder), base_model.artifact.digest)
-        _add_bundle(adapters, Path(config.destination, base_model.folder))
+            check_base_model(destination / item.folder, base_model.artifact.digest)
+        _add_bundle(without_bundle, destination / base_model.folder)
+    if config.engine == "VLLM":
+        whole = base_model or config.items[0]
+        adapters = [destination / item.folder for item in config.items if item != whole]
+        write_engine_files(destination, destination / whole.folder, adapters)
+
+
+def _fetch(store: Store, ref: StoredRef, target: Path) -> frozenset[str]:
+    """Copy a folder unless it is complete. Returns the paths of its files."""
+    manifest = store.manifest(ref)
+    with writable(target):
+        is_complete = _is_complete(target, manifest)
+    if is_complete:
+        logger.info("%s is already complete", target)
+    else:
+        copy_artifact(store, ref, target)
+    return frozenset(file.path for file in manifest.files)
+
+
+def _fetch_probe(store: Store, item: FetchItem, target: Path) -> None:
+    if item.probe is None:
+        return
+    ref = DerivedRef(item.artifact, item.probe)
+    if store.has(ref):
+        _fetch(store, ref, target)
+    else:
+        logger.warning("%s was deleted: the model is not compared with it", store.uri(ref))
 
 
 def _add_bundle(adapters: list[Path], base: Path) -> None:

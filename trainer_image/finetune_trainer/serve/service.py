@@ -13,7 +13,7 @@ from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.serving import DefaultSampling
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
-from finetune_trainer.serve.errors import MODEL_NOT_FOUND, MODEL_NOT_READY, RequestError
+from finetune_trainer.serve.errors import MODEL_NOT_FOUND, RequestError
 from finetune_trainer.serve.modelidentity import identities
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.passwatchdog import PassWatchdog
@@ -107,12 +107,7 @@ class Service:
     def loaded(self) -> Loaded:
         """Return the loaded objects. Raises RequestError (503) while models are loading."""
         if self._loaded is None:
-            raise RequestError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "The model is still loading: try again in a few seconds.",
-                code=MODEL_NOT_READY,
-                headers={"Retry-After": "5"},
-            )
+            raise RequestError.loading()
         return self._loaded
 
     def check_model(self, name: str) -> None:

@@ -17,14 +17,12 @@ from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.probe import (
     ENGINE,
-    PROBE_FILE,
-    ProbeRecord,
-    TopTokens,
     coarser,
     dtype_name,
     log_probabilities,
     pass_dtype,
 )
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
 from finetune_trainer.store import DerivedRef, Store
 
 NOT_FINITE: Final = "NotFinite"

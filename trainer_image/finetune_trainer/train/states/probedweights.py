@@ -8,7 +8,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.contract.vocabulary import CheckpointType
-from finetune_trainer.model.probe import PROBE_FILE, ProbeRecord, PromptIds
+from finetune_trainer.model.probe import PromptIds, compute_probe
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import reshard
 from finetune_trainer.train.states.weights import TrainingWeights
@@ -53,7 +54,7 @@ class ProbedWeights:
     def _measure(self) -> ProbeRecord | None:
         if not self.prompts:
             return None
-        record = ProbeRecord.of(
+        record = compute_probe(
             self.model,
             self.prompts,
             self.pad_token_id,

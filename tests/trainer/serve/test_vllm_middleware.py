@@ -1,0 +1,166 @@
+"""The middleware in vLLM's process, around a server with more routes than clients may reach."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.vllm.lifetime import Lifetime
+from finetune_trainer.serve.vllm.middleware import ROUTES, EndpointMiddleware
+from tests.trainer.serve.endpoint import serve_config
+from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, Clock, mount
+
+UNREACHABLE: Final = (
+    "/invocations",
+    "/tokenize",
+    "/metrics",
+    "/docs",
+    "/load",
+    "/version",
+    "/v1/load_lora_adapter",
+    "/health/",
+    "//health",
+    "/v1/chat/completions/",
+    "/",
+)
+
+
+async def _echo(request: Request) -> JSONResponse:
+    return JSONResponse({"path": request.url.path, "id": request.headers.get("x-request-id")})
+
+
+def vllm() -> Starlette:
+    """A server that answers every route."""
+    return Starlette(routes=[Route("/{path:path}", _echo, methods=["GET", "POST"])])
+
+
+class Guarded:
+    """A client of the middleware."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = Clock()
+        self.lifetime = Lifetime(serve_config(Path("models"), **settings))
+        self.lifetime.ready = True
+        self.lifetime.drain = Drain(10, self.clock)
+        app = EndpointMiddleware(vllm(), self.lifetime)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod")
+
+    async def answer(self, path: str, method: str | None = None, **headers: str) -> httpx.Response:
+        return await self.http.request(method or ROUTES.get(path, "GET"), path, headers=headers)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_routes_of_the_api_reach_vllm(path: str) -> None:
+    answer = asyncio.run(Guarded().answer(path))
+    assert answer.json()["path"] == path
+
+
+@pytest.mark.parametrize("path", UNREACHABLE)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_other_routes_do_not_exist(path: str, method: str) -> None:
+    answer = asyncio.run(Guarded().answer(path, method))
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "The server has GET /v1/models, POST /v1/chat/completions" in error["message"]
+
+
+def test_another_method_is_refused() -> None:
+    assert asyncio.run(Guarded().answer("/v1/models", "DELETE")).status_code == 405
+
+
+def test_a_websocket_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    app = EndpointMiddleware(vllm(), Guarded().lifetime)
+    asyncio.run(app({"type": "websocket", "path": "/v1/realtime"}, receive, send))
+    assert sent == ["websocket.close"]
+
+
+def test_keys_are_required_and_rotated_on_every_route_but_health(tmp_path: Path) -> None:
+    mount(tmp_path, alice=RIGHT)
+    guarded = Guarded(api_keys_path=str(tmp_path))
+
+    async def statuses(key: str) -> dict[str, int]:
+        return {
+            path: (await guarded.answer(path, authorization=f"Bearer {key}")).status_code
+            for path in (*ROUTES, "/metrics")
+        }
+
+    refused = {path: 200 if path == "/health" else 401 for path in ROUTES}
+    assert asyncio.run(statuses(RIGHT)) == {**dict.fromkeys(ROUTES, 200), "/metrics": 404}
+    assert asyncio.run(statuses(OTHER)) == {**refused, "/metrics": 404}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_before_its_models_have_answered_a_server_is_not_ready(path: str) -> None:
+    guarded = Guarded()
+    guarded.lifetime.ready = False
+    answer = asyncio.run(guarded.answer(path))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["code"] == "model_not_ready"
+
+
+def test_a_draining_server_answers_and_then_refuses_before_vllm_fails() -> None:
+    guarded = Guarded()
+
+    async def found() -> dict[str, tuple[int, str | None]]:
+        answers = {path: await guarded.answer(path) for path in ROUTES}
+        return {path: (each.status_code, each.headers.get("connection")) for path, each in answers.items()}
+
+    assert asyncio.run(found()) == dict.fromkeys(ROUTES, (200, None))
+    guarded.lifetime.drain.begin()
+    assert asyncio.run(found()) == {**dict.fromkeys(ROUTES, (200, "close")), "/health": (503, "close")}
+    guarded.clock.now += 10
+    assert asyncio.run(found()) == dict.fromkeys(ROUTES, (503, "close"))
+
+
+def test_vllm_and_the_client_get_the_same_request_id() -> None:
+    answer = asyncio.run(Guarded().answer("/v1/models"))
+    assert len(answer.headers["x-request-id"]) == 32
+    assert answer.json()["id"] == answer.headers["x-request-id"]
+
+
+def test_a_request_keeps_its_valid_id() -> None:
+    answer = asyncio.run(Guarded().answer("/v1/models", **{"X-Request-Id": "shop-17.a_b"}))
+    assert answer.json()["id"] == answer.headers["x-request-id"] == "shop-17.a_b"
+
+
+@pytest.mark.parametrize("wrong", ["", "a b", "a\\nb", "x" * 129])
+def test_an_invalid_id_is_replaced(wrong: str) -> None:
+    answer = asyncio.run(Guarded().answer("/v1/models", **{"X-Request-Id": wrong}))
+    assert answer.headers["x-request-id"] != wrong
+    assert answer.json()["id"] == answer.headers["x-request-id"]
+
+
+def test_errors_have_a_request_id_too(tmp_path: Path) -> None:
+    mount(tmp_path, alice=RIGHT)
+    guarded = Guarded(api_keys_path=str(tmp_path))
+    for path, status in (("/metrics", 404), ("/v1/models", 401)):
+        answer = asyncio.run(guarded.answer(path))
+        assert (answer.status_code, len(answer.headers["x-request-id"])) == (status, 32)
+
+
+def test_the_middleware_imports_only_what_vllm_has() -> None:
+    """vLLM's process has no PEFT, and another version of transformers."""
+    module = EndpointMiddleware.__module__
+    script = f"import sys, {module}; print(*{{each.partition('.')[0] for each in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "starlette" in imported
+    assert not imported & {"accelerate", "numpy", "peft", "torch", "transformers", "trl", "uvicorn"}

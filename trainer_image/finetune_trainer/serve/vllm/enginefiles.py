@@ -1,0 +1,92 @@
+"""Files that vLLM needs in addition to the models. The init container writes them after verification.
+
+vLLM takes chat template and stop tokens from the base model, so options of its command replace them by those
+of the adapters. One server has one template for all of its models.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import finetune_trainer
+from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDER
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.model.bundle import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    own_chat_template,
+    own_stop_ids,
+    read_settings,
+    write_settings,
+)
+from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.store.failures import writable
+
+logger = logging.getLogger(__name__)
+
+
+def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) -> None:
+    """Write chat template, generation config and the middleware's package below `destination`.
+
+    Args:
+        destination: folder of the fetched models.
+        base: folder of the base model, or of the whole model.
+        adapters: folders of the adapters, with their bundles.
+
+    Raises StageFailure: INVALID_CONFIG if one server cannot serve the adapters together, BASE_MODEL_INVALID
+    if the model does not say how an answer ends, INTERNAL if `destination` is not writable.
+    """
+    folder = destination / VLLM_FOLDER
+    template, stop_ids = _of_adapters(base, adapters) if adapters else _of_model(base)
+    settings = read_settings(base / GENERATION_CONFIG) | {"eos_token_id": sorted(stop_ids)}
+    package = Path(finetune_trainer.__file__).parent
+    with writable(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+        write_settings(folder / GENERATION_CONFIG, settings)
+        shutil.copytree(
+            package,
+            folder / VLLM_PYTHON_FOLDER / package.name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+    logger.info("wrote the files for vLLM into %s", folder)
+
+
+def _of_adapters(base: Path, adapters: Sequence[Path]) -> tuple[str, frozenset[int]]:
+    templates = {adapter.name: own_chat_template(adapter) for adapter in adapters}
+    if without := [name for name, template in templates.items() if template is None]:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"{listed(without)}: an older release published this adapter without a generation config, and the"
+            " base model does not say how an answer ends, so vLLM cannot serve it. Choose a ComputeProfile"
+            " whose engine is Transformers, or train the adapter again",
+        )
+    (template, *others) = {template for template in templates.values() if template is not None}
+    if others:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"{listed(list(templates))} were trained with different chat templates, and a vLLM server has one"
+            " for all of its models. Serve them from separate InferenceDeployments, or choose a"
+            " ComputeProfile whose engine is Transformers",
+        )
+    return template, own_stop_ids(base).union(*map(own_stop_ids, adapters))
+
+
+def _of_model(base: Path) -> tuple[str, frozenset[int]]:
+    """Template and stop tokens of a model without adapters."""
+    template, stop_ids = own_chat_template(base), own_stop_ids(base)
+    if template is not None and stop_ids:
+        return template, stop_ids
+    try:
+        bundle = missing_bundle(base)
+    except (BundleUnknown, OSError, ValueError) as error:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"{base.name}: {error}, so vLLM does not know how an answer ends. Add eos_token_id to the model's"
+            f" {GENERATION_CONFIG}, or choose a ComputeProfile whose engine is Transformers",
+        ) from error
+    return bundle.chat_template, frozenset(bundle.stop_ids)

@@ -1,0 +1,195 @@
+"""Self-test before the first request: every model generates a token, and predicts what it did when trained.
+
+Its requests are those of a client, through vLLM's own API, within the process.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ADAPTER
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.serve.modelfolders import probe_folder
+from finetune_trainer.serve.names import BASE_NAME, served_names
+from finetune_trainer.serve.vllm.computation import Computation
+
+TOP_TOKENS: Final = 20
+"""Log-probabilities per request: vLLM's default limit."""
+NO_CHANGE_NATS: Final[Mapping[str, float]] = {"float32": 1e-5}
+"""Largest difference between the log-probabilities of an adapter without effect and of its base model.
+
+0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
+"""
+TOLERANCES: Final[Mapping[tuple[str, str], float]] = {("cpu", "float32"): 1e-3}
+"""Largest difference in nats from a record of the trainer, by device and dtype, without quantization.
+
+docs/endpoints.md has the measurements. Other computations have not been measured.
+"""
+UNMEASURED_TOLERANCE: Final = 0.5
+"""Where the tolerance was not measured. A larger difference is logged, and does not stop the server."""
+
+TopLogProbabilities = Mapping[int, float]
+"""Log-probabilities of the most likely tokens, in nats, by token id."""
+
+_TOKEN_ID: Final = "token_id:"
+
+logger = logging.getLogger(__name__)
+
+
+async def check_models(
+    engine: ASGIApp, server: Starlette, config: ServeConfig, computation: Computation
+) -> None:
+    """Check all models of the config.
+
+    Raises StageFailure naming the model: ARTIFACT_CORRUPT if an adapter changes nothing, or weights do not
+    predict what was recorded; BASE_MODEL_INVALID if vLLM refuses its requests; INTERNAL if vLLM fails.
+    """
+    async with _client(engine, server) as client:
+        # Each model once, after the same prompt: vLLM reuses passes over the start of an earlier one.
+        predicted = {name: await _after_hello(client, name) for name in served_names(config)}
+        logger.info("each model generates: %s", ", ".join(predicted))
+        for model in config.models:
+            if model.type == ADAPTER:
+                change = change_of(predicted[model.name], predicted[BASE_NAME])
+                if change <= NO_CHANGE_NATS.get(computation.dtype, 0):
+                    raise _without_effect(model)
+            record = _record(config, model)
+            if record is not None:
+                await _check_record(client, model, record, computation)
+
+
+async def _check_record(
+    client: httpx.AsyncClient, model: ServedModel, record: ProbeRecord, computation: Computation
+) -> None:
+    found = [await _after_tokens(client, model.name, prompt) for prompt in record.prompts]
+    difference = max(map(difference_from, record.tuned, found), default=0.0)
+    tolerance = tolerance_of(record, computation)
+    if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
+        logger.info("model %s differs from its probe by up to %.3g nats", model.name, difference)
+        return
+    message = (
+        f"model {model.name!r} does not predict what was recorded when it was published: log-probabilities"
+        f" differ by up to {difference:.3g} nats ({record.dtype} on {record.device} by {record.engine}"
+        f" {record.engine_version}; now {computation.dtype} on {computation.device} by vLLM)"
+    )
+    if tolerance is None:
+        logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
+        return
+    raise StageFailure(
+        FailureReason.ARTIFACT_CORRUPT,
+        f"{message}. Check that base model and Checkpoint belong together, or train the model again",
+    )
+
+
+def change_of(one: TopLogProbabilities, other: TopLogProbabilities) -> float:
+    """Largest difference between two predictions after the same prompt; infinite for other tokens."""
+    if one.keys() != other.keys():
+        return float("inf")
+    return max(abs(one[token] - other[token]) for token in one)
+
+
+def difference_from(recorded: TopTokens, found: TopLogProbabilities) -> float:
+    """Largest difference of the log-probability of a recorded token, in nats.
+
+    For a token that is not among those found, the difference is at least that from the least likely of them.
+    """
+    least = min(found.values())
+    return max(
+        abs(value - found[token]) if token in found else max(value - least, 0.0)
+        for token, value in zip(recorded.ids, recorded.log_probabilities, strict=True)
+    )
+
+
+def tolerance_of(record: ProbeRecord, computation: Computation) -> float | None:
+    """The measured tolerance, in nats; None if there is none for this record and this server."""
+    if record.quantized or computation.quantized:
+        return None
+    if (record.device, record.dtype) != (computation.device, computation.dtype):
+        return None
+    return TOLERANCES.get((computation.device, computation.dtype))
+
+
+def _record(config: ServeConfig, model: ServedModel) -> ProbeRecord | None:
+    path = probe_folder(Path(config.models_path), model.folder) / PROBE_FILE
+    if not path.is_file():
+        logger.info("model %s has no record of a probe", model.name)
+        return None
+    try:
+        return ProbeRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        logger.warning("%s has another format, and is not compared: %s", path, error)
+        return None
+
+
+def _client(engine: ASGIApp, server: Starlette) -> httpx.AsyncClient:
+    async def within(scope: Scope, receive: Receive, send: Send) -> None:
+        await engine({**scope, "app": server}, receive, send)
+
+    # Without a limit: the first request of a large model can take minutes.
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(within),
+        base_url="http://vllm",
+        timeout=None,  # noqa: S113
+    )
+
+
+async def _after_hello(client: httpx.AsyncClient, name: str) -> TopLogProbabilities:
+    body = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "logprobs": True,
+        "top_logprobs": TOP_TOKENS,
+    }
+    choice = await _first_choice(client, "/v1/chat/completions", name, body)
+    (first, *_) = choice["logprobs"]["content"]
+    return _by_id({each["token"]: each["logprob"] for each in first["top_logprobs"]})
+
+
+async def _after_tokens(client: httpx.AsyncClient, name: str, prompt: Sequence[int]) -> TopLogProbabilities:
+    body = {"prompt": list(prompt), "logprobs": TOP_TOKENS}
+    choice = await _first_choice(client, "/v1/completions", name, body)
+    return _by_id(choice["logprobs"]["top_logprobs"][0])
+
+
+async def _first_choice(client: httpx.AsyncClient, path: str, name: str, body: Mapping[str, Any]) -> Any:
+    common = {"model": name, "max_tokens": 1, "temperature": 0, "return_tokens_as_token_ids": True}
+    try:
+        answer = await client.post(path, json={**common, **body})
+    except Exception as error:
+        raise _engine_failed(name, f"{type(error).__name__}: {error}") from error
+    if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise _engine_failed(name, answer.text)
+    if answer.status_code != httpx.codes.OK:
+        raise StageFailure(
+            FailureReason.BASE_MODEL_INVALID,
+            f"model {name!r} could not generate a first token: {answer.text}",
+        )
+    return answer.json()["choices"][0]
+
+
+def _without_effect(model: ServedModel) -> StageFailure:
+    return StageFailure(
+        FailureReason.ARTIFACT_CORRUPT,
+        f"model {model.name!r}: its adapter changes nothing: all logits equal those of the base model. Train"
+        " it again with a higher hyperparameters.learningRate, or pin another Checkpoint",
+    )
+
+
+def _engine_failed(name: str, reason: str) -> StageFailure:
+    return StageFailure(
+        FailureReason.INTERNAL,
+        f"model {name!r} could not generate a first token: {reason}; the pod's log has the cause",
+        ExitCode.INTERNAL,
+    )
+
+
+def _by_id(logprobs: Mapping[str, float]) -> TopLogProbabilities:
+    return {int(token.removeprefix(_TOKEN_ID)): value for token, value in logprobs.items()}
