@@ -59,9 +59,9 @@ class Pod:
                 (staging / file.name).write_bytes(file.read_bytes())
             return self._item("tuned", "checkpoints", self.bench.store.publish("checkpoints", staging))
 
-    def adapter(self, name: str, template: str | None = TEMPLATE, *stop_ids: int) -> FetchItem:
+    def adapter(self, name: str, template: str | None = TEMPLATE, *stop_ids: int, **config: Any) -> FetchItem:
         with self.bench.store.staging() as staging:
-            (staging / "adapter_config.json").write_text(json.dumps({"r": 8, "name": name}))
+            (staging / "adapter_config.json").write_text(json.dumps({"r": 8, "name": name, **config}))
             if template is not None:
                 (staging / "chat_template.jinja").write_text(template)
                 (staging / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stop_ids)}))
@@ -74,6 +74,7 @@ class Pod:
             items=items,
             destination=str(self.models),
             engine="VLLM",
+            max_lora_rank=16,
         )
 
     def here(self, path: str) -> Path:
@@ -97,7 +98,7 @@ def test_template_and_stop_tokens_are_those_of_the_adapters(pod: Pod) -> None:
     assert ended.code == ExitCode.OK, ended.termination_message
     assert pod.here(VLLM_CHAT_TEMPLATE).read_text() == TEMPLATE
     settings = json.loads((pod.here(VLLM_GENERATION_CONFIG) / "generation_config.json").read_text())
-    assert (settings["eos_token_id"], settings["temperature"]) == ([2, 7, 9], 0.7)
+    assert settings == {"eos_token_id": [2, 7, 9]}
 
 
 def test_adapters_with_different_templates_are_refused_by_name(pod: Pod) -> None:
@@ -107,6 +108,26 @@ def test_adapters_with_different_templates_are_refused_by_name(pod: Pod) -> None
     assert ended.termination_message.startswith(
         "InvalidConfig: router and labels were trained with different"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"r": 32}, "has rank 32, and the server loads ranks up to 16"),
+        ({"rank_pattern": {"q_proj": 64}}, "has rank 64, and the server loads ranks up to 16"),
+        ({"use_dora": True}, "is DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "replaces whole modules: lm_head"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_vllm_cannot_load_is_refused_with_the_reason(
+    pod: Pod, config: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(StageFailure) as caught:
+        fetch(pod.config(pod.base(), pod.adapter("router", **config)))
+
+    assert caught.value.reason == FailureReason.INVALID_CONFIG
+    assert caught.value.message.startswith(f"the adapter router {problem}, so vLLM cannot load it.")
 
 
 def test_an_adapter_of_an_older_release_gets_template_and_stop_tokens_from_the_base(pod: Pod) -> None:

@@ -1,8 +1,10 @@
 """The middleware in vLLM's process, around a server with more routes than clients may reach."""
 
 import asyncio
+import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from finetune_trainer.serve.drain import Drain
@@ -46,16 +48,19 @@ def vllm() -> Starlette:
 class Guarded:
     """A client of the middleware."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, engine: Starlette | None = None, **settings: Any) -> None:
         self.clock = Clock()
         self.lifetime = Lifetime(serve_config(Path("models"), **settings))
         self.lifetime.ready = True
         self.lifetime.drain = Drain(10, self.clock)
-        app = EndpointMiddleware(vllm(), self.lifetime)
+        app = EndpointMiddleware(engine or vllm(), self.lifetime)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod")
 
-    async def answer(self, path: str, method: str | None = None, **headers: str) -> httpx.Response:
-        return await self.http.request(method or ROUTES.get(path, "GET"), path, headers=headers)
+    async def answer(
+        self, path: str, method: str | None = None, content: str | None = None, **headers: str
+    ) -> httpx.Response:
+        method = method or ROUTES.get(path, "GET")
+        return await self.http.request(method, path, headers=headers, content=content)
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -128,6 +133,33 @@ def test_a_draining_server_answers_and_then_refuses_before_vllm_fails() -> None:
     assert asyncio.run(found()) == {**dict.fromkeys(ROUTES, (200, "close")), "/health": (503, "close")}
     guarded.clock.now += 10
     assert asyncio.run(found()) == dict.fromkeys(ROUTES, (503, "close"))
+
+
+async def _slow(request: Request) -> Response:
+    """An answer that takes until the client disconnects, or a stream that does so after its first event."""
+    if (await request.body()) == b"stream":
+        return StreamingResponse(_first_event(), media_type="text/event-stream")
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return JSONResponse("ignored")
+
+
+async def _first_event() -> AsyncIterator[str]:
+    yield "data: 1\n\n"
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("body", ["whole", "stream"])
+def test_a_request_is_ended_at_its_deadline(body: str) -> None:
+    slow = Starlette(routes=[Route("/{path:path}", _slow, methods=["POST"])])
+    answer = asyncio.run(Guarded(slow, request_deadline_seconds=1).answer("/v1/completions", content=body))
+    text = answer.text
+    if body == "stream":
+        first, text, *_ = (event.removeprefix("data: ") for event in text.split("\n\n"))
+        assert (answer.status_code, first) == (200, "1")
+    else:
+        assert answer.status_code == 504
+    assert json.loads(text)["error"]["code"] == "deadline_exceeded"
 
 
 def test_vllm_and_the_client_get_the_same_request_id() -> None:

@@ -157,10 +157,9 @@ def test_an_error_of_vllm_is_in_the_message(
 ) -> None:
     engine = Engine(base=BASE, router=TUNED)
     engine.status = status
-    with pytest.raises(
-        StageFailure, match="'base' could not generate a first token: .*no template"
-    ) as caught:
+    with pytest.raises(StageFailure, match="'base' could not generate a first token") as caught:
         check(router(tmp_path), engine)
+    assert "no template" in caught.value.message
     assert (caught.value.reason, caught.value.exit_code) == (reason, code)
 
 

@@ -23,6 +23,13 @@ class AdapterConfig(BaseModel):
     target_modules: tuple[str, ...] = ()
     use_rslora: bool = False
     use_dora: bool = False
+    modules_to_save: tuple[str, ...] | None = None
+    rank_pattern: dict[str, int] = {}
+
+    @property
+    def max_rank(self) -> int:
+        """Highest rank of an adapted module."""
+        return max((self.r, *self.rank_pattern.values()))
 
     @property
     def lora(self) -> LoRA:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from finetune_trainer.serve.errors import DEADLINE_EXCEEDED, RATE_LIMIT_EXCEEDED, RequestError
+from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
 from finetune_trainer.serve.generation import (
     EngineRequest,
     Event,
@@ -74,17 +74,10 @@ class Answer:
                 async with asyncio.timeout_at(self._deadline):
                     event = await self._events.get()
             except TimeoutError:
-                raise self._failure(
-                    HTTPStatus.GATEWAY_TIMEOUT,
-                    "The answer is not complete by the deadline of this server: set a smaller max_tokens, or"
-                    " try again when the server is less busy.",
-                    DEADLINE_EXCEEDED,
-                ) from None
+                raise self._failed(RequestError.deadline()) from None
             if isinstance(event, GenerationFailed):
-                raise self._failure(
-                    HTTPStatus.INTERNAL_SERVER_ERROR,
-                    "The model failed on this request: see the server's log for the cause.",
-                )
+                message = "The model failed on this request: see the server's log for the cause."
+                raise self._failed(RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, message))
             self._measurement.token()
             yield event
             if isinstance(event, GenerationFinished):
@@ -99,9 +92,9 @@ class Answer:
                 return "".join(texts), event
         raise AssertionError("events end with GenerationFinished")
 
-    def _failure(self, status: HTTPStatus, message: str, code: str | None = None) -> RequestError:
-        self._measurement.failure = status
-        return RequestError(status, message, code=code)
+    def _failed(self, error: RequestError) -> RequestError:
+        self._measurement.failure = error.status
+        return error
 
     def close(self) -> None:
         """Release the slot in the engine."""

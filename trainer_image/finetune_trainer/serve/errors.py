@@ -57,6 +57,16 @@ class RequestError(Exception):
         )
 
     @classmethod
+    def deadline(cls) -> "RequestError":
+        """Build the error for an answer that is not complete by the server's deadline (504)."""
+        return cls(
+            HTTPStatus.GATEWAY_TIMEOUT,
+            "The answer is not complete by the deadline of this server: set a smaller max_tokens, or try"
+            " again when the server is less busy.",
+            code=DEADLINE_EXCEEDED,
+        )
+
+    @classmethod
     def unreadable(cls, error: ValidationError) -> "RequestError":
         """Build the error for a body that is not JSON or does not match the API. Names the invalid fields."""
         problems = error.errors(include_url=False, include_input=False)

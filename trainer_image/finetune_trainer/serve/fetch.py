@@ -14,7 +14,7 @@ from finetune_trainer.model.bundle import CHAT_TEMPLATE
 from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
-from finetune_trainer.serve.vllm.enginefiles import write_engine_files
+from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine_files
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable
@@ -51,6 +51,8 @@ def run(config: FetchConfig) -> None:
     if config.engine == "VLLM":
         whole = base_model or config.items[0]
         adapters = [destination / item.folder for item in config.items if item != whole]
+        for adapter in adapters:
+            check_loadable(adapter, config.max_lora_rank)
         write_engine_files(destination, destination / whole.folder, adapters)
 
 

@@ -13,12 +13,12 @@ import finetune_trainer
 from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDER
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.bundle import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
     own_chat_template,
     own_stop_ids,
-    read_settings,
     write_settings,
 )
 from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
@@ -26,6 +26,27 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import writable
 
 logger = logging.getLogger(__name__)
+
+
+def check_loadable(adapter: Path, max_rank: int | None) -> None:
+    """Refuse an adapter that vLLM cannot load. `max_rank`: highest rank; None: any.
+
+    Raises StageFailure: INVALID_CONFIG, ARTIFACT_CORRUPT.
+    """
+    found = read_adapter(adapter)
+    if found.use_dora:
+        problem = "is DoRA"
+    elif found.modules_to_save:
+        problem = f"replaces whole modules: {listed(found.modules_to_save)}"
+    elif max_rank is not None and found.max_rank > max_rank:
+        problem = f"has rank {found.max_rank}, and the server loads ranks up to {max_rank}"
+    else:
+        return
+    raise StageFailure(
+        FailureReason.INVALID_CONFIG,
+        f"the adapter {adapter.name} {problem}, so vLLM cannot load it. Choose a ComputeProfile whose"
+        " engine is Transformers, or train the adapter again with plain LoRA of a lower rank",
+    )
 
 
 def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) -> None:
@@ -41,12 +62,12 @@ def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) 
     """
     folder = destination / VLLM_FOLDER
     template, stop_ids = _of_adapters(base, adapters) if adapters else _of_model(base)
-    settings = read_settings(base / GENERATION_CONFIG) | {"eos_token_id": sorted(stop_ids)}
     package = Path(finetune_trainer.__file__).parent
     with writable(folder):
         folder.mkdir(exist_ok=True)
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-        write_settings(folder / GENERATION_CONFIG, settings)
+        # Without the sampling parameters of the base model, which the Transformers engine ignores, too.
+        write_settings(folder / GENERATION_CONFIG, {"eos_token_id": sorted(stop_ids)})
         shutil.copytree(
             package,
             folder / VLLM_PYTHON_FOLDER / package.name,

@@ -21,6 +21,7 @@ from finetune_trainer.serve.apikeys import ApiKeys, RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.requestids import RequestIds
+from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime, end_process
 
 ROUTES: Final = {
@@ -37,12 +38,14 @@ class EndpointMiddleware:
 
     def __init__(self, app: ASGIApp, lifetime: Lifetime | None = None) -> None:
         """`lifetime`: default: one with the config of the pod, whose errors end the process."""
-        self._app = app
+        self._engine = self._limited = app
         self._lifetime = lifetime or Lifetime(_config_of_pod())
-        keys_path = self._lifetime.config.api_keys_path
+        config = self._lifetime.config
+        if config.request_deadline_seconds is not None:
+            self._limited = Deadlines(app, config.request_deadline_seconds)
         api: ASGIApp = self._answer
-        if keys_path is not None:
-            api = RequireKey(api, ApiKeys(Path(keys_path)))
+        if config.api_keys_path is not None:
+            api = RequireKey(api, ApiKeys(Path(config.api_keys_path)))
         self._api = CloseConnections(RequestIds(api), self._lifetime.drain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,20 +53,20 @@ class EndpointMiddleware:
 
         async def send_started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self._lifetime.start(self._app, scope["app"])
+                self._lifetime.start(self._engine, scope["app"])
             await send(message)
 
         match scope["type"]:
             case "http":
                 await self._api(scope, receive, send)
             case "lifespan":
-                await self._app(scope, receive, send_started)
+                await self._engine(scope, receive, send_started)
             case _:
                 await WebSocketClose()(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope["path"], scope["method"])
-        await (error.response() if error else self._app)(scope, receive, send)
+        await (error.response() if error else self._limited)(scope, receive, send)
 
     def _refusal(self, path: str, method: str) -> RequestError | None:
         """The error of a request that must not reach vLLM."""

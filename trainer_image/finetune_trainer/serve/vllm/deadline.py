@@ -1,0 +1,55 @@
+"""The deadline of requests, which vLLM does not have."""
+
+import asyncio
+import json
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetune_trainer.serve.errors import RequestError
+
+
+class Deadlines:
+    """ASGI middleware that ends each request after some seconds.
+
+    To vLLM it looks as if the client had disconnected, so vLLM stops generating. The client gets 504, or, if
+    a stream has begun, the error as its last event.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        expired = asyncio.Event()
+        started = complete = False
+
+        async def receive_in_time() -> Message:
+            message = asyncio.ensure_future(receive())
+            expiry = asyncio.ensure_future(expired.wait())
+            try:
+                await asyncio.wait({message, expiry}, return_when=asyncio.FIRST_COMPLETED)
+                return {"type": "http.disconnect"} if expired.is_set() else message.result()
+            finally:
+                message.cancel()
+                expiry.cancel()
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal started, complete
+            if not expired.is_set():
+                started = True
+                complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+                await send(message)
+
+        timer = asyncio.get_running_loop().call_later(self._seconds, expired.set)
+        try:
+            await self._app(scope, receive_in_time, send_in_time)
+        finally:
+            timer.cancel()
+        if expired.is_set() and not complete:
+            error = RequestError.deadline()
+            if started:
+                event = f"data: {json.dumps(error.body())}\n\n".encode()
+                await send({"type": "http.response.body", "body": event, "more_body": False})
+            else:
+                await error.response()(scope, receive, send)
