@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers
 MARKER: Final = "run by tests/peers/test_vllm.py"
 STOP: Final = "<end_of_turn>"
 QUESTIONS: Final = [row.messages[0].content for row in ROWS[:4]]
-UNTIL_KNOWN: Final = {
+UNTIL_KNOWN: Final[dict[str, Any]] = {
     "epochs": 40,
     "learning_rate": 2e-2,
     "per_device_batch_size": 6,

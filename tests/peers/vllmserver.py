@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, Endpoint
 from tools.cluster.ports import free_port
@@ -41,7 +41,10 @@ NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 class VLLMServer(Endpoint):
     """A server that runs from `with` to its end."""
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`environment`: variables in addition to those of each server."""
         port = free_port()
         super().__init__(port)
         self._log = folder / "vllm.log"
@@ -51,7 +54,7 @@ class VLLMServer(Endpoint):
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*WITH_PARENT, *command, *arguments, *OPTIONS, *address],
-                env={"PATH": os.environ["PATH"], "HOME": str(folder), **ENVIRONMENT, **kept},
+                env={"PATH": os.environ["PATH"], "HOME": str(folder), **ENVIRONMENT, **kept, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -59,7 +62,21 @@ class VLLMServer(Endpoint):
     @property
     def log(self) -> str:
         """The end of what the server wrote."""
-        return self._log.read_text()[-LOG_CHARACTERS:]
+        return self.whole_log[-LOG_CHARACTERS:]
+
+    @property
+    def whole_log(self) -> str:
+        """All that the server wrote."""
+        return self._log.read_text()
+
+    @property
+    def pid(self) -> int:
+        """Id of its process."""
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Wait for the end of the process. Returns its exit code."""
+        return self._process.wait(timeout=DEADLINE_SECONDS)
 
     def load_adapter(self, name: str, folder: Path) -> str | None:
         """Load an adapter while the server runs. Returns the error message; None if it was loaded."""
@@ -79,7 +96,7 @@ class VLLMServer(Endpoint):
             **settings,
         )
 
-    def __enter__(self) -> "VLLMServer":
+    def __enter__(self) -> Self:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while self.health() != 200:
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -14,14 +14,14 @@ class PeerSuite:
     Attributes:
         name: name on the command line.
         title: the peer with its version, for tables.
-        tests: path of the tests.
+        tests: paths of the tests.
         install: installs the programs into the cache, unless it has them.
         is_installed: whether the cache has them.
     """
 
     name: str
     title: str
-    tests: str
+    tests: tuple[str, ...]
     install: Callable[[], None]
     is_installed: Callable[[], bool]
 
@@ -30,7 +30,7 @@ PEERS: Final = (
     PeerSuite(
         "vllm",
         f"vLLM {vllm.version()} on a CPU",
-        "tests/peers/test_vllm.py",
+        ("tests/peers/test_vllm.py", "tests/peers/test_vllm_pod.py"),
         vllm.install,
         vllm.is_installed,
     ),

@@ -119,3 +119,10 @@ def test_names_that_are_not_served_share_one_label(endpoint: Endpoint) -> None:
 
     assert endpoint.metric(sample) == before + 2
     assert "gpt-4" not in endpoint.http.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/nothing"])
+def test_each_response_has_the_id_of_its_request(endpoint: Endpoint, path: str) -> None:
+    chosen = endpoint.http.get(path, headers={"X-Request-Id": "shop-17"})
+    assert chosen.headers["x-request-id"] == "shop-17"
+    assert len(endpoint.http.get(path).headers["x-request-id"]) == 32

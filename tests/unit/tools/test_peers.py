@@ -40,7 +40,7 @@ class Sandbox:
 
     def _peer(self, name: str) -> PeerSuite:
         return PeerSuite(
-            name, f"{name} 1.0", f"tests/peers/test_{name}.py", self._installer(name), self._finder(name)
+            name, f"{name} 1.0", (f"tests/peers/test_{name}.py",), self._installer(name), self._finder(name)
         )
 
     def _installer(self, name: str) -> Callable[[], None]:
@@ -104,7 +104,7 @@ def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> 
 
 
 def test_what_the_table_names_exists() -> None:
-    assert all((ROOT / peer.tests).exists() for peer in PEERS)
+    assert all((ROOT / path).exists() for peer in PEERS for path in peer.tests)
     assert END in PAGE.read_text().partition(command.BEGIN)[2]
 
 

@@ -24,6 +24,9 @@ class RequestIds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         if not _VALID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
