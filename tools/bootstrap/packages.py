@@ -36,6 +36,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "libnuma1": "vLLM for CPUs is linked against it",
         "util-linux": "lscpu, which vLLM for CPUs runs",
     },
+    "browser": {"chromium": "shows the evaluation page"},
 }
 
 

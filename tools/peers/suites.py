@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tools.docs import chromium
 from tools.peers import vllm
 
 
@@ -15,8 +16,8 @@ class PeerSuite:
         name: name on the command line.
         title: the peer with its version, for tables.
         tests: paths of the tests.
-        install: installs the programs into the cache, unless it has them.
-        is_installed: whether the cache has them.
+        install: installs the programs, into the cache if they are not packages of the distribution.
+        is_installed: whether they are there.
     """
 
     name: str
@@ -33,5 +34,12 @@ PEERS: Final = (
         ("tests/peers/test_vllm.py", "tests/peers/test_vllm_pod.py"),
         vllm.install,
         vllm.is_installed,
+    ),
+    PeerSuite(
+        "chromium",
+        "Chromium",
+        ("tests/peers/test_evaluation_page.py",),
+        chromium.install,
+        chromium.is_installed,
     ),
 )
