@@ -77,7 +77,7 @@ def test_policy_and_budget_come_change_move_and_ask_nothing_while_nothing_change
     api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
     eventually("there is a policy", lambda: api.list("NetworkPolicy", namespace))
     eventually("there is a budget", lambda: api.list("PodDisruptionBudget", namespace))
-    (rule,) = only(api, "NetworkPolicy", namespace)["spec"]["ingress"]
+    rule, _ = only(api, "NetworkPolicy", namespace)["spec"]["ingress"]
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     assert rule["from"] == [*peers, monitoring]
     assert behind(api, "PodDisruptionBudget", namespace) == old

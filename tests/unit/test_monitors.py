@@ -22,7 +22,7 @@ OPERATOR = "finetune-operator"
 EXPECTED = {
     "finetune-operator": {("operator", "http", 8080)},
     "finetune-training": {("train", "metrics", 9090)},
-    "finetune-serving": {("serve", "http", 8000)},
+    "finetune-serving": {("serve", "http", 8000), ("serve", "metrics", 9090)},
 }
 """Ports that each job scrapes: stage, name, number."""
 
@@ -78,13 +78,13 @@ def is_kept(labels: dict[str, str], relabelings: list[Manifest]) -> bool:
 def test_the_monitors_select_the_pods_that_show_metrics_and_no_others(chart: list[Manifest]) -> None:
     for kind in ("training", "serving"):
         monitor = named(chart, "PodMonitor", f"{OPERATOR}-{kind}")["spec"]
-        (endpoint,) = monitor["podMetricsEndpoints"]
+        names = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
         scraped = {
             (stage, *port)
             for stage, template in pod_templates(chart)
             if is_selected(template["metadata"]["labels"], monitor["selector"])
             for port in ports(template)
-            if port[0] == endpoint["port"]
+            if port[0] in names
         }
         assert scraped == EXPECTED[f"finetune-{kind}"]
 

@@ -11,17 +11,21 @@ from finetune_operator.api.meta import (
     Model,
     Name,
     Reserved,
-    ReservedValues,
     Resource,
     Status,
     name_rules,
     pattern_advice,
 )
 from finetune_operator.api.podresources import Quantity, StageResources
+from finetune_operator.api.serving import EngineArgumentName
 from finetune_operator.api.storereference import StoreReference
+from finetune_trainer.contract.serving import EngineName
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 """At most one ComputeProfile may have this annotation or label with the value `true`."""
+
+BUILT_IN: Final = "Transformers"
+"""Engine that is part of the trainer image."""
 
 CURRENCY: Final = r"^[A-Z]{3}$"
 
@@ -95,7 +99,13 @@ class Images(Model):
         ImageName | None,
         Field(description="Image of the pods of runs and endpoints. Default: the operator's trainer image."),
     ] = None
-    engine: Annotated[ImageName | None, Reserved(), Field(description="Image of the engine VLLM.")] = None
+    engine: Annotated[
+        ImageName | None,
+        Field(
+            description="Image of the engine VLLM, for example of vllm/vllm-openai by digest. Required for"
+            " engine: VLLM; no effect otherwise."
+        ),
+    ] = None
 
 
 class ComputeProfileSpec(Model):
@@ -152,12 +162,21 @@ class ComputeProfileSpec(Model):
         ),
     ] = 1
     engine: Annotated[
-        Literal["VLLM", "Transformers"],
-        ReservedValues.of("VLLM"),
+        EngineName,
         Field(
             description="Serving engine. Transformers: part of the trainer image, for CPUs and small models."
+            " VLLM: vLLM in images.engine, for accelerators and many requests."
         ),
-    ] = "Transformers"
+    ] = BUILT_IN
+    allowed_engine_arguments: Annotated[
+        tuple[EngineArgumentName, ...],
+        Field(
+            max_length=64,
+            description="Names of vLLM's arguments that endpoints may set by serving.extraEngineArguments,"
+            " for example --kv-cache-dtype. Arguments that the operator sets itself cannot be allowed."
+            " Empty: none.",
+        ),
+    ] = ()
     store: Annotated[
         StoreReference | None,
         Field(

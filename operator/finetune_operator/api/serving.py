@@ -4,10 +4,37 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Model, SecretReference
+from finetune_operator.api.meta import Model, SecretReference, pattern_advice
 from finetune_trainer.contract.serving import DefaultSamplingFields
 
 MAX_CONTEXT: Final = 16 * 1024 * 1024
+ENGINE_ARGUMENT: Final = r"^--[a-z0-9][a-z0-9-]*([.][A-Za-z0-9_.-]+)?(=.+)?$"
+ENGINE_ARGUMENT_NAME: Final = r"^--[a-z0-9][a-z0-9-]*$"
+
+EngineArgument = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=1024,
+        pattern=ENGINE_ARGUMENT,
+        json_schema_extra=pattern_advice(
+            ENGINE_ARGUMENT,
+            "write one argument per item, as --name or --name=value, for example --kv-cache-dtype=fp8",
+        ),
+    ),
+]
+EngineArgumentName = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=128,
+        pattern=ENGINE_ARGUMENT_NAME,
+        json_schema_extra=pattern_advice(
+            ENGINE_ARGUMENT_NAME,
+            "write the name of an argument without a value, for example --kv-cache-dtype",
+        ),
+    ),
+]
 ParserName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -33,7 +60,8 @@ class Serving(Model):
             ge=16,
             le=MAX_CONTEXT,
             description="Max number of tokens of prompt and answer together, at most the context of the base"
-            " model. Default: 4096.",
+            " model. Default: 4096 with the engine Transformers; with VLLM, as many as fit into the memory of"
+            " the device.",
         ),
     ] = None
     max_tokens: Annotated[
@@ -52,7 +80,7 @@ class Serving(Model):
             ge=1,
             le=4096,
             description="Max number of requests that a replica answers at the same time. More memory of the"
-            " device is used with more requests. Default: 8.",
+            " device is used with more requests. Default: 8 with the engine Transformers, 256 with VLLM.",
         ),
     ] = None
     max_queued_requests: Annotated[
@@ -61,7 +89,8 @@ class Serving(Model):
             ge=0,
             le=65536,
             description="Max number of requests that wait in a replica, in addition to those that it answers."
-            " More requests are refused with 429. Default: 64.",
+            " More requests are refused with 429, or with 503 by VLLM. Default: 64 with the engine"
+            " Transformers, no limit with VLLM.",
         ),
     ] = None
     request_deadline_seconds: Annotated[
@@ -82,6 +111,23 @@ class Serving(Model):
         ParserName | None,
         Field(
             description="Parser that separates the reasoning of an answer from its content, named as in vLLM."
-            " Default: the one that fits the chat template of the model."
+            " Default: the one that fits the chat template of the model; with the engine VLLM, the one that"
+            " the Checkpoints record."
         ),
     ] = None
+    tool_call_parser: Annotated[
+        ParserName | None,
+        Field(
+            description="Parser that reads tool calls from answers, named as in vLLM. Needs the engine VLLM."
+            " Default: none, and requests with tools are refused."
+        ),
+    ] = None
+    extra_engine_arguments: Annotated[
+        tuple[EngineArgument, ...],
+        Field(
+            max_length=32,
+            description="Arguments of the engine VLLM in addition to those that the operator sets, one per"
+            " item, as --name or --name=value. The ComputeProfile must allow each name in"
+            " allowedEngineArguments. Default: none.",
+        ),
+    ] = ()

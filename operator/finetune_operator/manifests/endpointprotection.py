@@ -9,7 +9,7 @@ from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import REVISION, RUN, child_labels, stage_job_name
 from finetune_operator.manifests.networkpolicies import allow, build_network_policy, namespaces_with
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.environment import SERVE_PORT
+from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 
 DEFAULT_MAX_UNAVAILABLE: Final = 1
 
@@ -19,15 +19,17 @@ def build_endpoint_policy(endpoint: InferenceDeployment, monitoring: Mapping[str
 
     Args:
         endpoint: owner of the pods.
-        monitoring: labels of the namespaces that may always connect, because metrics use the same port.
+        monitoring: labels of the namespaces that may always connect, because metrics of the built-in engine
+            use the same port as its API.
     """
     assert endpoint.spec.network_policy is not None  # noqa: S101 - the caller checks
     peers = [_peer(peer) for peer in endpoint.spec.network_policy.allow_from]
+    scrapers = namespaces_with(monitoring)
     return build_network_policy(
         endpoint,
         stage_job_name(endpoint, "ingress"),
         {RUN: endpoint.uid},
-        [allow([*peers, namespaces_with(monitoring)], SERVE_PORT)],
+        [allow([*peers, scrapers], SERVE_PORT), allow([scrapers], METRICS_PORT)],
     )
 
 

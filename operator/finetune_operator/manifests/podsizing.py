@@ -90,6 +90,13 @@ def _shared_memory(
     return None, 0
 
 
+def serving_shared_memory(profile: ComputeProfile, accelerators: int) -> str | None:
+    """Size of /dev/shm for an engine with a process per accelerator; None for that of the runtime."""
+    if accelerators < 2:
+        return None
+    return profile.spec.shared_memory or _quantity(accelerators * SHARED_MEMORY_BYTES)
+
+
 def _with_memory(
     default: PodResources, shared_bytes: int, prediction: Prediction | None, accelerators: int
 ) -> PodResources:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
@@ -56,6 +56,9 @@ def build_revision(
     arguments = {name: weights.chat_template_kwargs for name, weights in models}
     if any(arguments.values()):
         inputs["chatTemplateKwargs"] = arguments
+    if spec.engine != BUILT_IN:
+        inputs["engineImage"] = spec.images.engine
+        inputs["sharedMemory"] = spec.shared_memory
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)

@@ -19,6 +19,9 @@ ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
 }
 """Fields that are hashed even with their default value, because existing names include them."""
 
+EMPTY: Final[tuple[Any, ...]] = ({}, [])
+"""Values of a setting that is given and yet chooses nothing."""
+
 LATER: Final = frozenset[str]()
 """Later fields of a profile's spec for the placement of an endpoint's pods; hashed only if set."""
 
@@ -76,4 +79,4 @@ def _serving(serving: Serving | None) -> dict[str, Any]:
         return {}
     fields = serving.to_dict()
     fields.pop("apiKeysSecretRef", None)
-    return {name: value for name, value in fields.items() if value != {}}
+    return {name: value for name, value in fields.items() if value not in EMPTY}

@@ -8,13 +8,8 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.podresources import PodResources
-from finetune_operator.manifests.engines.serveconfig import (
-    DRAIN_SECONDS,
-    base_folder,
-    endpoint_owner,
-    finish_seconds,
-    serve_config,
-)
+from finetune_operator.manifests.engines.enginetable import engine_image, engine_of
+from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
@@ -25,9 +20,10 @@ from finetune_operator.manifests.labels import (
     child_labels,
 )
 from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.podsizing import serving_shared_memory
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
-from finetune_operator.manifests.servingvolumes import key_volume, scratch_volume, store_volume
+from finetune_operator.manifests.servingvolumes import key_volume, memory_volume, scratch_volume, store_volume
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
@@ -39,12 +35,11 @@ from finetune_trainer.contract.environment import (
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
 SERVICE_PORT: Final = 80
-DEFAULT_RESOURCES: Final = PodResources(cpu="500m", memory="3Gi")
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
@@ -138,19 +133,17 @@ def build_deployment(
 
 
 def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pull_policy: str) -> Manifest:
-    trainer = trainer_of(revision.profile, image)
+    trainer, profile = trainer_of(revision.profile, image), revision.profile
+    engine = engine_of(profile)
+    config = serving_config(endpoint, revision, trainer.contract)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = store_volume(store)
-    fetch = FetchConfig(
-        contract=trainer.contract,
-        owner=endpoint_owner(endpoint),
-        store=store,
-        items=_items(revision),
+    fetch = fetch_config(endpoint, revision, trainer.contract, store)
+    memory_volumes, memory_mounts = memory_volume(
+        serving_shared_memory(profile, config.accelerators) if engine.has_processes else None
     )
-    serve = serve_config(endpoint, revision, trainer.contract)
     key_volumes, key_mounts = key_volume(api_keys_secret(endpoint))
     common = {
-        "image": trainer.image,
         "imagePullPolicy": image_pull_policy,
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
@@ -160,15 +153,18 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         {"name": "models", "mountPath": MODELS_MOUNT},
         {"name": "scratch", "mountPath": SCRATCH_MOUNT},
     )
-    resources = _resources(endpoint, revision.profile)
     pod: Manifest = {
         **pod_security(),
-        "terminationGracePeriodSeconds": DRAIN_SECONDS + finish_seconds(endpoint),
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + config.finish_seconds,
         "initContainers": [
             {
                 "name": FETCH_CONTAINER,
+                "image": trainer.image,
                 **common,
-                "env": _environment(fetch.to_json()),
+                "env": [
+                    {"name": CONFIG_ENV, "value": fetch.to_json()},
+                    {"name": "HOME", "value": SCRATCH_MOUNT},
+                ],
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
                 "volumeMounts": [*store_mounts, models, scratch],
             }
@@ -176,26 +172,22 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         "containers": [
             {
                 "name": ENGINE_CONTAINER,
+                "image": engine_image(profile, trainer.image),
                 **common,
-                "env": _environment(serve.to_json()),
-                "ports": [{"name": "http", "containerPort": SERVE_PORT}],
-                "resources": resources,
-                "readinessProbe": {
-                    "httpGet": {"path": "/health", "port": SERVE_PORT},
-                    "periodSeconds": 2,
-                    "timeoutSeconds": 5,
-                },
-                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts],
+                **engine.container(config),
+                "resources": _resources(endpoint, profile, engine.default_resources),
+                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts, *memory_mounts],
             }
         ],
         "volumes": [
             *store_volumes,
             {"name": "models", "emptyDir": {}},
-            scratch_volume(),
+            scratch_volume(engine.scratch_limit),
             *key_volumes,
+            *memory_volumes,
         ],
     }
-    return {**pod, **_placement(revision.profile), **_spread(endpoint, revision)}
+    return {**pod, **_placement(profile), **_spread(endpoint, revision)}
 
 
 def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
@@ -205,6 +197,23 @@ def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
     selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}}
     constraints = [{**each.to_dict(), "labelSelector": selector} for each in availability.topology_spread]
     return {"topologySpreadConstraints": constraints}
+
+
+def fetch_config(
+    endpoint: InferenceDeployment, revision: Revision, contract: int, store: StoreConfig
+) -> FetchConfig:
+    """The config of the init container. `contract` is the version that the trainer image knows."""
+    engine = engine_of(revision.profile)
+    rank = engine.max_lora_rank
+    config = serving_config(endpoint, revision, contract)
+    return FetchConfig(
+        contract=contract,
+        owner=config.serve.owner,
+        store=store,
+        items=_items(revision),
+        engine=revision.profile.spec.engine,
+        max_lora_rank=rank(config) if rank is not None and config.adapters else None,
+    )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:
@@ -218,12 +227,8 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
     return models if revision.is_full else (base, *models)
 
 
-def _environment(config: str) -> list[dict[str, str]]:
-    return [{"name": CONFIG_ENV, "value": config}, {"name": "HOME", "value": SCRATCH_MOUNT}]
-
-
-def _resources(endpoint: InferenceDeployment, profile: ComputeProfile) -> Manifest:
-    resources = profile.spec.resources.serve or DEFAULT_RESOURCES
+def _resources(endpoint: InferenceDeployment, profile: ComputeProfile, default: PodResources) -> Manifest:
+    resources = profile.spec.resources.serve or default
     devices = endpoint.spec.compute.devices
     requests, limits = {"cpu": resources.cpu, **resources.limited}, resources.limited
     if profile.spec.devices.resource != CPU:

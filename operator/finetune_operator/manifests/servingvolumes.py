@@ -1,21 +1,28 @@
 """Volumes of an endpoint's pods: the store of its models, API keys and temporary files."""
 
-from typing import Final
-
 from finetune_operator.manifests.credentialmounts import secret_volume
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, STORE_MOUNT
 from finetune_trainer.contract.references import StoreConfig
 
-SCRATCH_LIMIT: Final = "1Gi"
-"""Size limit of temporary files. Models have another volume, limited by
-`resources.serve.ephemeralStorage`."""
+
+def scratch_volume(limit: str) -> Manifest:
+    """Volume of temporary files. Without a limit, it could fill the node's disk.
+
+    Models have another volume, limited by `resources.serve.ephemeralStorage`.
+    """
+    return {"name": "scratch", "emptyDir": {"sizeLimit": limit}}
 
 
-def scratch_volume() -> Manifest:
-    """Volume of temporary files. Without a limit, it could fill the node's disk."""
-    return {"name": "scratch", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}}
+def memory_volume(size: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """Volume and mount of /dev/shm with this size; none for that of the container runtime."""
+    if size is None:
+        return [], []
+    return (
+        [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}],
+        [{"name": "shared-memory", "mountPath": "/dev/shm"}],  # noqa: S108 - a volume of the pod
+    )
 
 
 def store_volume(store: StoreConfig) -> tuple[list[Manifest], list[Manifest]]:

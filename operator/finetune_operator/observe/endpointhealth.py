@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
-from finetune_operator.manifests.serving import ENGINE_CONTAINER
+from finetune_operator.manifests.serving import FETCH_CONTAINER
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.status.conditions import with_condition, without
@@ -46,8 +46,8 @@ def availability(
 
 
 def image_age(deployment: Manifest, floor: str) -> EndpointHealth:
-    """Whether the version in the tag of the engine's image is at least `floor`."""
-    image = _engine_image(deployment)
+    """Whether the version in the tag of the trainer image is at least `floor`."""
+    image = _trainer_image(deployment)
     version = _version(image.rpartition("/")[2].partition("@")[0].partition(":")[2])
     name = deployment["metadata"]["name"]
     advice = (
@@ -94,9 +94,10 @@ def with_health(
     )
 
 
-def _engine_image(deployment: Manifest) -> str:
-    containers = deployment["spec"].get("template", {}).get("spec", {}).get("containers", ())
-    image: str = next((each["image"] for each in containers if each["name"] == ENGINE_CONTAINER), "")
+def _trainer_image(deployment: Manifest) -> str:
+    """The image of the init container, whichever engine serves."""
+    containers = deployment["spec"].get("template", {}).get("spec", {}).get("initContainers", ())
+    image: str = next((each["image"] for each in containers if each["name"] == FETCH_CONTAINER), "")
     return image
 
 

@@ -111,6 +111,7 @@ class Reason(StrEnum):
     RESULT_LOST = "ResultLost"
     ROLLOUT_FAILED = "RolloutFailed"
     ROLLED_BACK = "RolledBack"
+    UNSUPPORTED_BY_ENGINE = "UnsupportedByEngine"
 
 
 UNDER_WAY: Final = frozenset(

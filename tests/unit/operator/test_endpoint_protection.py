@@ -26,12 +26,13 @@ def test_a_network_policy_admits_the_listed_peers_and_monitoring_to_the_serving_
     cluster, _ = serving(networkPolicy=ALLOW_WEB)
     policy = only(cluster.network_policies)
     assert policy["spec"]["podSelector"] == {"matchLabels": {"finetune.dev/run": "endpoint-uid"}}
-    (rule,) = policy["spec"]["ingress"]
+    rule, scrapes = policy["spec"]["ingress"]
     assert rule["from"] == [
         {"namespaceSelector": {"matchLabels": {"team": "web"}}},
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
     ]
     assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}]
+    assert scrapes == {"from": rule["from"][1:], "ports": [{"port": 9090, "protocol": "TCP"}]}
 
 
 SHOP = Pod("web", {"app": "shop"})
@@ -47,6 +48,8 @@ SHOP = Pod("web", {"app": "shop"})
         (Pod("team", {"app": "neighbour"}), 8000, True),
         (Pod("team", {"finetune.dev/run": "endpoint-uid"}), 8000, True),
         (Pod("monitoring", {"app": "prometheus"}), 8000, True),
+        (Pod("monitoring", {"app": "prometheus"}), 9090, True),
+        (SHOP, 9090, False),
         (Pod("elsewhere", address="192.168.7.7"), 8000, True),
         (Pod("elsewhere", address="192.168.8.7"), 8000, False),
     ],
@@ -91,7 +94,7 @@ def test_a_policy_that_lists_nobody_admits_monitoring_alone() -> None:
 )
 def test_a_peer_is_written_as_kubernetes_has_it(given: Manifest, expected: Manifest) -> None:
     cluster, _ = serving(networkPolicy={"allowFrom": [given]})
-    (rule,) = only(cluster.network_policies)["spec"]["ingress"]
+    rule, _ = only(cluster.network_policies)["spec"]["ingress"]
     assert rule["from"][0] == expected
 
 

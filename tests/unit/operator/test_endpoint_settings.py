@@ -112,6 +112,6 @@ def test_a_parser_that_the_engine_does_not_have_is_refused_with_those_that_it_ha
     cluster.settle()
     assert cluster.deployments == {}
     reason, message = cluster.condition("Stalled") or ("", "")
-    assert reason == "InvalidSpec"
+    assert reason == "UnsupportedByEngine"
     assert "spec.serving.reasoningParser" in message
     assert "qwen3" in message

@@ -223,12 +223,14 @@ def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() 
 
 
 def test_a_profile_with_fields_that_are_not_implemented_blocks_the_runs_that_use_it() -> None:
-    cluster = cluster_of(*with_claims(profile(engine="VLLM")))
+    cluster = cluster_of(*with_claims(profile(allowRemoteCode=True)))
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
     assert condition is not None
     assert condition["reason"] == "ProfileInvalid"
-    assert "ComputeProfile cpu cannot be used. spec.engine: VLLM is not implemented" in condition["message"]
-    cluster.change("ComputeProfile", "cpu", engine="Transformers")
+    assert (
+        "ComputeProfile cpu cannot be used. spec.allowRemoteCode is not implemented" in condition["message"]
+    )
+    cluster.change("ComputeProfile", "cpu", allowRemoteCode=False)
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "ProfileInvalid"
 

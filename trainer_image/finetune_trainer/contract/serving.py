@@ -1,11 +1,13 @@
 """Settings of a server that the API shares, and the names of the engine's reasoning parsers."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import SharedPart
 
+EngineName = Literal["VLLM", "Transformers"]
+"""Engine of an endpoint. Transformers is that of the trainer image."""
 REASONING_PARSERS: Final = ("openai_gptoss", "gemma4", "glm45", "deepseek_r1", "qwen3")
 """Parsers of the built-in engine, with the names that vLLM has for them."""
 

@@ -1,6 +1,6 @@
 """Report whether objects can use a ComputeProfile."""
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
@@ -28,4 +28,10 @@ def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:
             " remove finetune.dev/is-default-profile from all but one"
         )
         return Failed(Reason.DEFAULT_PROFILE_CONFLICT, message)
+    if profile.spec.engine != BUILT_IN and profile.spec.images.engine is None:
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"spec.engine is {profile.spec.engine}, but spec.images.engine is not set: set it to an image of"
+            f" vLLM, for example of vllm/vllm-openai by digest, or set engine: {BUILT_IN}",
+        )
     return Done(Reason.AVAILABLE, "FineTuneJobs and InferenceDeployments can use this profile")

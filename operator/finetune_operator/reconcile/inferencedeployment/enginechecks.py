@@ -2,12 +2,14 @@
 
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.engines.serveconfig import serve_config
+from finetune_operator.manifests.engines.servingconfig import ServingConfig, serving_config
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
+from finetune_operator.reconcile.inferencedeployment.vllmchecks import check_vllm, only_vllm
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.serving import REASONING_PARSERS
@@ -19,6 +21,35 @@ MIN_ARGUMENTS_CONTRACT: Final = 2
 """Contract version of the first engine that passes arguments to the chat template."""
 MIN_SETTINGS_CONTRACT: Final = 2
 """Contract version of the first engine that has the settings of `spec.serving`."""
+MIN_VLLM_CONTRACT: Final = 2
+"""Contract version of the first trainer image that prepares the pods of vLLM."""
+
+
+def check_engine(profile: ComputeProfile, devices: int) -> Blocked | None:
+    """Whether the images of the profile can serve on this number of devices."""
+    trainer = trainer_of(profile, "")
+    if profile.spec.engine != BUILT_IN:
+        if profile.spec.images.engine is None:
+            return _blocked(
+                f"ComputeProfile {profile.name} has engine: {profile.spec.engine} but no images.engine: set"
+                " it to an image of vLLM, for example of vllm/vllm-openai by digest, or use a profile with"
+                f" engine: {BUILT_IN}"
+            )
+        if trainer.contract < MIN_VLLM_CONTRACT:
+            return _blocked(
+                f"engine: {profile.spec.engine} needs a trainer image of contract {MIN_VLLM_CONTRACT}, which"
+                f" prepares its pods, and images.trainer of ComputeProfile {profile.name} has trainerContract"
+                f" {trainer.contract}: use an image of this release"
+            )
+    elif devices > 1 and profile.spec.devices.resource != CPU and not trainer.spreads_models:
+        return _blocked(
+            f"spec.compute.devices is {devices}, but the engine of images.trainer of ComputeProfile"
+            f" {profile.name}, with trainerContract {trainer.contract}, uses one"
+            f" {profile.spec.devices.resource} per replica, and the others would be idle: use an image of"
+            " this release, or set devices to 1",
+            Reason.TOO_MANY_DEVICES,
+        )
+    return None
 
 
 def check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocked | None:
@@ -46,27 +77,40 @@ def check_arguments(targets: Targets, profile: ComputeProfile) -> Blocked | None
     )
 
 
-def check_settings(endpoint: InferenceDeployment, revision: Revision) -> Halt | None:
-    """Refuse settings that the engine does not have, because it would serve without them."""
+def check_serving(endpoint: InferenceDeployment, revision: Revision) -> Halt | None:
+    """Refuse models and settings that the engine does not support."""
     profile = revision.profile
-    trainer = trainer_of(profile, "")
-    unsupported = serve_config(endpoint, revision, trainer.contract).unsupported_fields()
+    config = serving_config(endpoint, revision, trainer_of(profile, "").contract)
+    if profile.spec.engine != BUILT_IN:
+        return check_vllm(revision, config)
+    return _check_built_in(profile, config)
+
+
+def _check_built_in(profile: ComputeProfile, config: ServingConfig) -> Halt | None:
+    unsupported = config.serve.unsupported_fields()
     if unsupported:
         fields = [f"spec.serving.{name}" for name in unsupported]
         return _blocked(
             f"{listed(fields)} need a trainer image of contract {MIN_SETTINGS_CONTRACT}, and images.trainer"
-            f" of ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
-            " release, or remove the settings"
+            f" of ComputeProfile {profile.name} has trainerContract {config.serve.contract}: use an image of"
+            " this release, or remove the settings"
         )
-    parser = endpoint.spec.serving.reasoning_parser if endpoint.spec.serving is not None else None
+    others = only_vllm(config.settings)
+    if others:
+        return Failed(
+            Reason.UNSUPPORTED_BY_ENGINE,
+            f"{listed(others)} need the engine VLLM, and ComputeProfile {profile.name} has engine:"
+            f" {BUILT_IN}: remove them, or use a profile with engine: VLLM",
+        )
+    parser = config.settings.reasoning_parser
     if parser is not None and parser not in REASONING_PARSERS:
         return Failed(
-            Reason.INVALID_SPEC,
-            f"spec.serving.reasoningParser: the engine Transformers of ComputeProfile {profile.name} has no"
+            Reason.UNSUPPORTED_BY_ENGINE,
+            f"spec.serving.reasoningParser: the engine {BUILT_IN} of ComputeProfile {profile.name} has no"
             f" parser {parser}; remove the field, or use {listed(REASONING_PARSERS, 'or')}",
         )
     return None
 
 
-def _blocked(message: str) -> Blocked:
-    return Blocked(Reason.PROFILE_INVALID, message, requeue_after=None)
+def _blocked(message: str, reason: Reason = Reason.PROFILE_INVALID) -> Blocked:
+    return Blocked(reason, message, requeue_after=None)

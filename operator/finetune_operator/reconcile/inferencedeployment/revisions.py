@@ -31,7 +31,7 @@ def _set(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _set_since_first(fields: dict[str, Any], first: str) -> dict[str, Any]:
     """The fields that are set, and the one that the part had when it was added."""
-    return {name: value for name, value in fields.items() if value is not None or name == first}
+    return {name: value for name, value in fields.items() if value not in (None, []) or name == first}
 
 
 def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:

@@ -1,14 +1,13 @@
 """Determine the revision that an endpoint should serve, or why there is none."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision, build_revision
-from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.inferencedeployment.enginechecks import (
     check_arguments,
+    check_engine,
     check_keys,
-    check_settings,
+    check_serving,
 )
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -54,25 +53,12 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     if unusable is not None:
         return unusable
     revision = build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
-    return check_settings(endpoint, revision) or revision
+    return check_serving(endpoint, revision) or revision
 
 
 def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
-    if profile.spec.engine != "Transformers":
-        return Blocked(
-            Reason.PROFILE_INVALID,
-            f"engine {profile.spec.engine} of ComputeProfile {profile.name} is not implemented in this"
-            " release: use a profile with engine: Transformers",
-            requeue_after=None,
-        )
-    trainer = trainer_of(profile, "")
-    if devices > 1 and profile.spec.devices.resource != CPU and not trainer.spreads_models:
-        return Blocked(
-            Reason.TOO_MANY_DEVICES,
-            f"spec.compute.devices is {devices}, but the engine of images.trainer of ComputeProfile"
-            f" {profile.name}, with trainerContract {trainer.contract}, uses one"
-            f" {profile.spec.devices.resource} per replica, and the others would be idle: use an image of"
-            " this release, or set devices to 1",
-            requeue_after=None,
-        )
-    return check_trainer(profile) or check_devices(profile, devices, "spec.compute.devices")
+    return (
+        check_engine(profile, devices)
+        or check_trainer(profile)
+        or check_devices(profile, devices, "spec.compute.devices")
+    )

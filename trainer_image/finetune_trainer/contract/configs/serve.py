@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.environment import METRICS_PORT, MODELS_MOUNT, SERVE_PORT
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
-from finetune_trainer.contract.serving import DefaultSampling
+from finetune_trainer.contract.serving import DefaultSampling, EngineName
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
 
@@ -30,9 +30,7 @@ class FetchConfig(Contract):
     store: StoreConfig
     items: tuple[FetchItem, ...]
     destination: str = MODELS_MOUNT
-    engine: Literal["Transformers", "VLLM"] = Field(
-        default="Transformers", json_schema_extra={"since": 2, "essential": True}
-    )
+    engine: EngineName = Field(default="Transformers", json_schema_extra={"since": 2, "essential": True})
     """Engine that reads the folders. For VLLM, `VLLM_MOUNT` gets the files that vLLM needs besides them."""
     max_lora_rank: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
     """Highest rank of an adapter that the engine loads. None: any.

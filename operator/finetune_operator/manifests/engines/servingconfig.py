@@ -1,14 +1,18 @@
-"""The config of a server, which the processes of all engines read."""
+"""What a replica serves and how, the same for each engine."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.revision import Revision, api_keys_secret
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.environment import API_KEYS_MOUNT
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import DefaultSampling
+from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 DRAIN_SECONDS: Final = 10
 """Seconds for which a terminating pod still accepts requests; kube-proxy needs less on every node."""
@@ -16,6 +20,40 @@ FINISH_SECONDS: Final = 110
 """Seconds after that in which requests in flight can finish, unless they have a deadline."""
 DEADLINE_MARGIN_SECONDS: Final = 10
 """Seconds after the deadline of the last request in which the process can end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """What a replica serves and how. Each engine builds its container from it."""
+
+    serve: ServeConfig
+    """Models, limits and ports. The engine's process reads it, whichever engine it is."""
+    settings: Serving
+    """Settings of the user; those that are absent are the choice of the engine."""
+    weights: tuple[WeightsReference, ...]
+    """The weights of `serve.models`, in their order."""
+    accelerators: int
+    """Accelerators per replica; 0 where devices are CPU cores."""
+    finish_seconds: int
+    """Seconds in which requests in flight can finish after the last one was accepted."""
+
+    @property
+    def adapters(self) -> tuple[WeightsReference, ...]:
+        """The weights that are adapters; none if the model is a whole one."""
+        return tuple(weights for weights in self.weights if weights.type != FULL_MODEL)
+
+
+def serving_config(endpoint: InferenceDeployment, revision: Revision, contract: int) -> ServingConfig:
+    """The config of a revision's replicas. `contract` is the version that the trainer image knows."""
+    serving = endpoint.spec.serving or Serving()
+    has_accelerators = revision.profile.spec.devices.resource != CPU
+    return ServingConfig(
+        serve=serve_config(endpoint, revision, contract),
+        settings=serving,
+        weights=tuple(weights for _, weights in revision.models),
+        accelerators=endpoint.spec.compute.devices if has_accelerators else 0,
+        finish_seconds=finish_seconds(endpoint),
+    )
 
 
 def endpoint_owner(endpoint: InferenceDeployment) -> Owner:

@@ -1,0 +1,59 @@
+"""The engines by the name of `ComputeProfile.spec.engine`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
+from finetune_operator.api.podresources import PodResources
+from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.transformers import transformers_container
+from finetune_operator.manifests.engines.vllm import max_lora_rank, vllm_container
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.serving import EngineName
+
+
+@dataclass(frozen=True, slots=True)
+class ServingEngine:
+    """What the pods of an endpoint need for one engine."""
+
+    container: Callable[[ServingConfig], Manifest]
+    """Command, environment, ports and probes of the engine's container."""
+    max_lora_rank: Callable[[ServingConfig], int] | None
+    """Highest rank of an adapter that the engine loads as it is configured; None: any."""
+    default_resources: PodResources
+    """Resources of the container where the profile has none."""
+    scratch_limit: str
+    """Size limit of temporary files, such as compiled kernels."""
+    has_processes: bool
+    """Whether the engine has a process per accelerator, which exchange data in /dev/shm."""
+
+
+ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
+    BUILT_IN: ServingEngine(
+        container=transformers_container,
+        max_lora_rank=None,
+        default_resources=PodResources(cpu="500m", memory="3Gi"),
+        scratch_limit="1Gi",
+        has_processes=False,
+    ),
+    "VLLM": ServingEngine(
+        container=vllm_container,
+        max_lora_rank=max_lora_rank,
+        default_resources=PodResources(cpu="2", memory="16Gi"),
+        scratch_limit="10Gi",
+        has_processes=True,
+    ),
+}
+
+
+def engine_of(profile: ComputeProfile) -> ServingEngine:
+    """The engine of a profile."""
+    return ENGINES[profile.spec.engine]
+
+
+def engine_image(profile: ComputeProfile, trainer_image: str) -> str:
+    """Image of the engine's container. The built-in engine is part of the trainer image."""
+    if profile.spec.engine == BUILT_IN:
+        return trainer_image
+    return profile.spec.images.engine or trainer_image

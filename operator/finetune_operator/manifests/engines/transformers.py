@@ -1,0 +1,21 @@
+"""The built-in engine: a stage of the trainer image."""
+
+from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.environment import CONFIG_ENV, SCRATCH_MOUNT, SERVE_PORT
+
+
+def transformers_container(config: ServingConfig) -> Manifest:
+    """Environment, ports and probe of the engine's container."""
+    return {
+        "env": [
+            {"name": CONFIG_ENV, "value": config.serve.to_json()},
+            {"name": "HOME", "value": SCRATCH_MOUNT},
+        ],
+        "ports": [{"name": "http", "containerPort": SERVE_PORT}],
+        "readinessProbe": {
+            "httpGet": {"path": "/health", "port": SERVE_PORT},
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+        },
+    }

@@ -1,0 +1,185 @@
+"""vLLM: its command, from the config of the endpoint, and its container.
+
+The init container, which has the trainer image, writes the files that the options name: chat template, stop
+tokens, and the middleware that guards the port. docs/serving.md explains each option.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.environment import (
+    CONFIG_ENV,
+    METRICS_PORT,
+    SCRATCH_MOUNT,
+    SERVE_PORT,
+    VLLM_CHAT_TEMPLATE,
+    VLLM_GENERATION_CONFIG,
+    VLLM_MIDDLEWARE,
+    VLLM_PYTHONPATH,
+)
+
+LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of --max-lora-rank."""
+ASSUMED_RANK: Final = 64
+"""Highest rank of adapters whose rank is not recorded; fetching them fails if it is higher."""
+MAX_LORAS: Final = 8
+"""Max number of adapters in one batch. Memory for each of them is reserved on the device."""
+MAX_CONCURRENT_REQUESTS: Final = 256
+"""Default of `spec.serving.maxConcurrentRequests`."""
+STARTUP_SECONDS: Final = 7200
+"""Seconds in which the engine can load its models before it is restarted. The endpoint's progress deadline
+ends a rollout earlier."""
+STARTUP_PERIOD_SECONDS: Final = 5
+
+MANAGED: Final = frozenset(
+    {
+        "api-key",
+        "chat-template",
+        "config",
+        "default-chat-template-kwargs",
+        "enable-auto-tool-choice",
+        "enable-lora",
+        "generation-config",
+        "host",
+        "lora-modules",
+        "max-cpu-loras",
+        "max-lora-rank",
+        "max-loras",
+        "max-model-len",
+        "max-num-queued-reqs",
+        "max-num-seqs",
+        "middleware",
+        "model",
+        "override-generation-config",
+        "port",
+        "reasoning-parser",
+        "served-model-name",
+        "shutdown-timeout",
+        "tensor-parallel-size",
+        "tool-call-parser",
+        "trust-remote-code",
+        "uds",
+    }
+)
+"""Options that the operator sets, or whose effect would bypass it. No profile can allow them."""
+
+
+def max_lora_rank(config: ServingConfig) -> int:
+    """The smallest value of --max-lora-rank for all adapters. Raises ValueError if there is none."""
+    rank = max(weights.adapter.r if weights.adapter else ASSUMED_RANK for weights in config.adapters)
+    found = next((value for value in LORA_RANKS if value >= rank), None)
+    if found is None:
+        raise ValueError(f"rank {rank} is above {LORA_RANKS[-1]}")
+    return found
+
+
+def reasoning_parser(config: ServingConfig) -> str | None:
+    """The parser of the user, or the first that a Checkpoint records; one server has one for all models."""
+    recorded = (weights.reasoning_parser for weights in config.weights)
+    return config.settings.reasoning_parser or next(filter(None, recorded), None)
+
+
+def option_name(argument: str) -> str:
+    """The option that an argument sets: `x` for `--x`, `--no-x`, `--x=1` and `--x.y=1`."""
+    return argument.partition("=")[0].partition(".")[0].removeprefix("--").removeprefix("no-")
+
+
+def vllm_command(config: ServingConfig) -> list[str]:
+    """The command that serves the models of the config."""
+    serve = config.serve
+    model = f"{serve.models_path}/{serve.base_folder}"
+    options = [*_models(config), *_limits(config), *_server(config)]
+    return ["vllm", "serve", model, *options, *config.settings.extra_engine_arguments]
+
+
+def vllm_container(config: ServingConfig) -> Manifest:
+    """Command, environment, ports and probes of the engine's container.
+
+    The probes use the middleware's `/health`: it fails until each model has generated a token, and if vLLM
+    reports that its engine is dead.
+    """
+    health = {"httpGet": {"path": "/health", "port": SERVE_PORT}}
+    environment = {
+        CONFIG_ENV: config.serve.to_json(),
+        "HOME": SCRATCH_MOUNT,
+        # The user of the pod has no entry in the image's /etc/passwd, where PyTorch would look for its name.
+        "USER": "vllm",
+        "PYTHONPATH": VLLM_PYTHONPATH,
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return {
+        "command": vllm_command(config),
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        # Not `http`: the metrics are on a port of their own.
+        "ports": [
+            {"name": "api", "containerPort": SERVE_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+        ],
+        "startupProbe": {
+            **health,
+            "periodSeconds": STARTUP_PERIOD_SECONDS,
+            "timeoutSeconds": 5,
+            "failureThreshold": STARTUP_SECONDS // STARTUP_PERIOD_SECONDS,
+        },
+        "readinessProbe": {**health, "periodSeconds": 2, "timeoutSeconds": 5},
+        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+    }
+
+
+def _models(config: ServingConfig) -> Iterator[str]:
+    """Options of the models and their prompts."""
+    serve = config.serve
+    if config.adapters:
+        yield from ("--served-model-name=base", "--enable-lora")
+        yield f"--max-loras={min(len(config.adapters), MAX_LORAS)}"
+        yield f"--max-cpu-loras={len(config.adapters)}"
+        yield f"--max-lora-rank={max_lora_rank(config)}"
+        yield "--lora-modules"
+        yield from (f"{model.name}={serve.models_path}/{model.folder}" for model in serve.models)
+    else:
+        yield f"--served-model-name={serve.models[0].name}"
+    yield f"--chat-template={VLLM_CHAT_TEMPLATE}"
+    yield f"--generation-config={VLLM_GENERATION_CONFIG}"
+    if arguments := serve.models[0].chat_template_kwargs:
+        yield f"--default-chat-template-kwargs={_json(arguments)}"
+    if parser := reasoning_parser(config):
+        yield f"--reasoning-parser={parser}"
+    if parser := config.settings.tool_call_parser:
+        yield from ("--enable-auto-tool-choice", f"--tool-call-parser={parser}")
+
+
+def _limits(config: ServingConfig) -> Iterator[str]:
+    """Options of lengths, concurrency and sampling."""
+    settings, sampling = config.settings, config.serve.default_sampling
+    concurrent = settings.max_concurrent_requests or MAX_CONCURRENT_REQUESTS
+    yield f"--max-model-len={settings.context_length or 'auto'}"
+    yield f"--max-num-seqs={concurrent}"
+    if settings.max_queued_requests is not None:
+        # The option counts running requests too.
+        yield f"--max-num-queued-reqs={concurrent + settings.max_queued_requests}"
+    defaults = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_new_tokens": settings.max_tokens,
+    }
+    chosen = {name: value for name, value in defaults.items() if value is not None}
+    if chosen:
+        yield f"--override-generation-config={_json(chosen)}"
+
+
+def _server(config: ServingConfig) -> Iterator[str]:
+    """Options of the process."""
+    if config.accelerators > 1:
+        yield f"--tensor-parallel-size={config.accelerators}"
+    yield f"--port={SERVE_PORT}"
+    yield f"--middleware={VLLM_MIDDLEWARE}"
+    yield f"--shutdown-timeout={config.finish_seconds - DEADLINE_MARGIN_SECONDS}"
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,97 @@
+"""What vLLM cannot serve, by the field that asks for it, before a pod starts.
+
+What only the files of the weights show is checked by the init container: chat templates that differ, and
+adapters whose rank and method are not recorded.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from finetune_operator.api.serving import Serving
+from finetune_operator.manifests.engines.servingconfig import ServingConfig
+from finetune_operator.manifests.engines.vllm import LORA_RANKS, MANAGED, option_name
+from finetune_operator.manifests.revision import Revision
+from finetune_operator.reconcile.steps import Failed
+from finetune_operator.status.reasons import Reason
+from finetune_trainer.contract.vocabulary import listed
+
+ELSEWHERE: Final = "serve it from an InferenceDeployment whose ComputeProfile has engine: Transformers"
+
+Problems = Iterator[str]
+
+
+def check_vllm(revision: Revision, config: ServingConfig) -> Failed | None:
+    """All that vLLM cannot serve; None if it can serve the revision."""
+    problems = [problem for check in CHECKS for problem in check(revision, config)]
+    return Failed(Reason.UNSUPPORTED_BY_ENGINE, "; ".join(problems)) if problems else None
+
+
+def _adapters(revision: Revision, _: ServingConfig) -> Problems:
+    for name, weights in revision.models:
+        adapter = weights.adapter
+        if adapter is not None and adapter.dora:
+            yield (
+                f"spec.models[{name}]: {weights.label} was trained with DoRA, which vLLM does not serve:"
+                f" {ELSEWHERE}, or train it without method.lora.dora"
+            )
+        elif adapter is not None and adapter.r > LORA_RANKS[-1]:
+            yield (
+                f"spec.models[{name}]: {weights.label} has rank {adapter.r}, and vLLM serves ranks up to"
+                f" {LORA_RANKS[-1]}: {ELSEWHERE}, or train it with a smaller method.lora.r"
+            )
+
+
+def _template_arguments(revision: Revision, _: ServingConfig) -> Problems:
+    first, *others = revision.models
+    for name, weights in others:
+        if weights.chat_template_kwargs != first[1].chat_template_kwargs:
+            yield (
+                f"spec.models[{name}]: {weights.label} was trained with other chatTemplateKwargs than"
+                f" {first[1].label} of model {first[0]}, and a vLLM server has one set for all of its models:"
+                " serve it from an InferenceDeployment of its own"
+            )
+
+
+def _parsers(revision: Revision, config: ServingConfig) -> Problems:
+    parsers = {weights.reasoning_parser for _, weights in revision.models}
+    recorded = sorted(filter(None, parsers))
+    if len(recorded) > 1 and config.settings.reasoning_parser is None:
+        yield (
+            f"spec.models: the Checkpoints have the reasoning parsers {listed(recorded)}, and a vLLM server"
+            " has one for all of its models: serve them from separate InferenceDeployments, or set"
+            " spec.serving.reasoningParser"
+        )
+
+
+def _arguments(revision: Revision, config: ServingConfig) -> Problems:
+    profile = revision.profile
+    allowed = set(profile.spec.allowed_engine_arguments)
+    for argument in config.settings.extra_engine_arguments:
+        name = argument.partition("=")[0].partition(".")[0]
+        where = f"spec.serving.extraEngineArguments: {name}"
+        if option_name(argument) in MANAGED:
+            yield f"{where} is set by the operator: remove it"
+        elif name not in allowed:
+            yield (
+                f"{where} is not in spec.allowedEngineArguments of ComputeProfile {profile.name}: remove it,"
+                " or ask the platform team to allow it"
+            )
+
+
+CHECKS: Final[tuple[Callable[[Revision, ServingConfig], Problems], ...]] = (
+    _adapters,
+    _template_arguments,
+    _parsers,
+    _arguments,
+)
+
+NOT_BUILT_IN: Final = {
+    "tool_call_parser": "spec.serving.toolCallParser",
+    "extra_engine_arguments": "spec.serving.extraEngineArguments",
+}
+"""Settings that only vLLM has."""
+
+
+def only_vllm(settings: Serving) -> tuple[str, ...]:
+    """The settings, by path, that the built-in engine does not have."""
+    return tuple(path for name, path in NOT_BUILT_IN.items() if getattr(settings, name))
