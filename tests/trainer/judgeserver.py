@@ -57,6 +57,8 @@ class JudgeServer(WebServer):
     def __init__(self, opinion: Opinion, authority: Authority | None = None) -> None:
         super().__init__(authority)
         self.opinion = opinion
+        self.passes = 1
+        """One of this many requests is answered, the others get 429."""
 
     @property
     def url(self) -> str:
@@ -70,5 +72,7 @@ class JudgeServer(WebServer):
     def answer(self, asked: Seen) -> Answer:
         if (asked.method, asked.path) != ("POST", "/v1/chat/completions"):
             return Answer(status=404)
+        if len(self.seen) % self.passes:
+            return Answer(status=429)
         reply = {"choices": [{"message": {"role": "assistant", "content": self.opinion(Asked.of(asked))}}]}
         return Answer(json.dumps(reply).encode())

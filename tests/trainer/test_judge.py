@@ -328,6 +328,17 @@ def test_busy_endpoints_are_asked_again(tmp_path: Path, server: JudgeServer) -> 
     assert found.verdicts.counts.calls == 12
 
 
+def test_a_limit_of_the_rate_ends_no_judge_while_other_calls_succeed(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    server.passes = 5
+
+    (found,) = court(tmp_path, rows=10).run(judge(server))
+
+    assert found.problem == ""
+    assert found.verdicts.counts.calls == 20
+
+
 def test_the_token_goes_to_the_endpoint_of_the_secret_only(tmp_path: Path, server: JudgeServer) -> None:
     server.authorization = "Bearer let-me-in-please"
     secret = server.secret(tmp_path / "secret", token="let-me-in-please")

@@ -61,6 +61,7 @@ class JsonApi:
                 )
         self._url, self._credentials, self._on_attempt = url, credentials, on_attempt
         self._session: aiohttp.ClientSession | None = None
+        self._successes = 0
 
     async def __aenter__(self) -> Self:
         guard_connections()
@@ -76,18 +77,26 @@ class JsonApi:
             await self._session.close()
 
     async def post(self, content: dict[str, Any]) -> Any:
-        """Return the response to a POST request, as JSON types. Raises Unreachable."""
-        attempt = 0
+        """Return the response to a POST request, as JSON types. Raises Unreachable.
+
+        Attempts do not count while other requests succeed: a server that limits their rate is not down.
+        """
+        attempt, before = 0, self._successes
         while True:
             attempt += 1
             self._on_attempt()
             try:
-                return await self._post(content)
+                response = await self._post(content)
             except (aiohttp.ClientError, JsonApiError, OSError, RedirectRefused) as error:
                 problem = problem_of(error)
+                if self._successes > before:
+                    attempt, before = 1, self._successes
                 if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:
                     raise Unreachable(problem) from error
                 asked = error.retry_after if isinstance(error, JsonApiError) else 0
+            else:
+                self._successes += 1
+                return response
             seconds = max(pause_seconds(attempt), min(asked, MAX_PAUSE_SECONDS))
             logger.warning("%s; retrying in %.0f s", problem.text, seconds)
             await asyncio.sleep(seconds)
