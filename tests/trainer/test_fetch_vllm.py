@@ -117,6 +117,7 @@ def test_adapters_with_different_templates_are_refused_by_name(pod: Pod) -> None
         ({"rank_pattern": {"q_proj": 64}}, "has rank 64, and the server loads ranks up to 16"),
         ({"use_dora": True}, "is DoRA"),
         ({"modules_to_save": ["lm_head"]}, "replaces whole modules: lm_head"),
+        ({"bias": "lora_only"}, "has biases (lora_only)"),
     ],
     ids=str,
 )

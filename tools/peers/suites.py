@@ -31,7 +31,11 @@ PEERS: Final = (
     PeerSuite(
         "vllm",
         f"vLLM {vllm.version()} on a CPU",
-        ("tests/peers/test_vllm.py", "tests/peers/test_vllm_pod.py"),
+        (
+            "tests/peers/test_vllm.py",
+            "tests/peers/test_vllm_pod.py",
+            "tests/peers/test_openai_conformance.py",
+        ),
         vllm.install,
         vllm.is_installed,
     ),

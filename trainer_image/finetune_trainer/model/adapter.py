@@ -24,6 +24,7 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     modules_to_save: tuple[str, ...] | None = None
+    bias: str = "none"
     rank_pattern: dict[str, int] = {}
 
     @property

