@@ -221,7 +221,9 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
         artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=base_folder(revision)
     )
     models = tuple(
-        FetchItem(artifact=ArtifactRef(kind="checkpoints", digest=weights.digest), folder=name)
+        FetchItem(
+            artifact=ArtifactRef(kind="checkpoints", digest=weights.digest), folder=name, probe=weights.probe
+        )
         for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)

@@ -26,11 +26,12 @@ class WeightsReference:
     """Name of the Secret with the credentials of the store."""
     chat_template_kwargs: ChatTemplateKwargs = field(default_factory=dict, hash=False)
     """Arguments for the chat template that the weights were trained with."""
-
     reasoning_parser: str | None = None
     """Parser of the reasoning in answers, named as in vLLM; None if there is none or none is recorded."""
     adapter: AdapterRecord | None = None
     """Properties of the adapter; None if they are not recorded."""
+    probe: str | None = None
+    """Digest of what the weights predicted when they were published; None if it is not recorded."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "WeightsReference":
@@ -48,6 +49,7 @@ class WeightsReference:
             cast(ChatTemplateKwargs, lineage.chat_template_kwargs or {}),
             lineage.reasoning_parser,
             lineage.adapter,
+            spec.probe,
         )
 
     @property
