@@ -434,7 +434,11 @@ def test_an_evaluation_has_the_win_rates_of_its_judges(tmp_path: Path, server: J
     assert (evidence.gate, evidence.value, evidence.rows) == (0, 0, 4)
     assert result.report_uri is not None
     page = tmp_path / "store" / result.report_uri.removeprefix("pvc://artifacts/")
-    tone, other = json.loads(page.with_name("evaluation.json").read_text())["judges"]
+    report = json.loads(page.with_name("evaluation.json").read_text())
+    tone, other = report["judges"]
+    assert [each["judged"][0] for each in report["answers"]] == [
+        {"metric": "judge/tone", "against": "Reference", "verdict": "lost", "reason": "because"}
+    ] * 4
     assert (tone["against"], tone["winRate"], tone["lost"]) == ("Reference", 0, 4)
     assert other["calls"] + 2 * other["same"] == 8
     assert "judge/tone" in page.read_text()

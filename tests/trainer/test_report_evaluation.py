@@ -29,7 +29,7 @@ from finetune_trainer.report.evaluation.facts import (
 from finetune_trainer.report.evaluation.gates import GateLine, gate_lines, gate_note
 from finetune_trainer.report.evaluation.headline import evaluation_verdict, figure
 from finetune_trainer.report.evaluation.judges import ShownJudge
-from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
+from finetune_trainer.report.evaluation.rows import AnsweredRow, JudgedRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import OPEN_ROWS, evaluation_page
 from tests.trainer.test_report import DOCS, Outline
 
@@ -464,7 +464,9 @@ JUDGE = ShownJudge(
 
 
 def test_a_judge_is_shown_with_what_says_how_far_to_trust_it() -> None:
-    report = evaluation_report(facts_of(*ROWS, judges=[JUDGE]))
+    said = JudgedRow(metric="judge/tone", against="Base", verdict="lost", reason=HOSTILE)
+    rows = (ROWS[0], replace(ROWS[1], judged=[said]))
+    report = evaluation_report(facts_of(*rows, judges=[JUDGE]))
     (judge,) = report["judges"]
     text = evaluation_page(report)
 
@@ -475,6 +477,7 @@ def test_a_judge_is_shown_with_what_says_how_far_to_trust_it() -> None:
     assert "75 %" in text
     assert "100 of 400, a random sample by maxCalls" in text
     assert HOSTILE not in text
+    assert text.count("judge/tone lost against Base") == 1
     # The judge has no value per row, so it does not decide which rows are the worst.
     assert report["decidedBy"] == "right"
 

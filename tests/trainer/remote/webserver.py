@@ -44,6 +44,11 @@ class Answer:
     """Reason phrase after the status; None for the default."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Print nothing about clients that go away."""
+
+
 class WebServer:
     """Serves `files` on a port of the loopback address, with TLS if it has an authority."""
 
@@ -58,7 +63,7 @@ class WebServer:
         self.faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
         self._ended = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._scheme = "http" if authority is None else "https"
         if authority is not None:

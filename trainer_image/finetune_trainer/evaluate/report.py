@@ -2,8 +2,8 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -29,7 +29,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownScore,
 )
 from finetune_trainer.report.evaluation.judges import ShownJudge
-from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
+from finetune_trainer.report.evaluation.rows import AnsweredRow, JudgedRow, MetricProperties, SubjectAnswer
 from finetune_trainer.report.htmlpage import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
@@ -55,6 +55,8 @@ class MeasuredEvaluation:
     findings: Sequence[CheckFinding] = ()
     unmeasured: Sequence[UnmeasuredSubject] = ()
     judges: Sequence[ShownJudge] = ()
+    judged: Mapping[int, Sequence[JudgedRow]] = field(default_factory=dict)
+    """By number of the row, what judges said about it."""
     prompt: ShownPrompt | None = None
     learning_curve: Document | None = None
     predictions_uri: str
@@ -153,6 +155,7 @@ class MeasuredEvaluation:
                 accepted=sorted(example.accepted) or [_shown(row.messages[-1])],
                 answers={subject: _answer(of[example.row]) for subject, of in predictions.items()},
                 columns=dict(row.columns),
+                judged=self.judged.get(example.row, ()),
             )
 
 

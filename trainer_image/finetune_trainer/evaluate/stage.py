@@ -127,6 +127,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             findings=findings,
             unmeasured=unmeasured,
             judges=tuple(judged.shown()),
+            judged=judged.of_rows(),
             prompt=read_prompt(folder) if "Prompted" in measured else None,
             learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
             predictions_uri=log.uri,

@@ -1,5 +1,6 @@
 """What the judges of an evaluation said, as parts of its result."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -9,11 +10,12 @@ from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.results import Score
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.evidence import evidence_for, rounded_down, rounded_up
-from finetune_trainer.evaluate.judge.verdicts import RowVerdicts
+from finetune_trainer.evaluate.judge.verdicts import LOST, WON, RowVerdicts
 from finetune_trainer.evaluate.judge.winrates import WinRates
 from finetune_trainer.evaluate.subjects.optional import MAX_MESSAGE_CHARACTERS
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.report.evaluation.judges import ShownJudge
+from finetune_trainer.report.evaluation.rows import JudgedRow
 from finetune_trainer.statistics.groups import Groups
 
 
@@ -66,6 +68,21 @@ class JudgedAnswers:
         for index, gate in enumerate(gates):
             if gate.metric in problems:
                 yield GateEvidence(gate=index, rows=0, undecided=problems[gate.metric])
+
+    def of_rows(self) -> dict[int, list[JudgedRow]]:
+        """Return what the judges said about each row, by its number."""
+        found: dict[int, list[JudgedRow]] = defaultdict(list)
+        for each in self.judges:
+            for row, value in each.verdicts.values.items():
+                found[row].append(
+                    JudgedRow(
+                        metric=each.judge.metric,
+                        against=each.judge.against,
+                        verdict="won" if value == WON else "lost" if value == LOST else "tied",
+                        reason=each.verdicts.reasons.get(row, ""),
+                    )
+                )
+        return found
 
     def shown(self) -> Iterator[ShownJudge]:
         """Yield each judge for the report."""

@@ -1,7 +1,7 @@
 """What the replies of a judge say about each row, and about the judge."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_trainer.evaluate.judge.questions import AnswerPair, Question
@@ -43,6 +43,8 @@ class RowVerdicts:
     values: Mapping[int, float]
     """By number of the row: 1 if the tuned model is better in both orders, 0 if its opponent is, else 0.5."""
     counts: JudgeCounts
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """By number of the row, why it is won or lost, in the judge's words."""
 
 
 def row_verdicts(
@@ -60,6 +62,7 @@ def row_verdicts(
         rows_in_split: number of rows from which the sample was taken.
     """
     values: dict[int, float] = {}
+    reasons: dict[int, str] = {}
     calls = unreadable = flipped = longer = 0
     for pair in pairs:
         if pair.is_same:
@@ -76,6 +79,7 @@ def row_verdicts(
         value = readable[0] if len(set(readable)) == 1 else TIED
         values[pair.row] = value
         if value != TIED:
+            reasons[pair.row] = replies[0].reason
             better, worse = (pair.tuned, pair.other) if value == WON else (pair.other, pair.tuned)
             longer += len(better) > len(worse)
     found = list(values.values())
@@ -91,7 +95,7 @@ def row_verdicts(
         flipped=flipped,
         longer=longer,
     )
-    return RowVerdicts(values, counts)
+    return RowVerdicts(values, counts, reasons)
 
 
 def _preference_of(reply: JudgeReply) -> float | None:

@@ -147,6 +147,7 @@ def _row(row: AnsweredRow) -> Document:
         "acceptedOmitted": max(len(row.accepted) - MAX_ACCEPTED, 0),
         "columns": {name: showable(value) for name, value in row.columns.items()},
         "answers": [{"subject": subject, **_answer(answer)} for subject, answer in row.answers.items()],
+        "judged": [{**asdict(judged), "reason": showable(judged.reason)} for judged in row.judged],
     }
 
 

@@ -52,6 +52,18 @@ class SubjectAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedRow:
+    """What one judge said about one row."""
+
+    metric: str
+    against: str
+    verdict: Literal["won", "tied", "lost"]
+    """Of the tuned model."""
+    reason: str
+    """In the judge's words; empty if it gave none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredRow:
     """One row of the split with the answers of all models."""
 
@@ -65,6 +77,7 @@ class AnsweredRow:
     """By subject."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Values of the kept columns of the source."""
+    judged: Sequence[JudgedRow] = ()
 
     def value(self, metric: str, subject: str = TUNED) -> float | None:
         """The row's value of a metric; None if it was not measured."""
