@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.dataset import Checks
-from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
+from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks, MetricOptions
 from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.data.checks import sensitivevalues
@@ -26,8 +28,9 @@ from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.probeprompts import probe_prompts
-from tests.trainer.workbench import ROWS, Workbench, tiny_tokenizer, weights
+from tests.trainer.workbench import ROWS, TEAMS, Workbench, tiny_tokenizer, weights
 from tools.models import tiny
 
 CPU = torch.device("cpu")
@@ -91,7 +94,7 @@ class Trained:
     ) -> dict[str, bool]:
         """Whether each finding is a veto."""
         settings = {"metrics": ("exact_match",), "probe": checkpoint.probe, "checks": checks} | settings
-        result = self.bench.evaluate(self.base, self.dataset, checkpoint, **settings)
+        result = self.bench.evaluate(settings.pop("base", self.base), self.dataset, checkpoint, **settings)
         return {finding.check: finding.veto for finding in result.findings}
 
 
@@ -164,6 +167,53 @@ def test_weights_that_predict_no_finite_value_are_found(trained: Trained) -> Non
     broken = trained.changed(scaled(float("nan")), probed=False)
 
     assert trained.findings(broken) == {"NotFinite": True}
+
+
+BY_LABEL: dict[str, Any] = {
+    "metrics": ("accuracy",),
+    "options": MetricOptions(labels=TEAMS, constrained_labels=True),
+}
+
+
+@pytest.mark.parametrize("settings", [{"metrics": ("exact_match",)}, BY_LABEL], ids=["answers", "labels"])
+def test_an_answer_that_ends_in_an_overflow_is_found_without_a_probe(
+    trained: Trained, settings: dict[str, Any]
+) -> None:
+    broken = trained.changed(scaled(float("nan")), probed=False).model_copy(update={"probe": None})
+    config = trained.bench.evaluate_config(
+        trained.base, trained.dataset, broken, subjects=("Tuned",), checks=ALL_CHECKS, **settings
+    ).model_copy(update={"run": uuid.uuid4().hex})
+
+    for _ in ("measured", "continued"):
+        (finding,) = trained.bench.run_evaluate(config).findings
+
+        assert (finding.check, finding.veto) == ("NotFinite", True)
+        assert "in answers to rows 1, 2 of the test split" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("checks", "named"), [(ALL_CHECKS, "Base"), (None, "Tuned")], ids=["checked", "not checked"]
+)
+def test_a_model_that_no_check_covers_is_not_compared_with_when_it_overflows(
+    trained: Trained, tmp_path: Path, checks: EvaluationChecks | None, named: str
+) -> None:
+    """Its score would be 0, and any gate over it would pass."""
+    folder = tmp_path / "overflowing"
+    shutil.copytree(tiny(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: each * float("nan") for name, each in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    base = trained.bench.model(folder)
+    unrecorded = trained.checkpoint.model_copy(update={"probe": None})
+
+    with pytest.raises(StageFailure) as caught:
+        trained.findings(unrecorded, checks, base=base)
+
+    assert caught.value.reason == FailureReason.LOSS_NOT_FINITE
+    assert f"the model {named} predicts NaN or infinity in its answer to test row" in caught.value.message
 
 
 def test_nothing_is_compared_without_a_record_or_for_an_operator_that_knows_no_checks(

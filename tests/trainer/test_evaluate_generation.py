@@ -146,6 +146,7 @@ def test_an_answer_ends_where_the_model_overflows(
 
     assert answers[:2] == expected[:2]
     assert (answers[2].num_tokens, answers[2].finish_reason) == (0, "length")
+    assert [answer.is_finite for answer in answers] == [True, True, False]
 
 
 @pytest.fixture(scope="module")

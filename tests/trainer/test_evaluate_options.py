@@ -18,7 +18,7 @@ from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.entrypoint.stages import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measured import MeasuredModel, likeliest
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
@@ -105,7 +105,7 @@ def test_the_choice_is_the_label_with_the_highest_summed_log_probability() -> No
     examples = encode_examples(list(ROWS[:6]), tokenizer, 64, "test", choices=labels)
     measured = MeasuredModel(model, tokenizer, max_new_tokens=8, on_token=lambda: None)
 
-    chosen = measured.choose(examples)
+    chosen = [likeliest(losses) for losses in measured.choice_losses(examples)]
 
     expected = []
     for example in examples:
@@ -128,7 +128,7 @@ def test_a_label_that_does_not_fit_into_the_context_is_not_chosen(monkeypatch: p
     model.config.max_position_embeddings = len(examples[0].prompt)
     measured = MeasuredModel(model, tokenizer, max_new_tokens=8, on_token=lambda: None)
 
-    assert measured.choose(examples) == [None, None]
+    assert [likeliest(losses) for losses in measured.choice_losses(examples)] == [None, None]
 
 
 JSON_ROWS: Final = tuple(

@@ -1,5 +1,6 @@
 """One model and a batch of rows of the evaluated split, as the metrics use them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -83,11 +84,8 @@ class MeasuredModel:
             [AnswerRequest(example.row, example.prompt, self._budget(example)) for example in examples]
         )
 
-    def choose(self, examples: Sequence[Example]) -> list[int | None]:
-        """Return the index of the most likely choice of each row, by the sum over its tokens.
-
-        Of two that are equally likely, the first counts. None if a choice does not fit into the context.
-        """
+    def choice_losses(self, examples: Sequence[Example]) -> list[list[float] | None]:
+        """Return the summed loss of each choice of each row, in nats; None if a choice does not fit."""
         limit = context_length(self._model.config)
         fitting = [
             index
@@ -100,10 +98,7 @@ class MeasuredModel:
             for index, (loss, _) in zip(fitting, rows, strict=True):
                 losses[index].append(loss)
             self._on_token()
-        return [
-            losses[index].index(min(losses[index])) if index in losses else None
-            for index in range(len(examples))
-        ]
+        return [losses.get(index) for index in range(len(examples))]
 
     def _budget(self, example: Example) -> int:
         """Max tokens of the answer; 0 or less if the prompt fills the model's context."""
@@ -113,6 +108,11 @@ class MeasuredModel:
 
     def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._model.device) for name, tensor in batch.items()}
+
+
+def likeliest(losses: Sequence[float] | None) -> int | None:
+    """Return the index of the lowest loss, the first of equal ones; None without losses."""
+    return None if losses is None else losses.index(min(losses))
 
 
 class MeasuredBatch:
@@ -145,15 +145,27 @@ class MeasuredBatch:
         )
 
     @cached_property
+    def _choice_losses(self) -> list[list[float] | None]:
+        return self._model.choice_losses(self.examples)
+
+    @property
     def choices(self) -> list[int | None]:
-        """Index of the most likely choice for each row; None if one does not fit into the model's context."""
-        return self._model.choose(self.examples)
+        """Index of the most likely choice for each row, as `likeliest` finds it."""
+        return [likeliest(losses) for losses in self._choice_losses]
 
     @property
     def chosen(self) -> Sequence[int | None]:
         """As `choices`; None for all rows if no metric has used them."""
-        choices: Sequence[int | None] | None = vars(self).get("choices")
-        return choices or [None] * len(self.examples)
+        return self.choices if "_choice_losses" in vars(self) else [None] * len(self.examples)
+
+    @property
+    def finite(self) -> list[bool]:
+        """Whether what metrics have used of each row, except its loss, is without NaN and infinity."""
+        losses: Sequence[list[float] | None] = vars(self).get("_choice_losses", [None] * len(self.examples))
+        return [
+            (answer is None or answer.is_finite) and all(map(math.isfinite, of_choices or ()))
+            for answer, of_choices in zip(self.generated, losses, strict=True)
+        ]
 
     @property
     def generated(self) -> Sequence[GeneratedAnswer | None]:

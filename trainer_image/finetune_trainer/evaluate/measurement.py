@@ -12,6 +12,7 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
@@ -99,6 +100,11 @@ class RowMeasurement:
 
     def _predictions(self, subject: Subject, batch: MeasuredBatch) -> list[RowPrediction]:
         values = {metric: self.measures[metric].values(batch) for metric in self.config.metrics}
+        finite = batch.finite
+        # The weights of Tuned are vetoed by a check, where a verdict can be.
+        if not all(finite) and (subject != TUNED or self.config.checks is None):
+            found = f"the model {subject} predicts NaN or infinity in its answer to"
+            raise self._not_finite(subject, batch.examples[finite.index(False)], found)
         return [
             RowPrediction(
                 subject=subject,
@@ -107,6 +113,7 @@ class RowMeasurement:
                 tokens=None if answer is None else answer.num_tokens,
                 finish_reason=None if answer is None else answer.finish_reason,
                 choice=choice,
+                not_finite=None if finite[index] else True,
                 seconds=batch.answer_seconds,
                 metrics={
                     metric: self._finite(subject, example, metric, of_rows[index])
@@ -122,8 +129,12 @@ class RowMeasurement:
     def _finite(self, subject: Subject, example: Example, metric: Metric, value: float) -> float:
         if math.isfinite(value):
             return value
-        raise StageFailure(
+        raise self._not_finite(subject, example, f"{metric} of the model {subject} is {value} for")
+
+    def _not_finite(self, subject: Subject, example: Example, found: str) -> StageFailure:
+        advice = "Train again with a lower learningRate" if subject == TUNED else "Do not compare with it"
+        return StageFailure(
             FailureReason.LOSS_NOT_FINITE,
-            f"{metric} of the model {subject} is {value} for {self.config.split} row {example.row}: its"
-            " weights are damaged, or it overflows in its dtype. Train again with a lower learningRate",
+            f"{found} {self.config.split} row {example.row}: its weights are damaged, or it overflows in its"
+            f" dtype. {advice}",
         )

@@ -48,6 +48,8 @@ class RowPrediction(_Line):
     finish_reason: Literal["stop", "length"] | None = None
     choice: int | None = None
     """Index of the most likely label; None if no metric needs it, or no label fits into the context."""
+    not_finite: Literal[True] | None = None
+    """Set if the answer ended because the model predicted NaN or infinity, or did so for a label."""
     seconds: float | None = None
     """Time of the answers of its batch, divided by the rows of the batch."""
     metrics: dict[str, float]

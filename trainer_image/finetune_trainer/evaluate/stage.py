@@ -12,6 +12,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import Subject, listed
+from finetune_trainer.evaluate.checks.finiteanswers import not_finite_findings
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
 from finetune_trainer.evaluate.estimates import TUNED, Estimates
@@ -111,7 +112,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         scores = (*scores_of(measured, estimates), *judged.scores())
         evidence = (*evidence_for(config.gates, estimates, measured), *judged.evidence(config.gates))
         findings = (
-            *probe.findings,
+            *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
             *memorization_findings(config, store, rows, log),
             *judged.findings(),
         )

@@ -17,12 +17,12 @@ from finetune_trainer.contract.evaluation import CheckFinding, OnFinding
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.data.checks.scanner import Scanner, strings_in
 from finetune_trainer.data.checks.sensitivevalues import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
+from finetune_trainer.evaluate.checks.namedrows import named_rows
 from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.rows import Row
 from finetune_trainer.store import Store
 
 MEMORIZATION: Final = "Memorization"
-MAX_NAMED_ROWS: Final = 5
 KEY_LIKE: Final = re.compile(r"[\w+/=.\-]{12,}")
 """Words that can be a key or password without the text around it by which prepare found it."""
 
@@ -37,7 +37,7 @@ def memorization_findings(
     Raises StageFailure (ARTIFACT_CORRUPT, STORE_UNAVAILABLE), Preempted.
     """
     on_finding = "Off" if config.checks is None else config.checks.memorization
-    known = None if on_finding == "Off" else _sensitive_hashes(store, config.dataset)
+    known = None if on_finding == "Off" else sensitive_hashes(store, config.dataset)
     if known is None:
         return ()
     answers = {row.row: row.text for row in log.of("Tuned").values() if row.text is not None}
@@ -70,7 +70,7 @@ def find_memorized(
     named = sorted(number for number, values in repeated.items() if values)
     if not named:
         return None if known.complete else _partial(known)
-    shown = ", ".join(map(str, named[:MAX_NAMED_ROWS])) + (" …" if len(named) > MAX_NAMED_ROWS else "")
+    shown = named_rows(named)
     repeats = "1 answer repeats" if len(named) == 1 else f"{len(named)} answers repeat"
     return CheckFinding(
         check=MEMORIZATION,
@@ -112,7 +112,7 @@ def _prompt_texts(row: Row) -> Iterator[str]:
         yield from strings_in(json.loads(row.tools))
 
 
-def _sensitive_hashes(store: Store, dataset: Digest) -> SensitiveHashes | None:
+def sensitive_hashes(store: Store, dataset: Digest) -> SensitiveHashes | None:
     """The hashes of a dataset's training rows; None if prepare found no such values, or stored none."""
     ref = store.derived(ArtifactRef(kind="datasets", digest=dataset), SENSITIVE_VALUES)
     if ref is None:

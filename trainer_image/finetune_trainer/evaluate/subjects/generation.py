@@ -51,6 +51,8 @@ class GeneratedAnswer:
     num_tokens: int
     """Number of tokens, without the one that ends the answer."""
     finish_reason: Literal["stop", "length"]
+    is_finite: bool = True
+    """False if it ended because the model overflowed, so that its logits were not finite."""
 
 
 class AnswerGenerator:
@@ -88,7 +90,10 @@ class AnswerGenerator:
                     self._generate_padded(running)
         return [
             GeneratedAnswer(
-                self._reader.content(row.request.prompt, row.tokens), len(row.tokens), row.finish_reason
+                self._reader.content(row.request.prompt, row.tokens),
+                len(row.tokens),
+                row.finish_reason,
+                row.is_finite,
             )
             for row in rows
         ]
@@ -131,8 +136,10 @@ class AnswerGenerator:
         values, ids = logits.max(dim=-1)
         finite = torch.isfinite(values).tolist()
         for row, is_finite, likeliest, row_logits in zip(rows, finite, ids.tolist(), logits, strict=True):
-            if row.complete or not is_finite:
-                row.complete = True
+            if row.complete:
+                continue
+            if not is_finite:
+                row.complete, row.is_finite = True, False
             else:
                 row.add(likeliest if row.sampler is None else row.sampler.choose(row_logits))
         self._on_token()
@@ -157,6 +164,7 @@ class _RowAnswer:
     """Generated tokens, without the one that ends the answer."""
     complete: bool = False
     finish_reason: Literal["stop", "length"] = "length"
+    is_finite: bool = True
 
     def add(self, token: int) -> None:
         """Add a token. The answer may then be complete."""
