@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.evaluation import PromptedModel
+from finetune_trainer.contract.evaluation import MetricOptions, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import EvaluateResult
+from finetune_trainer.data.checks.personal import PaymentCards
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.subjects import prompted
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
@@ -110,6 +111,9 @@ def test_templates_that_reject_or_omit_system_turns_are_recognized() -> None:
     assert known == {"renders": True, "rejects": False, "omits": False}
 
 
+CARD = "4012888888881881"
+
+
 class Prompted:
     """An evaluation with the subject Prompted."""
 
@@ -169,6 +173,42 @@ def test_the_prompted_base_model_is_measured_on_the_same_rows_and_its_prompt_is_
         "Base",
         "Prompted",
     }
+
+
+def test_secrets_are_hidden_in_what_people_read_and_kept_in_the_predictions(evaluation: Prompted) -> None:
+    """Scores and metrics of the user need the answers as they were."""
+
+    def with_card(row: Row) -> Row:
+        asked = replace(row.messages[0], content=f"{row.messages[0].content} my card is {CARD}")
+        answered = replace(row.messages[1], content=f"{row.output} {CARD}")
+        return replace(row, messages=(asked, answered), columns=(("card", CARD),))
+
+    rows = [with_card(row) for row in ROWS]
+    dataset = evaluation.bench.dataset(rows[:8], (), rows[8:])
+    settings = PromptedModel(system_prompt=f"Never name {CARD}.", examples=2)
+    config = evaluation.bench.evaluate_config(
+        evaluation.base,
+        dataset,
+        evaluation.checkpoint,
+        subjects=("Tuned", "Prompted"),
+        metrics=("accuracy",),
+        options=MetricOptions(labels=tuple(sorted({row.output for row in rows}))),
+        prompted=settings,
+        slice_by="card",
+    ).model_copy(update={"run": "hidden"})
+    evaluation.bench.run_evaluate(config)
+    folder = evaluation.bench.store.run_folder("hidden", "evaluate")
+    header, *lines = evaluation.read("hidden", FILE).decode().splitlines()
+    repeated = [json.dumps(json.loads(line) | {"text": CARD}) for line in lines]
+    folder.write(FILE, "\n".join([header, *repeated, ""]).encode())
+
+    evaluation.bench.run_evaluate(config)
+
+    assert evaluation.read("hidden", FILE).decode().count(CARD) == len(lines)
+    for name in ("evaluation.html", "evaluation.json", prompted.PROMPT_FILE):
+        content = evaluation.read("hidden", name).decode()
+        assert CARD not in content
+        assert PaymentCards.placeholder in content
 
 
 def test_the_loss_is_that_of_the_answer_given_the_whole_prompt(evaluation: Prompted) -> None:

@@ -11,6 +11,7 @@ from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, Unm
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.estimates import TUNED, Estimates
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
@@ -60,6 +61,8 @@ class MeasuredEvaluation:
     prompt: ShownPrompt | None = None
     learning_curve: Document | None = None
     predictions_uri: str
+    scanner: Scanner
+    """Its findings are hidden in all texts."""
 
     @property
     def subjects(self) -> list[Subject]:
@@ -130,7 +133,8 @@ class MeasuredEvaluation:
             shown = self.subjects if number < MAX_SLICES else ()
             estimates = self.estimates.of_rows({example.row for example in examples})
             scores = [score for subject in shown if (score := _score(estimates, metric, subject)) is not None]
-            yield ScoreSlice(value=value, rows=len(examples), scores=scores)
+            shown_value = None if value is None else self.scanner.masked(value)
+            yield ScoreSlice(value=shown_value, rows=len(examples), scores=scores)
 
     def _labels(self) -> dict[str, list[tuple[str, str | None]]]:
         metric = next((each for each in self.config.metrics if "labels" in METRICS[each].needs), None)
@@ -139,7 +143,7 @@ class MeasuredEvaluation:
         measure, estimates = self.estimates.measures[metric], self.estimates
         return {
             subject: [
-                label_names(self.scope, row)
+                self._masked_names(label_names(self.scope, row))
                 for row in measure.rows(metric, estimates.examples[subject], estimates.predictions(subject))
             ]
             for subject in self.subjects
@@ -147,16 +151,25 @@ class MeasuredEvaluation:
 
     def _answered(self, subjects: Sequence[Subject]) -> Iterator[AnsweredRow]:
         predictions = {subject: self.estimates.predictions(subject) for subject in subjects}
+        masked = self.scanner.masked
         for example in self.estimates.of_tuned:
             row = self.rows[example.row - 1]
             yield AnsweredRow(
                 row=example.row,
-                turns=[(message.role, _shown(message)) for message in row.input],
-                accepted=sorted(example.accepted) or [_shown(row.messages[-1])],
-                answers={subject: _answer(of[example.row]) for subject, of in predictions.items()},
-                columns=dict(row.columns),
-                judged=self.judged.get(example.row, ()),
+                turns=[(message.role, masked(_shown(message))) for message in row.input],
+                accepted=[masked(text) for text in sorted(example.accepted) or [_shown(row.messages[-1])]],
+                answers={
+                    subject: _answer(of[example.row], self.scanner) for subject, of in predictions.items()
+                },
+                columns=self.scanner.masked_json(dict(row.columns)),
+                judged=[
+                    replace(each, reason=masked(each.reason)) for each in self.judged.get(example.row, ())
+                ],
             )
+
+    def _masked_names(self, names: tuple[str, str | None]) -> tuple[str, str | None]:
+        expected, answered = self.scanner.masked_json(list(names))
+        return expected, answered
 
 
 def read_prompt(folder: RunFolder) -> ShownPrompt | None:
@@ -219,9 +232,9 @@ def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore
     )
 
 
-def _answer(prediction: RowPrediction) -> SubjectAnswer:
+def _answer(prediction: RowPrediction, scanner: Scanner) -> SubjectAnswer:
     return SubjectAnswer(
-        text=prediction.text,
+        text=scanner.masked_json(prediction.text),
         tokens=prediction.tokens,
         finish_reason=prediction.finish_reason,
         metrics=prediction.metrics,

@@ -132,6 +132,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             prompt=read_prompt(folder) if "Prompted" in measured else None,
             learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
             predictions_uri=log.uri,
+            scanner=opener.scanner,
         )
         page = _page(folder, evaluation)
     return EvaluateResult(

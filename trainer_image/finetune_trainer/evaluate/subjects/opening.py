@@ -12,7 +12,9 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, Subject
+from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.examples import Example, encode_examples
+from finetune_trainer.evaluate.masking import page_scanner
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
 from finetune_trainer.evaluate.subjects.prompted import encode_prompted
 from finetune_trainer.model.bundle import TOKENIZER, own_chat_template, own_stop_ids
@@ -53,6 +55,11 @@ class SubjectOpener:
         source = ScopeSource(self._data, config.split, self._tuned.tokenizer, config.chat_template_kwargs)
         return source.find(config.metrics, config.options)
 
+    @cached_property
+    def scanner(self) -> Scanner:
+        """What is hidden in texts that people read."""
+        return page_scanner(self._store, self._config.dataset)
+
     def open(self, subject: Subject) -> EvaluatedSubject:
         """Open a subject. Raises StageFailure, also for a subject that this release does not know."""
         openers: dict[Subject, Callable[[], EvaluatedSubject]] = {
@@ -84,6 +91,7 @@ class SubjectOpener:
             choices=self.scope.choices,
             base=self._base.base,
             folder=self._folder,
+            scanner=self.scanner,
         )
         return self._subject("Prompted", self._tuned, self._base, examples)
 

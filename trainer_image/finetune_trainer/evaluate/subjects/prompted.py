@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
@@ -83,6 +84,7 @@ def encode_prompted(
     choices: Sequence[str],
     base: Path,
     folder: RunFolder,
+    scanner: Scanner,
 ) -> list[Example]:
     """Choose the examples, record the prompt in `folder`, and encode the rows with it.
 
@@ -95,6 +97,7 @@ def encode_prompted(
         choices: labels of a constrained classification.
         base: folder of the base model, whose context the prompt must fit.
         folder: gets `PROMPT_FILE`.
+        scanner: hides its findings in the file.
 
     Raises StageFailure (INVALID_CONFIG) if there is nothing to show and no system prompt.
     """
@@ -131,7 +134,7 @@ def encode_prompted(
         "requestedExamples": settings.examples,
         "firstPrompt": first,
     }
-    folder.write(PROMPT_FILE, json.dumps(record, ensure_ascii=False, indent=2).encode())
+    folder.write(PROMPT_FILE, json.dumps(scanner.masked_json(record), ensure_ascii=False, indent=2).encode())
     return [
         _truncated(example, config.max_sequence_length + len(example.prompt) - len(without.prompt))
         for example, without in zip(examples, plain, strict=True)
