@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from finetune_operator.manifests.labels import STAGE
 from tests.unit.operator.evaluations import (
     EVALUATION,
@@ -112,3 +114,21 @@ def test_a_claim_that_is_gone_delays_nothing_and_a_store_that_fails_a_day() -> N
 
     assert not is_there(cluster)
     assert "stays in the store" in cluster.events[-1].message
+
+
+@pytest.mark.parametrize(("policy", "removed"), [("Delete", 2), ("Retain", 1)])
+def test_the_answers_of_a_checkpoint_go_with_its_weights_unless_the_evaluation_retains_them(
+    policy: str, removed: int
+) -> None:
+    cluster = evaluated_cluster(deletionPolicy=policy)
+    cluster.change("Checkpoint", CHECKPOINT, deletionPolicy="Delete")
+    cluster.settle()
+    cluster.delete("Checkpoint", CHECKPOINT)
+    cluster.settle()
+
+    assert len(cleanups(cluster)) == removed
+    for name in cleanups(cluster):
+        complete = {"type": "Complete", "status": "True", "lastTransitionTime": at(cluster.now)}
+        cluster.objects["Job", name]["status"] = {"conditions": [complete]}
+    cluster.settle()
+    assert ("Checkpoint", CHECKPOINT) not in cluster.objects

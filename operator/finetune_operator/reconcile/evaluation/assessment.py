@@ -11,6 +11,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.records.evaluationfolders import folder_name
 from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Halt
@@ -64,11 +65,6 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         result = finish_pass(self.evaluation, self.status, halt, self.snapshot.now)
         self.draft.events += result.events
         return self.draft.plan(result.manifest, result.requeue_after)
-
-
-def folder_name(evaluation: Evaluation, number: int) -> str:
-    """Folder under `runs/` of the results of the Checkpoint with this number in the spec, from 0."""
-    return f"{evaluation.uid}-{number}"
 
 
 def number_of_results(status: EvaluationResourceStatus) -> int:

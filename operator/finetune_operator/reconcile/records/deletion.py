@@ -20,6 +20,7 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.records.contentremoval import REMOVAL_TIMEOUT, Removal, remove
+from finetune_operator.reconcile.records.evaluationfolders import removals_of
 from finetune_operator.reconcile.records.finalizer import Record, has_finalizer, without_finalizer
 from finetune_operator.reconcile.records.sourcechecks import until_check
 from finetune_operator.reconcile.records.users import needed_by, readers_of
@@ -60,7 +61,9 @@ def finalize(record: Record, snapshot: Snapshot) -> Plan:
         )
         return _wait(record, snapshot, Draft(snapshot), Blocked(Reason.FORBIDDEN, message, RECHECK_SECONDS))
     draft = Draft(snapshot)
-    halts = [halt for store in stores if (halt := _remove(draft, record, store)) is not None]
+    derived = removals_of(record, snapshot) if isinstance(record, Checkpoint) else ()
+    removals = (*(_removal(record, store) for store in stores), *derived)
+    halts = [halt for removal in removals if (halt := remove(draft, removal)) is not None]
     if halts:
         return _wait(record, snapshot, draft, halts[0])
     draft.event(EventReason.CONTENT_REMOVED, f"{_folders(record, stores)} is removed")
@@ -174,15 +177,13 @@ def _wait(record: Record, snapshot: Snapshot, draft: Draft, halt: Working | Bloc
     return draft.plan(result.manifest, min(result.requeue_after or left, left))
 
 
-def _remove(draft: Draft, record: Record, store: str) -> Working | Blocked | None:
-    """Remove the content from one store with a Job; None once that is done."""
-    secret = record.metadata.annotations.get(STORE_CREDENTIALS)
-    removal = Removal(
+def _removal(record: Record, store: str) -> Removal:
+    """The removal of the content from one store."""
+    return Removal(
         owner=record,
         store=store,
-        secret=secret,
+        secret=record.metadata.annotations.get(STORE_CREDENTIALS),
         folder=_folders(record, (store,)),
         artifact=_artifact(record),
         advice="to delete the record and keep the folder, set its spec.deletionPolicy to Retain",
     )
-    return remove(draft, removal)
