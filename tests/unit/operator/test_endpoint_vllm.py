@@ -17,6 +17,12 @@ VLLM: dict[str, Any] = {
 ROUTER: dict[str, Any] = {"name": "router", "follow": {"model": "tickets"}}
 OTHER: dict[str, Any] = {"name": "other", "pin": {"checkpoint": "second"}}
 
+ALLOWED: list[str] = [
+    *("--kv-cache-dtype", "--enforce-eager", "--hf-overrides"),
+    *("--port", "--api-key", "--middleware", "--trust-remote"),
+]
+"""Arguments that the profile allows, some of which are those of the operator."""
+
 
 def lineage(**fields: Any) -> dict[str, Any]:
     return {"lineage": {**checkpoint("any", "0").spec.lineage.to_dict(), **fields}}
@@ -249,11 +255,11 @@ def test_models_that_need_other_prompts_or_parsers_do_not_share_a_server() -> No
         ("--api-key=x", "is set by the operator"),
         ("--middleware=mine.Open", "is set by the operator"),
         ("--trust-remote-code", "is set by the operator"),
+        ("--trust-remote", "is set by the operator"),
     ],
 )
 def test_arguments_reach_vllm_only_if_the_profile_allows_them(argument: str, problem: str | None) -> None:
-    allowed = ["--kv-cache-dtype", "--enforce-eager", "--hf-overrides", "--port", "--api-key", "--middleware"]
-    cluster = cluster_of(on={"allowedEngineArguments": allowed}, serving={"extraEngineArguments": [argument]})
+    cluster = cluster_of(on={"allowedEngineArguments": ALLOWED}, serving={"extraEngineArguments": [argument]})
     if problem is None:
         assert command_of(cluster)[-1] == argument
         return

@@ -87,6 +87,12 @@ def option_name(argument: str) -> str:
     return argument.partition("=")[0].partition(".")[0].removeprefix("--").removeprefix("no-")
 
 
+def is_managed(argument: str) -> bool:
+    """Whether an argument sets an option of the operator, also by a prefix, which vLLM accepts too."""
+    name = option_name(argument)
+    return any(managed.startswith(name) for managed in MANAGED)
+
+
 def vllm_command(config: ServingConfig) -> list[str]:
     """The command that serves the models of the config."""
     serve = config.serve

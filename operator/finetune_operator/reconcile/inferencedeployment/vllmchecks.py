@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
-from finetune_operator.manifests.engines.vllm import LORA_RANKS, MANAGED, option_name
+from finetune_operator.manifests.engines.vllm import LORA_RANKS, is_managed
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.reconcile.steps import Failed
 from finetune_operator.status.reasons import Reason
@@ -69,7 +69,7 @@ def _arguments(revision: Revision, config: ServingConfig) -> Problems:
     for argument in config.settings.extra_engine_arguments:
         name = argument.partition("=")[0].partition(".")[0]
         where = f"spec.serving.extraEngineArguments: {name}"
-        if option_name(argument) in MANAGED:
+        if is_managed(argument):
             yield f"{where} is set by the operator: remove it"
         elif name not in allowed:
             yield (
