@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_operator.manifests.labels import REVISION
 from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api, Object
 from tests.integration.operators import Operators
@@ -91,3 +92,40 @@ def test_a_paused_rollout_is_aborted_and_promoted_again_by_decisions(
     set_strategy(api, namespace, {"decision": {**decision, "verdict": "Promote"}})
     team.until_served(routing="second")
     assert team.endpoint()["status"]["decision"]["verdict"] == "Promote"
+
+
+def states(team: Team) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in team.endpoint()["status"]["revisions"]}
+
+
+def test_a_preview_is_promoted_and_a_crash_in_its_bake_returns_the_requests(
+    api: Api, namespace: str, team: Team
+) -> None:
+    strategy = {"type": "BlueGreen", "bakeSeconds": 3600}
+    set_strategy(api, namespace, strategy)
+    old = team.endpoint()["status"]["revision"]
+    team.serve(pinned("second"))
+    team.until_reason("InferenceDeployment", "support", "Suspended", "AwaitingDecision")
+    (new,) = set(states(team)) - {old}
+    preview = api.get("Service", namespace, "support-preview")
+    assert preview is not None
+    assert preview["spec"]["selector"][REVISION] == new
+    assert team.served() == {"routing": "first"}
+
+    set_strategy(api, namespace, {"decision": {"revision": new, "verdict": "Promote"}})
+    team.until_reason("InferenceDeployment", "support", "Ready", "Baking")
+    assert team.served() == {"routing": "second"}
+    assert states(team) == {new: "Baking", old: "Standby"}
+    assert api.get("Service", namespace, "support-preview") is None
+
+    (pod,) = [each for each in api.list("Pod", namespace) if each["metadata"]["labels"].get(REVISION) == new]
+    ended = {"exitCode": 1, "finishedAt": "2199-01-01T00:00:00Z"}
+    engine = pod["status"]["containerStatuses"][0] | {"lastState": {"terminated": ended}}
+    status = {"status": {"containerStatuses": [engine]}}
+    api.patch("Pod", namespace, pod["metadata"]["name"], status, "status")
+    message = team.until_reason("InferenceDeployment", "support", "Stalled", "RolledBack")
+    assert "exit code 1" in message
+    assert team.served() == {"routing": "first"}
+    service = api.get("Service", namespace, "support")
+    assert service is not None
+    assert service["spec"]["selector"][REVISION] == old

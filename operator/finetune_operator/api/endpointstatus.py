@@ -11,8 +11,18 @@ from finetune_operator.api.rolloutstrategy import RolloutDecisionFields
 MAX_REVISIONS: Final = 10
 MAX_HISTORY_MODELS: Final = 64
 """Limit of the models of all revisions in a status, which keeps the status small."""
-RevisionState = Literal["RollingOut", "WaitingForCapacity", "Live", "Retired", "Failed", "RolledBack"]
-RevisionResult = Literal["Passed", "Failed", "Aborted"]
+RevisionState = Literal[
+    "RollingOut",
+    "WaitingForCapacity",
+    "Preview",
+    "Baking",
+    "Live",
+    "Standby",
+    "Retired",
+    "Failed",
+    "RolledBack",
+]
+RevisionResult = Literal["Passed", "Promoted", "Failed", "Aborted"]
 
 
 class RevisionModel(Model):
@@ -31,8 +41,9 @@ class RevisionVerdict(Model):
     result: Annotated[
         RevisionResult,
         Field(
-            description="Passed: what the strategy requires was met. Failed: the revision could not start, or"
-            " not in time. Aborted: a decision rolled it back."
+            description="Passed: what the strategy requires was met. Promoted: a decision promoted it."
+            " Failed: it could not start, or not in time, or not serve. Aborted: a decision rolled it"
+            " back."
         ),
     ]
     reason: Annotated[Message, Field(description="Reason of the decision.")] = ""
@@ -46,8 +57,10 @@ class RevisionStatus(Model):
         RevisionState,
         Field(
             description="RollingOut: the pods are starting. WaitingForCapacity: no node or quota has room for"
-            " them. Live: the revision serves. Retired: another revision has replaced it. Failed: it could"
-            " not start, or not in time. RolledBack: a decision returned the requests to another revision."
+            " them. Preview: it is ready, without requests. Baking: it serves, and the old revision is kept."
+            " Live: it serves. Standby: it can get the requests back. Retired: another revision has"
+            " replaced it. Failed: it could not start, or not in time. RolledBack: the requests returned to"
+            " another revision."
         ),
     ]
     weight: Annotated[

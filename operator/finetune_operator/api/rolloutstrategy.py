@@ -1,11 +1,13 @@
 """How a new revision of an InferenceDeployment replaces the old one."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.meta import CELRule, Model, Name
 
+MAX_SECONDS: Final = 7 * 86400
+"""Limit of a wait in a rollout, in seconds."""
 DecisionVerdict = Literal["Promote", "Abort"]
 DecisionReason = Annotated[str, Field(max_length=256, description="Who decided, and why.")]
 
@@ -17,17 +19,16 @@ class RolloutDecisionFields(Model):
     verdict: Annotated[
         DecisionVerdict,
         Field(
-            description="Promote: start a failed or rolled back revision again. Abort: roll back a revision"
-            " that is rolling out. A decision about a revision that is Live has no effect: pin another"
-            " Checkpoint."
+            description="Promote: end the preview or the bake of a revision, or start a failed or rolled"
+            " back one again. Abort: roll back a revision that is rolling out or baking. A decision about a"
+            " revision that is Live has no effect: pin another Checkpoint."
         ),
     ]
     generation: Annotated[
         int,
         Field(
             ge=1,
-            description="Number of the decision. Raise it to repeat a decision about the same revision."
-            " Default: 1.",
+            description="Number of the decision. Raise it to repeat a decision about the same revision.",
         ),
     ] = 1
     reason: DecisionReason = ""
@@ -35,6 +36,20 @@ class RolloutDecisionFields(Model):
 
 class RolloutDecision(RolloutDecisionFields):
     """Decision of a person about one revision. The operator obeys it once."""
+
+
+class BlueGreen(Model):
+    """Settings of strategy BlueGreen."""
+
+    auto_promotion_seconds: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_SECONDS,
+            description="Seconds after which a ready revision is promoted without a decision. Default: it"
+            " waits for a decision.",
+        ),
+    ] = None
 
 
 class Strategy(Model):
@@ -46,15 +61,21 @@ class Strategy(Model):
             "strategy.fallback needs type RollingUpdate: remove it, or change the type",
             "fallback",
         ),
+        CELRule(
+            "!has(self.blueGreen) || self.type == 'BlueGreen'",
+            "strategy.blueGreen needs type BlueGreen: remove it, or change the type",
+            "blueGreen",
+        ),
     )
 
     type: Annotated[
-        Literal["RollingUpdate", "Recreate"],
+        Literal["RollingUpdate", "Recreate", "BlueGreen"],
         Field(
             description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
             " is removed, which needs room for both. Recreate: the pods of the old revision end before those"
             " of the new one start, so requests fail in between; if the new revision fails, the old one"
-            " starts again."
+            " starts again. BlueGreen: the new revision is ready behind the Service NAME-preview, and gets"
+            " the requests by a decision."
         ),
     ] = "RollingUpdate"
     fallback: Annotated[
@@ -62,6 +83,17 @@ class Strategy(Model):
         Field(
             description="Strategy of a revision that has had no capacity for progressDeadlineSeconds."
             " Default: it waits until there is capacity, and the old revision serves."
+        ),
+    ] = None
+    blue_green: BlueGreen | None = None
+    bake_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_SECONDS,
+            description="Seconds for which the old revision is kept after the new one has got all requests."
+            " If a pod of the new one crashes, or is not ready for progressDeadlineSeconds, the requests"
+            " return to the old one. Default: the old revision is removed at once.",
         ),
     ] = None
     progress_deadline_seconds: Annotated[
@@ -77,7 +109,7 @@ class Strategy(Model):
         bool,
         Field(
             description="Whether rollouts pause: no revision starts, and none that is starting gets requests."
-            " What serves keeps serving and can be scaled. Default: false."
+            " What serves keeps serving and can be scaled."
         ),
     ] = False
     decision: Annotated[

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.manifests.labels import REVISION
-from finetune_operator.observe.podstatus import quoted
-from finetune_operator.observe.servingpods import ServingTrouble, is_replaced, serving_trouble
+from finetune_operator.observe.podstatus import condition, quoted
+from finetune_operator.observe.servingpods import ServingTrouble, crash_since, is_replaced, serving_trouble
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 
 QUOTA: Final = re.compile(r"exceeded quota: .*", re.DOTALL)
@@ -33,9 +34,10 @@ def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Se
 
 def capacity_shortage(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
     """The resources that pods of this revision wait for; None if each pod has a node."""
-    for condition in deployment.get("status", {}).get("conditions", ()):
-        quota = QUOTA.search(condition.get("message", "")) if condition["type"] == "ReplicaFailure" else None
-        if quota is not None and condition.get("status") == "True":
+    refused = condition(deployment, "ReplicaFailure")
+    if refused is not None and refused.get("status") == "True":
+        quota = QUOTA.search(refused.get("message", ""))
+        if quota is not None:
             return f"the quota of the namespace refuses a pod: {quoted(quota[0])}"
     troubles = _troubles(deployment["metadata"]["name"], pods, now)
     return next((trouble.message for trouble in troubles if trouble.lacks_capacity), None)
@@ -60,12 +62,28 @@ def failure_of(
     return f"not ready within {deadline_seconds(deployment)} s: {cause}"
 
 
+def regression_of(
+    deployment: Manifest, pods: Mapping[str, Manifest], since: datetime, now: datetime
+) -> str | None:
+    """The reason that a revision which was ready no longer serves well; None if it does.
+
+    A pod that a drain or a lost node replaces is none, unless its replacement does not become ready.
+    """
+    revision, patience = deployment["metadata"]["name"], timedelta(seconds=deadline_seconds(deployment))
+    for pod in _own(revision, pods):
+        crash = None if is_replaced(pod) else crash_since(pod, since)
+        if crash is not None:
+            return crash
+        unready_since = None if is_replaced(pod) else _unready_since(pod)
+        if unready_since is not None and now - max(since, unready_since) >= patience:
+            return f"pod {pod['metadata']['name']} was not ready for {deadline_seconds(deployment)} s"
+    return None
+
+
 def has_exceeded_deadline(deployment: Manifest) -> bool:
     """Whether the Deployment reports no progress; the time for which its pods had no node counts."""
-    return any(
-        condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded"
-        for condition in deployment.get("status", {}).get("conditions", ())
-    )
+    progressing = condition(deployment, "Progressing")
+    return progressing is not None and progressing.get("reason") == "ProgressDeadlineExceeded"
 
 
 def deadline_seconds(deployment: Manifest) -> int:
@@ -75,6 +93,15 @@ def deadline_seconds(deployment: Manifest) -> int:
 
 
 def _troubles(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Iterator[ServingTrouble]:
-    own = [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
-    troubles = (serving_trouble(pod, now) for pod in sorted(own, key=is_replaced))
+    troubles = (serving_trouble(pod, now) for pod in sorted(_own(revision, pods), key=is_replaced))
     return (trouble for trouble in troubles if trouble is not None)
+
+
+def _own(revision: str, pods: Mapping[str, Manifest]) -> list[Manifest]:
+    return [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
+
+
+def _unready_since(pod: Manifest) -> datetime | None:
+    ready = condition(pod, "Ready")
+    changed = ready.get("lastTransitionTime") if ready is not None and ready["status"] != "True" else None
+    return parse_time(changed) if changed else None

@@ -14,6 +14,7 @@ from finetune_operator.observe.podstarts import (
     without_node_counts,
 )
 from finetune_operator.observe.podstatus import condition, container_statuses, has_ended, quoted
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -56,6 +57,20 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
         return _ended_by_node(pod)
     troubles = (_trouble_of(pod, status) for status in container_statuses(pod))
     return next((trouble for trouble in troubles if trouble is not None), None)
+
+
+def crash_since(pod: Manifest, since: datetime) -> str | None:
+    """The first container of the pod that has crashed since this time, as a message; None if none has."""
+    for status in pod.get("status", {}).get("containerStatuses") or ():
+        for ended in (status.get(state, {}).get("terminated") for state in ("state", "lastState")):
+            finished = (ended or {}).get("finishedAt")
+            if ended and ended.get("exitCode") and (finished is None or parse_time(finished) >= since):
+                why = ended.get("reason") or quoted(ended.get("message")) or "no message"
+                return (
+                    f"container {status['name']} of pod {pod['metadata']['name']} ended with exit code"
+                    f" {ended['exitCode']}: {why}"
+                )
+    return None
 
 
 def _ended_by_node(pod: Manifest) -> ServingTrouble:

@@ -42,6 +42,7 @@ class Done:
 
     reason: str
     message: str
+    requeue_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     COLLECTING = "Collecting"
     CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
+    PREVIEW = "Preview"
     NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
@@ -49,6 +50,8 @@ class Reason(StrEnum):
     RESTORED = "Restored"
     SUSPENDED = "Suspended"
     PAUSED = "Paused"
+    AWAITING_DECISION = "AwaitingDecision"
+    BAKING = "Baking"
     AVAILABLE = "Available"
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -120,6 +123,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
+        Reason.PREVIEW,
         Reason.NO_CAPACITY_FOR_SURGE,
         Reason.UNSCHEDULABLE,
     }

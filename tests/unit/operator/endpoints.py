@@ -271,3 +271,12 @@ def broken_pod(revision: str) -> Manifest:
     ended = {"terminated": {"exitCode": 10, "message": "ArtifactCorrupt: another digest"}}
     waiting = {"name": "fetch", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}
     return serving_pod(revision, f"{revision}-broken", initContainerStatuses=[waiting])
+
+
+def crashed_pod(revision: str, finished: str | None = None) -> Manifest:
+    """A pod of this revision whose engine has crashed and runs again."""
+    ended: Manifest = {"exitCode": 137, "reason": "OOMKilled"}
+    if finished is not None:
+        ended["finishedAt"] = finished
+    engine = {"name": "engine", "state": {"running": {}}, "lastState": {"terminated": ended}}
+    return serving_pod(revision, containerStatuses=[engine])

@@ -83,7 +83,7 @@ def test_an_abort_rolls_back_and_names_the_person_and_the_figures_of_the_decisio
     reason, message = cluster.condition("Stalled") or ("", "")
     assert reason == "RolledBack"
     assert "ana: answers in French" in message
-    assert f"{old} keeps serving" in message
+    assert f"{old} serves" in message
     (entry, _) = cluster.endpoint.status.revisions
     assert entry.verdict is not None
     assert (entry.verdict.result, entry.message) == (

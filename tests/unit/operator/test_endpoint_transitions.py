@@ -9,6 +9,7 @@ import pytest
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
+from finetune_operator.reconcile.inferencedeployment.observation import state_of
 from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.transitions import (
@@ -19,12 +20,13 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView, state_of
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     broken_pod,
     checkpoint,
+    crashed_pod,
     endpoint,
     profile,
     serving,
@@ -33,38 +35,61 @@ from tests.unit.operator.endpoints import (
 )
 from tests.unit.operator.test_endpoint_rolloutlimit import other
 
+OF_OTHERS: Final = (Observation.SPARE, Observation.RECALLED, Observation.UNWANTED)
+"""Observations about a revision that is not wanted."""
 IMPOSSIBLE: Final = {
-    ("Live", Observation.UNPROVABLE),
-    ("Live", Observation.ABORTED),
-    ("Live", Observation.PAUSED),
-    ("Live", Observation.NO_SLOT),
-    ("Live", Observation.OCCUPIED),
-    ("Live", Observation.NO_CAPACITY),
-    *(("Retired", seen) for seen in Observation if seen is not Observation.UNWANTED),
+    *(
+        ("Live", getattr(Observation, name))
+        for name in (
+            "UNPROVABLE",
+            "ABORTED",
+            "PAUSED",
+            "NO_SLOT",
+            "OCCUPIED",
+            "NO_CAPACITY",
+            "PREVIEWS",
+            "BAKES",
+        )
+    ),
+    *(
+        ("Baking", getattr(Observation, name))
+        for name in ("UNPROVABLE", "NO_SLOT", "OCCUPIED", "NO_CAPACITY", "PREVIEWS")
+    ),
+    ("Preview", Observation.OCCUPIED),
+    ("Preview", Observation.NO_CAPACITY),
+    *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
+    *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
+    *product(set(STATES) - {"Standby", "Baking"}, [Observation.RECALLED]),
 }
 TABLE: Final = """
 UNPROVABLE:
   Pending -> =, POSTPONE
   RollingOut -> =, POSTPONE
   WaitingForCapacity -> =, POSTPONE
+  Preview -> =, POSTPONE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 ABORTED:
   Pending -> RolledBack, ABORT
   RollingOut -> RolledBack, ABORT
   WaitingForCapacity -> RolledBack, ABORT
+  Preview -> RolledBack, ABORT
+  Baking -> RolledBack, ABORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 PAUSED:
   Pending -> =, HOLD
   RollingOut -> =, HOLD
   WaitingForCapacity -> =, HOLD
+  Preview -> =, HOLD
+  Baking -> =, HOLD
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 NO_SLOT:
   Pending -> =, QUEUE
   RollingOut -> =, QUEUE
   WaitingForCapacity -> =, QUEUE
+  Preview -> =, QUEUE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 OCCUPIED:
@@ -77,6 +102,8 @@ ABSENT:
   Pending -> RollingOut, START
   RollingOut -> =, START
   WaitingForCapacity -> RollingOut, START
+  Preview -> RollingOut, START
+  Baking -> RollingOut, START
   Live -> RollingOut, START
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -86,10 +113,27 @@ NO_CAPACITY:
   WaitingForCapacity -> =, WAIT_FOR_CAPACITY
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
+PREVIEWS:
+  Pending -> Preview, PREVIEW
+  RollingOut -> Preview, PREVIEW
+  WaitingForCapacity -> Preview, PREVIEW
+  Preview -> =, PREVIEW
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+BAKES:
+  Pending -> Baking, BAKE
+  RollingOut -> Baking, BAKE
+  WaitingForCapacity -> Baking, BAKE
+  Preview -> Baking, BAKE
+  Baking -> =, BAKE
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 NOT_READY:
   Pending -> RollingOut, WAIT
   RollingOut -> =, WAIT
   WaitingForCapacity -> RollingOut, WAIT
+  Preview -> =, WAIT
+  Baking -> =, REPORT
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -97,6 +141,8 @@ READY:
   Pending -> Live, SERVE
   RollingOut -> Live, SERVE
   WaitingForCapacity -> Live, SERVE
+  Preview -> Live, SERVE
+  Baking -> Live, SERVE
   Live -> =, SERVE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -104,20 +150,32 @@ BROKEN:
   Pending -> Failed, FAIL
   RollingOut -> Failed, FAIL
   WaitingForCapacity -> Failed, FAIL
+  Preview -> Failed, FAIL
+  Baking -> RolledBack, RETURN
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
+SPARE:
+  Live -> Standby, KEEP
+  Baking -> Standby, KEEP
+RECALLED:
+  Standby -> Live, KEEP
+  Baking -> Live, KEEP
 UNWANTED:
   Pending -> Retired, REMOVE
   RollingOut -> Retired, REMOVE
   WaitingForCapacity -> Retired, REMOVE
+  Preview -> Retired, REMOVE
+  Baking -> Retired, REMOVE
   Live -> Retired, REMOVE
+  Standby -> Retired, REMOVE
   Retired -> =, REMOVE
   Failed -> =, REMOVE
   RolledBack -> =, REMOVE
 """
 ROLLOUTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "rollouts.md"
 BEGINS_AGAIN: Final = {
+    "Standby": "is wanted again",
     "Retired": "is wanted again",
     "Failed": "is tried again after an edit or a decision, or because nothing else serves",
     "RolledBack": "is tried again after an edit or a decision, or because nothing else serves",
@@ -142,49 +200,78 @@ def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
 
 def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
     newer: Any = "Canary"
-    for seen in Observation:
+    for seen in set(Observation) - {Observation.SPARE, Observation.RECALLED}:
         assert transition(newer, seen) == transition("Pending", seen)
 
 
+def strategy_for(state: State, seen: Observation, revision: str) -> dict[str, Any]:
+    """A strategy by which the wanted revision can be in this state and have this observation."""
+    strategy: dict[str, Any] = {}
+    if state == "Preview" or seen is Observation.PREVIEWS:
+        strategy["type"] = "BlueGreen"
+    if state == "Baking" or seen is Observation.BAKES:
+        strategy["bakeSeconds"] = 600
+    if seen is Observation.OCCUPIED:
+        strategy["type"] = "Recreate"
+    if seen is Observation.PAUSED:
+        strategy["paused"] = True
+    promoted = {
+        ("Preview", Observation.READY),
+        ("Preview", Observation.BAKES),
+        ("Baking", Observation.READY),
+    }
+    if seen is Observation.ABORTED or (state, seen) in promoted:
+        verdict = "Abort" if seen is Observation.ABORTED else "Promote"
+        strategy["decision"] = {"revision": revision, "verdict": verdict}
+    return strategy
+
+
 def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]:
-    """An endpoint whose wanted revision has this state and observation; that revision and the serving one."""
+    """An endpoint whose wanted revision has this state and observation; that revision and the other one."""
     cluster, old = serving()
     cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
-    if state == "Live":
+    if state in {"Live", "Baking"}:
+        cluster.edit(strategy={"bakeSeconds": 600} if state == "Baking" else {})
         cluster.make_ready(new)
         cluster.settle()
-        old = new
+    cluster.edit(strategy=strategy_for(state, seen, new))
     if seen is Observation.UNPROVABLE:
         cluster.edit(replicas=0)
     if seen is Observation.NO_SLOT:
         cluster.put(profile(maxConcurrentRollouts=1))
         cluster.put(other())
+    show(cluster, state, seen, old, new)
+    record(cluster, new, state)
+    return cluster, new, old
+
+
+def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, new: str) -> None:
+    """Make the pods and Deployments of the revisions as the observation needs them."""
     match seen:
-        case Observation.READY:
+        case Observation.READY | Observation.PREVIEWS | Observation.BAKES:
             cluster.make_ready(new)
         case Observation.BROKEN:
-            if state == "WaitingForCapacity":
+            if state == "Baking":
+                cluster.put(crashed_pod(new))
+            elif state == "WaitingForCapacity":
                 cluster.put(broken_pod(new))
             else:
                 cluster.miss_deadline(new)
-        case Observation.NO_CAPACITY:
-            cluster.put(unscheduled_pod(new))
-        case Observation.ABORTED:
-            cluster.edit(strategy={"decision": {"revision": new, "verdict": "Abort"}})
-        case Observation.PAUSED:
-            cluster.edit(strategy={"paused": True})
+        case Observation.ABORTED | Observation.PAUSED:
+            pass
         case Observation.OCCUPIED:
-            cluster.edit(strategy={"type": "Recreate"})
             cluster.put(serving_pod(old))
             del cluster.deployments[new]
+        case Observation.NO_CAPACITY:
+            cluster.put(unscheduled_pod(new))
         case Observation.NOT_READY:
             cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
         case _:
             del cluster.deployments[new]
-    record(cluster, new, state)
-    return cluster, new, old
+            if state == "Baking":
+                del cluster.deployments[old]
 
 
 def record(cluster: EndpointCluster, name: str, state: State) -> None:
@@ -194,6 +281,8 @@ def record(cluster: EndpointCluster, name: str, state: State) -> None:
     if state != "Pending":
         tried = spec_hash(cluster.endpoint) if state in {"RollingOut", "Failed", "RolledBack"} else ""
         entries.insert(0, {"name": name, "state": state, "specHash": tried, "message": "out of memory"})
+        if state == "Baking":
+            entries[0]["since"] = cluster.cluster.now.isoformat()
     raw["status"]["revisions"] = entries
     cluster.endpoint = InferenceDeployment.model_validate(raw)
 
@@ -217,6 +306,9 @@ SAYS: Final = {
     Action.WAIT_FOR_CAPACITY: ("Reconciling", "NoCapacityForSurge"),
     Action.WAIT: ("Reconciling", "RollingOut"),
     Action.SERVE: ("Ready", "Serving"),
+    Action.PREVIEW: ("Suspended", "AwaitingDecision"),
+    Action.BAKE: ("Ready", "Baking"),
+    Action.RETURN: ("Stalled", "RolledBack"),
     Action.REPORT: ("Reconciling", "Scaling"),
     Action.FAIL: ("Stalled", "RolloutFailed"),
     Action.ROLL_BACK: ("Stalled", "RolloutFailed"),
@@ -262,11 +354,11 @@ def kinds(manifests: list[Manifest]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("state", "seen"),
-    [pair for pair in TRANSITIONS if pair[1] is not Observation.UNWANTED],
+    [pair for pair in TRANSITIONS if pair[1] not in OF_OTHERS],
     ids=lambda value: value.name if isinstance(value, Observation) else value,
 )
 def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> None:
-    cluster, wanted, serves = wanting(state, seen)
+    cluster, wanted, other_one = wanting(state, seen)
     log_before = len(cluster.log)
     existed = wanted in cluster.deployments
     plan = cluster.reconcile()
@@ -278,12 +370,23 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
     assert (("Deployment", wanted) in kinds([each.manifest for each in plan.create])) == (
         action is Action.START
     )
-    removed = action in {Action.ROLL_BACK, Action.ABORT} and existed
-    assert kinds([each.manifest for each in plan.delete]) == ([("Deployment", wanted)] if removed else [])
-    moved = action is Action.SERVE and serves != wanted
-    assert ("apply Service desk" in cluster.log[log_before:]) == moved
+    is_removed = action is Action.ROLL_BACK or (action is Action.ABORT and state != "Baking")
+    removed = [wanted] if is_removed and existed else []
+    if state == "Baking" and action is Action.SERVE:
+        removed = [other_one]
+    assert kinds([each.manifest for each in plan.delete]) == [("Deployment", name) for name in removed]
+    serves = wanted if state in {"Live", "Baking"} else other_one
+    gets = {
+        Action.SERVE: wanted,
+        Action.BAKE: wanted,
+        Action.RETURN: other_one,
+        Action.ABORT: other_one,
+    }
+    now_serves = gets.get(action, serves)
+    assert ("apply Service desk" in cluster.log[log_before:]) == (now_serves != serves)
+    previewed = ("Service", "desk-preview") in kinds([each.manifest for each in plan.create])
+    assert previewed == (following == "Preview" and action is not Action.POSTPONE)
     weights = {each.name: each.weight for each in cluster.endpoint.status.revisions}
-    now_serves = wanted if action is Action.SERVE else serves
     assert weights.get(now_serves) == (100 if now_serves in weights else None)
     assert sum(weight or 0 for name, weight in weights.items() if name != now_serves) == 0
 

@@ -8,16 +8,20 @@ from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES, RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES
+from finetune_operator.reconcile.inferencedeployment.observation import observe, state_of
+from finetune_operator.reconcile.inferencedeployment.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
+from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.transitions import (
+    TRANSITIONS,
     UNWELCOME,
     Observation,
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView, observe, state_of
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 
 
 def roll_out(view: EndpointView) -> Plan:
@@ -26,20 +30,34 @@ def roll_out(view: EndpointView) -> Plan:
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
     routed = view.weights if outcome.weights is None else outcome.weights
-    kept = {*view.weights, view.wanted.name} if outcome.keeps_wanted else {*view.weights}
+    kept = {*view.weights, *routed}
+    if outcome.keeps_wanted:
+        kept.add(view.wanted.name)
+    if state == "Baking" and view.standby:
+        kept.add(view.standby)
     removed = [name for name in view.snapshot.children[DEPLOYMENT] if name not in kept]
     replaced = [name for name in view.weights if name not in routed]
     revisions = _with_wanted(view, state, outcome)
+    for name in routed:
+        if name != view.wanted.name:
+            revisions = _with_unwanted(view, name, Observation.RECALLED, revisions)
     for name in (*replaced, *removed):
-        revisions = _with_unwanted(view, name, revisions)
+        seen = Observation.SPARE if state == "Baking" and name in replaced else Observation.UNWANTED
+        revisions = _with_unwanted(view, name, seen, revisions)
     replicas = replicas_of(view, state)
-    scaled = view.observed.replica_applies({name: replicas[name] for name in kept if name not in replaced})
+    scaled = view.observed.replica_applies(
+        {name: count for name, count in replicas.items() if name in kept and name not in replaced}
+    )
     restored, events = view.observed.corrections(*kept)
+    preview = preview_writes(view, exists=state == "Preview" and outcome.keeps_wanted)
     return view.observed.plan(
         outcome.halt,
-        create=outcome.create,
-        apply=(*scaled, *restored),
-        delete=tuple(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
+        create=(*outcome.create, *preview.create),
+        apply=(*scaled, *restored, *preview.apply),
+        delete=(
+            *(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
+            *preview.delete,
+        ),
         events=(*outcome.events, *events),
         revisions=revisions,
         update={**outcome.status, **_obeyed(view, state)},
@@ -64,19 +82,19 @@ def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> t
 
 
 def _with_unwanted(
-    view: EndpointView, name: str, revisions: tuple[RevisionStatus, ...]
+    view: EndpointView, name: str, seen: Observation, revisions: tuple[RevisionStatus, ...]
 ) -> tuple[RevisionStatus, ...]:
-    """The list after this revision has lost its requests or its Deployment."""
+    """The list after a change of the requests or the Deployment of a revision that is not wanted."""
     before = find_revision(revisions, name)
-    if before is None:
+    if before is None or (seen is not Observation.UNWANTED and (before.state, seen) not in TRANSITIONS):
         return revisions
-    state = transition(before.state, Observation.UNWANTED).state
+    state = transition(before.state, seen).state
     if state in {"Pending", before.state}:
         return revisions
     entry = RevisionStatus(
         name=name,
         state=state,
-        message=f"replaced by {view.wanted.name}" if name != view.wanted.name else "",
+        message=f"replaced by {view.wanted.name}" if state != "Live" and name != view.wanted.name else "",
         verdict=before.verdict,
         models=before.models or _models_in_status(view.endpoint, name),
     )
@@ -100,7 +118,7 @@ def _obeyed(view: EndpointView, state: State) -> dict[str, ObeyedDecision]:
     has none later.
     """
     decision = view.decision
-    has_ended = state in {"Live", *UNWELCOME}
+    has_ended = state in {"Baking", "Live", *UNWELCOME}
     if decision is None or not (has_ended or (view.is_retried and state != "Pending")):
         return {}
     now = view.snapshot.now.replace(microsecond=0)

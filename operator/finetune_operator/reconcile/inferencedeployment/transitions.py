@@ -27,14 +27,18 @@ class Observation(Enum):
     OCCUPIED = "starts when the pods of the other revisions have ended"
     ABSENT = "has no Deployment"
     NO_CAPACITY = "has pods that no node or quota has room for"
+    PREVIEWS = "is ready, and waits for a decision or the end of its preview"
+    BAKES = "is ready, and has not served for bakeSeconds"
     NOT_READY = "has replicas that are not ready"
     READY = "has all replicas ready"
     BROKEN = "cannot start, or not before its deadline"
+    SPARE = "gets no more requests, and is kept while the next one bakes"
+    RECALLED = "serves, because a later one was rolled back or has replaced its bake"
     UNWANTED = "is not wanted, and gets no more requests"
 
 
 class Action(Enum):
-    """An action of a pass. `actionoutcomes.py` has a function for each action except REMOVE."""
+    """An action of a pass. `actionoutcomes.py` has a function for each action except KEEP and REMOVE."""
 
     POSTPONE = "wait for the first replica"
     ABORT = "delete its Deployment, because a person decided so"
@@ -45,6 +49,10 @@ class Action(Enum):
     WAIT_FOR_CAPACITY = "wait for a node or quota with room for its pods"
     WAIT = "wait for its pods"
     SERVE = "route all requests to it"
+    PREVIEW = "point the preview Service at it"
+    BAKE = "route all requests to it, and keep the previous one"
+    RETURN = "route all requests to the previous one"
+    KEEP = "keep its Deployment"
     REPORT = "report the replicas that are missing"
     FAIL = "report why, and keep what serves"
     ROLL_BACK = "delete its Deployment, and keep what serves"
@@ -63,7 +71,8 @@ Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
 
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
 UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
-ACTIVE: Final[tuple[State, ...]] = (*UNPROVEN, "Live")
+PROGRESSING: Final[tuple[State, ...]] = (*UNPROVEN, "Preview")
+ACTIVE: Final[tuple[State, ...]] = (*PROGRESSING, "Baking", "Live")
 UNWELCOME: Final[tuple[State, ...]] = ("Failed", "RolledBack")
 ENDED: Final[tuple[State, ...]] = ("Retired", *UNWELCOME)
 OF_WANTED: Final = (
@@ -74,25 +83,34 @@ OF_WANTED: Final = (
     Observation.OCCUPIED,
     Observation.ABSENT,
     Observation.NO_CAPACITY,
+    Observation.PREVIEWS,
+    Observation.BAKES,
     Observation.NOT_READY,
     Observation.READY,
     Observation.BROKEN,
 )
 
 ROWS: Final[tuple[Row, ...]] = (
-    (UNPROVEN, [Observation.UNPROVABLE], None, Action.POSTPONE),
-    (UNPROVEN, [Observation.ABORTED], "RolledBack", Action.ABORT),
-    (UNPROVEN, [Observation.PAUSED], None, Action.HOLD),
-    (UNPROVEN, [Observation.NO_SLOT], None, Action.QUEUE),
+    (PROGRESSING, [Observation.UNPROVABLE], None, Action.POSTPONE),
+    ((*PROGRESSING, "Baking"), [Observation.ABORTED], "RolledBack", Action.ABORT),
+    ((*PROGRESSING, "Baking"), [Observation.PAUSED], None, Action.HOLD),
+    (PROGRESSING, [Observation.NO_SLOT], None, Action.QUEUE),
     (UNPROVEN, [Observation.OCCUPIED], "RollingOut", Action.MAKE_ROOM),
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
     (UNPROVEN, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
     (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),
-    (UNPROVEN, [Observation.BROKEN], "Failed", Action.FAIL),
+    (["Preview"], [Observation.NOT_READY], None, Action.WAIT),
+    (PROGRESSING, [Observation.BROKEN], "Failed", Action.FAIL),
+    (PROGRESSING, [Observation.PREVIEWS], "Preview", Action.PREVIEW),
+    ((*PROGRESSING, "Baking"), [Observation.BAKES], "Baking", Action.BAKE),
     (ACTIVE, [Observation.READY], "Live", Action.SERVE),
+    (["Baking"], [Observation.NOT_READY], None, Action.REPORT),
+    (["Baking"], [Observation.BROKEN], "RolledBack", Action.RETURN),
     (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
     (UNWELCOME, OF_WANTED, None, Action.ROLL_BACK),
-    (ACTIVE, [Observation.UNWANTED], "Retired", Action.REMOVE),
+    (["Live", "Baking"], [Observation.SPARE], "Standby", Action.KEEP),
+    (["Standby", "Baking"], [Observation.RECALLED], "Live", Action.KEEP),
+    ((*ACTIVE, "Standby"), [Observation.UNWANTED], "Retired", Action.REMOVE),
     (ENDED, [Observation.UNWANTED], None, Action.REMOVE),
 )
 

@@ -15,7 +15,7 @@ from finetune_operator.observe.deployments import (
     deadline_seconds,
     failure_of,
     has_exceeded_deadline,
-    is_ready,
+    regression_of,
     trouble_of,
 )
 from finetune_operator.observe.podstatus import has_ended
@@ -23,16 +23,9 @@ from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
-from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
 from finetune_operator.reconcile.inferencedeployment.traffic import main_revision
-from finetune_operator.reconcile.inferencedeployment.transitions import (
-    STATES,
-    UNPROVEN,
-    UNWELCOME,
-    Observation,
-    State,
-)
+from finetune_operator.reconcile.inferencedeployment.transitions import UNWELCOME
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 
@@ -65,16 +58,28 @@ class EndpointView:
         return tuple(name for name in self.weights if name != self.wanted.name)
 
     @property
+    def standby(self) -> str:
+        """The revision that is kept while its successor bakes; empty if there is none."""
+        deployments = self.snapshot.children[DEPLOYMENT]
+        kept = (each.name for each in self.endpoint.status.revisions if each.state == "Standby")
+        return next((name for name in kept if name in deployments and name != self.wanted.name), "")
+
+    @property
+    def stable(self) -> str:
+        """The revision that serves if the wanted one fails; empty if there is none."""
+        return max(self.others, key=lambda name: self.weights[name], default=self.standby)
+
+    @property
     def has_fallback(self) -> bool:
-        """Whether another revision serves, so requests are served if the wanted one fails."""
-        return bool(self.others)
+        """Whether another revision serves if the wanted one fails."""
+        return bool(self.stable)
 
     @property
     def is_recreating(self) -> bool:
         """Whether the wanted revision takes the room of the others, by its strategy or its fallback."""
         strategy = self.endpoint.spec.strategy
-        if not self.has_fallback or strategy.type == "Recreate":
-            return self.has_fallback
+        if not self.others or strategy.type == "Recreate":
+            return bool(self.others)
         return strategy.fallback == "Recreate" and (self.has_made_room or self._has_waited_for_capacity)
 
     @property
@@ -166,6 +171,22 @@ class EndpointView:
         return capacity_shortage(self.deployment, self.snapshot.children[POD], self.snapshot.now)
 
     @property
+    def regression(self) -> str | None:
+        """The reason to return the requests that the wanted revision gets to the previous one."""
+        since = self.recorded.since if self.recorded is not None else None
+        if self.deployment is None:
+            return f"Deployment {self.wanted.name} was deleted"
+        if since is None:
+            return None
+        return regression_of(self.deployment, self.snapshot.children[POD], since, self.snapshot.now)
+
+    def seconds_left(self, seconds: int) -> float:
+        """Seconds until the wanted revision has had its recorded state for this long."""
+        since = self.recorded.since if self.recorded is not None else None
+        waited = self.snapshot.now - since if since is not None else timedelta()
+        return max(0.0, seconds - waited.total_seconds())
+
+    @property
     def seconds_to_deadline(self) -> float:
         """Seconds that are left of a deadline that the Deployment reports as exceeded, 0 if none are.
 
@@ -184,59 +205,6 @@ class EndpointView:
     def models(self) -> str:
         """Models of the wanted revision, for messages."""
         return ", ".join(f"{name} = {weights.label}" for name, weights in self.wanted.models)
-
-
-def state_of(view: EndpointView) -> State:
-    """The state of the wanted revision in the table.
-
-    A revision that failed or was rolled back stays so until the spec is edited, apart from its replicas and
-    such, a decision promotes it, or no other revision serves. A
-    revision starts again if it is retired, has lost its requests, or has a state of a newer release.
-    """
-    entry = view.recorded
-    if entry is None:
-        return "Pending"
-    is_tried_again = entry.spec_hash != view.spec_hash or not view.has_fallback or view.is_retried
-    has_ended = {
-        "Live": view.serving != view.wanted.name,
-        "Failed": is_tried_again,
-        "RolledBack": is_tried_again,
-        "Retired": True,
-    }
-    return "Pending" if entry.state not in STATES or has_ended.get(entry.state) else entry.state
-
-
-def observe(view: EndpointView, state: State) -> Observation:
-    """Observe the wanted revision, which is in this state."""
-    if view.endpoint.spec.replicas == 0 and state != "Live":
-        return Observation.UNPROVABLE
-    if state in UNPROVEN and view.verdict == "Abort" and view.has_fallback:
-        return Observation.ABORTED
-    is_paused = state in UNPROVEN and view.endpoint.spec.strategy.paused and not view.has_made_room
-    if is_paused and view.failure is None:
-        return Observation.PAUSED
-    if view.deployment is None and not _has_slot(view):
-        return Observation.NO_SLOT
-    is_recreating = state in UNPROVEN and view.is_recreating
-    if view.deployment is not None:
-        # Nothing serves while a revision is recreated, so its first replica serves at once.
-        if is_ready(view.deployment, 1 if is_recreating else view.endpoint.spec.replicas):
-            return Observation.READY
-        if view.failure is not None:
-            return Observation.BROKEN
-    if is_recreating and view.has_other_pods:
-        return Observation.OCCUPIED
-    if view.deployment is None:
-        return Observation.ABSENT
-    is_short = state in UNPROVEN and not is_recreating and view.shortage is not None
-    return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
-
-
-def _has_slot(view: EndpointView) -> bool:
-    """Whether a rollout may start; the first revision of an endpoint needs no slot."""
-    everywhere = view.snapshot.rolling_everywhere
-    has_begun = not view.has_fallback or view.has_made_room
-    return has_begun or not must_wait(view.endpoint, view.wanted.profile, everywhere)
 
 
 def _identity(decision: RolloutDecisionFields) -> tuple[str, str, int]:

@@ -1,0 +1,188 @@
+"""The outcomes of actions on a revision that is ready, serves, or has failed."""
+
+from dataclasses import replace
+from typing import Any
+
+from finetune_operator.api.endpointstatus import RevisionVerdict, ServedModelStatus
+from finetune_operator.manifests.previewservice import preview_url
+from finetune_operator.manifests.serving import endpoint_url
+from finetune_operator.plan import Event
+from finetune_operator.reconcile.inferencedeployment.revisions import find_revision
+from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.steps import Done, Failed, Halt, Suspended, Working
+from finetune_operator.status.conditions import shortened
+from finetune_operator.status.reasons import EventReason, Reason
+
+
+def preview(view: EndpointView) -> RolloutOutcome:
+    """Wait for a decision, or for the end of the preview."""
+    name, settings = view.wanted.name, view.endpoint.spec.strategy.blue_green
+    ready = f"revision {name} ({view.models}) is ready at {preview_url(view.endpoint)}; {view.serving} serves"
+    seconds = settings.auto_promotion_seconds if settings is not None else None
+    if seconds is None:
+        advice = f"set spec.strategy.decision for revision {name} to Promote or Abort"
+        return RolloutOutcome(Suspended(Reason.AWAITING_DECISION, f"{ready}: {advice}"))
+    is_new = view.recorded is None or view.recorded.state != "Preview"
+    left = float(seconds) if is_new else view.seconds_left(seconds)
+    return RolloutOutcome(Working(Reason.PREVIEW, f"{ready} for {seconds} s", left))
+
+
+def bake(view: EndpointView) -> RolloutOutcome:
+    """Route all requests to the revision, and keep the previous one until the bake has ended."""
+    served = serve(view)
+    if not isinstance(served.halt, Done):
+        return served
+    seconds = view.endpoint.spec.strategy.bake_seconds or 0
+    is_new = view.recorded is None or view.recorded.state != "Baking"
+    message = f"{served.halt.message}; {view.stable} is kept for {seconds} s after the rollout"
+    left = float(seconds) if is_new else view.seconds_left(seconds)
+    entry = {} if view.verdict != "Promote" else served.entry
+    return replace(served, halt=Done(Reason.BAKING, message, left), entry=entry)
+
+
+def serve(view: EndpointView) -> RolloutOutcome:
+    """Route all requests to the revision."""
+    name = view.wanted.name
+    is_new = view.recorded is None or view.recorded.state not in {"Baking", "Live"}
+    event = Event("Normal", EventReason.ROLLOUT_SUCCEEDED, f"revision {name}: {view.models}")
+    return RolloutOutcome(
+        _verdict(view),
+        events=(event,) if is_new else (),
+        status={
+            "revision": name,
+            "selector": pod_selector({name: ALL}),
+            "base_model_digest": view.wanted.base_digest,
+            "models": _served_models(view),
+        },
+        weights={name: ALL},
+        entry={"verdict": _passed(view)},
+    )
+
+
+def report(view: EndpointView) -> RolloutOutcome:
+    """Report replicas that restart or are being added after the rollout has ended."""
+    ready = (view.deployment or {}).get("status", {}).get("readyReplicas", 0)
+    trouble = view.trouble
+    why = f": {trouble.message}" if trouble is not None else ""
+    reason = trouble.reason if trouble is not None else Reason.SCALING
+    message = f"{ready} of {view.endpoint.spec.replicas} replicas of {view.wanted.name} are ready{why}"
+    # A regression is a pod that is not ready for as long as a start may take.
+    is_baking = view.recorded is not None and view.recorded.state == "Baking"
+    recheck = float(view.endpoint.spec.strategy.progress_deadline_seconds) if is_baking else None
+    is_hopeless = ready == 0 and trouble is not None and trouble.final
+    return RolloutOutcome(Failed(reason, message) if is_hopeless else Working(reason, message, recheck))
+
+
+def fail(view: EndpointView) -> RolloutOutcome:
+    """Report why the revision cannot start."""
+    failure = view.failure or ""
+    return RolloutOutcome(
+        Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure)),
+        entry={
+            "reason": Reason.ROLLOUT_FAILED,
+            "message": shortened(failure),
+            "verdict": RevisionVerdict(result="Failed"),
+        },
+    )
+
+
+def roll_back(view: EndpointView) -> RolloutOutcome:
+    """Delete the Deployment of a revision that failed or was rolled back in an earlier pass."""
+    failure = view.recorded.message if view.recorded is not None else ""
+    if view.recorded is not None and view.recorded.state == "RolledBack":
+        halt = Failed(Reason.ROLLED_BACK, _rollback_message(view, failure))
+    else:
+        halt = Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure))
+    return RolloutOutcome(halt, keeps_wanted=False)
+
+
+def abort(view: EndpointView) -> RolloutOutcome:
+    """Return the requests, if it has any, of a revision that a person aborted, and delete it."""
+    why = _decided(view)
+    return _roll_back_to_stable(view, why, RevisionVerdict(result="Aborted", reason=why))
+
+
+def return_requests(view: EndpointView) -> RolloutOutcome:
+    """Return the requests of a revision that does not serve well to the one before it."""
+    why = shortened(view.regression or "")
+    return _roll_back_to_stable(view, why, RevisionVerdict(result="Failed", reason=why))
+
+
+def _failure_message(view: EndpointView, failure: str) -> str:
+    fallback = advice = ""
+    if view.has_fallback:
+        fallback = f"; {view.serving} keeps serving"
+        advice = "; to retry, edit the spec, promote another checkpoint, or set strategy.decision to Promote"
+    return f"revision {view.wanted.name} ({view.models}) failed: {failure}{fallback}{advice}"
+
+
+def _rollback_message(view: EndpointView, why: str) -> str:
+    return (
+        f"revision {view.wanted.name} ({view.models}) was rolled back: {why}; {view.stable}"
+        " serves; to retry, edit the spec, promote another checkpoint, or set strategy.decision to Promote"
+    )
+
+
+def _roll_back_to_stable(view: EndpointView, why: str, verdict: RevisionVerdict) -> RolloutOutcome:
+    """Route all requests to the stable revision. The wanted one is deleted when they have moved."""
+    stable = find_revision(view.endpoint.status.revisions, view.stable)
+    status: dict[str, Any] = {}
+    if view.wanted.name in view.weights:
+        status = {"revision": view.stable, "selector": pod_selector({view.stable: ALL})}
+    if status and stable is not None and stable.models:
+        since = view.snapshot.now.replace(microsecond=0)
+        status["models"] = tuple(
+            ServedModelStatus(name=each.name, checkpoint=each.checkpoint, digest=each.digest, since=since)
+            for each in stable.models
+        )
+    return RolloutOutcome(
+        Failed(Reason.ROLLED_BACK, _rollback_message(view, why)),
+        keeps_wanted=False,
+        status=status,
+        weights={view.stable: ALL},
+        entry={"reason": Reason.ROLLED_BACK, "message": why, "verdict": verdict},
+    )
+
+
+def _passed(view: EndpointView) -> RevisionVerdict:
+    """The verdict on a revision that gets all requests, which may have been given before its bake."""
+    if view.recorded is not None and view.recorded.state == "Baking" and view.recorded.verdict is not None:
+        return view.recorded.verdict
+    decision = view.decision
+    if decision is not None and decision.verdict == "Promote" and not view.is_retried:
+        return RevisionVerdict(result="Promoted", reason=decision.reason)
+    return RevisionVerdict(result="Passed")
+
+
+def _decided(view: EndpointView) -> str:
+    decision = view.decision
+    reason = f": {decision.reason}" if decision is not None and decision.reason else ""
+    return f"aborted by spec.strategy.decision{reason}"
+
+
+def _verdict(view: EndpointView) -> Halt:
+    problems = view.targets.problems
+    held_back = "; ".join(problem.problem for problem in problems)
+    hard = [p for p in problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]
+    if hard:
+        return Failed(hard[0].reason or Reason.INVALID_SPEC, held_back)
+    if any(problem.weights is None for problem in problems):
+        return Working(Reason.WAITING_FOR_CHECKPOINT, held_back)
+    serving = f"serving {view.models} at {endpoint_url(view.endpoint)}"
+    return Done(Reason.SERVING, f"{serving}; {held_back}" if held_back else serving)
+
+
+def _served_models(view: EndpointView) -> tuple[ServedModelStatus, ...]:
+    before = {model.name: model for model in view.endpoint.status.models}
+    served = []
+    for name, weights in view.wanted.models:
+        old = before.get(name)
+        if old is None or (old.checkpoint, old.digest) != (weights.checkpoint, weights.digest):
+            since = view.snapshot.now.replace(microsecond=0)
+            old = ServedModelStatus(
+                name=name, checkpoint=weights.checkpoint, digest=weights.digest, since=since
+            )
+        served.append(old)
+    return tuple(served)
