@@ -1,6 +1,7 @@
 """Judges: both orders, budgets, replies that cannot be read, endpoints that fail, and restarts."""
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, UnmeasuredSubject
 from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge import problems
@@ -26,6 +28,7 @@ from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.tokens.encode import EncodedRow
 from tests.trainer.judgeserver import Asked, JudgeServer, likes, verdict
+from tests.trainer.processes import Process, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, TEAMS, Sheet, Workbench
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -410,22 +413,49 @@ def test_rows_of_one_group_count_as_one() -> None:
     assert "add customer to spec.keepColumns" in found.undecided
 
 
-def test_an_evaluation_has_the_win_rates_of_its_judges(tmp_path: Path, server: JudgeServer) -> None:
-    bench = Workbench(tmp_path)
+def trained_config(bench: Workbench, **settings: Any) -> EvaluateConfig:
+    """The config that evaluates a new checkpoint on four rows."""
     base, dataset = bench.model(), bench.dataset(ROWS, (), ROWS[:4])
     (checkpoint,) = bench.train(bench.train_config(base, dataset, epochs=1)).checkpoints
-    server.opinion = likes(*TEAMS)
-    sheet = Sheet()
+    return bench.evaluate_config(base, dataset, checkpoint, metrics=("exact_match",), **settings)
 
-    result = bench.evaluate(
-        base,
-        dataset,
-        checkpoint,
-        sheet=sheet,
-        metrics=("exact_match",),
+
+def test_a_stopped_pod_waits_for_its_calls_and_the_next_one_makes_the_others(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    many = tuple(judge(server, name=f"no-{number}", against="Reference") for number in range(3))
+    config = trained_config(Workbench(tmp_path), judges=many)
+    processes: list[Process] = []
+
+    def opinion(asked: Asked) -> str:
+        if len(server.seen) == 3:
+            processes[0].send_signal(signal.SIGTERM)
+        return likes(*TEAMS)(asked)
+
+    server.opinion = opinion
+    with start(config) as process:
+        processes.append(process)
+        assert process.wait() == ExitCode.PREEMPTED_SAVED
+    paid = len(server.seen)
+    assert paid < 24
+
+    ended = run(config)
+
+    assert ended.code == ExitCode.OK
+    assert ended.result.evaluate is not None
+    assert len({seen.body for seen in server.seen}) * len(many) == len(server.seen) == 24
+
+
+def test_an_evaluation_has_the_win_rates_of_its_judges(tmp_path: Path, server: JudgeServer) -> None:
+    bench, sheet = Workbench(tmp_path), Sheet()
+    server.opinion = likes(*TEAMS)
+    config = trained_config(
+        bench,
         judges=(judge(server, against="Reference"), judge(server, name="other")),
         gates=(GateBound(metric="judge/tone", min=0.5),),
     )
+
+    result = bench.run_evaluate(config, sheet)
 
     scores = {(score.metric, score.subject): score.value for score in result.scores}
     assert scores["judge/tone", "Tuned"] == 0
