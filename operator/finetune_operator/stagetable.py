@@ -79,7 +79,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         resources=PodResources(cpu="500m", memory="3Gi"),
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
-        mounts=frozenset({"base_model", "custom_metrics"}),
+        mounts=frozenset({"base_model", "custom_metrics", "judges"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),

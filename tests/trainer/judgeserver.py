@@ -57,6 +57,7 @@ class JudgeServer(WebServer):
     def __init__(self, opinion: Opinion, authority: Authority | None = None) -> None:
         super().__init__(authority)
         self.opinion = opinion
+        self.models: list[str] = []
         self.passes = 1
         """One of this many requests is answered, the others get 429."""
 
@@ -70,6 +71,8 @@ class JudgeServer(WebServer):
 
     @override
     def answer(self, asked: Seen) -> Answer:
+        if (asked.method, asked.path) == ("GET", "/v1/models") and self.models:
+            return Answer(json.dumps({"data": [{"id": model} for model in self.models]}).encode())
         if (asked.method, asked.path) != ("POST", "/v1/chat/completions"):
             return Answer(status=404)
         if len(self.seen) % self.passes:

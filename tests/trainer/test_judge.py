@@ -15,7 +15,7 @@ from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.judge import problems
+from finetune_trainer.evaluate.judge import replycounter
 from finetune_trainer.evaluate.judge.judging import Judging
 from finetune_trainer.evaluate.judge.prompt import read_verdict
 from finetune_trainer.evaluate.judge.results import Judged, JudgedAnswers
@@ -25,6 +25,7 @@ from finetune_trainer.remote import retries
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.tokens.encode import EncodedRow
 from tests.trainer.judgeserver import Asked, JudgeServer, likes, verdict
@@ -297,7 +298,7 @@ def test_an_endpoint_that_refuses_all_calls_is_not_asked_all_of_them(
 def test_an_endpoint_that_cannot_be_used_leaves_the_judge_without_a_value(
     tmp_path: Path, server: JudgeServer, status: int, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(problems, "MIN_READABLE_CALLS", 1)
+    monkeypatch.setattr(replycounter, "MIN_READABLE_CALLS", 1)
     server.faults.extend([status] * 100)
 
     (found,) = court(tmp_path).run(judge(server))
@@ -319,6 +320,25 @@ def test_an_endpoint_that_is_down_leaves_the_judge_without_a_value(tmp_path: Pat
     assert (evidence.gate, evidence.rows, evidence.value) == (1, 0, None)
     assert "check that its server runs" in evidence.undecided
     assert (finding.check, finding.veto, finding.message) == ("Judge", False, evidence.undecided)
+
+
+def test_preflight_warns_of_endpoints_that_will_not_work(tmp_path: Path, server: JudgeServer) -> None:
+    secret = server.secret(tmp_path / "secret", token="wrong-token")
+    signed_in = judge(server, credentials=secret)
+    with JudgeServer(likes("kind")) as lost:
+        down = judge(lost, name="down")
+
+    assert list(judge_warnings([signed_in])) == []
+    server.models = ["referee", "other"]
+    assert list(judge_warnings([signed_in])) == []
+    (unlisted,) = judge_warnings([judge(server, model="refree")])
+    assert unlisted == f"judge tone: {server.url} does not list the model refree"
+    server.authorization = "Bearer right"
+    refused, unreachable = judge_warnings([signed_in, down])
+    assert "status 401" in refused
+    assert refused.endswith("correct Secret credentials")
+    assert "check that its server runs" in unreachable
+    assert {seen.method for seen in server.seen} == {"GET"}
 
 
 def test_busy_endpoints_are_asked_again(tmp_path: Path, server: JudgeServer) -> None:

@@ -66,7 +66,7 @@ def evaluate_config(
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
         group_by=group_by,
-        judges=_judges(evaluation, has_champion=live is not None),
+        judges=judges_of(evaluation, has_champion=live is not None),
         checks=_checks(evaluation),
     )
 
@@ -78,14 +78,14 @@ def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
     return EvaluationChecks(**_fields(evaluation.checks))
 
 
-def _judges(evaluation: EvaluationSettings, *, has_champion: bool) -> tuple[Judge, ...]:
-    """The judges as the pod uses them; without a champion, none compares with it."""
+def judges_of(evaluation: EvaluationSettings | None, *, has_champion: bool = True) -> tuple[Judge, ...]:
+    """The judges as a pod uses them; without a champion, none compares with it."""
     return tuple(
         Judge(
             **judge.model_dump(exclude={"credentials_secret_ref"}),
             credentials=secret_mount(use, secret.name if secret else None),
         )
-        for use, judge in zip(JUDGE_USES, evaluation.judges, strict=False)
+        for use, judge in zip(JUDGE_USES, evaluation.judges if evaluation else (), strict=False)
         if judge.against != "Live" or has_champion
         for secret in (judge.credentials_secret_ref,)
     )

@@ -40,7 +40,7 @@ def secrets_of(cluster: MemoryCluster, stage: str) -> set[str]:
     return {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
 
 
-def test_the_evaluate_pod_alone_gets_the_judges_and_their_secrets() -> None:
+def test_preflight_and_evaluate_get_the_judges_and_their_secrets() -> None:
     judges = [TONE, {**TONE, "name": "very.polite", "credentialsSecretRef": {"name": "referee"}}]
     cluster = reached("evaluate", evaluation={"judges": judges})
 
@@ -49,7 +49,9 @@ def test_the_evaluate_pod_alone_gets_the_judges_and_their_secrets() -> None:
     assert (second.metric, second.credentials.name) == ("judge/very.polite", "referee")
     assert second.credentials.path == "/var/run/finetune/credentials/judge-1"
     assert secrets_of(cluster, "evaluate") == {"referee"}
-    assert secrets_of(cluster, "train") == secrets_of(cluster, "preflight") == set()
+    assert secrets_of(cluster, "preflight") == {"referee"}
+    assert cluster.config("preflight").judges == (first, second)
+    assert secrets_of(cluster, "train") == set()
 
 
 @pytest.mark.parametrize(

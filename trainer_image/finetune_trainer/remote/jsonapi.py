@@ -43,10 +43,10 @@ class JsonApi:
     def __init__(
         self, url: str, credentials: Credentials | None, on_attempt: Callable[[], None] = lambda: None
     ) -> None:
-        """Prepare requests to `url`; sends none yet.
+        """Prepare requests to addresses under `url`; sends none yet.
 
         Args:
-            url: address for all requests.
+            url: base address.
             credentials: sent as the header Authorization.
             on_attempt: called before each attempt.
 
@@ -59,7 +59,7 @@ class JsonApi:
                     credentials.secret_name,
                     f"key endpoint is {credentials.endpoint}, which is not the server of {url}",
                 )
-        self._url, self._credentials, self._on_attempt = url, credentials, on_attempt
+        self._url, self._credentials, self._on_attempt = url.rstrip("/"), credentials, on_attempt
         self._session: aiohttp.ClientSession | None = None
         self._successes = 0
 
@@ -76,8 +76,16 @@ class JsonApi:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, content: dict[str, Any]) -> Any:
-        """Return the response to a POST request, as JSON types. Raises Unreachable.
+    async def get(self, path: str, *, attempts: int = MAX_ATTEMPTS) -> Any:
+        """Return the response to a GET request, as JSON types. Raises Unreachable."""
+        return await self._request("GET", path, None, attempts)
+
+    async def post(self, path: str, content: dict[str, Any]) -> Any:
+        """Return the response to a POST request, as JSON types. Raises Unreachable."""
+        return await self._request("POST", path, content, MAX_ATTEMPTS)
+
+    async def _request(self, method: str, path: str, content: dict[str, Any] | None, attempts: int) -> Any:
+        """Try until one attempt succeeds.
 
         Attempts do not count while other requests succeed: a server that limits their rate is not down.
         """
@@ -86,12 +94,12 @@ class JsonApi:
             attempt += 1
             self._on_attempt()
             try:
-                response = await self._post(content)
+                response = await self._try(method, f"{self._url}/{path}", content)
             except (aiohttp.ClientError, JsonApiError, OSError, RedirectRefused) as error:
                 problem = problem_of(error)
                 if self._successes > before:
                     attempt, before = 1, self._successes
-                if problem.kind is not ProblemKind.TRANSIENT or attempt == MAX_ATTEMPTS:
+                if problem.kind is not ProblemKind.TRANSIENT or attempt == attempts:
                     raise Unreachable(problem) from error
                 asked = error.retry_after if isinstance(error, JsonApiError) else 0
             else:
@@ -101,13 +109,13 @@ class JsonApi:
             logger.warning("%s; retrying in %.0f s", problem.text, seconds)
             await asyncio.sleep(seconds)
 
-    async def _post(self, content: dict[str, Any]) -> Any:
+    async def _try(self, method: str, url: str, content: dict[str, Any] | None) -> Any:
         if self._session is None:
             raise RuntimeError("the API is not open")
-        async with self._session.post(self._url, json=content, allow_redirects=False) as response:
+        async with self._session.request(method, url, json=content, allow_redirects=False) as response:
             if 300 <= response.status < 400:
                 place = response.headers.get(hdrs.LOCATION, "")
-                raise RedirectRefused(self._url, place, "name the address that answers")
+                raise RedirectRefused(url, place, "name the address that answers")
             body = bytearray()
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 body += chunk

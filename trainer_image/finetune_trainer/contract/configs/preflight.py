@@ -9,6 +9,7 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.custommetric import CustomMetric
 from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
+from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
@@ -21,7 +22,7 @@ class PreflightConfig(StageConfig):
     """Check the base model against the data before a device is requested."""
 
     not_work: ClassVar[frozenset[str]] = StageConfig.not_work | {
-        *("mfu", "metrics", "options", "sliceBy", "maxRunSeconds"),
+        *("judges", "mfu", "metrics", "options", "sliceBy", "maxRunSeconds"),
     }
 
     stage: Literal["preflight"] = "preflight"
@@ -73,3 +74,5 @@ class PreflightConfig(StageConfig):
         tuple[CustomMetric, ...], Field(json_schema_extra={"since": 2, "essential": True})
     ] = ()
     """Metrics of the user, whose sources are checked and recorded."""
+    judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    """Judges of the evaluation, whose endpoints are checked."""

@@ -14,6 +14,7 @@ from finetune_trainer.remote.retries import Unreachable
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 from finetune_trainer.runtime.signals import Stop
 
+CALL: Final = "chat/completions"
 CALLS_IN_FLIGHT: Final = 8
 LOOK_SECONDS: Final = 1.0
 """Max time until a signal is noticed."""
@@ -67,7 +68,7 @@ async def ask_all(
 async def _ask(api: JsonApi, question: Question) -> JudgeReply:
     """Make one call. Raises Unreachable, except if the endpoint refuses this call only."""
     try:
-        reply = _text_of(await api.post(dict(question.body)))
+        reply = _text_of(await api.post(CALL, dict(question.body)))
     except Unreachable as error:
         if error.problem.kind is not ProblemKind.REFUSED:
             raise

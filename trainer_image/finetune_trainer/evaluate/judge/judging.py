@@ -11,23 +11,20 @@ from finetune_trainer.contract.judge import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge.asking import ask_all
-from finetune_trainer.evaluate.judge.problems import JudgeProblem, ReplyCounter, endpoint_problem
 from finetune_trainer.evaluate.judge.prompt import system_prompt
 from finetune_trainer.evaluate.judge.questions import AnswerPair, Question, questions_of, sample
+from finetune_trainer.evaluate.judge.replycounter import ReplyCounter
 from finetune_trainer.evaluate.judge.results import Judged
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply, VerdictLog
 from finetune_trainer.evaluate.judge.verdicts import row_verdicts
 from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.evaluate.subjects.optional import FINAL_CODES
-from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.jsonapi import JsonApi
 from finetune_trainer.remote.retries import Unreachable
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.stage.judgeendpoint import JudgeProblem, endpoint_problem, open_endpoint
 from finetune_trainer.store import RunFolder
-
-PATH = "/chat/completions"
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +126,11 @@ class Judging:
         # A signal lets the calls in flight end, because they are paid for.
         self.stop.hold()
         try:
-            api = JsonApi(
-                f"{judge.endpoint.rstrip('/')}{PATH}", load_credentials(judge.credentials), self.feed
-            )
+            api = open_endpoint(judge, self.feed)
             asyncio.run(ask_all(api, missing, keep, self.stop, self.feed))
         except Unreachable as error:
-            raise endpoint_problem(judge, error.problem) from error
+            problem = endpoint_problem(judge, error.problem)
+            raise JudgeProblem(f"{problem}, then measure the Checkpoint in an Evaluation") from error
         except StageFailure as failure:
             if failure.exit_code not in FINAL_CODES:
                 raise

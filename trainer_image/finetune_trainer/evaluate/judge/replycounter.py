@@ -1,40 +1,16 @@
-"""Why a judge has no win rate, in sentences for the user."""
+"""Ends the calls of a judge whose replies cannot be used."""
 
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from finetune_trainer.contract.judge import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
-from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
+from finetune_trainer.stage.judgeendpoint import JudgeProblem
 
 MAX_UNREADABLE: Final = 0.1
 """Share of replies without a verdict above which a judge has no win rate."""
 MIN_READABLE_CALLS: Final = 20
 """If none of the first replies, as many as these, has a verdict, the following ones will have none either."""
-
-
-class JudgeProblem(Exception):
-    """A judge that cannot be used. The text is for the user."""
-
-
-def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
-    """The problem of an endpoint, with what to do."""
-    advice = "check its endpoint and model"
-    match problem.kind:
-        case ProblemKind.DENIED if judge.credentials is None:
-            advice = "name a Secret with a token in its credentialsSecretRef"
-        case ProblemKind.DENIED:
-            advice = f"correct Secret {judge.credentials.name}" if judge.credentials else ""
-        case ProblemKind.UNTRUSTED:
-            advice = "add the certificate of its authority as caBundle to the Secret of credentialsSecretRef"
-        case ProblemKind.FORBIDDEN_ADDRESS:
-            advice = "use another server"
-        case ProblemKind.TRANSIENT:
-            advice = "check that its server runs, and that pods of this namespace can connect to it"
-    return JudgeProblem(
-        f"judge {judge.name}: {judge.endpoint}: {problem.text}; {advice}, then measure the Checkpoint in an"
-        " Evaluation"
-    )
 
 
 class ReplyCounter:

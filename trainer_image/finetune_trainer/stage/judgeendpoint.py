@@ -1,0 +1,69 @@
+"""The endpoint of a judge: its check before training, and what to do if it cannot be used."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from finetune_trainer.contract.judge import Judge
+from finetune_trainer.remote.credentials import load_credentials
+from finetune_trainer.remote.jsonapi import JsonApi
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
+from finetune_trainer.remote.retries import Unreachable
+from finetune_trainer.runtime.failure import StageFailure
+
+CHECK_ATTEMPTS: Final = 3
+UNKNOWN: Final = frozenset({ProblemKind.ABSENT, ProblemKind.REFUSED})
+"""Problems of servers that list no models."""
+
+
+class JudgeProblem(Exception):
+    """A judge that cannot be used. The text is for the user."""
+
+
+def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
+    """The problem of an endpoint, with what to do."""
+    advice = "check its endpoint and model"
+    match problem.kind:
+        case ProblemKind.DENIED if judge.credentials is None:
+            advice = "name a Secret with a token in its credentialsSecretRef"
+        case ProblemKind.DENIED:
+            advice = f"correct Secret {judge.credentials.name}" if judge.credentials else ""
+        case ProblemKind.UNTRUSTED:
+            advice = "add the certificate of its authority as caBundle to the Secret of credentialsSecretRef"
+        case ProblemKind.FORBIDDEN_ADDRESS:
+            advice = "use another server"
+        case ProblemKind.TRANSIENT:
+            advice = "check that its server runs, and that pods of this namespace can connect to it"
+    return JudgeProblem(f"judge {judge.name}: {judge.endpoint}: {problem.text}; {advice}")
+
+
+def open_endpoint(judge: Judge, on_attempt: Callable[[], None] = lambda: None) -> JsonApi:
+    """Open the API of a judge. Sends no request yet. Raises StageFailure (INVALID_CREDENTIALS)."""
+    return JsonApi(judge.endpoint, load_credentials(judge.credentials), on_attempt)
+
+
+def judge_warnings(judges: Sequence[Judge]) -> Iterator[str]:
+    """Yield what will keep judges from working, by the lists of models of their endpoints. Makes no call.
+
+    Servers without such a list, and lists of another form, say nothing.
+    """
+    for judge in judges:
+        try:
+            listed = asyncio.run(_models(judge))
+        except StageFailure as failure:
+            yield f"judge {judge.name}: {failure.message}"
+        except Unreachable as error:
+            if error.problem.kind not in UNKNOWN:
+                yield str(endpoint_problem(judge, error.problem))
+        else:
+            if listed and judge.model not in listed:
+                yield f"judge {judge.name}: {judge.endpoint} does not list the model {judge.model}"
+
+
+async def _models(judge: Judge) -> frozenset[str]:
+    async with open_endpoint(judge) as api:
+        response: Any = await api.get("models", attempts=CHECK_ATTEMPTS)
+    with suppress(LookupError, TypeError):
+        return frozenset(str(model["id"]) for model in response["data"])
+    return frozenset()
