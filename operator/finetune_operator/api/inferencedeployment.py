@@ -188,8 +188,8 @@ class ServingCompute(Model):
             ge=1,
             le=64,
             description="Number of devices per replica. The engine Transformers spreads the layers of a model"
-            " over its accelerators, which gives the model their memory and not their speed. CPU cores are"
-            " threads of one process.",
+            " over its accelerators, which gives the model their memory and not their speed. VLLM splits each"
+            " layer (tensor parallelism). CPU cores are threads of one process.",
         ),
     ] = 1
 

@@ -268,6 +268,11 @@ def test_arguments_reach_vllm_only_if_the_profile_allows_them(argument: str, pro
     assert f"spec.serving.extraEngineArguments: {argument.partition('=')[0]} {problem}" in message
 
 
+def test_no_argument_is_replaced_by_a_variable_of_the_container() -> None:
+    cluster = cluster_of(first={"chatTemplateKwargs": {"greeting": "$(HOME)"}})
+    assert options_of(cluster)["--default-chat-template-kwargs"] == '{"greeting":"$$(HOME)"}'
+
+
 @pytest.mark.parametrize(
     "settings", [{"toolCallParser": "hermes"}, {"extraEngineArguments": ["--enforce-eager"]}]
 )

@@ -119,7 +119,8 @@ def vllm_container(config: ServingConfig) -> Manifest:
         "VLLM_NO_USAGE_STATS": "1",
     }
     return {
-        "command": vllm_command(config),
+        # Kubernetes would replace $(NAME) by a variable of the container.
+        "command": [argument.replace("$(", "$$(") for argument in vllm_command(config)],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         # Not `http`: the metrics are on a port of their own.
         "ports": [
