@@ -13,7 +13,7 @@ COMPILE = (
     *("pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
     *("--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"),
     *("--no-annotate", "--custom-compile-command", "make constraints"),
-    *("--override", FOLDER / "overrides.in"),
+    *("--override", FOLDER / "overrides.in", "--config-file", FOLDER / "uv.toml"),
 )
 
 

@@ -13,6 +13,7 @@ STUB_FROM_BYTES: Final = 10 << 20
 # Whole directories are removed, because an empty one could still be imported as a namespace package.
 NOT_NEEDED: Final = re.compile(
     r"(triton|cuda)/|(triton|cuda_bindings|cuda_pathfinder)-[^/]*\.dist-info/|torch/include/"
+    r"|lm_eval/tasks/.+/"  # 15,000 small files; tasks come from ConfigMaps
     r"|bitsandbytes/libbitsandbytes_(cuda|rocm|xpu)[^/]*\.so$|.*\.(a|pyi)$"
 )
 TESTS: Final = re.compile(r"(?!torch/|numpy/).*\btests?/")  # torch and numpy import their tests
