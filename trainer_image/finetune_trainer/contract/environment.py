@@ -33,6 +33,8 @@ API_KEYS_MOUNT: Final = "/var/run/finetune/api-keys"
 CUSTOM_METRICS_MOUNT: Final = "/mnt/custom-metrics"
 """Holds one folder per metric of the user, with the file `CUSTOM_METRIC_FILE`."""
 CUSTOM_METRIC_FILE: Final = "metric.py"
+TASKS_MOUNT: Final = "/mnt/tasks"
+"""Holds one folder per task of general ability, with the files of its ConfigMap."""
 PREDICTIONS_MOUNT: Final = "/mnt/predictions"
 DATASET_MOUNT: Final = "/mnt/dataset"
 SCRATCH_MOUNT: Final = "/tmp"  # noqa: S108 - an emptyDir; the root file system is read-only

@@ -156,6 +156,7 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
 }
 CUSTOM: Final = "custom"
 JUDGE: Final = "judge"
+TASK: Final = "task"
 FAMILIES: Final[Mapping[str, MetricInfo]] = {
     CUSTOM: MetricInfo(
         description="mean of what a function of the user returns",
@@ -167,6 +168,10 @@ FAMILIES: Final[Mapping[str, MetricInfo]] = {
         description="share of rows on which a judge prefers the answer of the tuned model, ties half",
         needs=ANSWERS,
         kind="Mean",
+    ),
+    TASK: MetricInfo(
+        description="share of the rows of a task of general ability that are answered correctly",
+        needs=frozenset(),
     ),
 }
 """Metrics that users name, as FAMILY/NAME: what all metrics of a family have in common."""

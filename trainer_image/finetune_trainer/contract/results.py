@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
+from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.learningcurve import LearningCurve
 from finetune_trainer.contract.lenient import lenient_validator
@@ -120,6 +121,8 @@ class PreflightResult(Contract):
     """Digest of the encoded rows, derived from the dataset. Train reads it from this result in the store."""
     custom_metrics: Annotated[tuple[CustomMetricSource, ...], Field(json_schema_extra={"since": 2})] = ()
     """Sources of the user's metrics."""
+    tasks: Annotated[tuple[EvaluationTaskSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Files of the tasks of the evaluation."""
 
 
 class CheckpointResult(Contract):

@@ -51,13 +51,12 @@ class MeasuredModel:
         settings = settings or GenerationSettings()
         self._budgets = AnswerBudget(settings.max_tokens, max_new_tokens)
         self._on_token = on_token
-        self._generator = AnswerGenerator(
-            model,
-            tokenizer,
-            settings,
-            stop_ids=stop_ids | {*stop_token_ids(tokenizer, model.generation_config)},
-            on_token=on_token,
-        )
+
+        def generator(settings: GenerationSettings) -> AnswerGenerator:
+            stops = stop_ids | {*stop_token_ids(tokenizer, model.generation_config)}
+            return AnswerGenerator(model, tokenizer, settings, stop_ids=stops, on_token=on_token)
+
+        self._generator, self._greedy = generator(settings), generator(GenerationSettings())
         self._collate = Padding(int(tokenizer.pad_token_id))
         self._head: ChunkedHead | None = None
         self._head_is_probed = False
@@ -84,9 +83,18 @@ class MeasuredModel:
             [AnswerRequest(example.row, example.prompt, self._budget(example)) for example in examples]
         )
 
+    def complete(self, requests: Sequence[AnswerRequest]) -> list[list[int]]:
+        """Return the most likely tokens after each prompt, whatever the settings for answers are."""
+        return self._greedy.generate_tokens(requests)
+
+    @property
+    def context_length(self) -> int | None:
+        """Max tokens of a sequence; None if the model does not state it."""
+        return context_length(self._model.config)
+
     def choice_losses(self, examples: Sequence[Example]) -> list[list[float] | None]:
         """Return the summed loss of each choice of each row, in nats; None if a choice does not fit."""
-        limit = context_length(self._model.config)
+        limit = self.context_length
         fitting = [
             index
             for index, example in enumerate(examples)
@@ -103,7 +111,7 @@ class MeasuredModel:
     def _budget(self, example: Example) -> int:
         """Max tokens of the answer; 0 or less if the prompt fills the model's context."""
         budget = self._budgets.tokens(example.answer_tokens)
-        limit = context_length(self._model.config)
+        limit = self.context_length
         return budget if limit is None else min(budget, limit - len(example.prompt))
 
     def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,18 @@ from typing import Final
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
-from finetune_trainer.contract.metrics import METRICS, Metric
+from finetune_trainer.contract.metrics import METRICS, Metric, find_metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.classification import label_names
-from finetune_trainer.evaluate.estimates import TUNED, Estimates
+from finetune_trainer.evaluate.custom.rowvalues import RowValues
+from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
 from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
+from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.report.document import Document, encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (
@@ -28,6 +30,7 @@ from finetune_trainer.report.evaluation.facts import (
     ShownGate,
     ShownPrompt,
     ShownScore,
+    ShownTask,
 )
 from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.report.evaluation.rows import AnsweredRow, JudgedRow, MetricProperties, SubjectAnswer
@@ -35,6 +38,7 @@ from finetune_trainer.report.htmlpage import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "evaluation.json"
@@ -50,6 +54,9 @@ class MeasuredEvaluation:
     """All rows of the split."""
     estimates: Estimates
     """Of the measured rows."""
+    tasks: TaskLog
+    task_estimates: RowValues
+    """Of the finished tasks."""
     scope: MetricScope
     scores: Sequence[Score]
     evidence: Sequence[GateEvidence] = ()
@@ -79,7 +86,11 @@ class MeasuredEvaluation:
             dataset=config.dataset,
             split=config.split,
             subjects=subjects,
-            metrics=[_properties(metric) for metric in config.metrics],
+            metrics=[
+                _properties(metric)
+                for metric in (*config.metrics, *(task.metric_name for task in config.tasks))
+            ],
+            tasks=list(self._tasks()),
             gates=list(self._gates()),
             findings=[ShownFinding(**finding.model_dump()) for finding in self.findings],
             unmeasured={each.subject: each.message for each in self.unmeasured},
@@ -101,10 +112,15 @@ class MeasuredEvaluation:
         others = [subject for subject in self.subjects if subject != TUNED]
         if len(others) == len(self.subjects):
             return
-        for metric in self.config.metrics:
-            for subject in (each for each in others if self.estimates.has(metric, each)):
-                estimate = self.estimates.gain(metric, subject)
-                interval = self.estimates.interval(estimate)
+        ability = (task.metric_name for task in self.config.tasks)
+        of_metrics: list[tuple[RowEstimates, Metric]] = [
+            *((self.estimates, metric) for metric in self.config.metrics),
+            *((self.task_estimates, metric) for metric in ability),
+        ]
+        for estimates, metric in of_metrics:
+            for subject in (each for each in others if estimates.has(metric, each)):
+                estimate = estimates.gain(metric, subject)
+                interval = None if estimates.shortage(estimate) else estimate.interval(SHOWN_LEVEL)
                 yield ShownGain(
                     metric=metric,
                     over=subject,
@@ -112,6 +128,18 @@ class MeasuredEvaluation:
                     low=None if interval is None else rounded_down(interval.low),
                     high=None if interval is None else rounded_up(interval.high),
                 )
+
+    def _tasks(self) -> Iterator[ShownTask]:
+        for wanted, task in self.tasks.tasks.items():
+            yield ShownTask(
+                name=wanted.name,
+                task=task.source.file.task,
+                version=task.source.file.version,
+                metric=task.metric,
+                num_fewshot=task.num_fewshot,
+                rows=task.rows,
+                digest=task.source.digest,
+            )
 
     def _gates(self) -> Iterator[ShownGate]:
         values = {score.metric: score.value for score in self.scores if score.subject == TUNED}
@@ -205,7 +233,8 @@ def write_evaluation_report(folder: RunFolder, facts: EvaluationFacts) -> str:
 
 
 def _properties(metric: Metric) -> MetricProperties:
-    info = METRICS[metric]
+    info = find_metric(metric)
+    assert info is not None  # noqa: S101 - the stage has measured it
     return MetricProperties(
         name=metric,
         description=info.description,

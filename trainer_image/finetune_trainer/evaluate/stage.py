@@ -1,8 +1,10 @@
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -15,6 +17,7 @@ from finetune_trainer.contract.vocabulary import Subject, listed
 from finetune_trainer.evaluate.checks.finiteanswers import not_finite_findings
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
+from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.estimates import TUNED, Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
@@ -35,15 +38,20 @@ from finetune_trainer.evaluate.subjects.models import SubjectModels
 from finetune_trainer.evaluate.subjects.opening import SubjectOpener
 from finetune_trainer.evaluate.subjects.optional import optional
 from finetune_trainer.evaluate.subjects.prompted import prompt_digest
+from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.placement import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.evaluationtasks import open_tasks
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
+
+if TYPE_CHECKING:
+    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
 
 logger = logging.getLogger(__name__)
 
@@ -72,16 +80,22 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         subjects = _open(config, opener, measures, unmeasured)
         log = PredictionLog(folder, config)
         examples = {subject.name: subject.examples for subject in subjects}
-        done = sum(len(log.of(name)) for name in examples)
+        tasks = TaskLog(config, open_tasks(config.tasks), folder)
+        done = sum(len(log.of(name)) for name in examples) + tasks.done_rows(list(examples))
         if done:
             logger.info("continuing after %d measured rows in %s", done, folder.uri)
-        total = sum(map(len, examples.values())) + judged_rows(config, len(next(iter(examples.values()))))
+        total = (
+            sum(map(len, examples.values()))
+            + judged_rows(config, len(next(iter(examples.values()))))
+            + tasks.total_rows(list(examples))
+        )
         progress = _Progress(config, context, total, folder.uri, done)
         limit_threads()
         devices = visible_devices()
         measurement = RowMeasurement(config, examples, measures, log, devices, progress.count)
         probe = ProbeCheck(config, store)
-        models = SubjectModels(config, devices, progress.feed, probe)
+        ability = _task_measurement(config, tasks, devices, progress.count)
+        models = SubjectModels(config, devices, progress.feed, probe, ability)
         with progress.watchdog, log.saved():
             for subject in subjects:
                 with optional(subject.name, unmeasured, config.live):
@@ -109,8 +123,13 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         judged = JudgedAnswers(judges, groups)
         estimates = Estimates(examples, measures, log.of, groups, other_tokenizers)
         measured = tuple(examples)
-        scores = (*scores_of(measured, estimates), *judged.scores())
-        evidence = (*evidence_for(config.gates, estimates, measured), *judged.evidence(config.gates))
+        of_tasks = RowValues(tasks.of(measured))
+        scores = (*scores_of(measured, estimates), *of_tasks.scores(), *judged.scores())
+        evidence = (
+            *evidence_for(config.gates, estimates, measured),
+            *evidence_for(config.gates, of_tasks, measured),
+            *judged.evidence(config.gates),
+        )
         findings = (
             *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
             *memorization_findings(config, store, rows, log),
@@ -122,6 +141,8 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             config=config,
             rows=rows,
             estimates=estimates,
+            tasks=tasks,
+            task_estimates=of_tasks,
             scope=opener.scope,
             scores=scores,
             evidence=evidence,
@@ -146,6 +167,18 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         unmeasured=tuple(unmeasured),
         prompt=prompt,
     )
+
+
+def _task_measurement(
+    config: EvaluateConfig, log: TaskLog, devices: Sequence[torch.device], on_rows: Callable[[int], None]
+) -> "TaskMeasurement | None":
+    """What does the tasks; None if there are none."""
+    if not log.tasks:
+        return None
+    # It imports the library, which takes a second.
+    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
+
+    return TaskMeasurement(log, devices, config.batch_size, on_rows)
 
 
 def _page(folder: RunFolder, evaluation: MeasuredEvaluation) -> str | None:

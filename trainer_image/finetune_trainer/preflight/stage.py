@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
+from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
@@ -32,6 +33,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.judgeendpoint import judge_warnings
+from finetune_trainer.stage.evaluationtasks import open_tasks
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.metricsource import check_metric
 from finetune_trainer.tokens.answers import make_encoder
@@ -62,6 +64,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     sources = tuple(
         CustomMetricSource(name=metric.name, digest=check_metric(metric).digest)
         for metric in config.custom_metrics
+    )
+    tasks = tuple(
+        EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
+        for wanted, task in zip(config.tasks, open_tasks(config.tasks), strict=True)
     )
     check_form(next(read_rows(paths["train"])).form, config.method.type)
     check_sharding(config.sharding, config.method)
@@ -158,6 +164,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         prediction=prediction,
         tokens=tokens.digest,
         custom_metrics=sources,
+        tasks=tasks,
     )
 
 

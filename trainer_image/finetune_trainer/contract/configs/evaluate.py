@@ -14,6 +14,7 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
+from finetune_trainer.contract.evaluationtask import EvaluationTask
 from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, Metric
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, SplitName, Subject
@@ -63,3 +64,7 @@ class EvaluateConfig(StageConfig):
     """Models that compare the answers of two subjects when all subjects are measured."""
     checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
     """Checks that can veto a promotion; None: an operator that knows none."""
+    tasks: Annotated[
+        tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Tasks of general ability, which all subjects but Prompted do."""

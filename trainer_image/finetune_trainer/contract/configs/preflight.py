@@ -8,6 +8,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.custommetric import CustomMetric
 from finetune_trainer.contract.evaluation import MetricOptions
+from finetune_trainer.contract.evaluationtask import EvaluationTask
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.method import Method
@@ -76,3 +77,7 @@ class PreflightConfig(StageConfig):
     """Metrics of the user, whose sources are checked and recorded."""
     judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
     """Judges of the evaluation, whose endpoints are checked."""
+    tasks: Annotated[
+        tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Tasks of the evaluation, whose files are checked and recorded."""

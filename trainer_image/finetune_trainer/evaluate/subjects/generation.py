@@ -40,6 +40,8 @@ class AnswerRequest:
     prompt: list[int]
     max_tokens: int
     """Max tokens of the answer; 0 or less for no answer."""
+    ends: Callable[[Sequence[int]], bool] | None = None
+    """Whether an answer of these tokens is complete; None: only a stop token or the length ends it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,21 @@ class AnswerGenerator:
 
         An answer ends where the model overflows, so that its logits are not finite.
         """
+        return [
+            GeneratedAnswer(
+                self._reader.content(row.request.prompt, row.tokens),
+                len(row.tokens),
+                row.finish_reason,
+                row.is_finite,
+            )
+            for row in self._answered(requests)
+        ]
+
+    def generate_tokens(self, requests: Sequence[AnswerRequest]) -> list[list[int]]:
+        """As `generate`: the tokens of each answer, without the one that ends it."""
+        return [row.tokens for row in self._answered(requests)]
+
+    def _answered(self, requests: Sequence[AnswerRequest]) -> list["_RowAnswer"]:
         rows = [_RowAnswer(request, self._stop_ids, self._sampler(request)) for request in requests]
         running = [row for row in rows if row.request.max_tokens > 0]
         if running:
@@ -88,15 +105,7 @@ class AnswerGenerator:
                     self._generate(running)
                 else:
                     self._generate_padded(running)
-        return [
-            GeneratedAnswer(
-                self._reader.content(row.request.prompt, row.tokens),
-                len(row.tokens),
-                row.finish_reason,
-                row.is_finite,
-            )
-            for row in rows
-        ]
+        return rows
 
     def _generate(self, running: list["_RowAnswer"]) -> None:
         batch = GenerationBatch(self._model, mixed=False)
@@ -173,6 +182,8 @@ class _RowAnswer:
             return
         self.tokens.append(token)
         self.complete = len(self.tokens) == self.request.max_tokens
+        if self.request.ends is not None and self.request.ends(self.tokens):
+            self.complete, self.finish_reason = True, "stop"
 
 
 class _Chosen(LogitsProcessor):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,9 @@ from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory,
 from finetune_trainer.model.placement import load_placed
 from finetune_trainer.runtime.failure import StageFailure
 
+if TYPE_CHECKING:
+    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +37,7 @@ class SubjectModels:
         devices: Sequence[torch.device],
         on_token: Callable[[], None],
         probe: ProbeCheck,
+        tasks: "TaskMeasurement | None" = None,
     ) -> None:
         """Load no model yet.
 
@@ -42,11 +46,13 @@ class SubjectModels:
             devices: the devices that hold the layers.
             on_token: called after each model and each generated token.
             probe: runs with the weights of Tuned before they are measured.
+            tasks: done by each subject after its rows; None if there are none.
         """
         self._config = config
         self._devices = devices
         self._on_token = on_token
         self._probe = probe
+        self._tasks = tasks
         self._model: PreTrainedModel | PeftModel | None = None
         self._base: tuple[Path, bool] | None = None
         """Folder of the base model in memory, and whether it is in 4 bits."""
@@ -54,9 +60,10 @@ class SubjectModels:
         """Names of its adapters by their folders."""
 
     def measure(self, subject: EvaluatedSubject, measurement: RowMeasurement) -> None:
-        """Measure the missing rows of a subject; loads no model if there are none. Raises StageFailure."""
+        """Measure what is missing of a subject; loads no model if nothing is. Raises StageFailure."""
         is_probed = subject.name == TUNED and self._probe.is_pending
-        if not measurement.missing(subject.name) and not is_probed:
+        has_tasks = self._tasks is not None and bool(self._tasks.log.missing(subject.name))
+        if not (measurement.missing(subject.name) or is_probed or has_tasks):
             return
         try:
             with catch_out_of_memory("loading the model", self._devices, 0, by_batch=False):
@@ -68,17 +75,17 @@ class SubjectModels:
             if is_probed:
                 self._probe.run(model.eval(), int(subject.tokenizer.pad_token_id))
                 self._on_token()
-            measurement.measure(
-                subject.name,
-                MeasuredModel(
-                    model,
-                    subject.tokenizer,
-                    settings=self._config.generation,
-                    max_new_tokens=self._config.max_new_tokens,
-                    on_token=self._on_token,
-                    stop_ids=subject.stop_ids,
-                ),
+            measured = MeasuredModel(
+                model,
+                subject.tokenizer,
+                settings=self._config.generation,
+                max_new_tokens=self._config.max_new_tokens,
+                on_token=self._on_token,
+                stop_ids=subject.stop_ids,
             )
+            measurement.measure(subject.name, measured)
+            if self._tasks is not None:
+                self._tasks.measure(subject.name, subject.tokenizer, measured)
 
     def _load(self, weights: Weights) -> PreTrainedModel | PeftModel:
         if self._base != (weights.base, weights.quantized):

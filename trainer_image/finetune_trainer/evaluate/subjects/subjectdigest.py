@@ -18,6 +18,7 @@ _NOT_PREDICTIONS: Final = frozenset(
         "probe",
         "sliceBy",
         "groupBy",
+        "tasks",
         "batchSize",
         "stepTimeoutSeconds",
     }

@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
 from finetune_trainer.report.evaluation.confusion import confusion
-from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownPrompt, ShownScore
+from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownPrompt, ShownScore, ShownTask
 from finetune_trainer.report.evaluation.judges import judge_document
 from finetune_trainer.report.evaluation.rows import (
     OUTCOMES,
@@ -49,6 +49,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
         "metrics": [_metric(metric) for metric in facts.metrics],
         "scores": [asdict(score) for score in facts.scores],
         "gains": [asdict(gain) for gain in facts.gains],
+        "tasks": [_task(task) for task in facts.tasks],
         "gates": [{camel(name): value for name, value in asdict(gate).items()} for gate in facts.gates],
         "findings": [asdict(finding) for finding in facts.findings],
         "unmeasured": [
@@ -104,6 +105,18 @@ def _metric(metric: MetricProperties) -> Document:
         "description": metric.description,
         "lowerIsBetter": metric.lower_is_better,
         "isFraction": metric.is_fraction,
+    }
+
+
+def _task(task: ShownTask) -> Document:
+    return {
+        "name": task.name,
+        "task": showable(task.task),
+        "version": showable(task.version),
+        "metric": showable(task.metric),
+        "numFewshot": task.num_fewshot,
+        "rows": task.rows,
+        "digest": task.digest,
     }
 
 

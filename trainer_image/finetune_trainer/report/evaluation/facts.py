@@ -78,6 +78,22 @@ class ShownPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShownTask:
+    """A task of general ability: what was measured, so that others can repeat it."""
+
+    name: str
+    task: str
+    """Name in the task file."""
+    version: str
+    """As its author gave it; empty without one."""
+    metric: str
+    num_fewshot: int
+    rows: int
+    digest: str
+    """Of the task file and the files of its rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSlice:
     """The rows with one value of a kept column."""
 
@@ -108,6 +124,7 @@ class EvaluationFacts:
     """Slices of the rows, the largest first."""
     labels: Mapping[str, Sequence[tuple[str, str | None]]] = field(default_factory=dict)
     """By subject, the expected and the answered label of each row of a classification."""
+    tasks: Sequence[ShownTask] = ()
     gates: Sequence[ShownGate] = ()
     findings: Sequence[ShownFinding] = ()
     prompt: ShownPrompt | None = None

@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness: what their files may have, and the library that renders and rates them."""
