@@ -14,6 +14,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.evaluation import GateBound, GateEvidence
+from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
@@ -129,6 +130,10 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
         custom_metrics=tuple(
             CustomMetricSource(name=metric.name, digest=digest("source", metric.name))
             for metric in config.custom_metrics
+        ),
+        tasks=tuple(
+            EvaluationTaskSource(name=task.name, digest=digest("task", task.name), rows=200)
+            for task in config.tasks
         ),
     )
 

@@ -39,7 +39,7 @@ class StageRow:
     """Whether `maxRunSeconds` limits its running time."""
     grace_seconds: int | None = None
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
-    mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges"]] = frozenset()
+    mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges", "tasks"]] = frozenset()
     """Inputs of the run, besides the store, that its pod mounts; of judges, their Secrets."""
     profile: Literal["compute", "evaluation"] = "compute"
     """Block of the run's spec that names its ComputeProfile."""
@@ -80,6 +80,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
         mounts=frozenset({"base_model", "custom_metrics", "judges"}),
+        mounts=frozenset({"base_model", "custom_metrics", "tasks"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),
@@ -101,7 +102,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         devices="needed",
-        mounts=frozenset({"judges"}),
+        mounts=frozenset({"judges", "tasks"}),
         profile="evaluation",
         per_champion=True,
     ),

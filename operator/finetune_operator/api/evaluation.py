@@ -6,6 +6,7 @@ from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.custommetric import CustomMetric
+from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.judge import JUDGE_RULES, JudgeList
 from finetune_operator.api.learningcurve import MAX_SHARES
 from finetune_operator.api.meta import CELRule, Model, Name
@@ -26,7 +27,8 @@ from finetune_trainer.contract.evaluation import (
     MetricOptionsFields,
     PromptedFields,
 )
-from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS, JUDGE
+from finetune_trainer.contract.evaluationtask import MAX_TASKS
+from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS, JUDGE, TASK
 from finetune_trainer.contract.vocabulary import listed
 
 
@@ -215,6 +217,24 @@ class EvaluationSpec(EvaluationSettings):
             f"a gate on {CUSTOM}/NAME needs NAME in evaluation.customMetrics: add it, or correct the name",
             "gates",
         ),
+        CELRule(
+            "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
+            "tasks names a task twice: name each task once",
+            "tasks",
+        ),
+        CELRule(
+            f"self.gates.all(gate, !gate.metric.startsWith('{TASK}/') || has(self.tasks) &&"
+            f" self.tasks.exists(task, gate.metric == '{TASK}/' + task.name))",
+            f"a gate on {TASK}/NAME needs NAME in evaluation.tasks: add it, or correct the name",
+            "gates",
+        ),
+        CELRule(
+            f"self.gates.all(gate, !gate.metric.startsWith('{TASK}/') || !has(gate.over)"
+            " || gate.over != 'Prompted')",
+            f"a gate on {TASK}/NAME cannot compare with Prompted, because tasks have prompts of their own:"
+            " write over: Base",
+            "gates",
+        ),
     )
 
     profile: Annotated[
@@ -240,6 +260,15 @@ class EvaluationSpec(EvaluationSettings):
             description="Metrics of your own, measured in addition to `metrics`. Each is a Python function"
             " that runs in a pod without network, token and credentials. Needs a store on a claim, and"
             " spec.allowCustomCode of the evaluation's ComputeProfile. Default: none.",
+        ),
+    ] = ()
+    tasks: Annotated[
+        tuple[EvaluationTask, ...],
+        Field(
+            max_length=MAX_TASKS,
+            description="Tasks of lm-evaluation-harness that Tuned, Base and Live do in addition, to see"
+            " whether the training cost general ability. Their files may have no code and name no remote"
+            " data. Default: none.",
         ),
     ] = ()
     checks: Annotated[

@@ -17,7 +17,7 @@ from finetune_operator.api.meta import (
     immutable_rules,
     name_rules,
 )
-from finetune_trainer.contract.metrics import CUSTOM
+from finetune_trainer.contract.metrics import CUSTOM, TASK
 from finetune_trainer.contract.vocabulary import SplitName
 
 ADVICE: Final = "an Evaluation is a record: create another one with another name"
@@ -123,6 +123,11 @@ class EvaluationResourceSpec(_EvaluationFields):
             f"!self.metrics.exists(metric, metric.startsWith('{CUSTOM}/'))"
             f" && !self.gates.exists(gate, gate.metric.startsWith('{CUSTOM}/'))",
             f"only a FineTuneJob has metrics of its own: remove {CUSTOM}/ metrics from metrics and gates",
+        ),
+        CELRule(
+            f"!self.metrics.exists(metric, metric.startsWith('{TASK}/'))"
+            f" && !self.gates.exists(gate, gate.metric.startsWith('{TASK}/'))",
+            f"only a FineTuneJob has tasks: remove {TASK}/ metrics from metrics and gates",
         ),
     )
 

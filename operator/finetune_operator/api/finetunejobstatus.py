@@ -9,6 +9,7 @@ from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
+from finetune_operator.api.evaluationtask import EvaluationTaskSources
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.jobdisplay import JobDisplay
 from finetune_operator.api.learningcurve import LearningCurve
@@ -68,6 +69,7 @@ class Resolved(Model):
         tuple[CustomMetricSource, ...] | None,
         Field(max_length=MAX_CUSTOM_METRICS, description="Sources of evaluation.customMetrics."),
     ] = None
+    tasks: EvaluationTaskSources | None = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the run.")] = None
     profile_generation: Annotated[
         int | None, Field(description="Generation of the ComputeProfile that the run started with.")

@@ -15,6 +15,8 @@ from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.custommetrics import mounted_metrics
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
+from finetune_operator.manifests.evaluateconfig import measured_metrics, metric_options
+from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
@@ -162,6 +164,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         max_run_seconds=inputs.max_run_seconds if shares else None,
         custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
         judges=judges_of(spec.evaluation),
+        tasks=mounted_tasks(tasks_of(spec.evaluation)),
     )
 
 

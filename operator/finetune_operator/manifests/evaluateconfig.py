@@ -1,12 +1,13 @@
 """Builder of the config of evaluate, for runs and for Evaluations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
@@ -35,12 +36,14 @@ def evaluate_config(
     group_by: str | None = None,
     step_timeout_seconds: int | None,
     live: LiveModel | None = None,
+    tasks: Mapping[str, str] | None = None,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
 
     Args:
         group_by: column whose rows are together in one split.
         live: the champion to compare with, if the evaluation does and the model line has one.
+        tasks: digest of the files of each task when the run started, by the name of the task.
     """
     subjects = subjects_of(evaluation)
     return EvaluateConfig(
@@ -68,6 +71,7 @@ def evaluate_config(
         group_by=group_by,
         judges=judges_of(evaluation, has_champion=live is not None),
         checks=_checks(evaluation),
+        tasks=mounted_tasks(tasks_of(evaluation), tasks),
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any, Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.devices import CPU
+from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
+from finetune_operator.manifests.evaluationtasks import task_volumes
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.placement import device_placement
@@ -51,6 +53,8 @@ class Storage:
     base_model: Location | None = None
     custom_metrics: tuple[CustomMetric, ...] = ()
     """Metrics of the user whose sources the pod mounts."""
+    tasks: tuple[EvaluationTask, ...] = ()
+    """Tasks of general ability whose files the pod mounts."""
     folders: ScoredFolders | None = None
     """Folders that the pod mounts in place of the store."""
 
@@ -178,15 +182,18 @@ def _volumes(
     if storage.folders is not None:
         folders, folder_mounts = folder_volumes(storage.folders)
         return [*folders, *sources], [*folder_mounts, *source_mounts]
+    tasks, task_mounts = task_volumes(storage.tasks)
     volumes: list[Manifest] = [
         {"name": "store", **_store_volume(storage.store)},
         {"name": "scratch", "emptyDir": {}},
         *sources,
+        *tasks,
     ]
     mounts: list[Manifest] = [
         {"name": "store", "mountPath": STORE_MOUNT},
         {"name": "scratch", "mountPath": SCRATCH_MOUNT},
         *source_mounts,
+        *task_mounts,
     ]
     for name, location, mount in (
         ("source", storage.source, SOURCE_MOUNT),

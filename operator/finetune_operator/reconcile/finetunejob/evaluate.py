@@ -143,5 +143,6 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
             group_by=run.snapshot.group_column(resolved.dataset_version),
             step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
             live=live.live_model(run),
+            tasks={task.name: task.digest for task in resolved.tasks or ()},
         ),
     )

@@ -2,6 +2,7 @@
 
 from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
+from finetune_operator.api.evaluationtask import EvaluationTaskSource
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import LoRA, Preference
 from finetune_operator.manifests.configs import preflight_config
@@ -35,6 +36,7 @@ def preflight(run: Run) -> Halt | None:
         lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
         reasoning_parser=found.reasoning_parser,
         custom_metrics=_sources(found),
+        tasks=tuple(EvaluationTaskSource(**each.model_dump()) for each in found.tasks) or None,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
     if found.dropped_rows:

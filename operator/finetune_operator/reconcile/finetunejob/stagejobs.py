@@ -7,6 +7,7 @@ from finetune_operator.api.devices import CPU, CUDA_RESOURCES
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.custommetrics import ScoredFolders
+from finetune_operator.manifests.evaluationtasks import tasks_of
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import RUN, STAGE
 from finetune_operator.manifests.locations import parse_source, parse_store
@@ -149,6 +150,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
             source=parse_source(source.uri) if source else None,
             base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
             custom_metrics=metrics,
+            tasks=tasks_of(spec.evaluation) if "tasks" in row.mounts else (),
             folders=_folders(run, found.store) if row.isolated else None,
         ),
         credentials=CredentialsMount(
