@@ -1,6 +1,7 @@
 """General ability: tasks of lm-evaluation-harness, compared with the library's own command."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -242,3 +243,13 @@ def test_files_that_have_changed_end_the_stage(case: Case) -> None:
     with pytest.raises(StageFailure, match="its files have changed since the run started") as caught:
         case.bench.run_evaluate(case.config("changed", tasks=(changed,)))
     assert caught.value.reason == FailureReason.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_a_model_that_overflows_has_no_score(case: Case, monkeypatch: pytest.MonkeyPatch, task: int) -> None:
+    monkeypatch.setattr(MeasuredModel, "losses", lambda self, rows: [(math.nan, 1) for _ in rows])
+    monkeypatch.setattr(MeasuredModel, "complete", lambda self, requests: [None for _ in requests])
+    with pytest.raises(StageFailure, match="its logits are not finite") as caught:
+        config = case.config(f"overflow-{task}", tasks=case.tasks[task : task + 1], metrics=("exact_match",))
+        case.bench.run_evaluate(config)
+    assert caught.value.reason == FailureReason.LOSS_NOT_FINITE

@@ -83,8 +83,11 @@ class MeasuredModel:
             [AnswerRequest(example.row, example.prompt, self._budget(example)) for example in examples]
         )
 
-    def complete(self, requests: Sequence[AnswerRequest]) -> list[list[int]]:
-        """Return the most likely tokens after each prompt, whatever the settings for answers are."""
+    def complete(self, requests: Sequence[AnswerRequest]) -> list[list[int] | None]:
+        """Return the most likely tokens after each prompt, whatever the settings for answers are.
+
+        None where the model overflows.
+        """
         return self._greedy.generate_tokens(requests)
 
     @property

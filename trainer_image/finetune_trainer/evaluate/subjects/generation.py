@@ -92,9 +92,9 @@ class AnswerGenerator:
             for row in self._answered(requests)
         ]
 
-    def generate_tokens(self, requests: Sequence[AnswerRequest]) -> list[list[int]]:
-        """As `generate`: the tokens of each answer, without the one that ends it."""
-        return [row.tokens for row in self._answered(requests)]
+    def generate_tokens(self, requests: Sequence[AnswerRequest]) -> list[list[int] | None]:
+        """As `generate`: the tokens of each answer without the one that ends it; None if the model overflows."""
+        return [row.tokens if row.is_finite else None for row in self._answered(requests)]
 
     def _answered(self, requests: Sequence[AnswerRequest]) -> list["_RowAnswer"]:
         rows = [_RowAnswer(request, self._stop_ids, self._sampler(request)) for request in requests]

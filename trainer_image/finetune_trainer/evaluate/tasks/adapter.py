@@ -1,5 +1,6 @@
 """A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -106,6 +107,8 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # the library has no types
         """Log-likelihoods in nats; whether a continuation is the greedy one is always False, and not used."""
         rows = [self._row(context, continuation) for _, context, continuation in requests]
         losses = self._batches.map(rows, lambda row: row.num_tokens, self._model.losses)
+        if not all(math.isfinite(loss) for loss, _ in losses):
+            raise self._not_finite()
         return [(-loss, False) for loss, _ in losses]
 
     @override
@@ -114,14 +117,23 @@ class SubjectLM(TemplateLM):  # type: ignore[misc] # the library has no types
         answers = self._batches.map(
             prompts, lambda each: len(each.prompt) + each.max_tokens, self._model.complete
         )
-        return [
-            postprocess_generated_text(self._text(tokens), _stops(request.args[1]), None)
-            for tokens, request in zip(answers, requests, strict=True)
-        ]
+        texts = []
+        for tokens, request in zip(answers, requests, strict=True):
+            if tokens is None:
+                raise self._not_finite()
+            texts.append(postprocess_generated_text(self._text(tokens), _stops(request.args[1]), None))
+        return texts
 
     @override
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("no supported type of task needs the likelihood of whole documents")
+
+    def _not_finite(self) -> StageFailure:
+        return StageFailure(
+            FailureReason.LOSS_NOT_FINITE,
+            f"{self._batches.activity}: its logits are not finite, because its weights are damaged, or it"
+            " overflows in its dtype",
+        )
 
     def _row(self, context: list[int], continuation: list[int]) -> EncodedRow:
         """The last tokens that fit into the model's context."""

@@ -30,7 +30,7 @@ class TaskMeasurement:
     def measure(self, subject: Subject, tokenizer: PreTrainedTokenizerBase, model: MeasuredModel) -> None:
         """Do the missing tasks, and save each.
 
-        Raises StageFailure (OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
+        Raises StageFailure (OUT_OF_MEMORY, LOSS_NOT_FINITE, STORE_UNAVAILABLE), Preempted.
         """
         for wanted in self.log.missing(subject):
             task = self.log.tasks[wanted]
