@@ -79,8 +79,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         resources=PodResources(cpu="500m", memory="3Gi"),
         running=Reason.PREFLIGHT,
         condition=ConditionType.PREFLIGHTED,
-        mounts=frozenset({"base_model", "custom_metrics", "judges"}),
-        mounts=frozenset({"base_model", "custom_metrics", "tasks"}),
+        mounts=frozenset({"base_model", "custom_metrics", "judges", "tasks"}),
     ),
     "train": StageRow(
         resources=PodResources(cpu="1", memory="4Gi"),

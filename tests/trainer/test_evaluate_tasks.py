@@ -247,9 +247,9 @@ def test_files_that_have_changed_end_the_stage(case: Case) -> None:
 
 @pytest.mark.parametrize("task", [0, 1])
 def test_a_model_that_overflows_has_no_score(case: Case, monkeypatch: pytest.MonkeyPatch, task: int) -> None:
-    monkeypatch.setattr(MeasuredModel, "losses", lambda self, rows: [(math.nan, 1) for _ in rows])
-    monkeypatch.setattr(MeasuredModel, "complete", lambda self, requests: [None for _ in requests])
+    monkeypatch.setattr(MeasuredModel, "losses", lambda _, rows: [(math.nan, 1) for _ in rows])
+    monkeypatch.setattr(MeasuredModel, "complete", lambda _, requests: [None for _ in requests])
+    config = case.config(f"overflow-{task}", tasks=case.tasks[task : task + 1], metrics=("exact_match",))
     with pytest.raises(StageFailure, match="its logits are not finite") as caught:
-        config = case.config(f"overflow-{task}", tasks=case.tasks[task : task + 1], metrics=("exact_match",))
         case.bench.run_evaluate(config)
     assert caught.value.reason == FailureReason.LOSS_NOT_FINITE

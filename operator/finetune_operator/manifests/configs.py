@@ -15,7 +15,6 @@ from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.custommetrics import mounted_metrics
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
-from finetune_operator.manifests.evaluateconfig import measured_metrics, metric_options
 from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.stageinputs import StageInputs

@@ -32,8 +32,8 @@ from finetune_trainer.rows import SPLIT_FILES, Row, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.stage.evaluationtasks import open_tasks
+from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.metricsource import check_metric
 from finetune_trainer.tokens.answers import make_encoder

@@ -93,7 +93,7 @@ class AnswerGenerator:
         ]
 
     def generate_tokens(self, requests: Sequence[AnswerRequest]) -> list[list[int] | None]:
-        """As `generate`: the tokens of each answer without the one that ends it; None if the model overflows."""
+        """As `generate`: the tokens of each answer without its last one; None if the model overflows."""
         return [row.tokens if row.is_finite else None for row in self._answered(requests)]
 
     def _answered(self, requests: Sequence[AnswerRequest]) -> list["_RowAnswer"]:
