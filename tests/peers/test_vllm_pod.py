@@ -249,7 +249,7 @@ def of_another_run(pod: FetchedPod) -> None:
     ("change", "message"),
     [
         (without_effect, "ArtifactCorrupt: model 'router': its adapter changes nothing"),
-        (of_another_run, "ArtifactCorrupt: model 'router' does not predict what was recorded"),
+        (of_another_run, "ArtifactCorrupt: model 'router': the weights do not predict what was recorded"),
     ],
 )
 def test_a_wrong_adapter_ends_the_server_before_it_is_ready(

@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.evaluate.checks.probecheck import NO_CHANGE_NATS, TOLERANCES
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.probe import log_probabilities
+from finetune_trainer.model.probe import ENGINE, dtype_name, log_probabilities
+from finetune_trainer.model.probetolerance import NO_CHANGE_NATS, TOLERANCES
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.probeprompts import probe_prompts
 from finetune_trainer.train.modelsetup import trainable_model
@@ -87,7 +87,7 @@ def test_rounding_stays_below_half_of_the_tolerance(model: str, dtype: torch.dty
         exact = load_base(predictions.folder, torch.bfloat16, CPU).float()  # type: ignore[no-untyped-call]
         moved.append(report(model, dtype, "in float32", difference(recorded, predictions.of(exact))))
 
-    assert max(moved) <= TOLERANCES["cpu", dtype] / 2
+    assert max(moved) <= TOLERANCES[ENGINE, "cpu", dtype_name(dtype)] / 2
 
 
 @pytest.mark.parametrize("model", ["tiny", LARGE])
@@ -105,7 +105,7 @@ def test_storing_a_whole_model_in_16_bits_stays_below_half_of_the_tolerance(mode
         model, torch.bfloat16, "trained in float32, stored in 16 bits", difference(recorded, stored)
     )
 
-    assert moved <= TOLERANCES["cpu", torch.bfloat16] / 2
+    assert moved <= TOLERANCES[ENGINE, "cpu", "bfloat16"] / 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,7 +135,7 @@ def test_an_adapter_without_effect_is_within_the_limit_and_a_weak_one_is_not(
             change = float((tuned - predictions.of(loaded)).abs().max())
         changes.append(report(model, dtype, f"{kind} with B of {step:g} and its base", change))
 
-    limit = NO_CHANGE_NATS.get(dtype, 0)
+    limit = NO_CHANGE_NATS.get(dtype_name(dtype), 0)
     assert changes[1] > limit
     # In 16 bits, DoRA without effect rounds otherwise than its base model.
     assert changes[0] <= limit or (dora and dtype == torch.bfloat16)

@@ -1,25 +1,30 @@
 """Loading of models: valid ones are served, and invalid ones end the server with the reason."""
 
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.generationbatch import GenerationBatch
+from finetune_trainer.model.probe import compute_probe
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading
 from finetune_trainer.serve.loading import load
+from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts
-from finetune_trainer.serve.selftest import generate_one_token_each
+from finetune_trainer.serve.selftest import NO_RECORDS, generate_one_token_each
 from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.serve.models import Oracle
 from tests.trainer.test_train_memory import gpu_is_full
@@ -35,9 +40,10 @@ def own(root: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(config: ServeConfig) -> None:
+def start(config: ServeConfig, records: Mapping[str, ProbeRecord] = NO_RECORDS) -> None:
     served = load(config)
-    generate_one_token_each(served, Prompts(served.tokenizer, served.context_length, served.vocabulary))
+    prompts = Prompts(served.tokenizer, served.context_length, served.vocabulary)
+    generate_one_token_each(served, prompts, records)
 
 
 def failure(root: Path, **settings: Any) -> StageFailure:
@@ -217,3 +223,50 @@ def test_the_engine_answers_as_on_one_device(root: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loading, "visible_devices", lambda: (torch.device("cpu"),) * 2)
 
     assert torch.equal(answers(), expected)
+
+
+@pytest.fixture(scope="module")
+def record(root: Path) -> ProbeRecord:
+    """What the adapter predicted when it was published."""
+    base = AutoModelForCausalLM.from_pretrained(root / "llama")
+    model = PeftModel.from_pretrained(base, str(root / ADAPTER)).eval()
+    found = compute_probe(model, [[5, 6, 7], [8, 9]], 0)
+    assert found is not None
+    return found
+
+
+def of_the_base(record: ProbeRecord) -> ProbeRecord:
+    """The record of another model."""
+    return record.model_copy(update={"tuned": record.base})
+
+
+def served(root: Path) -> ServeConfig:
+    return serve_config(root, models=(ServedModel(name="tickets", folder=ADAPTER),))
+
+
+def test_an_adapter_that_predicts_what_was_recorded_is_served(root: Path, record: ProbeRecord) -> None:
+    start(served(root), {"tickets": record})
+
+
+def test_an_adapter_that_differs_from_its_record_ends_the_server(root: Path, record: ProbeRecord) -> None:
+    with pytest.raises(StageFailure, match="the weights do not predict what was recorded") as caught:
+        start(served(root), {"tickets": of_the_base(record)})
+    assert caught.value.reason == FailureReason.ARTIFACT_CORRUPT
+    assert caught.value.message.startswith("model 'tickets': ")
+
+
+def test_a_record_of_another_device_is_only_reported(
+    root: Path, record: ProbeRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = of_the_base(record).model_copy(update={"device": "cuda"})
+    with caplog.at_level(logging.WARNING):
+        start(served(root), {"tickets": other})
+    assert "No tolerance was measured for this combination, so it is served" in caplog.text
+
+
+def test_a_server_reads_the_records_that_were_fetched(own: Path, record: ProbeRecord) -> None:
+    folder = probe_folder(own, ADAPTER)
+    folder.mkdir(parents=True)
+    (folder / PROBE_FILE).write_text(of_the_base(record).model_dump_json())
+    with pytest.raises(StageFailure, match="do not predict what was recorded"), served_here(served(own)):
+        pass

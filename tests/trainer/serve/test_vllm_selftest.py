@@ -15,14 +15,15 @@ from starlette.routing import Route
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
+from finetune_trainer.model.probetolerance import Computation
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
-from finetune_trainer.serve.vllm.computation import UNKNOWN, Computation
+from finetune_trainer.serve.vllm.computation import UNKNOWN, computation_of
 from finetune_trainer.serve.vllm.lifetime import Lifetime
 from finetune_trainer.serve.vllm.selftest import check_models
 from tests.trainer.serve.endpoint import serve_config
 
-EXACT: Final = Computation("cpu", "float32", quantized=False)
+EXACT: Final = Computation("VLLM", "cpu", "float32", quantized=False)
 BASE: Final = {5: -0.5, 6: -1.5, 7: -2.0}
 TUNED: Final = {5: -0.25, 6: -2.5, 9: -3.0}
 RECORD: Final = ProbeRecord(
@@ -87,7 +88,11 @@ def test_an_adapter_that_predicts_what_was_recorded_is_served(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_without_effect_is_refused(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(StageFailure, match="'router': its adapter changes nothing") as caught:
-        check(router(tmp_path), Engine(base=BASE, router=BASE), Computation("cuda", dtype, quantized=False))
+        check(
+            router(tmp_path),
+            Engine(base=BASE, router=BASE),
+            Computation("VLLM", "cuda", dtype, quantized=False),
+        )
     assert caught.value.reason == FailureReason.ARTIFACT_CORRUPT
     assert caught.value.exit_code == ExitCode.BAD_CONFIG
 
@@ -96,7 +101,7 @@ def test_rounding_is_no_effect_in_float32_and_may_be_one_in_bfloat16(tmp_path: P
     rounded = Engine(base=BASE, router={token: value + 1e-6 for token, value in BASE.items()})
     with pytest.raises(StageFailure, match="changes nothing"):
         check(router(tmp_path), rounded)
-    check(router(tmp_path), rounded, Computation("cpu", "bfloat16", quantized=False))
+    check(router(tmp_path), rounded, Computation("VLLM", "cpu", "bfloat16", quantized=False))
 
 
 @pytest.mark.parametrize(
@@ -110,15 +115,15 @@ def test_an_adapter_that_differs_from_its_record_is_refused_with_the_figure(
     with pytest.raises(StageFailure, match=f"differ by up to {difference} nats") as caught:
         check(router(tmp_path, RECORD), Engine(base=BASE, router=tuned))
     assert caught.value.reason == FailureReason.ARTIFACT_CORRUPT
-    assert "float32 on cpu by Transformers 5.24; now float32 on cpu by vLLM" in caught.value.message
+    assert "float32 on cpu by Transformers 5.24; now float32 on cpu by VLLM" in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("record", "computation"),
     [
-        ({}, Computation("cuda", "bfloat16", quantized=False)),
-        ({}, Computation("cpu", "float32", quantized=True)),
-        ({}, Computation(UNKNOWN, UNKNOWN, quantized=False)),
+        ({}, Computation("VLLM", "cuda", "bfloat16", quantized=False)),
+        ({}, Computation("VLLM", "cpu", "float32", quantized=True)),
+        ({}, Computation("VLLM", UNKNOWN, UNKNOWN, quantized=False)),
         ({"dtype": "bfloat16"}, EXACT),
         ({"quantized": True}, EXACT),
     ],
@@ -141,7 +146,7 @@ def test_a_record_of_another_format_is_not_compared(tmp_path: Path) -> None:
 def test_a_whole_model_is_compared_with_its_record_only(tmp_path: Path) -> None:
     config = router(tmp_path, RECORD, type="Full")
     check(config, Engine(router=TUNED))
-    with pytest.raises(StageFailure, match="does not predict what was recorded"):
+    with pytest.raises(StageFailure, match="do not predict what was recorded"):
         check(config, Engine(router=BASE))
 
 
@@ -175,3 +180,7 @@ def test_a_server_is_ready_after_its_self_test(
     asyncio.run(lifetime.test(engine.app, engine.app))
 
     assert (lifetime.ready, len(failures)) == (ready, not ready)
+
+
+def test_a_server_whose_config_is_elsewhere_has_an_unknown_computation() -> None:
+    assert computation_of(Starlette()) == Computation("VLLM", UNKNOWN, UNKNOWN, quantized=False)

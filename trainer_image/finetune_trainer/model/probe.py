@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from finetune_trainer.contract.serving import EngineName
 from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.load import context_length
@@ -23,7 +24,7 @@ from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 TOP_TOKENS: Final = 5
 """Tokens that the record has for each prompt."""
 DECIMALS: Final = 6
-ENGINE: Final = "Transformers"
+ENGINE: Final[EngineName] = "Transformers"
 
 PromptIds = Sequence[Sequence[int]]
 
@@ -87,6 +88,20 @@ def log_probabilities(model: PreTrainedModel | PeftModel, prompts: PromptIds, pa
         if attention == VARLEN:
             set_attention(model, attention)
     return logits.reshape(len(prompts), -1).float().log_softmax(-1).cpu()
+
+
+def largest_difference(recorded: Sequence[TopTokens], predicted: Tensor) -> float:
+    """Largest difference of the log-probability of a recorded token, in nats.
+
+    `predicted` has the shape (prompts, vocabulary). Infinite for a token beyond the vocabulary.
+    """
+    vocabulary = predicted.shape[-1]
+    if any(token >= vocabulary for top in recorded for token in top.ids):
+        return float("inf")
+    return max(
+        float((row[list(top.ids)] - torch.tensor(top.log_probabilities)).abs().max())
+        for top, row in zip(recorded, predicted, strict=True)
+    )
 
 
 def pass_dtype(model: Any) -> torch.dtype:

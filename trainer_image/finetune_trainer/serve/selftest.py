@@ -1,24 +1,38 @@
-"""Self-test before the first request: every model generates a token, and every adapter has an effect."""
+"""Self-test before the first request: every model generates, and predicts what it did when it was trained."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 import torch
+import transformers
 
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.generationbatch import BASE_ADAPTER, GenerationBatch
+from finetune_trainer.model.probe import ENGINE, dtype_name, largest_difference
+from finetune_trainer.model.proberecord import ProbeRecord
+from finetune_trainer.model.probetolerance import UNMEASURED_TOLERANCE, Computation, mismatch, tolerance_of
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.serve.checkfailures import REMEDY, without_effect
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
 
+NO_RECORDS: Final[Mapping[str, ProbeRecord]] = MappingProxyType({})
+
 logger = logging.getLogger(__name__)
 
 
-def generate_one_token_each(served: LoadedModels, prompts: Prompts) -> None:
+def generate_one_token_each(
+    served: LoadedModels, prompts: Prompts, records: Mapping[str, ProbeRecord] = NO_RECORDS
+) -> None:
     """Generate a token with every model, through the code path of requests.
 
-    Raises StageFailure naming the model that fails, or whose adapter changes no logit of its base model.
+    `records`: what models predicted when they were published, by served name.
+    Raises StageFailure naming the model that fails, whose adapter changes no logit of its base model, or
+    which differs from its record.
     """
     batch = GenerationBatch(served.model, mixed=served.mixed)
     for name, adapter in served.adapters.items():
@@ -36,16 +50,26 @@ def generate_one_token_each(served: LoadedModels, prompts: Prompts) -> None:
                 [prompt] * 2, [adapter, BASE_ADAPTER]
             )
             if torch.equal(tuned, base):
-                raise _without_effect(name)
+                raise without_effect(name)
+        if name in records:
+            _check_record(served, name, records[name])
         logger.info("model %s generates", name)
 
 
-def _without_effect(name: str) -> StageFailure:
-    return StageFailure(
-        FailureReason.ARTIFACT_CORRUPT,
-        f"model {name!r}: its adapter changes nothing: all logits equal those of the base model. Train it"
-        " again with a higher hyperparameters.learningRate, or pin another Checkpoint",
-    )
+def _check_record(served: LoadedModels, name: str, record: ProbeRecord) -> None:
+    batch = GenerationBatch(served.model, mixed=served.mixed)
+    logits = batch.join(record.prompts, [served.adapters[name]] * len(record.prompts))
+    difference = largest_difference(record.tuned, logits.float().log_softmax(-1).cpu())
+    weights = next(served.model.parameters())
+    computation = Computation(ENGINE, weights.device.type, dtype_name(weights.dtype), quantized=False)
+    tolerance = tolerance_of(record, computation)
+    if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
+        logger.info("model %s differs from its probe by up to %.3g nats", name, difference)
+        return
+    message = f"model {name!r}: {mismatch(record, computation, transformers.__version__, difference)}"
+    if tolerance is not None:
+        raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
+    logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
 
 
 def _failure(name: str, reason: str) -> StageFailure:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.serving import DefaultSampling
+from finetune_trainer.model.proberecord import ProbeRecord
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, RequestError
+from finetune_trainer.serve.modelfolders import probe_record
 from finetune_trainer.serve.modelidentity import identities
 from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.passwatchdog import PassWatchdog
@@ -134,6 +136,12 @@ class Service:
         logger.info("ready: %s", ", ".join(self.names))
         return loaded
 
+    def _records(self) -> dict[str, ProbeRecord]:
+        """What the models predicted when they were published, as far as that is known."""
+        models = Path(self._config.models_path)
+        found = {model.name: probe_record(models, model.folder) for model in self._config.models}
+        return {name: record for name, record in found.items() if record is not None}
+
     def _load_models(self) -> Loaded:
         from finetune_trainer.serve.engine import Engine
         from finetune_trainer.serve.loading import load
@@ -150,7 +158,7 @@ class Service:
             readers=served.readers,
             max_tokens=self._config.max_tokens,
         )
-        generate_one_token_each(served, prompts)
+        generate_one_token_each(served, prompts, self._records())
         engine = Engine(served, self._config.max_batch_size, self._config.max_queue)
         engine.start()
         watchdog = PassWatchdog(lambda: engine.pass_seconds)

@@ -1,7 +1,6 @@
 """Compares what weights predict after the fixed prompts with the base model, and with their record."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,33 +16,24 @@ from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.probe import (
     ENGINE,
-    coarser,
     dtype_name,
+    largest_difference,
     log_probabilities,
     pass_dtype,
 )
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.probetolerance import (
+    NO_CHANGE_NATS,
+    UNMEASURED_TOLERANCE,
+    Computation,
+    mismatch,
+    tolerance_of,
+)
 from finetune_trainer.store import DerivedRef, Store
 
 NOT_FINITE: Final = "NotFinite"
 NO_CHANGE: Final = "NoChange"
 PROBE_MISMATCH: Final = "ProbeMismatch"
-
-NO_CHANGE_NATS: Final[Mapping[torch.dtype, float]] = {torch.float32: 1e-5}
-"""Largest difference between the log-probabilities of an adapter without effect and of its base model.
-
-0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
-"""
-TOLERANCES: Final[Mapping[tuple[str, torch.dtype], float]] = {
-    ("cpu", torch.float32): 1e-3,
-    ("cpu", torch.bfloat16): 0.5,
-}
-"""Largest difference in nats between recorded and computed log-probabilities, by device and dtype.
-
-At least twice what rounding caused; docs/decisions/0038 has the measurements.
-"""
-UNMEASURED_TOLERANCE: Final = 0.5
-"""Where the tolerance was not measured. A larger difference is reported, and vetoes nothing."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,38 +85,16 @@ def compare(record: ProbeRecord, computed: Computed, checks: EvaluationChecks) -
     if not bool(torch.isfinite(computed.tuned).all()):
         return (NOT_FINITE_FINDING,)
     findings = []
+    computation = Computation(ENGINE, computed.device, dtype_name(computed.dtype), computed.quantized)
     if computed.base is not None and checks.no_change != "Off":
         change = float((computed.tuned - computed.base).abs().max())
-        if change <= NO_CHANGE_NATS.get(computed.dtype, 0):
+        if change <= NO_CHANGE_NATS.get(computation.dtype, 0):
             findings.append(_no_change(veto=checks.no_change == "Veto"))
     difference = largest_difference(record.tuned, computed.tuned)
-    tolerance = tolerance_of(record, computed)
+    tolerance = tolerance_of(record, computation)
     if difference > (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
-        findings.append(_mismatch(record, computed, difference, veto=tolerance is not None))
+        findings.append(_mismatch(record, computation, difference, veto=tolerance is not None))
     return tuple(findings)
-
-
-def tolerance_of(record: ProbeRecord, computed: Computed) -> float | None:
-    """The measured tolerance, in nats; None if there is none for this record and this process."""
-    is_same = (record.engine, record.device) == (ENGINE, computed.device)
-    if not is_same or record.quantized or computed.quantized:
-        return None
-    dtype = coarser(computed.dtype, getattr(torch, record.dtype))
-    return TOLERANCES.get((computed.device, dtype))
-
-
-def largest_difference(recorded: Sequence[TopTokens], predicted: Tensor) -> float:
-    """Largest difference of the log-probability of a recorded token, in nats.
-
-    `predicted` has the shape (prompts, vocabulary). Infinite for a token beyond the vocabulary.
-    """
-    vocabulary = predicted.shape[-1]
-    if any(token >= vocabulary for top in recorded for token in top.ids):
-        return float("inf")
-    return max(
-        float((row[list(top.ids)] - torch.tensor(top.log_probabilities)).abs().max())
-        for top, row in zip(recorded, predicted, strict=True)
-    )
 
 
 def _record(config: EvaluateConfig, store: Store) -> ProbeRecord | None:
@@ -165,15 +133,14 @@ def _no_change(*, veto: bool) -> CheckFinding:
     )
 
 
-def _mismatch(record: ProbeRecord, computed: Computed, difference: float, *, veto: bool) -> CheckFinding:
-    recorded = f"{record.dtype} on {record.device} by {record.engine} {record.engine_version}"
-    here = f"{dtype_name(computed.dtype)} on {computed.device} by {ENGINE} {transformers.__version__}"
+def _mismatch(
+    record: ProbeRecord, computation: Computation, difference: float, *, veto: bool
+) -> CheckFinding:
     return CheckFinding(
         check=PROBE_MISMATCH,
         veto=veto,
         message=(
-            f"the weights do not predict what was recorded when they were published: log-probabilities differ"
-            f" by up to {difference:.3g} nats ({recorded}; now {here}). Check that the base model and the"
-            " trainer image are those of the Checkpoint's lineage"
+            f"{mismatch(record, computation, transformers.__version__, difference)}. Check that the base"
+            " model and the trainer image are those of the Checkpoint's lineage"
         ),
     )

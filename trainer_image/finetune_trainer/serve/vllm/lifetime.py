@@ -17,7 +17,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime import logs, termination
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
-from finetune_trainer.serve.vllm.computation import Computation
+from finetune_trainer.serve.vllm.computation import computation_of
 from finetune_trainer.serve.vllm.selftest import check_models
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Lifetime:
     async def test(self, engine: ASGIApp, server: Starlette) -> None:
         """Check the models, after which the server is ready. A failure ends the process."""
         try:
-            await check_models(engine, server, self.config, Computation.of(server))
+            await check_models(engine, server, self.config, computation_of(server))
         except StageFailure as failure:
             self._end_process(failure)
             return

@@ -5,38 +5,32 @@ Its requests are those of a client, through vLLM's own API, within the process.
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import ADAPTER
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
+from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
+from finetune_trainer.model.probetolerance import (
+    NO_CHANGE_NATS,
+    UNMEASURED_TOLERANCE,
+    Computation,
+    mismatch,
+    tolerance_of,
+)
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.modelfolders import probe_folder
+from finetune_trainer.serve.checkfailures import REMEDY, without_effect
+from finetune_trainer.serve.modelfolders import probe_record
 from finetune_trainer.serve.names import BASE_NAME, served_names
-from finetune_trainer.serve.vllm.computation import Computation
 
 TOP_TOKENS: Final = 20
 """Log-probabilities per request: vLLM's default limit."""
-NO_CHANGE_NATS: Final[Mapping[str, float]] = {"float32": 1e-5}
-"""Largest difference between the log-probabilities of an adapter without effect and of its base model.
-
-0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
-"""
-TOLERANCES: Final[Mapping[tuple[str, str], float]] = {("cpu", "float32"): 1e-3}
-"""Largest difference in nats from a record of the trainer, by device and dtype, without quantization.
-
-docs/endpoints.md has the measurements. Other computations have not been measured.
-"""
-UNMEASURED_TOLERANCE: Final = 0.5
-"""Where the tolerance was not measured. A larger difference is logged, and does not stop the server."""
-
 TopLogProbabilities = Mapping[int, float]
 """Log-probabilities of the most likely tokens, in nats, by token id."""
 
@@ -61,8 +55,8 @@ async def check_models(
             if model.type == ADAPTER:
                 change = change_of(predicted[model.name], predicted[BASE_NAME])
                 if change <= NO_CHANGE_NATS.get(computation.dtype, 0):
-                    raise _without_effect(model)
-            record = _record(config, model)
+                    raise without_effect(model.name)
+            record = probe_record(Path(config.models_path), model.folder)
             if record is not None:
                 await _check_record(client, model, record, computation)
 
@@ -76,18 +70,11 @@ async def _check_record(
     if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
         logger.info("model %s differs from its probe by up to %.3g nats", model.name, difference)
         return
-    message = (
-        f"model {model.name!r} does not predict what was recorded when it was published: log-probabilities"
-        f" differ by up to {difference:.3g} nats ({record.dtype} on {record.device} by {record.engine}"
-        f" {record.engine_version}; now {computation.dtype} on {computation.device} by vLLM)"
-    )
+    message = f"model {model.name!r}: {mismatch(record, computation, _version(), difference)}"
     if tolerance is None:
         logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
         return
-    raise StageFailure(
-        FailureReason.ARTIFACT_CORRUPT,
-        f"{message}. Check that base model and Checkpoint belong together, or train the model again",
-    )
+    raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
 
 
 def change_of(one: TopLogProbabilities, other: TopLogProbabilities) -> float:
@@ -109,25 +96,11 @@ def difference_from(recorded: TopTokens, found: TopLogProbabilities) -> float:
     )
 
 
-def tolerance_of(record: ProbeRecord, computation: Computation) -> float | None:
-    """The measured tolerance, in nats; None if there is none for this record and this server."""
-    if record.quantized or computation.quantized:
-        return None
-    if (record.device, record.dtype) != (computation.device, computation.dtype):
-        return None
-    return TOLERANCES.get((computation.device, computation.dtype))
-
-
-def _record(config: ServeConfig, model: ServedModel) -> ProbeRecord | None:
-    path = probe_folder(Path(config.models_path), model.folder) / PROBE_FILE
-    if not path.is_file():
-        logger.info("model %s has no record of a probe", model.name)
-        return None
+def _version() -> str:
     try:
-        return ProbeRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        logger.warning("%s has another format, and is not compared: %s", path, error)
-        return None
+        return metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return "of an unknown version"
 
 
 def _client(engine: ASGIApp, server: Starlette) -> httpx.AsyncClient:
@@ -173,14 +146,6 @@ async def _first_choice(client: httpx.AsyncClient, path: str, name: str, body: M
             f"model {name!r} could not generate a first token: {answer.text}",
         )
     return answer.json()["choices"][0]
-
-
-def _without_effect(model: ServedModel) -> StageFailure:
-    return StageFailure(
-        FailureReason.ARTIFACT_CORRUPT,
-        f"model {model.name!r}: its adapter changes nothing: all logits equal those of the base model. Train"
-        " it again with a higher hyperparameters.learningRate, or pin another Checkpoint",
-    )
 
 
 def _engine_failed(name: str, reason: str) -> StageFailure:

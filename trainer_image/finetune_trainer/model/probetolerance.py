@@ -1,0 +1,64 @@
+"""How much predictions may differ from their record, by what computed them.
+
+Does not import PyTorch: vLLM's process has another version. docs/decisions/0038 has the measurements of the
+Transformers engine, docs/endpoints.md that of vLLM.
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from finetune_trainer.contract.serving import EngineName
+from finetune_trainer.model.proberecord import ProbeRecord
+
+
+class Computation(NamedTuple):
+    """What computes predictions."""
+
+    engine: EngineName
+    device: str
+    """Type of the device: cpu or cuda."""
+    dtype: str
+    """Dtype of the matrix products, such as float32."""
+    quantized: bool
+    """Whether the base model is quantized."""
+
+
+NO_CHANGE_NATS: Final[Mapping[str, float]] = {"float32": 1e-5}
+"""Largest difference between the log-probabilities of an adapter without effect and of its base model.
+
+0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
+"""
+TOLERANCES: Final[Mapping[tuple[EngineName, str, str], float]] = {
+    ("Transformers", "cpu", "float32"): 1e-3,
+    ("Transformers", "cpu", "bfloat16"): 0.5,
+    ("VLLM", "cpu", "float32"): 1e-3,
+}
+"""Largest difference in nats from a record of the trainer, by engine, device and dtype.
+
+At least twice what rounding caused.
+"""
+UNMEASURED_TOLERANCE: Final = 0.5
+"""Where the tolerance was not measured. A larger difference is reported, and stops nothing."""
+
+_BY_PRECISION: Final = ("float64", "float32", "float16", "bfloat16")
+
+
+def tolerance_of(record: ProbeRecord, computation: Computation) -> float | None:
+    """The measured tolerance, in nats; None if there is none for this record and this computation."""
+    if record.device != computation.device or record.quantized or computation.quantized:
+        return None
+    dtypes = (record.dtype, computation.dtype)
+    if not set(dtypes) <= set(_BY_PRECISION):
+        return None
+    coarser = max(dtypes, key=_BY_PRECISION.index)
+    return TOLERANCES.get((computation.engine, computation.device, coarser))
+
+
+def mismatch(record: ProbeRecord, computation: Computation, version: str, difference: float) -> str:
+    """Describe a difference that is too large. `version`: that of the engine."""
+    recorded = f"{record.dtype} on {record.device} by {record.engine} {record.engine_version}"
+    here = f"{computation.dtype} on {computation.device} by {computation.engine} {version}"
+    return (
+        f"the weights do not predict what was recorded when they were published: log-probabilities differ by"
+        f" up to {difference:.3g} nats ({recorded}; now {here})"
+    )
