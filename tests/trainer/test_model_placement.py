@@ -24,7 +24,7 @@ from finetune_trainer.model import head, placement
 from finetune_trainer.model.completionloss import row_loss_sums
 from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.model.head import chunked_head
-from finetune_trainer.model.load import empty_model
+from finetune_trainer.model.load import empty_model_in
 from finetune_trainer.model.placement import (
     connect_layers,
     load_placed,
@@ -44,16 +44,16 @@ GPUS = (torch.device("cuda", 0), torch.device("cuda", 1))
 
 @pytest.fixture(scope="module")
 def empty() -> PreTrainedModel:
-    return empty_model(tiny())
+    return empty_model_in(tiny())
 
 
 @pytest.fixture
 def tied(tmp_path: Path) -> PreTrainedModel:
     """A model whose output head is its embedding."""
-    config = empty_model(tiny()).config
+    config = empty_model_in(tiny()).config
     config.tie_word_embeddings = True
     config.save_pretrained(tmp_path)
-    return empty_model(tmp_path)
+    return empty_model_in(tmp_path)
 
 
 class SameDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import pytest
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.preflight.defaults import choose_hyperparameters
+from finetune_trainer.preflight.defaults import choose_hyperparameters, sequence_length
 from finetune_trainer.runtime.failure import StageFailure
 
 
@@ -23,13 +23,14 @@ def chosen(
     train_tokens: int = 0,
     **wanted: Any,
 ) -> Hyperparameters:
+    requested = RequestedHyperparameters(**wanted)
     return choose_hyperparameters(
-        RequestedHyperparameters(**wanted),
+        requested,
         method,
         train_rows=rows,
         longest_row_tokens=longest,
+        max_sequence_length=sequence_length(requested.max_sequence_length, method, longest, context_length),
         hidden_size=hidden_size,
-        context_length=context_length,
         processes=processes,
         token_budget=token_budget,
         train_tokens=train_tokens,

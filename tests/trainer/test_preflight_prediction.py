@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, PreTrainedModel
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
@@ -15,6 +15,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.model.load import empty_model
 from finetune_trainer.preflight.estimate import prediction
 from finetune_trainer.preflight.estimate.duration import run_flops, seconds_range
 from finetune_trainer.preflight.estimate.fakestep import StepMeasure, StepShape
@@ -35,7 +36,7 @@ def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
 
 
-def without_weights(**settings: Any) -> PreTrainedModel:
+def small_llama(**settings: Any) -> PreTrainedModel:
     """A Llama on the meta device: 2 layers, hidden size 64, a vocabulary of 512."""
     config = LlamaConfig(
         hidden_size=64,
@@ -46,9 +47,7 @@ def without_weights(**settings: Any) -> PreTrainedModel:
         vocab_size=512,
         **settings,
     )
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model
+    return empty_model(config)
 
 
 class Stated(TrainMemory):
@@ -62,7 +61,7 @@ class Stated(TrainMemory):
 
 
 def stated(method: MethodType = "LoRA", processes: int = 1) -> TrainMemory:
-    return Stated(without_weights(), Method(type=method), processes, sharded=processes > 1, on_gpu=True)
+    return Stated(small_llama(), Method(type=method), processes, sharded=processes > 1, on_gpu=True)
 
 
 def planned(
@@ -273,7 +272,7 @@ def test_a_model_that_cannot_be_predicted_trains_without_a_prediction_and_with_a
 
 
 def test_the_bytes_of_a_quantized_model_follow_the_formula() -> None:
-    sizes = ModelSizes.of(without_weights(), without_weights().config)
+    sizes = ModelSizes.of(small_llama(), small_llama().config)
     layers = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     assert (sizes.quantized, sizes.largest_quantized) == (layers, 64 * 128)
     assert quantized_difference(sizes, 2) == round(layers * (0.5 + 1 / 64 + 1 / 4096 - 2)) + 64 * 128 * 2
@@ -287,9 +286,7 @@ def test_a_model_that_bitsandbytes_quantizes_has_the_size_of_the_formula() -> No
         state.absmax.nbytes + state.state2.absmax.nbytes for state in states
     )
     config = AutoConfig.from_pretrained(tiny())
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    sizes = ModelSizes.of(model, config)
+    sizes = ModelSizes.of(empty_model(config), config)
 
     assert stored == pytest.approx(
         quantized_difference(sizes, 2) + 2 * (sizes.quantized - sizes.largest_quantized), rel=0.01
@@ -311,7 +308,7 @@ def test_the_share_of_a_process_of_sharded_weights_follows_the_formula() -> None
 
 
 def test_more_devices_need_less_memory_per_device_only_where_weights_are_sharded() -> None:
-    model = without_weights()
+    model = small_llama()
     shape = StepShape(rows=1, length=64, accumulates=False)
     full = TrainMemory(model, Method(type="Full"), 1, sharded=False, on_gpu=True)
     adapter = TrainMemory(model, Method(), 1, sharded=False, on_gpu=True)
@@ -327,7 +324,7 @@ def test_more_devices_need_less_memory_per_device_only_where_weights_are_sharded
 
 
 def test_sharded_weights_leave_the_activations_of_a_process_as_they_are() -> None:
-    alone = TrainMemory(without_weights(), Method(type="Full"), 1, sharded=False, on_gpu=True)
+    alone = TrainMemory(small_llama(), Method(type="Full"), 1, sharded=False, on_gpu=True)
     sharded = alone.with_shards(4)
     short, long = (StepShape(rows=1, length=length, accumulates=False) for length in (256, 512))
 
@@ -348,7 +345,7 @@ def test_the_operations_of_a_run_grow_with_tokens_and_with_the_square_of_each_ro
 
 
 def test_full_training_takes_six_operations_per_weight_and_token() -> None:
-    model = without_weights(tie_word_embeddings=False)
+    model = small_llama(tie_word_embeddings=False)
     shape = StepShape(rows=1, length=64, accumulates=False)
     multiplied = sum(parameter.numel() for parameter in model.parameters()) - 512 * 64  # without embeddings
 

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.distributed.tensor import DTensor
 
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.train import modelsetup, session
 from finetune_trainer.train.modelsetup import Trainable
-from tests.trainer.interruptions import Interruption
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_on_a_gpu import train_as_on_a_gpu
-from tests.trainer.workbench import JUDGED, PAIRS, Workbench, elsewhere, weights
+from tests.trainer.workbench import JUDGED, PAIRS, Workbench, elsewhere
 
 SHARDED = {"sharded": True}
 
@@ -103,24 +101,3 @@ def test_the_gradients_of_an_adapter_are_summed_in_float32(tmp_path: Path) -> No
 
     assert [each.code for each in ended] == [ExitCode.OK] * 2, ended[1].logs
     assert "a gradient has more than 8 bits" in ended[0].messages
-
-
-def test_a_state_is_read_by_another_number_of_processes(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"dropout": 0, "settings": {"epochs": 3, **SHARDED}}
-    alone = elsewhere(Workbench(tmp_path), "alone")
-    expected = alone.train(Pods(alone, **settings).split(1))
-    with pods(tmp_path, **settings) as run:
-        for processes, resumed in ((2, None), (1, 2), (4, 4)):
-            config = run.split(processes)
-            stop = Interruption("asked to stop", 2) if processes < 4 else None
-            started = [run.start(rank, stop, config) for rank in range(processes)]
-            ended = [each.finish() for each in started]
-
-            code = ExitCode.OK if stop is None else ExitCode.PREEMPTED_SAVED
-            assert [each.code for each in ended] == [code] * processes, ended[-1].logs
-            assert (f"resuming after step {resumed} of 6" in ended[0].messages) == (resumed is not None)
-        assert run.result.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
-        mine = weights(run.bench.checkpoint(run.result.checkpoints[-1]))
-
-    theirs = weights(alone.checkpoint(expected.checkpoints[-1]))
-    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)

@@ -62,8 +62,11 @@ def test_a_process_killed_in_a_save_in_the_background_costs_that_state_only(
         assert two.result == undisturbed.result.model_copy(update={"restarts": 1})
 
 
-def test_a_state_is_read_by_another_number_of_processes(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"dropout": 0, "method": "Full", "settings": {"epochs": 3}}
+@pytest.mark.parametrize(("method", "sharding"), [("Full", {}), ("LoRA", {"sharded": True})])
+def test_a_state_is_read_by_another_number_of_processes(
+    tmp_path: Path, method: MethodType, sharding: dict[str, bool]
+) -> None:
+    settings: dict[str, Any] = {"dropout": 0, "method": method, "settings": {"epochs": 3, **sharding}}
     alone = elsewhere(Workbench(tmp_path), "alone")
     expected = alone.train(Pods(alone, **settings).split(1))
     with pods(tmp_path, **settings) as run:

@@ -1,4 +1,4 @@
-"""Run one program and measure the time and peak memory of all its processes."""
+"""Run programs and measure the time and peak memory of all their processes."""
 
 import json
 import os
@@ -6,10 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Self
+
+from rich.console import Console
 
 from tools.bench.errors import BenchError
 from tools.bench.usage import resident_bytes
@@ -71,6 +74,34 @@ def run(module: str, *arguments: str) -> ProgramResult:
         processor_seconds=usage.ru_utime + usage.ru_stime,
         peak_bytes=max(sampler.peak_bytes, usage.ru_maxrss << 10),
     )
+
+
+def alternate(
+    console: Console, title: str, rounds: int, programs: Mapping[str, str], *arguments: str
+) -> dict[str, list[ProgramResult]]:
+    """Run programs with the same arguments in alternation, so that a change of the machine affects all alike.
+
+    Args:
+        console: where the status of each run is shown.
+        title: beginning of that status.
+        rounds: number of runs of each program.
+        programs: the module of each program, by its name.
+        arguments: arguments of `run`.
+
+    Returns:
+        the results of each program, one per round.
+
+    Raises:
+        BenchError: a program failed.
+    """
+    measured: dict[str, list[ProgramResult]] = {name: [] for name in programs}
+    for turn in range(rounds):
+        for name, module in programs.items():
+            # Refresh slowly: drawing takes processor time from the program that is measured.
+            text = f"{title}: {name}, round {turn + 1} of {rounds}"
+            with console.status(text, refresh_per_second=1):
+                measured[name].append(run(module, *arguments))
+    return measured
 
 
 class _Sampler:

@@ -3,15 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from tools.models.llama import LLAMA
 
@@ -50,10 +42,3 @@ SHAPES: Final[Mapping[str, Callable[[], PretrainedConfig]]] = {
     "70B": lambda: _llama("70B"),
 }
 """Gemma 3 270M, Llama 3.2 1B, Llama 3.1 8B, Qwen3 32B and Llama 3.3 70B."""
-
-
-def without_weights(config: PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model

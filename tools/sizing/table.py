@@ -9,12 +9,12 @@ from finetune_trainer.contract.devicecards import CARDS, gibibytes
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType, methods_where
 from finetune_trainer.contract.sharding import can_shard
+from finetune_trainer.model.load import empty_model
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.plan import FITS
 from tools.bench.sheet import Sheet
-from tools.sizing.shapes import without_weights
 
 CARD: Final = CARDS["NVIDIA-H100-80GB-HBM3"]
 LENGTHS: Final = (2048, 8192, 32_768)
@@ -66,7 +66,7 @@ def shape_of(length: int) -> StepShape:
 
 def model_row(name: str, config: PretrainedConfig, method: MethodType) -> ModelRow:
     """Predict for one model and method."""
-    memory = TrainMemory(without_weights(config), Method(type=method), 1, sharded=False, on_gpu=True)
+    memory = TrainMemory(empty_model(config), Method(type=method), 1, sharded=False, on_gpu=True)
     first = shape_of(LENGTHS[0])
     return ModelRow(
         name,

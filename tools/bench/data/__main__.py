@@ -12,7 +12,7 @@ from tools.bench.data.page import sheet, write
 from tools.bench.data.synthetic import rows_file
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE
-from tools.bench.program import ProgramResult, run
+from tools.bench.program import ProgramResult, alternate
 
 OURS: Final = "finetune-trainer"
 PROGRAMS: Final = {OURS: "tools.bench.data.ours", "script with datasets": "tools.bench.data.peer"}
@@ -38,15 +38,10 @@ def databench(
     """
     console = Console(highlight=False)
     programs = {name: module for name, module in PROGRAMS.items() if not (only_peer and name == OURS)}
-    measured: dict[str, list[ProgramResult]] = {name: [] for name in programs}
     try:
         with console.status(f"Generating {rows:,} rows"):
             file = rows_file(rows)
-        for turn in range(rounds):
-            for name, module in programs.items():
-                # Refresh slowly: drawing takes processor time from the program that is measured.
-                with console.status(f"{name}, round {turn + 1} of {rounds}", refresh_per_second=1):
-                    measured[name].append(run(module, str(file)))
+        measured = alternate(console, f"{rows:,} rows", rounds, programs, str(file))
         table = sheet(measured, rows, file.stat().st_size)
         console.print(table.to_terminal())
         if page:

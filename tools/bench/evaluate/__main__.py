@@ -11,7 +11,7 @@ from tools.bench.errors import BenchError
 from tools.bench.evaluate.page import rate, sheet, write
 from tools.bench.evaluate.workload import ROWS
 from tools.bench.page import PAGE
-from tools.bench.program import ProgramResult, run
+from tools.bench.program import ProgramResult, alternate
 from tools.models import gemma
 
 OURS: Final = "evaluate stage"
@@ -42,13 +42,7 @@ def evaluatebench(
     problems: list[str] = []
     try:
         for name in ROWS if workload is None else [workload]:
-            measured: dict[str, list[ProgramResult]] = {program: [] for program in PROGRAMS}
-            for turn in range(rounds):
-                for program, module in PROGRAMS.items():
-                    # Refresh slowly: drawing takes processor time from the program that is measured.
-                    text = f"{name}: {program}, round {turn + 1} of {rounds}"
-                    with console.status(text, refresh_per_second=1):
-                        measured[program].append(run(module, model, name, str(ROWS[name])))
+            measured = alternate(console, name, rounds, PROGRAMS, model, name, str(ROWS[name]))
             sheets.append(sheet(name, measured))
             console.print(sheets[-1].to_terminal())
             problems.extend(_problems(name, measured))

@@ -10,7 +10,7 @@ from rich.console import Console
 from tools.bench.errors import BenchError
 from tools.bench.examplerows import SOURCES
 from tools.bench.page import PAGE
-from tools.bench.program import ProgramResult, run
+from tools.bench.program import ProgramResult, alternate
 from tools.bench.train.page import rate, save_share, sheet, write
 from tools.models import gemma
 
@@ -42,13 +42,7 @@ def trainbench(
     problems: list[str] = []
     try:
         for workload in SOURCES:
-            measured: dict[str, list[ProgramResult]] = {name: [] for name in PROGRAMS}
-            for turn in range(rounds):
-                for name, module in PROGRAMS.items():
-                    # Refresh slowly: drawing takes processor time from the program that is measured.
-                    text = f"{workload}: {name}, round {turn + 1} of {rounds}"
-                    with console.status(text, refresh_per_second=1):
-                        measured[name].append(run(module, model, workload, str(steps)))
+            measured = alternate(console, workload, rounds, PROGRAMS, model, workload, str(steps))
             sheets.append(sheet(workload, measured))
             console.print(sheets[-1].to_terminal())
             problems.extend(_problems(workload, measured))

@@ -73,18 +73,23 @@ def load_base(
     return model
 
 
-def empty_model(folder: Path) -> PreTrainedModel:
-    """The model in `folder` on the meta device, in the stored dtype: its layers without weights.
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model on the meta device, in the stored dtype: its layers without weights.
 
-    Raises StageFailure (BASE_MODEL_INVALID).
+    Raises what transformers raises for a config from which it cannot build the model.
     """
-    with _reading_config(folder), torch.device("meta"):
-        config = _config(folder)
+    with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=config.dtype or torch.float32
+            config, dtype=config.dtype or torch.float32, trust_remote_code=False
         )
     model.tie_weights()
     return model
+
+
+def empty_model_in(folder: Path) -> PreTrainedModel:
+    """The model in `folder` as of `empty_model`. Raises StageFailure (BASE_MODEL_INVALID)."""
+    with _reading_config(folder):
+        return empty_model(_config(folder))
 
 
 def load_adapter(

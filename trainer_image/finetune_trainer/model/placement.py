@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.device import memory_use
-from finetune_trainer.model.load import empty_model, load_base
+from finetune_trainer.model.load import empty_model_in, load_base
 from finetune_trainer.model.quantization import load_quantized_base, quantized_layers
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -53,7 +53,7 @@ def load_placed(folder: Path, devices: Sequence[torch.device], *, quantized: boo
     device_map = None
     if len(devices) > 1:
         room = [int(WEIGHTS_SHARE * (total - used)) for used, total in map(memory_use, devices)]
-        device_map = place_layers(empty_model(folder), devices, room, quantized=quantized)
+        device_map = place_layers(empty_model_in(folder), devices, room, quantized=quantized)
         logger.info("layers per device: %s", Counter(map(str, device_map.values())))
     if quantized:
         model = load_quantized_base(folder, devices[0], device_map)

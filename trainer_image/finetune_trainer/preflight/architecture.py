@@ -1,14 +1,16 @@
 """Check that transformers can train a model, from its config and without its weights."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.model.load import empty_model
 from finetune_trainer.model.modules import stacked_experts
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.train.modelsetup import adapter_config
@@ -37,32 +39,29 @@ def load_config(folder: Path, uri: str) -> PretrainedConfig:
     return config
 
 
-def without_weights(config: PretrainedConfig, uri: str) -> PreTrainedModel:
+def build_empty(config: PretrainedConfig, uri: str) -> PreTrainedModel:
     """Build the model on the meta device, without memory. Raises StageFailure (BASE_MODEL_INVALID)."""
     try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
-            )
+        return empty_model(config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise invalid(uri, f"transformers cannot build the model from its config.json: {error}") from error
-    return model
 
 
-def check_adapter(config: PretrainedConfig, method: Method, uri: str) -> tuple[str, ...]:
+def check_adapter(model: PreTrainedModel, method: Method, uri: str) -> tuple[str, ...]:
     """Build the adapter of `method` as training does, without weights. Returns what the user should know.
+
+    `model` is on the meta device and stays as it is.
 
     Raises StageFailure (INVALID_CONFIG) for target modules that the model does not have,
     (BASE_MODEL_INVALID) for a model that PEFT cannot adapt.
     """
     if not METHODS[method.type].trains_adapter:
         return ()
-    model = without_weights(config, uri)
     left_out = stacked_experts(model)
     adapter = adapter_config(model, method)
     try:
         with torch.device("meta"):
-            get_peft_model(model, adapter)
+            get_peft_model(deepcopy(model), adapter)
     except (ValueError, TypeError, RuntimeError) as error:
         raise invalid(uri, f"PEFT cannot adapt this model: {error}") from error
     if left_out is None:

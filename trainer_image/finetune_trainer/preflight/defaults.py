@@ -81,8 +81,8 @@ def choose_hyperparameters(
     *,
     train_rows: int,
     longest_row_tokens: int,
+    max_sequence_length: int,
     hidden_size: int,
-    context_length: int | None,
     processes: int = 1,
     sharded: bool | None = None,
     token_budget: int | None = None,
@@ -90,13 +90,11 @@ def choose_hyperparameters(
 ) -> Hyperparameters:
     """All hyperparameters of a run: the user's values, and the defaults for the rest.
 
-    With a `token_budget`, in tokens per batch, batches are divided by it where the method and the request
-    allow that; `train_tokens` is the number of tokens of all training rows.
-
-    Raises StageFailure (INVALID_CONFIG) for a maxSequenceLength above the model's context length.
+    `max_sequence_length` comes from `sequence_length`. With a `token_budget`, in tokens per batch, batches
+    are divided by it where the method and the request allow that; `train_tokens` is the number of tokens of
+    all training rows.
     """
-    info = METHODS[method]
-    length = sequence_length(requested.max_sequence_length, method, longest_row_tokens, context_length)
+    info, length = METHODS[method], max_sequence_length
     max_rows = _max_rows_per_process(train_rows, processes)
     batch = requested.per_device_batch_size or _batch_size(info.sequences_per_row * length, max_rows)
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))

@@ -15,7 +15,7 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.sharding import resolve_sharding
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
-from finetune_trainer.preflight.architecture import check_adapter, load_config, without_weights
+from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
 from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict
@@ -85,8 +85,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         total = 3 * sum((source / name).stat().st_size for name in files)
         meter = StageMeter(context, total + rows.cost, MEBIBYTE)
         model_config = load_config(source, uri)
-        model = without_weights(model_config, uri)
-        warnings = check_adapter(model_config, config.method, uri)
+        model = build_empty(model_config, uri)
+        warnings = check_adapter(model, config.method, uri)
         tokenizer = load_tokenizer(source)
         held_out = ScopeSource(data, "test", tokenizer, config.chat_template_kwargs)
         held_out.find(config.metrics, config.options)
@@ -125,8 +125,8 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         config.method.type,
         train_rows=len(used),
         longest_row_tokens=longest_row,
+        max_sequence_length=max_length,
         hidden_size=model_config.get_text_config().hidden_size,
-        context_length=limit,
         processes=processes,
         sharded=resolve_sharding(config.sharding, config.method, processes),
         token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,

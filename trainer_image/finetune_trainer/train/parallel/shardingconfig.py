@@ -6,7 +6,7 @@ import torch
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
-from finetune_trainer.model.load import empty_model
+from finetune_trainer.model.load import empty_model_in
 
 
 def sharding_config(
@@ -19,7 +19,7 @@ def sharding_config(
 
     Raises StageFailure (BASE_MODEL_INVALID).
     """
-    model = empty_model(folder)
+    model = empty_model_in(folder)
     layers = set(model._no_split_modules or ())
     return DistributedConfig(
         fsdp_size=processes,
