@@ -129,3 +129,20 @@ def test_a_preview_is_promoted_and_a_crash_in_its_bake_returns_the_requests(
     service = api.get("Service", namespace, "support")
     assert service is not None
     assert service["spec"]["selector"][REVISION] == old
+
+
+def test_a_canary_takes_its_steps_with_the_replicas_of_the_endpoint(
+    api: Api, namespace: str, team: Team
+) -> None:
+    old = team.endpoint()["status"]["revision"]
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 2}]}}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2, "strategy": strategy}})
+    team.until_reason("InferenceDeployment", "support", "Ready", "Serving")
+    team.serve(pinned("second"))
+    team.until_reason("InferenceDeployment", "support", "Reconciling", "Canary")
+    split = team.endpoint()["status"]["revisions"]
+    assert {each["state"] for each in split} == {"Canary", "Live"}
+    team.until_served(routing="second")
+    service = api.get("Service", namespace, "support")
+    assert service is not None
+    assert service["spec"]["selector"][REVISION] == team.endpoint()["status"]["revision"] != old

@@ -15,6 +15,7 @@ RevisionState = Literal[
     "RollingOut",
     "WaitingForCapacity",
     "Preview",
+    "Canary",
     "Baking",
     "Live",
     "Standby",
@@ -57,10 +58,10 @@ class RevisionStatus(Model):
         RevisionState,
         Field(
             description="RollingOut: the pods are starting. WaitingForCapacity: no node or quota has room for"
-            " them. Preview: it is ready, without requests. Baking: it serves, and the old revision is kept."
-            " Live: it serves. Standby: it can get the requests back. Retired: another revision has"
-            " replaced it. Failed: it could not start, or not in time. RolledBack: the requests returned to"
-            " another revision."
+            " them. Preview: it is ready, without requests. Canary: it has a part of the requests. Baking:"
+            " it serves, and the old revision is kept. Live: it serves. Standby: it can get the requests"
+            " back. Retired: another revision has replaced it. Failed: it could not start, or not in time."
+            " RolledBack: the requests returned to another revision."
         ),
     ]
     weight: Annotated[

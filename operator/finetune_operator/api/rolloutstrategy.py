@@ -38,6 +38,53 @@ class RolloutDecision(RolloutDecisionFields):
     """Decision of a person about one revision. The operator obeys it once."""
 
 
+class CanaryStep(Model):
+    """Step of a canary. Set either setWeight or pauseSeconds."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.setWeight) != has(self.pauseSeconds)",
+            "a step needs exactly one of setWeight and pauseSeconds: make two steps of it",
+        ),
+    )
+
+    set_weight: Annotated[
+        int | None,
+        Field(ge=1, le=99, description="Percent of the requests that the new revision gets."),
+    ] = None
+    pause_seconds: Annotated[
+        int | None, Field(ge=1, le=MAX_SECONDS, description="Seconds until the next step.")
+    ] = None
+
+
+class Canary(Model):
+    """Settings of strategy Canary."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.steps[0].setWeight)",
+            "the first of canary.steps must set a weight: begin with setWeight",
+            "steps",
+        ),
+    )
+
+    steps: Annotated[
+        tuple[CanaryStep, ...],
+        Field(
+            min_length=1,
+            max_length=20,
+            description="Steps of the new revision. After the last one it gets all requests.",
+        ),
+    ]
+    allow_coarse_weights: Annotated[
+        bool,
+        Field(
+            description="Whether a weight below that of one replica is rounded up to one replica. If not, the"
+            " rollout is refused, because the new revision would get more requests than its step allows."
+        ),
+    ] = False
+
+
 class BlueGreen(Model):
     """Settings of strategy BlueGreen."""
 
@@ -66,16 +113,21 @@ class Strategy(Model):
             "strategy.blueGreen needs type BlueGreen: remove it, or change the type",
             "blueGreen",
         ),
+        CELRule(
+            "has(self.canary) == (self.type == 'Canary')",
+            "strategy.canary and type Canary belong together: give both or neither",
+            "canary",
+        ),
     )
 
     type: Annotated[
-        Literal["RollingUpdate", "Recreate", "BlueGreen"],
+        Literal["RollingUpdate", "Recreate", "BlueGreen", "Canary"],
         Field(
             description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
             " is removed, which needs room for both. Recreate: the pods of the old revision end before those"
             " of the new one start, so requests fail in between; if the new revision fails, the old one"
             " starts again. BlueGreen: the new revision is ready behind the Service NAME-preview, and gets"
-            " the requests by a decision."
+            " the requests by a decision. Canary: the new revision gets the weights of its steps."
         ),
     ] = "RollingUpdate"
     fallback: Annotated[
@@ -86,6 +138,7 @@ class Strategy(Model):
         ),
     ] = None
     blue_green: BlueGreen | None = None
+    canary: Canary | None = None
     bake_seconds: Annotated[
         int | None,
         Field(

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     CHECKING_STORE = "CheckingStore"
     ROLLING_OUT = "RollingOut"
     PREVIEW = "Preview"
+    CANARY = "Canary"
     NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
     SCALING = "Scaling"
     WAITING_FOR_DATASET = "WaitingForDataset"
@@ -101,6 +102,7 @@ class Reason(StrEnum):
     NOT_IMPLEMENTED = "NotImplemented"
     NAME_CONFLICT = "NameConflict"
     INVALID_SPEC = "InvalidSpec"
+    WEIGHT_NOT_ACHIEVABLE = "WeightNotAchievable"
     CHECKPOINT_REPLACED = "CheckpointReplaced"
     GATE_FAILED = "GateFailed"
     EVALUATION_UNDECIDED = "EvaluationUndecided"
@@ -124,6 +126,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
         Reason.PREVIEW,
+        Reason.CANARY,
         Reason.NO_CAPACITY_FOR_SURGE,
         Reason.UNSCHEDULABLE,
     }

@@ -1,6 +1,5 @@
 """Routing of an endpoint's requests by the Service, and the weights in the status."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
-    Writes,
     main_revision,
     traffic_of,
 )
@@ -62,15 +60,50 @@ def test_routing_writes_only_what_is_not_routed_so_already() -> None:
     assert traffic("one").route({"one": 100}) == ((), ())
 
 
-@pytest.mark.parametrize("weights", [{}, {"one": 90}, {"one": 90, "two": 10}])
-def test_a_service_cannot_split_requests(weights: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="all requests to one revision"):
+@pytest.mark.parametrize("weights", [{}, {"one": 90}, {"one": 90, "two": 20}])
+def test_weights_that_are_not_all_requests_are_refused(weights: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="not 100 together"):
         traffic("one").route(weights)
+
+
+def split(service: Manifest) -> ServiceTraffic:
+    """The routing by this Service of an endpoint with two revisions, of which `one` serves."""
+    cluster = EndpointCluster(status={"revision": "one"})
+    metadata = {**service["metadata"], "name": "desk", "uid": "uid"}
+    cluster.put_child({**service, "metadata": metadata})
+    for name in ("one", "two"):
+        cluster.put_child({"kind": "Deployment", "metadata": {"name": name}})
+    return ServiceTraffic(cluster.endpoint, cluster.snapshot())
+
+
+def test_split_requests_are_read_back_as_they_were_routed() -> None:
+    weights = {"one": 80, "two": 20}
+    (made,) = traffic("one").route(weights).apply
+    assert "finetune.dev/revision" not in made.manifest["spec"]["selector"]
+    routing = split(made.manifest)
+    assert routing.weights() == weights
+    assert routing.route(weights) == ((), ())
+    (back,) = routing.route({"one": 100}).apply
+    assert back.manifest["spec"]["selector"]["finetune.dev/revision"] == "one"
+    assert "annotations" not in back.manifest["metadata"]
+
+
+@pytest.mark.parametrize("damage", ["annotation", "selector", "revision"])
+def test_a_damaged_split_is_read_as_all_requests_for_what_served(damage: str) -> None:
+    (made,) = traffic("one").route({"one": 80, "two" if damage != "revision" else "gone": 20}).apply
+    service = made.manifest
+    if damage == "annotation":
+        service["metadata"]["annotations"] = {"finetune.dev/weights": "{"}
+    if damage == "selector":
+        service["spec"]["selector"] = {"app": "mine"}
+    assert split(service).weights() == {"one": 100}
 
 
 def test_the_main_revision_has_most_of_the_requests() -> None:
     assert main_revision({}) == ""
     assert main_revision({"canary": 10, "stable": 90}) == "stable"
+    assert main_revision({"canary": 60, "stable": 40}, "stable") == "stable"
+    assert main_revision({"canary": 100}, "stable") == "canary"
 
 
 def test_an_endpoint_is_routed_by_its_service() -> None:
@@ -121,41 +154,3 @@ def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_p
     assert weights(cluster) == {revision: 100}
     assert cluster.reconcile().status == first.status, "the executor writes no equal status"
     assert cluster.log == [] if has_profile else all(entry.startswith("event") for entry in cluster.log)
-
-
-@dataclass(frozen=True)
-class SplitTraffic:
-    """A `Traffic` that splits requests by weight, as a later release may."""
-
-    split: dict[str, int]
-
-    def weights(self) -> dict[str, int]:
-        return self.split
-
-    def route(self, weights: dict[str, int]) -> Writes:
-        assert weights == self.split
-        return Writes()
-
-
-def test_several_revisions_with_requests_are_kept_scaled_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, old = serving()
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
-    older = {**cluster.deployments[new]["metadata"], "name": "desk-older"}
-    cluster.deployments["desk-older"] = {**cluster.deployments[new], "metadata": older}
-    cluster.edit(replicas=3)
-    split = SplitTraffic({old: 90, new: 10})
-    monkeypatch.setattr(
-        "finetune_operator.reconcile.inferencedeployment.endpoint.traffic_of", lambda *_: split
-    )
-    cluster.reconcile()
-    assert {name: each["spec"]["replicas"] for name, each in cluster.deployments.items()} == {old: 3, new: 3}
-    for name, ready in ((old, 2), (new, 1)):
-        status = {"observedGeneration": 1, "replicas": 3, "readyReplicas": ready, "updatedReplicas": ready}
-        cluster.deployments[name] = {**cluster.deployments[name], "status": status}
-    cluster.reconcile()
-    shown = cluster.endpoint.status
-    assert weights(cluster) == {new: 10, old: 90}
-    assert (shown.replicas, shown.ready_replicas, shown.revision) == (6, 3, old)
-    assert shown.selector == f"finetune.dev/revision in ({','.join(sorted((old, new)))})"

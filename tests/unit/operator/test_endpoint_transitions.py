@@ -37,26 +37,26 @@ from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 OF_OTHERS: Final = (Observation.SPARE, Observation.RECALLED, Observation.UNWANTED)
 """Observations about a revision that is not wanted."""
+ALL_REPLICAS: Final = {
+    ("Canary", Observation.READY),
+    ("Canary", Observation.BAKES),
+    ("Preview", Observation.DWELLS),
+}
+"""Combinations in which the wanted revision of a canary has all replicas."""
+IN_STEPS: Final = (Observation.UNACHIEVABLE, Observation.DWELLS, Observation.STEPS)
+BEFORE_START: Final = (
+    Observation.UNPROVABLE,
+    Observation.NO_SLOT,
+    Observation.OCCUPIED,
+    Observation.NO_CAPACITY,
+    Observation.PREVIEWS,
+)
 IMPOSSIBLE: Final = {
-    *(
-        ("Live", getattr(Observation, name))
-        for name in (
-            "UNPROVABLE",
-            "ABORTED",
-            "PAUSED",
-            "NO_SLOT",
-            "OCCUPIED",
-            "NO_CAPACITY",
-            "PREVIEWS",
-            "BAKES",
-        )
-    ),
-    *(
-        ("Baking", getattr(Observation, name))
-        for name in ("UNPROVABLE", "NO_SLOT", "OCCUPIED", "NO_CAPACITY", "PREVIEWS")
-    ),
-    ("Preview", Observation.OCCUPIED),
-    ("Preview", Observation.NO_CAPACITY),
+    *product(["Live", "Baking"], (*IN_STEPS, *BEFORE_START)),
+    *product(["Live"], (Observation.ABORTED, Observation.PAUSED, Observation.BAKES)),
+    *product(["Preview"], (Observation.OCCUPIED, Observation.NO_CAPACITY)),
+    *product(["Canary"], (Observation.OCCUPIED, Observation.PREVIEWS)),
+    *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, [Observation.STEPS]),
     *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
     *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
     *product(set(STATES) - {"Standby", "Baking"}, [Observation.RECALLED]),
@@ -67,6 +67,15 @@ UNPROVABLE:
   RollingOut -> =, POSTPONE
   WaitingForCapacity -> =, POSTPONE
   Preview -> =, POSTPONE
+  Canary -> =, POSTPONE
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+UNACHIEVABLE:
+  Pending -> =, REFUSE
+  RollingOut -> =, REFUSE
+  WaitingForCapacity -> =, REFUSE
+  Preview -> =, REFUSE
+  Canary -> =, REFUSE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 ABORTED:
@@ -74,6 +83,7 @@ ABORTED:
   RollingOut -> RolledBack, ABORT
   WaitingForCapacity -> RolledBack, ABORT
   Preview -> RolledBack, ABORT
+  Canary -> RolledBack, ABORT
   Baking -> RolledBack, ABORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -82,6 +92,7 @@ PAUSED:
   RollingOut -> =, HOLD
   WaitingForCapacity -> =, HOLD
   Preview -> =, HOLD
+  Canary -> =, HOLD
   Baking -> =, HOLD
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -90,6 +101,7 @@ NO_SLOT:
   RollingOut -> =, QUEUE
   WaitingForCapacity -> =, QUEUE
   Preview -> =, QUEUE
+  Canary -> =, QUEUE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 OCCUPIED:
@@ -103,6 +115,7 @@ ABSENT:
   RollingOut -> =, START
   WaitingForCapacity -> RollingOut, START
   Preview -> RollingOut, START
+  Canary -> RollingOut, START
   Baking -> RollingOut, START
   Live -> RollingOut, START
   Failed -> =, ROLL_BACK
@@ -111,6 +124,7 @@ NO_CAPACITY:
   Pending -> WaitingForCapacity, WAIT_FOR_CAPACITY
   RollingOut -> WaitingForCapacity, WAIT_FOR_CAPACITY
   WaitingForCapacity -> =, WAIT_FOR_CAPACITY
+  Canary -> =, WAIT_FOR_CAPACITY
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 PREVIEWS:
@@ -120,11 +134,24 @@ PREVIEWS:
   Preview -> =, PREVIEW
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
+DWELLS:
+  Pending -> Canary, DWELL
+  RollingOut -> Canary, DWELL
+  WaitingForCapacity -> Canary, DWELL
+  Preview -> Canary, DWELL
+  Canary -> =, DWELL
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+STEPS:
+  Canary -> =, STEP
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
 BAKES:
   Pending -> Baking, BAKE
   RollingOut -> Baking, BAKE
   WaitingForCapacity -> Baking, BAKE
   Preview -> Baking, BAKE
+  Canary -> Baking, BAKE
   Baking -> =, BAKE
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
@@ -133,6 +160,7 @@ NOT_READY:
   RollingOut -> =, WAIT
   WaitingForCapacity -> RollingOut, WAIT
   Preview -> =, WAIT
+  Canary -> =, WAIT
   Baking -> =, REPORT
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
@@ -142,6 +170,7 @@ READY:
   RollingOut -> Live, SERVE
   WaitingForCapacity -> Live, SERVE
   Preview -> Live, SERVE
+  Canary -> Live, SERVE
   Baking -> Live, SERVE
   Live -> =, SERVE
   Failed -> =, ROLL_BACK
@@ -151,6 +180,7 @@ BROKEN:
   RollingOut -> Failed, FAIL
   WaitingForCapacity -> Failed, FAIL
   Preview -> Failed, FAIL
+  Canary -> RolledBack, RETURN
   Baking -> RolledBack, RETURN
   Live -> =, REPORT
   Failed -> =, ROLL_BACK
@@ -166,6 +196,7 @@ UNWANTED:
   RollingOut -> Retired, REMOVE
   WaitingForCapacity -> Retired, REMOVE
   Preview -> Retired, REMOVE
+  Canary -> Retired, REMOVE
   Baking -> Retired, REMOVE
   Live -> Retired, REMOVE
   Standby -> Retired, REMOVE
@@ -199,8 +230,8 @@ def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
 
 
 def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
-    newer: Any = "Canary"
-    for seen in set(Observation) - {Observation.SPARE, Observation.RECALLED}:
+    newer: Any = "Shadow"
+    for seen in set(Observation) - {Observation.STEPS, Observation.SPARE, Observation.RECALLED}:
         assert transition(newer, seen) == transition("Pending", seen)
 
 
@@ -209,6 +240,9 @@ def strategy_for(state: State, seen: Observation, revision: str) -> dict[str, An
     strategy: dict[str, Any] = {}
     if state == "Preview" or seen is Observation.PREVIEWS:
         strategy["type"] = "BlueGreen"
+    if state == "Canary" or seen in IN_STEPS:
+        weight = 10 if seen is Observation.UNACHIEVABLE else 50
+        strategy |= {"type": "Canary", "canary": {"steps": [{"setWeight": weight}, {"pauseSeconds": 600}]}}
     if state == "Baking" or seen is Observation.BAKES:
         strategy["bakeSeconds"] = 600
     if seen is Observation.OCCUPIED:
@@ -219,6 +253,8 @@ def strategy_for(state: State, seen: Observation, revision: str) -> dict[str, An
         ("Preview", Observation.READY),
         ("Preview", Observation.BAKES),
         ("Baking", Observation.READY),
+        ("Canary", Observation.READY),
+        ("Canary", Observation.BAKES),
     }
     if seen is Observation.ABORTED or (state, seen) in promoted:
         verdict = "Abort" if seen is Observation.ABORTED else "Promote"
@@ -232,28 +268,38 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
-    if state in {"Live", "Baking"}:
-        cluster.edit(strategy={"bakeSeconds": 600} if state == "Baking" else {})
-        cluster.make_ready(new)
-        cluster.settle()
-    cluster.edit(strategy=strategy_for(state, seen, new))
+    if state in {"Live", "Baking", "Canary"}:
+        cluster.edit(strategy=strategy_for(state, Observation.NOT_READY, new), replicas=2)
+        for _ in range(2):
+            for name in cluster.deployments:
+                cluster.make_ready(name)
+            cluster.settle()
+    strategy = strategy_for(state, seen, new)
+    cluster.edit(strategy=strategy, replicas=2 if strategy.get("type") == "Canary" else 1)
     if seen is Observation.UNPROVABLE:
         cluster.edit(replicas=0)
     if seen is Observation.NO_SLOT:
         cluster.put(profile(maxConcurrentRollouts=1))
         cluster.put(other())
     show(cluster, state, seen, old, new)
-    record(cluster, new, state)
+    steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1}
+    record(cluster, new, state, steps.get(seen, 0) if state == "Canary" else None)
     return cluster, new, old
 
 
 def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, new: str) -> None:
     """Make the pods and Deployments of the revisions as the observation needs them."""
     match seen:
-        case Observation.READY | Observation.PREVIEWS | Observation.BAKES:
+        case Observation.READY | Observation.BAKES | Observation.DWELLS if (state, seen) in ALL_REPLICAS:
+            deployment = cluster.deployments[new]
+            cluster.deployments[new] = {**deployment, "spec": {**deployment["spec"], "replicas": 2}}
             cluster.make_ready(new)
+        case Observation.READY | Observation.PREVIEWS | Observation.BAKES | Observation.DWELLS:
+            cluster.make_ready(new)
+        case Observation.STEPS:
+            pass
         case Observation.BROKEN:
-            if state == "Baking":
+            if state in {"Baking", "Canary"}:
                 cluster.put(crashed_pod(new))
             elif state == "WaitingForCapacity":
                 cluster.put(broken_pod(new))
@@ -266,6 +312,7 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
             del cluster.deployments[new]
         case Observation.NO_CAPACITY:
             cluster.put(unscheduled_pod(new))
+            cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
         case Observation.NOT_READY:
             cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
         case _:
@@ -274,14 +321,16 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
                 del cluster.deployments[old]
 
 
-def record(cluster: EndpointCluster, name: str, state: State) -> None:
+def record(cluster: EndpointCluster, name: str, state: State, step: int | None) -> None:
     """Write the revision's state to the status, as earlier passes do."""
     raw = cluster.endpoint.to_dict()
     entries = [entry for entry in raw["status"]["revisions"] if entry["name"] != name]
     if state != "Pending":
         tried = spec_hash(cluster.endpoint) if state in {"RollingOut", "Failed", "RolledBack"} else ""
         entries.insert(0, {"name": name, "state": state, "specHash": tried, "message": "out of memory"})
-        if state == "Baking":
+        if step is not None:
+            entries[0]["step"] = step
+        if state in {"Baking", "Canary"}:
             entries[0]["since"] = cluster.cluster.now.isoformat()
     raw["status"]["revisions"] = entries
     cluster.endpoint = InferenceDeployment.model_validate(raw)
@@ -298,6 +347,9 @@ def condition_of(plan: Plan) -> tuple[str, str]:
 
 SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
+    Action.REFUSE: ("Stalled", "WeightNotAchievable"),
+    Action.DWELL: ("Reconciling", "Canary"),
+    Action.STEP: ("Reconciling", "Canary"),
     Action.ABORT: ("Stalled", "RolledBack"),
     Action.HOLD: ("Suspended", "Paused"),
     Action.QUEUE: ("Reconciling", "Queued"),
@@ -370,25 +422,26 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
     assert (("Deployment", wanted) in kinds([each.manifest for each in plan.create])) == (
         action is Action.START
     )
-    is_removed = action is Action.ROLL_BACK or (action is Action.ABORT and state != "Baking")
+    is_removed = action is Action.ROLL_BACK or (action is Action.ABORT and state not in {"Baking", "Canary"})
     removed = [wanted] if is_removed and existed else []
     if state == "Baking" and action is Action.SERVE:
         removed = [other_one]
     assert kinds([each.manifest for each in plan.delete]) == [("Deployment", name) for name in removed]
-    serves = wanted if state in {"Live", "Baking"} else other_one
-    gets = {
-        Action.SERVE: wanted,
-        Action.BAKE: wanted,
-        Action.RETURN: other_one,
-        Action.ABORT: other_one,
-    }
-    now_serves = gets.get(action, serves)
-    assert ("apply Service desk" in cluster.log[log_before:]) == (now_serves != serves)
+    split = {wanted: 50, other_one: 50}
+    before = split if state == "Canary" else {wanted if state in {"Live", "Baking"} else other_one: 100}
+    returns = {Action.POSTPONE, Action.REFUSE, Action.START, Action.QUEUE, Action.ABORT, Action.RETURN}
+    after = before
+    if action in {Action.SERVE, Action.BAKE}:
+        after = {wanted: 100}
+    elif action is Action.DWELL:
+        after = split
+    elif action in returns and state in {"Canary", "Baking"} and other_one in cluster.deployments:
+        after = {other_one: 100}
+    assert ("apply Service desk" in cluster.log[log_before:]) == (before != after)
     previewed = ("Service", "desk-preview") in kinds([each.manifest for each in plan.create])
-    assert previewed == (following == "Preview" and action is not Action.POSTPONE)
-    weights = {each.name: each.weight for each in cluster.endpoint.status.revisions}
-    assert weights.get(now_serves) == (100 if now_serves in weights else None)
-    assert sum(weight or 0 for name, weight in weights.items() if name != now_serves) == 0
+    assert previewed == (following == "Preview" and action not in {Action.POSTPONE, Action.REFUSE})
+    weights = {each.name: each.weight for each in cluster.endpoint.status.revisions if each.weight}
+    assert weights == {name: weight for name, weight in after.items() if name in states}
 
 
 @pytest.mark.parametrize("state", ["Pending", "RollingOut"])

@@ -8,11 +8,12 @@ from finetune_operator.manifests.serviceaccount import build_service_account
 from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment import readyoutcomes
+from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
-from finetune_operator.reconcile.steps import Done, Suspended, Working
+from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason
 
@@ -25,6 +26,17 @@ def postpone(view: EndpointView) -> RolloutOutcome:
         f" replica{until}"
     )
     return RolloutOutcome(Done(Reason.SCALED_TO_ZERO, message), keeps_wanted=False)
+
+
+def refuse(view: EndpointView) -> RolloutOutcome:
+    """Report the replicas that the weights of the steps need."""
+    needed = view.canary.needed_replicas if view.canary is not None else None
+    message = (
+        f"revision {view.wanted.name} ({view.models}) does not start: with spec.replicas"
+        f" {view.endpoint.spec.replicas} one replica gets more requests than a step of canary allows. Set"
+        f" spec.replicas to {needed} or more, raise setWeight, or set canary.allowCoarseWeights"
+    )
+    return RolloutOutcome(Failed(Reason.WEIGHT_NOT_ACHIEVABLE, message), keeps_wanted=False)
 
 
 def hold(view: EndpointView) -> RolloutOutcome:
@@ -63,6 +75,7 @@ def start(view: EndpointView) -> RolloutOutcome:
     """Create the Deployment. The first revision gets all requests at once, because no other one can serve."""
     facts = view.snapshot.facts
     deployment = build_deployment(view.endpoint, view.wanted, facts.trainer_image, facts.image_pull_policy)
+    deployment["spec"]["replicas"] = replicas_of(view, "RollingOut")[view.wanted.name]
     creates = [Create(deployment)]
     if RUNNER not in view.snapshot.service_accounts:
         creates.insert(0, Create(build_service_account(view.endpoint.namespace, RUNNER), same="Any"))
@@ -92,6 +105,9 @@ def wait(view: EndpointView) -> RolloutOutcome:
     """Report why the pods are not ready yet."""
     name, trouble = view.wanted.name, view.trouble
     left = view.seconds_to_deadline or None
+    if view.recorded is not None and view.recorded.state == "Canary":
+        # A pod that is not ready for as long as a start may take ends the canary.
+        left = float(view.endpoint.spec.strategy.progress_deadline_seconds)
     if trouble is None:
         return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting", left))
     return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}", left))
@@ -100,6 +116,7 @@ def wait(view: EndpointView) -> RolloutOutcome:
 OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
     Action.ABORT: readyoutcomes.abort,
+    Action.REFUSE: refuse,
     Action.HOLD: hold,
     Action.QUEUE: queue,
     Action.MAKE_ROOM: make_room,
@@ -108,6 +125,8 @@ OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.WAIT: wait,
     Action.SERVE: readyoutcomes.serve,
     Action.PREVIEW: readyoutcomes.preview,
+    Action.DWELL: readyoutcomes.dwell,
+    Action.STEP: readyoutcomes.take_step,
     Action.BAKE: readyoutcomes.bake,
     Action.RETURN: readyoutcomes.return_requests,
     Action.REPORT: readyoutcomes.report,

@@ -50,8 +50,8 @@ class ObservedEndpoint:
 
     @property
     def serving(self) -> str:
-        """The revision that gets most of the requests; empty if there is none."""
-        return main_revision(self.traffic.weights())
+        """The revision that serves, apart from one that is rolling out; empty if there is none."""
+        return main_revision(self.traffic.weights(), self.endpoint.status.revision)
 
     def replica_applies(self, replicas: Mapping[str, int]) -> tuple[Apply, ...]:
         """Applies that set the replicas of these revisions' Deployments."""
@@ -103,7 +103,7 @@ class ObservedEndpoint:
         values: dict[str, Any] = {
             "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
-            "revision": main_revision(before),
+            "revision": main_revision(before, endpoint.status.revision),
             "revisions": listed,
             "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
@@ -112,7 +112,7 @@ class ObservedEndpoint:
                     ",".join(model.name for model in endpoint.spec.models), MAX_NAMES_CHARACTERS
                 ),
                 ready=f"{ready}/{endpoint.spec.replicas}",
-                weight=_shown_weights(main_revision(after), listed),
+                weight=_shown_weights(main_revision(after, endpoint.status.revision), listed),
                 verdict=_shown_verdict(listed),
             ),
             **(update or {}),

@@ -1,7 +1,10 @@
 """The state and the observation of an endpoint's wanted revision, by which the table is read."""
 
 from finetune_operator.observe.deployments import is_ready
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
     PROGRESSING,
     STATES,
@@ -27,6 +30,7 @@ def state_of(view: EndpointView) -> State:
     has_ended = {
         "Live": has_lost_requests,
         "Baking": has_lost_requests,
+        "Canary": view.canary is None,
         "Standby": True,
         "Failed": is_tried_again,
         "RolledBack": is_tried_again,
@@ -39,20 +43,17 @@ def observe(view: EndpointView, state: State) -> Observation:
     """Observe the wanted revision, which is in this state."""
     if state == "Baking" and view.standby:
         return _observe_bake(view)
-    is_progressing = state in PROGRESSING
-    if is_progressing and view.endpoint.spec.replicas == 0:
-        return Observation.UNPROVABLE
-    if is_progressing and view.verdict == "Abort" and view.has_fallback:
-        return Observation.ABORTED
-    is_paused = is_progressing and view.endpoint.spec.strategy.paused and not view.has_made_room
-    if is_paused and view.failure is None:
-        return Observation.PAUSED
+    held = _observe_hold(view) if state in PROGRESSING else None
+    has_regressed = state == "Canary" and view.deployment is not None and view.regression is not None
+    if held is not None and not (held is Observation.PAUSED and has_regressed):
+        return held
+    if state == "Canary" and view.deployment is not None and view.canary is not None:
+        return _observe_canary(view, view.canary, view.deployment)
     if view.deployment is None and not _has_slot(view):
         return Observation.NO_SLOT
     is_recreating = state in UNPROVEN and view.is_recreating
     if view.deployment is not None:
-        # Nothing serves while a revision is recreated, so its first replica serves at once.
-        if is_ready(view.deployment, 1 if is_recreating else view.endpoint.spec.replicas):
+        if is_ready(view.deployment, _needed_replicas(view, state)):
             return _observe_ready(view, state)
         if view.failure is not None:
             return Observation.BROKEN
@@ -64,6 +65,19 @@ def observe(view: EndpointView, state: State) -> Observation:
     return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
 
 
+def _observe_hold(view: EndpointView) -> Observation | None:
+    """What keeps a revision that is rolling out from going on, whatever its pods do; None if nothing does."""
+    strategy, canary = view.endpoint.spec.strategy, view.canary
+    if view.endpoint.spec.replicas == 0:
+        return Observation.UNPROVABLE
+    if canary is not None and canary.needed_replicas is not None:
+        return Observation.UNACHIEVABLE
+    if view.verdict == "Abort" and view.has_fallback:
+        return Observation.ABORTED
+    has_failed = view.failure is not None
+    return Observation.PAUSED if strategy.paused and not view.has_made_room and not has_failed else None
+
+
 def _observe_ready(view: EndpointView, state: State) -> Observation:
     """What a revision with all replicas waits for before it is Live. The first one waits for nothing."""
     strategy = view.endpoint.spec.strategy
@@ -73,7 +87,41 @@ def _observe_ready(view: EndpointView, state: State) -> Observation:
         wait = strategy.blue_green.auto_promotion_seconds if strategy.blue_green is not None else None
         if wait is None or (view.seconds_left(wait) if state == "Preview" else wait) > 0:
             return Observation.PREVIEWS
-    return Observation.READY if strategy.bake_seconds is None else Observation.BAKES
+    if view.canary is not None and view.verdict != "Promote":
+        return Observation.DWELLS
+    return _last_observation(view)
+
+
+def _last_observation(view: EndpointView) -> Observation:
+    return Observation.READY if view.endpoint.spec.strategy.bake_seconds is None else Observation.BAKES
+
+
+def _needed_replicas(view: EndpointView, state: State) -> int:
+    """Ready replicas with which the wanted revision can get requests."""
+    if state in UNPROVEN and view.is_recreating:
+        # Nothing serves while a revision is recreated, so its first replica serves at once.
+        return 1
+    if state in UNPROVEN and view.canary is not None and view.verdict != "Promote":
+        return view.canary.replicas_at(0)
+    return view.endpoint.spec.replicas
+
+
+def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifest) -> Observation:
+    """Observe a revision that gets a part of the requests."""
+    step = view.step
+    if view.regression is not None:
+        return Observation.BROKEN
+    if not is_ready(deployment, canary.replicas_at(step)):
+        return Observation.NOT_READY if view.shortage is None else Observation.NO_CAPACITY
+    if step >= canary.end:
+        return _last_observation(view)
+    if view.verdict == "Promote":
+        return Observation.STEPS
+    weight = canary.weight_at(step)
+    is_routed = view.weights == {view.stable: ALL - weight, view.wanted.name: weight}
+    pause = canary.pause_at(step)
+    has_ended = pause is None or not view.seconds_left(pause)
+    return Observation.STEPS if is_routed and has_ended else Observation.DWELLS
 
 
 def _observe_bake(view: EndpointView) -> Observation:

@@ -29,6 +29,38 @@ def preview(view: EndpointView) -> RolloutOutcome:
     return RolloutOutcome(Working(Reason.PREVIEW, f"{ready} for {seconds} s", left))
 
 
+def dwell(view: EndpointView) -> RolloutOutcome:
+    """Give the revision the weight of its step."""
+    canary, name = view.canary, view.wanted.name
+    is_new = view.recorded is None or view.recorded.state != "Canary"
+    step = 0 if is_new else view.step
+    if canary is None:
+        raise ValueError(f"revision {name} has no steps")
+    weight = canary.weight_at(step)
+    pause = canary.pause_at(step)
+    left = None if pause is None else view.seconds_left(pause)
+    message = (
+        f"revision {name} ({view.models}) gets {weight} % of the requests, step {step + 1} of {canary.end};"
+        f" {view.stable} gets the others"
+    )
+    return RolloutOutcome(
+        Working(Reason.CANARY, message, left),
+        weights={view.stable: ALL - weight, name: weight},
+        entry={"step": step},
+    )
+
+
+def take_step(view: EndpointView) -> RolloutOutcome:
+    """Take the next step, or the last one if a person promoted the revision."""
+    end = view.canary.end if view.canary is not None else 0
+    step = end if view.verdict == "Promote" else view.step + 1
+    target = f"step {step + 1} of {end}" if step < end else "all requests"
+    message = f"revision {view.wanted.name} ({view.models}) starts the replicas for {target}"
+    pause = view.canary.pause_at(step) if view.canary is not None else None
+    left = None if pause is None else float(pause)
+    return RolloutOutcome(Working(Reason.CANARY, message, left), entry={"step": step})
+
+
 def bake(view: EndpointView) -> RolloutOutcome:
     """Route all requests to the revision, and keep the previous one until the bake has ended."""
     served = serve(view)

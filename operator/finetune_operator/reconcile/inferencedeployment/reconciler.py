@@ -36,5 +36,7 @@ def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
     """Keep the revisions that serve while no revision can be rolled out."""
     weights = observed.traffic.weights()
     restored, events = observed.corrections(*weights)
-    scaled = observed.replica_applies(dict.fromkeys(weights, observed.endpoint.spec.replicas))
+    # Between steps of a canary each revision keeps its replicas.
+    replicas = dict.fromkeys(weights, observed.endpoint.spec.replicas) if len(weights) == 1 else {}
+    scaled = observed.replica_applies(replicas)
     return observed.plan(halt, apply=(*scaled, *restored), events=events)

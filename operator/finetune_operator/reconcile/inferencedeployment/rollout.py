@@ -4,6 +4,8 @@ A revision serves if requests are routed to it (`traffic.py`). A new revision st
 it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
 """
 
+from typing import Final
+
 from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
@@ -14,6 +16,7 @@ from finetune_operator.reconcile.inferencedeployment.preview import preview_writ
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
     TRANSITIONS,
     UNWELCOME,
@@ -22,14 +25,24 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
     transition,
 )
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.steps import Working
+from finetune_operator.status.reasons import Reason
+
+HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live", "RolledBack"})
+"""States after a pass in which the wanted revision may keep the requests that it has."""
 
 
 def roll_out(view: EndpointView) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
+    if len(view.others) > 1:
+        return _return_to_one(view)
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
     routed = view.weights if outcome.weights is None else outcome.weights
+    if not (outcome.keeps_wanted and state in HAS_REQUESTS) and view.others:
+        routed = {name: weight for name, weight in routed.items() if name != view.wanted.name}
+        routed = routed if sum(routed.values()) == ALL else {view.stable: ALL}
     kept = {*view.weights, *routed}
     if outcome.keeps_wanted:
         kept.add(view.wanted.name)
@@ -44,7 +57,7 @@ def roll_out(view: EndpointView) -> Plan:
     for name in (*replaced, *removed):
         seen = Observation.SPARE if state == "Baking" and name in replaced else Observation.UNWANTED
         revisions = _with_unwanted(view, name, seen, revisions)
-    replicas = replicas_of(view, state)
+    replicas = replicas_of(view, state if outcome.keeps_wanted else "Pending", outcome.entry.get("step"))
     scaled = view.observed.replica_applies(
         {name: count for name, count in replicas.items() if name in kept and name not in replaced}
     )
@@ -65,19 +78,38 @@ def roll_out(view: EndpointView) -> Plan:
     )
 
 
+def _return_to_one(view: EndpointView) -> Plan:
+    """Route all requests to the stable revision, because the canary of another one is not wanted any more.
+
+    The wanted revision starts in a later pass: a Service that splits requests selects every revision.
+    """
+    stable = view.stable
+    revisions = view.endpoint.status.revisions
+    for name in view.others:
+        if name != stable:
+            revisions = _with_unwanted(view, name, Observation.UNWANTED, revisions)
+    message = f"{stable} gets all requests before revision {view.wanted.name} ({view.models}) starts"
+    return view.observed.plan(
+        Working(Reason.ROLLING_OUT, message),
+        apply=view.observed.replica_applies({stable: view.endpoint.spec.replicas}),
+        revisions=revisions,
+        weights={stable: ALL},
+    )
+
+
 def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> tuple[RevisionStatus, ...]:
     if state == "Pending":
         return view.endpoint.status.revisions
     entry = RevisionStatus(
         name=view.wanted.name,
         state=state,
+        step=view.step if state == "Canary" else None,
         spec_hash=view.spec_hash if state in {"RollingOut", *UNWELCOME} else "",
         models=tuple(
             RevisionModel(name=name, checkpoint=weights.checkpoint, digest=weights.digest)
             for name, weights in view.wanted.models
         ),
-        **outcome.entry,
-    )
+    ).model_copy(update=dict(outcome.entry))
     return with_entry(view.endpoint.status.revisions, entry, view.snapshot.now)
 
 

@@ -3,13 +3,14 @@
 The objects that route requests decide which revision serves; the status only repeats it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.manifests.labels import REVISION, RUN, WEIGHTS
 from finetune_operator.manifests.serving import build_service
 from finetune_operator.plan import Apply, Create, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -41,36 +42,61 @@ class Traffic(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServiceTraffic:
-    """Routes all requests to the revision that the Service selects."""
+    """Routes requests by the selector of the Service.
+
+    The Service selects one revision, or, to split requests, all pods of the endpoint. Then an annotation
+    names the revisions and their weights, and their replicas must be in this proportion.
+    """
 
     endpoint: InferenceDeployment
     snapshot: Snapshot
 
     def weights(self) -> Mapping[str, int]:
-        """All requests for one revision.
+        """The weights in the annotation, or all requests for the selected revision.
 
         If the Service does not exist or selects no existing revision, this is the revision that served
         before, so a deleted or edited Service does not stop it.
         """
         deployments, serving = self.snapshot.children[DEPLOYMENT], self._selected
+        split = {name: weight for name, weight in self._split.items() if name in deployments}
+        if len(split) > 1:
+            return split
         if serving not in deployments and self.endpoint.status.revision in deployments:
             serving = self.endpoint.status.revision
         return {serving: ALL} if serving else {}
 
     def route(self, weights: Mapping[str, int]) -> Writes:
-        if list(weights.values()) != [ALL]:
-            raise ValueError(f"a Service routes all requests to one revision, not {dict(weights)}")
-        (revision,) = weights
-        if self._service is None:
-            return Writes(create=(Create(build_service(self.endpoint, {REVISION: revision})),))
-        if self._selected == revision:
+        if sum(weights.values()) != ALL:
+            raise ValueError(f"the weights of the revisions are not {ALL} together: {dict(weights)}")
+        is_split = len(weights) > 1
+        if (self._split if is_split else {self._selected: ALL}) == weights:
             return Writes()
-        uid = self._service["metadata"]["uid"]
-        return Writes(apply=(Apply(build_service(self.endpoint, {REVISION: revision}, uid=uid)),))
+        uid = self._service["metadata"]["uid"] if self._service is not None else None
+        selector = {} if is_split else {REVISION: next(iter(weights))}
+        service = build_service(self.endpoint, selector, uid=uid)
+        if is_split:
+            service["metadata"]["annotations"] = {WEIGHTS: json.dumps(dict(weights), sort_keys=True)}
+        if uid is None:
+            return Writes(create=(Create(service),))
+        return Writes(apply=(Apply(service),))
 
     @property
     def _service(self) -> Manifest | None:
         return self.snapshot.children[SERVICE].get(self.endpoint.name)
+
+    @property
+    def _split(self) -> dict[str, int]:
+        """The weights in the annotation of a Service that selects all pods of the endpoint, else none."""
+        service = self._service or {"metadata": {}, "spec": {}}
+        written = (service["metadata"].get("annotations") or {}).get(WEIGHTS)
+        if written is None or service["spec"].get("selector") != {RUN: self.endpoint.uid}:
+            return {}
+        try:
+            weights = json.loads(written)
+        except ValueError:
+            return {}
+        is_valid = isinstance(weights, dict) and all(isinstance(each, int) for each in weights.values())
+        return weights if is_valid else {}
 
     @property
     def _selected(self) -> str:
@@ -86,8 +112,10 @@ def traffic_of(endpoint: InferenceDeployment, snapshot: Snapshot) -> Traffic:
     return ServiceTraffic(endpoint, snapshot)
 
 
-def main_revision(weights: Mapping[str, int]) -> str:
-    """The revision that gets most of the requests; empty if there is none."""
+def main_revision(weights: Mapping[str, int], recorded: str = "") -> str:
+    """The recorded revision if it gets requests, else the one that gets most; empty if there is none."""
+    if recorded in weights:
+        return recorded
     return max(weights, key=lambda name: weights[name], default="")
 
 

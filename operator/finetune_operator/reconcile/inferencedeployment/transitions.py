@@ -21,6 +21,7 @@ class Observation(Enum):
     """An observation about a revision. The value completes a sentence about the revision."""
 
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
+    UNACHIEVABLE = "has a step whose weight spec.replicas cannot achieve"
     ABORTED = "is aborted by spec.strategy.decision"
     PAUSED = "may not proceed, because spec.strategy.paused is true"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
@@ -28,6 +29,8 @@ class Observation(Enum):
     ABSENT = "has no Deployment"
     NO_CAPACITY = "has pods that no node or quota has room for"
     PREVIEWS = "is ready, and waits for a decision or the end of its preview"
+    DWELLS = "is ready, and its step has not ended"
+    STEPS = "has ended its step"
     BAKES = "is ready, and has not served for bakeSeconds"
     NOT_READY = "has replicas that are not ready"
     READY = "has all replicas ready"
@@ -41,6 +44,7 @@ class Action(Enum):
     """An action of a pass. `actionoutcomes.py` has a function for each action except KEEP and REMOVE."""
 
     POSTPONE = "wait for the first replica"
+    REFUSE = "wait for other replicas or steps"
     ABORT = "delete its Deployment, because a person decided so"
     HOLD = "wait until the pause ends"
     QUEUE = "wait for a slot"
@@ -50,6 +54,8 @@ class Action(Enum):
     WAIT = "wait for its pods"
     SERVE = "route all requests to it"
     PREVIEW = "point the preview Service at it"
+    DWELL = "give it the weight of its step"
+    STEP = "take the next step"
     BAKE = "route all requests to it, and keep the previous one"
     RETURN = "route all requests to the previous one"
     KEEP = "keep its Deployment"
@@ -71,12 +77,13 @@ Row = tuple[Iterable[State], Iterable[Observation], State | None, Action]
 
 STATES: Final[tuple[State, ...]] = ("Pending", *get_args(RevisionState))
 UNPROVEN: Final[tuple[State, ...]] = ("Pending", "RollingOut", "WaitingForCapacity")
-PROGRESSING: Final[tuple[State, ...]] = (*UNPROVEN, "Preview")
+PROGRESSING: Final[tuple[State, ...]] = (*UNPROVEN, "Preview", "Canary")
 ACTIVE: Final[tuple[State, ...]] = (*PROGRESSING, "Baking", "Live")
 UNWELCOME: Final[tuple[State, ...]] = ("Failed", "RolledBack")
 ENDED: Final[tuple[State, ...]] = ("Retired", *UNWELCOME)
 OF_WANTED: Final = (
     Observation.UNPROVABLE,
+    Observation.UNACHIEVABLE,
     Observation.ABORTED,
     Observation.PAUSED,
     Observation.NO_SLOT,
@@ -84,6 +91,8 @@ OF_WANTED: Final = (
     Observation.ABSENT,
     Observation.NO_CAPACITY,
     Observation.PREVIEWS,
+    Observation.DWELLS,
+    Observation.STEPS,
     Observation.BAKES,
     Observation.NOT_READY,
     Observation.READY,
@@ -92,6 +101,7 @@ OF_WANTED: Final = (
 
 ROWS: Final[tuple[Row, ...]] = (
     (PROGRESSING, [Observation.UNPROVABLE], None, Action.POSTPONE),
+    (PROGRESSING, [Observation.UNACHIEVABLE], None, Action.REFUSE),
     ((*PROGRESSING, "Baking"), [Observation.ABORTED], "RolledBack", Action.ABORT),
     ((*PROGRESSING, "Baking"), [Observation.PAUSED], None, Action.HOLD),
     (PROGRESSING, [Observation.NO_SLOT], None, Action.QUEUE),
@@ -99,13 +109,16 @@ ROWS: Final[tuple[Row, ...]] = (
     (ACTIVE, [Observation.ABSENT], "RollingOut", Action.START),
     (UNPROVEN, [Observation.NO_CAPACITY], "WaitingForCapacity", Action.WAIT_FOR_CAPACITY),
     (UNPROVEN, [Observation.NOT_READY], "RollingOut", Action.WAIT),
-    (["Preview"], [Observation.NOT_READY], None, Action.WAIT),
-    (PROGRESSING, [Observation.BROKEN], "Failed", Action.FAIL),
-    (PROGRESSING, [Observation.PREVIEWS], "Preview", Action.PREVIEW),
+    (["Preview", "Canary"], [Observation.NOT_READY], None, Action.WAIT),
+    (["Canary"], [Observation.NO_CAPACITY], None, Action.WAIT_FOR_CAPACITY),
+    ((*UNPROVEN, "Preview"), [Observation.BROKEN], "Failed", Action.FAIL),
+    (PROGRESSING, [Observation.DWELLS], "Canary", Action.DWELL),
+    (["Canary"], [Observation.STEPS], None, Action.STEP),
+    ((*UNPROVEN, "Preview"), [Observation.PREVIEWS], "Preview", Action.PREVIEW),
     ((*PROGRESSING, "Baking"), [Observation.BAKES], "Baking", Action.BAKE),
     (ACTIVE, [Observation.READY], "Live", Action.SERVE),
     (["Baking"], [Observation.NOT_READY], None, Action.REPORT),
-    (["Baking"], [Observation.BROKEN], "RolledBack", Action.RETURN),
+    (["Canary", "Baking"], [Observation.BROKEN], "RolledBack", Action.RETURN),
     (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
     (UNWELCOME, OF_WANTED, None, Action.ROLL_BACK),
     (["Live", "Baking"], [Observation.SPARE], "Standby", Action.KEEP),

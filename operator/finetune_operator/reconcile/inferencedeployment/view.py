@@ -21,6 +21,7 @@ from finetune_operator.observe.deployments import (
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
@@ -49,8 +50,8 @@ class EndpointView:
 
     @property
     def serving(self) -> str:
-        """The revision that gets most of the requests; empty if there is none."""
-        return main_revision(self.weights)
+        """The revision that serves, apart from one that is rolling out; empty if there is none."""
+        return main_revision(self.weights, self.endpoint.status.revision)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -67,7 +68,22 @@ class EndpointView:
     @property
     def stable(self) -> str:
         """The revision that serves if the wanted one fails; empty if there is none."""
-        return max(self.others, key=lambda name: self.weights[name], default=self.standby)
+        weights = {name: self.weights[name] for name in self.others}
+        return main_revision(weights, self.endpoint.status.revision) or self.standby
+
+    @property
+    def canary(self) -> CanarySteps | None:
+        """The steps of the wanted revision; None if it has none."""
+        strategy = self.endpoint.spec.strategy
+        if strategy.type != "Canary" or strategy.canary is None or not self.others:
+            return None
+        settings = strategy.canary
+        return CanarySteps(settings.steps, self.endpoint.spec.replicas, settings.allow_coarse_weights)
+
+    @property
+    def step(self) -> int:
+        """The step that the wanted revision has reached."""
+        return self.recorded.step or 0 if self.recorded is not None else 0
 
     @property
     def has_fallback(self) -> bool:

@@ -1,0 +1,56 @@
+"""The steps of a canary: replicas and weight of the new revision at each of them."""
+
+from dataclasses import dataclass
+
+from finetune_operator.api.rolloutstrategy import CanaryStep
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
+
+
+@dataclass(frozen=True, slots=True)
+class CanarySteps:
+    """Steps of the strategy for an endpoint with this number of replicas.
+
+    The pods of both revisions are behind one Service, so the weight of a revision is its share of the
+    replicas. Steps are counted from 0. After the last one the new revision gets all replicas.
+    """
+
+    steps: tuple[CanaryStep, ...]
+    replicas: int
+    is_coarse: bool
+    """Whether a weight below that of one replica is rounded up to it."""
+
+    @property
+    def end(self) -> int:
+        """The index after the last step."""
+        return len(self.steps)
+
+    def replicas_at(self, step: int) -> int:
+        """Replicas of the new revision while it is at this step."""
+        return self.replicas if step >= self.end else self._replicas_of(self._asked_at(step))
+
+    def shared_at(self, step: int) -> int:
+        """Replicas that the new revision takes over from the old one while it is at this step."""
+        return self._replicas_of(self._asked_at(min(step, self.end - 1)))
+
+    def weight_at(self, step: int) -> int:
+        """Percent of the requests that the replicas of this step get, rounded down."""
+        return ALL * self.shared_at(step) // self.replicas
+
+    def pause_at(self, step: int) -> int | None:
+        """Seconds for which this step pauses; None if it does not."""
+        return self.steps[step].pause_seconds if step < self.end else None
+
+    @property
+    def needed_replicas(self) -> int | None:
+        """Replicas with which each weight would be that of at least one replica; None if these do."""
+        weights = [step.set_weight for step in self.steps if step.set_weight is not None]
+        if self.is_coarse or all(self.replicas * weight >= ALL for weight in weights):
+            return None
+        return -(-ALL // min(weights))
+
+    def _asked_at(self, step: int) -> int:
+        weights = [each.set_weight for each in self.steps[: step + 1] if each.set_weight is not None]
+        return weights[-1] if weights else 0
+
+    def _replicas_of(self, weight: int) -> int:
+        return max(self.replicas * weight // ALL, 1)

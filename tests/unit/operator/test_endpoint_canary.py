@@ -1,0 +1,250 @@
+"""Canaries by replicas: steps of weight and time, their replicas, and their ends."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.rolloutstrategy import CanaryStep
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
+from tests.unit.operator.endpoints import (
+    EndpointCluster,
+    checkpoint,
+    crashed_pod,
+    serving,
+    unscheduled_pod,
+)
+
+STEPS: list[Manifest] = [{"setWeight": 20}, {"pauseSeconds": 60}, {"setWeight": 50}, {"pauseSeconds": 120}]
+CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
+
+
+def rolling(replicas: int = 5, **strategy: Any) -> tuple[EndpointCluster, str, str]:
+    """An endpoint whose second revision has started; the old revision and the new one."""
+    cluster, old = serving(strategy={**CANARY, **strategy}, replicas=replicas)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    return cluster, old, new
+
+
+def begun(replicas: int = 5, **strategy: Any) -> tuple[EndpointCluster, str, str]:
+    """An endpoint whose second revision is in the pause of its first step."""
+    cluster, old, new = rolling(replicas, **strategy)
+    make_ready(cluster)
+    return cluster, old, new
+
+
+def make_ready(cluster: EndpointCluster) -> None:
+    """Carry out passes while the pods of all revisions become ready."""
+    for _ in range(4):
+        for name in cluster.deployments:
+            cluster.make_ready(name)
+        cluster.settle()
+
+
+def replicas(cluster: EndpointCluster) -> dict[str, int]:
+    return {name: each["spec"]["replicas"] for name, each in cluster.deployments.items()}
+
+
+def weights(cluster: EndpointCluster) -> dict[str, int]:
+    return {each.name: each.weight for each in cluster.endpoint.status.revisions if each.weight}
+
+
+def states(cluster: EndpointCluster) -> dict[str, str]:
+    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
+
+
+def step(cluster: EndpointCluster, name: str) -> int | None:
+    (entry,) = [each for each in cluster.endpoint.status.revisions if each.name == name]
+    return entry.step
+
+
+def test_a_canary_starts_with_the_replicas_of_its_first_step_and_without_requests() -> None:
+    cluster, old, new = rolling()
+    assert replicas(cluster) == {old: 5, new: 1}
+    assert weights(cluster) == {old: 100}
+    assert cluster.points_at == old
+
+
+def test_a_ready_canary_gets_its_weight_and_the_total_of_replicas_stays() -> None:
+    cluster, old, new = begun()
+    assert replicas(cluster) == {old: 4, new: 1}
+    assert weights(cluster) == {old: 80, new: 20}
+    assert states(cluster) == {new: "Canary", old: "Live"}
+    assert step(cluster, new) == 1, "the pause"
+    assert "finetune.dev/revision" not in cluster.services["desk"]["spec"]["selector"]
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "Canary"
+    assert "gets 20 % of the requests, step 2 of 4" in message
+    shown = cluster.endpoint.status
+    assert shown.revision == old
+    assert shown.selector == f"finetune.dev/revision in ({','.join(sorted((old, new)))})"
+    assert shown.replicas == 5
+    assert shown.models[0].checkpoint == "first"
+
+
+def test_the_steps_end_with_all_requests_and_never_with_fewer_ready_replicas_than_asked() -> None:
+    cluster, old, new = begun()
+    assert cluster.reconcile().requeue_after == 60
+    cluster.wait(60)
+    cluster.reconcile()
+    assert replicas(cluster) == {old: 4, new: 2}, "the old replicas go when the new ones are ready"
+    make_ready(cluster)
+    assert replicas(cluster) == {old: 3, new: 2}
+    assert weights(cluster) == {old: 60, new: 40}, "50 % of 5 replicas is rounded down"
+    assert step(cluster, new) == 3
+    cluster.wait(120)
+    cluster.reconcile()
+    assert replicas(cluster) == {old: 3, new: 5}
+    make_ready(cluster)
+    assert replicas(cluster) == {new: 5}
+    assert weights(cluster) == {new: 100}
+    assert cluster.points_at == new
+    assert states(cluster) == {new: "Live", old: "Retired"}
+    assert cluster.endpoint.status.models[0].checkpoint == "second"
+
+
+def test_a_canary_can_bake() -> None:
+    cluster, old, new = begun(bakeSeconds=300)
+    for seconds in (60, 120):
+        cluster.wait(seconds)
+        make_ready(cluster)
+    assert states(cluster) == {new: "Baking", old: "Standby"}
+    assert replicas(cluster) == {old: 3, new: 5}
+    cluster.put(crashed_pod(new))
+    cluster.settle()
+    assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+
+
+def test_a_crash_gives_all_requests_back_before_the_canary_is_deleted() -> None:
+    cluster, old, new = begun()
+    cluster.put(crashed_pod(new))
+    cluster.log.clear()
+    cluster.settle()
+    assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+    assert states(cluster) == {new: "RolledBack", old: "Live"}
+    assert cluster.log.index("apply Service desk") < cluster.log.index(f"delete {new}")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_abort_gives_all_requests_back(*, paused: bool) -> None:
+    cluster, old, new = begun()
+    decision = {"revision": new, "verdict": "Abort"}
+    cluster.edit(strategy={**CANARY, "paused": paused, "decision": decision})
+    cluster.settle()
+    assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+
+
+def test_a_promotion_skips_the_steps_that_are_left() -> None:
+    cluster, old, new = begun()
+    cluster.edit(strategy={**CANARY, "decision": {"revision": new, "verdict": "Promote"}})
+    cluster.settle()
+    assert replicas(cluster) == {old: 4, new: 5}
+    make_ready(cluster)
+    assert (replicas(cluster), cluster.points_at) == ({new: 5}, new)
+
+
+def test_a_pause_holds_the_step() -> None:
+    cluster, old, new = begun()
+    cluster.edit(strategy={**CANARY, "paused": True})
+    cluster.wait(600)
+    make_ready(cluster)
+    assert weights(cluster) == {old: 80, new: 20}
+    assert (cluster.condition("Suspended") or ("", ""))[0] == "Paused"
+    cluster.edit(strategy=CANARY)
+    make_ready(cluster)
+    assert weights(cluster) == {old: 60, new: 40}
+
+
+def test_another_champion_takes_the_requests_back_before_its_own_canary_starts() -> None:
+    cluster, old, second = begun()
+    cluster.put(checkpoint("third", "3", promoted=20))
+    cluster.reconcile()
+    assert cluster.points_at == old
+    assert set(cluster.deployments) == {old, second}, "a split Service would select the third one too"
+    cluster.settle()
+    assert second not in cluster.deployments
+    assert len(cluster.deployments) == 2
+    assert states(cluster)[second] == "Retired"
+
+
+def test_scaling_keeps_the_weight() -> None:
+    cluster, old, new = begun()
+    cluster.edit(replicas=10)
+    make_ready(cluster)
+    assert replicas(cluster) == {old: 8, new: 2}
+    assert weights(cluster) == {old: 80, new: 20}
+
+
+def test_scaling_to_zero_ends_the_canary() -> None:
+    cluster, old, _ = begun()
+    cluster.edit(replicas=0)
+    cluster.settle()
+    assert (replicas(cluster), cluster.points_at) == ({old: 0}, old)
+
+
+def test_a_weight_that_no_replica_has_is_refused_with_the_replicas_that_would_do() -> None:
+    cluster, old = serving(strategy=CANARY, replicas=3)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    assert replicas(cluster) == {old: 3}
+    reason, message = cluster.condition("Stalled") or ("", "")
+    assert reason == "WeightNotAchievable"
+    assert "Set spec.replicas to 5 or more" in message
+    cluster.edit(replicas=5)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def test_coarse_weights_are_those_of_one_replica() -> None:
+    cluster, old, new = begun(2, canary={"steps": STEPS, "allowCoarseWeights": True})
+    assert replicas(cluster) == {old: 1, new: 1}
+    assert weights(cluster) == {old: 50, new: 50}
+    assert cluster.endpoint.status.revision == old
+
+
+def test_a_step_without_capacity_waits_with_the_weight_before_it() -> None:
+    cluster, old, new = begun()
+    cluster.wait(60)
+    cluster.reconcile()
+    cluster.put(unscheduled_pod(new))
+    cluster.settle()
+    assert weights(cluster) == {old: 80, new: 20}
+    assert (cluster.condition("Reconciling") or ("", ""))[0] == "NoCapacityForSurge"
+    assert replicas(cluster) == {old: 4, new: 2}
+
+
+def test_an_edited_service_is_restored() -> None:
+    cluster, old, new = begun()
+    service = cluster.services["desk"]
+    cluster.services["desk"] = {**service, "spec": {**service["spec"], "selector": {"app": "mine"}}}
+    make_ready(cluster)
+    assert weights(cluster) == {old: 80, new: 20}
+    assert cluster.services["desk"]["spec"]["selector"] == {"finetune.dev/run": "endpoint-uid"}
+
+
+def test_without_a_profile_each_revision_keeps_its_replicas() -> None:
+    cluster, old, new = begun()
+    cluster.cluster.remove("ComputeProfile", "standard")
+    cluster.settle()
+    assert replicas(cluster) == {old: 4, new: 1}
+
+
+def test_the_first_revision_has_no_steps() -> None:
+    cluster, revision = serving(strategy=CANARY, replicas=1)
+    assert states(cluster) == {revision: "Live"}
+
+
+@pytest.mark.parametrize("total", range(1, 40))
+def test_a_weight_never_exceeds_what_a_step_allows(total: int) -> None:
+    for weight in range(1, 100):
+        steps = CanarySteps((CanaryStep(set_weight=weight),), total, is_coarse=False)
+        if steps.needed_replicas is None:
+            assert 0 < steps.weight_at(0) <= weight
+            assert 100 * steps.replicas_at(0) <= weight * total
+            assert steps.replicas_at(0) < total
+        else:
+            assert total < steps.needed_replicas
+            enough = CanarySteps(steps.steps, steps.needed_replicas, is_coarse=False)
+            assert enough.needed_replicas is None
