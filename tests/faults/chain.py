@@ -18,9 +18,18 @@ PAUSE_SECONDS: Final = 1.0
 SILENT: Final = "letters"
 """A Dataset whose pod ends without a message, so that its result is collected; no run waits for it."""
 
+EVALUATION: Final = "last-month"
+
 KEPT: Final = frozenset({"Checkpoint routing-40", "DatasetVersion tickets"})
 """Records with `deletionPolicy: Retain`, which remain after everything is deleted."""
-KINDS: Final = ("FineTuneJob", "Dataset", "InferenceDeployment", "Checkpoint", "DatasetVersion")
+KINDS: Final = (
+    "FineTuneJob",
+    "Dataset",
+    "Evaluation",
+    "InferenceDeployment",
+    "Checkpoint",
+    "DatasetVersion",
+)
 CHILDREN: Final = ("Job", "Pod", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
 
 
@@ -48,8 +57,8 @@ class Patience:
 class Chain:
     """From rows to a served Checkpoint, and a second run that is suspended, resumed and replaces it.
 
-    The second run trains in two pods. The second run and the Dataset without a run have
-    `deletionPolicy: Delete`.
+    The second run trains in two pods. Meanwhile, an Evaluation measures the first Checkpoint. The second run,
+    the Evaluation and the Dataset without a run have `deletionPolicy: Delete`.
     """
 
     def __init__(self, api: Api, namespace: str, kubelet: FakeKubelet, wait: Patience) -> None:
@@ -71,6 +80,7 @@ class Chain:
         self._api.create(_to_be_deleted(manifests.dataset(self._namespace, SILENT)))
         self._until_true("FineTuneJob", "routing", "Ready")
         self._until_served_from("routing")
+        self._api.create(self._evaluation())
         self._kubelet.held.add("train")
         self._api.create(self._second_run())
         self._wait.until("the second run is training", self._trains)
@@ -84,6 +94,7 @@ class Chain:
         self._until_served_from("routing-v2")
         self._wait.until("one revision remains", self._has_one_revision)
         self._until_true("Dataset", SILENT, "Ready")
+        self._until_true("Evaluation", EVALUATION, "Ready")
 
     def clean_up(self) -> None:
         """Delete all applied objects, and wait until they and their children no longer exist.
@@ -95,6 +106,7 @@ class Chain:
         self._set_approval("Rejected")
         self._wait.until("the second run's Checkpoint is rejected", self._is_rejected)
         for kind, name in (
+            ("Evaluation", EVALUATION),
             ("FineTuneJob", "routing"),
             ("FineTuneJob", "routing-v2"),
             ("Dataset", "tickets"),
@@ -107,6 +119,12 @@ class Chain:
         self._wait.until(
             "only the kept records remain", lambda: self._remaining() == KEPT, self._describe_remaining
         )
+
+    def _evaluation(self) -> Object:
+        (checkpoint,) = self._checkpoints_of("routing")
+        rows = {"ref": {"name": "tickets"}}
+        measured = manifests.evaluation(self._namespace, EVALUATION, checkpoint, dataset=rows, gates=[])
+        return _to_be_deleted(measured)
 
     def _second_run(self) -> Object:
         compute = {"profile": manifests.profile_name(self._namespace), "nodes": 2}

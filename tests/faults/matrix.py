@@ -22,6 +22,10 @@ IMPATIENT_SECONDS: Final = 3
 SAMPLE: Final = frozenset(
     {
         "POST jobs routing-train killed-before",
+        "POST jobs last-month-evaluate killed-before",
+        "PATCH evaluations/status last-month Ready=True/Succeeded killed-before",
+        "PATCH evaluations/status last-month Ready=True/Succeeded killed-after",
+        "POST jobs last-month-cleanup killed-after",
         "POST jobs routing-train killed-stale-children",
         "POST checkpoints routing-40 killed-after",
         "PATCH checkpoints/status routing-40 Promoted=True/Promoted killed-stale-kinds",

@@ -14,6 +14,7 @@ RECORDED: Final = (
     "DatasetVersion",
     "FineTuneJob",
     "Checkpoint",
+    "Evaluation",
     "InferenceDeployment",
     "Job",
     "Pod",
@@ -23,7 +24,7 @@ RECORDED: Final = (
     "PodDisruptionBudget",
     "ServiceAccount",
 )
-OURS: Final = frozenset(RECORDED[:5])
+OURS: Final = frozenset(RECORDED[:6])
 
 INCIDENTAL: Final = frozenset(
     {"clusterIP", "clusterIPs", "generation", "managedFields", "resourceVersion", "since"}
