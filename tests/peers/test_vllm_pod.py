@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
+from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     MODELS_MOUNT,
@@ -26,14 +28,17 @@ from finetune_trainer.contract.environment import (
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
+from tests.olderrelease import older_release
 from tests.peers.test_vllm import UNTIL_KNOWN
 from tests.peers.vllmserver import VLLMServer
 from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.serve.endpoint import serve_config, wait_until
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, mount
+from tests.trainer.test_older_release import OLDER_FILES, run_older
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.cluster.ports import free_port
 from tools.peers import vllm
@@ -57,6 +62,12 @@ UNREACHABLE: Final = (
 )
 
 
+def config_of_router(bench: Workbench, base: Digest) -> TrainConfig:
+    """Training with which the tiny model learns its rows by heart."""
+    method = Method(lora=LoRA(r=8, alpha=16, dropout=0))
+    return bench.train_config(base, bench.dataset(ROWS), method=method, **UNTIL_KNOWN)
+
+
 class FetchedPod:
     """The folder of a pod with fetched models and API keys."""
 
@@ -68,16 +79,18 @@ class FetchedPod:
     @classmethod
     def with_router(cls, folder: Path) -> Self:
         """A base model, and the adapter `router` with its record."""
-        pod = cls(folder)
         bench = Workbench(folder)
         base = bench.model(with_gemma_tokens(folder / "source"))
-        config = bench.train_config(
-            base, bench.dataset(ROWS), method=Method(lora=LoRA(r=8, alpha=16, dropout=0)), **UNTIL_KNOWN
-        )
-        checkpoint = bench.train(config).checkpoints[-1]
-        adapter = ArtifactRef(kind="checkpoints", digest=checkpoint.digest)
+        checkpoint = bench.train(config_of_router(bench, base)).checkpoints[-1]
         assert checkpoint.probe is not None
+        return cls.fetched(bench, base, checkpoint)
+
+    @classmethod
+    def fetched(cls, bench: Workbench, base: Digest, checkpoint: CheckpointResult) -> Self:
+        """A base model and a Checkpoint, with what the init container makes of them."""
+        pod = cls(bench.root)
         mount(pod.keys, shop=RIGHT)
+        adapter = ArtifactRef(kind="checkpoints", digest=checkpoint.digest)
         fetch(
             FetchConfig(
                 owner=OWNER,
@@ -260,3 +273,20 @@ def test_a_wrong_adapter_ends_the_server_before_it_is_ready(
     server = changed.server()
     assert server.wait() == ExitCode.BAD_CONFIG, server.log
     assert message in server.log
+
+
+def test_an_adapter_of_an_older_release_is_served(tmp_path: Path) -> None:
+    """It was published without template, stop tokens and record; the base model has no template."""
+    bench = Workbench(tmp_path / "bench")
+    for folder in (bench.root, tmp_path / "older"):
+        folder.mkdir()
+    base = bench.model(with_gemma_tokens(tmp_path / "source"))
+    config = config_of_router(bench, base).model_copy(update={"contract": 1})
+    trained = run_older(older_release(tmp_path / "older"), config.to_json())
+    assert trained.train is not None, trained.message
+    (checkpoint,) = trained.train.checkpoints
+    assert {path.name for path in bench.checkpoint(checkpoint).iterdir()} == OLDER_FILES
+
+    with FetchedPod.fetched(bench, base, checkpoint).server() as server:
+        (choice,) = server.chat("router", QUESTION).choices
+        assert (choice.finish_reason, choice.message.content) == ("stop", ROWS[0].output)

@@ -19,7 +19,7 @@ OTHER: dict[str, Any] = {"name": "other", "pin": {"checkpoint": "second"}}
 
 ALLOWED: list[str] = [
     *("--kv-cache-dtype", "--enforce-eager", "--hf-overrides"),
-    *("--port", "--api-key", "--middleware", "--trust-remote"),
+    *("--port", "--api-key", "--api-server-count", "--middleware", "--trust-remote"),
 ]
 """Arguments that the profile allows, some of which are those of the operator."""
 
@@ -253,6 +253,7 @@ def test_models_that_need_other_prompts_or_parsers_do_not_share_a_server() -> No
         ("--port=1", "is set by the operator"),
         ("--no-enable-lora", "is set by the operator"),
         ("--api-key=x", "is set by the operator"),
+        ("--api-server-count=2", "is set by the operator"),
         ("--middleware=mine.Open", "is set by the operator"),
         ("--trust-remote-code", "is set by the operator"),
         ("--trust-remote", "is set by the operator"),

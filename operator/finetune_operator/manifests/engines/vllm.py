@@ -37,6 +37,7 @@ STARTUP_PERIOD_SECONDS: Final = 5
 MANAGED: Final = frozenset(
     {
         "api-key",
+        "api-server-count",
         "chat-template",
         "config",
         "default-chat-template-kwargs",
