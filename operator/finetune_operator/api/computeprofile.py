@@ -255,8 +255,8 @@ class ComputeProfileSpec(Model):
             ge=1,
             le=1000,
             description="Max number of endpoints with this profile, in all namespaces, that start a new"
-            " revision next to a serving one at the same time. The remaining endpoints wait. Default: no"
-            " limit.",
+            " revision next to a serving one at the same time. The remaining endpoints wait. Default: one"
+            " per namespace.",
         ),
     ] = None
 

@@ -103,10 +103,31 @@ def test_whoever_waits_is_looked_at_again_when_another_has_changed_wherever_it_i
         assert keys == {Key("InferenceDeployment", "team", "desk")}
 
 
-def test_passes_over_endpoints_overlap_unless_their_profile_has_a_limit() -> None:
+def test_passes_over_endpoints_overlap_unless_they_share_a_limit() -> None:
     endpoint = EndpointCluster().endpoint
     one = {"standard": limited()}
-    assert rollout_lock(endpoint, {"standard": profile()}) is None
+    by_default = {"standard": profile()}
+    assert rollout_lock(endpoint, by_default) != rollout_lock(other(), by_default)
+    assert rollout_lock(endpoint, by_default) == rollout_lock(EndpointCluster().endpoint, by_default)
     assert rollout_lock(endpoint, one) == rollout_lock(other(), one)
     assert rollout_lock(other(compute={"profile": "standard"}), one) == rollout_lock(endpoint, one)
     assert rollout_lock(other(compute={"profile": "h100"}), one) is None
+
+
+def test_a_profile_without_a_limit_allows_one_rollout_per_namespace() -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"))
+    cluster.settle()
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    neighbour = other().to_dict()
+    neighbour["metadata"]["namespace"] = "team"
+    cluster.put(neighbour)
+    cluster.put(profile(images={"trainer": "registry.example/trainer:2"}))
+    cluster.settle()
+    assert list(cluster.deployments) == [revision]
+    assert "allows 1 per namespace" in (cluster.condition("Reconciling") or ("", ""))[1]
+    cluster.cluster.remove("InferenceDeployment", "chat")
+    cluster.put(other())
+    cluster.settle()
+    assert len(cluster.deployments) == 2, "an endpoint of another namespace does not count"

@@ -9,6 +9,7 @@ from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment import readyoutcomes
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
+from finetune_operator.reconcile.inferencedeployment.rolloutlimit import DEFAULT_PER_NAMESPACE
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
@@ -49,10 +50,13 @@ def hold(view: EndpointView) -> RolloutOutcome:
 def queue(view: EndpointView) -> RolloutOutcome:
     """Wait for a slot. The message does not name the endpoints that hold one, to save status writes."""
     profile = view.wanted.profile
+    limit = profile.spec.max_concurrent_rollouts
+    allowed = f"maxConcurrentRollouts {limit}"
+    if limit is None:
+        allowed = f"no maxConcurrentRollouts, which allows {DEFAULT_PER_NAMESPACE} per namespace"
     message = (
         f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
-        f" out: ComputeProfile {profile.name} has maxConcurrentRollouts"
-        f" {profile.spec.max_concurrent_rollouts}"
+        f" out: ComputeProfile {profile.name} has {allowed}"
     )
     return RolloutOutcome(Working(Reason.QUEUED, message))
 

@@ -1,9 +1,12 @@
 """The limit of endpoints of one ComputeProfile that replace their revision at the same time."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+
+DEFAULT_PER_NAMESPACE: Final = 1
 
 
 def uses_profile(endpoint: InferenceDeployment, profile: ComputeProfile) -> bool:
@@ -23,9 +26,9 @@ def is_replacing(endpoint: InferenceDeployment) -> bool:
 def must_wait(
     endpoint: InferenceDeployment, profile: ComputeProfile, everywhere: Iterable[InferenceDeployment]
 ) -> bool:
-    """Whether other endpoints use all rollouts that the profile allows."""
+    """Whether other endpoints use all rollouts that the profile allows, by default one per namespace."""
     limit = profile.spec.max_concurrent_rollouts
-    if limit is None:
-        return False
     others = [other for other in everywhere if other.uid != endpoint.uid and uses_profile(other, profile)]
-    return sum(map(is_replacing, others)) >= limit
+    if limit is None:
+        others = [other for other in others if other.namespace == endpoint.namespace]
+    return sum(map(is_replacing, others)) >= (DEFAULT_PER_NAMESPACE if limit is None else limit)

@@ -18,11 +18,18 @@ def line_lock(namespace: str, model: str) -> LockName:
 
 
 def rollout_lock(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
-    """The lock of an endpoint's pass, if its profile limits rollouts: they are counted one by one."""
+    """The lock of an endpoint's pass: rollouts of a profile are counted one by one.
+
+    Without a limit of the profile they are counted per namespace.
+    """
     named = endpoint.spec.compute.profile
     if named is None:
         own = [profile for profile in profiles.values() if profile.is_default]
     else:
         own = [profiles[named]] if named in profiles else []
+    if not own:
+        return None
     limiting = next((profile for profile in own if profile.spec.max_concurrent_rollouts is not None), None)
-    return None if limiting is None else ("rollouts", limiting.name)
+    if limiting is None:
+        return ("rollouts", own[0].name, endpoint.namespace)
+    return ("rollouts", limiting.name)
