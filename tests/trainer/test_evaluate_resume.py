@@ -18,7 +18,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.evaluate import measured, predictions
+from finetune_trainer.evaluate import estimates, measured, predictions
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE, PredictionLog, RowPrediction
@@ -249,6 +249,31 @@ def test_an_evaluation_that_hangs_ends_and_the_next_pod_continues(
     assert f"from the rows in {adapter.bench.store_config.uri}/runs/hangs/evaluate" in result.message
     assert "compute.stepTimeoutSeconds" in result.message
     assert "in block\n" in errors.read_text()
+
+
+def test_a_pod_that_is_stopped_between_figures_measures_no_row_again(
+    adapter: Case, generated: Generated
+) -> None:
+    config = adapter.new_run("figures")
+
+    with pytest.raises(Preempted):
+        adapter.bench.run_evaluate(config, Sheet(stop_at=frozenset({14})))
+
+    assert adapter.bench.run_evaluate(config).scores == adapter.expected.scores
+    assert len(generated.batches) == 8
+
+
+def block_figures() -> None:
+    vars(estimates)["Estimates"]._make = lambda *_: block()
+
+
+def test_an_evaluation_that_hangs_in_a_figure_ends(adapter: Case) -> None:
+    config = adapter.new_run("hangs in a figure", step_timeout_seconds=3)
+
+    ended = run(config, arm=block_figures)
+
+    assert ended.result.reason == FailureReason.STEP_TIMEOUT, ended.logs
+    assert ended.result.message.startswith("the evaluation hangs after 14 of 14 rows of all models: ")
 
 
 def test_the_rows_of_another_config_or_a_damaged_file_are_measured_again(

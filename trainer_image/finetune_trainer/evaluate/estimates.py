@@ -84,6 +84,8 @@ class Estimates:
     """None if the rows are independent."""
     other_tokenizers: frozenset[Subject] = frozenset()
     """Subjects whose tokens are not those of the tuned model."""
+    on_figure: Callable[[], None] = lambda: None
+    """Called before each figure, whose interval may take a second."""
     _made: dict[tuple[Metric, tuple[Subject, ...]], Estimate] = field(default_factory=dict, init=False)
 
     @property
@@ -121,6 +123,7 @@ class Estimates:
 
     def _estimate(self, metric: Metric, subjects: tuple[Subject, ...]) -> Estimate:
         if (metric, subjects) not in self._made:
+            self.on_figure()
             self._made[metric, subjects] = self._make(metric, subjects)
         return self._made[metric, subjects]
 

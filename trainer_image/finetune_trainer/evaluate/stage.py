@@ -42,7 +42,7 @@ from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.placement import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.evaluationtasks import open_tasks
 from finetune_trainer.stage.meter import StageMeter
@@ -96,66 +96,70 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         probe = ProbeCheck(config, store)
         ability = _task_measurement(config, tasks, devices, progress.count)
         models = SubjectModels(config, devices, progress.feed, probe, ability)
-        with progress.watchdog, log.saved():
-            for subject in subjects:
-                with optional(subject.name, unmeasured, config.live):
-                    models.measure(subject, measurement)
-            judges = Judging(
+        with progress.watchdog:
+            with log.saved():
+                for subject in subjects:
+                    with optional(subject.name, unmeasured, config.live):
+                        models.measure(subject, measurement)
+                judges = Judging(
+                    config=config,
+                    rows=rows,
+                    examples=examples.get(TUNED, ()),
+                    log=log,
+                    folder=folder,
+                    unmeasured=unmeasured,
+                    stop=context.stop,
+                    feed=progress.feed,
+                    count=progress.count,
+                ).run()
+            progress.begin_figures()
+            for each in unmeasured:
+                measurement.leave_out(each.subject)
+            other_tokenizers = frozenset(
+                subject.name for subject in subjects if not opener.has_same_tokens(subject.tokenizer)
+            )
+            unmeasured.extend(_not_compared(config, other_tokenizers & set(examples)))
+            groups = None
+            if config.group_by is not None:
+                groups = Groups.of(config.group_by, (dict(row.columns) for row in rows))
+            judged = JudgedAnswers(judges, groups)
+            estimates = Estimates(
+                examples, measures, log.of, groups, other_tokenizers, on_figure=progress.beat
+            )
+            measured = tuple(examples)
+            of_tasks = RowValues(tasks.of(measured))
+            scores = (*scores_of(measured, estimates), *of_tasks.scores(), *judged.scores())
+            evidence = (
+                *evidence_for(config.gates, estimates, measured),
+                *evidence_for(config.gates, of_tasks, measured),
+                *judged.evidence(config.gates),
+            )
+            findings = (
+                *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
+                *memorization_findings(config, store, rows, log),
+                *judged.findings(),
+            )
+            log.finish()
+            prompt = prompt_digest(folder) if "Prompted" in measured else None
+            evaluation = MeasuredEvaluation(
                 config=config,
                 rows=rows,
-                examples=examples.get(TUNED, ()),
-                log=log,
-                folder=folder,
+                estimates=estimates,
+                tasks=tasks,
+                task_estimates=of_tasks,
+                scope=opener.scope,
+                scores=scores,
+                evidence=evidence,
+                findings=findings,
                 unmeasured=unmeasured,
-                stop=context.stop,
-                feed=progress.feed,
-                count=progress.count,
-            ).run()
-        for each in unmeasured:
-            measurement.leave_out(each.subject)
-        other_tokenizers = frozenset(
-            subject.name for subject in subjects if not opener.has_same_tokens(subject.tokenizer)
-        )
-        unmeasured.extend(_not_compared(config, other_tokenizers & set(examples)))
-        groups = None
-        if config.group_by is not None:
-            groups = Groups.of(config.group_by, (dict(row.columns) for row in rows))
-        judged = JudgedAnswers(judges, groups)
-        estimates = Estimates(examples, measures, log.of, groups, other_tokenizers)
-        measured = tuple(examples)
-        of_tasks = RowValues(tasks.of(measured))
-        scores = (*scores_of(measured, estimates), *of_tasks.scores(), *judged.scores())
-        evidence = (
-            *evidence_for(config.gates, estimates, measured),
-            *evidence_for(config.gates, of_tasks, measured),
-            *judged.evidence(config.gates),
-        )
-        findings = (
-            *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
-            *memorization_findings(config, store, rows, log),
-            *judged.findings(),
-        )
-        log.finish()
-        prompt = prompt_digest(folder) if "Prompted" in measured else None
-        evaluation = MeasuredEvaluation(
-            config=config,
-            rows=rows,
-            estimates=estimates,
-            tasks=tasks,
-            task_estimates=of_tasks,
-            scope=opener.scope,
-            scores=scores,
-            evidence=evidence,
-            findings=findings,
-            unmeasured=unmeasured,
-            judges=tuple(judged.shown()),
-            judged=judged.of_rows(),
-            prompt=read_prompt(folder) if "Prompted" in measured else None,
-            learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
-            predictions_uri=log.uri,
-            scanner=opener.scanner,
-        )
-        page = _page(folder, evaluation)
+                judges=tuple(judged.shown()),
+                judged=judged.of_rows(),
+                prompt=read_prompt(folder) if "Prompted" in measured else None,
+                learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
+                predictions_uri=log.uri,
+                scanner=opener.scanner,
+            )
+            page = _page(folder, evaluation)
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
@@ -250,6 +254,7 @@ class _Progress:
         self, config: EvaluateConfig, context: StageContext, total: int, folder: str, done: int
     ) -> None:
         self._seconds, self._folder = config.step_timeout_seconds, folder
+        self._stop = context.stop
         self._total, self._done = total, done
         self._meter = StageMeter(context, total)
         self._meter.begin(f"measuring {total} rows of all models: {', '.join(config.subjects)}")
@@ -267,10 +272,20 @@ class _Progress:
         """Record a sign of life."""
         self.watchdog.feed(self._done)
 
+    def begin_figures(self) -> None:
+        """Begin what follows when all rows are measured."""
+        self._meter.begin("computing scores, intervals and the page")
+
+    def beat(self) -> None:
+        """Record a sign of life between two figures. Raises Preempted after a signal."""
+        if self._stop.is_set():
+            raise Preempted
+        self.feed()
+
     def _describe_hang(self, done: int) -> str:
         return (
-            f"the evaluation hangs after {done} of {self._total} rows of all models: no batch or token"
-            f" finished within {self._seconds} seconds. The next pod continues from the rows in"
+            f"the evaluation hangs after {done} of {self._total} rows of all models: no batch, token or"
+            f" figure finished within {self._seconds} seconds. The next pod continues from the rows in"
             f" {self._folder}. If it hangs again, find the cause in the pod's log, which has the stacks of"
             " all threads, and check its GPU and the store. If it is only slow, raise"
             " compute.stepTimeoutSeconds in a new run"
