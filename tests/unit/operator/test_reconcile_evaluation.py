@@ -417,3 +417,12 @@ def test_the_largest_results_fit_into_a_status() -> None:
     assert [score.subject for score in entry.scores].count("Tuned") == 8
     whole = EvaluationResourceStatus(evaluations=(entry.model_copy(update=marks),) * MAX_EVALUATED)
     assert len(json.dumps(whole.to_dict())) < 31 * 1024
+
+
+def test_a_job_whose_status_write_was_lost_keeps_its_profile_and_trainer() -> None:
+    cluster = evaluating()
+    resolved = status(cluster)["resolved"]
+    cluster.objects["Evaluation", EVALUATION]["status"] = {"observedGeneration": -1}
+    cluster.settle()
+
+    assert status(cluster)["resolved"] == resolved

@@ -23,6 +23,17 @@ from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 
 
+def keep(run: Assessment) -> None:
+    """Record the profile and the trainer of the first Job; later ones use the same."""
+    found = run.prerequisites
+    if not isinstance(found, Blocked):
+        run.resolve(
+            profile=found.profile.name,
+            trainer_image=found.trainer.image,
+            trainer_contract=found.trainer.contract,
+        )
+
+
 def build_job(
     run: Assessment, request: StageRequest, purpose: JobPurpose, checkpoint: Checkpoint
 ) -> Manifest | Blocked:
@@ -49,11 +60,7 @@ def build_job(
     judges = evaluation.spec.judges if purpose == "stage" else ()
     config: StageConfig | None
     if purpose == "stage":
-        run.resolve(
-            profile=found.profile.name,
-            trainer_image=found.trainer.image,
-            trainer_contract=found.trainer.contract,
-        )
+        keep(run)
         config = _config(run, inputs, checkpoint)
         unsent = check_config(config, found.profile)
         if unsent is not None:

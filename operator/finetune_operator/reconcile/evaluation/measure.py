@@ -9,7 +9,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.evaluation import live
 from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment, settings_hash
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
-from finetune_operator.reconcile.evaluation.jobs import build_job
+from finetune_operator.reconcile.evaluation.jobs import build_job, keep
 from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.request import (
@@ -84,6 +84,8 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
         if not isinstance(checkpoint, Checkpoint):
             return checkpoint
         return start(run.draft, request, answer, build_job(run, request, answer.purpose, checkpoint))
+    # The operator may have ended between the creation of the Job and the write of the status.
+    keep(run)
     return answer
 
 
