@@ -7,6 +7,7 @@ from tests.fakekubelet import FakeKubelet
 from tests.integration.api import Api, Object
 from tests.integration.operators import Operators
 from tests.integration.team import Team
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -51,11 +52,12 @@ def test_recreate_needs_no_capacity_for_a_second_revision(api: Api, namespace: s
     set_strategy(api, namespace, {"type": "Recreate"})
     team.serve(pinned("second"))
     team.until_served(routing="second")
-    states = {each["name"]: each["state"] for each in team.endpoint()["status"]["revisions"]}
-    assert sorted(states.values()) == ["Live", "Retired"]
-    assert [each["metadata"]["name"] for each in api.list("Deployment", namespace)] == [
-        team.endpoint()["status"]["revision"]
-    ]
+    assert sorted(states(team).values()) == ["Live", "Retired"]
+    left = [team.endpoint()["status"]["revision"]]
+    eventually(
+        f"only {left} has a Deployment",
+        lambda: [each["metadata"]["name"] for each in api.list("Deployment", namespace)] == left,
+    )
 
 
 def test_a_fallback_recreates_after_the_deadline_without_capacity(
