@@ -35,7 +35,7 @@ def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
         return None
     name, deadline = metadata["name"], metadata.get("deletionTimestamp")
     if deadline is not None:
-        if now - parse_time(deadline) < NODE_REPORT_TIMEOUT:
+        if not is_overdue(pod, now):
             return None
         return Trouble(
             Reason.NODE_LOST,
@@ -51,6 +51,12 @@ def node_trouble(pod: Manifest, whose: str, now: datetime) -> Trouble | None:
             " This continues when the node responds. After about five minutes Kubernetes deletes the pod",
         )
     return None
+
+
+def is_overdue(pod: Manifest, now: datetime) -> bool:
+    """Whether the pod is terminating, and its node has not confirmed its end in time."""
+    deadline = pod["metadata"].get("deletionTimestamp")
+    return deadline is not None and now - parse_time(deadline) >= NODE_REPORT_TIMEOUT
 
 
 def until_overdue(pod: Manifest, now: datetime) -> float | None:

@@ -100,7 +100,7 @@ def finish_pass(
     return PassResult(
         cast("S", status.model_copy(update=update)),
         () if event is None else (event,),
-        halt.requeue_after if isinstance(halt, Working | Blocked | Done) else None,
+        halt.requeue_after if isinstance(halt, Working | Blocked | Failed | Done) else None,
     )
 
 

@@ -34,6 +34,7 @@ class Failed:
 
     reason: str
     message: str
+    requeue_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

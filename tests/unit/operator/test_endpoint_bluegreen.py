@@ -247,3 +247,65 @@ def test_a_bake_after_recreate_starts_the_old_revision_again() -> None:
     cluster.settle()
     assert cluster.points_at == old
     assert {name: each["spec"]["replicas"] for name, each in cluster.deployments.items()} == {old: 1}
+
+
+def lose_the_status(cluster: EndpointCluster) -> None:
+    """Carry out one pass of an operator that is killed before it writes the status."""
+    plan = cluster.cluster.plan("InferenceDeployment", "desk")
+    cluster.cluster.carry_out("InferenceDeployment", "desk", plan, crash_before_status=True)
+
+
+def test_a_bake_also_begins_if_the_operator_is_killed_after_it_moved_the_requests() -> None:
+    cluster, old = serving(strategy={"bakeSeconds": 600})
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    cluster.make_ready(new)
+    lose_the_status(cluster)
+    assert (cluster.points_at, set(cluster.deployments)) == (new, {old, new})
+    cluster.settle()
+    assert states(cluster) == {new: "Baking", old: "Standby"}
+    assert (cluster.points_at, set(cluster.deployments)) == (new, {old, new})
+    cluster.put(crashed_pod(new))
+    cluster.settle()
+    assert (cluster.points_at, list(cluster.deployments)) == (old, [old])
+
+
+@pytest.mark.parametrize("bake", [{}, {"bakeSeconds": 600}])
+def test_the_requests_return_if_the_new_revision_fails_while_no_operator_runs(bake: Manifest) -> None:
+    cluster, old = serving(strategy=bake)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    cluster.make_ready(new)
+    lose_the_status(cluster)
+    cluster.deployments[new] = {**cluster.deployments[new], "status": {"observedGeneration": 1}}
+    cluster.settle()
+    assert (cluster.points_at, set(cluster.deployments)) == (old, {old, new})
+    cluster.make_ready(new)
+    cluster.settle()
+    assert cluster.points_at == new
+
+
+def test_a_bake_ends_in_time_also_while_a_model_of_the_endpoint_is_held_back() -> None:
+    follow = {"follow": {"model": "tickets", "minScores": [{"metric": "bleu", "min": 0.5}]}}
+    cluster, old, new = rolling(bakeSeconds=600)
+    models = [{"name": "router", "pin": {"checkpoint": "second"}}, {"name": "other", **follow}]
+    cluster.edit(models=models)
+    cluster.settle()
+    assert states(cluster) == {new: "Baking", old: "Standby"}
+    assert (cluster.condition("Reconciling") or ("", ""))[0] == "WaitingForCheckpoint"
+    cluster.wait(100)
+    assert cluster.reconcile().requeue_after == 500
+
+
+def test_a_return_of_the_requests_is_finished_after_the_operator_was_killed_in_it() -> None:
+    cluster, old, new = rolling(bakeSeconds=600)
+    cluster.put(crashed_pod(new, "2030-01-02T03:04:05Z"))
+    lose_the_status(cluster)
+    assert cluster.points_at == old
+    cluster.reconcile()
+    assert cluster.points_at == old, "not even for one pass"
+    cluster.settle()
+    assert cluster.points_at == old
+    assert states(cluster) == {new: "RolledBack", old: "Live"}

@@ -169,6 +169,16 @@ def test_another_champion_takes_the_requests_back_before_its_own_canary_starts()
     assert states(cluster)[second] == "Retired"
 
 
+def test_a_return_to_the_old_champion_ends_the_canary_before_the_old_replicas_start() -> None:
+    cluster, old, new = begun()
+    cluster.edit(models=[{"name": "router", "pin": {"checkpoint": "first"}}])
+    cluster.reconcile()
+    assert (replicas(cluster), cluster.points_at) == ({old: 5, new: 1}, old)
+    cluster.settle()
+    assert replicas(cluster) == {old: 5}
+    assert states(cluster) == {new: "Retired", old: "Live"}
+
+
 def test_scaling_keeps_the_weight() -> None:
     cluster, old, new = begun()
     cluster.edit(replicas=10)
@@ -204,6 +214,17 @@ def test_coarse_weights_are_those_of_one_replica() -> None:
     assert cluster.endpoint.status.revision == old
 
 
+def test_a_canary_of_the_only_replica_leaves_the_old_one() -> None:
+    cluster, old, new = begun(1, canary={"steps": STEPS, "allowCoarseWeights": True})
+    assert replicas(cluster) == {old: 1, new: 1}
+    assert weights(cluster) == {old: 50, new: 50}
+    cluster.wait(60)
+    make_ready(cluster)
+    cluster.wait(120)
+    make_ready(cluster)
+    assert replicas(cluster) == {new: 1}
+
+
 def test_a_step_without_capacity_waits_with_the_weight_before_it() -> None:
     cluster, old, new = begun()
     cluster.wait(60)
@@ -221,6 +242,15 @@ def test_an_edited_service_is_restored() -> None:
     cluster.services["desk"] = {**service, "spec": {**service["spec"], "selector": {"app": "mine"}}}
     make_ready(cluster)
     assert weights(cluster) == {old: 80, new: 20}
+    assert cluster.services["desk"]["spec"]["selector"] == {"finetune.dev/run": "endpoint-uid"}
+
+
+def test_a_split_service_that_selects_one_revision_by_hand_is_restored() -> None:
+    cluster, old, _ = begun()
+    service = cluster.services["desk"]
+    selector = {**service["spec"]["selector"], "finetune.dev/revision": old}
+    cluster.services["desk"] = {**service, "spec": {**service["spec"], "selector": selector}}
+    make_ready(cluster)
     assert cluster.services["desk"]["spec"]["selector"] == {"finetune.dev/run": "endpoint-uid"}
 
 

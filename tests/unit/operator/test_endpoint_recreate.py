@@ -73,6 +73,18 @@ def test_the_new_revision_starts_when_the_last_old_pod_has_ended() -> None:
     assert states(cluster) == {new: "Live", old: "Retired"}
 
 
+def test_a_pod_that_a_lost_node_does_not_end_delays_the_new_revision_only_until_it_is_overdue() -> None:
+    cluster, old = rolling(strategy={"type": "Recreate"})
+    pod = cluster.pods[f"{old}-pod"]
+    cluster.put({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2030-01-02T03:06:05Z"}})
+    seconds = cluster.reconcile().requeue_after
+    assert seconds == 151
+    assert replicas(cluster) == {old: 0}
+    cluster.wait(seconds)
+    cluster.settle()
+    assert replicas(cluster) == {old: 0, new_of(cluster, old): 1}
+
+
 def test_the_old_pods_are_stopped_once_and_an_event_says_why() -> None:
     cluster, old = rolling(strategy={"type": "Recreate"})
     stopped = [event.message for event in cluster.cluster.events if event.reason == "RoomMade"]

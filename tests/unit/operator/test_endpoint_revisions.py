@@ -71,3 +71,11 @@ def test_every_entry_has_a_weight() -> None:
     weighed = with_weights(revisions, {"one": 90, "two": 10})
     assert [entry.weight for entry in weighed] == [90, 10, 0]
     assert with_weights(weighed, {"one": 90, "two": 10}) == weighed
+
+
+def test_the_serving_revision_stays_in_a_list_of_failed_ones() -> None:
+    revisions: tuple[RevisionStatus, ...] = (RevisionStatus(name="serving", state="Live", weight=100),)
+    for number in range(MAX_REVISIONS + 2):
+        revisions = with_entry(revisions, RevisionStatus(name=f"r{number}", state="Failed"), NOW)
+    assert len(revisions) == MAX_REVISIONS
+    assert revisions[-1].name == "serving"

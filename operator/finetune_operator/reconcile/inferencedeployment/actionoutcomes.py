@@ -72,7 +72,7 @@ def make_room(view: EndpointView) -> RolloutOutcome:
             why = f"strategy.fallback, because there is no capacity for both: {view.shortage}"
         text = shortened(f"stopping the pods of {others} to start revision {name}, by {why}")
         events = (Event("Normal", EventReason.ROOM_MADE, text),)
-    return RolloutOutcome(Working(Reason.ROLLING_OUT, message), events=events)
+    return RolloutOutcome(Working(Reason.ROLLING_OUT, message, view.seconds_to_room), events=events)
 
 
 def start(view: EndpointView) -> RolloutOutcome:

@@ -29,12 +29,13 @@ class CanarySteps:
         return self.replicas if step >= self.end else self._replicas_of(self._asked_at(step))
 
     def shared_at(self, step: int) -> int:
-        """Replicas that the new revision takes over from the old one while it is at this step."""
-        return self._replicas_of(self._asked_at(min(step, self.end - 1)))
+        """Replicas that the new revision takes over from the old one, which keeps at least one."""
+        return min(self._replicas_of(self._asked_at(min(step, self.end - 1))), self.replicas - 1)
 
     def weight_at(self, step: int) -> int:
         """Percent of the requests that the replicas of this step get, rounded down."""
-        return ALL * self.shared_at(step) // self.replicas
+        replicas = self.replicas_at(step)
+        return ALL * replicas // (replicas + self.replicas - self.shared_at(step))
 
     def pause_at(self, step: int) -> int | None:
         """Seconds for which this step pauses; None if it does not."""

@@ -29,7 +29,8 @@ def state_of(view: EndpointView) -> State:
     has_lost_requests = view.serving != view.wanted.name
     has_ended = {
         "Live": has_lost_requests,
-        "Baking": has_lost_requests,
+        # An operator that was killed while it returned the requests has not recorded the reason.
+        "Baking": has_lost_requests and not view.standby,
         "Canary": view.canary is None,
         "Standby": True,
         "Failed": is_tried_again,
@@ -81,7 +82,7 @@ def _observe_hold(view: EndpointView) -> Observation | None:
 def _observe_ready(view: EndpointView, state: State) -> Observation:
     """What a revision with all replicas waits for before it is Live. The first one waits for nothing."""
     strategy = view.endpoint.spec.strategy
-    if state not in PROGRESSING or not view.others:
+    if state not in PROGRESSING or not (view.others or view.predecessor):
         return Observation.READY
     if strategy.type == "BlueGreen" and view.verdict != "Promote":
         wait = strategy.blue_green.auto_promotion_seconds if strategy.blue_green is not None else None

@@ -11,7 +11,7 @@ from finetune_operator.reconcile.inferencedeployment.revisions import find_revis
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
-from finetune_operator.reconcile.steps import Done, Failed, Halt, Suspended, Working
+from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason
 
@@ -63,15 +63,15 @@ def take_step(view: EndpointView) -> RolloutOutcome:
 
 def bake(view: EndpointView) -> RolloutOutcome:
     """Route all requests to the revision, and keep the previous one until the bake has ended."""
-    served = serve(view)
-    if not isinstance(served.halt, Done):
-        return served
+    served, halt = serve(view), _verdict(view)
     seconds = view.endpoint.spec.strategy.bake_seconds or 0
     is_new = view.recorded is None or view.recorded.state != "Baking"
-    message = f"{served.halt.message}; {view.stable} is kept for {seconds} s after the rollout"
     left = float(seconds) if is_new else view.seconds_left(seconds)
+    if isinstance(halt, Done):
+        message = f"{halt.message}; {view.stable} is kept for {seconds} s after the rollout"
+        halt = Done(Reason.BAKING, message)
     entry = {} if view.verdict != "Promote" else served.entry
-    return replace(served, halt=Done(Reason.BAKING, message, left), entry=entry)
+    return replace(served, halt=replace(halt, requeue_after=left), entry=entry)
 
 
 def serve(view: EndpointView) -> RolloutOutcome:
@@ -194,7 +194,7 @@ def _decided(view: EndpointView) -> str:
     return f"aborted by spec.strategy.decision{reason}"
 
 
-def _verdict(view: EndpointView) -> Halt:
+def _verdict(view: EndpointView) -> Working | Failed | Done:
     problems = view.targets.problems
     held_back = "; ".join(problem.problem for problem in problems)
     hard = [p for p in problems if p.reason and p.reason != Reason.WAITING_FOR_CHECKPOINT]

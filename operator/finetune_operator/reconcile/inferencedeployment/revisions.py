@@ -55,7 +55,14 @@ def with_entry(
         listed = tuple(entry if revision.name == entry.name else revision for revision in revisions)
     else:
         listed = (entry, *(revision for revision in revisions if revision.name != entry.name))
-    return _with_few_models(listed[:MAX_REVISIONS])
+    return _with_few_models(_newest(listed))
+
+
+def _newest(revisions: tuple[RevisionStatus, ...]) -> tuple[RevisionStatus, ...]:
+    """The list without its oldest entries. Revisions that get requests, or can get them back, stay listed."""
+    old = [each.name for each in reversed(revisions) if not each.weight and each.state != "Standby"]
+    dropped = set(old[: max(len(revisions) - MAX_REVISIONS, 0)])
+    return tuple(each for each in revisions if each.name not in dropped)
 
 
 def _with_few_models(revisions: tuple[RevisionStatus, ...]) -> tuple[RevisionStatus, ...]:

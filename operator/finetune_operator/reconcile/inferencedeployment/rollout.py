@@ -34,22 +34,22 @@ HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live", "RolledBack"})
 
 def roll_out(view: EndpointView) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
-    if len(view.others) > 1:
+    if len(view.others) > 1 or (view.others and view.serving == view.wanted.name):
         return _return_to_one(view)
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
     routed = view.weights if outcome.weights is None else outcome.weights
-    if not (outcome.keeps_wanted and state in HAS_REQUESTS) and view.others:
+    if not (outcome.keeps_wanted and state in HAS_REQUESTS) and (view.others or view.predecessor):
         routed = {name: weight for name, weight in routed.items() if name != view.wanted.name}
         routed = routed if sum(routed.values()) == ALL else {view.stable: ALL}
     kept = {*view.weights, *routed}
     if outcome.keeps_wanted:
         kept.add(view.wanted.name)
-    if state == "Baking" and view.standby:
-        kept.add(view.standby)
+    if state == "Baking":
+        kept |= {view.standby, view.predecessor}
     removed = [name for name in view.snapshot.children[DEPLOYMENT] if name not in kept]
-    replaced = [name for name in view.weights if name not in routed]
+    replaced = [name for name in (*view.weights, view.predecessor) if name not in routed]
     revisions = _with_wanted(view, state, outcome)
     for name in routed:
         if name != view.wanted.name:
@@ -83,12 +83,14 @@ def _return_to_one(view: EndpointView) -> Plan:
 
     The wanted revision starts in a later pass: a Service that splits requests selects every revision.
     """
-    stable = view.stable
+    stable = view.serving
     revisions = view.endpoint.status.revisions
-    for name in view.others:
+    for name in view.weights:
         if name != stable:
             revisions = _with_unwanted(view, name, Observation.UNWANTED, revisions)
-    message = f"{stable} gets all requests before revision {view.wanted.name} ({view.models}) starts"
+    message = f"{stable} gets all requests"
+    if stable != view.wanted.name:
+        message = f"{message} before revision {view.wanted.name} ({view.models}) starts"
     return view.observed.plan(
         Working(Reason.ROLLING_OUT, message),
         apply=view.observed.replica_applies({stable: view.endpoint.spec.replicas}),

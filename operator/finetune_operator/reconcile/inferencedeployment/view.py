@@ -18,6 +18,7 @@ from finetune_operator.observe.deployments import (
     regression_of,
     trouble_of,
 )
+from finetune_operator.observe.lostnodes import is_overdue, until_overdue
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
@@ -69,7 +70,17 @@ class EndpointView:
     def stable(self) -> str:
         """The revision that serves if the wanted one fails; empty if there is none."""
         weights = {name: self.weights[name] for name in self.others}
-        return main_revision(weights, self.endpoint.status.revision) or self.standby
+        return main_revision(weights, self.endpoint.status.revision) or self.standby or self.predecessor
+
+    @property
+    def predecessor(self) -> str:
+        """The revision that served until the Service moved, if the status does not have the move yet.
+
+        That is so after an operator was killed between the two writes. Empty if there is none.
+        """
+        name = self.endpoint.status.revision
+        replicas = self.snapshot.children[DEPLOYMENT].get(name, {}).get("spec", {}).get("replicas", 0)
+        return name if replicas and name not in {self.wanted.name, *self.weights} else ""
 
     @property
     def canary(self) -> CanarySteps | None:
@@ -123,11 +134,25 @@ class EndpointView:
 
     @property
     def has_other_pods(self) -> bool:
-        """Whether pods of other revisions have not ended; a terminating pod still has its devices."""
-        pods = self.snapshot.children[POD].values()
-        return any(
-            pod["metadata"].get("labels", {}).get(REVISION) != self.wanted.name and not has_ended(pod)
-            for pod in pods
+        """Whether pods of other revisions have not ended; a terminating pod still has its devices.
+
+        A pod that its node does not end in time is left out: its node is lost, with the devices.
+        """
+        return any(not is_overdue(pod, self.snapshot.now) for pod in self._other_pods)
+
+    @property
+    def seconds_to_room(self) -> float | None:
+        """Seconds until a terminating pod of another revision is overdue; None if none is terminating."""
+        seconds = (until_overdue(pod, self.snapshot.now) for pod in self._other_pods)
+        return max((each for each in seconds if each is not None), default=None)
+
+    @property
+    def _other_pods(self) -> tuple[Manifest, ...]:
+        """Pods of other revisions that have not ended."""
+        return tuple(
+            pod
+            for pod in self.snapshot.children[POD].values()
+            if pod["metadata"].get("labels", {}).get(REVISION) != self.wanted.name and not has_ended(pod)
         )
 
     @property
