@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator.plan import Manifest
+
+SELECTOR: Final = "selector"
 
 
 class Stamp:
@@ -34,10 +36,15 @@ class Stamp:
 
 
 def _contains(existing: Any, wanted: Any) -> bool:
-    """Whether `existing` has everything that `wanted` has. It may have more: the API server adds defaults."""
+    """Whether `existing` has everything that `wanted` has. It may have more: the API server adds defaults.
+
+    A selector must be equal, because it has no defaults, and one more label in it selects fewer pods.
+    """
     if isinstance(wanted, dict):
         return isinstance(existing, dict) and all(
-            key in existing and _contains(existing[key], value) for key, value in wanted.items()
+            key in existing
+            and (existing[key] == value if key == SELECTOR else _contains(existing[key], value))
+            for key, value in wanted.items()
         )
     if isinstance(wanted, list):
         return (

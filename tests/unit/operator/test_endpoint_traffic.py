@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
@@ -15,7 +16,9 @@ from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
 
 def service(revision: str | None) -> Manifest:
-    selector = {} if revision is None else {"finetune.dev/revision": revision}
+    selector = {"finetune.dev/run": "endpoint-uid"}
+    if revision is not None:
+        selector["finetune.dev/revision"] = revision
     return {"kind": "Service", "metadata": {"name": "desk", "uid": "uid"}, "spec": {"selector": selector}}
 
 
@@ -88,12 +91,24 @@ def test_split_requests_are_read_back_as_they_were_routed() -> None:
     assert "annotations" not in back.manifest["metadata"]
 
 
-@pytest.mark.parametrize("damage", ["annotation", "selector", "revision"])
+def test_a_service_that_also_selects_by_another_label_is_restored() -> None:
+    routing = traffic("one", served="one")
+    routing.snapshot.children[SERVICE]["desk"]["spec"]["selector"]["tier"] = "gold"
+    assert routing.weights() == {"one": 100}
+    (restored,) = routing.route({"one": 100}).apply
+    assert "tier" not in restored.manifest["spec"]["selector"]
+
+
+@pytest.mark.parametrize("damage", ["annotation", "sum", "sign", "selector", "revision"])
 def test_a_damaged_split_is_read_as_all_requests_for_what_served(damage: str) -> None:
     (made,) = traffic("one").route({"one": 80, "two" if damage != "revision" else "gone": 20}).apply
     service = made.manifest
     if damage == "annotation":
         service["metadata"]["annotations"] = {"finetune.dev/weights": "{"}
+    if damage == "sum":
+        service["metadata"]["annotations"] = {"finetune.dev/weights": '{"one": 50, "two": 20}'}
+    if damage == "sign":
+        service["metadata"]["annotations"] = {"finetune.dev/weights": '{"one": 110, "two": -10}'}
     if damage == "selector":
         service["spec"]["selector"] = {"app": "mine"}
     assert split(service).weights() == {"one": 100}

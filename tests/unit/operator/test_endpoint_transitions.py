@@ -374,7 +374,7 @@ def view(recorded: str, tried: str, routed: str) -> EndpointView:
     wanted = wanted_revision(cluster.endpoint, targets, cluster.snapshot())
     assert isinstance(wanted, Revision)
     names = {"wanted": wanted.name, "another": "desk-another"}
-    selector = {"finetune.dev/revision": names[routed]}
+    selector = {"finetune.dev/run": "endpoint-uid", "finetune.dev/revision": names[routed]}
     cluster.put_child({"kind": "Service", "metadata": {"name": "desk"}, "spec": {"selector": selector}})
     cluster.put(endpoint({"revisions": [{"name": wanted.name, "state": recorded, "specHash": tried}]}))
     return EndpointView(cluster.endpoint, cluster.snapshot(), targets, wanted)

@@ -44,6 +44,12 @@ def test_somebody_elses_change_of_an_applied_field_needs_an_apply() -> None:
     assert not STAMP.matches(changed, STAMP.on(service()))
 
 
+def test_a_label_that_somebody_else_added_to_a_selector_needs_an_apply() -> None:
+    changed = stored(service())
+    changed["spec"]["selector"] = {"revision": "r1", "tier": "gold"}
+    assert not STAMP.matches(changed, STAMP.on(service()))
+
+
 def test_the_stamp_does_not_hang_on_the_state_that_was_seen() -> None:
     seen = service()
     seen["metadata"] = {**seen["metadata"], "uid": "u", "resourceVersion": "7"}

@@ -95,16 +95,19 @@ class ServiceTraffic:
             weights = json.loads(written)
         except ValueError:
             return {}
-        is_valid = isinstance(weights, dict) and all(isinstance(each, int) for each in weights.values())
-        return weights if is_valid else {}
+        return weights if _is_valid(weights) else {}
 
     @property
     def _selected(self) -> str:
-        """The revision that the Service selects; empty if there is none."""
-        if self._service is None:
-            return ""
-        name: str = self._service["spec"].get("selector", {}).get(REVISION, "")
-        return name
+        """The revision that the Service selects; empty if there is none, or if its selector was edited."""
+        selector = (self._service or {"spec": {}})["spec"].get("selector", {})
+        name: str = selector.get(REVISION, "")
+        return name if selector == {RUN: self.endpoint.uid, REVISION: name} else ""
+
+
+def _is_valid(weights: object) -> bool:
+    values = tuple(weights.values()) if isinstance(weights, dict) else ()
+    return all(isinstance(each, int) and each >= 0 for each in values) and sum(values) == ALL
 
 
 def traffic_of(endpoint: InferenceDeployment, snapshot: Snapshot) -> Traffic:
