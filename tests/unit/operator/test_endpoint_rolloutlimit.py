@@ -60,6 +60,24 @@ def test_an_endpoint_waits_with_what_it_serves_while_another_on_its_profile_roll
     assert len(cluster.deployments) == 2
 
 
+def test_a_paused_rollout_holds_no_slot() -> None:
+    cluster, _ = serving_cluster()
+    cluster.put(other(strategy={"paused": True}))
+    edit_profile(cluster)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def test_a_pause_wakes_the_endpoints_that_wait_for_the_slot() -> None:
+    cluster, _ = serving_cluster()
+    cluster.put(other())
+    edit_profile(cluster)
+    cluster.settle()
+    paused = other(strategy={"paused": True})
+    woken = related("InferenceDeployment", other().to_dict(), paused.to_dict(), cluster.cluster.reader())
+    assert Key("InferenceDeployment", "team", "desk") in woken
+
+
 def test_an_endpoint_that_rolls_already_goes_on() -> None:
     cluster, _ = serving_cluster()
     edit_profile(cluster)

@@ -16,8 +16,10 @@ def uses_profile(endpoint: InferenceDeployment, profile: ComputeProfile) -> bool
 
 
 def is_replacing(endpoint: InferenceDeployment) -> bool:
-    """Whether a new revision is starting next to one that serves."""
+    """Whether a new revision is starting next to one that serves. A paused rollout is not."""
     serving = endpoint.status.revision
+    if endpoint.spec.strategy.paused:
+        return False
     return bool(serving) and any(
         revision.state == "RollingOut" and revision.name != serving for revision in endpoint.status.revisions
     )

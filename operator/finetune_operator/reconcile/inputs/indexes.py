@@ -66,7 +66,12 @@ def has_ended(job: Manifest) -> bool:
 
 
 def is_rolling(endpoint: Manifest) -> bool:
-    """Whether a revision of the endpoint is starting, as the first or next to another one."""
+    """Whether a revision of the endpoint is starting, as the first or next to another one.
+
+    A paused rollout is not.
+    """
+    if _spec(endpoint).get("strategy", {}).get("paused"):
+        return False
     return any(revision.get("state") == "RollingOut" for revision in _status(endpoint).get("revisions", ()))
 
 
