@@ -11,6 +11,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
+from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
 from finetune_operator.manifests.evaluationtasks import task_volumes
@@ -25,7 +26,6 @@ from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
-    CONFIG_ENV,
     METRICS_PORT,
     PEER_KEY_MOUNT,
     REPORT_AUDIENCE,
@@ -149,7 +149,7 @@ def _environment(
     config: JobConfig, profile: ComputeProfile | None, devices: int, cpu: str
 ) -> list[dict[str, str]]:
     variables = [
-        {"name": CONFIG_ENV, "value": config.to_json()},
+        config_variable(config),
         {"name": "HOME", "value": SCRATCH_MOUNT},
     ]
     if devices and profile is not None and profile.spec.devices.resource == CPU:

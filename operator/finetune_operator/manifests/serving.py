@@ -8,6 +8,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.podresources import PodResources
+from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.jobs import owner_reference
@@ -29,7 +30,6 @@ from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import (
-    CONFIG_ENV,
     MODELS_MOUNT,
     SCRATCH_MOUNT,
     SERVE_PORT,
@@ -162,7 +162,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                 "image": trainer.image,
                 **common,
                 "env": [
-                    {"name": CONFIG_ENV, "value": fetch.to_json()},
+                    config_variable(fetch),
                     {"name": "HOME", "value": SCRATCH_MOUNT},
                 ],
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},

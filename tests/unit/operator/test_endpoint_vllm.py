@@ -8,6 +8,7 @@ import pytest
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, STARTUP_SECONDS
 from finetune_operator.reconcile.computeprofile.reconciler import reconcile
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
+from tests.unit.operator.kubernetesexpansion import expanded
 
 VLLM: dict[str, Any] = {
     "engine": "VLLM",
@@ -270,8 +271,10 @@ def test_arguments_reach_vllm_only_if_the_profile_allows_them(argument: str, pro
 
 
 def test_no_argument_is_replaced_by_a_variable_of_the_container() -> None:
-    cluster = cluster_of(first={"chatTemplateKwargs": {"greeting": "$(HOME)"}})
-    assert options_of(cluster)["--default-chat-template-kwargs"] == '{"greeting":"$$(HOME)"}'
+    greeting = {"greeting": "$$ $(HOME) $$(HOME)"}
+    cluster = cluster_of(first={"chatTemplateKwargs": greeting})
+    option = expanded(options_of(cluster)["--default-chat-template-kwargs"])
+    assert json.loads(option) == greeting
 
 
 @pytest.mark.parametrize(

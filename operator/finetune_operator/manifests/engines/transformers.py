@@ -1,15 +1,16 @@
 """The built-in engine: a stage of the trainer image."""
 
+from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.environment import CONFIG_ENV, SCRATCH_MOUNT, SERVE_PORT
+from finetune_trainer.contract.environment import SCRATCH_MOUNT, SERVE_PORT
 
 
 def transformers_container(config: ServingConfig) -> Manifest:
     """Environment, ports and probe of the engine's container."""
     return {
         "env": [
-            {"name": CONFIG_ENV, "value": config.serve.to_json()},
+            config_variable(config.serve),
             {"name": "HOME", "value": SCRATCH_MOUNT},
         ],
         "ports": [{"name": "http", "containerPort": SERVE_PORT}],

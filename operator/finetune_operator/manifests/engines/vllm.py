@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from finetune_operator.manifests.configvariable import config_variable, literal
 from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import (
-    CONFIG_ENV,
     METRICS_PORT,
     SCRATCH_MOUNT,
     SERVE_PORT,
@@ -110,7 +110,6 @@ def vllm_container(config: ServingConfig) -> Manifest:
     """
     health = {"httpGet": {"path": "/health", "port": SERVE_PORT}}
     environment = {
-        CONFIG_ENV: config.serve.to_json(),
         "HOME": SCRATCH_MOUNT,
         # The user of the pod has no entry in the image's /etc/passwd, where PyTorch would look for its name.
         "USER": "vllm",
@@ -120,9 +119,11 @@ def vllm_container(config: ServingConfig) -> Manifest:
         "VLLM_NO_USAGE_STATS": "1",
     }
     return {
-        # Kubernetes would replace $(NAME) by a variable of the container.
-        "command": [argument.replace("$(", "$$(") for argument in vllm_command(config)],
-        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "command": [literal(argument) for argument in vllm_command(config)],
+        "env": [
+            config_variable(config.serve),
+            *({"name": name, "value": value} for name, value in environment.items()),
+        ],
         # Not `http`: the metrics are on a port of their own.
         "ports": [
             {"name": "api", "containerPort": SERVE_PORT},
