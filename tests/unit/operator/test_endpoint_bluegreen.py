@@ -309,3 +309,26 @@ def test_a_return_of_the_requests_is_finished_after_the_operator_was_killed_in_i
     cluster.settle()
     assert cluster.points_at == old
     assert states(cluster) == {new: "RolledBack", old: "Live"}
+
+
+@pytest.mark.parametrize(
+    "strategy", [BLUE_GREEN, {"type": "Canary", "canary": {"steps": [{"setWeight": 10}]}}, {}]
+)
+def test_a_failed_revision_is_tried_again_if_the_one_that_serves_was_deleted(strategy: Manifest) -> None:
+    cluster, old = serving(strategy={})
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.edit(strategy=strategy, replicas=10)
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    cluster.miss_deadline(new)
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    del cluster.deployments[old]
+    cluster.settle()
+    assert list(cluster.deployments) == [new]
+    cluster.make_ready(new)
+    cluster.settle()
+    cluster.make_ready(new)
+    cluster.settle()
+    assert cluster.points_at == new
+    assert states(cluster)[new] == "Live"

@@ -117,6 +117,18 @@ def test_if_the_new_revision_fails_the_old_one_starts_again(how: str) -> None:
     assert (cluster.condition("Stalled") or ("", ""))[0] == "RolloutFailed"
 
 
+def test_if_no_revision_can_be_rolled_out_any_more_the_old_one_gets_its_room_back() -> None:
+    cluster, old, new = recreating()
+    standard = cluster.cluster.objects["ComputeProfile", "standard"]
+    cluster.cluster.remove("ComputeProfile", "standard")
+    cluster.settle()
+    assert replicas(cluster) == {old: 2}
+    assert states(cluster) == {new: "Retired", old: "Live"}
+    cluster.put(standard)
+    cluster.settle()
+    assert replicas(cluster) == {old: 0, new: 2}
+
+
 def test_a_recreated_revision_without_capacity_fails_at_its_deadline_because_nothing_serves() -> None:
     cluster, old, new = recreating()
     cluster.put(unscheduled_pod(new))

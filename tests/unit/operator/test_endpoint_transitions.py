@@ -376,6 +376,7 @@ def view(recorded: str, tried: str, routed: str) -> EndpointView:
     names = {"wanted": wanted.name, "another": "desk-another"}
     selector = {"finetune.dev/run": "endpoint-uid", "finetune.dev/revision": names[routed]}
     cluster.put_child({"kind": "Service", "metadata": {"name": "desk"}, "spec": {"selector": selector}})
+    cluster.put_child({"kind": "Deployment", "metadata": {"name": names[routed]}, "spec": {}})
     cluster.put(endpoint({"revisions": [{"name": wanted.name, "state": recorded, "specHash": tried}]}))
     return EndpointView(cluster.endpoint, cluster.snapshot(), targets, wanted)
 

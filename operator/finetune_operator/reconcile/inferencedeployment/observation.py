@@ -82,7 +82,7 @@ def _observe_hold(view: EndpointView) -> Observation | None:
 def _observe_ready(view: EndpointView, state: State) -> Observation:
     """What a revision with all replicas waits for before it is Live. The first one waits for nothing."""
     strategy = view.endpoint.spec.strategy
-    if state not in PROGRESSING or not (view.others or view.predecessor):
+    if state not in PROGRESSING or not view.has_fallback:
         return Observation.READY
     if strategy.type == "BlueGreen" and view.verdict != "Promote":
         wait = strategy.blue_green.auto_promotion_seconds if strategy.blue_green is not None else None

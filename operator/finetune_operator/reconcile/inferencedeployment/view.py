@@ -86,7 +86,8 @@ class EndpointView:
     def canary(self) -> CanarySteps | None:
         """The steps of the wanted revision; None if it has none."""
         strategy = self.endpoint.spec.strategy
-        if strategy.type != "Canary" or strategy.canary is None or not self.others:
+        has_stable = bool(self.others) and self.has_fallback
+        if strategy.type != "Canary" or strategy.canary is None or not has_stable:
             return None
         settings = strategy.canary
         return CanarySteps(settings.steps, self.endpoint.spec.replicas, settings.allow_coarse_weights)
@@ -99,7 +100,7 @@ class EndpointView:
     @property
     def has_fallback(self) -> bool:
         """Whether another revision serves if the wanted one fails."""
-        return bool(self.stable)
+        return self.stable in self.snapshot.children[DEPLOYMENT]
 
     @property
     def is_recreating(self) -> bool:
