@@ -3,6 +3,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
+from finetune_operator.reconcile.inferencedeployment.rolloutlimit import is_replacing
 from finetune_operator.reconcile.scheduling.locks import rollout_lock
 from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
@@ -66,6 +67,18 @@ def test_a_paused_rollout_holds_no_slot() -> None:
     edit_profile(cluster)
     cluster.settle()
     assert len(cluster.deployments) == 2
+
+
+def test_an_endpoint_whose_rollout_became_impossible_holds_no_slot() -> None:
+    cluster, old = serving_cluster()
+    edit_profile(cluster)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+    cluster.edit(serving={"toolCallParser": "hermes"})
+    cluster.settle()
+    assert (cluster.condition("Stalled") or ("", ""))[0] == "UnsupportedByEngine"
+    assert list(cluster.deployments) == [old]
+    assert not is_replacing(cluster.endpoint)
 
 
 def test_a_pause_wakes_the_endpoints_that_wait_for_the_slot() -> None:

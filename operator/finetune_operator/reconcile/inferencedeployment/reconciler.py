@@ -6,9 +6,10 @@ from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
-from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
+from finetune_operator.reconcile.inferencedeployment.revisions import with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.transitions import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.inputs.secondaries import Needs
@@ -38,19 +39,15 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
 def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
     """Keep the revisions that serve while no revision can be rolled out.
 
-    A revision for which the serving one was stopped is deleted, because the serving one needs its room.
+    A revision that was starting is deleted: it could not get requests, and others wait for its room and slot.
     """
     weights = observed.traffic.weights()
     restored, events = observed.corrections(*weights)
     deployments = observed.snapshot.children[DEPLOYMENT]
-    stopped = [name for name in weights if deployments.get(name, {}).get("spec", {}).get("replicas") == 0]
-    removed = [name for name in deployments if name not in weights]
-    if not stopped or observed.endpoint.spec.replicas == 0:
-        removed = []
     revisions = observed.endpoint.status.revisions
-    for name in removed:
-        before = find_revision(revisions, name) or RevisionStatus(name=name, state="Retired")
-        entry = RevisionStatus(name=name, state="Retired", verdict=before.verdict, models=before.models)
+    starting = [each for each in revisions if each.state in UNPROVEN and each.name not in weights]
+    for each in starting:
+        entry = RevisionStatus(name=each.name, state="Retired", models=each.models)
         revisions = with_entry(revisions, entry, observed.snapshot.now)
     # Between steps of a canary each revision keeps its replicas.
     replicas = dict.fromkeys(weights, observed.endpoint.spec.replicas) if len(weights) == 1 else {}
@@ -58,7 +55,9 @@ def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:
     return observed.plan(
         halt,
         apply=(*scaled, *restored),
-        delete=tuple(Delete(deployments[name], "Background") for name in removed),
+        delete=tuple(
+            Delete(deployments[each.name], "Background") for each in starting if each.name in deployments
+        ),
         events=events,
         revisions=revisions,
     )
