@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
 from finetune_operator.observe.lostnodes import node_trouble
@@ -17,6 +17,9 @@ from finetune_operator.observe.podstatus import condition, container_statuses, h
 from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
+
+LOST_WITH_NODE: Final = "Unknown"
+"""Reason that container runtimes have for containers whose end they did not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,15 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
 
 
 def crash_since(pod: Manifest, since: datetime) -> str | None:
-    """The first container of the pod that has crashed since this time, as a message; None if none has."""
+    """The first container of the pod that has crashed since this time, as a message; None if none has.
+
+    A container that ended with its node, which restarted, has not crashed.
+    """
     for status in pod.get("status", {}).get("containerStatuses") or ():
         for ended in (status.get(state, {}).get("terminated") for state in ("state", "lastState")):
             finished = (ended or {}).get("finishedAt")
-            if ended and ended.get("exitCode") and (finished is None or parse_time(finished) >= since):
+            has_crashed = ended and ended.get("exitCode") and ended.get("reason") != LOST_WITH_NODE
+            if has_crashed and (finished is None or parse_time(finished) >= since):
                 why = ended.get("reason") or quoted(ended.get("message")) or "no message"
                 return (
                     f"container {status['name']} of pod {pod['metadata']['name']} ended with exit code"

@@ -332,3 +332,12 @@ def test_a_failed_revision_is_tried_again_if_the_one_that_serves_was_deleted(str
     cluster.settle()
     assert cluster.points_at == new
     assert states(cluster)[new] == "Live"
+
+
+def test_a_node_that_restarts_in_a_bake_is_no_reason_to_return_the_requests() -> None:
+    cluster, _, new = rolling(bakeSeconds=600)
+    pod = crashed_pod(new)
+    pod["status"]["containerStatuses"][0]["lastState"]["terminated"] = {"exitCode": 255, "reason": "Unknown"}
+    cluster.put(pod)
+    cluster.settle()
+    assert (cluster.points_at, states(cluster)[new]) == (new, "Baking")
