@@ -15,7 +15,7 @@ HEADERS = {
     "DatasetVersion": ["NAME", "DATASET", "ROWS", "DIGEST", "AGE"],
     "Checkpoint": ["NAME", "MODEL", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
     "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],
-    "InferenceDeployment": ["NAME", "MODELS", "READY", "REVISION", "URL", "AGE"],
+    "InferenceDeployment": ["NAME", "MODELS", "REVISION", "WEIGHT", "VERDICT", "READY", "URL", "AGE"],
     "ComputeProfile": ["NAME", "DEVICE", "MAX", "ENGINE", "AGE"],
 }
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -25,6 +25,8 @@ NAVIGATION: Final = {
         "evaluation",
         "promotion",
         "endpoints",
+        "serving",
+        "rollouts",
         "ownership",
     ),
     "Reference": ("api", "conditions", "metrics"),
