@@ -18,7 +18,7 @@ from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
-from finetune_trainer.statistics.estimate import ConfidenceInterval, one_sided
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, one_sided
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
@@ -211,7 +211,8 @@ def test_equal_values_without_a_max_have_no_bounds_but_equal_models_have_no_gain
     assert (score.low, score.high, found.low, found.high) == (None,) * 4
     assert found.undecided.startswith("all 20 rows have the same value")
     gain = made.gain("answer_tokens", "Base")
-    assert made.interval(gain) == ConfidenceInterval(0, 0)
+    assert not made.shortage(gain)
+    assert gain.interval(SHOWN_LEVEL) == ConfidenceInterval(0, 0)
 
 
 def groups_of(rows: int, each: int) -> Groups:

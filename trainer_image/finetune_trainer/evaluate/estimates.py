@@ -18,7 +18,7 @@ from finetune_trainer.statistics.bootstrap import (
     ratio,
     sums_of_units,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, Estimate
+from finetune_trainer.statistics.estimate import Estimate
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
@@ -112,10 +112,6 @@ class Estimates:
     def gain(self, metric: Metric, over: Subject) -> Estimate:
         """Estimate the gain of the tuned model over a subject; positive if the tuned model is better."""
         return self._estimate(metric, (TUNED, over))
-
-    def interval(self, estimate: Estimate) -> ConfidenceInterval | None:
-        """Return the two-sided interval at `SHOWN_LEVEL`; None if the rows give none."""
-        return None if self.shortage(estimate) else estimate.interval(SHOWN_LEVEL)
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""

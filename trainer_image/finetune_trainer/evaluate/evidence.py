@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from finetune_trainer.contract.evaluation import GateBound, GateEvidence
+from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
 from finetune_trainer.statistics.bootstrap import MIN_UNITS, Resampled
-from finetune_trainer.statistics.estimate import Estimate, one_sided
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
 from finetune_trainer.statistics.power import rows_in_all
 
 DECIMALS: Final = 6
@@ -26,17 +27,24 @@ def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Sco
         for metric in estimates.measures:
             if not estimates.has(metric, subject):
                 continue
-            estimate = estimates.score(metric, subject)
-            interval = estimates.interval(estimate)
-            logger.info("%s of %s: %.4f", metric, subject, estimate.value)
-            yield Score(
-                metric=metric,
-                subject=subject,
-                value=estimate.value,
-                rows=estimate.rows,
-                low=None if interval is None else rounded_down(interval.low),
-                high=None if interval is None else rounded_up(interval.high),
-            )
+            score = score_of(metric, subject, estimates)
+            logger.info("%s of %s: %.4f", metric, subject, score.value)
+            yield score
+
+
+def score_of(metric: Metric, subject: Subject, estimates: RowEstimates) -> Score:
+    """Return the score of a metric and a subject, with its interval."""
+    estimate = estimates.score(metric, subject)
+    low, high = shown_bounds(estimate, estimates)
+    return Score(metric=metric, subject=subject, value=estimate.value, rows=estimate.rows, low=low, high=high)
+
+
+def shown_bounds(estimate: Estimate, estimates: RowEstimates) -> tuple[float | None, float | None]:
+    """Return the two-sided interval at `SHOWN_LEVEL`, rounded; None for a bound that the rows do not give."""
+    if estimates.shortage(estimate):
+        return None, None
+    interval = estimate.interval(SHOWN_LEVEL)
+    return rounded_down(interval.low), rounded_up(interval.high)
 
 
 def evidence_for(

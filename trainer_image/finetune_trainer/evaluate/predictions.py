@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.progressmeter import Interval
@@ -28,14 +28,7 @@ FLUSH_SECONDS: Final = 10.0
 logger = logging.getLogger(__name__)
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    def to_line(self) -> str:
-        return f"{self.model_dump_json(by_alias=True, exclude_none=True)}\n"
-
-
-class RowPrediction(_Line):
+class RowPrediction(JsonLine):
     """One row, measured with one model."""
 
     subject: Subject
@@ -56,7 +49,7 @@ class RowPrediction(_Line):
     """The row's value of each metric in which the row counts."""
 
 
-class _FileHeader(_Line):
+class _FileHeader(JsonLinesHeader):
     format: Annotated[int, Field(ge=1)] = FORMAT
     subjects: dict[Subject, str]
     """Digest of what determines the rows of each subject."""
@@ -139,7 +132,7 @@ class PredictionLog:
 
     def _content(self, rows: Sequence[RowPrediction]) -> bytes:
         header = _FileHeader(subjects=self._digests, batch_size=self.batch_size)
-        return "".join(line.to_line() for line in (header, *rows)).encode()
+        return to_content((header, *rows))
 
     def _read(self) -> None:
         """Read the file of a complete evaluation, and the parts of one that did not end."""
@@ -162,18 +155,10 @@ class PredictionLog:
 
     def _read_file(self, name: str) -> "_FileHeader | None":
         """Add the rows of a file that are valid and not read yet. Returns its header; None if unreadable."""
-        content = self._folder.read(name)
-        if content is None:
+        found = read_lines(self._folder, name, _FileHeader, RowPrediction, FORMAT)
+        if found is None:
             return None
-        try:
-            first, *lines = content.splitlines()
-            header = _FileHeader.model_validate_json(first)
-            if header.format != FORMAT:
-                return None
-            rows = [RowPrediction.model_validate_json(line) for line in lines]
-        except (ValueError, ValidationError) as error:
-            logger.warning("%s/%s is damaged and ignored: %s", self._folder.uri, name, error)
-            return None
+        header, rows = found
         self.batch_size = header.batch_size
         known = {(row.subject, row.row) for row in self._rows}
         self._rows += [

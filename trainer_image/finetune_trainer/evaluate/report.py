@@ -15,7 +15,7 @@ from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
-from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
+from finetune_trainer.evaluate.evidence import score_of, shown_bounds
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
@@ -38,7 +38,6 @@ from finetune_trainer.report.htmlpage import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.scoring.scope import MetricScope
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "evaluation.json"
@@ -120,14 +119,8 @@ class MeasuredEvaluation:
         for estimates, metric in of_metrics:
             for subject in (each for each in others if estimates.has(metric, each)):
                 estimate = estimates.gain(metric, subject)
-                interval = None if estimates.shortage(estimate) else estimate.interval(SHOWN_LEVEL)
-                yield ShownGain(
-                    metric=metric,
-                    over=subject,
-                    gain=estimate.value,
-                    low=None if interval is None else rounded_down(interval.low),
-                    high=None if interval is None else rounded_up(interval.high),
-                )
+                low, high = shown_bounds(estimate, estimates)
+                yield ShownGain(metric=metric, over=subject, gain=estimate.value, low=low, high=high)
 
     def _tasks(self) -> Iterator[ShownTask]:
         for wanted, task in self.tasks.tasks.items():
@@ -249,16 +242,7 @@ def _score(estimates: Estimates, metric: Metric, subject: Subject) -> ShownScore
     examples, measure = estimates.examples[subject], estimates.measures[metric]
     if not (estimates.has(metric, subject) and any(measure.weight(example) for example in examples)):
         return None
-    estimate = estimates.score(metric, subject)
-    interval = estimates.interval(estimate)
-    return ShownScore(
-        metric=metric,
-        subject=subject,
-        value=estimate.value,
-        rows=estimate.rows,
-        low=None if interval is None else rounded_down(interval.low),
-        high=None if interval is None else rounded_up(interval.high),
-    )
+    return ShownScore(**score_of(metric, subject, estimates).model_dump())
 
 
 def _answer(prediction: RowPrediction, scanner: Scanner) -> SubjectAnswer:

@@ -175,3 +175,27 @@ def ratio(sums: Numbers) -> Numbers:
     """Divide the first column by the second: a mean by weighted values and their weights."""
     quotient: Numbers = sums[..., 0] / sums[..., 1]
     return quotient
+
+
+def resampled_mean(
+    values: Sequence[float] | Numbers,
+    groups: Sequence[Hashable] | None,
+    limits: tuple[float, float],
+    weights: Numbers | None = None,
+) -> Resampled:
+    """Estimate a mean over rows.
+
+    Args:
+        values: the value of each row; with `weights`, the sum of its values.
+        groups: the group of each row; None if the rows are independent.
+        limits: range of the mean.
+        weights: the weight of each row. Default: 1.
+    """
+    columns = np.column_stack([values, np.ones(len(values)) if weights is None else weights]).astype(float)
+    return Resampled(
+        value=float(columns[:, 0].sum() / columns[:, 1].sum()),
+        rows=len(columns),
+        sums=sums_of_units(columns, groups),
+        function=ratio,
+        limits=limits,
+    )

@@ -5,15 +5,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.estimates import TUNED, shortage_of
-from finetune_trainer.evaluate.evidence import rounded_down, rounded_up
-from finetune_trainer.statistics.bootstrap import MIN_UNITS, Resampled, ratio, sums_of_units
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate
+from finetune_trainer.evaluate.evidence import score_of
+from finetune_trainer.statistics.bootstrap import MIN_UNITS, resampled_mean
+from finetune_trainer.statistics.estimate import Estimate
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
@@ -53,8 +51,10 @@ class RowValues:
         of_rows = self.values[metric, subject]
         values, groups = list(of_rows.values()), self._groups_of(list(of_rows))
         if not _are_shares(values):
-            return _mean(values, groups, UNBOUNDED)
-        return Proportion(int(sum(values)), len(values)) if groups is None else _mean(values, groups, (0, 1))
+            return resampled_mean(values, groups, UNBOUNDED)
+        if groups is not None:
+            return resampled_mean(values, groups, (0, 1))
+        return Proportion(int(sum(values)), len(values))
 
     def gain(self, metric: Metric, over: Subject) -> Estimate:
         """Estimate the mean gain of the tuned model, over the rows that both models answered."""
@@ -64,9 +64,9 @@ class RowValues:
         gains = [value - other for value, other in zip(*samples, strict=True)]
         groups = self._groups_of(common)
         if not _are_shares(*samples):
-            return _mean(gains, groups, UNBOUNDED)
+            return resampled_mean(gains, groups, UNBOUNDED)
         if groups is not None:
-            return _mean(gains, groups, (-1, 1))
+            return resampled_mean(gains, groups, (-1, 1))
         return PairedProportions(gains.count(1), gains.count(-1), len(gains))
 
     def shortage(self, estimate: Estimate) -> str:
@@ -79,13 +79,7 @@ class RowValues:
         A termination message may omit the last ones.
         """
         for metric, subject in sorted(self.values, key=lambda each: self.subjects.index(each[1])):
-            estimate = self.score(metric, subject)
-            score = Score(metric=metric, subject=subject, value=estimate.value, rows=estimate.rows)
-            if not self.shortage(estimate):
-                interval = estimate.interval(SHOWN_LEVEL)
-                bounds = {"low": rounded_down(interval.low), "high": rounded_up(interval.high)}
-                score = score.model_copy(update=bounds)
-            yield score
+            yield score_of(metric, subject, self)
 
     def _groups_of(self, numbers: Sequence[int]) -> list[str] | None:
         return None if self.groups is None else self.groups.shared(numbers)
@@ -94,14 +88,3 @@ class RowValues:
 def _are_shares(*samples: Sequence[float]) -> bool:
     """Return whether each value is 0 or 1, of enough rows to tell."""
     return len(samples[0]) >= MIN_UNITS and all(set(values) <= {0, 1} for values in samples)
-
-
-def _mean(values: Sequence[float], groups: Sequence[str] | None, limits: tuple[float, float]) -> Resampled:
-    columns = np.column_stack([np.array(values, dtype=float), np.ones(len(values))])
-    return Resampled(
-        value=float(np.mean(columns[:, 0])),
-        rows=len(values),
-        sums=sums_of_units(columns, groups),
-        function=ratio,
-        limits=limits,
-    )

@@ -9,7 +9,7 @@ from finetune_trainer.contract.evaluation import CheckFinding, GateBound, GateEv
 from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.results import Score
 from finetune_trainer.evaluate.estimates import TUNED
-from finetune_trainer.evaluate.evidence import evidence_for, rounded_down, rounded_up
+from finetune_trainer.evaluate.evidence import evidence_for, score_of
 from finetune_trainer.evaluate.judge.verdicts import LOST, WON, RowVerdicts
 from finetune_trainer.evaluate.judge.winrates import WinRates
 from finetune_trainer.evaluate.subjects.optional import MAX_MESSAGE_CHARACTERS
@@ -50,16 +50,7 @@ class JudgedAnswers:
     def scores(self) -> Iterator[Score]:
         """Yield the win rates with their intervals."""
         for metric in self.rates.measures:
-            estimate = self.rates.score(metric)
-            interval = self.rates.interval(estimate)
-            yield Score(
-                metric=metric,
-                subject=TUNED,
-                value=estimate.value,
-                rows=estimate.rows,
-                low=None if interval is None else rounded_down(interval.low),
-                high=None if interval is None else rounded_up(interval.high),
-            )
+            yield score_of(metric, TUNED, self.rates)
 
     def evidence(self, gates: Sequence[GateBound]) -> Iterator[GateEvidence]:
         """Yield the evidence for each gate on a judge, also on one without a win rate."""

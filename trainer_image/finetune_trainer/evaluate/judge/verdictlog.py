@@ -6,10 +6,10 @@ The first line is a header with the prompt. Every other line is a `JudgeReply` a
 import logging
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from finetune_trainer.contract.judge import Judge
+from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.judge.prompt import Preference
 from finetune_trainer.evaluate.judge.questions import Question
 from finetune_trainer.runtime.failure import StageFailure
@@ -23,14 +23,7 @@ FLUSH_SECONDS: Final = 5.0
 logger = logging.getLogger(__name__)
 
 
-class _JudgeLine(BaseModel):
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    def to_line(self) -> str:
-        return f"{self.model_dump_json(by_alias=True, exclude_none=True)}\n"
-
-
-class JudgeReply(_JudgeLine):
+class JudgeReply(JsonLine):
     """What a judge replied to one call."""
 
     digest: str
@@ -45,7 +38,7 @@ class JudgeReply(_JudgeLine):
     """Of the judge, or why there is no verdict."""
 
 
-class _VerdictHeader(_JudgeLine):
+class _VerdictHeader(JsonLinesHeader):
     format: Annotated[int, Field(ge=1)] = FORMAT
     judge: str
     endpoint: str
@@ -91,8 +84,7 @@ class VerdictLog:
     def save(self) -> None:
         """Save all replies. Raises StageFailure (STORE_UNAVAILABLE)."""
         if len(self._replies) > self._saved:
-            lines = (self._header, *self._replies.values())
-            self._folder.write(self._file, "".join(line.to_line() for line in lines).encode())
+            self._folder.write(self._file, to_content((self._header, *self._replies.values())))
             self._saved = len(self._replies)
 
     def _try_to_save(self) -> None:
@@ -102,15 +94,6 @@ class VerdictLog:
             logger.warning("replies of a judge are saved later: %s", failure.message)
 
     def _read(self) -> dict[str, JudgeReply]:
-        content = self._folder.read(self._file)
-        if content is None:
-            return {}
-        try:
-            first, *lines = content.splitlines()
-            if _VerdictHeader.model_validate_json(first).format != FORMAT:
-                return {}
-            replies = [JudgeReply.model_validate_json(line) for line in lines]
-        except (ValueError, ValidationError) as error:
-            logger.warning("%s is damaged and ignored: %s", self.uri, error)
-            return {}
+        found = read_lines(self._folder, self._file, _VerdictHeader, JudgeReply, FORMAT)
+        _, replies = found or (None, [])
         return {reply.digest: reply for reply in replies}

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from finetune_trainer.contract.learningcurve import LearningCurve, LearningCurvePoint, Outlook
-from finetune_trainer.statistics.bootstrap import Numbers, Resampled, ratio, sums_of_units
+from finetune_trainer.statistics.bootstrap import Numbers, resampled_mean
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
 from finetune_trainer.train.learningcurve.record import MeasuredShare
 
@@ -87,13 +87,7 @@ def _interval(
     sums: Numbers, weights: Numbers, groups: Sequence[str] | None, limits: tuple[float, float]
 ) -> ConfidenceInterval | None:
     """The interval of a mean, from the sum and the weight of each row; None if the rows give none."""
-    mean = Resampled(
-        value=float(sums.sum() / weights.sum()),
-        rows=len(sums),
-        sums=sums_of_units(np.column_stack([sums, weights]), groups),
-        function=ratio,
-        limits=limits,
-    )
+    mean = resampled_mean(sums, groups, limits, weights)
     return mean.interval(SHOWN_LEVEL) if mean.has_interval else None
 
 
