@@ -12,9 +12,9 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.generationbatch import BASE_ADAPTER, GenerationBatch
 from finetune_trainer.model.probe import ENGINE, dtype_name, largest_difference
 from finetune_trainer.model.proberecord import ProbeRecord
-from finetune_trainer.model.probetolerance import UNMEASURED_TOLERANCE, Computation, mismatch, tolerance_of
+from finetune_trainer.model.probetolerance import Computation
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.checkfailures import REMEDY, without_effect
+from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts
@@ -62,14 +62,7 @@ def _check_record(served: LoadedModels, name: str, record: ProbeRecord) -> None:
     difference = largest_difference(record.tuned, logits.float().log_softmax(-1).cpu())
     weights = next(served.model.parameters())
     computation = Computation(ENGINE, weights.device.type, dtype_name(weights.dtype), quantized=False)
-    tolerance = tolerance_of(record, computation)
-    if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
-        logger.info("model %s differs from its probe by up to %.3g nats", name, difference)
-        return
-    message = f"model {name!r}: {mismatch(record, computation, transformers.__version__, difference)}"
-    if tolerance is not None:
-        raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
-    logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
+    require_probe(name, record, computation, transformers.__version__, difference)
 
 
 def _failure(name: str, reason: str) -> StageFailure:

@@ -17,15 +17,9 @@ from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import ADAPTER
 from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
-from finetune_trainer.model.probetolerance import (
-    NO_CHANGE_NATS,
-    UNMEASURED_TOLERANCE,
-    Computation,
-    mismatch,
-    tolerance_of,
-)
+from finetune_trainer.model.probetolerance import NO_CHANGE_NATS, Computation
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.serve.checkfailures import REMEDY, without_effect
+from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.modelfolders import probe_record
 from finetune_trainer.serve.names import BASE_NAME, served_names
 
@@ -66,15 +60,7 @@ async def _check_record(
 ) -> None:
     found = [await _after_tokens(client, model.name, prompt) for prompt in record.prompts]
     difference = max(map(difference_from, record.tuned, found), default=0.0)
-    tolerance = tolerance_of(record, computation)
-    if difference <= (UNMEASURED_TOLERANCE if tolerance is None else tolerance):
-        logger.info("model %s differs from its probe by up to %.3g nats", model.name, difference)
-        return
-    message = f"model {model.name!r}: {mismatch(record, computation, _version(), difference)}"
-    if tolerance is None:
-        logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
-        return
-    raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
+    require_probe(model.name, record, computation, _version(), difference)
 
 
 def change_of(one: TopLogProbabilities, other: TopLogProbabilities) -> float:
