@@ -1,6 +1,6 @@
 """Metrics of the user: Python functions in ConfigMaps."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -9,6 +9,21 @@ from finetune_operator.api.meta import Digest, Model, Name, pattern_advice
 CUSTOM_NAME: Final = r"^[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?$"
 CONFIG_MAP_KEY: Final = r"^[-._a-zA-Z0-9]+$"
 FUNCTION: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def own_name(description: str, example: str) -> Any:
+    """The field of the name that the user gives a metric of a family, such as `custom/NAME`."""
+    return Field(
+        min_length=1,
+        max_length=40,
+        pattern=CUSTOM_NAME,
+        description=description,
+        json_schema_extra=pattern_advice(
+            CUSTOM_NAME,
+            "use lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends, for"
+            f" example {example}",
+        ),
+    )
 
 
 class ConfigMapKey(Model):
@@ -33,20 +48,7 @@ class ConfigMapKey(Model):
 class CustomMetric(Model):
     """A Python function that rates an answer. Its metric is `custom/` and the name."""
 
-    name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=40,
-            pattern=CUSTOM_NAME,
-            description="Name of the metric. Results and gates call it custom/NAME.",
-            json_schema_extra=pattern_advice(
-                CUSTOM_NAME,
-                "use lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends, for"
-                " example tone",
-            ),
-        ),
-    ]
+    name: Annotated[str, own_name("Name of the metric. Results and gates call it custom/NAME.", "tone")]
     config_map_ref: Annotated[
         ConfigMapKey,
         Field(

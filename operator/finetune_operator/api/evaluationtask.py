@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_operator.api.custommetric import CUSTOM_NAME, ConfigMapKey
-from finetune_operator.api.meta import Digest, Model, pattern_advice
+from finetune_operator.api.custommetric import ConfigMapKey, own_name
+from finetune_operator.api.meta import Digest, Model
 from finetune_trainer.contract.evaluationtask import MAX_TASKS, EvaluationTaskFields
 
 
@@ -13,18 +13,7 @@ class EvaluationTask(EvaluationTaskFields, Model):
     """A task of lm-evaluation-harness. Its metric is `task/` and the name."""
 
     name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=40,
-            pattern=CUSTOM_NAME,
-            description="Name of the task. Results and gates call its metric task/NAME.",
-            json_schema_extra=pattern_advice(
-                CUSTOM_NAME,
-                "use lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends, for"
-                " example science",
-            ),
-        ),
+        str, own_name("Name of the task. Results and gates call its metric task/NAME.", "science")
     ]
     config_map_ref: Annotated[
         ConfigMapKey,

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_operator.api.custommetric import CUSTOM_NAME
+from finetune_operator.api.custommetric import own_name
 from finetune_operator.api.meta import CELRule, Model, SecretReference, pattern_advice
 from finetune_trainer.contract.judge import MAX_JUDGES, JudgeFields
 from finetune_trainer.contract.metrics import JUDGE
@@ -17,18 +17,7 @@ class Judge(JudgeFields, Model):
     metric is `judge/` and the name."""
 
     name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=40,
-            pattern=CUSTOM_NAME,
-            description=f"Name of the judge. Results and gates call its metric {JUDGE}/NAME.",
-            json_schema_extra=pattern_advice(
-                CUSTOM_NAME,
-                "use lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends, for"
-                " example tone",
-            ),
-        ),
+        str, own_name(f"Name of the judge. Results and gates call its metric {JUDGE}/NAME.", "tone")
     ]
     endpoint: Annotated[
         str,

@@ -242,6 +242,20 @@ def serving(**spec: Any) -> tuple[EndpointCluster, str]:
     return cluster, revision
 
 
+def rolling(**spec: Any) -> tuple[EndpointCluster, str, str]:
+    """An endpoint that rolls out a second Checkpoint; the old revision and the new one."""
+    cluster, old = serving(**spec)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    return cluster, old, new
+
+
+def states(cluster: EndpointCluster) -> dict[str, str]:
+    """The recorded state of each revision."""
+    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
+
+
 def serving_pod(revision: str, name: str = "", **status: Any) -> Manifest:
     """A pod of this revision."""
     owner = {"kind": "ReplicaSet", "name": f"{revision}-5d4f8", "uid": "replicaset-uid", "controller": True}

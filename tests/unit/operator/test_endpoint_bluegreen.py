@@ -9,19 +9,18 @@ from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,
     crashed_pod,
+    rolling,
     serving,
     serving_pod,
+    states,
 )
 
 BLUE_GREEN: Manifest = {"type": "BlueGreen"}
 
 
-def rolling(**strategy: Any) -> tuple[EndpointCluster, str, str]:
+def ready(**strategy: Any) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose second revision is ready; the old revision and the new one."""
-    cluster, old = serving(strategy=strategy)
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
+    cluster, old, new = rolling(strategy=strategy)
     cluster.make_ready(new)
     cluster.settle()
     return cluster, old, new
@@ -30,10 +29,6 @@ def rolling(**strategy: Any) -> tuple[EndpointCluster, str, str]:
 def decide(cluster: EndpointCluster, revision: str, verdict: str, **strategy: Any) -> None:
     cluster.edit(strategy={**strategy, "decision": {"revision": revision, "verdict": verdict}})
     cluster.settle()
-
-
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
 
 
 def verdict(cluster: EndpointCluster, name: str) -> str | None:
@@ -47,7 +42,7 @@ def previewed(cluster: EndpointCluster) -> str | None:
 
 
 def test_a_ready_revision_is_behind_the_preview_service_and_waits_for_a_person() -> None:
-    cluster, old, new = rolling(**BLUE_GREEN)
+    cluster, old, new = ready(**BLUE_GREEN)
     assert (cluster.points_at, previewed(cluster)) == (old, new)
     assert states(cluster) == {new: "Preview", old: "Live"}
     reason, message = cluster.condition("Suspended") or ("", "")
@@ -60,7 +55,7 @@ def test_a_ready_revision_is_behind_the_preview_service_and_waits_for_a_person()
 
 
 def test_a_promotion_switches_and_removes_the_preview_service() -> None:
-    cluster, old, new = rolling(**BLUE_GREEN)
+    cluster, old, new = ready(**BLUE_GREEN)
     decide(cluster, new, "Promote", **BLUE_GREEN)
     assert (cluster.points_at, previewed(cluster)) == (new, None)
     assert states(cluster) == {new: "Live", old: "Retired"}
@@ -69,7 +64,7 @@ def test_a_promotion_switches_and_removes_the_preview_service() -> None:
 
 
 def test_an_abort_in_the_preview_loses_nothing() -> None:
-    cluster, old, new = rolling(**BLUE_GREEN)
+    cluster, old, new = ready(**BLUE_GREEN)
     decide(cluster, new, "Abort", **BLUE_GREEN)
     assert (cluster.points_at, previewed(cluster)) == (old, None)
     assert states(cluster) == {new: "RolledBack", old: "Live"}
@@ -78,7 +73,7 @@ def test_an_abort_in_the_preview_loses_nothing() -> None:
 
 def test_a_preview_can_end_by_itself() -> None:
     strategy = {**BLUE_GREEN, "blueGreen": {"autoPromotionSeconds": 60}}
-    cluster, old, new = rolling(**strategy)
+    cluster, old, new = ready(**strategy)
     assert (cluster.condition("Reconciling") or ("", ""))[0] == "Preview"
     cluster.wait(20)
     assert cluster.reconcile().requeue_after == 40
@@ -90,12 +85,12 @@ def test_a_preview_can_end_by_itself() -> None:
 
 
 def test_without_seconds_a_preview_that_ends_by_itself_is_skipped() -> None:
-    cluster, _, new = rolling(type="BlueGreen", blueGreen={"autoPromotionSeconds": 0})
+    cluster, _, new = ready(type="BlueGreen", blueGreen={"autoPromotionSeconds": 0})
     assert (cluster.points_at, previewed(cluster)) == (new, None)
 
 
 def test_another_champion_replaces_the_one_in_preview() -> None:
-    cluster, old, second = rolling(**BLUE_GREEN)
+    cluster, old, second = ready(**BLUE_GREEN)
     cluster.put(checkpoint("third", "3", promoted=20))
     cluster.settle()
     assert previewed(cluster) is None
@@ -114,7 +109,7 @@ def test_the_first_revision_of_an_endpoint_has_no_preview_and_no_bake() -> None:
 
 
 def test_a_bake_keeps_the_old_revision_and_ends_by_itself() -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     assert cluster.points_at == new
     assert set(cluster.deployments) == {old, new}
     assert states(cluster) == {new: "Baking", old: "Standby"}
@@ -131,7 +126,7 @@ def test_a_bake_keeps_the_old_revision_and_ends_by_itself() -> None:
 
 
 def test_a_crash_in_the_bake_returns_the_requests_at_once() -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     cluster.put(crashed_pod(new, "2030-01-02T03:09:00Z"))
     cluster.log.clear()
     cluster.settle()
@@ -150,7 +145,7 @@ def test_a_crash_in_the_bake_returns_the_requests_at_once() -> None:
 
 
 def test_a_crash_before_the_bake_does_not_count() -> None:
-    cluster, _, new = rolling(bakeSeconds=300)
+    cluster, _, new = ready(bakeSeconds=300)
     cluster.put(crashed_pod(new, "2030-01-02T03:04:00Z"))
     cluster.settle()
     assert states(cluster)[new] == "Baking"
@@ -162,7 +157,7 @@ def unready_pod(revision: str, since: str) -> Manifest:
 
 
 def test_a_pod_that_stays_unready_in_the_bake_returns_the_requests() -> None:
-    cluster, old, new = rolling(bakeSeconds=3600, progressDeadlineSeconds=120)
+    cluster, old, new = ready(bakeSeconds=3600, progressDeadlineSeconds=120)
     live = cluster.deployments[new]
     cluster.deployments[new] = {**live, "status": {**live["status"], "readyReplicas": 0}}
     cluster.put(unready_pod(new, "2030-01-02T03:04:05Z"))
@@ -175,10 +170,10 @@ def test_a_pod_that_stays_unready_in_the_bake_returns_the_requests() -> None:
 
 
 def test_people_end_a_bake_in_both_directions() -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     decide(cluster, new, "Abort", bakeSeconds=300)
     assert (cluster.points_at, list(cluster.deployments)) == (old, [old])
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     decide(cluster, new, "Promote", bakeSeconds=300)
     assert (cluster.points_at, list(cluster.deployments)) == (new, [new])
     assert verdict(cluster, new) == "Promoted"
@@ -186,7 +181,7 @@ def test_people_end_a_bake_in_both_directions() -> None:
 
 def test_the_promotion_that_ended_the_preview_does_not_end_the_bake() -> None:
     strategy = {**BLUE_GREEN, "bakeSeconds": 300}
-    cluster, old, new = rolling(**strategy)
+    cluster, old, new = ready(**strategy)
     decide(cluster, new, "Promote", **strategy)
     assert states(cluster) == {new: "Baking", old: "Standby"}
     cluster.wait(300)
@@ -196,7 +191,7 @@ def test_the_promotion_that_ended_the_preview_does_not_end_the_bake() -> None:
 
 
 def test_a_pin_of_the_model_before_returns_to_its_warm_revision_at_once() -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     cluster.edit(models=[{"name": "router", "pin": {"checkpoint": "first"}}])
     cluster.reconcile()
     assert cluster.points_at == old
@@ -206,7 +201,7 @@ def test_a_pin_of_the_model_before_returns_to_its_warm_revision_at_once() -> Non
 
 
 def test_another_champion_ends_the_bake_of_the_one_before() -> None:
-    cluster, old, second = rolling(bakeSeconds=300)
+    cluster, old, second = ready(bakeSeconds=300)
     cluster.put(checkpoint("third", "3", promoted=20))
     cluster.settle()
     (third,) = set(cluster.deployments) - {old, second}
@@ -215,7 +210,7 @@ def test_another_champion_ends_the_bake_of_the_one_before() -> None:
 
 
 def test_a_pause_holds_a_bake_and_a_regression_ends_it_still() -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     cluster.edit(strategy={"bakeSeconds": 300, "paused": True})
     cluster.wait(400)
     cluster.settle()
@@ -227,7 +222,7 @@ def test_a_pause_holds_a_bake_and_a_regression_ends_it_still() -> None:
 
 @pytest.mark.parametrize("lost", ["new", "old"])
 def test_a_bake_survives_the_deletion_of_either_deployment(lost: str) -> None:
-    cluster, old, new = rolling(bakeSeconds=300)
+    cluster, old, new = ready(bakeSeconds=300)
     del cluster.deployments[{"new": new, "old": old}[lost]]
     cluster.settle()
     left = {"new": old, "old": new}[lost]
@@ -289,7 +284,7 @@ def test_the_requests_return_if_the_new_revision_fails_while_no_operator_runs(ba
 
 def test_a_bake_ends_in_time_also_while_a_model_of_the_endpoint_is_held_back() -> None:
     follow = {"follow": {"model": "tickets", "minScores": [{"metric": "bleu", "min": 0.5}]}}
-    cluster, old, new = rolling(bakeSeconds=600)
+    cluster, old, new = ready(bakeSeconds=600)
     models = [{"name": "router", "pin": {"checkpoint": "second"}}, {"name": "other", **follow}]
     cluster.edit(models=models)
     cluster.settle()
@@ -300,7 +295,7 @@ def test_a_bake_ends_in_time_also_while_a_model_of_the_endpoint_is_held_back() -
 
 
 def test_a_return_of_the_requests_is_finished_after_the_operator_was_killed_in_it() -> None:
-    cluster, old, new = rolling(bakeSeconds=600)
+    cluster, old, new = ready(bakeSeconds=600)
     cluster.put(crashed_pod(new, "2030-01-02T03:04:05Z"))
     lose_the_status(cluster)
     assert cluster.points_at == old
@@ -335,7 +330,7 @@ def test_a_failed_revision_is_tried_again_if_the_one_that_serves_was_deleted(str
 
 
 def test_a_node_that_restarts_in_a_bake_is_no_reason_to_return_the_requests() -> None:
-    cluster, _, new = rolling(bakeSeconds=600)
+    cluster, _, new = ready(bakeSeconds=600)
     pod = crashed_pod(new)
     pod["status"]["containerStatuses"][0]["lastState"]["terminated"] = {"exitCode": 255, "reason": "Unknown"}
     cluster.put(pod)

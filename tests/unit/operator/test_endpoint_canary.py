@@ -11,7 +11,9 @@ from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,
     crashed_pod,
+    rolling,
     serving,
+    states,
     unscheduled_pod,
 )
 
@@ -19,18 +21,14 @@ STEPS: list[Manifest] = [{"setWeight": 20}, {"pauseSeconds": 60}, {"setWeight": 
 CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
 
 
-def rolling(replicas: int = 5, **strategy: Any) -> tuple[EndpointCluster, str, str]:
+def started(replicas: int = 5, **strategy: Any) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose second revision has started; the old revision and the new one."""
-    cluster, old = serving(strategy={**CANARY, **strategy}, replicas=replicas)
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
-    return cluster, old, new
+    return rolling(strategy={**CANARY, **strategy}, replicas=replicas)
 
 
 def begun(replicas: int = 5, **strategy: Any) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose second revision is in the pause of its first step."""
-    cluster, old, new = rolling(replicas, **strategy)
+    cluster, old, new = started(replicas, **strategy)
     make_ready(cluster)
     return cluster, old, new
 
@@ -51,17 +49,13 @@ def weights(cluster: EndpointCluster) -> dict[str, int]:
     return {each.name: each.weight for each in cluster.endpoint.status.revisions if each.weight}
 
 
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
-
-
 def step(cluster: EndpointCluster, name: str) -> int | None:
     (entry,) = [each for each in cluster.endpoint.status.revisions if each.name == name]
     return entry.step
 
 
 def test_a_canary_starts_with_the_replicas_of_its_first_step_and_without_requests() -> None:
-    cluster, old, new = rolling()
+    cluster, old, new = started()
     assert replicas(cluster) == {old: 5, new: 1}
     assert weights(cluster) == {old: 100}
     assert cluster.points_at == old

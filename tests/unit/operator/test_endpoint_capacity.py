@@ -7,26 +7,15 @@ from tests.unit.operator.endpoints import (
     broken_pod,
     checkpoint,
     profile,
+    rolling,
     serving,
     serving_pod,
+    states,
     unscheduled_pod,
 )
 from tests.unit.operator.test_endpoint_rolloutlimit import other
 
 QUOTA = 'pods "desk-1-x7k2p" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
-
-
-def rolling() -> tuple[EndpointCluster, str, str]:
-    """An endpoint that serves, and rolls out a second Checkpoint; the old revision and the new one."""
-    cluster, old = serving()
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
-    return cluster, old, new
-
-
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
 
 
 def refuse_by_quota(cluster: EndpointCluster, name: str) -> None:

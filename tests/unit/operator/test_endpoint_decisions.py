@@ -10,25 +10,12 @@ from finetune_operator.api.endpointstatus import (
     RevisionStatus,
 )
 from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash, with_entry
-from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, endpoint, serving
-
-
-def rolling(**spec: Any) -> tuple[EndpointCluster, str, str]:
-    """An endpoint that rolls out a second Checkpoint; the old revision and the new one."""
-    cluster, old = serving(**spec)
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
-    return cluster, old, new
+from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, endpoint, rolling, serving, states
 
 
 def decide(cluster: EndpointCluster, revision: str, verdict: str, **more: Any) -> None:
     cluster.edit(strategy={"decision": {"revision": revision, "verdict": verdict, **more}})
     cluster.settle()
-
-
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
 
 
 def obeyed(cluster: EndpointCluster) -> tuple[str, str, int] | None:

@@ -11,6 +11,7 @@ from tests.unit.operator.endpoints import (
     checkpoint,
     serving,
     serving_pod,
+    states,
     unscheduled_pod,
 )
 
@@ -39,10 +40,6 @@ def replicas(cluster: EndpointCluster) -> dict[str, int]:
 def new_of(cluster: EndpointCluster, old: str) -> str:
     (new,) = set(cluster.deployments) - {old}
     return new
-
-
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
 
 
 def recreating() -> tuple[EndpointCluster, str, str]:

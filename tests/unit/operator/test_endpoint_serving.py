@@ -1,19 +1,6 @@
 """The serving revision stays if the Service is deleted, and if no replicas can prove a new revision."""
 
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
-
-
-def rolling() -> tuple[EndpointCluster, str, str]:
-    """An endpoint that rolls out a new champion, with its old and new revision."""
-    cluster, old = serving()
-    cluster.put(checkpoint("second", "2", promoted=10))
-    cluster.settle()
-    (new,) = set(cluster.deployments) - {old}
-    return cluster, old, new
-
-
-def states(cluster: EndpointCluster) -> dict[str, str]:
-    return {revision.name: revision.state for revision in cluster.endpoint.status.revisions}
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, rolling, serving, states
 
 
 def test_a_service_deleted_during_a_rollout_comes_back_for_the_revision_that_serves() -> None:

@@ -121,13 +121,12 @@ class EndpointView:
     @property
     def seconds_to_fallback(self) -> float | None:
         """Seconds until the wanted revision, which has no capacity, is recreated; None: never."""
-        entry, strategy = self.recorded, self.endpoint.spec.strategy
+        strategy = self.endpoint.spec.strategy
         if strategy.fallback is None or not self.has_fallback:
             return None
-        waits = entry is not None and entry.state == "WaitingForCapacity"
-        since = entry.since if entry is not None and waits else None
-        waited = self.snapshot.now - since if since is not None else timedelta()
-        return max(0.0, strategy.progress_deadline_seconds - waited.total_seconds())
+        waits = self.recorded is not None and self.recorded.state == "WaitingForCapacity"
+        seconds = strategy.progress_deadline_seconds
+        return self.seconds_left(seconds) if waits else float(seconds)
 
     @property
     def _has_waited_for_capacity(self) -> bool:
