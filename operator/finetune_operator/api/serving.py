@@ -60,8 +60,8 @@ class Serving(Model):
             ge=16,
             le=MAX_CONTEXT,
             description="Max number of tokens of prompt and answer together, at most the context of the base"
-            " model. Default: 4096 with the engine Transformers; with VLLM, as many as fit into the memory of"
-            " the device.",
+            " model. Default: 4096 with the engine Transformers; with VLLM, the number that fits into the"
+            " memory of the device.",
         ),
     ] = None
     max_tokens: Annotated[
