@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
-from tests.e2e.team import Team, condition_of, name_of
+from tests.e2e.team import Team, condition_of, name_of, uid_of
 from tests.waiting import eventually
 from tools.demo.access import Object
 
@@ -39,6 +39,7 @@ def evaluated(team: Team, routing: Object) -> Object:
         "compare": [],
         "gates": [{"metric": "exact_match", "min": 0.9}],
         "compute": {"profile": manifests.CPU},
+        "deletionPolicy": "Delete",
     }
     team.apply(manifests.of("Evaluation", NAME, spec))
     return team.until("Evaluation", NAME, "Stalled", "GateFailed")
@@ -56,10 +57,15 @@ def test_an_old_checkpoint_is_judged_on_new_rows(team: Team, routing: Object, ev
     assert condition_of(team.checkpoint_of(routing), "Promoted")["status"] == "True"
 
 
-def test_deleting_an_evaluation_removes_no_score(team: Team, routing: Object, evaluated: Object) -> None:
+def test_deleting_an_evaluation_removes_its_folders_and_no_score(
+    team: Team, keeper: Keeper, routing: Object, evaluated: Object
+) -> None:
+    uid = uid_of(evaluated)
+    assert uid in keeper.run("ls /store/runs")
+
     team.kubectl("delete", "evaluation", NAME)
 
+    assert uid not in keeper.run("ls /store/runs")
     scores = both(team, routing) or []
-
     assert [each["source"] for each in scores] == ["Run", NAME]
     assert json.dumps(scores[1]["scores"]) == json.dumps(evaluated["status"]["evaluations"][0]["scores"])
