@@ -32,14 +32,13 @@ def evaluation(status: EvaluationStatus) -> Table:
     measured = {score.subject for score in status.scores}
     subjects = [subject for subject in reversed(get_args(Subject)) if subject in measured]
     title = f"Evaluation on the {status.split} split, with 95 % intervals"
-    table = _table(title, "metric", *(subject.lower() for subject in subjects), "gate", "verdict")
+    table = _table(title, "metric", *(subject.lower() for subject in subjects), "gates")
     for metric in dict.fromkeys(score.metric for score in status.scores):
         gates = [gate for gate in status.gates if gate.metric == metric]
         table.add_row(
             f"{metric} ({_rows(status.scores, metric)} rows)",
             *(_value(status.scores, metric, subject) for subject in subjects),
-            escape("\n".join(gate.message for gate in gates)),
-            "\n".join(_verdict(gate.verdict) for gate in gates),
+            "\n".join(f"{_verdict(gate.verdict)}: {escape(gate.message)}" for gate in gates),
         )
     return table
 
