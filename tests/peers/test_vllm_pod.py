@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
 from tests.olderrelease import older_release
 from tests.peers.test_vllm import UNTIL_KNOWN
+from tests.peers.unreachable import UNREACHABLE
 from tests.peers.vllmserver import VLLMServer
 from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.serve.endpoint import serve_config, wait_until
@@ -51,20 +53,6 @@ ROUTER: Final = WeightsReference(
     "pvc://artifacts", "sha256:" + "0" * 64, "Adapter", adapter=AdapterRecord(r=8)
 )
 QUESTION: Final = ROWS[0].messages[0].content
-UNREACHABLE: Final = (
-    "/invocations",
-    "/ping",
-    "/tokenize",
-    "/metrics",
-    "/docs",
-    "/openapi.json",
-    "/load",
-    "/version",
-    "/v1/load_lora_adapter",
-    "/v1/responses",
-    "/inference/v1/generate",
-    "/scale_elastic_ep",
-)
 
 
 def config_of_router(bench: Workbench, base: Digest) -> TrainConfig:
@@ -218,6 +206,10 @@ def test_metrics_are_on_a_port_of_their_own(server: PodServer) -> None:
     samples = server.metrics()
     for name in ("vllm:request_success_total", "vllm:time_to_first_token_seconds", "http_requests_total"):
         assert f"\n{name}" in samples
+    served = re.findall(
+        r'^finetune_serve_model_info{digest="sha256:\w+",model="(.+)",type="(.+)"} 1', samples, re.M
+    )
+    assert set(served) == {("base", "Base"), ("router", "Adapter")}
 
 
 def test_a_request_has_one_id_in_header_and_body(server: PodServer) -> None:

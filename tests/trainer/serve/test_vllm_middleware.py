@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
 from finetune_trainer.serve.vllm.middleware import ROUTES, EndpointMiddleware
 from tests.trainer.serve.endpoint import serve_config
@@ -160,6 +161,54 @@ def test_a_request_is_ended_at_its_deadline(body: str) -> None:
     else:
         assert answer.status_code == 504
     assert json.loads(text)["error"]["code"] == "deadline_exceeded"
+
+
+class Endless:
+    """A server whose streams end only when the client has disconnected, or after ten seconds."""
+
+    def __init__(self, spec_version: str) -> None:
+        self.complete = False
+        self._spec_version = spec_version
+        self._app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["POST"])])
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app({**scope, "asgi": {"spec_version": self._spec_version}}, receive, send)
+
+    async def _answer(self, _: Request) -> Response:
+        return StreamingResponse(self._events(), media_type="text/event-stream")
+
+    async def _events(self) -> AsyncIterator[str]:
+        for number in range(1000):
+            yield f"data: {number}\n\n"
+            await asyncio.sleep(0.01)
+        self.complete = True
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+def test_a_stream_stops_generating_at_its_deadline(spec_version: str) -> None:
+    """Since ASGI 2.4, Starlette notices a disconnect only by an error of `send`."""
+    endless = Endless(spec_version)
+    deadlines = Deadlines(endless, 0.05)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {
+        "type": "http",
+        "path": "/v1/completions",
+        "method": "POST",
+        "headers": [],
+        "asgi": {"spec_version": spec_version},
+    }
+    asyncio.run(deadlines(scope, receive, send))
+
+    assert not endless.complete
+    assert b"deadline_exceeded" in sent[-1]["body"]
+    assert not sent[-1]["more_body"]
 
 
 def test_vllm_and_the_client_get_the_same_request_id() -> None:

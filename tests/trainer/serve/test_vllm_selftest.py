@@ -4,9 +4,11 @@ import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -20,10 +22,11 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.vllm.computation import UNKNOWN, computation_of
 from finetune_trainer.serve.vllm.lifetime import Lifetime
-from finetune_trainer.serve.vllm.selftest import check_models
+from finetune_trainer.serve.vllm.selftest import TEXTS, check_models
 from tests.trainer.serve.endpoint import serve_config
 
 EXACT: Final = Computation("VLLM", "cpu", "float32", quantized=False)
+ROUNDED: Final = Computation("VLLM", "cpu", "bfloat16", quantized=False)
 BASE: Final = {5: -0.5, 6: -1.5, 7: -2.0}
 TUNED: Final = {5: -0.25, 6: -2.5, 9: -3.0}
 RECORD: Final = ProbeRecord(
@@ -38,10 +41,13 @@ RECORD: Final = ProbeRecord(
 
 
 class Engine:
-    """A server that predicts the same after every prompt, by model."""
+    """A server that predicts the same after every prompt, by model, unless it is told otherwise."""
 
     def __init__(self, **predictions: Mapping[int, float]) -> None:
         self.predictions = predictions
+        self.after: dict[str, Mapping[int, float]] = {}
+        """Predictions of the model `router` after some texts or token ids, as JSON."""
+        self.max_tokens = 100
         self.status = 200
         chat = Route("/v1/chat/completions", self._chat, methods=["POST"])
         completion = Route("/v1/completions", self._completion, methods=["POST"])
@@ -52,12 +58,17 @@ class Engine:
         return self._answer({"content": [{"top_logprobs": top}]})
 
     async def _completion(self, request: Request) -> JSONResponse:
+        if len((await request.json())["prompt"]) >= self.max_tokens:
+            return JSONResponse({"error": "the prompt is too long"}, 400)
         return self._answer({"top_logprobs": [await self._top(request)]})
 
     async def _top(self, request: Request) -> dict[str, float]:
         body = await request.json()
         assert (body["max_tokens"], body["return_tokens_as_token_ids"]) == (1, True)
-        return {f"token_id:{token}": value for token, value in self.predictions[body["model"]].items()}
+        prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
+        default = self.predictions[body["model"]]
+        found = self.after.get(json.dumps(prompt), default) if body["model"] == "router" else default
+        return {f"token_id:{token}": value for token, value in found.items()}
 
     def _answer(self, logprobs: Any) -> JSONResponse:
         body: Any = {"choices": [{"logprobs": logprobs}]} if self.status == 200 else {"error": "no template"}
@@ -97,11 +108,37 @@ def test_an_adapter_without_effect_is_refused(tmp_path: Path, dtype: str) -> Non
     assert caught.value.exit_code == ExitCode.BAD_CONFIG
 
 
+@pytest.mark.parametrize("prompt", [list(RECORD.prompts[0]), TEXTS[-1]], ids=["recorded", "text"])
+def test_a_weak_adapter_is_served_if_it_changes_any_prediction(tmp_path: Path, prompt: object) -> None:
+    engine = Engine(base=BASE, router=BASE)
+    engine.after = {json.dumps(prompt): TUNED}
+    check(router(tmp_path, RECORD), engine, ROUNDED)
+
+
+def test_prompts_of_a_record_that_exceed_the_context_are_not_compared(tmp_path: Path) -> None:
+    long = RECORD.model_copy(update={"prompts": (*RECORD.prompts, (1,) * 8), "tuned": RECORD.tuned * 2})
+    config, engine = router(tmp_path, long), Engine(base=BASE, router=TUNED)
+    engine.max_tokens = 8
+    with pytest.raises(StageFailure, match="the prompt is too long"):
+        check(config, engine)
+    engine.app.state.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=8))
+    check(config, engine)
+    engine.after = {json.dumps(list(RECORD.prompts[0])): {**TUNED, 6: -4.5}}
+    with pytest.raises(StageFailure, match="do not predict what was recorded"):
+        check(config, engine)
+
+
+def test_a_record_without_a_prompt_that_fits_is_not_compared(tmp_path: Path) -> None:
+    engine = Engine(base=BASE, router={**TUNED, 6: -4.5})
+    engine.app.state.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=3))
+    check(router(tmp_path, RECORD), engine)
+
+
 def test_rounding_is_no_effect_in_float32_and_may_be_one_in_bfloat16(tmp_path: Path) -> None:
     rounded = Engine(base=BASE, router={token: value + 1e-6 for token, value in BASE.items()})
     with pytest.raises(StageFailure, match="changes nothing"):
         check(router(tmp_path), rounded)
-    check(router(tmp_path), rounded, Computation("VLLM", "cpu", "bfloat16", quantized=False))
+    check(router(tmp_path), rounded, ROUNDED)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +210,16 @@ def test_a_server_is_ready_after_its_self_test(
     tmp_path: Path, tuned: Mapping[int, float], ready: bool
 ) -> None:
     failures: list[StageFailure] = []
-    lifetime = Lifetime(router(tmp_path), failures.append)
+    registry = CollectorRegistry()
+    lifetime = Lifetime(router(tmp_path), failures.append, registry)
     engine = Engine(base=BASE, router=tuned)
     engine.app.state.vllm_config = None
 
     asyncio.run(lifetime.test(engine.app, engine.app))
 
     assert (lifetime.ready, len(failures)) == (ready, not ready)
+    served = 'finetune_serve_model_info{digest="",model="router",type="Adapter"} 1.0'
+    assert (served in generate_latest(registry).decode()) == ready
 
 
 def test_a_server_whose_config_is_elsewhere_has_an_unknown_computation() -> None:

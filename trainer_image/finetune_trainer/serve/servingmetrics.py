@@ -25,6 +25,16 @@ _RECORD: Final = "measurement"
 _BUCKETS_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+def model_info(registry: CollectorRegistry) -> Gauge:
+    """The metric of the served models, which the pods of each engine have."""
+    return Gauge(
+        "finetune_serve_model_info",
+        "Always 1; digest and type of the model served under this name. Name base: the base model",
+        ["model", "digest", "type"],
+        registry=registry,
+    )
+
+
 class ServingMetrics:
     """All metrics of one server."""
 
@@ -65,12 +75,7 @@ class ServingMetrics:
             "Number of requests that wait for a slot in the batch",
             registry=self.registry,
         )
-        self.model_info = Gauge(
-            "finetune_serve_model_info",
-            "Always 1; digest and type of the model served under this name. Name base: the base model",
-            ["model", "digest", "type"],
-            registry=self.registry,
-        )
+        self.model_info = model_info(self.registry)
         self.running = Gauge(
             "finetune_serve_running_requests", "Number of requests in the batch", registry=self.registry
         )

@@ -1,4 +1,4 @@
-"""How a vLLM server computes, which decides how exactly its predictions can be compared."""
+"""How a vLLM server computes, and how much, which decides what can be compared and how exactly."""
 
 from typing import Final
 
@@ -21,3 +21,11 @@ def computation_of(server: Starlette) -> Computation:
         )
     except AttributeError:
         return Computation("VLLM", UNKNOWN, UNKNOWN, quantized=False)
+
+
+def max_prompt_tokens(server: Starlette) -> float:
+    """Length of the longest prompt after which the server generates a token; infinite if it is not known."""
+    try:
+        return int(server.state.vllm_config.model_config.max_model_len) - 1
+    except AttributeError:
+        return float("inf")

@@ -2,10 +2,18 @@
 
 import asyncio
 import json
+from typing import Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_trainer.serve.errors import RequestError
+
+SEND_FAILS: Final = (2, 4)
+"""Version of the ASGI specification since which sending to a client that has disconnected is an OSError.
+
+Starlette then does not listen for the disconnect of the client of a stream.
+"""
 
 
 class Deadlines:
@@ -23,6 +31,7 @@ class Deadlines:
         """Handle one request."""
         expired = asyncio.Event()
         started = complete = False
+        send_fails = _version(scope) >= SEND_FAILS
 
         async def receive_in_time() -> Message:
             message = asyncio.ensure_future(receive())
@@ -40,10 +49,15 @@ class Deadlines:
                 started = True
                 complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await send(message)
+            elif send_fails:
+                raise OSError("the deadline of the request is over")
 
         timer = asyncio.get_running_loop().call_later(self._seconds, expired.set)
         try:
             await self._app(scope, receive_in_time, send_in_time)
+        except (OSError, ClientDisconnect):
+            if not expired.is_set():
+                raise
         finally:
             timer.cancel()
         if expired.is_set() and not complete:
@@ -53,3 +67,8 @@ class Deadlines:
                 await send({"type": "http.response.body", "body": event, "more_body": False})
             else:
                 await error.response()(scope, receive, send)
+
+
+def _version(scope: Scope) -> tuple[int, ...]:
+    """Version of the ASGI specification that the server follows."""
+    return tuple(map(int, scope.get("asgi", {}).get("spec_version", "2.0").split(".")))

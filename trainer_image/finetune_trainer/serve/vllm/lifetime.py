@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
@@ -17,6 +17,8 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime import logs, termination
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.modelidentity import identities
+from finetune_trainer.serve.servingmetrics import model_info
 from finetune_trainer.serve.vllm.computation import computation_of
 from finetune_trainer.serve.vllm.selftest import check_models
 
@@ -38,17 +40,21 @@ def end_process(failure: StageFailure) -> NoReturn:
 class Lifetime:
     """State of one server, from its config.
 
-    `end_process` is called with the failure of a check.
+    `end_process` is called with the failure of a check. `registry` has the metrics of the server.
     """
 
     def __init__(
-        self, config: ServeConfig, end_process: Callable[[StageFailure], object] = end_process
+        self,
+        config: ServeConfig,
+        end_process: Callable[[StageFailure], object] = end_process,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self.config = config
         self.drain = Drain(config.drain_seconds)
         self.ready = False
         """Whether every model has generated a token and passed its checks."""
         self._end_process = end_process
+        self._registry = registry
         self._task: asyncio.Task[None] | None = None
 
     def start(self, engine: ASGIApp, server: Starlette) -> None:
@@ -61,7 +67,7 @@ class Lifetime:
         logs.configure_own()
         # vLLM's metrics are in the default registry, because a pod has one API process.
         try:
-            start_http_server(self.config.metrics_port)
+            start_http_server(self.config.metrics_port, registry=self._registry)
         except OSError as error:
             logger.warning(
                 "metrics are not served, because port %d cannot be used: %s", self.config.metrics_port, error
@@ -88,6 +94,9 @@ class Lifetime:
                 )
             )
             return
+        served = model_info(self._registry)
+        for identity in identities(self.config):
+            served.labels(*identity).set(1)
         self.ready = True
         logger.info("ready")
 

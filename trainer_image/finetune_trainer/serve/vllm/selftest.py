@@ -4,7 +4,8 @@ Its requests are those of a client, through vLLM's own API, within the process.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +23,17 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.modelfolders import probe_record
 from finetune_trainer.serve.names import BASE_NAME, served_names
+from finetune_trainer.serve.vllm.computation import max_prompt_tokens
 
 TOP_TOKENS: Final = 20
 """Log-probabilities per request: vLLM's default limit."""
+TEXTS: Final = ("Hello", "Name three colours.", "Write a function that adds two numbers.")
+"""Requests to each model: the first at each start, the others to an adapter that does not change its
+prediction."""
 TopLogProbabilities = Mapping[int, float]
 """Log-probabilities of the most likely tokens, in nats, by token id."""
+Predict = Callable[[str], Awaitable[TopLogProbabilities]]
+"""Predictions of the model with this name after one prompt."""
 
 _TOKEN_ID: Final = "token_id:"
 
@@ -43,22 +50,54 @@ async def check_models(
     """
     async with _client(engine, server) as client:
         # Each model once, after the same prompt: vLLM reuses passes over the start of an earlier one.
-        predicted = {name: await _after_hello(client, name) for name in served_names(config)}
+        predicted = {name: await _after_text(client, TEXTS[0], name) for name in served_names(config)}
         logger.info("each model generates: %s", ", ".join(predicted))
         for model in config.models:
-            if model.type == ADAPTER:
-                change = change_of(predicted[model.name], predicted[BASE_NAME])
-                if change <= NO_CHANGE_NATS.get(computation.dtype, 0):
-                    raise without_effect(model.name)
             record = probe_record(Path(config.models_path), model.folder)
             if record is not None:
+                record = within(record, max_prompt_tokens(server))
+            if model.type == ADAPTER:
+                smallest = NO_CHANGE_NATS.get(computation.dtype, 0)
+                change = change_of(predicted[model.name], predicted[BASE_NAME])
+                if change <= smallest and not await _changes(model.name, _others(client, record), smallest):
+                    raise without_effect(model.name)
+            if record is not None:
                 await _check_record(client, model, record, computation)
+
+
+def within(record: ProbeRecord, max_tokens: float) -> ProbeRecord | None:
+    """The part of a record whose prompts have at most this many tokens; None if no prompt has."""
+    kept = [number for number, prompt in enumerate(record.prompts) if len(prompt) <= max_tokens]
+    if len(kept) < len(record.prompts):
+        logger.warning("%d prompts of the probe exceed the context", len(record.prompts) - len(kept))
+    prompts, tuned = (tuple(each[number] for number in kept) for each in (record.prompts, record.tuned))
+    return record.model_copy(update={"prompts": prompts, "tuned": tuned}) if kept else None
+
+
+async def _changes(name: str, others: Sequence[Predict], smallest: float) -> bool:
+    """Whether an adapter changes a prediction by more than `smallest` nats.
+
+    A weak one may not change each of them: in bfloat16, rounding hides small differences.
+    """
+    for predict in others:
+        if change_of(await predict(name), await predict(BASE_NAME)) > smallest:
+            return True
+    return False
+
+
+def _others(client: httpx.AsyncClient, record: ProbeRecord | None) -> list[Predict]:
+    """Predictions after prompts other than the first: those of the record come from the training rows."""
+    prompts = () if record is None else record.prompts
+    return [
+        *(partial(_after_tokens, client, prompt) for prompt in prompts),
+        *(partial(_after_text, client, text) for text in TEXTS[1:]),
+    ]
 
 
 async def _check_record(
     client: httpx.AsyncClient, model: ServedModel, record: ProbeRecord, computation: Computation
 ) -> None:
-    found = [await _after_tokens(client, model.name, prompt) for prompt in record.prompts]
+    found = [await _after_tokens(client, prompt, model.name) for prompt in record.prompts]
     difference = max(map(difference_from, record.tuned, found), default=0.0)
     require_probe(model.name, record, computation, _version(), difference)
 
@@ -101,9 +140,9 @@ def _client(engine: ASGIApp, server: Starlette) -> httpx.AsyncClient:
     )
 
 
-async def _after_hello(client: httpx.AsyncClient, name: str) -> TopLogProbabilities:
+async def _after_text(client: httpx.AsyncClient, text: str, name: str) -> TopLogProbabilities:
     body = {
-        "messages": [{"role": "user", "content": "Hello"}],
+        "messages": [{"role": "user", "content": text}],
         "logprobs": True,
         "top_logprobs": TOP_TOKENS,
     }
@@ -112,7 +151,7 @@ async def _after_hello(client: httpx.AsyncClient, name: str) -> TopLogProbabilit
     return _by_id({each["token"]: each["logprob"] for each in first["top_logprobs"]})
 
 
-async def _after_tokens(client: httpx.AsyncClient, name: str, prompt: Sequence[int]) -> TopLogProbabilities:
+async def _after_tokens(client: httpx.AsyncClient, prompt: Sequence[int], name: str) -> TopLogProbabilities:
     body = {"prompt": list(prompt), "logprobs": TOP_TOKENS}
     choice = await _first_choice(client, "/v1/completions", name, body)
     return _by_id(choice["logprobs"]["top_logprobs"][0])
