@@ -101,6 +101,15 @@ def keeper(team: Team, refs: References) -> Keeper:
 
 
 @pytest.fixture(scope="session")
+def node(access: Access, refs: References) -> Iterator[Team]:
+    """A namespace with a pod that may kill processes of the node."""
+    with new_namespace(access, "node", "privileged") as team:
+        team.apply(pods.killer(refs.operator))
+        team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
+        yield team
+
+
+@pytest.fixture(scope="session")
 def begun(request: pytest.FixtureRequest, team: Team, keeper: Keeper) -> None:
     """Apply the objects of all selected tests at once, so that their pods run without pauses.
 

@@ -14,13 +14,11 @@ from tests.e2e.team import (
     condition_of,
     exit_code,
     name_of,
-    new_namespace,
     uid_of,
 )
 from tests.waiting import eventually
-from tools.demo.access import Access, Object
+from tools.demo.access import Object
 from tools.demo.install import RELEASE, SYSTEM
-from tools.images.tags import References
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
@@ -29,15 +27,6 @@ LONGER: Final = {**manifests.LONG, "epochs": 200}
 WITH_DROPOUT: Final = {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}}
 
 Story = Callable[[Team, Team], None]
-
-
-@pytest.fixture(scope="module")
-def node(access: Access, refs: References) -> Iterator[Team]:
-    """A namespace with a pod that may kill processes of the node."""
-    with new_namespace(access, "node", "privileged") as team:
-        team.apply(pods.killer(refs.operator))
-        team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
-        yield team
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 One after the other: two runs that each hold one pod and have no room for their second would wait for ever.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -19,25 +18,14 @@ from tests.e2e.team import (
     exit_code,
     is_running,
     name_of,
-    new_namespace,
     uid_of,
 )
 from tests.waiting import eventually
-from tools.demo.access import Access, Object
-from tools.images.tags import References
+from tools.demo.access import Object
 
 RESUMED: Final = "resuming after step"
 SAVED: Final = "saved the state after step"
 IN_TWO_PODS: Final = {"compute": {"profile": manifests.CPU, "nodes": 2}}
-
-
-@pytest.fixture(scope="module")
-def node(access: Access, refs: References) -> Iterator[Team]:
-    """A namespace with a pod that may kill processes of the node."""
-    with new_namespace(access, "peers", "privileged") as team:
-        team.apply(pods.killer(refs.operator))
-        team.kubectl("wait", "--for=condition=Ready", "pod/killer", "--timeout=120s")
-        yield team
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:

@@ -19,7 +19,7 @@ from tests.waiting import eventually
 from tools.demo.connection import Endpoint
 from tools.demo.display import LineView, render
 from tools.demo.loadgenerator import SteadyLoad
-from tools.demo.questions import compare, held_out
+from tools.demo.questions import ask, ask_streamed, compare, held_out
 from tools.demo.runstate import DemoStatus
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -187,8 +187,13 @@ class OpenAIServer(BaseHTTPRequestHandler):
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
         }  # fmt: skip
         content = json.dumps({"error": {"message": "no"}} if broken else answer).encode()
+        if body.get("stream"):
+            answer["object"] = "chat.completion.chunk"
+            reason = None if body["model"] == "cut" else "stop"
+            answer["choices"] = [{"index": 0, "finish_reason": reason, "delta": message}]
+            content = f"data: {json.dumps(answer)}\n\n".encode()
         self.send_response(500 if broken else 200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -216,6 +221,16 @@ def test_base_and_tuned_model_are_asked_the_same_and_answer_on_one_line(served: 
         answered = compare(client, "routing", questions)
     assert [each.prompt for each in answered] == [question.input[0].content for question in questions]
     assert {(each.base, each.tuned) for each in answered} == {("base answers", "routing answers")}
+
+
+def test_a_stream_that_ends_before_its_answer_counts_as_failed(served: Endpoint) -> None:
+    with served.client() as client:
+        assert ask_streamed(client, "routing", "a") == "routing answers"
+        with SteadyLoad(client, "cut", ["a"], asks=(ask, ask_streamed)) as load:
+            eventually("four requests sent", lambda: load.sent >= 4)
+    assert [not each.failure for each in sorted(load.ended, key=lambda each: each.at)] == [
+        number % 2 == 0 for number in range(load.sent)
+    ]
 
 
 def test_every_request_of_the_load_is_counted_once_as_answered_or_failed(served: Endpoint) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +13,8 @@ from openai import OpenAI, OpenAIError
 from tools.demo.questions import ask
 
 REQUESTS_PER_SECOND: Final = 2.0
+Ask = Callable[[OpenAI, str, str], object]
+"""Sends a prompt to a model, and raises `OpenAIError` without a whole answer."""
 WORKERS: Final = 64
 """Maximum number of requests in flight: enough that slow answers do not delay the next request."""
 
@@ -35,6 +37,11 @@ class LoadRequest:
 class SteadyLoad:
     """Sends the prompts in turn at a fixed rate, independent of the answers.
 
+    Args:
+        client, model, prompts: where the prompts are sent.
+        per_second: number of requests per second.
+        asks: functions that send a prompt, which are used in turn.
+
     Attributes:
         sent, answered, failed: numbers of requests.
         failures: number of failed requests by reason.
@@ -43,12 +50,18 @@ class SteadyLoad:
     """
 
     def __init__(
-        self, client: OpenAI, model: str, prompts: Sequence[str], per_second: float = REQUESTS_PER_SECOND
+        self,
+        client: OpenAI,
+        model: str,
+        prompts: Sequence[str],
+        per_second: float = REQUESTS_PER_SECOND,
+        asks: Sequence[Ask] = (ask,),
     ) -> None:
         self._client = client
         self._model = model
         self._prompts = prompts
         self._per_second = per_second
+        self._asks = asks
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="load")
@@ -79,14 +92,15 @@ class SteadyLoad:
         started = time.monotonic()
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="request") as pool:
             while not self._stop.is_set():
-                pool.submit(self._ask, self._prompts[self.sent % len(self._prompts)])
+                ask_model = self._asks[self.sent % len(self._asks)]
+                pool.submit(self._ask, ask_model, self._prompts[self.sent % len(self._prompts)])
                 self.sent += 1
                 self._stop.wait(max(0.0, started + self.sent / self._per_second - time.monotonic()))
 
-    def _ask(self, prompt: str) -> None:
+    def _ask(self, ask_model: Ask, prompt: str) -> None:
         began, failure = time.monotonic(), ""
         try:
-            ask(self._client, self._model, prompt)
+            ask_model(self._client, self._model, prompt)
         except OpenAIError as error:
             # Only the cause tells why a connection failed.
             failure = f"{type(error).__name__}: {error}" + (

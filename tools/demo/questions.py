@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
@@ -49,6 +49,25 @@ def ask(client: OpenAI, model: str, prompt: str) -> str:
         temperature=0,
     )
     return " ".join((completion.choices[0].message.content or "").split())
+
+
+def ask_streamed(client: OpenAI, model: str, prompt: str) -> str:
+    """The answer of `ask`, read as a stream.
+
+    Raises:
+        OpenAIError: the request failed, or its stream ended before the answer did.
+    """
+    stream = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=ANSWER_TOKENS,
+        temperature=0,
+        stream=True,
+    )
+    choices = [choice for chunk in stream for choice in chunk.choices]
+    if not any(choice.finish_reason for choice in choices):
+        raise OpenAIError("the stream ended before the answer did")
+    return " ".join("".join(choice.delta.content or "" for choice in choices).split())
 
 
 def compare(client: OpenAI, tuned: str, rows: list[Row]) -> list[ComparedAnswers]:
