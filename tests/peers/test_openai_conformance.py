@@ -1,6 +1,7 @@
 """One table of requests by OpenAI's client, to vLLM and to the built-in engine: both answer them alike."""
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import httpx
@@ -48,6 +49,30 @@ def of_completion(answer: Any) -> Any:
     return answer.model, choice.text, choice.finish_reason, usage(answer)
 
 
+def of_choices(answer: Any) -> Any:
+    """Texts, ends and usage of an answer with several choices."""
+    choices = [(each.index, each.message.content, each.finish_reason) for each in answer.choices]
+    return choices, usage(answer)
+
+
+def of_stream_of_choices(chunks: Any) -> Any:
+    """Text, ends and usage of each choice of a stream."""
+    texts: dict[int, str] = defaultdict(str)
+    ends: dict[int, list[str]] = defaultdict(list)
+    usages = []
+    for chunk in chunks:
+        usages += [usage(chunk)] if chunk.usage else []
+        for each in chunk.choices:
+            texts[each.index] += each.delta.content or ""
+            ends[each.index] += [each.finish_reason] if each.finish_reason else []
+    return dict(texts), dict(ends), usages
+
+
+def logprobs_of(choices: Iterable[Any]) -> list[Any]:
+    """Log-probabilities of an answer or of the chunks of a stream."""
+    return [token for each in choices if each.logprobs for token in each.logprobs.content]
+
+
 def of_stream(chunks: Any) -> Any:
     """Text, end and usage of a stream, which are in chunks of different kinds."""
     choices, usages = [], []
@@ -82,6 +107,12 @@ ANSWERED: Final[dict[str, Call]] = {
     "stream of a chat": lambda client: of_stream(chat(client, **STREAMED)),
     "stream of a chat without usage": lambda client: of_stream(chat(client, stream=True)),
     "stream with a stop text": lambda client: of_stream(chat(client, stop=ANSWER[2:4], **STREAMED)),
+    "two choices": lambda client: of_choices(chat(client, n=2)),
+    "stream of two choices": lambda client: of_stream_of_choices(chat(client, n=2, **STREAMED)),
+    "tokens of log-probabilities": lambda client: [
+        (each.token, each.bytes, [other.token for other in each.top_logprobs[:1]])
+        for each in logprobs_of(chat(client, logprobs=True, top_logprobs=2).choices)
+    ],
     "completion": lambda client: of_completion(completion(client)),
     "completion of token ids": lambda client: of_completion(completion(client, prompt=[5, 6, 7])),
     "completion with a stop text": lambda client: of_completion(completion(client, "base", stop="e")),
@@ -113,6 +144,9 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
     "an empty prompt": (400, lambda client: completion(client, prompt="")),
     "a token beyond the vocabulary": (400, lambda client: completion(client, prompt=[10**6])),
     "n of 0": (400, lambda client: chat(client, n=0)),
+    "n beyond the limit": (400, lambda client: chat(client, n=100_000)),
+    "top_logprobs without logprobs": (400, lambda client: chat(client, top_logprobs=2)),
+    "top_logprobs beyond the limit": (400, lambda client: chat(client, logprobs=True, top_logprobs=100)),
     "a wrong type": (400, lambda client: chat(client, max_tokens="many")),
     "no key": (401, lambda client: chat(client.with_options(api_key="none"))),
     "no key for models": (401, lambda client: list(client.with_options(api_key="none").models.list())),
@@ -121,8 +155,10 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
 """Requests that both engines refuse with the same status, as an error that OpenAI's client understands."""
 
 DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
-    "two answers": (lambda client: chat(client, n=2, temperature=1), {"VLLM": 200, "Transformers": 400}),
-    "log-probabilities": (lambda client: chat(client, logprobs=True), {"VLLM": 200, "Transformers": 400}),
+    "log-probabilities of a completion": (
+        lambda client: completion(client, logprobs=1),
+        {"VLLM": 200, "Transformers": 400},
+    ),
     "a JSON object": (
         lambda client: chat(client, response_format={"type": "json_object"}),
         {"VLLM": 200, "Transformers": 400},
@@ -158,6 +194,20 @@ def client_of(endpoint: Endpoint) -> openai.OpenAI:
 def test_both_engines_answer_alike(clients: dict[str, openai.OpenAI], name: str) -> None:
     found = {engine: ANSWERED[name](clients[engine]) for engine in ENGINES}
     assert found["VLLM"] == found["Transformers"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_equal(clients: dict[str, openai.OpenAI], *, stream: bool) -> None:
+    found: dict[str, list[Any]] = {}
+    for engine in ENGINES:
+        answer = chat(clients[engine], logprobs=True, top_logprobs=2, stream=stream)
+        choices = (each for chunk in answer for each in chunk.choices) if stream else answer.choices
+        found[engine] = [
+            value
+            for token in logprobs_of(choices)
+            for value in (token.logprob, *(each.logprob for each in token.top_logprobs))
+        ]
+    assert found["Transformers"] == pytest.approx(found["VLLM"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -118,10 +118,17 @@ class Oracle:
 
     def lead(self, model: str, prompt: list[int], answer: list[int]) -> float:
         """Return the smallest margin of the logit of a greedy token over the runner-up in the answer."""
-        with self._serving(model), torch.no_grad():
-            logits = self._model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        best, second = logits.topk(2).values.unbind(-1)
+        best, second = self._logits(model, prompt, answer).topk(2).values.unbind(-1)
         return float((best - second).min())
+
+    def logprobs(self, model: str, prompt: list[int], answer: list[int]) -> torch.Tensor:
+        """Return the log-probabilities at each place of the answer, of shape (answer, vocabulary)."""
+        return self._logits(model, prompt, answer).log_softmax(-1)
+
+    def _logits(self, model: str, prompt: list[int], answer: list[int]) -> torch.Tensor:
+        with self._serving(model), torch.no_grad():
+            logits: torch.Tensor = self._model(input_ids=torch.tensor([prompt + answer])).logits
+        return logits[0, len(prompt) - 1 : -1].float()
 
     def text(self, ids: list[int]) -> str:
         """The text of an answer."""

@@ -165,6 +165,30 @@ def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_given_aw
     assert waiting[0].events.empty()
 
 
+def test_answers_of_one_request_are_queued_together_or_not_at_all(rig: Rig) -> None:
+    rig.ask(max_tokens=2)
+    wait_until(lambda: rig.engine.waiting == 0)
+    rig.ask(max_tokens=2)
+    events: queue.Queue[Event] = queue.Queue()
+    pair = [EngineRequest("base", [10] * 3, Sampling(2), events.put) for _ in range(2)]
+
+    assert not rig.engine.submit(*pair)
+    assert rig.engine.waiting == 1
+    rig.gate.passes.release(100)
+    wait_until(lambda: rig.engine.waiting == 0)
+    assert rig.engine.submit(*pair)
+    ends = [events.get(timeout=DEADLINE_SECONDS) for _ in range(4)]
+    assert sum(isinstance(event, GenerationFinished) for event in ends) == 2
+
+
+def test_an_empty_queue_has_room_for_more_answers_than_it_keeps(rig: Rig) -> None:
+    events: queue.Queue[Event] = queue.Queue()
+    rig.gate.passes.release(100)
+
+    assert rig.engine.submit(*(EngineRequest("base", [10] * 3, Sampling(1), events.put) for _ in range(3)))
+    assert all(isinstance(events.get(timeout=DEADLINE_SECONDS), GenerationFinished) for _ in range(3))
+
+
 def test_a_cancelled_request_leaves_the_batch_at_the_next_pass(rig: Rig) -> None:
     leaving, staying = rig.ask(max_tokens=100), rig.ask(max_tokens=100)
     rig.let(4)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_trainer.serve.answer import CompleteChoice
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
@@ -21,6 +22,10 @@ THINKS = (
     "{% if thinks is false %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
 )
 HARMONY = "{{ messages[0]['content'] }}<|channel|>analysis<|message|><|return|>"
+
+
+def stopped(text: str) -> list[CompleteChoice]:
+    return [CompleteChoice(text, "stop")]
 
 
 def tokenizer_with(template: str, *control: str) -> PreTrainedTokenizerBase:
@@ -40,10 +45,10 @@ def test_whole_and_streamed_answers_have_reasoning_apart_from_content() -> None:
     prompts = Prompts(tokenizer, 64, len(tokenizer))
     text = "It is lost.\n</think>\n\ndispatch"
 
-    whole = json.loads(chat_format(prompts).whole(text, "stop", USAGE).model_dump_json())
+    whole = json.loads(chat_format(prompts).whole(stopped(text), USAGE).model_dump_json())
     streamed = chat_format(prompts)
-    chunks = [streamed.part(letter) for letter in text]
-    ended = streamed.end("stop")
+    chunks = [streamed.part(0, letter) for letter in text]
+    ended = streamed.end(0, "stop")
 
     message = whole["choices"][0]["message"]
     assert (message["reasoning"], message["content"]) == ("It is lost.", "dispatch")
@@ -59,7 +64,7 @@ def test_a_prompt_that_closes_reasoning_leaves_content_only() -> None:
     tokenizer = tokenizer_with(THINKS)
     prompts = Prompts(tokenizer, 64, len(tokenizer))
 
-    whole = chat_format(prompts, thinks=False).whole("dispatch", "stop", USAGE)
+    whole = chat_format(prompts, thinks=False).whole(stopped("dispatch"), USAGE)
 
     assert whole.choices[0].message.content == "dispatch"
     assert whole.choices[0].message.reasoning_content == ""
@@ -69,7 +74,7 @@ def test_an_answer_of_a_template_without_reasoning_has_no_such_field() -> None:
     tokenizer = tokenizer_with("{{ messages[0]['content'] }}")
     prompts = Prompts(tokenizer, 64, len(tokenizer))
 
-    whole = json.loads(chat_format(prompts).whole("<think> dispatch", "stop", USAGE).model_dump_json())
+    whole = json.loads(chat_format(prompts).whole(stopped("<think> dispatch"), USAGE).model_dump_json())
 
     assert whole["choices"][0]["message"] == {
         "role": "assistant",
@@ -83,8 +88,8 @@ def test_the_reasoning_of_an_adapter_is_that_of_its_own_template() -> None:
     prompts = Prompts(tokenizer, 64, len(tokenizer), chat_templates={"thinker": THINKS})
     text = "It is lost.\n</think>\n\ndispatch"
 
-    of_adapter = chat_format(prompts, "thinker").whole(text, "stop", USAGE).choices[0].message
-    of_base = chat_format(prompts, "base").whole(text, "stop", USAGE).choices[0].message
+    of_adapter = chat_format(prompts, "thinker").whole(stopped(text), USAGE).choices[0].message
+    of_base = chat_format(prompts, "base").whole(stopped(text), USAGE).choices[0].message
 
     assert (of_adapter.reasoning_content, of_adapter.content) == ("It is lost.", "dispatch")
     assert of_base.content == text
@@ -98,7 +103,7 @@ def test_tags_that_are_control_tokens_reach_the_parser() -> None:
 
     text = "".join(stream.push(token) for token in tokenizer(answer, add_special_tokens=False)["input_ids"])
     prompts = Prompts(tokenizer, 64, len(tokenizer))
-    whole = chat_format(prompts).whole(text + stream.finish(), "stop", USAGE)
+    whole = chat_format(prompts).whole(stopped(text + stream.finish()), USAGE)
 
     message = whole.choices[0].message
     assert (message.reasoning_content, message.content) == ("lost", "dispatch")

@@ -32,12 +32,15 @@ REFUSED = [
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"top_p": 2}, "top_p", "less than or equal to 1"),
     ({"seed": 2**64}, "seed", "less than"),
-    ({"n": 2}, "n", "2 is not supported"),
+    ({"n": 0}, "n", "greater than or equal to 1"),
+    ({"n": 5}, "n", "at most 4"),
+    ({"n": 129}, "n", "less than or equal to 128"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 items"),
     ({"stop": ""}, "stop[0]", "at least 1 character"),
     ({"tools": [TOOL]}, "tools", "not supported"),
     ({"tool_choice": "auto"}, "tool_choice", "'auto' is not supported"),
-    ({"logprobs": True}, "logprobs", "not supported"),
+    ({"top_logprobs": 2}, None, "logprobs=true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
     ({"presence_penalty": 0.5}, "presence_penalty", "0.5 is not supported"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
@@ -79,6 +82,13 @@ def test_a_prompt_that_is_no_prompt_is_refused(endpoint: Endpoint, prompt: Any, 
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == "prompt"
+
+
+def test_a_completion_has_no_logprobs(endpoint: Endpoint) -> None:
+    with pytest.raises(openai.BadRequestError, match="not supported") as refused:
+        endpoint.openai.completions.create(model="base", prompt="a", logprobs=1)
+
+    assert refused.value.param == "logprobs"
 
 
 def test_a_prompt_longer_than_the_context_has_its_own_code(endpoint: Endpoint) -> None:

@@ -21,6 +21,7 @@ from tools.models import tiny
 PROMPT = "The licence"
 MAX_TOKENS = 5
 DEADLINE_SECONDS = 1
+TIMED_OUT = 'finetune_serve_requests_total{code="504",model="base"}'
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +88,27 @@ def test_an_answer_ends_at_the_deadline_and_frees_its_place(impatient: Endpoint)
         impatient.openai.completions.create(model="base", prompt=PROMPT, max_tokens=900_000, temperature=0)
     assert (error.value.status_code, error.value.code) == (504, "deadline_exceeded")
     wait_until(lambda: impatient.metric("finetune_serve_running_requests") == 0)
-    assert impatient.metric('finetune_serve_requests_total{code="504",model="base"}') == 1
+    wait_until(lambda: impatient.metric(TIMED_OUT) == 1)
+
+
+def test_the_deadline_ends_all_choices(impatient: Endpoint) -> None:
+    with pytest.raises(openai.InternalServerError) as error:
+        impatient.openai.completions.create(
+            model="base", prompt=PROMPT, max_tokens=900_000, temperature=0, n=3
+        )
+    assert error.value.code == "deadline_exceeded"
+    wait_until(lambda: impatient.metric("finetune_serve_running_requests") == 0)
 
 
 def test_a_stream_ends_at_the_deadline_with_an_error(impatient: Endpoint) -> None:
+    before = impatient.metric(TIMED_OUT)
     chunks = impatient.openai.completions.create(
         model="base", prompt=PROMPT, max_tokens=900_000, temperature=0, stream=True
     )
     assert next(iter(chunks)).choices[0].finish_reason is None
     with pytest.raises(openai.APIError, match="deadline"):
         list(chunks)
-    wait_until(lambda: impatient.metric('finetune_serve_requests_total{code="504",model="base"}') == 2)
+    wait_until(lambda: impatient.metric(TIMED_OUT) == before + 1)
 
 
 def test_a_short_answer_is_complete_before_the_deadline(impatient: Endpoint) -> None:

@@ -1,14 +1,17 @@
-"""The answer to one request while the engine makes it."""
+"""The answer to one request while the engine makes it: one choice, or several for the same prompt."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
 from finetune_trainer.serve.generation import (
+    Chosen,
     EngineRequest,
     Event,
+    FinishReason,
     GenerationFailed,
     GenerationFinished,
     Sampling,
@@ -20,6 +23,32 @@ if TYPE_CHECKING:
     from finetune_trainer.serve.engine import Engine
 
 
+@dataclass(frozen=True)
+class ChoiceProgress:
+    """A token of a choice, or its end."""
+
+    choice: int
+    event: Token | GenerationFinished
+
+
+@dataclass(frozen=True)
+class Silence:
+    """No choice has made progress for a while."""
+
+    queued: bool
+    """Whether no choice has a token yet."""
+
+
+@dataclass(frozen=True)
+class CompleteChoice:
+    """A whole choice."""
+
+    text: str
+    reason: FinishReason
+    tokens: tuple[Chosen, ...] = ()
+    """The tokens with their log-probabilities, if the request has them."""
+
+
 class Answer:
     """Forwards the engine's events to the event loop. The reader must close it."""
 
@@ -28,7 +57,7 @@ class Answer:
         engine: "Engine",
         model: str,
         prompt: list[int],
-        sampling: Sampling,
+        samplings: Sequence[Sampling],
         measurement: Measurement,
         *,
         seconds: float | None = None,
@@ -39,23 +68,31 @@ class Answer:
             engine: generates the answer.
             model: served name.
             prompt: token ids.
-            sampling: sampling parameters and stop conditions.
+            samplings: sampling parameters and stop conditions of each choice.
             measurement: measurement of the request.
             seconds: seconds from now after which the answer is ended; None for no limit.
         """
         loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-        def send(event: Event) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, event)
+        def sender(choice: int) -> Callable[[Event], None]:
+            def send(event: Event) -> None:
+                loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+
+            return send
 
         self.model = model
         self.prompt_tokens = len(prompt)
+        self.completion_tokens = 0
+        """Tokens of all choices that are complete."""
         self._engine = engine
         self._measurement = measurement
         self._deadline = None if seconds is None else loop.time() + seconds
-        self._generation = EngineRequest(model, prompt, sampling, send)
-        if not engine.submit(self._generation):
+        self._generations = [
+            EngineRequest(model, prompt, sampling, sender(choice))
+            for choice, sampling in enumerate(samplings)
+        ]
+        if not engine.submit(*self._generations):
             raise RequestError(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "The queue is full: try again in a moment, or serve more replicas.",
@@ -64,38 +101,62 @@ class Answer:
             )
         measurement.prompt(self.prompt_tokens)
 
-    async def events(self) -> AsyncIterator[Token | GenerationFinished]:
-        """Yield Tokens, then GenerationFinished.
+    @property
+    def choices(self) -> range:
+        """Indexes of the choices."""
+        return range(len(self._generations))
+
+    async def events(self, silence_seconds: float | None = None) -> AsyncIterator[ChoiceProgress | Silence]:
+        """Yield the progress of each choice up to its GenerationFinished, and each silence of this duration.
 
         Raises RequestError: 500 if the engine fails, 504 at the deadline.
         """
-        while True:
+        loop = asyncio.get_running_loop()
+        unfinished, queued = len(self._generations), True
+        while unfinished:
+            silent_at = None if silence_seconds is None else loop.time() + silence_seconds
+            wake_at = min((at for at in (silent_at, self._deadline) if at is not None), default=None)
             try:
-                async with asyncio.timeout_at(self._deadline):
-                    event = await self._events.get()
+                async with asyncio.timeout_at(wake_at):
+                    choice, event = await self._events.get()
             except TimeoutError:
-                raise self._failed(RequestError.deadline()) from None
+                if wake_at == self._deadline:
+                    raise self._failed(RequestError.deadline()) from None
+                yield Silence(queued)
+                continue
             if isinstance(event, GenerationFailed):
                 message = "The model failed on this request: see the server's log for the cause."
                 raise self._failed(RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, message))
             self._measurement.token()
-            yield event
+            queued = False
             if isinstance(event, GenerationFinished):
-                return
+                unfinished -= 1
+                self.completion_tokens += event.completion_tokens
+            yield ChoiceProgress(choice, event)
 
-    async def complete(self) -> tuple[str, GenerationFinished]:
-        """Return the whole text and the final event."""
-        texts = []
-        async for event in self.events():
-            texts.append(event.text)
+    async def complete(self) -> list[CompleteChoice]:
+        """Return the whole choices."""
+        texts: list[list[str]] = [[] for _ in self.choices]
+        tokens: list[list[Chosen]] = [[] for _ in self.choices]
+        reasons: dict[int, FinishReason] = {}
+        async for progress in self.events():
+            assert isinstance(progress, ChoiceProgress)  # noqa: S101 - without a duration there is no silence
+            choice, event = progress.choice, progress.event
+            texts[choice].append(event.text)
+            if event.chosen is not None:
+                tokens[choice].append(event.chosen)
             if isinstance(event, GenerationFinished):
-                return "".join(texts), event
-        raise AssertionError("events end with GenerationFinished")
+                reasons[choice] = event.reason
+        return [
+            CompleteChoice("".join(texts[choice]), reasons[choice], tuple(tokens[choice]))
+            for choice in self.choices
+        ]
 
     def _failed(self, error: RequestError) -> RequestError:
         self._measurement.failure = error.status
         return error
 
     def close(self) -> None:
-        """Release the slot in the engine."""
-        self._engine.cancel(self._generation)
+        """Release the slots in the engine."""
+        for generation in self._generations:
+            self._engine.cancel(generation)

@@ -71,20 +71,24 @@ class Engine:
         """Number of requests in the batch."""
         return len(self._running)
 
-    def submit(self, generation: EngineRequest) -> bool:
-        """Queue a request. Returns False if the queue is full."""
+    def submit(self, *generations: EngineRequest) -> bool:
+        """Queue the answers of one request. Returns False if the queue has no room for all of them.
+
+        An empty queue has room for any request.
+        """
         with self._changed:
             if self._stopping:
-                generation.send(GenerationFailed())
+                for generation in generations:
+                    generation.send(GenerationFailed())
                 return True
-            if len(self._waiting) >= self._max_queue:
+            if self._waiting and len(self._waiting) + len(generations) > self._max_queue:
                 return False
-            self._waiting.append(generation)
+            self._waiting.extend(generations)
             self._changed.notify()
             return True
 
     def cancel(self, generation: EngineRequest) -> None:
-        """Drop a request whose client has left. Has no effect on a complete request."""
+        """Drop an answer whose client has left. Has no effect on a complete one."""
         with self._changed:
             generation.cancelled = True
             if generation in self._waiting:

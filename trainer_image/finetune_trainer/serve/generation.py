@@ -8,10 +8,28 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A token that could come next."""
+
+    text: str
+    logprob: float
+    """Natural logarithm of its probability, before temperature and top_p."""
+
+
+@dataclass(frozen=True)
+class Chosen(Candidate):
+    """A token of an answer, with the most probable ones at its place."""
+
+    top: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
 class Token:
     """One generated token. Its text may be empty, or held back until the next token."""
 
     text: str
+    chosen: Chosen | None = None
+    """Set if the request has log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,8 @@ class GenerationFinished:
     """Text that was held back until the end."""
     reason: FinishReason
     completion_tokens: int
+    chosen: Chosen | None = None
+    """The last token. Set if the request has log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +63,13 @@ class Sampling:
     stop: tuple[str, ...] = ()
     keeps_tags: bool = False
     """Whether the text has the control tokens that separate reasoning from content."""
+    top_logprobs: int | None = None
+    """Number of most probable tokens to return with each token. None: no log-probabilities at all."""
 
 
 @dataclass(eq=False)
 class EngineRequest:
-    """One request in the engine. The model thread calls `send`, which must not block."""
+    """One answer in the engine. The model thread calls `send`, which must not block."""
 
     model: str
     prompt: list[int]

@@ -8,6 +8,10 @@ from pydantic_core import PydanticCustomError
 
 from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, ChatTemplateKwargs
 
+MAX_CHOICES: Final = 128
+"""Max value of `n`, as in OpenAI's API. A server has its own limit, too."""
+MAX_TOP_LOGPROBS: Final = 20
+
 UNSUPPORTED: Final = "unsupported"
 """Type of the validation error for an unsupported field. Its context has the name of the field."""
 
@@ -19,10 +23,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "function_call": ("none",),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
@@ -30,13 +32,14 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
 """Unsupported fields that would change the answer, with the values that have no effect."""
 
-_WITHOUT_EFFECT: Final = frozenset(
+_NEUTRAL_IN_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = {**_NEUTRAL, "logprobs": ()}
+
+WITHOUT_EFFECT: Final = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
@@ -164,10 +167,14 @@ class GenerationRequest(_Strict):
     """Fields of both generation routes."""
 
     PROMPT_FIELD: ClassVar[str]
+    UNSUPPORTED_FIELDS: ClassVar[Mapping[str, tuple[object, ...]]]
+    """Unsupported fields, with the values that have no effect."""
     DEFAULT_TOKENS: ClassVar[int | None] = None
     """Default of the max tokens of an answer; None: the rest of the context."""
 
     model: str
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    """Number of choices."""
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -183,7 +190,7 @@ class GenerationRequest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _supported_fields(cls, body: Any) -> object:
-        return _supported(body, _NEUTRAL, _WITHOUT_EFFECT)
+        return _supported(body, cls.UNSUPPORTED_FIELDS, WITHOUT_EFFECT)
 
     @model_validator(mode="after")
     def _options_with_stream(self) -> "GenerationRequest":
@@ -197,6 +204,11 @@ class GenerationRequest(_Strict):
         return "max_tokens", self.max_tokens
 
     @property
+    def num_top_logprobs(self) -> int | None:
+        """Number of most probable tokens to return with each token; None without log-probabilities."""
+        return None
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with its token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -206,9 +218,12 @@ class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     PROMPT_FIELD = "messages"
+    UNSUPPORTED_FIELDS = _NEUTRAL
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     chat_template_kwargs: Annotated[
         ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=16)
     ] = Field(default={})
@@ -220,6 +235,17 @@ class ChatCompletionRequest(GenerationRequest):
         if self.max_completion_tokens is None:
             return super().limit
         return "max_completion_tokens", self.max_completion_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Number of most probable tokens to return with each token; None without log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_of_logprobs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs is only allowed with logprobs=true")
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatCompletionRequest":
@@ -234,6 +260,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions; the prompt is text or token ids."""
 
     PROMPT_FIELD = "prompt"
+    UNSUPPORTED_FIELDS = _NEUTRAL_IN_COMPLETION
     DEFAULT_TOKENS = 16
 
     prompt: Annotated[str | list[int], BeforeValidator(_one_prompt)]

@@ -1,46 +1,55 @@
 """Formats of a response: chat or completion, whole or in chunks."""
 
+import copy
 import time
 import uuid
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import BaseModel
 
-from finetune_trainer.serve.generation import FinishReason
+from finetune_trainer.serve.generation import Candidate, Chosen, FinishReason
 from finetune_trainer.serve.responses import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
+    ChoiceLogprobs,
     Completion,
     DeltaField,
     TextChoice,
+    TokenLogprob,
     TokenUsage,
+    TopLogprob,
 )
 
 if TYPE_CHECKING:
+    from finetune_trainer.serve.answer import CompleteChoice
+
     # It imports transformers, which takes seconds.
     from finetune_trainer.tokens.reasoning import Parts, ReasoningStream
 
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+
 
 class ResponseFormat(Protocol):
-    """Response of one of the two generation routes."""
+    """Response of one of the two generation routes. Choices are counted from 0."""
 
     separates_reasoning: bool
     """Whether the response has reasoning apart from content."""
 
-    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> BaseModel:
+    def whole(self, choices: Sequence["CompleteChoice"], usage: TokenUsage) -> BaseModel:
         """Build the whole response."""
 
-    def start(self) -> BaseModel | None:
-        """Build the chunk before the first text, if the format has one."""
+    def start(self, choice: int) -> BaseModel | None:
+        """Build the chunk before the first text of a choice, if the format has one."""
 
-    def part(self, text: str) -> BaseModel | None:
-        """Build a chunk of text; None if all of it is held back."""
+    def part(self, choice: int, text: str, token: Chosen | None = None) -> BaseModel | None:
+        """Build a chunk of text; None if all of it is held back and the token has no log-probabilities."""
 
-    def end(self, reason: FinishReason) -> BaseModel:
-        """Build the chunk with the finish reason."""
+    def end(self, choice: int, reason: FinishReason) -> BaseModel:
+        """Build the chunk with the finish reason of a choice."""
 
     def usage(self, usage: TokenUsage) -> BaseModel:
         """Build the chunk with the token counts."""
@@ -49,43 +58,64 @@ class ResponseFormat(Protocol):
 class ChatFormat:
     """Responses of /v1/chat/completions."""
 
-    def __init__(self, model: str, reasoning: "ReasoningStream | None" = None) -> None:
-        """`reasoning` separates the reasoning of the answer, which gets its own field."""
+    def __init__(self, model: str, reasoning: "ReasoningStream | None" = None, choices: int = 1) -> None:
+        """`reasoning` separates the reasoning of an answer, which gets its own field."""
         self.separates_reasoning = reasoning is not None
-        self._reasoning = reasoning
+        self._reasoning = [copy.copy(reasoning) for _ in range(choices)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
 
-    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> ChatCompletion:
+    def whole(self, choices: Sequence["CompleteChoice"], usage: TokenUsage) -> ChatCompletion:
         """Build the whole response."""
-        message = AssistantMessage(content=text)
-        if self._reasoning is not None:
-            first, rest = self._reasoning.push(text), self._reasoning.finish()
-            reasoning = first.reasoning + rest.reasoning
-            message = AssistantMessage(
-                content=first.content + rest.content, reasoning=reasoning, reasoning_content=reasoning
-            )
-        choice = ChatChoice(message=message, finish_reason=reason)
         return ChatCompletion(
-            id=self._id, created=self._created, model=self._model, choices=(choice,), usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=tuple(
+                ChatChoice(
+                    index=index,
+                    message=self._message(index, choice.text),
+                    logprobs=_logprobs(choice.tokens),
+                    finish_reason=choice.reason,
+                )
+                for index, choice in enumerate(choices)
+            ),
+            usage=usage,
         )
 
-    def start(self) -> ChatCompletionChunk:
+    def _message(self, choice: int, text: str) -> AssistantMessage:
+        stream = self._reasoning[choice]
+        if stream is None:
+            return AssistantMessage(content=text)
+        first, rest = stream.push(text), stream.finish()
+        reasoning = first.reasoning + rest.reasoning
+        return AssistantMessage(
+            content=first.content + rest.content, reasoning=reasoning, reasoning_content=reasoning
+        )
+
+    def start(self, choice: int) -> ChatCompletionChunk:
         """Build the chunk that names the role."""
-        return self._chunk(ChatChunkChoice(delta={"role": "assistant", "content": ""}))
+        return self._chunk(ChatChunkChoice(index=choice, delta={"role": "assistant", "content": ""}))
 
-    def part(self, text: str) -> ChatCompletionChunk | None:
-        """Build a chunk of text; None if all of it is held back, as it may be a tag around reasoning."""
-        if self._reasoning is None:
-            return self._chunk(ChatChunkChoice(delta={"content": text}))
-        delta = _delta(self._reasoning.push(text))
-        return self._chunk(ChatChunkChoice(delta=delta)) if delta else None
+    def part(self, choice: int, text: str, token: Chosen | None = None) -> ChatCompletionChunk | None:
+        """Build a chunk of text.
 
-    def end(self, reason: FinishReason) -> ChatCompletionChunk:
+        None if all of it is held back, as it may be a tag around reasoning, and the token has no
+        log-probabilities.
+        """
+        stream = self._reasoning[choice]
+        delta: dict[DeltaField, str] = {"content": text} if stream is None else _delta(stream.push(text))
+        if token is None and not any(delta.values()):
+            return None
+        logprobs = _logprobs(() if token is None else (token,))
+        return self._chunk(ChatChunkChoice(index=choice, delta=delta, logprobs=logprobs))
+
+    def end(self, choice: int, reason: FinishReason) -> ChatCompletionChunk:
         """Build the chunk with the finish reason, and with text that was held back."""
-        delta = {} if self._reasoning is None else _delta(self._reasoning.finish())
-        return self._chunk(ChatChunkChoice(delta=delta, finish_reason=reason))
+        stream = self._reasoning[choice]
+        delta = {} if stream is None else _delta(stream.finish())
+        return self._chunk(ChatChunkChoice(index=choice, delta=delta, finish_reason=reason))
 
     def usage(self, usage: TokenUsage) -> ChatCompletionChunk:
         """Build the chunk with the token counts."""
@@ -106,6 +136,25 @@ def _delta(parts: "Parts") -> dict[DeltaField, str]:
     return delta
 
 
+def _logprobs(tokens: Iterable[Chosen]) -> ChoiceLogprobs | None:
+    content = tuple(
+        TokenLogprob(
+            token=token.text,
+            logprob=token.logprob,
+            bytes=_bytes(token),
+            top_logprobs=tuple(
+                TopLogprob(token=each.text, logprob=each.logprob, bytes=_bytes(each)) for each in token.top
+            ),
+        )
+        for token in tokens
+    )
+    return ChoiceLogprobs(content=content) if content else None
+
+
+def _bytes(token: Candidate) -> tuple[int, ...] | None:
+    return None if REPLACEMENT in token.text else tuple(token.text.encode())
+
+
 class CompletionFormat:
     """Responses of /v1/completions."""
 
@@ -116,20 +165,26 @@ class CompletionFormat:
         self._created = int(time.time())
         self._model = model
 
-    def whole(self, text: str, reason: FinishReason, usage: TokenUsage) -> Completion:
+    def whole(self, choices: Sequence["CompleteChoice"], usage: TokenUsage) -> Completion:
         """Build the whole response."""
-        return self._completion(TextChoice(text=text, finish_reason=reason), usage=usage)
+        return self._completion(
+            *(
+                TextChoice(index=index, text=choice.text, finish_reason=choice.reason)
+                for index, choice in enumerate(choices)
+            ),
+            usage=usage,
+        )
 
-    def start(self) -> None:
+    def start(self, choice: int) -> None:
         """Return None: a completion starts with text."""
 
-    def part(self, text: str) -> Completion:
-        """Build a chunk of text."""
-        return self._completion(TextChoice(text=text, finish_reason=None))
+    def part(self, choice: int, text: str, token: Chosen | None = None) -> Completion | None:  # noqa: ARG002
+        """Build a chunk of text. This route has no log-probabilities."""
+        return self._completion(TextChoice(index=choice, text=text, finish_reason=None)) if text else None
 
-    def end(self, reason: FinishReason) -> Completion:
+    def end(self, choice: int, reason: FinishReason) -> Completion:
         """Build the chunk with the finish reason."""
-        return self._completion(TextChoice(text="", finish_reason=reason))
+        return self._completion(TextChoice(index=choice, text="", finish_reason=reason))
 
     def usage(self, usage: TokenUsage) -> Completion:
         """Build the chunk with the token counts."""

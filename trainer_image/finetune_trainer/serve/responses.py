@@ -29,29 +29,53 @@ class AssistantMessage(BaseModel):
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
-    """The only choice of a chat response."""
+class TopLogprob(BaseModel):
+    """A token that could come at one place of an answer."""
 
-    index: Literal[0] = 0
+    token: str
+    logprob: float
+    """Natural logarithm of its probability."""
+    bytes: tuple[int, ...] | None
+    """UTF-8 bytes of the token; None for a token that is a part of a character."""
+
+
+class TokenLogprob(TopLogprob):
+    """One token of an answer."""
+
+    top_logprobs: tuple[TopLogprob, ...]
+    """The most probable tokens at its place, in descending order."""
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log-probabilities of the tokens of a choice or of a chunk, reasoning included."""
+
+    content: tuple[TokenLogprob, ...]
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """A choice of a chat response."""
+
+    index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
 class ChatChunkChoice(BaseModel):
     """The only choice of a chunk."""
 
-    index: Literal[0] = 0
+    index: int
     delta: dict[DeltaField, str]
     """Addition of the chunk to the message."""
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
 class TextChoice(BaseModel):
-    """The only choice of a completion or of its chunks."""
+    """A choice of a completion, or the only one of its chunks."""
 
-    index: Literal[0] = 0
+    index: int
     text: str
     logprobs: None = None
     finish_reason: FinishReason | None
@@ -64,7 +88,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
-    choices: tuple[ChatChoice]
+    choices: tuple[ChatChoice, ...]
     usage: TokenUsage
 
 

@@ -1,6 +1,7 @@
 """Routes of the server."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -62,7 +63,7 @@ def routes(service: Service) -> APIRouter:
             partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
         )
         reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt, body.model))
-        return await _generate(service, request, body, prompt, ChatFormat(body.model, reasoning))
+        return await _generate(service, request, body, prompt, ChatFormat(body.model, reasoning, body.n))
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -104,6 +105,12 @@ async def _read(request: Request, kind: type[RequestT]) -> RequestT:
 def _begin(service: Service, request: Request, body: GenerationRequest) -> Loaded:
     service.check_model(body.model)
     Measurement.of(request.scope).model = body.model
+    if body.n > service.max_choices:
+        raise RequestError.invalid(
+            f"n is {body.n}, and a replica of this server answers {service.max_choices} requests at a time:"
+            f" set it to at most {service.max_choices}.",
+            "n",
+        )
     return service.loaded()
 
 
@@ -115,16 +122,23 @@ async def _generate(
         max_tokens=loaded.prompts.answer_tokens(prompt, body),
         temperature=_first(body.temperature, default.temperature, NEUTRAL),
         top_p=_first(body.top_p, default.top_p, NEUTRAL),
-        seed=body.seed,
+        seed=None,
         stop=tuple(body.stop),
         keeps_tags=form.separates_reasoning,
+        top_logprobs=body.num_top_logprobs,
     )
+    samplings = [replace(sampling, seed=_seed(body.seed, choice)) for choice in range(body.n)]
     deadline = service.deadline_seconds
     left = None if deadline is None else measurement.remaining(deadline)
-    answer = Answer(loaded.engine, body.model, prompt, sampling, measurement, seconds=left)
+    answer = Answer(loaded.engine, body.model, prompt, samplings, measurement, seconds=left)
     if body.stream:
         return replies.EventStream(answer, form, include_usage=body.include_usage)
     return await replies.whole(request, answer, form)
+
+
+def _seed(seed: int | None, choice: int) -> int | None:
+    """A seed for each choice; the first has that of the request."""
+    return None if seed is None else (seed + choice + 2**63) % 2**64 - 2**63
 
 
 def _first(*values: float | None) -> float:

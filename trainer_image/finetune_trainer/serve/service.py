@@ -80,6 +80,11 @@ class Service:
         return self._config.default_sampling
 
     @property
+    def max_choices(self) -> int:
+        """Max number of choices of one request: all of them are generated at the same time."""
+        return self._config.max_batch_size
+
+    @property
     def deadline_seconds(self) -> int | None:
         """Seconds from the arrival of a request after which it is ended; None without a deadline."""
         return self._config.request_deadline_seconds
