@@ -164,8 +164,9 @@ class ComputeProfileSpec(Model):
     engine: Annotated[
         EngineName,
         Field(
-            description="Serving engine. Transformers: part of the trainer image, for CPUs and small models."
-            " VLLM: vLLM in images.engine, for accelerators and many requests."
+            description="Engine of endpoints and of the answers of evaluations. Transformers: part of the"
+            " trainer image, for CPUs and small models. VLLM: vLLM in images.engine, for accelerators and"
+            " many requests."
         ),
     ] = BUILT_IN
     allowed_engine_arguments: Annotated[

@@ -162,6 +162,14 @@ class EvaluationStatus(Model):
             " to it.",
         ),
     ] = None
+    answer_engine: Annotated[
+        str | None,
+        Field(
+            max_length=128,
+            description="Engine that generated the answers, with its version, such as VLLM 0.32.0. Absent:"
+            " the engine Transformers of the trainer image, which also computes losses, checks and tasks.",
+        ),
+    ] = None
 
 
 class ComparedChampion(Model):

@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from finetune_operator.api.checkpoint import AdapterRecord
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
 from finetune_operator.api.meta import Model
+from finetune_operator.manifests.answerengine import AnsweringModel, answer_engine
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
 from finetune_operator.manifests.stageinputs import StageInputs
+from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
 from finetune_trainer.contract.evaluation import (
@@ -20,7 +24,7 @@ from finetune_trainer.contract.evaluation import (
     PromptedModel,
 )
 from finetune_trainer.contract.judge import Judge, Opponent
-from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, is_named_by_user
+from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, Metric, is_named_by_user
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 
 COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
@@ -36,6 +40,8 @@ def evaluate_config(
     group_by: str | None = None,
     step_timeout_seconds: int | None,
     live: LiveModel | None = None,
+    live_adapter: AdapterRecord | None = None,
+    profile: ComputeProfile | None = None,
     tasks: Mapping[str, str] | None = None,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
@@ -43,6 +49,8 @@ def evaluate_config(
     Args:
         group_by: column whose rows are together in one split.
         live: the champion to compare with, if the evaluation does and the model line has one.
+        live_adapter: properties of its adapter; None if they are not recorded.
+        profile: ComputeProfile of the stage, whose engine generates the answers.
         tasks: digest of the files of each task when the run started, by the name of the task.
     """
     subjects = subjects_of(evaluation)
@@ -72,7 +80,36 @@ def evaluate_config(
         judges=judges_of(evaluation, has_champion=live is not None),
         checks=_checks(evaluation),
         tasks=mounted_tasks(tasks_of(evaluation), tasks),
+        answer_engine=_answer_engine(profile, evaluation, weights, live, live_adapter),
     )
+
+
+def _answer_engine(
+    profile: ComputeProfile | None,
+    evaluation: EvaluationSettings,
+    weights: EvaluatedWeights,
+    live: LiveModel | None,
+    live_adapter: AdapterRecord | None,
+) -> AnswerEngine | None:
+    if profile is None or not generates_answers(evaluation):
+        return None
+    models = [AnsweringModel("the evaluated Checkpoint", weights.type, weights.adapter)]
+    if live is not None:
+        models.append(AnsweringModel(f"the champion {live.name}", live.type, live_adapter))
+    return answer_engine(profile, models)
+
+
+def generates_answers(evaluation: EvaluationSettings) -> bool:
+    """Whether a metric reads generated answers."""
+    return any(_reads_answers(evaluation, metric) for metric in measured_metrics(evaluation))
+
+
+def _reads_answers(evaluation: EvaluationSettings, metric: Metric) -> bool:
+    options = evaluation.options
+    # The most likely label is chosen without generating anything.
+    chosen = {"labels"} if options is not None and options.constrained_labels else set()
+    needs = METRICS[metric].needs if metric in METRICS else frozenset()
+    return "answers" in needs and not needs & chosen
 
 
 def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
@@ -121,12 +158,7 @@ def measured_metrics(evaluation: EvaluationSettings) -> tuple[str, ...]:
 def _lacks_answers(evaluation: EvaluationSettings, measured: Sequence[str]) -> bool:
     """Whether something reads answers that no measured metric needs."""
     if evaluation.judges:
-        options = evaluation.options
-        # The most likely label is chosen without generating anything.
-        chosen = {"labels"} if options is not None and options.constrained_labels else set()
-        return not any(
-            "answers" in (needs := METRICS[each].needs) and not needs & chosen for each in measured
-        )
+        return not any(_reads_answers(evaluation, metric) for metric in measured)
     return has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured)
 
 

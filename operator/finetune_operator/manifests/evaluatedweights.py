@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_trainer.contract.evaluation import LiveModel
@@ -25,6 +25,8 @@ class EvaluatedWeights:
     """Whether they were trained on a base model in 4 bits."""
     chat_template_kwargs: ChatTemplateKwargs
     hyperparameters: ResolvedHyperparameters
+    adapter: AdapterRecord | None = None
+    """Properties of an adapter; None if they are not recorded."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, job: FineTuneJob | None) -> "EvaluatedWeights | None":
@@ -45,6 +47,7 @@ class EvaluatedWeights:
             quantized_base=quantized,
             chat_template_kwargs=cast(ChatTemplateKwargs, spec.lineage.chat_template_kwargs or {}),
             hyperparameters=spec.lineage.hyperparameters,
+            adapter=spec.lineage.adapter,
         )
 
 

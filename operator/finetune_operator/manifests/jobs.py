@@ -7,6 +7,11 @@ from typing import Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource
 from finetune_operator.api.prediction import Prediction
+from finetune_operator.manifests.answerpod import (
+    ANSWER_CONTAINERS,
+    ENDED_BY_SIGTERM,
+    has_answer_containers,
+)
 from finetune_operator.manifests.labels import (
     CONFIG_DIGEST,
     DEVICES,
@@ -87,12 +92,13 @@ def non_retryable_exit_codes(stage: JobStage) -> tuple[ExitCode, ...]:
     return (*codes, ExitCode.STORE_UNAVAILABLE) if STAGES[stage].uses_devices else codes
 
 
-def pod_failure_policy(stage: JobStage) -> Manifest:
+def pod_failure_policy(stage: JobStage, *, has_answers: bool = False) -> Manifest:
     """How a pod's end affects its Job. The first rule that matches applies:
 
     1. A disruption, such as an eviction, never counts, whatever the exit code.
     2. Bad data and bad config fail the Job at once; so does an unavailable store if the stage uses devices.
-    3. Preemptions with a saved state never count.
+    3. Preemptions with a saved state never count; with `has_answers`, neither do those of the containers in
+       which an engine generates answers.
 
     Everything else counts towards `backoffLimit`.
     """
@@ -101,13 +107,17 @@ def pod_failure_policy(stage: JobStage) -> Manifest:
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "FailJob", "onExitCodes": _exit_codes(non_retryable_exit_codes(stage))},
             {"action": "Ignore", "onExitCodes": _exit_codes(IGNORED_EXIT_CODES)},
+            *(
+                {"action": "Ignore", "onExitCodes": _exit_codes(ENDED_BY_SIGTERM, container)}
+                for container in (ANSWER_CONTAINERS if has_answers else ())
+            ),
         ]
     }
 
 
-def _exit_codes(codes: tuple[ExitCode, ...]) -> Manifest:
+def _exit_codes(codes: tuple[int, ...], container: str = CONTAINER) -> Manifest:
     # With the container's name, because exit codes of an injected sidecar have other meanings.
-    return {"containerName": CONTAINER, "operator": "In", "values": [code.value for code in codes]}
+    return {"containerName": container, "operator": "In", "values": [int(code) for code in codes]}
 
 
 def build_stage_job(
@@ -158,7 +168,7 @@ def build_stage_job(
         "spec": {
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
-            "podFailurePolicy": pod_failure_policy(stage),
+            "podFailurePolicy": pod_failure_policy(stage, has_answers=has_answer_containers(config)),
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {

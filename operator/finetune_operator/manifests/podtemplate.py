@@ -11,6 +11,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
+from finetune_operator.manifests.answerpod import has_answer_containers, with_answers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
@@ -23,6 +24,7 @@ from finetune_operator.manifests.security import container_security, pod_securit
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
@@ -136,6 +138,8 @@ def build_stage_pod(
     }
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
+    if isinstance(config, EvaluateConfig) and profile is not None and has_answer_containers(config):
+        pod = with_answers(pod, config, profile, devices)
     return {**pod, **_placement(stage, profile, devices)}
 
 

@@ -164,7 +164,7 @@ def build_checkpoint(
             hyperparameters=hyperparameters,
             chat_template_kwargs=chat_template_kwargs or None,
             reasoning_parser=reasoning_parser,
-            adapter=_adapter(job.spec.method, lora),
+            adapter=adapter_record(job.spec.method, lora),
             trainer_image=trainer_image,
         ),
         deletion_policy=job.spec.deletion_policy,
@@ -186,7 +186,13 @@ def build_checkpoint(
     }
 
 
-def _adapter(method: Method, continued: LoRA | None) -> AdapterRecord | None:
+def adapter_record(method: Method, continued: LoRA | None) -> AdapterRecord | None:
+    """Properties of the adapter that a run trains; None if it trains whole models.
+
+    Args:
+        method: the method of the run.
+        continued: settings of the adapter that the run continues.
+    """
     if not METHODS[method.type].trains_adapter:
         return None
     lora = continued or method.lora or LoRA()

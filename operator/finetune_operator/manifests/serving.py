@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.engines.enginetable import engine_image, engine_of
+from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.jobs import owner_reference
 from finetune_operator.manifests.labels import (
@@ -175,7 +173,9 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                 "image": engine_image(profile, trainer.image),
                 **common,
                 **engine.container(config),
-                "resources": _resources(endpoint, profile, engine.default_resources),
+                "resources": engine_resources(
+                    profile, endpoint.spec.compute.devices, engine.default_resources
+                ),
                 "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts, *memory_mounts],
             }
         ],
@@ -227,17 +227,6 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
         for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)
-
-
-def _resources(endpoint: InferenceDeployment, profile: ComputeProfile, default: PodResources) -> Manifest:
-    resources = profile.spec.resources.serve or default
-    devices = endpoint.spec.compute.devices
-    requests, limits = {"cpu": resources.cpu, **resources.limited}, resources.limited
-    if profile.spec.devices.resource != CPU:
-        limits[profile.spec.devices.resource] = str(devices)
-    elif profile.spec.resources.serve is None:
-        requests["cpu"] = str(devices)
-    return {"requests": requests, "limits": limits}
 
 
 def _placement(profile: ComputeProfile) -> Manifest:

@@ -6,7 +6,7 @@ from datetime import datetime
 from finetune_operator.observe import lostnodes, podfailures, podstarts
 from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
 from finetune_operator.observe.podstatus import Trouble, has_ended, stage_of
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe.stagetimes import container_state, stage_states
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -47,7 +47,7 @@ def _pod_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble | None:
     trouble = lostnodes.node_trouble(pod, describe_pod(stage_of(job), pod), now)
     if trouble is not None:
         return trouble
-    if has_ended(pod) or "running" in state:
+    if has_ended(pod) or any("running" in each for each in stage_states(pod)):
         return None
     if "terminated" in state:
         return podfailures.sidecar_trouble(pod, now)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS, ANSWERS_CONTAINER
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.podtemplate import CONTAINER
@@ -192,7 +193,7 @@ def _end(stage: str, pod: Manifest) -> Trouble | None:
         )
     if ended.get("exitCode"):
         return _exit(stage, pod, ended)
-    return _init_failure(pod) or _rejected(stage, pod)
+    return _init_failure(stage, pod) or _rejected(stage, pod)
 
 
 def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
@@ -205,10 +206,12 @@ def _exit(stage: str, pod: Manifest, ended: dict[str, Any]) -> Trouble:
     )
 
 
-def _init_failure(pod: Manifest) -> Trouble | None:
-    """The failure of an injected init container; stages have none of their own."""
+def _init_failure(stage: str, pod: Manifest) -> Trouble | None:
+    """The failure of an init container."""
     for status in init_statuses(pod):
         ended = status.get("state", {}).get("terminated") or {}
+        if ended.get("exitCode") and status["name"] in ANSWER_CONTAINERS:
+            return _answers_failure(stage, pod, status["name"], ended)
         if ended.get("exitCode"):
             name = status["name"]
             return Trouble(
@@ -218,6 +221,24 @@ def _init_failure(pod: Manifest) -> Trouble | None:
                 f" (kubectl logs {pod['metadata']['name']} -c {name})",
             )
     return None
+
+
+def _answers_failure(stage: str, pod: Manifest, name: str, ended: dict[str, Any]) -> Trouble:
+    """The failure of a container in which a serving engine generates answers. It reports its own errors."""
+    whose = f"container {name} of {describe_pod(stage, pod)}"
+    if ended.get("reason") == "OOMKilled":
+        resources = "serve" if name == ANSWERS_CONTAINER else stage
+        return Trouble(
+            Reason.OUT_OF_MEMORY,
+            f"{whose} was killed for using more memory than its limit: raise"
+            f" {_field(pod, resources, 'memory') or 'its memory limit'}",
+        )
+    code = ended["exitCode"]
+    message = quoted(ended.get("message")) or EXIT_CODE_TEXTS.get(code) or "it left no message"
+    return Trouble(
+        Reason.STAGE_FAILED,
+        f"{whose} ended with exit code {code}: {message} (kubectl logs {pod['metadata']['name']} -c {name})",
+    )
 
 
 def _rejected(stage: str, pod: Manifest) -> Trouble | None:

@@ -4,6 +4,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.peerpods import describe_pod, index_of, nodes_of
 from finetune_operator.observe.podstatus import (
@@ -14,7 +15,7 @@ from finetune_operator.observe.podstatus import (
     stage_of,
     trainer_container,
 )
-from finetune_operator.observe.stagetimes import container_state, parse_time
+from finetune_operator.observe.stagetimes import container_state, parse_time, stage_states
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
@@ -118,9 +119,11 @@ def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, An
 
 
 def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
-    """The problem of an injected init container; stages have none of their own."""
+    """The problem of an init container."""
     name = status["name"]
     whose = f"init container {name}, which the platform adds to the pod,"
+    if name in ANSWER_CONTAINERS:
+        whose = f"container {name} of {describe_pod(stage_of(pod), pod)}"
     trouble = container_trouble(
         pod, whose, status.get("image", ""), status.get("state", {}).get("waiting") or {}
     )
@@ -135,7 +138,9 @@ def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:
 
 
 def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetime) -> Trouble:
-    since = now - parse_time(scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"])
+    at = scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"]
+    ends = (state.get("terminated", {}).get("finishedAt") for state in stage_states(pod))
+    since = now - max(parse_time(each) for each in (at, *ends) if each)
     name = pod["metadata"]["name"]
     if since >= MAX_START_TIME:
         return Trouble(

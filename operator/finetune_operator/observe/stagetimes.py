@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_operator.api.finetunejobstatus import Cost, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
+from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.plan import Manifest
@@ -27,14 +28,23 @@ def container_state(pod: Manifest) -> dict[str, Any]:
     return state
 
 
+def stage_states(pod: Manifest) -> list[dict[str, Any]]:
+    """As `container_state`, of all containers of the stage, in the order in which they run."""
+    statuses = pod.get("status", {}).get("initContainerStatuses") or ()
+    before = [each.get("state", {}) for each in statuses if each["name"] in ANSWER_CONTAINERS]
+    return [*before, container_state(pod)]
+
+
 def _span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
-    state = container_state(pod)
-    ended = state.get("terminated", {})
-    started = state.get("running", ended).get("startedAt")
-    if started is None:
+    begun = [
+        part
+        for state in stage_states(pod)
+        if (part := state.get("running", state.get("terminated", {}))).get("startedAt") is not None
+    ]
+    if not begun:
         return None
-    finished = ended.get("finishedAt")
-    return parse_time(started), parse_time(finished) if finished else now
+    finished = begun[-1].get("finishedAt")
+    return parse_time(begun[0]["startedAt"]), parse_time(finished) if finished else now
 
 
 def stage_usage(

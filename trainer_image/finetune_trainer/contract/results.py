@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field
 
+from finetune_trainer.contract.answerengine import EngineVersion
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
@@ -216,6 +217,8 @@ class EvaluateResult(Contract):
     """Digest of `prompt.json` next to the page, the prompt of the subject Prompted; None without it."""
     report_uri: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """URI of the page in the store. Its folder has the predictions."""
+    engine: Annotated[EngineVersion | None, Field(json_schema_extra={"since": 2})] = None
+    """Engine that generated the answers; None for that of the trainer, which computes all other values."""
 
 
 class ScoreResult(Contract):

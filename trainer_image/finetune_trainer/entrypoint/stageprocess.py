@@ -10,11 +10,9 @@ from typing import Final, cast, get_args
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.anyconfig import AnyConfig
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import StageResult
@@ -23,12 +21,12 @@ from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, Peer
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.rank import ProcessRank
 from finetune_trainer.entrypoint.stages import StageRunConfig, run_stage
+from finetune_trainer.entrypoint.withoutresult import ConfigWithoutResult, run_without_result
 from finetune_trainer.runtime import configuration, signals, termination
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
-from finetune_trainer.store.cleanup import cleanup
 from finetune_trainer.store.collect import collect
 
 MAX_LAST_REPORT_SECONDS: Final = 5.0
@@ -39,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: AnyConfig) -> int:
     """Run the stage of the config and leave its result. Returns an `ExitCode`, or 128 + a signal's number."""
-    if isinstance(config, CleanupConfig | FetchConfig | ServeConfig):
+    if isinstance(config, ConfigWithoutResult):
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
@@ -181,10 +179,13 @@ def _succeeded(store: Store, config: StageRunConfig) -> StageResult | None:
 
 
 def _compares_otherwise(config: StageRunConfig, result: StageResult) -> bool:
-    """Whether a result compares with another champion than the config does."""
+    """Whether a result compares with another champion, or has answers of another engine."""
     if not isinstance(config, EvaluateConfig) or result.evaluate is None:
         return False
-    return result.evaluate.live != (None if config.live is None else config.live.digest)
+    live, engine = config.live, config.answer_engine
+    has_engine = engine is not None and engine.is_separate
+    champion = None if live is None else live.digest
+    return (result.evaluate.live, result.evaluate.engine is not None) != (champion, has_engine)
 
 
 @contextmanager
@@ -238,20 +239,10 @@ def _run_score(config: ScoreConfig) -> ExitCode:
     return ExitCode.OK
 
 
-def _run_without_result(config: CleanupConfig | FetchConfig | ServeConfig) -> ExitCode:
+def _run_without_result(config: ConfigWithoutResult) -> ExitCode:
     signals.exit_on_signal()
     try:
-        match config:
-            case CleanupConfig():
-                cleanup(config, open_store(config.store))
-            case FetchConfig():
-                from finetune_trainer.serve import fetch
-
-                fetch.run(config)
-            case ServeConfig():
-                from finetune_trainer.serve import app
-
-                app.serve(config)
+        run_without_result(config)
     except StageFailure as failure:
         return _fail_without_result(failure)
     except Exception as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.evaluate.examples import Example
 
 SPARE_TOKENS: Final = 16
 """Tokens that an answer may be longer than the correct one, if it tokenizes the same text differently."""
@@ -32,3 +33,13 @@ class AnswerBudget:
         if self.max_tokens is not None:
             return self.max_tokens
         return min(self.cap, correct_tokens + SPARE_TOKENS)
+
+    def of_row(self, example: Example, context_length: int | None) -> int:
+        """Max tokens of the answer to a row; 0 or less if its prompt fills the model's context.
+
+        Args:
+            example: the row.
+            context_length: context of the model in tokens; None if it is not stated.
+        """
+        budget = self.tokens(example.answer_tokens)
+        return budget if context_length is None else min(budget, context_length - len(example.prompt))

@@ -5,12 +5,14 @@ The first line is a header with the format of the file; every other line is one 
 
 import logging
 from collections.abc import Iterable
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.store import RunFolder
+if TYPE_CHECKING:
+    # Its libraries are not in the image of a serving engine.
+    from finetune_trainer.store import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def to_content(lines: Iterable[JsonLine]) -> bytes:
 
 
 def read_lines(
-    folder: RunFolder, name: str, header: type[Header], line: type[Line], version: int
+    folder: "RunFolder", name: str, header: type[Header], line: type[Line], version: int
 ) -> tuple[Header, list[Line]] | None:
     """Read a file.
 

@@ -14,7 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_trainer.contract.evaluation import GenerationSettings
 from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.subjects.generation import AnswerGenerator, AnswerRequest, GeneratedAnswer
+from finetune_trainer.evaluate.subjects.generation import (
+    AnswerGenerator,
+    AnswerRequest,
+    AnswerSource,
+    GeneratedAnswer,
+)
 from finetune_trainer.model.completionloss import row_loss_sums
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.head import ChunkedHead, chunked_head
@@ -36,6 +41,7 @@ class MeasuredModel:
         max_new_tokens: int,
         on_token: Callable[[], None],
         stop_ids: AbstractSet[int] = frozenset(),
+        answers: AnswerSource | None = None,
     ) -> None:
         """Prepare a loaded model.
 
@@ -46,6 +52,7 @@ class MeasuredModel:
             max_new_tokens: max tokens of an answer if the settings have none.
             on_token: called after each pass that generates tokens.
             stop_ids: tokens that end an answer, in addition to those of the tokenizer and the model.
+            answers: its answers to the rows; None: it generates them here.
         """
         self._model: PreTrainedModel | PeftModel = model.eval()
         settings = settings or GenerationSettings()
@@ -56,7 +63,8 @@ class MeasuredModel:
             stops = stop_ids | {*stop_token_ids(tokenizer, model.generation_config)}
             return AnswerGenerator(model, tokenizer, settings, stop_ids=stops, on_token=on_token)
 
-        self._generator, self._greedy = generator(settings), generator(GenerationSettings())
+        self._answers: AnswerSource = answers or generator(settings)
+        self._greedy = generator(GenerationSettings())
         self._collate = Padding(int(tokenizer.pad_token_id))
         self._head: ChunkedHead | None = None
         self._head_is_probed = False
@@ -78,8 +86,8 @@ class MeasuredModel:
         return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 
     def generate(self, examples: Sequence[Example]) -> list[GeneratedAnswer]:
-        """Generate an answer to each row, with no token if its prompt fills the context."""
-        return self._generator.generate(
+        """Return an answer to each row, with no token if its prompt fills the context."""
+        return self._answers.generate(
             [AnswerRequest(example.row, example.prompt, self._budget(example)) for example in examples]
         )
 
@@ -113,9 +121,7 @@ class MeasuredModel:
 
     def _budget(self, example: Example) -> int:
         """Max tokens of the answer; 0 or less if the prompt fills the model's context."""
-        budget = self._budgets.tokens(example.answer_tokens)
-        limit = self.context_length
-        return budget if limit is None else min(budget, limit - len(example.prompt))
+        return self._budgets.of_row(example, self.context_length)
 
     def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._model.device) for name, tensor in batch.items()}
@@ -140,7 +146,8 @@ class MeasuredBatch:
         """The model's answer to each row."""
         begin = time.perf_counter()
         answers = self._model.generate(self.examples)
-        self.answer_seconds = (time.perf_counter() - begin) / len(answers)
+        seconds = (time.perf_counter() - begin) / len(answers)
+        self.answer_seconds = next((each.seconds for each in answers if each.seconds is not None), seconds)
         return answers
 
     @cached_property

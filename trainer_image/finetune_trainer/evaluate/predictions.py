@@ -55,13 +55,21 @@ class _FileHeader(JsonLinesHeader):
     """Digest of what determines the rows of each subject."""
     batch_size: Annotated[int, Field(ge=1)]
     """Rows per batch from the last of these rows on."""
+    engine: str | None = None
+    """Version of the engine that generated the answers; None: the trainer did."""
 
 
 class PredictionLog:
     """The rows that are measured, in the run's folder. Reading and flushing leave whole batches."""
 
-    def __init__(self, folder: RunFolder, config: EvaluateConfig) -> None:
-        """Read the rows of earlier processes. Raises StageFailure (STORE_UNAVAILABLE), Preempted."""
+    def __init__(self, folder: RunFolder, config: EvaluateConfig, engine: str | None = None) -> None:
+        """Read the rows of earlier processes. Raises StageFailure (STORE_UNAVAILABLE), Preempted.
+
+        Args:
+            folder: folder of the stage.
+            config: config of the stage.
+            engine: version of the engine that has answered in this pod; None if none has.
+        """
         self._folder = folder
         self._digests = {subject: subject_digest(config, subject) for subject in config.subjects}
         self._interval = Interval(FLUSH_SECONDS)
@@ -73,6 +81,8 @@ class PredictionLog:
         """
         self._complete = False
         self.batch_size = config.batch_size
+        self.engine = engine
+        """Version of the engine that generated the answers; None: the trainer did."""
         self._read()
 
     def __len__(self) -> int:
@@ -131,7 +141,7 @@ class PredictionLog:
         self._part_ends.append(saved + len(rows))
 
     def _content(self, rows: Sequence[RowPrediction]) -> bytes:
-        header = _FileHeader(subjects=self._digests, batch_size=self.batch_size)
+        header = _FileHeader(subjects=self._digests, batch_size=self.batch_size, engine=self.engine)
         return to_content((header, *rows))
 
     def _read(self) -> None:
@@ -160,6 +170,7 @@ class PredictionLog:
             return None
         header, rows = found
         self.batch_size = header.batch_size
+        self.engine = self.engine or header.engine
         known = {(row.subject, row.row) for row in self._rows}
         self._rows += [
             row

@@ -12,17 +12,19 @@ from finetune_trainer.contract.metrics import METRICS, Metric, find_metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.data.checks.scanner import Scanner
+from finetune_trainer.evaluate.answering.recordedanswers import engine_version
 from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
 from finetune_trainer.evaluate.evidence import score_of, shown_bounds
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
 from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.report.document import Document, encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (
+    BUILT_IN_ENGINE,
     EvaluationFacts,
     ScoreSlice,
     ShownFinding,
@@ -66,7 +68,7 @@ class MeasuredEvaluation:
     """By number of the row, what judges said about it."""
     prompt: ShownPrompt | None = None
     learning_curve: Document | None = None
-    predictions_uri: str
+    log: PredictionLog
     scanner: Scanner
     """Its findings are hidden in all texts."""
 
@@ -78,6 +80,7 @@ class MeasuredEvaluation:
     def facts(self) -> EvaluationFacts:
         """What the report states."""
         config, subjects = self.config, self.subjects
+        engine = engine_version(config, self.log.engine)
         facts = EvaluationFacts(
             run=config.run,
             checkpoint=config.checkpoint,
@@ -100,7 +103,8 @@ class MeasuredEvaluation:
             gains=list(self._gains()),
             rows=list(self._answered(subjects)),
             labels=self._labels(),
-            predictions_uri=self.predictions_uri,
+            predictions_uri=self.log.uri,
+            answer_engine=BUILT_IN_ENGINE if engine is None else f"{engine.name} {engine.version}",
         )
         if config.slice_by is None:
             return facts

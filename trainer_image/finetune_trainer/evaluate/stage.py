@@ -14,6 +14,11 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import Subject, listed
+from finetune_trainer.evaluate.answering.recordedanswers import (
+    engine_findings,
+    engine_version,
+    recorded_version,
+)
 from finetune_trainer.evaluate.checks.finiteanswers import not_finite_findings
 from finetune_trainer.evaluate.checks.memorization import memorization_findings
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
@@ -78,7 +83,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         opener = SubjectOpener(config, store, data, rows, folder)
         measures = measures_of(config.metrics, opener.scope)
         subjects = _open(config, opener, measures, unmeasured)
-        log = PredictionLog(folder, config)
+        log = PredictionLog(folder, config, recorded_version(config))
         examples = {subject.name: subject.examples for subject in subjects}
         tasks = TaskLog(config, open_tasks(config.tasks), folder)
         done = sum(len(log.of(name)) for name in examples) + tasks.done_rows(list(examples))
@@ -138,6 +143,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
                 *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
                 *memorization_findings(config, store, rows, log),
                 *judged.findings(),
+                *engine_findings(config),
             )
             log.finish()
             prompt = prompt_digest(folder) if "Prompted" in measured else None
@@ -156,7 +162,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
                 judged=judged.of_rows(),
                 prompt=read_prompt(folder) if "Prompted" in measured else None,
                 learning_curve=read_learning_curve(store.run_folder(config.run, "train")),
-                predictions_uri=log.uri,
+                log=log,
                 scanner=opener.scanner,
             )
             page = _page(folder, evaluation)
@@ -170,6 +176,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         findings=findings,
         unmeasured=tuple(unmeasured),
         prompt=prompt,
+        engine=engine_version(config, log.engine),
     )
 
 

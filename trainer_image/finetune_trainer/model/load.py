@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -20,6 +21,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.model.bundle import GENERATION_CONFIG
 from finetune_trainer.model.device import is_collective_error, is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.runtime.failure import StageFailure
@@ -136,6 +138,17 @@ def read_context_length(folder: Path) -> int | None:
     """As `context_length`, of the model in `folder`. Raises StageFailure (BASE_MODEL_INVALID)."""
     with _reading_config(folder):
         return context_length(_config(folder))
+
+
+def read_generation_config(folder: Path) -> GenerationConfig:
+    """The generation config that the model in `folder` has once it is loaded.
+
+    Raises StageFailure (BASE_MODEL_INVALID).
+    """
+    with _reading_config(folder):
+        if (folder / GENERATION_CONFIG).exists():
+            return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_model_config(_config(folder))
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container
@@ -50,6 +51,23 @@ ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
 def engine_of(profile: ComputeProfile) -> ServingEngine:
     """The engine of a profile."""
     return ENGINES[profile.spec.engine]
+
+
+def engine_resources(profile: ComputeProfile, devices: int, default: PodResources) -> Manifest:
+    """Requests and limits of the engine's container.
+
+    Args:
+        profile: the ComputeProfile.
+        devices: devices of the pod.
+        default: resources if the profile has none for serving.
+    """
+    resources = profile.spec.resources.serve or default
+    requests, limits = {"cpu": resources.cpu, **resources.limited}, resources.limited
+    if profile.spec.devices.resource != CPU:
+        limits[profile.spec.devices.resource] = str(devices)
+    elif profile.spec.resources.serve is None:
+        requests["cpu"] = str(devices)
+    return {"requests": requests, "limits": limits}
 
 
 def engine_image(profile: ComputeProfile, trainer_image: str) -> str:

@@ -5,7 +5,7 @@ tokens, and the middleware that guards the port. docs/serving.md explains each o
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator.manifests.configvariable import config_variable, literal
@@ -70,7 +70,13 @@ MANAGED: Final = frozenset(
 
 def max_lora_rank(config: ServingConfig) -> int:
     """The smallest value of --max-lora-rank for all adapters. Raises ValueError if there is none."""
-    rank = max(weights.adapter.r if weights.adapter else ASSUMED_RANK for weights in config.adapters)
+    return lora_rank(
+        max(weights.adapter.r if weights.adapter else ASSUMED_RANK for weights in config.adapters)
+    )
+
+
+def lora_rank(rank: int) -> int:
+    """The smallest value of --max-lora-rank that is not below `rank`. Raises ValueError if there is none."""
     found = next((value for value in LORA_RANKS if value >= rank), None)
     if found is None:
         raise ValueError(f"rank {rank} is above {LORA_RANKS[-1]}")
@@ -109,20 +115,11 @@ def vllm_container(config: ServingConfig) -> Manifest:
     reports that its engine is dead.
     """
     health = {"httpGet": {"path": "/health", "port": SERVE_PORT}}
-    environment = {
-        "HOME": SCRATCH_MOUNT,
-        # The user of the pod has no entry in the image's /etc/passwd, where PyTorch would look for its name.
-        "USER": "vllm",
-        "PYTHONPATH": VLLM_PYTHONPATH,
-        "HF_HUB_OFFLINE": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
     return {
         "command": [literal(argument) for argument in vllm_command(config)],
         "env": [
             config_variable(config.serve),
-            *({"name": name, "value": value} for name, value in environment.items()),
+            *engine_environment(VLLM_PYTHONPATH),
         ],
         # Not `http`: the metrics are on a port of their own.
         "ports": [
@@ -140,16 +137,41 @@ def vllm_container(config: ServingConfig) -> Manifest:
     }
 
 
+def engine_environment(python_path: str) -> list[dict[str, str]]:
+    """Variables of a container with the image of vLLM. `python_path`: folder of our package."""
+    variables = {
+        "HOME": SCRATCH_MOUNT,
+        # The user of the pod has no entry in the image's /etc/passwd, where PyTorch would look for its name.
+        "USER": "vllm",
+        "PYTHONPATH": python_path,
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def served_models(adapters: Mapping[str, str], rank: int) -> Iterator[str]:
+    """Options of a base model with adapters, given by their names and folders.
+
+    Args:
+        adapters: folder of each adapter.
+        rank: a value of --max-lora-rank.
+    """
+    yield from ("--served-model-name=base", "--enable-lora")
+    yield f"--max-loras={min(len(adapters), MAX_LORAS)}"
+    yield f"--max-cpu-loras={len(adapters)}"
+    yield f"--max-lora-rank={rank}"
+    yield "--lora-modules"
+    yield from (f"{name}={folder}" for name, folder in adapters.items())
+
+
 def _models(config: ServingConfig) -> Iterator[str]:
     """Options of the models and their prompts."""
     serve = config.serve
     if config.adapters:
-        yield from ("--served-model-name=base", "--enable-lora")
-        yield f"--max-loras={min(len(config.adapters), MAX_LORAS)}"
-        yield f"--max-cpu-loras={len(config.adapters)}"
-        yield f"--max-lora-rank={max_lora_rank(config)}"
-        yield "--lora-modules"
-        yield from (f"{model.name}={serve.models_path}/{model.folder}" for model in serve.models)
+        folders = {model.name: f"{serve.models_path}/{model.folder}" for model in serve.models}
+        yield from served_models(folders, max_lora_rank(config))
     else:
         yield f"--served-model-name={serve.models[0].name}"
     yield f"--chat-template={VLLM_CHAT_TEMPLATE}"

@@ -1,6 +1,7 @@
 """Build the Jobs that measure one Checkpoint."""
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.configs import collect_config
@@ -13,7 +14,7 @@ from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.inputs import weights_of
-from finetune_operator.reconcile.evaluation.live import live_model
+from finetune_operator.reconcile.evaluation.live import live_adapter, live_model
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.lineage import run_of
@@ -61,7 +62,7 @@ def build_job(
     config: StageConfig | None
     if purpose == "stage":
         keep(run)
-        config = _config(run, inputs, checkpoint)
+        config = _config(run, inputs, checkpoint, found.profile)
         unsent = check_config(config, found.profile)
         if unsent is not None:
             return unsent
@@ -90,7 +91,9 @@ def build_job(
     )
 
 
-def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> StageConfig:
+def _config(
+    run: Assessment, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
+) -> StageConfig:
     weights, spec = weights_of(checkpoint, run.snapshot), run.evaluation.spec
     if weights is None:
         raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
@@ -102,5 +105,7 @@ def _config(run: Assessment, inputs: StageInputs, checkpoint: Checkpoint) -> Sta
         group_by=run.snapshot.group_column(run.status.resolved.dataset_version),
         split=spec.dataset.split,
         live=live_model(run),
+        live_adapter=live_adapter(run),
+        profile=profile,
         step_timeout_seconds=spec.compute.step_timeout_seconds,
     )

@@ -4,7 +4,7 @@ It is recorded in the status before the Job that measures it is created, so that
 meanwhile. Before there is a Job, another champion replaces it, so that its deletion waits for nothing else.
 """
 
-from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.evaluationstatus import ComparedChampion
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.evaluateconfig import subjects_of
@@ -35,6 +35,13 @@ def choose(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     run.update(live=now if now.checkpoint else None)
     described = f"champion {now.checkpoint}" if now.checkpoint else "no champion"
     return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {described}")
+
+
+def live_adapter(run: Assessment) -> AdapterRecord | None:
+    """Properties of the recorded champion's adapter; None if it has none or they are not recorded."""
+    known = run.status.live
+    champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
+    return None if champion is None else champion.spec.lineage.adapter
 
 
 def live_model(run: Assessment) -> LiveModel | None:

@@ -2,12 +2,14 @@
 
 from typing import Final
 
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.manifests.configs import checkpoint_type, template_arguments
 from finetune_operator.manifests.evaluateconfig import evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
+from finetune_operator.manifests.records import adapter_record
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -15,7 +17,7 @@ from finetune_operator.reconcile.finetunejob.score import score_again, with_cust
 from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.stages.usage import has_finished
-from finetune_operator.reconcile.steps import Failed, Halt
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
     notes,
@@ -118,6 +120,11 @@ def _untested_text(untested: int | None) -> str:
     return f". {answers} no row in the test split, and the scores do not cover them: see the data report"
 
 
+def _profile(run: Run) -> ComputeProfile | None:
+    found = run.prerequisites
+    return None if isinstance(found, Blocked) else found.profile_of(STAGE)
+
+
 def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> StageResult | Halt:
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
@@ -131,6 +138,7 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
         quantized_base=METHODS[method.type].quantized_base,
         chat_template_kwargs=template_arguments(resolved),
         hyperparameters=hyperparameters,
+        adapter=adapter_record(method, resolved.lora),
     )
     return run_stage(
         run,
@@ -143,6 +151,8 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
             group_by=run.snapshot.group_column(resolved.dataset_version),
             step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
             live=live.live_model(run),
+            live_adapter=live.live_adapter(run),
+            profile=_profile(run),
             tasks={task.name: task.digest for task in resolved.tasks or ()},
         ),
     )

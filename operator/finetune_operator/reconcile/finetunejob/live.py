@@ -6,6 +6,7 @@ therefore never runs next to it, and the comparison of a verdict is always known
 
 from typing import Final
 
+from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.engine.resources import JOB
@@ -84,6 +85,13 @@ def given_up(evaluation: EvaluationStatus) -> EvaluationStatus:
     """The evaluation of a run whose champion keeps changing: no gate decides it."""
     update = {"verdict": "Undecided", "reason": Reason.CHAMPION_KEEPS_CHANGING}
     return evaluation.model_copy(update=update)
+
+
+def live_adapter(run: Run) -> AdapterRecord | None:
+    """Properties of the recorded champion's adapter; None if it has none or they are not recorded."""
+    known = run.status.live
+    champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
+    return None if champion is None else champion.spec.lineage.adapter
 
 
 def live_model(run: Run) -> LiveModel | None:

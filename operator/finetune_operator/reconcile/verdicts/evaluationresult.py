@@ -1,5 +1,7 @@
 """The status of an evaluation, from the result of its stage."""
 
+from typing import Final
+
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.evaluationstatus import MAX_FINDINGS, CheckFinding, EvaluationStatus
 from finetune_operator.api.meta import Name
@@ -11,6 +13,9 @@ from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
 from finetune_trainer.contract.results import EvaluateResult
+
+MAX_ENGINE_CHARACTERS: Final = 128
+"""Limit of the name and version of an engine in the status."""
 
 
 def evaluation_status(
@@ -34,6 +39,7 @@ def evaluation_status(
     had_champion = champion is not None or result.live is not None
     measured = Measurements.of(result, has_champion=had_champion, opponents=opponents_of(spec))
     gates, verdict = decide(spec.gates, measured)
+    engine = result.engine
     # Vetoes first, so that a long list of findings cannot hide them.
     findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
     return EvaluationStatus(
@@ -52,6 +58,7 @@ def evaluation_status(
         live=live,
         untested_answers=untested_answers,
         report_uri=result.report_uri,
+        answer_engine=None if engine is None else f"{engine.name} {engine.version}"[:MAX_ENGINE_CHARACTERS],
     )
 
 

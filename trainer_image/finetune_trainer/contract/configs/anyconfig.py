@@ -4,6 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter
 
+from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -21,6 +22,8 @@ AnyConfig = Annotated[
     | ScoreConfig
     | CollectConfig
     | CleanupConfig
+    | PromptsConfig
+    | AnswersConfig
     | FetchConfig
     | ServeConfig,
     Field(discriminator="stage"),

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageConfig
 from finetune_trainer.contract.evaluation import (
@@ -68,3 +69,7 @@ class EvaluateConfig(StageConfig):
         tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
     ] = ()
     """Tasks of general ability, which all subjects but Prompted do."""
+    answer_engine: Annotated[
+        AnswerEngine | None, Field(json_schema_extra={"since": 2, "essential": True})
+    ] = None
+    """Set if the ComputeProfile has another engine than that of the trainer."""

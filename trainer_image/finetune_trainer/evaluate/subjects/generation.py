@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import PeftModel
@@ -55,6 +55,23 @@ class GeneratedAnswer:
     finish_reason: Literal["stop", "length"]
     is_finite: bool = True
     """False if it ended because the model overflowed, so that its logits were not finite."""
+    seconds: float | None = None
+    """Time of the answer in another process; None if it was generated in this one."""
+
+
+class AnswerSource(Protocol):
+    """Where the answers of one model come from."""
+
+    def generate(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        """Return an answer to each request, in their order."""
+
+
+def row_seed(settings: GenerationSettings, row: int) -> int | None:
+    """Seed of the answer to a row, the same for all models; None for the most likely tokens."""
+    if settings.temperature == 0:
+        return None
+    digest = hashlib.sha256(f"{settings.seed}:{row}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 class AnswerGenerator:
@@ -155,11 +172,8 @@ class AnswerGenerator:
 
     def _sampler(self, request: AnswerRequest) -> Sampler | None:
         """The sampler of one answer; None for the most likely tokens."""
-        settings = self._settings
-        if settings.temperature == 0:
-            return None
-        digest = hashlib.sha256(f"{settings.seed}:{request.row}".encode()).digest()
-        return Sampler(settings.temperature, settings.top_p, int.from_bytes(digest[:8]) >> 1)
+        settings, seed = self._settings, row_seed(self._settings, request.row)
+        return None if seed is None else Sampler(settings.temperature, settings.top_p, seed)
 
 
 @dataclass

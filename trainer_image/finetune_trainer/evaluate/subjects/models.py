@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.evaluate.answering.recordedanswers import RecordedAnswers, exchange_of
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.measured import MeasuredModel
@@ -53,6 +54,7 @@ class SubjectModels:
         self._on_token = on_token
         self._probe = probe
         self._tasks = tasks
+        self._exchange = exchange_of(config)
         self._model: PreTrainedModel | PeftModel | None = None
         self._base: tuple[Path, bool] | None = None
         """Folder of the base model in memory, and whether it is in 4 bits."""
@@ -63,8 +65,12 @@ class SubjectModels:
         """Measure what is missing of a subject; loads no model if nothing is. Raises StageFailure."""
         is_probed = subject.name == TUNED and self._probe.is_pending
         has_tasks = self._tasks is not None and bool(self._tasks.log.missing(subject.name))
-        if not (measurement.missing(subject.name) or is_probed or has_tasks):
+        has_rows = bool(measurement.missing(subject.name))
+        if not (has_rows or is_probed or has_tasks):
             return
+        answers = None
+        if has_rows and self._exchange is not None:
+            answers = RecordedAnswers(self._exchange, subject.name, subject.tokenizer)
         try:
             with catch_out_of_memory("loading the model", self._devices, 0, by_batch=False):
                 model = self._load(subject.weights)
@@ -82,6 +88,7 @@ class SubjectModels:
                 max_new_tokens=self._config.max_new_tokens,
                 on_token=self._on_token,
                 stop_ids=subject.stop_ids,
+                answers=answers,
             )
             measurement.measure(subject.name, measured)
             if self._tasks is not None:

@@ -74,6 +74,7 @@ def evaluation_report(facts: EvaluationFacts) -> Document:
             if (distribution := _lengths(facts.rows, subject)) is not None
         ],
         "predictions": facts.predictions_uri,
+        "answerEngine": facts.answer_engine,
     }
 
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.evaluation.judges import ShownJudge
 from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties
+
+BUILT_IN_ENGINE: Final = "Transformers"
+"""Name of the trainer as the engine of answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,8 @@ class EvaluationFacts:
     gains: Sequence[ShownGain]
     rows: Sequence[AnsweredRow]
     predictions_uri: str
+    answer_engine: str = BUILT_IN_ENGINE
+    """Engine that generated the answers, with its version unless it is the trainer."""
     slice_by: str | None = None
     """Kept column of the slices."""
     slices: Sequence[ScoreSlice] = ()

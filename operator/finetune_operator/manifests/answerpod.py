@@ -1,0 +1,105 @@
+"""Containers of an evaluate pod in which a serving engine generates the answers.
+
+They run before the trainer, one after the other, so that each has all devices of the pod, and none needs a
+second set of them: `prompts`, of the trainer image, writes what to answer; `answers`, of the engine's image,
+answers it.
+"""
+
+import signal
+from typing import Final
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.devices import CPU
+from finetune_operator.manifests.configvariable import config_variable
+from finetune_operator.manifests.engines.enginetable import ENGINES, engine_resources
+from finetune_operator.manifests.engines.vllm import engine_environment
+from finetune_operator.manifests.engines.vllmanswers import answer_servers
+from finetune_operator.manifests.security import container_security
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.environment import (
+    ANSWERS_MODULE,
+    ANSWERS_MOUNT,
+    ANSWERS_PYTHONPATH,
+    STORE_MOUNT,
+    TERMINATION_MESSAGE_PATH,
+)
+from finetune_trainer.contract.outcomes import ExitCode
+
+PROMPTS_CONTAINER: Final = "prompts"
+ANSWERS_CONTAINER: Final = "answers"
+ANSWER_CONTAINERS: Final = (PROMPTS_CONTAINER, ANSWERS_CONTAINER)
+"""Init containers of a stage, in their order."""
+ENDED_BY_SIGTERM: Final = (ExitCode.PREEMPTED_SAVED, 128 + signal.SIGTERM)
+"""Exit codes of these containers after SIGTERM. The next pod answers again what is not measured."""
+MOUNT: Final[Manifest] = {"name": "answers", "mountPath": ANSWERS_MOUNT}
+VOLUME: Final[Manifest] = {"name": "answers", "emptyDir": {}}
+
+
+def has_answer_containers(config: object) -> bool:
+    """Whether the pod of this config has them."""
+    engine = config.answer_engine if isinstance(config, EvaluateConfig) else None
+    return engine is not None and engine.is_separate
+
+
+def with_answers(pod: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int) -> Manifest:
+    """The pod of the trainer, with the containers that run before it and the volume that they share."""
+    (trainer,) = pod["containers"]
+    reading = {**trainer, "volumeMounts": [*trainer["volumeMounts"], {**MOUNT, "readOnly": True}]}
+    return {
+        **pod,
+        "initContainers": [
+            _prompts(trainer, config),
+            _answers(trainer, config, profile, devices),
+        ],
+        "containers": [reading],
+        "volumes": [*pod["volumes"], VOLUME],
+    }
+
+
+def _prompts(trainer: Manifest, config: EvaluateConfig) -> Manifest:
+    """As the trainer, without devices."""
+    needed = {"cpu", "memory", "ephemeral-storage"}
+    resources = {
+        kind: {name: value for name, value in values.items() if name in needed}
+        for kind, values in trainer["resources"].items()
+    }
+    prompts = PromptsConfig(contract=config.contract, evaluate=config)
+    _, *environment = trainer["env"]
+    return {
+        **trainer,
+        "name": PROMPTS_CONTAINER,
+        "env": [config_variable(prompts), *environment],
+        "resources": resources,
+        "volumeMounts": [*trainer["volumeMounts"], MOUNT],
+    }
+
+
+def _answers(trainer: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int) -> Manifest:
+    """The engine, which gets of the store only the right to read it, and no credentials and tokens."""
+    accelerators = devices if profile.spec.devices.resource != CPU else 0
+    answers = AnswersConfig(
+        contract=config.contract,
+        servers=answer_servers(config, accelerators),
+        step_timeout_seconds=config.step_timeout_seconds,
+    )
+    shared = [mount for mount in trainer["volumeMounts"] if mount["name"] in {"scratch", "shared-memory"}]
+    environment = engine_environment(ANSWERS_PYTHONPATH)
+    engine = config.answer_engine
+    return {
+        "name": ANSWERS_CONTAINER,
+        "image": engine.image if engine is not None else None,
+        "imagePullPolicy": trainer["imagePullPolicy"],
+        "command": ["python3", "-m", ANSWERS_MODULE],
+        "env": [config_variable(answers), *environment],
+        "resources": engine_resources(profile, devices, ENGINES[profile.spec.engine].default_resources),
+        "terminationMessagePath": TERMINATION_MESSAGE_PATH,
+        "terminationMessagePolicy": "File",
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": "store", "mountPath": STORE_MOUNT, "readOnly": True},
+            *shared,
+            MOUNT,
+        ],
+    }

@@ -1,0 +1,33 @@
+"""Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup."""
+
+from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
+from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
+from finetune_trainer.store import open_store
+from finetune_trainer.store.cleanup import cleanup
+
+ConfigWithoutResult = CleanupConfig | FetchConfig | ServeConfig | PromptsConfig | AnswersConfig
+"""Config of a process that leaves no result of a stage."""
+
+
+def run_without_result(config: ConfigWithoutResult) -> None:
+    """Run the process. Each imports its libraries only then. Raises StageFailure."""
+    match config:
+        case CleanupConfig():
+            cleanup(config, open_store(config.store))
+        case FetchConfig():
+            from finetune_trainer.serve import fetch
+
+            fetch.run(config)
+        case ServeConfig():
+            from finetune_trainer.serve import app
+
+            app.serve(config)
+        case PromptsConfig():
+            from finetune_trainer.evaluate.answering import prompts
+
+            prompts.run(config)
+        case AnswersConfig():
+            from finetune_trainer.evaluate.answering import engineanswers
+
+            engineanswers.run(config)

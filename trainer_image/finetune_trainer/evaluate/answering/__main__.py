@@ -1,0 +1,18 @@
+"""Entry point in the image of the engine. Handles signals before slow imports."""
+
+import sys
+
+from finetune_trainer.runtime import signals
+
+
+def main() -> int:
+    """Answer the prompts of the pod. Returns the exit code."""
+    signals.exit_before_start()
+    from finetune_trainer.evaluate.answering import engineanswers
+
+    engineanswers.run_in_pod()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

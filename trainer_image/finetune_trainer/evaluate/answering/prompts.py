@@ -1,0 +1,115 @@
+"""Writes the prompts that a serving engine answers for an evaluation."""
+
+import logging
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+import finetune_trainer
+from finetune_trainer.contract.configs.answers import PromptsConfig
+from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.environment import BASE_FOLDER, LIVE_BASE_FOLDER, LIVE_FOLDER, TUNED_FOLDER
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.answering.exchange import Exchange, PromptsHeader, RowPrompt
+from finetune_trainer.evaluate.budget import AnswerBudget
+from finetune_trainer.evaluate.predictions import PredictionLog
+from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
+from finetune_trainer.evaluate.subjects.generation import row_seed
+from finetune_trainer.evaluate.subjects.opening import SubjectOpener
+from finetune_trainer.model.load import read_context_length, read_generation_config
+from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.store import open_store
+from finetune_trainer.tokens.chattemplate import stop_token_ids
+
+FOLDERS: Final[dict[Subject, tuple[str, str]]] = {
+    "Tuned": (BASE_FOLDER, TUNED_FOLDER),
+    "Live": (LIVE_BASE_FOLDER, LIVE_FOLDER),
+}
+"""Names of the folders with the base model and the weights; other subjects have a base model only."""
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PromptsConfig) -> None:
+    """Write the prompts of the rows that are not measured yet, and the package for the engine's image.
+
+    A subject that cannot be opened gets no prompts: the trainer, which runs later, fails at the same place
+    and reports it.
+    """
+    evaluate = config.evaluate
+    if evaluate.answer_engine is None:
+        raise StageFailure(FailureReason.INVALID_CONFIG, "answerEngine: the trainer answers itself")
+    exchange = Exchange(Path(evaluate.answer_engine.folder))
+    package = Path(finetune_trainer.__file__).parent
+    shutil.copytree(
+        package,
+        exchange.python / package.name,
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
+    try:
+        _write(evaluate, exchange)
+    except StageFailure as failure:
+        logger.warning("there is nothing to answer: %s", failure.message)
+    except Exception:
+        logger.exception("there is nothing to answer, because of an unexpected error")
+
+
+def _write(config: EvaluateConfig, exchange: Exchange) -> None:
+    store = open_store(config.store)
+    data = store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
+    rows = load_rows(data / SPLIT_FILES[config.split])
+    exchange.models.mkdir(exist_ok=True)
+    with store.run_folder(config.run, config.stage) as folder:
+        opener = SubjectOpener(config, store, data, rows, folder)
+        log = PredictionLog(folder, config)
+        for name in config.subjects:
+            try:
+                subject = opener.open(name)
+                prompts = _prompts(config, subject, measured=log.of(name).keys())
+                header = _header(config, subject)
+            except StageFailure as failure:
+                logger.warning("%s: %s", name, failure.message)
+                continue
+            if prompts:
+                _link(exchange.models, name, subject.weights)
+                exchange.write_prompts(name, header, prompts)
+            logger.info("%s: %d rows to answer", name, len(prompts))
+
+
+def _header(config: EvaluateConfig, subject: EvaluatedSubject) -> PromptsHeader:
+    generation = read_generation_config(subject.weights.base)
+    return PromptsHeader(
+        stop_ids=tuple(sorted(subject.stop_ids | {*stop_token_ids(subject.tokenizer, generation)})),
+        temperature=config.generation.temperature,
+        top_p=config.generation.top_p,
+    )
+
+
+def _prompts(config: EvaluateConfig, subject: EvaluatedSubject, measured: Collection[int]) -> list[RowPrompt]:
+    """The prompts of the rows that are not measured; none of rows without room for an answer."""
+    budget, context = AnswerBudget.of(config), read_context_length(subject.weights.base)
+    return [
+        RowPrompt(
+            row=example.row,
+            ids=tuple(example.prompt),
+            max_tokens=tokens,
+            seed=row_seed(config.generation, example.row),
+        )
+        for example in subject.examples
+        if example.row not in measured and (tokens := budget.of_row(example, context)) > 0
+    ]
+
+
+def _link(models: Path, subject: Subject, weights: Weights) -> None:
+    """Link the folders of the weights, which the engine reads where they are."""
+    base, own = FOLDERS.get(subject, (BASE_FOLDER, BASE_FOLDER))
+    folders = {own: weights.base} if weights.adapter is None else {base: weights.base, own: weights.adapter}
+    for name, folder in folders.items():
+        link = models / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
