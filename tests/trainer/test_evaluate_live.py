@@ -68,9 +68,8 @@ class Line:
         return LiveModel(name="before", digest=checkpoint.digest, type=checkpoint.type, base_model=base)
 
     def config(self, run: str, live: LiveModel | None, **settings: Any) -> EvaluateConfig:
-        config = self.bench.evaluate_config(
-            self.base, self.dataset, self.tuned, subjects=("Tuned", "Base", "Live"), live=live, **settings
-        )
+        given = {"subjects": ("Tuned", "Base", "Live"), "live": live, **settings}
+        config = self.bench.evaluate_config(self.base, self.dataset, self.tuned, **given)
         return config.model_copy(update={"run": run})
 
     def evaluate(self, run: str, live: LiveModel | None, **settings: Any) -> EvaluateResult:
