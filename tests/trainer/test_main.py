@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -69,9 +70,12 @@ def test_a_run_that_is_done_says_so_again_without_doing_it_again(preparation: Pr
     assert second.termination_message == first.termination_message
 
 
-@pytest.mark.parametrize(("live", "code"), [("1", ExitCode.OK), ("2", ExitCode.BAD_CONFIG)])
-def test_an_evaluation_that_is_done_is_repeated_for_another_champion(
-    preparation: Preparation, live: str, code: ExitCode
+@pytest.mark.parametrize(
+    ("live", "image", "code"),
+    [("1", None, ExitCode.OK), ("2", None, ExitCode.BAD_CONFIG), ("1", "vllm:1", ExitCode.BAD_CONFIG)],
+)
+def test_an_evaluation_that_is_done_is_repeated_for_another_champion_or_engine(
+    preparation: Preparation, live: str, image: str | None, code: ExitCode
 ) -> None:
     weights, champion, other = (f"sha256:{character * 64}" for character in ("c", "1", live))
     done = EvaluateResult(checkpoint=weights, split="test", scores=(), live=champion)
@@ -84,6 +88,7 @@ def test_an_evaluation_that_is_done_is_repeated_for_another_champion(
         dataset=weights,
         checkpoint=weights,
         live=LiveModel(name="champion", digest=other, type="Adapter", base_model=weights),
+        answer_engine=AnswerEngine(name="VLLM", image=image) if image else None,
     )
 
     ended = run(config)
