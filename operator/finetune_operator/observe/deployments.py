@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.manifests.labels import REVISION
+from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podstatus import condition, quoted
 from finetune_operator.observe.servingpods import ServingTrouble, crash_since, is_replaced, serving_trouble
 from finetune_operator.observe.stagetimes import parse_time
@@ -33,14 +34,24 @@ def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Se
 
 
 def capacity_shortage(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
-    """The resources that pods of this revision wait for; None if each pod has a node."""
+    """The resources that pods of this revision wait for; None if each pod has a node.
+
+    It is None, too, if a pod that is not ready has another problem: capacity would not solve it.
+    """
+    starting = [
+        pod
+        for pod in _own(deployment["metadata"]["name"], pods)
+        if _is_starting(pod) and node_trouble(pod, "pod", now) is None
+    ]
+    troubles = [trouble for pod in starting if (trouble := serving_trouble(pod, now)) is not None]
+    if not all(trouble.lacks_capacity for trouble in troubles):
+        return None
     refused = condition(deployment, "ReplicaFailure")
     if refused is not None and refused.get("status") == "True":
         quota = QUOTA.search(refused.get("message", ""))
         if quota is not None:
             return f"the quota of the namespace refuses a pod: {quoted(quota[0])}"
-    troubles = _troubles(deployment["metadata"]["name"], pods, now)
-    return next((trouble.message for trouble in troubles if trouble.lacks_capacity), None)
+    return next((trouble.message for trouble in troubles), None)
 
 
 def failure_of(
@@ -99,6 +110,11 @@ def _troubles(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Ite
 
 def _own(revision: str, pods: Mapping[str, Manifest]) -> list[Manifest]:
     return [pod for pod in pods.values() if pod["metadata"].get("labels", {}).get(REVISION) == revision]
+
+
+def _is_starting(pod: Manifest) -> bool:
+    ready = condition(pod, "Ready")
+    return not is_replaced(pod) and (ready is None or ready["status"] != "True")
 
 
 def _unready_since(pod: Manifest) -> datetime | None:

@@ -198,6 +198,11 @@ class EndpointCluster:
         """Let time pass."""
         self.cluster.now += timedelta(seconds=seconds)
 
+    def scale(self, name: str, replicas: int) -> None:
+        """Set the replicas of a Deployment."""
+        deployment = self.deployments[name]
+        self.deployments[name] = {**deployment, "spec": {**deployment["spec"], "replicas": replicas}}
+
     def make_ready(self, name: str) -> None:
         """Make the pods ready, as the kubelet and deployment controller do."""
         deployment = self.deployments[name]

@@ -9,6 +9,7 @@ from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,
     crashed_pod,
+    digest,
     rolling,
     serving,
     serving_pod,
@@ -264,6 +265,32 @@ def test_a_bake_also_begins_if_the_operator_is_killed_after_it_moved_the_request
     cluster.put(crashed_pod(new))
     cluster.settle()
     assert (cluster.points_at, list(cluster.deployments)) == (old, [old])
+
+
+def test_the_status_has_the_models_of_the_old_revision_if_the_operator_is_killed_after_a_return() -> None:
+    cluster, old, new = ready(bakeSeconds=600)
+    cluster.put(crashed_pod(new))
+    lose_the_status(cluster)
+    assert cluster.points_at == old
+    cluster.settle()
+    assert cluster.endpoint.status.models[0].checkpoint == "first"
+
+
+def test_a_return_restores_the_digest_of_the_base_model_in_the_status() -> None:
+    cluster, old = serving(strategy={"bakeSeconds": 600})
+    before = cluster.endpoint.status.base_model_digest
+    pin = {"uri": f"pvc://artifacts/checkpoints/{'2' * 64}", "digest": digest("2")}
+    base = {"uri": "pvc://models/base", "digest": digest("9")}
+    cluster.edit(baseModel=base, models=[{"name": "router", "pin": pin}])
+    cluster.settle()
+    (new,) = set(cluster.deployments) - {old}
+    cluster.make_ready(new)
+    cluster.settle()
+    assert cluster.endpoint.status.base_model_digest == digest("9")
+    cluster.put(crashed_pod(new))
+    cluster.settle()
+    assert cluster.points_at == old
+    assert cluster.endpoint.status.base_model_digest == before
 
 
 @pytest.mark.parametrize("bake", [{}, {"bakeSeconds": 600}])

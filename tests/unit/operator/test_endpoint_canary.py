@@ -13,6 +13,7 @@ from tests.unit.operator.endpoints import (
     crashed_pod,
     rolling,
     serving,
+    serving_pod,
     states,
     unscheduled_pod,
 )
@@ -105,7 +106,7 @@ def test_a_canary_can_bake() -> None:
         cluster.wait(seconds)
         make_ready(cluster)
     assert states(cluster) == {new: "Baking", old: "Standby"}
-    assert replicas(cluster) == {old: 3, new: 5}
+    assert replicas(cluster) == {old: 5, new: 5}, "a return gives it all requests at once"
     cluster.put(crashed_pod(new))
     cluster.settle()
     assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
@@ -121,13 +122,59 @@ def test_a_crash_gives_all_requests_back_before_the_canary_is_deleted() -> None:
     assert cluster.log.index("apply Service desk") < cluster.log.index(f"delete {new}")
 
 
-@pytest.mark.parametrize("paused", [False, True])
-def test_an_abort_gives_all_requests_back(*, paused: bool) -> None:
-    cluster, old, new = begun()
-    decision = {"revision": new, "verdict": "Abort"}
-    cluster.edit(strategy={**CANARY, "paused": paused, "decision": decision})
+def abort(cluster: EndpointCluster, revision: str, **strategy: Any) -> None:
+    decision = {"revision": revision, "verdict": "Abort", "reason": "too slow"}
+    cluster.edit(strategy={**CANARY, **strategy, "decision": decision})
     cluster.settle()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_abort_gives_the_old_revision_its_replicas_before_the_requests(*, paused: bool) -> None:
+    cluster, old, new = begun()
+    abort(cluster, new, paused=paused)
+    assert (replicas(cluster), weights(cluster)) == ({old: 5, new: 1}, {old: 80, new: 20})
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "RollingOut"
+    assert f"too slow; {old} gets all requests when its replicas are ready" in message
+    make_ready(cluster)
     assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+    assert states(cluster) == {new: "RolledBack", old: "Live"}
+    assert "too slow" in (cluster.condition("Stalled") or ("", ""))[1]
+
+
+def test_each_old_replica_that_is_ready_again_takes_over_from_one_of_an_aborted_canary() -> None:
+    cluster, old, new = begun()
+    cluster.wait(60)
+    make_ready(cluster)
+    assert replicas(cluster) == {old: 3, new: 2}
+    abort(cluster, new)
+    assert replicas(cluster) == {old: 5, new: 2}
+    status = cluster.deployments[old]["status"]
+    cluster.deployments[old] = {**cluster.deployments[old], "status": {**status, "readyReplicas": 4}}
+    cluster.settle()
+    assert (replicas(cluster), weights(cluster)) == ({old: 5, new: 1}, {old: 60, new: 40})
+
+
+def test_an_abort_without_room_for_the_old_replicas_returns_the_requests_at_once() -> None:
+    cluster, old, new = begun()
+    cluster.put(unscheduled_pod(old))
+    abort(cluster, new)
+    assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+
+
+def test_an_abort_in_the_bake_waits_for_the_replicas_of_the_old_revision() -> None:
+    cluster, old, new = begun(bakeSeconds=300)
+    for seconds in (60, 120):
+        cluster.wait(seconds)
+        make_ready(cluster)
+    cluster.deployments[old] = {**cluster.deployments[old], "status": {}}
+    abort(cluster, new, bakeSeconds=300)
+    assert (replicas(cluster), cluster.points_at) == ({old: 5, new: 5}, new)
+    assert cluster.endpoint.status.models[0].checkpoint == "second"
+    make_ready(cluster)
+    assert (replicas(cluster), cluster.points_at) == ({old: 5}, old)
+    assert cluster.endpoint.status.models[0].checkpoint == "first"
+    assert states(cluster) == {new: "RolledBack", old: "Live"}
 
 
 def test_a_promotion_skips_the_steps_that_are_left() -> None:
@@ -154,6 +201,9 @@ def test_a_pause_holds_the_step() -> None:
 def test_another_champion_takes_the_requests_back_before_its_own_canary_starts() -> None:
     cluster, old, second = begun()
     cluster.put(checkpoint("third", "3", promoted=20))
+    cluster.settle()
+    assert (replicas(cluster), weights(cluster)) == ({old: 5, second: 1}, {old: 80, second: 20})
+    cluster.make_ready(old)
     cluster.reconcile()
     assert cluster.points_at == old
     assert set(cluster.deployments) == {old, second}, "a split Service would select the third one too"
@@ -163,14 +213,30 @@ def test_another_champion_takes_the_requests_back_before_its_own_canary_starts()
     assert states(cluster)[second] == "Retired"
 
 
-def test_a_return_to_the_old_champion_ends_the_canary_before_the_old_replicas_start() -> None:
+def test_a_return_to_the_old_champion_ends_the_canary_when_the_old_replicas_are_ready() -> None:
     cluster, old, new = begun()
     cluster.edit(models=[{"name": "router", "pin": {"checkpoint": "first"}}])
-    cluster.reconcile()
-    assert (replicas(cluster), cluster.points_at) == ({old: 5, new: 1}, old)
     cluster.settle()
+    assert (replicas(cluster), weights(cluster)) == ({old: 5, new: 1}, {old: 80, new: 20})
+    make_ready(cluster)
     assert replicas(cluster) == {old: 5}
     assert states(cluster) == {new: "Retired", old: "Live"}
+
+
+def test_a_change_of_the_strategy_returns_the_requests_before_the_rollout_begins_again() -> None:
+    cluster, old, new = begun()
+    cluster.put(serving_pod(old))
+    cluster.edit(strategy={"type": "Recreate"})
+    cluster.settle()
+    assert (replicas(cluster), weights(cluster)) == ({old: 5, new: 1}, {old: 80, new: 20})
+    cluster.make_ready(old)
+    cluster.reconcile()
+    assert (states(cluster), cluster.points_at) == ({old: "Live", new: "Retired"}, old)
+    cluster.reconcile()
+    assert (states(cluster)[new], cluster.points_at) == ("RollingOut", old), "its only replica is too few"
+    assert replicas(cluster)[old] == 0
+    make_ready(cluster)
+    assert (states(cluster)[new], cluster.points_at) == ("Live", new)
 
 
 def test_scaling_keeps_the_weight() -> None:

@@ -6,6 +6,7 @@ from tests.unit.operator.endpoints import (
     EndpointCluster,
     broken_pod,
     checkpoint,
+    crashed_pod,
     profile,
     rolling,
     serving,
@@ -91,6 +92,22 @@ def test_a_pod_that_cannot_start_fails_the_revision_though_another_one_has_no_no
     cluster.settle()
     assert states(cluster) == {new: "Failed", old: "Live"}
     assert "another digest" in (cluster.condition("Stalled") or ("", ""))[1]
+
+
+def test_a_crash_counts_toward_the_deadline_though_another_pod_has_no_node() -> None:
+    cluster, old, new = rolling(replicas=3)
+    ready = {"type": "Ready", "status": "True"}
+    once_crashed = crashed_pod(new)["status"] | {"conditions": [ready]}
+    cluster.put(unscheduled_pod(new), {**serving_pod(new, "ready"), "status": once_crashed})
+    cluster.settle()
+    assert states(cluster)[new] == "WaitingForCapacity"
+    crashes = serving_pod(new, "crashes", **crashed_pod(new)["status"])
+    cluster.put(crashes)
+    cluster.settle()
+    assert states(cluster)[new] == "RollingOut"
+    cluster.miss_deadline(new)
+    cluster.settle()
+    assert states(cluster) == {new: "Failed", old: "Live"}
 
 
 def test_a_claim_that_cannot_be_bound_is_no_lack_of_capacity() -> None:

@@ -43,7 +43,7 @@ ALL_REPLICAS: Final = {
     ("Preview", Observation.DWELLS),
 }
 """Combinations in which the wanted revision of a canary has all replicas."""
-IN_STEPS: Final = (Observation.UNACHIEVABLE, Observation.DWELLS, Observation.STEPS)
+IN_STEPS: Final = (Observation.UNACHIEVABLE, Observation.DWELLS, Observation.STEPS, Observation.GIVES_BACK)
 BEFORE_START: Final = (
     Observation.UNPROVABLE,
     Observation.NO_SLOT,
@@ -57,6 +57,7 @@ IMPOSSIBLE: Final = {
     *product(["Preview"], (Observation.OCCUPIED, Observation.NO_CAPACITY)),
     *product(["Canary"], (Observation.OCCUPIED, Observation.PREVIEWS)),
     *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, [Observation.STEPS]),
+    *product(set(STATES) - {"Failed", "RolledBack"}, [Observation.GIVES_BACK]),
     *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
     *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
     *product(set(STATES) - {"Standby", "Baking"}, [Observation.RECALLED]),
@@ -87,6 +88,9 @@ ABORTED:
   Baking -> RolledBack, ABORT
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
+GIVES_BACK:
+  Failed -> =, GIVE_BACK
+  RolledBack -> =, GIVE_BACK
 PAUSED:
   Pending -> =, HOLD
   RollingOut -> =, HOLD
@@ -231,7 +235,8 @@ def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
 
 def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
     newer: Any = "Shadow"
-    for seen in set(Observation) - {Observation.STEPS, Observation.SPARE, Observation.RECALLED}:
+    never = {Observation.STEPS, Observation.GIVES_BACK, Observation.SPARE, Observation.RECALLED}
+    for seen in set(Observation) - never:
         assert transition(newer, seen) == transition("Pending", seen)
 
 
@@ -268,8 +273,9 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     (new,) = set(cluster.deployments) - {old}
-    if state in {"Live", "Baking", "Canary"}:
-        cluster.edit(strategy=strategy_for(state, Observation.NOT_READY, new), replicas=2)
+    if state in {"Live", "Baking", "Canary"} or seen is Observation.GIVES_BACK:
+        before: State = "Canary" if seen is Observation.GIVES_BACK else state
+        cluster.edit(strategy=strategy_for(before, Observation.NOT_READY, new), replicas=2)
         for _ in range(2):
             for name in cluster.deployments:
                 cluster.make_ready(name)
@@ -291,12 +297,14 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
     """Make the pods and Deployments of the revisions as the observation needs them."""
     match seen:
         case Observation.READY | Observation.BAKES | Observation.DWELLS if (state, seen) in ALL_REPLICAS:
-            deployment = cluster.deployments[new]
-            cluster.deployments[new] = {**deployment, "spec": {**deployment["spec"], "replicas": 2}}
+            cluster.scale(new, 2)
             cluster.make_ready(new)
         case Observation.READY | Observation.PREVIEWS | Observation.BAKES | Observation.DWELLS:
             cluster.make_ready(new)
-        case Observation.STEPS:
+        case Observation.ABORTED if state == "Canary":
+            cluster.scale(old, 2)
+            cluster.make_ready(old)
+        case Observation.STEPS | Observation.GIVES_BACK | Observation.PAUSED | Observation.ABORTED:
             pass
         case Observation.BROKEN:
             if state in {"Baking", "Canary"}:
@@ -305,8 +313,6 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
                 cluster.put(broken_pod(new))
             else:
                 cluster.miss_deadline(new)
-        case Observation.ABORTED | Observation.PAUSED:
-            pass
         case Observation.OCCUPIED:
             cluster.put(serving_pod(old))
             del cluster.deployments[new]
@@ -351,6 +357,7 @@ SAYS: Final = {
     Action.DWELL: ("Reconciling", "Canary"),
     Action.STEP: ("Reconciling", "Canary"),
     Action.ABORT: ("Stalled", "RolledBack"),
+    Action.GIVE_BACK: ("Reconciling", "RollingOut"),
     Action.HOLD: ("Suspended", "Paused"),
     Action.QUEUE: ("Reconciling", "Queued"),
     Action.MAKE_ROOM: ("Reconciling", "RollingOut"),
@@ -429,7 +436,8 @@ def test_a_pass_does_what_the_table_says(state: State, seen: Observation) -> Non
         removed = [other_one]
     assert kinds([each.manifest for each in plan.delete]) == [("Deployment", name) for name in removed]
     split = {wanted: 50, other_one: 50}
-    before = split if state == "Canary" else {wanted if state in {"Live", "Baking"} else other_one: 100}
+    shares = state == "Canary" or seen is Observation.GIVES_BACK
+    before = split if shares else {wanted if state in {"Live", "Baking"} else other_one: 100}
     returns = {Action.POSTPONE, Action.REFUSE, Action.START, Action.QUEUE, Action.ABORT, Action.RETURN}
     after = before
     if action in {Action.SERVE, Action.BAKE}:

@@ -120,6 +120,7 @@ def wait(view: EndpointView) -> RolloutOutcome:
 OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.POSTPONE: postpone,
     Action.ABORT: readyoutcomes.abort,
+    Action.GIVE_BACK: readyoutcomes.give_back,
     Action.REFUSE: refuse,
     Action.HOLD: hold,
     Action.QUEUE: queue,

@@ -4,11 +4,13 @@ from finetune_operator.observe.deployments import is_ready
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
+from finetune_operator.reconcile.inferencedeployment.sharing import awaits_stable
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
     PROGRESSING,
     STATES,
     UNPROVEN,
+    UNWELCOME,
     Observation,
     State,
 )
@@ -42,6 +44,8 @@ def state_of(view: EndpointView) -> State:
 
 def observe(view: EndpointView, state: State) -> Observation:
     """Observe the wanted revision, which is in this state."""
+    if state in UNWELCOME and awaits_stable(view):
+        return Observation.GIVES_BACK
     if state == "Baking" and view.standby:
         return _observe_bake(view)
     held = _observe_hold(view) if state in PROGRESSING else None
@@ -99,7 +103,7 @@ def _last_observation(view: EndpointView) -> Observation:
 
 def _needed_replicas(view: EndpointView, state: State) -> int:
     """Ready replicas with which the wanted revision can get requests."""
-    if state in UNPROVEN and view.is_recreating:
+    if state in UNPROVEN and view.is_recreating and (view.has_made_room or not view.has_fallback):
         # Nothing serves while a revision is recreated, so its first replica serves at once.
         return 1
     if state in UNPROVEN and view.canary is not None and view.verdict != "Promote":

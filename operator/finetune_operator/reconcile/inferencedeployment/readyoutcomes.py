@@ -9,6 +9,7 @@ from finetune_operator.manifests.serving import endpoint_url
 from finetune_operator.plan import Event
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.sharing import awaits_stable
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
@@ -127,17 +128,37 @@ def roll_back(view: EndpointView) -> RolloutOutcome:
         halt = Failed(Reason.ROLLED_BACK, _rollback_message(view, failure))
     else:
         halt = Failed(Reason.ROLLOUT_FAILED, _failure_message(view, failure))
-    return RolloutOutcome(halt, keeps_wanted=False)
+    returns = view.wanted.name in view.weights and view.has_fallback
+    return RolloutOutcome(
+        halt,
+        keeps_wanted=False,
+        status=_stable_status(view) if view.has_fallback else {},
+        weights={view.stable: ALL} if returns else None,
+    )
+
+
+def give_back(view: EndpointView) -> RolloutOutcome:
+    """Keep the requests until the stable revision has the replicas for them."""
+    why = f": {view.recorded.message}" if view.recorded is not None and view.recorded.message else ""
+    message = (
+        f"revision {view.wanted.name} ({view.models}) is rolled back{why}; {view.stable} gets all requests"
+        " when its replicas are ready"
+    )
+    return RolloutOutcome(Working(Reason.ROLLING_OUT, message))
 
 
 def abort(view: EndpointView) -> RolloutOutcome:
-    """Return the requests, if it has any, of a revision that a person aborted, and delete it."""
+    """Return the requests, if it has any, of a revision that a person aborted, and delete it.
+
+    It works, so it keeps its requests until the stable revision has the replicas for them.
+    """
     why = _decided(view)
-    return _roll_back_to_stable(view, why, RevisionVerdict(result="Aborted", reason=why))
+    outcome = _roll_back_to_stable(view, why, RevisionVerdict(result="Aborted", reason=why))
+    return replace(give_back(view), entry=outcome.entry) if awaits_stable(view) else outcome
 
 
 def return_requests(view: EndpointView) -> RolloutOutcome:
-    """Return the requests of a revision that does not serve well to the one before it."""
+    """Return the requests of a revision that does not serve well to the one before it, at once."""
     why = shortened(view.regression or "")
     return _roll_back_to_stable(view, why, RevisionVerdict(result="Failed", reason=why))
 
@@ -159,23 +180,31 @@ def _rollback_message(view: EndpointView, why: str) -> str:
 
 def _roll_back_to_stable(view: EndpointView, why: str, verdict: RevisionVerdict) -> RolloutOutcome:
     """Route all requests to the stable revision. The wanted one is deleted when they have moved."""
-    stable = find_revision(view.endpoint.status.revisions, view.stable)
-    status: dict[str, Any] = {}
-    if view.wanted.name in view.weights:
-        status = {"revision": view.stable, "selector": pod_selector({view.stable: ALL})}
-    if status and stable is not None and stable.models:
-        since = view.snapshot.now.replace(microsecond=0)
-        status["models"] = tuple(
-            ServedModelStatus(name=each.name, checkpoint=each.checkpoint, digest=each.digest, since=since)
-            for each in stable.models
-        )
     return RolloutOutcome(
         Failed(Reason.ROLLED_BACK, _rollback_message(view, why)),
         keeps_wanted=False,
-        status=status,
+        status=_stable_status(view),
         weights={view.stable: ALL},
         entry={"reason": Reason.ROLLED_BACK, "message": why, "verdict": verdict},
     )
+
+
+def _stable_status(view: EndpointView) -> dict[str, Any]:
+    """Fields of the status that change when the requests of the wanted revision, if it has any, return."""
+    if view.wanted.name not in {*view.weights, view.endpoint.status.revision}:
+        return {}
+    status: dict[str, Any] = {"revision": view.stable, "selector": pod_selector({view.stable: ALL})}
+    stable = find_revision(view.endpoint.status.revisions, view.stable)
+    if stable is None or not stable.models:
+        return status
+    since = view.snapshot.now.replace(microsecond=0)
+    status["models"] = tuple(
+        ServedModelStatus(name=each.name, checkpoint=each.checkpoint, digest=each.digest, since=since)
+        for each in stable.models
+    )
+    served = (view.snapshot.checkpoints.get(each.checkpoint or "") for each in stable.models)
+    base = next((each.spec.lineage.base_model.digest for each in served if each is not None), None)
+    return status if base is None else {**status, "base_model_digest": base}
 
 
 def _passed(view: EndpointView) -> RevisionVerdict:

@@ -1,6 +1,8 @@
 """Replicas of each revision of an endpoint."""
 
-from finetune_operator.reconcile.inferencedeployment.transitions import UNPROVEN, State
+from finetune_operator.engine.resources import DEPLOYMENT
+from finetune_operator.reconcile.inferencedeployment.sharing import awaits_stable, num_ready
+from finetune_operator.reconcile.inferencedeployment.transitions import UNPROVEN, UNWELCOME, State
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 
 
@@ -9,9 +11,15 @@ def replicas_of(view: EndpointView, state: State, step: int | None = None) -> di
 
     A revision that is recreated gets the room of the others. They keep their Deployments, with 0 replicas, to
     start again if it fails. A canary takes over replicas of the stable revision one by one as they become
-    ready, so the endpoint always has `spec.replicas` ready ones.
+    ready, so the endpoint always has `spec.replicas` ready ones. A revision that can get the requests back
+    has all replicas.
     """
-    replicas = dict.fromkeys((*view.weights, view.wanted.name), view.endpoint.spec.replicas)
+    total = view.endpoint.spec.replicas
+    replicas = dict.fromkeys((*view.weights, view.wanted.name), total)
+    if state in UNWELCOME and awaits_stable(view):
+        return returning_replicas(view, view.stable)
+    if state == "Baking" and view.standby and not _is_recreated(view):
+        replicas[view.standby] = total
     if state == "RollingOut" and view.is_recreating:
         replicas |= dict.fromkeys(view.others, 0)
     canary = view.canary
@@ -19,7 +27,31 @@ def replicas_of(view: EndpointView, state: State, step: int | None = None) -> di
         replicas[view.wanted.name] = canary.replicas_at(0)
     if canary is not None and state == "Canary":
         at = view.step if step is None else step
-        status = (view.deployment or {}).get("status", {})
         replicas[view.wanted.name] = canary.replicas_at(at)
-        replicas[view.stable] = canary.replicas - min(canary.shared_at(at), status.get("readyReplicas", 0))
+        replicas[view.stable] = total - min(canary.shared_at(at), num_ready(view, view.wanted.name))
+    return replicas
+
+
+def returning_replicas(view: EndpointView, stable: str) -> dict[str, int]:
+    """Replicas while the requests of the others return to the stable revision.
+
+    Each replica of it that is ready takes over from one of those that share the requests with it.
+    """
+    total = view.endpoint.spec.replicas
+    replicas = {stable: total}
+    for name in view.weights:
+        if stable in view.weights and name != stable:
+            replicas[name] = min(_desired(view, name), max(total - num_ready(view, stable), 1))
+    return replicas
+
+
+def _is_recreated(view: EndpointView) -> bool:
+    """Whether the standby gave its room to the wanted revision, so it starts only if the requests return."""
+    strategy = view.endpoint.spec.strategy
+    return _desired(view, view.standby) == 0 and "Recreate" in {strategy.type, strategy.fallback}
+
+
+def _desired(view: EndpointView, name: str) -> int:
+    """Replicas of the revision's Deployment before this pass."""
+    replicas: int = view.snapshot.children[DEPLOYMENT][name]["spec"].get("replicas", 1)
     return replicas

@@ -13,9 +13,14 @@ from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES
 from finetune_operator.reconcile.inferencedeployment.observation import observe, state_of
 from finetune_operator.reconcile.inferencedeployment.preview import preview_writes
-from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
+from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of, returning_replicas
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.sharing import (
+    awaits_stable,
+    has_lost_its_share,
+    is_complete,
+)
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
     TRANSITIONS,
@@ -28,25 +33,27 @@ from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
 
-HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live", "RolledBack"})
+HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live"})
 """States after a pass in which the wanted revision may keep the requests that it has."""
 
 
 def roll_out(view: EndpointView) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
-    if len(view.others) > 1 or (view.others and view.serving == view.wanted.name):
+    if has_lost_its_share(view):
         return _return_to_one(view)
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
     routed = view.weights if outcome.weights is None else outcome.weights
-    if not (outcome.keeps_wanted and state in HAS_REQUESTS) and (view.others or view.predecessor):
+    returns = state in UNWELCOME and awaits_stable(view)
+    may_serve = outcome.keeps_wanted and (state in HAS_REQUESTS or returns)
+    if not may_serve and (view.others or view.predecessor):
         routed = {name: weight for name, weight in routed.items() if name != view.wanted.name}
         routed = routed if sum(routed.values()) == ALL else {view.stable: ALL}
     kept = {*view.weights, *routed}
     if outcome.keeps_wanted:
         kept.add(view.wanted.name)
-    if state == "Baking":
+    if state == "Baking" or (state in UNWELCOME and outcome.keeps_wanted):
         kept |= {view.standby, view.predecessor}
     removed = [name for name in view.snapshot.children[DEPLOYMENT] if name not in kept]
     replaced = [name for name in (*view.weights, view.predecessor) if name not in routed]
@@ -79,11 +86,17 @@ def roll_out(view: EndpointView) -> Plan:
 
 
 def _return_to_one(view: EndpointView) -> Plan:
-    """Route all requests to the stable revision, because the canary of another one is not wanted any more.
+    """Route all requests to the revision that serves, which first gets the replicas for them.
 
-    The wanted revision starts in a later pass: a Service that splits requests selects every revision.
+    Another one has a share that it may not have any more. The wanted revision starts in a later pass: a
+    Service that splits requests selects every revision.
     """
     stable = view.serving
+    replicas = returning_replicas(view, stable)
+    if not is_complete(view, stable):
+        message = f"{stable} gets all requests when its {view.endpoint.spec.replicas} replicas are ready"
+        halt = Working(Reason.ROLLING_OUT, message)
+        return view.observed.plan(halt, apply=view.observed.replica_applies(replicas))
     revisions = view.endpoint.status.revisions
     for name in view.weights:
         if name != stable:
@@ -93,7 +106,7 @@ def _return_to_one(view: EndpointView) -> Plan:
         message = f"{message} before revision {view.wanted.name} ({view.models}) starts"
     return view.observed.plan(
         Working(Reason.ROLLING_OUT, message),
-        apply=view.observed.replica_applies({stable: view.endpoint.spec.replicas}),
+        apply=view.observed.replica_applies(replicas),
         revisions=revisions,
         weights={stable: ALL},
     )

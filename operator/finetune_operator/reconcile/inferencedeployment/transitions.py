@@ -23,6 +23,7 @@ class Observation(Enum):
     UNPROVABLE = "has never been ready, and spec.replicas is 0"
     UNACHIEVABLE = "has a step whose weight spec.replicas cannot achieve"
     ABORTED = "is aborted by spec.strategy.decision"
+    GIVES_BACK = "has requests, for which the previous one does not have its replicas yet"
     PAUSED = "may not proceed, because spec.strategy.paused is true"
     NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
     OCCUPIED = "starts when the pods of the other revisions have ended"
@@ -46,6 +47,7 @@ class Action(Enum):
     POSTPONE = "wait for the first replica"
     REFUSE = "wait for other replicas or steps"
     ABORT = "delete its Deployment, because a person decided so"
+    GIVE_BACK = "keep its requests until the previous one has the replicas for them"
     HOLD = "wait until the pause ends"
     QUEUE = "wait for a slot"
     MAKE_ROOM = "end the pods of the others"
@@ -121,6 +123,7 @@ ROWS: Final[tuple[Row, ...]] = (
     (["Canary", "Baking"], [Observation.BROKEN], "RolledBack", Action.RETURN),
     (["Live"], [Observation.NOT_READY, Observation.BROKEN], None, Action.REPORT),
     (UNWELCOME, OF_WANTED, None, Action.ROLL_BACK),
+    (UNWELCOME, [Observation.GIVES_BACK], None, Action.GIVE_BACK),
     (["Live", "Baking"], [Observation.SPARE], "Standby", Action.KEEP),
     (["Standby", "Baking"], [Observation.RECALLED], "Live", Action.KEEP),
     ((*ACTIVE, "Standby"), [Observation.UNWANTED], "Retired", Action.REMOVE),

@@ -1,0 +1,35 @@
+"""Requests that two revisions share, and their return to one of them."""
+
+from finetune_operator.engine.resources import DEPLOYMENT, POD
+from finetune_operator.observe.deployments import capacity_shortage, has_exceeded_deadline, is_ready
+from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+
+
+def num_ready(view: EndpointView, revision: str) -> int:
+    """Number of ready pods of the revision."""
+    status = view.snapshot.children[DEPLOYMENT].get(revision, {}).get("status", {})
+    ready: int = status.get("readyReplicas", 0)
+    return ready
+
+
+def is_complete(view: EndpointView, revision: str) -> bool:
+    """Whether the revision has all replicas, or cannot get them now."""
+    deployment = view.snapshot.children[DEPLOYMENT].get(revision)
+    return (
+        deployment is None
+        or is_ready(deployment, view.endpoint.spec.replicas)
+        or has_exceeded_deadline(deployment)
+        or capacity_shortage(deployment, view.snapshot.children[POD], view.snapshot.now) is not None
+    )
+
+
+def awaits_stable(view: EndpointView) -> bool:
+    """Whether the wanted revision has requests for which the stable one does not have its replicas."""
+    return view.wanted.name in view.weights and not is_complete(view, view.stable)
+
+
+def has_lost_its_share(view: EndpointView) -> bool:
+    """Whether revisions share the requests, and the strategy does not, or not any more, say so."""
+    if len(view.others) != 1 or view.wanted.name not in view.weights:
+        return len(view.others) > 1
+    return view.serving == view.wanted.name or view.canary is None
