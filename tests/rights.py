@@ -86,10 +86,11 @@ class Right:
         return rule | ({"resourceNames": list(self.names)} if self.names else {})
 
 
-def rendered(namespace: str) -> list[Object]:
-    """The chart's manifests with its default values."""
+def rendered(namespace: str, *settings: str) -> list[Object]:
+    """The chart's manifests with its default values, except for these settings."""
     ensure((HELM,))
     command = [str(program("helm")), "template", RELEASE, str(CHART), f"--namespace={namespace}"]
+    command += [f"--set={setting}" for setting in settings]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 

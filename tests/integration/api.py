@@ -30,6 +30,7 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
         "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
         "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
         "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+        "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes",
         "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     }
     if kind == "ComputeProfile":

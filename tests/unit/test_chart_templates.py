@@ -56,6 +56,17 @@ def test_no_role_has_a_wildcard(manifests: list[Manifest]) -> None:
         assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
 
 
+def test_the_operator_may_write_routes_only_where_the_gateway_api_is_enabled(
+    manifests: list[Manifest],
+) -> None:
+    assert not [rule for rule in rules(manifests) if "httproutes" in rule["resources"]]
+    (rule,) = [
+        rule for rule in rules(rendered("gatewayAPI.enabled=true")) if "httproutes" in rule["resources"]
+    ]
+    assert rule["apiGroups"] == ["gateway.networking.k8s.io"]
+    assert set(rule["verbs"]) == {"get", "create", "patch", "delete"}
+
+
 def test_the_operator_reads_no_secret_but_its_own(manifests: list[Manifest]) -> None:
     secrets = [rule for rule in rules(manifests) if "secrets" in rule["resources"]]
     granted = sorted((rule["verbs"], rule.get("resourceNames")) for rule in secrets)

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tools.cluster import binaries
+from tools.cluster import binaries, gatewayapi
 from tools.cluster.cluster import TestCluster
 from tools.cluster.control_plane import ControlPlane
 from tools.cluster.errors import ClusterError
@@ -91,8 +91,9 @@ def run_isolated(command: list[str], name: Name = SECOND) -> None:
 
 @app.command(name="binaries")
 def build_binaries() -> None:
-    """Build the programs for clusters and tests that the cache does not have."""
+    """Build the programs for clusters and tests that the cache does not have, and get the Gateway API."""
     binaries.ensure((*TOOLS, VERSITYGW))
+    gatewayapi.definitions()
 
 
 class _Elapsed(logging.Formatter):

@@ -159,6 +159,12 @@ class InferenceDeploymentStatus(Status):
             max_length=512, description="Label selector of the serving pods, for a HorizontalPodAutoscaler."
         ),
     ] = ""
-    url: Annotated[str, Field(max_length=512, description="URL of the endpoint within the cluster.")] = ""
+    url: Annotated[
+        str,
+        Field(
+            max_length=512,
+            description="URL of the endpoint: the hostname of its gateway, or that of its Service.",
+        ),
+    ] = ""
     display: EndpointDisplay | None = None
     conditions: Conditions = ()

@@ -9,6 +9,7 @@ from finetune_operator.api.basemodel import BASE_MODEL_SCHEME_RULE, REVISION_RUL
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
+from finetune_operator.api.endpointtraffic import EndpointTraffic
 from finetune_operator.api.meta import (
     CELRule,
     Digest,
@@ -234,6 +235,13 @@ class InferenceDeploymentSpec(Model):
     network_policy: Annotated[
         EndpointNetworkPolicy | None,
         Field(description="NetworkPolicy of the endpoint's pods. Default: none, so every pod can connect."),
+    ] = None
+    traffic: Annotated[
+        EndpointTraffic | None,
+        Field(
+            description="Routing of requests through the Gateway API, which must be installed. Default: only"
+            " the Service of the endpoint."
+        ),
     ] = None
 
 

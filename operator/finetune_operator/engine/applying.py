@@ -32,10 +32,10 @@ class Stamp:
 
     def matches(self, existing: Manifest, manifest: Manifest) -> bool:
         """Whether an apply of the (stamped) manifest would change nothing."""
-        return _contains(existing, manifest)
+        return contains(existing, manifest)
 
 
-def _contains(existing: Any, wanted: Any) -> bool:
+def contains(existing: Any, wanted: Any) -> bool:
     """Whether `existing` has everything that `wanted` has. It may have more: the API server adds defaults.
 
     A selector must be equal, because it has no defaults, and one more label in it selects fewer pods.
@@ -43,13 +43,13 @@ def _contains(existing: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
         return isinstance(existing, dict) and all(
             key in existing
-            and (existing[key] == value if key == SELECTOR else _contains(existing[key], value))
+            and (existing[key] == value if key == SELECTOR else contains(existing[key], value))
             for key, value in wanted.items()
         )
     if isinstance(wanted, list):
         return (
             isinstance(existing, list)
             and len(existing) == len(wanted)
-            and all(map(_contains, existing, wanted))
+            and all(map(contains, existing, wanted))
         )
     return bool(existing == wanted)

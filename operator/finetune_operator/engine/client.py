@@ -58,6 +58,16 @@ class KubernetesClient:
                 return None
             raise
 
+    async def serves(self, type_: ResourceType) -> bool:
+        """Whether the API server has the type, by its discovery document."""
+        try:
+            found = await self._transport.call(Request("get", "GET", f"/apis/{type_.api_version}"))
+        except Rejected as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return False
+            raise
+        return any(each["name"] == type_.plural for each in found["resources"])
+
     async def pages(
         self, type_: ResourceType, namespace: str = "", selector: str = ""
     ) -> AsyncGenerator[tuple[list[Manifest], str]]:

@@ -45,10 +45,12 @@ TOKEN_REVIEW: Final = ResourceType(
 DEFINITION: Final = ResourceType(
     "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
 )
+HTTP_ROUTE: Final = ResourceType("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
+"""Of the Gateway API, which a cluster may not have."""
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
-    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, DEFINITION,
+    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, DEFINITION, HTTP_ROUTE,
 )  # fmt: skip
 
 

@@ -41,8 +41,10 @@ SERVICE_PORT: Final = 80
 
 
 def endpoint_url(endpoint: InferenceDeployment) -> str:
-    """Base URL for an OpenAI client in the cluster."""
-    return f"http://{endpoint.name}.{endpoint.namespace}.svc/v1"
+    """Base URL for an OpenAI client: at the gateway if it has a hostname, else in the cluster."""
+    traffic = endpoint.spec.traffic
+    public = traffic.gateway.url if traffic is not None else None
+    return public or f"http://{endpoint.name}.{endpoint.namespace}.svc/v1"
 
 
 def build_service(

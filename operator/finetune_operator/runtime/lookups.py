@@ -9,13 +9,21 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from finetune_operator.engine.client import KubernetesClient
-from finetune_operator.engine.errors import ApiError
+from finetune_operator.engine.errors import ApiError, Rejected
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, LookedUp, Needs, Secondary, lookups_of
+from finetune_operator.reconcile.inputs.secondaries import (
+    SECONDARIES,
+    LookedUp,
+    Needs,
+    Secondary,
+    lookups_of,
+    refusal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +76,7 @@ class Lookups:
         self._waits_for: dict[Key, frozenset[LookupTarget]] = {}
 
     async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
-        """The object, or None if it does not exist.
+        """The object, None if it does not exist, or a `refusal` if its type is optional.
 
         Raises:
             KeyError: the type is not in the table.
@@ -78,9 +86,20 @@ class Lookups:
         if known is not None and self._is_fresh(target, now):
             return known[1]
         self._answers = {each: self._answers[each] for each in self._answers if self._is_fresh(each, now)}
-        found = await self._cluster.get(type_, namespace, name)
+        found = await self._request(target)
         if self._types[type_].fresh_seconds:
             self._answers[target] = (now, found)
+        return found
+
+    async def _request(self, target: LookupTarget) -> Manifest | None:
+        if not self._types[target.type].is_optional:
+            return await self._cluster.get(*target)
+        try:
+            found = await self._cluster.get(*target)
+            if found is None and not await self._cluster.serves(target.type):
+                return refusal(HTTPStatus.NOT_FOUND, f"{target.type.plural} are not installed")
+        except Rejected as error:
+            return refusal(error.code, error.message)
         return found
 
     async def get_all(self, namespace: str, needs: Needs) -> LookedUp:

@@ -22,6 +22,7 @@ class ConditionType(StrEnum):
     LABELS_READ = "LabelsRead"
     IN_SYNC = "InSync"
     SCORES_RECORDED = "ScoresRecorded"
+    ROUTE_ACCEPTED = "RouteAccepted"
 
 
 class Reason(StrEnum):
@@ -42,6 +43,7 @@ class Reason(StrEnum):
     CANARY = "Canary"
     NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
     SCALING = "Scaling"
+    ROUTE_PENDING = "RoutePending"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
     SUSPENDING = "Suspending"
@@ -55,6 +57,7 @@ class Reason(StrEnum):
     BAKING = "Baking"
     AVAILABLE = "Available"
     SERVING = "Serving"
+    ROUTE_ACCEPTED = "RouteAccepted"
     SCALED_TO_ZERO = "ScaledToZero"
     NOT_BELOW_FLOOR = "NotBelowSecurityFloor"
     PROMOTED = "Promoted"
@@ -96,6 +99,9 @@ class Reason(StrEnum):
     BELOW_FLOOR = "BelowSecurityFloor"
     VERSION_UNKNOWN = "VersionUnknown"
     OVERRIDDEN = "Overridden"
+    GATEWAY_API_NOT_INSTALLED = "GatewayAPINotInstalled"
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
+    FOREIGN_ROUTE_STATUS = "ForeignRouteStatus"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
     # failed
@@ -129,6 +135,7 @@ UNDER_WAY: Final = frozenset(
         Reason.CANARY,
         Reason.NO_CAPACITY_FOR_SURGE,
         Reason.UNSCHEDULABLE,
+        Reason.ROUTE_PENDING,
     }
 )
 """Reasons of `Reconciling` that need no user action; with any other reason the object is blocked."""

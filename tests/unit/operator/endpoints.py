@@ -138,6 +138,7 @@ class EndpointCluster:
         self.network_policies = Objects(self.cluster, "NetworkPolicy")
         self.disruption_budgets = Objects(self.cluster, "PodDisruptionBudget")
         self.pods = Objects(self.cluster, "Pod")
+        self.routes = Objects(self.cluster, "HTTPRoute")
 
     def put(self, *objects: Resource | Manifest) -> None:
         """Create or replace objects."""

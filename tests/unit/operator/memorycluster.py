@@ -9,6 +9,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
+from finetune_operator.engine.resources import HTTP_ROUTE
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.observe.peerpods import INDEX
@@ -206,6 +207,9 @@ class MemoryCluster:
             applied["metadata"] = {**metadata, "annotations": annotations}
         if applied != existing:
             self._wrote(f"apply {' '.join(key)}")
+            if manifest["kind"] == HTTP_ROUTE.kind:
+                # Of other kinds no test observes the generation.
+                applied["metadata"] = {**applied["metadata"], "generation": metadata["generation"] + 1}
             self.objects[key] = applied
 
     def _wrote(self, entry: str) -> None:

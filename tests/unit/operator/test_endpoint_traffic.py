@@ -7,10 +7,11 @@ import pytest
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import SERVICE
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import traffic_of
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     ServiceTraffic,
+    Writes,
     main_revision,
-    traffic_of,
 )
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
@@ -60,7 +61,7 @@ def test_routing_writes_only_what_is_not_routed_so_already() -> None:
     moved = traffic("one").route({"two": 100})
     assert [each.manifest["metadata"]["uid"] for each in moved.apply] == ["uid"]
     assert moved.create == ()
-    assert traffic("one").route({"one": 100}) == ((), ())
+    assert traffic("one").route({"one": 100}) == Writes()
 
 
 @pytest.mark.parametrize("weights", [{}, {"one": 90}, {"one": 90, "two": 20}])
@@ -85,7 +86,7 @@ def test_split_requests_are_read_back_as_they_were_routed() -> None:
     assert "finetune.dev/revision" not in made.manifest["spec"]["selector"]
     routing = split(made.manifest)
     assert routing.weights() == weights
-    assert routing.route(weights) == ((), ())
+    assert routing.route(weights) == Writes()
     (back,) = routing.route({"one": 100}).apply
     assert back.manifest["spec"]["selector"]["finetune.dev/revision"] == "one"
     assert "annotations" not in back.manifest["metadata"]

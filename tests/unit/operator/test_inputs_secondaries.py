@@ -16,7 +16,7 @@ from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import endpoint
 
-ROUTE = ResourceType("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
+ROUTE = ResourceType("gateway.networking.k8s.io/v1alpha2", "TCPRoute", "tcproutes")
 WORKLOAD = ResourceType("kueue.x-k8s.io/v1beta1", "Workload", "workloads")
 QUEUE = ResourceType("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues")
 

@@ -3,9 +3,12 @@
 import asyncio
 from typing import Any, cast
 
-from finetune_operator.engine.errors import Unavailable
-from finetune_operator.engine.resources import CLAIM
+import pytest
+
+from finetune_operator.engine.errors import ApiError, Rejected, Unavailable
+from finetune_operator.engine.resources import CLAIM, HTTP_ROUTE, ResourceType
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.inputs.secondaries import is_refusal
 from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
 
@@ -118,3 +121,40 @@ def test_what_needs_no_claim_any_more_waits_for_none() -> None:
         scene.task.cancel()
 
     run(test())
+
+
+class GatewayServer:
+    """A fake API server that refuses HTTPRoutes, or has none, with or without their type."""
+
+    def __init__(self, *, is_served: bool = True, error: ApiError | None = None) -> None:
+        self._is_served = is_served
+        self._error = error
+
+    async def get(self, *_: Any) -> Manifest | None:
+        if self._error is not None:
+            raise self._error
+        return None
+
+    async def serves(self, type_: ResourceType) -> bool:
+        assert type_ == HTTP_ROUTE
+        return self._is_served
+
+
+async def route(server: GatewayServer) -> Manifest | None:
+    return await Lookups(cast(Any, server)).get(HTTP_ROUTE, "team", "desk")
+
+
+async def test_a_type_that_is_not_installed_is_told_from_an_object_that_does_not_exist() -> None:
+    assert await route(GatewayServer()) is None
+    found = await route(GatewayServer(is_served=False))
+    assert found is not None
+    assert is_refusal(found)
+    assert found["code"] == 404
+
+
+async def test_a_missing_right_to_an_optional_type_is_an_answer_and_an_outage_is_an_error() -> None:
+    found = await route(GatewayServer(error=Rejected(403, "Forbidden", "cannot get httproutes")))
+    assert found is not None
+    assert (found["code"], found["message"]) == (403, "cannot get httproutes")
+    with pytest.raises(Unavailable):
+        await route(GatewayServer(error=Unavailable("down")))

@@ -55,3 +55,23 @@ class CanarySteps:
 
     def _replicas_of(self, weight: int) -> int:
         return max(self.replicas * weight // ALL, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedSteps(CanarySteps):
+    """Steps of an endpoint whose gateway routes exact weights. The old revision keeps all replicas."""
+
+    @property
+    def needed_replicas(self) -> None:
+        """Every number of replicas can have every weight."""
+
+    def shared_at(self, step: int) -> int:  # noqa: ARG002 - of the base class
+        """The new revision takes over no replicas."""
+        return 0
+
+    def weight_at(self, step: int) -> int:
+        """Percent of the requests that the step asks for."""
+        return self._asked_at(step)
+
+    def _replicas_of(self, weight: int) -> int:
+        return max(-(-self.replicas * weight // ALL), 1)

@@ -13,13 +13,19 @@ from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpointhealth import EndpointHealth, availability, image_age, with_health
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
+from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import traffic_of
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revisions import with_weights
+from finetune_operator.reconcile.inferencedeployment.routeaccepted import (
+    earliest,
+    recheck_seconds,
+    unless_unrouted,
+)
 from finetune_operator.reconcile.inferencedeployment.traffic import (
     Traffic,
+    Writes,
     main_revision,
     pod_selector,
-    traffic_of,
 )
 from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -97,9 +103,13 @@ class ObservedEndpoint:
         endpoint = self.endpoint
         before = self.traffic.weights()
         after = before if weights is None else weights
+        writes = self.traffic.route(after) if after else Writes()
+        is_settled = not after or self.traffic.is_settled(after)
+        routing = self.traffic.health(after)
         answering = [self.snapshot.children[DEPLOYMENT].get(name, {}).get("status", {}) for name in before]
         ready: int = sum(status.get("readyReplicas", 0) for status in answering)
-        listed = with_weights(endpoint.status.revisions if revisions is None else revisions, after)
+        shown = after if is_settled else {each.name: each.weight or 0 for each in endpoint.status.revisions}
+        listed = with_weights(endpoint.status.revisions if revisions is None else revisions, shown)
         values: dict[str, Any] = {
             "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
@@ -120,20 +130,25 @@ class ObservedEndpoint:
         result = finish_pass(
             endpoint,
             endpoint.status.model_copy(update=values),
-            halt,
+            unless_unrouted(halt, routing),
             self.snapshot.now,
             announce_failure=FAILURES.get(halt.reason, EventReason.BLOCKED),
         )
-        healthy = self._with_health(result.status.conditions, values["revision"])
+        healthy = self._with_health(result.status.conditions, values["revision"], routing)
         status = status_manifest(result.status.model_copy(update={"conditions": healthy}))
-        if after:
-            writes = self.traffic.route(after)
-            create, apply = (*writes.create, *create), (*writes.apply, *apply)
         protection = protect(endpoint, self.snapshot, values["revision"])
-        apply, delete = (*apply, *protection.apply), (*delete, *protection.delete)
-        return Plan(create, apply, delete, status, (*events, *result.events), result.requeue_after)
+        return Plan(
+            (*writes.create, *create),
+            (*writes.apply, *apply, *protection.apply),
+            (*(delete if is_settled else ()), *writes.delete, *protection.delete),
+            status,
+            (*events, *result.events),
+            earliest(result.requeue_after, recheck_seconds(healthy, self.snapshot.now)),
+        )
 
-    def _with_health(self, conditions: tuple[Condition, ...], revision: str) -> tuple[Condition, ...]:
+    def _with_health(
+        self, conditions: tuple[Condition, ...], revision: str, routing: EndpointHealth | None
+    ) -> tuple[Condition, ...]:
         """Add the conditions that do not depend on the rollout; `revision` is the one that serves."""
         snapshot, generation = self.snapshot, self.endpoint.metadata.generation
         deployment = snapshot.children[DEPLOYMENT].get(revision)
@@ -143,6 +158,7 @@ class ObservedEndpoint:
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),
             ConditionType.IMAGE_CURRENT: image_age(deployment, floor) if floor and deployment else None,
             ConditionType.IN_SYNC: _sync(deployment) if deployment else None,
+            ConditionType.ROUTE_ACCEPTED: routing,
         }
         for type_, health in health_of.items():
             conditions = with_health(conditions, type_, health, generation=generation, now=snapshot.now)

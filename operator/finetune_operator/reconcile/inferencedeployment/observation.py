@@ -123,7 +123,7 @@ def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifes
     if view.verdict == "Promote":
         return Observation.STEPS
     weight = canary.weight_at(step)
-    is_routed = view.weights == {view.stable: ALL - weight, view.wanted.name: weight}
+    is_routed = view.weights == {view.stable: ALL - weight, view.wanted.name: weight} and view.is_routed
     pause = canary.pause_at(step)
     has_ended = pause is None or not view.seconds_left(pause)
     return Observation.STEPS if is_routed and has_ended else Observation.DWELLS

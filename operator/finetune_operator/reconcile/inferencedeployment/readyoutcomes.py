@@ -39,7 +39,7 @@ def dwell(view: EndpointView) -> RolloutOutcome:
         raise ValueError(f"revision {name} has no steps")
     weight = canary.weight_at(step)
     pause = canary.pause_at(step)
-    left = None if pause is None else view.seconds_left(pause)
+    left = None if pause is None else view.seconds_left(pause) or None
     message = (
         f"revision {name} ({view.models}) gets {weight} % of the requests, step {step + 1} of {canary.end};"
         f" {view.stable} gets the others"

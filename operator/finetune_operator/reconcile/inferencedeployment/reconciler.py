@@ -6,6 +6,7 @@ from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
+from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import route_needs
 from finetune_operator.reconcile.inferencedeployment.revisions import with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
@@ -21,8 +22,9 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
-    """The claims that have the weights to serve."""
-    return claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
+    """The claims that have the weights to serve, and the route of the requests."""
+    claims = claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
+    return {**claims, **route_needs(endpoint, snapshot)}
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:

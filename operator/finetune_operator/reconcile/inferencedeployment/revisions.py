@@ -14,10 +14,10 @@ from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
 def spec_hash(endpoint: InferenceDeployment) -> str:
     """Hash that changes with each edit of the spec that may fix a failed revision.
 
-    Scaling, protection, a pause and a decision do not count. A field that a later release added to the spec
-    or its strategy counts only if it is set, so an upgrade is not an edit.
+    Scaling, protection, routing, a pause and a decision do not count. A field that a later release added to
+    the spec or its strategy counts only if it is set, so an upgrade is not an edit.
     """
-    spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy"}))
+    spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy", "traffic"}))
     strategy = _set(spec["strategy"])
     spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
     if "serving" in spec:

@@ -12,7 +12,8 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
 from finetune_operator.manifests.labels import REVISION, RUN, WEIGHTS
 from finetune_operator.manifests.serving import build_service
-from finetune_operator.plan import Apply, Create, Manifest
+from finetune_operator.observe.endpointhealth import EndpointHealth
+from finetune_operator.plan import Apply, Create, Delete, Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 ALL: Final = 100
@@ -24,6 +25,7 @@ class Writes(NamedTuple):
 
     create: tuple[Create, ...] = ()
     apply: tuple[Apply, ...] = ()
+    delete: tuple[Delete, ...] = ()
 
 
 class Traffic(Protocol):
@@ -38,6 +40,15 @@ class Traffic(Protocol):
         Raises:
             ValueError: the requests cannot be split in this way.
         """
+
+    def is_settled(self, weights: Mapping[str, int]) -> bool:
+        """Whether the requests are routed so, and no other revision can get one any more.
+
+        A pass must not delete a revision before.
+        """
+
+    def health(self, weights: Mapping[str, int]) -> EndpointHealth | None:
+        """Whether what routes the requests has accepted these weights; None if nothing has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,13 @@ class ServiceTraffic:
             return Writes(create=(Create(service),))
         return Writes(apply=(Apply(service),))
 
+    def is_settled(self, weights: Mapping[str, int]) -> bool:  # noqa: ARG002 - of the port
+        """A deleted pod answers on until the nodes have observed the change of the Service."""
+        return True
+
+    def health(self, weights: Mapping[str, int]) -> None:
+        """Nothing has to accept a Service."""
+
     @property
     def _service(self) -> Manifest | None:
         return self.snapshot.children[SERVICE].get(self.endpoint.name)
@@ -108,11 +126,6 @@ class ServiceTraffic:
 def _is_valid(weights: object) -> bool:
     values = tuple(weights.values()) if isinstance(weights, dict) else ()
     return all(isinstance(each, int) and each >= 0 for each in values) and sum(values) == ALL
-
-
-def traffic_of(endpoint: InferenceDeployment, snapshot: Snapshot) -> Traffic:
-    """The routing of an endpoint."""
-    return ServiceTraffic(endpoint, snapshot)
 
 
 def main_revision(weights: Mapping[str, int], recorded: str = "") -> str:

@@ -22,7 +22,7 @@ from finetune_operator.observe.lostnodes import is_overdue, until_overdue
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
+from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps, RoutedSteps
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
@@ -48,6 +48,12 @@ class EndpointView:
     def weights(self) -> dict[str, int]:
         """Percent of the requests by revision before this pass."""
         return dict(self.observed.traffic.weights())
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether what routes the requests has accepted these weights."""
+        routing = self.observed.traffic.health(self.weights)
+        return routing is None or routing.status == "True"
 
     @property
     def serving(self) -> str:
@@ -90,7 +96,8 @@ class EndpointView:
         if strategy.type != "Canary" or strategy.canary is None or not has_stable:
             return None
         settings = strategy.canary
-        return CanarySteps(settings.steps, self.endpoint.spec.replicas, settings.allow_coarse_weights)
+        kind = CanarySteps if self.endpoint.spec.traffic is None else RoutedSteps
+        return kind(settings.steps, self.endpoint.spec.replicas, settings.allow_coarse_weights)
 
     @property
     def step(self) -> int:

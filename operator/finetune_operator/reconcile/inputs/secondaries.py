@@ -13,6 +13,7 @@ from finetune_operator.engine.metadata import controller, controller_uid
 from finetune_operator.engine.resources import (
     CLAIM,
     DEPLOYMENT,
+    HTTP_ROUTE,
     JOB,
     NAMESPACE,
     NETWORK_POLICY,
@@ -28,7 +29,10 @@ from finetune_operator.plan import Manifest
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
 """The children of one object by type and name."""
 LookedUp = Mapping[ResourceType, Mapping[str, Manifest | None]]
-"""Objects that were requested, by type and name; None if an object does not exist."""
+"""Objects that were requested, by type and name; None if an object does not exist.
+
+Of an optional type that the operator cannot read, a `Status` of the API server with the reason.
+"""
 Needs = Mapping[ResourceType, frozenset[str]]
 """Names of the objects that a pass reads, by type; they are in the namespace of its object."""
 
@@ -84,11 +88,13 @@ class Lookup:
         fresh_seconds: time for which a response is reused, so that many runs share one request.
         is_lacking: whether the response can block an object. The operator then repeats the request
             periodically until the response changes.
+        is_optional: whether a cluster may lack the type, or the operator the right to read it.
     """
 
     type: ResourceType
     fresh_seconds: float = 10.0
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
+    is_optional: bool = False
 
     verbs: ClassVar = ("get",)
     """RBAC verbs for reading the type."""
@@ -140,7 +146,19 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Lookup(CLAIM, is_lacking=_is_on_one_node),
     # Requested in each pass that deletes an object; nothing waits for a namespace.
     Lookup(NAMESPACE, fresh_seconds=0.0, is_lacking=lambda _: False),
+    # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
+    Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
 )
+
+
+def refusal(code: int, message: str) -> Manifest:
+    """The response in place of an object of an optional type that cannot be read."""
+    return {"apiVersion": "v1", "kind": "Status", "metadata": {}, "code": code, "message": message}
+
+
+def is_refusal(found: Manifest | None) -> bool:
+    """Whether a response says that the type cannot be read."""
+    return found is not None and found["kind"] == "Status"
 
 
 def no_children() -> Children:

@@ -1,0 +1,79 @@
+"""The HTTPRoute of an endpoint, and the Services of its revisions, to which it routes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from finetune_operator.api.endpointtraffic import EndpointGateway, GatewayReference
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
+from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.labels import REVISION, child_labels
+from finetune_operator.manifests.serving import SERVICE_PORT, build_service
+from finetune_operator.plan import Manifest
+
+REVISION_HEADER: Final = "x-finetune-revision"
+"""Header of a request that only the revision with this name may answer."""
+API_PREFIX: Final = "/v1"
+"""Path of the API. Other paths of the pods, such as those of metrics, are not routed."""
+
+
+def build_revision_service(endpoint: InferenceDeployment, revision: str) -> Manifest:
+    """The Service of one revision. Its name is that of the revision."""
+    service = build_service(endpoint, {REVISION: revision})
+    service["metadata"] |= {"name": revision, "labels": child_labels(endpoint, **{REVISION: revision})}
+    return service
+
+
+def build_http_route(
+    endpoint: InferenceDeployment,
+    gateway: EndpointGateway,
+    weights: Mapping[str, int],
+    pinned: Iterable[str],
+    uid: str | None = None,
+) -> Manifest:
+    """The HTTPRoute.
+
+    All fields that the API server would set by default are given, so that a read route equals it.
+
+    Args:
+        endpoint: owner of the route.
+        gateway: gateways and hostnames.
+        weights: percent of the requests by revision.
+        pinned: revisions that a request can choose by REVISION_HEADER.
+        uid: uid of the existing route.
+    """
+    metadata: Manifest = {
+        "name": endpoint.name,
+        "namespace": endpoint.namespace,
+        "labels": child_labels(endpoint),
+        "ownerReferences": [owner_reference(endpoint)],
+    }
+    if uid is not None:
+        metadata["uid"] = uid
+    rules = [_rule({name: 1}, {REVISION_HEADER: name}) for name in pinned]
+    spec: Manifest = {"parentRefs": [_parent(each) for each in gateway.parent_refs]}
+    if gateway.hostnames:
+        spec["hostnames"] = list(gateway.hostnames)
+    return {
+        "apiVersion": HTTP_ROUTE.api_version,
+        "kind": HTTP_ROUTE.kind,
+        "metadata": metadata,
+        "spec": {**spec, "rules": [*rules, _rule(weights, {})]},
+    }
+
+
+def _parent(reference: GatewayReference) -> Manifest:
+    return {"group": HTTP_ROUTE.api_version.partition("/")[0], "kind": "Gateway", **reference.to_dict()}
+
+
+def _rule(weights: Mapping[str, int], headers: Mapping[str, str]) -> Manifest:
+    match: Manifest = {"path": {"type": "PathPrefix", "value": API_PREFIX}}
+    if headers:
+        match["headers"] = [
+            {"type": "Exact", "name": name, "value": value} for name, value in headers.items()
+        ]
+    backends = [
+        {"group": "", "kind": SERVICE.kind, "name": name, "port": SERVICE_PORT, "weight": weight}
+        for name, weight in weights.items()
+    ]
+    return {"matches": [match], "backendRefs": backends}

@@ -1,0 +1,125 @@
+"""Endpoints behind a gateway, on a real API server without and with the Gateway API."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api, Object
+from tests.integration.gateways import Gateway
+from tests.integration.operators import Operators
+from tests.integration.team import Team
+from tests.integration.test_rollouts import pinned, set_strategy, states
+from tests.waiting import eventually
+from tools.cluster import ControlPlane, gatewayapi
+
+TRAFFIC: Object = {
+    "gateway": {"parentRefs": [{"name": "public", "namespace": "infra"}], "hostnames": ["desk.example.com"]}
+}
+
+
+@pytest.fixture
+def team(api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet) -> Team:
+    """A team with two Checkpoints."""
+    team = Team(api, namespace, operators.start().wait_active())
+    for name in ("first", "second"):
+        team.record(name)
+    return team
+
+
+@pytest.fixture
+def gateway(api: Api, namespace: str, control_plane: ControlPlane) -> Iterator[Gateway]:
+    """A gateway that accepts the routes of the namespace."""
+    control_plane.kubectl.define(gatewayapi.definitions())
+    started = Gateway(api, namespace)
+    yield started
+    started.close()
+
+
+def serve(api: Api, namespace: str) -> None:
+    """Create an endpoint behind a gateway that serves the first Checkpoint."""
+    endpoint = manifests.inferencedeployment(namespace)
+    endpoint["spec"] |= {"models": [pinned("first")], "traffic": TRAFFIC}
+    api.create(endpoint)
+
+
+def route_of(api: Api, namespace: str) -> Object:
+    route = api.get("HTTPRoute", namespace, "support")
+    assert route is not None
+    return route
+
+
+def weights(api: Api, namespace: str) -> dict[str, int]:
+    backends = route_of(api, namespace)["spec"]["rules"][-1]["backendRefs"]
+    return {each["name"]: each["weight"] for each in backends}
+
+
+def test_without_the_gateway_api_a_condition_says_so_until_it_is_installed(
+    api: Api, namespace: str, team: Team, control_plane: ControlPlane
+) -> None:
+    serve(api, namespace)
+    message = team.until_reason("InferenceDeployment", "support", "RouteAccepted", "GatewayAPINotInstalled")
+    assert "install it, or remove spec.traffic" in message
+    eventually("the endpoint serves in the cluster", lambda: team.served() == {"routing": "first"})
+    control_plane.kubectl.define(gatewayapi.definitions())
+    team.until_reason("InferenceDeployment", "support", "RouteAccepted", "RoutePending")
+    assert list(weights(api, namespace).values()) == [100]
+
+
+def test_a_canary_has_the_weights_of_its_steps_and_the_old_revision_is_deleted_when_they_are_taken(
+    api: Api, namespace: str, team: Team, gateway: Gateway
+) -> None:
+    serve(api, namespace)
+    team.until_served(routing="first")
+    old = team.endpoint()["status"]["revision"]
+    assert team.endpoint()["status"]["url"] == "http://desk.example.com/v1"
+    written = route_of(api, namespace)["metadata"]["generation"]
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 1}, {"pauseSeconds": 3600}]}}
+    set_strategy(api, namespace, strategy)
+    team.serve(pinned("second"))
+    team.until_reason("InferenceDeployment", "support", "Reconciling", "Canary")
+    (new,) = set(states(team)) - {old}
+    eventually("one percent", lambda: weights(api, namespace) == {old: 99, new: 1})
+    shown = {each["name"]: each.get("weight") for each in team.endpoint()["status"]["revisions"]}
+    assert route_of(api, namespace)["metadata"]["generation"] == written + 1, "no other write"
+
+    gateway.is_paused = True
+    set_strategy(api, namespace, {"decision": {"revision": new, "verdict": "Promote"}})
+    eventually("all requests", lambda: weights(api, namespace) == {new: 100}, 60)
+    team.until_reason("InferenceDeployment", "support", "RouteAccepted", "RoutePending")
+    assert api.get("Deployment", namespace, old) is not None
+    assert api.get("Service", namespace, old) is not None
+    gateway.is_paused = False
+    team.until_served(routing="second")
+    eventually("the old revision is deleted", lambda: api.get("Deployment", namespace, old) is None)
+    eventually("its Service is deleted", lambda: api.get("Service", namespace, old) is None)
+    assert shown[new] in {0, 1}
+
+
+def test_a_route_of_another_owner_is_left_alone(
+    api: Api, namespace: str, team: Team, gateway: Gateway
+) -> None:
+    foreign = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "support", "namespace": namespace},
+        "spec": {"parentRefs": [{"name": "public"}]},
+    }
+    before = api.create(foreign)["spec"]
+    serve(api, namespace)
+    message = team.until_reason("InferenceDeployment", "support", "Reconciling", "NameConflict")
+    assert "HTTPRoute support exists" in message
+    assert route_of(api, namespace)["spec"] == before
+
+
+def test_the_route_goes_with_spec_traffic(api: Api, namespace: str, team: Team, gateway: Gateway) -> None:
+    serve(api, namespace)
+    team.until_served(routing="first")
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"traffic": None}})
+    eventually("the route is deleted", lambda: api.get("HTTPRoute", namespace, "support") is None)
+    eventually(
+        "only the endpoint's Service is left",
+        lambda: [each["metadata"]["name"] for each in api.list("Service", namespace)] == ["support"],
+    )
+    team.until_served(routing="first")
