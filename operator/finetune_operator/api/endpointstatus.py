@@ -89,6 +89,13 @@ class RevisionStatus(Model):
     reason: Annotated[str, Field(max_length=64, description="Reason for the state.")] = ""
     message: Annotated[Message, Field(description="Details of the reason.")] = ""
     since: Annotated[datetime | None, Field(description="Time at which the state began.")] = None
+    started_at: Annotated[
+        datetime | None,
+        Field(
+            description="Time at which the last rollout of the revision began. Absent for a rollout that an"
+            " older release began."
+        ),
+    ] = None
     verdict: Annotated[
         RevisionVerdict | None, Field(description="Result of the rollout. Absent: it has not ended.")
     ] = None

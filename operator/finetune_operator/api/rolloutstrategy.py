@@ -8,6 +8,7 @@ from finetune_operator.api.meta import CELRule, Model, Name
 
 MAX_SECONDS: Final = 7 * 86400
 """Limit of a wait in a rollout, in seconds."""
+StrategyType = Literal["RollingUpdate", "Recreate", "BlueGreen", "Canary"]
 DecisionVerdict = Literal["Promote", "Abort"]
 DecisionReason = Annotated[str, Field(max_length=256, description="Who decided, and why.")]
 
@@ -121,7 +122,7 @@ class Strategy(Model):
     )
 
     type: Annotated[
-        Literal["RollingUpdate", "Recreate", "BlueGreen", "Canary"],
+        StrategyType,
         Field(
             description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
             " is removed, which needs room for both. Recreate: the pods of the old revision end before those"

@@ -7,6 +7,7 @@ twice.
 from collections import defaultdict
 from typing import Any, get_args
 
+from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import (
@@ -17,7 +18,7 @@ from finetune_operator.metrics.counters import (
     StageOutcome,
 )
 from finetune_operator.observe.podstatus import has_condition, has_ended
-from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import ConditionType, Reason
@@ -37,7 +38,8 @@ def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifes
         case "Checkpoint":
             _checkpoint(metrics, namespace, old, new)
         case "InferenceDeployment":
-            _inferencedeployment(metrics, namespace, old, new)
+            strategy = after.get("spec", {}).get("strategy", {}).get("type", Strategy().type)
+            _inferencedeployment(metrics, namespace, strategy, old, new)
 
 
 def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest | None) -> None:
@@ -115,16 +117,27 @@ def _checkpoint(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], n
 
 
 def _inferencedeployment(
-    metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]
+    metrics: OperatorMetrics, namespace: str, strategy: str, old: dict[str, Any], new: dict[str, Any]
 ) -> None:
     metrics.begin_namespace(namespace)
-    known = {revision["name"]: revision["state"] for revision in old.get("revisions", ())}
+    judged = {revision["name"] for revision in old.get("revisions", ()) if revision.get("verdict")}
     for revision in new.get("revisions", ()):
-        name, state = revision["name"], revision["state"]
-        if state != known.get(name) and state in {"Live", "Failed"}:
-            has_fallback = new.get("revision") not in {None, name}
-            failed = RolloutResult.ROLLED_BACK if has_fallback else RolloutResult.FAILED
-            metrics.rollouts.labels(namespace, RolloutResult.SUCCEEDED if state == "Live" else failed).inc()
+        verdict = (revision.get("verdict") or {}).get("result")
+        if verdict is None or revision["name"] in judged:
+            continue
+        has_fallback = new.get("revision") not in {None, "", revision["name"]}
+        result = _rollout_result(verdict, has_fallback=has_fallback)
+        metrics.rollouts.labels(namespace, result).inc()
+        metrics.rollout_verdicts.labels(namespace, strategy, verdict).inc()
+        if revision.get("startedAt") and revision.get("since"):
+            taken = parse_time(revision["since"]) - parse_time(revision["startedAt"])
+            metrics.rollout_duration.labels(strategy, result).observe(taken.total_seconds())
+
+
+def _rollout_result(verdict: str, *, has_fallback: bool) -> RolloutResult:
+    if verdict in {"Passed", "Promoted"}:
+        return RolloutResult.SUCCEEDED
+    return RolloutResult.ROLLED_BACK if has_fallback else RolloutResult.FAILED
 
 
 def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:

@@ -15,6 +15,8 @@ from prometheus_client import (
 )
 
 import finetune_operator
+from finetune_operator.api.endpointstatus import RevisionResult
+from finetune_operator.api.rolloutstrategy import StrategyType
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -129,9 +131,23 @@ class OperatorMetrics:
         )
         self.rollouts = Counter(
             "finetune_rollouts",
-            "Finished rollouts of revisions: succeeded, rolled_back (failed, and the previous revision"
-            " continues to serve), failed (without a previous revision).",
+            "Finished rollouts of revisions: succeeded, rolled_back (failed or aborted, and the previous"
+            " revision serves), failed (without a previous revision).",
             ("namespace", "result"),
+            registry=self.registry,
+        )
+        self.rollout_verdicts = Counter(
+            "finetune_rollout_verdicts",
+            "Finished rollouts by the verdict on the revision, as in status.revisions of its endpoint.",
+            ("namespace", "strategy", "verdict"),
+            registry=self.registry,
+        )
+        self.rollout_duration = Histogram(
+            "finetune_rollout_duration_seconds",
+            "Time from the start of a rollout to its verdict, including waits for capacity, the steps of a"
+            " canary and the bake; result as in finetune_rollouts_total.",
+            ("strategy", "result"),
+            buckets=STAGE_BUCKETS_SECONDS,
             registry=self.registry,
         )
         self.reconcile_seconds = Histogram(
@@ -176,6 +192,8 @@ class OperatorMetrics:
             self.stage_seconds.labels(stage, outcome)
         for stage, cause in product(get_args(Stage), PodEnd):
             self.pods_ended.labels(stage, cause)
+        for strategy, result in product(get_args(StrategyType), RolloutResult):
+            self.rollout_duration.labels(strategy, result)
 
     def begin_namespace(self, namespace: str) -> None:
         """Start the counters of a namespace at 0."""
@@ -185,6 +203,8 @@ class OperatorMetrics:
             self.promotions.labels(namespace, promotion)
         for rollout in RolloutResult:
             self.rollouts.labels(namespace, rollout)
+        for strategy, verdict in product(get_args(StrategyType), get_args(RevisionResult)):
+            self.rollout_verdicts.labels(namespace, strategy, verdict)
 
     def begin_profile(self, namespace: str, profile: str) -> None:
         """Start the counters of a ComputeProfile at 0."""
@@ -204,6 +224,7 @@ class OperatorMetrics:
             self.checkpoints_recorded,
             self.promotions,
             self.rollouts,
+            self.rollout_verdicts,
         ):
             metric.remove_by_labels({"namespace": namespace})
 

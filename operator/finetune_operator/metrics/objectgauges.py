@@ -3,11 +3,13 @@
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_operator.metrics.endpointgauges import endpoint_gauges
+from finetune_operator.metrics.objectstatus import object_names, object_status, true_reason
 from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import UNDER_WAY, ConditionType, Reason
@@ -54,10 +56,10 @@ class ObjectStateCollector(Collector):
         yield _phases(jobs, self._settled() if active else {})
         yield _blocked((*jobs, *evaluations), datasets)
         running = [job for job in jobs if _is_running(job)]
-        faulty = [dataset for dataset in datasets if _status(dataset).get("problemCount")]
+        faulty = [dataset for dataset in datasets if object_status(dataset).get("problemCount")]
         yield from self._running(running[:MAX_SERIES_PER_KIND])
         yield _problems(faulty[:MAX_SERIES_PER_KIND])
-        yield from _endpoints(endpoints[:MAX_SERIES_PER_KIND])
+        yield from endpoint_gauges(endpoints[:MAX_SERIES_PER_KIND])
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
             f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",
@@ -86,7 +88,7 @@ class ObjectStateCollector(Collector):
             labels=names,
         )
         for job in jobs:
-            labels, progress = _names(job), _status(job)["progress"]
+            labels, progress = object_names(job), object_status(job)["progress"]
             total = progress.get("totalSteps", 0)
             ratio.add_metric(labels, progress.get("step", 0) / total if total else 0.0)
             if progress.get("loss") is not None:
@@ -106,14 +108,16 @@ class ObjectStateCollector(Collector):
         seconds = self._since_progress(uid)
         if seconds is not None:
             moments.append(self._clock() - seconds)
-        usage = _status(job).get("usage")
+        usage = object_status(job).get("usage")
         if usage is not None:
             moments.append(parse_time(usage["until"]).timestamp())
         return max(moments)
 
 
 def _phases(jobs: Iterable[Manifest], settled: Mapping[tuple[str, str], int]) -> Metric:
-    phases = Tally((job["metadata"]["namespace"], _status(job).get("phase") or "Pending") for job in jobs)
+    phases = Tally(
+        (job["metadata"]["namespace"], object_status(job).get("phase") or "Pending") for job in jobs
+    )
     phases.update(settled)
     count = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase.", labels=("namespace", "phase"))
     for labels, number in sorted(phases.items()):
@@ -122,14 +126,17 @@ def _phases(jobs: Iterable[Manifest], settled: Mapping[tuple[str, str], int]) ->
 
 
 def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
-    waiting = {_names(dataset): _blocking_reason(dataset) for dataset in datasets}
+    waiting = {object_names(dataset): _blocking_reason(dataset) for dataset in datasets}
     reasons = Tally(
         ("Dataset", namespace, reason) for (namespace, _), reason in waiting.items() if reason is not None
     )
     for job in jobs:
         reason = _blocking_reason(job)
         ref = job.get("spec", {}).get("dataset", {}).get("ref")
-        if _reason(_status(job), ConditionType.RECONCILING) == Reason.WAITING_FOR_DATASET and ref is not None:
+        if (
+            true_reason(object_status(job), ConditionType.RECONCILING) == Reason.WAITING_FOR_DATASET
+            and ref is not None
+        ):
             # It waits for user action if and only if its Dataset does.
             is_blocked = waiting.get((job["metadata"]["namespace"], ref["name"])) is not None
             reason = Reason.WAITING_FOR_DATASET if is_blocked else None
@@ -148,7 +155,7 @@ def _blocked(jobs: Iterable[Manifest], datasets: Iterable[Manifest]) -> Metric:
 
 def _blocking_reason(obj: Manifest) -> str | None:
     """The reason that requires user action; None while none is required."""
-    reason = _reason(_status(obj), ConditionType.RECONCILING)
+    reason = true_reason(object_status(obj), ConditionType.RECONCILING)
     return None if reason in UNDER_WAY else reason
 
 
@@ -159,67 +166,10 @@ def _problems(datasets: Iterable[Manifest]) -> Metric:
         labels=("namespace", "dataset"),
     )
     for dataset in datasets:
-        problems.add_metric(_names(dataset), _status(dataset)["problemCount"])
+        problems.add_metric(object_names(dataset), object_status(dataset)["problemCount"])
     return problems
 
 
-def _endpoints(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
-    names = ("namespace", "inferencedeployment")
-    models = GaugeMetricFamily(
-        "finetune_endpoint_models", "Models in the spec of the InferenceDeployment.", labels=names
-    )
-    served = GaugeMetricFamily("finetune_endpoint_models_served", "Models that it serves.", labels=names)
-    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas in its spec.", labels=names)
-    ready = GaugeMetricFamily(
-        "finetune_endpoint_replicas_ready", "Replicas of the live revision that are ready.", labels=names
-    )
-    waiting = GaugeMetricFamily(
-        "finetune_endpoint_waiting_for_checkpoint",
-        "1 while a model that it follows has no checkpoint that it may serve.",
-        labels=names,
-    )
-    outdated = GaugeMetricFamily(
-        "finetune_endpoint_image_outdated",
-        "1 while it serves with an image older than the security floor of the operator's chart.",
-        labels=names,
-    )
-    for endpoint in endpoints:
-        labels, spec, status = _names(endpoint), endpoint["spec"], _status(endpoint)
-        models.add_metric(labels, len(spec["models"]))
-        served.add_metric(labels, sum(1 for model in status.get("models", ()) if model.get("digest")))
-        replicas.add_metric(labels, spec.get("replicas", 1))
-        ready.add_metric(labels, status.get("readyReplicas", 0))
-        reason = _reason(status, ConditionType.RECONCILING)
-        waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
-        outdated.add_metric(labels, float(_is_false(status, ConditionType.IMAGE_CURRENT)))
-    yield from (models, served, replicas, ready, waiting, outdated)
-
-
-def _names(obj: Manifest) -> tuple[str, str]:
-    return obj["metadata"]["namespace"], obj["metadata"]["name"]
-
-
-def _status(obj: Manifest) -> dict[str, Any]:
-    status: dict[str, Any] = obj.get("status") or {}
-    return status
-
-
-def _reason(status: dict[str, Any], type_: str) -> str | None:
-    """The reason of a condition that is True."""
-    return next(
-        (
-            condition["reason"]
-            for condition in status.get("conditions", ())
-            if condition["type"] == type_ and condition["status"] == "True"
-        ),
-        None,
-    )
-
-
-def _is_false(status: dict[str, Any], type_: str) -> bool:
-    return any(each["type"] == type_ and each["status"] == "False" for each in status.get("conditions", ()))
-
-
 def _is_running(job: Manifest) -> bool:
-    status = _status(job)
-    return bool(status.get("progress")) and _reason(status, ConditionType.RECONCILING) is not None
+    status = object_status(job)
+    return bool(status.get("progress")) and true_reason(status, ConditionType.RECONCILING) is not None

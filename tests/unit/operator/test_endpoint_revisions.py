@@ -59,6 +59,27 @@ def test_an_entry_keeps_its_time_until_its_state_step_or_spec_changes() -> None:
         assert entry.since == after.replace(microsecond=0)
 
 
+def test_an_entry_has_the_time_at_which_its_last_rollout_began() -> None:
+    states = (
+        ("RollingOut", 0),
+        ("WaitingForCapacity", 0),
+        ("Canary", 0),
+        ("Baking", 0),
+        ("Live", 0),
+        ("Retired", 0),
+        ("RollingOut", 6),
+        ("Failed", 6),
+        ("RollingOut", 8),
+        ("Live", 8),
+        ("RollingOut", 10),
+    )
+    revisions: tuple[RevisionStatus, ...] = ()
+    for hours, (state, started) in enumerate(states):
+        entry = RevisionStatus.model_validate({"name": "one", "state": state})
+        revisions = with_entry(revisions, entry, NOW + timedelta(hours=hours))
+        assert revisions[0].started_at == (NOW + timedelta(hours=started)).replace(microsecond=0), state
+
+
 def test_the_newest_entries_are_kept() -> None:
     revisions: tuple[RevisionStatus, ...] = ()
     for number in range(MAX_REVISIONS + 2):

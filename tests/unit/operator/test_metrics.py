@@ -217,6 +217,34 @@ def test_an_endpoint_shows_what_it_is_asked_for_and_what_it_serves() -> None:
     assert shown("new") == [1, 0, 2, 0, 1]
 
 
+def test_revisions_with_requests_or_a_rollout_show_their_weight_and_state() -> None:
+    revisions = [
+        {"name": "new", "state": "Canary", "weight": 10, "since": "2027-01-15T06:00:00Z"},
+        {"name": "live", "state": "Live", "weight": 90, "since": "2027-01-01T00:00:00Z"},
+        {"name": "failed", "state": "Failed", "weight": 0, "since": "2027-01-01T00:00:00Z"},
+        {"name": "older", "state": "Retired"},
+    ]
+    registry = collected(endpoints=[endpoint("e", revisions=revisions)])
+    families = {family.name: family.samples for family in registry.collect()}
+
+    weights = {s.labels["revision"]: s.value for s in families["finetune_endpoint_revision_weight_ratio"]}
+    assert weights == {"new": 0.1, "live": 0.9}
+    since = {
+        (sample.labels["revision"], sample.labels["state"]): sample.value
+        for sample in families["finetune_endpoint_revision_state_timestamp_seconds"]
+    }
+    assert since == {("new", "Canary"): 1_799_992_800, ("live", "Live"): 1_798_761_600}
+
+
+def test_an_endpoint_without_capacity_for_its_rollout_is_seen() -> None:
+    waiting = endpoint("new", conditions=[condition("Reconciling", "NoCapacityForSurge")])
+    starting = endpoint("up", conditions=[condition("Reconciling", "RollingOut")])
+    registry = collected(endpoints=[waiting, starting])
+    for name, value in (("new", 1), ("up", 0)):
+        labels = {"namespace": "team", "inferencedeployment": name}
+        assert registry.get_sample_value("finetune_endpoint_waiting_for_capacity", labels) == value
+
+
 def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_unknown_does_not() -> None:
     def judged(name: str, status: str) -> dict[str, Any]:
         return endpoint(name, conditions=[{"type": "ImageCurrent", "status": status, "reason": "x"}])
@@ -285,7 +313,7 @@ def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says()
 
     before = series()
     metrics.begin_namespace("team")
-    assert series() - before == 8
+    assert series() - before == 8 + 16
     before = series()
     metrics.begin_profile("team", "a100")
     assert series() - before == 2 + 80

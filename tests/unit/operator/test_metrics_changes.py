@@ -116,31 +116,56 @@ def test_promotions_and_refusals_are_counted_by_result() -> None:
     assert promotions(metrics, "rejected") == 1
 
 
-def test_rollouts_are_counted_when_a_revision_goes_live_or_fails() -> None:
-    def with_revisions(live: str | None, **states: str) -> Manifest:
-        revisions = [{"name": name, "state": state} for name, state in states.items()]
-        return endpoint(revisions=revisions, **({"revision": live} if live else {}))
+def judged(name: str, state: str, verdict: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Entry of a revision in the status of an endpoint."""
+    return {"name": name, "state": state, **({"verdict": {"result": verdict}} if verdict else {}), **fields}
 
-    metrics = OperatorMetrics()
+
+def test_a_rollout_is_counted_once_when_there_is_a_verdict_on_its_revision() -> None:
+    failed, live = judged("r0", "Failed", "Failed"), judged("r1", "Live", "Passed")
+    standby, returned = judged("r1", "Standby", "Passed"), judged("r3", "RolledBack", "Failed")
+    aborted, retried = judged("r2", "RolledBack", "Aborted"), judged("r2", "RollingOut")
     steps = [
-        with_revisions(None, r0="RollingOut"),
-        with_revisions("r0", r0="Failed"),
-        with_revisions("r0", r0="Failed", r1="RollingOut"),
-        with_revisions("r1", r0="Failed", r1="Live"),
-        with_revisions("r1", r0="Failed", r1="Live", r2="RollingOut"),
-        with_revisions("r1", r0="Failed", r1="Live", r2="Failed"),
-        with_revisions("r3", r0="Failed", r1="Retired", r2="Failed", r3="Live"),
+        endpoint(revisions=[judged("r0", "RollingOut")]),
+        endpoint(revisions=[failed]),
+        endpoint(revisions=[judged("r1", "RollingOut"), failed]),
+        endpoint(revisions=[live, failed], revision="r1"),
+        endpoint(revisions=[judged("r2", "Canary"), live, failed], revision="r1"),
+        endpoint(revisions=[aborted, live, failed], revision="r1"),
+        endpoint(revisions=[judged("r3", "Baking"), aborted, standby, failed], revision="r3"),
+        endpoint(revisions=[returned, aborted, live, failed], revision="r1"),
+        endpoint(revisions=[retried, returned, live, failed], revision="r1"),
+        endpoint(revisions=[judged("r2", "Live", "Promoted"), returned, failed], revision="r2"),
     ]
+    metrics = OperatorMetrics()
     for before, after in itertools.pairwise(steps):
         record_transition(metrics, before, after)
 
-    def rollouts(result: str) -> float | None:
-        labels = {"namespace": "team", "result": result}
-        return metrics.registry.get_sample_value("finetune_rollouts_total", labels)
+    def counted(metric: str, label: str) -> dict[str, float]:
+        (family,) = (each for each in metrics.registry.collect() if each.name == metric)
+        samples = [each for each in family.samples if each.labels["namespace"] == "team" and each.value]
+        return {each.labels[label]: each.value for each in samples}
 
-    assert rollouts("failed") == 1
-    assert rollouts("succeeded") == 2
-    assert rollouts("rolled_back") == 1
+    assert counted("finetune_rollouts", "result") == {"failed": 1, "succeeded": 2, "rolled_back": 2}
+    verdicts = {"Failed": 2, "Passed": 1, "Aborted": 1, "Promoted": 1}
+    assert counted("finetune_rollout_verdicts", "verdict") == verdicts
+
+
+def test_a_verdict_counts_for_the_strategy_of_the_endpoint_and_has_a_duration() -> None:
+    times = {"startedAt": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:10:00Z"}
+    strategy = {"spec": {"strategy": {"type": "Canary"}}}
+    before = endpoint(revisions=[judged("r1", "Canary")]) | strategy
+    after = endpoint(revisions=[judged("r1", "Live", "Passed", **times)], revision="r1") | strategy
+    older = endpoint(revisions=[judged("r0", "Live", "Passed")], revision="r0") | strategy
+    metrics = OperatorMetrics()
+    record_transition(metrics, before, after)
+    record_transition(metrics, endpoint() | strategy, older)
+    value = metrics.registry.get_sample_value
+    labels = {"namespace": "team", "strategy": "Canary", "verdict": "Passed"}
+    assert value("finetune_rollout_verdicts_total", labels) == 2
+    taken = {"strategy": "Canary", "result": "succeeded"}
+    assert value("finetune_rollout_duration_seconds_sum", taken) == 600
+    assert value("finetune_rollout_duration_seconds_count", taken) == 1
 
 
 def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_object() -> None:
@@ -151,6 +176,7 @@ def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_o
     for name, labels in (
         ("finetune_device_seconds_total", {"profile": "a100"}),
         ("finetune_rollouts_total", {"result": "rolled_back"}),
+        ("finetune_rollout_verdicts_total", {"strategy": "BlueGreen", "verdict": "Aborted"}),
         ("finetune_promotions_total", {"result": "promoted"}),
         ("finetune_checkpoints_recorded_total", {}),
     ):

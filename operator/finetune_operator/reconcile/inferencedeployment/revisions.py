@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator.api.endpointstatus import MAX_HISTORY_MODELS, MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
+from finetune_operator.reconcile.inferencedeployment.transitions import ENDED, PROGRESSING
 
 
 def spec_hash(endpoint: InferenceDeployment) -> str:
@@ -42,7 +42,7 @@ def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionSta
 def with_entry(
     revisions: tuple[RevisionStatus, ...], entry: RevisionStatus, now: datetime
 ) -> tuple[RevisionStatus, ...]:
-    """The list, newest first, with this entry. Its `since` is now.
+    """The list, newest first, with this entry. Its `since` is now, and `started_at` if a rollout begins.
 
     An entry with the same state, step and spec stays unchanged, with its `since`. A revision that starts
     again is the newest.
@@ -50,7 +50,11 @@ def with_entry(
     old = find_revision(revisions, entry.name)
     if old is not None and _progress(old) == _progress(entry):
         return revisions
-    entry = entry.model_copy(update={"since": now.replace(microsecond=0)})
+    since = now.replace(microsecond=0)
+    started_at: datetime | None = since
+    if old is not None and (entry.state not in PROGRESSING or old.state in PROGRESSING):
+        started_at = old.started_at
+    entry = entry.model_copy(update={"since": since, "started_at": started_at})
     if old is not None and (entry.state in ENDED or old.state not in ENDED):
         listed = tuple(entry if revision.name == entry.name else revision for revision in revisions)
     else:

@@ -1,0 +1,74 @@
+"""Gauges of endpoints and their revisions."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from finetune_operator.metrics.objectstatus import is_false, object_names, object_status, true_reason
+from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
+from finetune_operator.status.reasons import ConditionType, Reason
+
+
+def endpoint_gauges(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
+    """Gauges of these InferenceDeployments and of their revisions with requests or a rollout."""
+    names = ("namespace", "inferencedeployment")
+    models = GaugeMetricFamily(
+        "finetune_endpoint_models", "Models in the spec of the InferenceDeployment.", labels=names
+    )
+    served = GaugeMetricFamily("finetune_endpoint_models_served", "Models that it serves.", labels=names)
+    replicas = GaugeMetricFamily("finetune_endpoint_replicas", "Replicas in its spec.", labels=names)
+    ready = GaugeMetricFamily(
+        "finetune_endpoint_replicas_ready", "Replicas of the live revision that are ready.", labels=names
+    )
+    waiting = GaugeMetricFamily(
+        "finetune_endpoint_waiting_for_checkpoint",
+        "1 while a model that it follows has no checkpoint that it may serve.",
+        labels=names,
+    )
+    outdated = GaugeMetricFamily(
+        "finetune_endpoint_image_outdated",
+        "1 while it serves with an image older than the security floor of the operator's chart.",
+        labels=names,
+    )
+    without_capacity = GaugeMetricFamily(
+        "finetune_endpoint_waiting_for_capacity",
+        "1 while its rollout waits for devices, or for a step of a canary to get them.",
+        labels=names,
+    )
+    weight = GaugeMetricFamily(
+        "finetune_endpoint_revision_weight_ratio",
+        "Share of the requests that are routed to a revision, 0 to 1.",
+        labels=(*names, "revision"),
+    )
+    since = GaugeMetricFamily(
+        "finetune_endpoint_revision_state_timestamp_seconds",
+        "Unix time at which the state of a revision began, as in status.revisions; absent for revisions that"
+        " are retired, failed or rolled back.",
+        labels=(*names, "revision", "state"),
+    )
+    for endpoint in endpoints:
+        labels, spec, status = object_names(endpoint), endpoint["spec"], object_status(endpoint)
+        models.add_metric(labels, len(spec["models"]))
+        served.add_metric(labels, sum(1 for model in status.get("models", ()) if model.get("digest")))
+        replicas.add_metric(labels, spec.get("replicas", 1))
+        ready.add_metric(labels, status.get("readyReplicas", 0))
+        reason = true_reason(status, ConditionType.RECONCILING)
+        waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
+        without_capacity.add_metric(labels, float(reason == Reason.NO_CAPACITY_FOR_SURGE))
+        for revision in _present(status):
+            weight.add_metric((*labels, revision["name"]), (revision.get("weight") or 0) / 100)
+            if revision.get("since"):
+                began = parse_time(revision["since"]).timestamp()
+                since.add_metric((*labels, revision["name"], revision["state"]), began)
+        outdated.add_metric(labels, float(is_false(status, ConditionType.IMAGE_CURRENT)))
+    yield from (models, served, replicas, ready, waiting, without_capacity, outdated, weight, since)
+
+
+def _present(status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Revisions that get requests, or have not ended."""
+    for revision in status.get("revisions", ()):
+        if revision.get("weight") or revision["state"] not in ENDED:
+            yield revision

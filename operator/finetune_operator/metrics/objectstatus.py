@@ -1,0 +1,33 @@
+"""Names, status and conditions of objects of any kind."""
+
+from typing import Any
+
+from finetune_operator.plan import Manifest
+
+
+def object_names(obj: Manifest) -> tuple[str, str]:
+    """Namespace and name."""
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def object_status(obj: Manifest) -> dict[str, Any]:
+    """The status; empty if there is none."""
+    status: dict[str, Any] = obj.get("status") or {}
+    return status
+
+
+def true_reason(status: dict[str, Any], type_: str) -> str | None:
+    """The reason of a condition that is True."""
+    return next(
+        (
+            condition["reason"]
+            for condition in status.get("conditions", ())
+            if condition["type"] == type_ and condition["status"] == "True"
+        ),
+        None,
+    )
+
+
+def is_false(status: dict[str, Any], type_: str) -> bool:
+    """Whether a condition is False."""
+    return any(each["type"] == type_ and each["status"] == "False" for each in status.get("conditions", ()))
