@@ -44,6 +44,7 @@ def dashboard() -> str:
             "current": {},
         },
         _variable("namespace", "Namespace", "label_values(finetune_jobs, namespace)"),
+        _variable("endpoint", "Endpoint", "label_values(finetune_endpoint_models, inferencedeployment)"),
         _variable("job", "Scrape job of the operator", "label_values(finetune_active, job)"),
     ]
     document = {

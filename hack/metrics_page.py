@@ -1,5 +1,6 @@
 """Generate docs/metrics.md: every metric with type, labels and meaning, the queries and the alerts."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,7 @@ from tools.bootstrap.uv import ROOT
 
 QUERIES: Final = ROOT / "docs" / "queries.yaml"
 RULES: Final = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"
+RECORDING: Final = RULES.with_name("recording.rules.yaml")
 TEMPLATE: Final = Path(__file__).parent / "metrics_page.md"
 
 
@@ -39,10 +41,26 @@ def families() -> dict[str, tuple[Family, ...]]:
     }
 
 
+def recorded() -> tuple[Family, ...]:
+    """The series of the recording rules; the meaning of each is the comment above its rule."""
+    rules = re.findall(r"# (.+)\n +- record: (\S+)\n +expr: >-\n((?: {10}.+\n)+)", RECORDING.read_text())
+    return tuple(
+        Family(name, "gauge", _kept(name, expression), meaning) for meaning, name, expression in rules
+    )
+
+
+def _kept(record: str, expression: str) -> tuple[str, ...]:
+    """Labels that the outer aggregation of a rule keeps."""
+    (labels,) = re.findall(r"by \(([^)]*)\)", expression)[:1]
+    kept = labels.split(", ")
+    return tuple(label for label in kept if label != "le" or "_bucket:" in record)
+
+
 def metrics_page() -> str:
     """The whole page as Markdown."""
     parts = {
         **{origin: _table(metrics) for origin, metrics in families().items()},
+        "recorded": _table(recorded()),
         "queries": "\n".join(_queries()),
         "alerts": "\n".join(_alerts()),
         "series_limit": str(MAX_SERIES_PER_KIND),

@@ -20,7 +20,7 @@ from tools.bootstrap.prometheus import program
 from tools.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"
+RULES = sorted((ROOT / "charts" / "finetune-operator" / "alerts").glob("*.rules.yaml"))
 
 Series = dict[str, str]
 
@@ -34,7 +34,7 @@ class Target:
 
 
 class Prometheus:
-    """One Prometheus process with our alert rules.
+    """One Prometheus process with our rules.
 
     Args:
         folder: folder for its configuration and data.
@@ -46,7 +46,7 @@ class Prometheus:
         assert binary is not None, "Prometheus is not installed: run `make prometheus`"
         configuration = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(RULES)],
+            "rule_files": [str(file) for file in RULES],
             "scrape_configs": [
                 {
                     "job_name": job,
@@ -101,7 +101,7 @@ class Prometheus:
         return values
 
     def rules(self) -> list[dict[str, Any]]:
-        """All alert rules with their state."""
+        """All rules with their state."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def _answers(self) -> bool:

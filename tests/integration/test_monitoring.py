@@ -1,4 +1,7 @@
-"""A real Prometheus scrapes operator, training process and model server, and runs the documented queries."""
+"""A real Prometheus scrapes operator, training process and model servers, and runs the documented queries.
+
+The scrape of vLLM is a recorded one: tests/peers/recordmetrics.py.
+"""
 
 import json
 import re
@@ -22,7 +25,8 @@ from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.chain import until_condition
 from tests.integration.operators import Operator, Operators
-from tests.integration.prometheus import Prometheus, Target
+from tests.integration.prometheus import RULES, Prometheus, Target
+from tests.integration.recordedscrape import RecordedScrape
 from tests.integration.trainingpod import TrainingPod
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
@@ -52,8 +56,23 @@ TEMPLATES = [
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]
     if variable["type"] == "query"
 ]
-VARIABLES = {"$namespace": ".*", "$job": "finetune-operator", "$__rate_interval": "5m", "$__range": "1h"}
+VARIABLES = {
+    "$namespace": ".*",
+    "$endpoint": ".*",
+    "$job": "finetune-operator",
+    "$__rate_interval": "5m",
+    "$__range": "1h",
+}
 """Values of Grafana's variables."""
+
+RECORDED = [
+    rule["record"]
+    for file in RULES
+    for group in yaml.safe_load(file.read_text())["groups"]
+    for rule in group["rules"]
+    if "finetune_serve_" in rule.get("record", "")
+]
+VLLM_SCRAPE = ROOT / "tests" / "recording" / "vllm-0.32.txt"
 
 NAMESPACE = "monitored"
 POD_IP = "10.20.30.40"
@@ -121,10 +140,12 @@ def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPat
         stack.callback(operators.stop_all)
         operator = operators.start(POD_IP=POD_IP)
         train_port, serve_port = free_port(), free_port()
+        vllm = stack.enter_context(RecordedScrape(VLLM_SCRAPE))
         targets = {
             "finetune-operator": Target(operator.http_port, {"namespace": "system", "pod": operator.name}),
             "finetune-training": Target(train_port, {"namespace": NAMESPACE, "pod": "train-0"}),
-            "finetune-serving": Target(serve_port, {"namespace": NAMESPACE, "pod": "serve-0"}),
+            "finetune-serving": Target(serve_port, labels_of_pod("support")),
+            "finetune-serving-vllm": Target(vllm.port, labels_of_pod("desk")),
         }
         prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), targets)
         stack.callback(prometheus.close)
@@ -145,6 +166,12 @@ def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPat
         for model in ("base", "summaries"):
             server.openai.completions.create(model=model, prompt="The licence", max_tokens=8)
         yield Site(api, prometheus, (trainer, server.process))
+
+
+def labels_of_pod(endpoint: str) -> dict[str, str]:
+    """Labels of a serving pod."""
+    labels = {"namespace": NAMESPACE, "pod": f"{endpoint}-0"}
+    return labels | {"inferencedeployment": endpoint, "revision": f"{endpoint}-1"}
 
 
 def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
@@ -192,6 +219,12 @@ def test_each_panel_of_the_dashboard_shows_something(site: Site, query: str) -> 
     site.answers(query)
 
 
+@pytest.mark.parametrize("endpoint", ["support", "desk"], ids=["Transformers", "VLLM"])
+@pytest.mark.parametrize("record", RECORDED)
+def test_each_recorded_series_has_a_value_with_each_engine(site: Site, record: str, endpoint: str) -> None:
+    site.answers(f'{record}{{inferencedeployment="{endpoint}"}}')
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_dashboard_has_something_to_choose_from(site: Site, template: str) -> None:
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", template)
@@ -207,6 +240,9 @@ def test_the_dashboard_has_something_to_choose_from(site: Site, template: str) -
         ("sum(finetune_checkpoints_recorded_total)", 1),
         ('sum(finetune_promotions_total{result="promoted"})', 1),
         ('sum(finetune_rollouts_total{result="succeeded"})', 1),
+        ('sum(finetune_rollout_verdicts_total{strategy="RollingUpdate",verdict="Passed"})', 1),
+        ('finetune_rollout_duration_seconds_count{strategy="RollingUpdate",result="succeeded"}', 1),
+        ('finetune_endpoint_revision_weight_ratio{inferencedeployment="support"}', 1),
         ('finetune_stage_seconds_count{stage="preflight",outcome="failed"}', 1),
         ('finetune_stage_seconds_count{stage="train",outcome="succeeded"}', 1),
         ('finetune_pods_ended_total{stage="train",cause="succeeded"}', 1),
@@ -214,7 +250,7 @@ def test_the_dashboard_has_something_to_choose_from(site: Site, template: str) -
         ("sum(finetune_report_up)", 1),
         ('finetune_blocked{kind="Dataset",reason="StoreNotFound"}', 1),
         ('finetune_endpoint_models_served{inferencedeployment="support"}', 1),
-        ('sum(finetune_serve_requests_total{code="200"})', 2),
+        ('sum(finetune_serve_requests_total{code="200",inferencedeployment="support"})', 2),
         ("max(resets(finetune_trainer_checkpoint_age_seconds[10m])) > bool 0", 1),
     ],
 )
@@ -253,6 +289,8 @@ def test_series_vanish_with_their_objects_and_processes(site: Site) -> None:
         site.api.delete(kind, NAMESPACE, name)
     for process in site.processes:
         process.kill()
-    for query in (*(query for _, _, query in gone), "finetune_trainer_step", "finetune_serve_model_info"):
+    recorded = 'inferencedeployment:finetune_serve_requests_in_flight:sum{inferencedeployment="support"}'
+    of_processes = ("finetune_trainer_step", "finetune_serve_model_info", recorded)
+    for query in (*(query for _, _, query in gone), *of_processes):
         site.forgets(query)
     assert site.prometheus.query(f'finetune_jobs{{namespace="{NAMESPACE}"}}')

@@ -210,6 +210,7 @@ def test_metrics_are_on_a_port_of_their_own(server: PodServer) -> None:
         r'^finetune_serve_model_info{digest="sha256:\w+",model="(.+)",type="(.+)"} 1', samples, re.M
     )
     assert set(served) == {("base", "Base"), ("router", "Adapter")}
+    assert 'finetune_serve_requests_total{code="200",model="router"}' in samples
 
 
 def test_a_request_has_one_id_in_header_and_body(server: PodServer) -> None:

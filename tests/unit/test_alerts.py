@@ -11,7 +11,10 @@ import yaml
 from tools.bootstrap.prometheus import program
 
 ROOT = Path(__file__).parents[2]
-RULES_FILE = ROOT / "charts" / "finetune-operator" / "alerts" / "finetune-operator.rules.yaml"
+RULES_FOLDER = ROOT / "charts" / "finetune-operator" / "alerts"
+RULES_FILE = RULES_FOLDER / "finetune-operator.rules.yaml"
+RECORDING_FILE = RULES_FOLDER / "recording.rules.yaml"
+RECORDING_TESTS = ROOT / "tests" / "recording"
 TESTS = ROOT / "tests" / "alerts"
 RUNBOOKS = ROOT / "docs" / "runbooks"
 RULES: dict[str, dict[str, Any]] = {
@@ -54,6 +57,13 @@ def test_an_alert_fires_when_it_should_and_is_silent_when_it_should_be(alert: st
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_finds_no_fault_in_the_rules() -> None:
-    done = promtool("check", "rules", RULES_FILE)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_series_of_an_engine_are_recorded_under_common_names(engine: str) -> None:
+    done = promtool("test", "rules", RECORDING_TESTS / f"{engine}.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", [RECORDING_FILE, RULES_FILE], ids=lambda file: file.name)
+def test_promtool_finds_no_fault_in_the_rules(file: Path) -> None:
+    done = promtool("check", "rules", file)
     assert done.returncode == 0, done.stdout + done.stderr

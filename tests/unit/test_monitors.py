@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.test_alerts import RULES_FILE, promtool
+from tests.unit.test_alerts import RECORDING_FILE, RULES_FILE, promtool
 from tests.unit.test_chart_templates import Manifest, named, rendered
 from tools.cluster.toolchain import program
 
@@ -118,14 +118,32 @@ def test_the_plain_scrape_configuration_finds_the_same(chart: list[Manifest]) ->
         assert scraped == EXPECTED[job["job_name"]]
 
 
+def test_a_serving_pod_is_scraped_with_its_endpoint_and_revision(chart: list[Manifest]) -> None:
+    expected = {
+        "inferencedeployment": "__meta_kubernetes_pod_label_finetune_dev_owner_name",
+        "revision": "__meta_kubernetes_pod_label_finetune_dev_revision",
+    }
+    for endpoint in named(chart, "PodMonitor", f"{OPERATOR}-serving")["spec"]["podMetricsEndpoints"]:
+        assert {r["targetLabel"]: r["sourceLabels"][0] for r in endpoint["relabelings"]} == expected
+    jobs = {job["job_name"]: job for job in yaml.safe_load(SCRAPES.read_text())["scrape_configs"]}
+    relabelings = jobs["finetune-serving"]["relabel_configs"]
+    plain = {r["target_label"]: r["source_labels"][0] for r in relabelings if "target_label" in r}
+    assert expected.items() <= plain.items()
+    templates = [template for stage, template in pod_templates(chart) if stage == "serve"]
+    assert templates
+    for template in templates:
+        assert set(expected.values()) <= set(discovered(template, "http"))
+
+
 def test_promtool_takes_the_plain_scrape_configuration(tmp_path: Path) -> None:
     """Except for the discovery, which the distribution's build omits."""
     configuration = yaml.safe_load(SCRAPES.read_text())
     for job in configuration["scrape_configs"]:
         assert [discovery["role"] for discovery in job.pop("kubernetes_sd_configs")] == ["pod"]
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    (rules,) = configuration["rule_files"]
-    (tmp_path / rules).write_text(RULES_FILE.read_text())
+    assert configuration["rule_files"] == [RECORDING_FILE.name, RULES_FILE.name]
+    for rules in (RECORDING_FILE, RULES_FILE):
+        (tmp_path / rules.name).write_text(rules.read_text())
     done = promtool("check", "config", tmp_path / "prometheus.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -160,10 +178,13 @@ def test_the_rules_in_the_cluster_are_those_of_the_file_with_runbooks_where_peop
         for m in rendered("alerts.enabled=true", "alerts.runbooks=https://wiki.example/finetune/")
         if m["kind"] == "PrometheusRule"
     ]
-    expected = yaml.safe_load(
-        RULES_FILE.read_text().replace("docs/runbooks/FineTune", "https://wiki.example/finetune/FineTune")
+    recorded, alerts = (
+        yaml.safe_load(
+            file.read_text().replace("docs/runbooks/FineTune", "https://wiki.example/finetune/FineTune")
+        )["groups"]
+        for file in (RECORDING_FILE, RULES_FILE)
     )
-    assert rule["spec"] == expected
+    assert rule["spec"] == {"groups": [*recorded, *alerts]}
 
 
 def test_the_dashboard_is_for_the_sidecar_as_it_is_in_the_file() -> None:
@@ -175,7 +196,12 @@ def test_the_dashboard_is_for_the_sidecar_as_it_is_in_the_file() -> None:
 def test_the_dashboard_is_laid_out_without_overlap_and_asks_the_chosen_data_source() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["schemaVersion"] >= 39
-    assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "namespace", "job"]
+    assert [v["name"] for v in dashboard["templating"]["list"]] == [
+        "datasource",
+        "namespace",
+        "endpoint",
+        "job",
+    ]
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
@@ -190,4 +216,4 @@ def test_the_dashboard_is_laid_out_without_overlap_and_asks_the_chosen_data_sour
         for target in panel.get("targets", ()):
             assert target["datasource"]["uid"] == "${datasource}"
             variables = set(re.findall(r"\$(\w+)", target["expr"]))
-            assert variables <= {"namespace", "job", "__rate_interval", "__range"}
+            assert variables <= {"namespace", "endpoint", "job", "__rate_interval", "__range"}

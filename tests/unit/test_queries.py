@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from finetune_operator.metrics.counters import OperatorMetrics
-from hack.metrics_page import QUERIES, Family, families
+from hack.metrics_page import QUERIES, RECORDING, Family, families, recorded
 from tests.unit.test_alerts import ROOT, RULES, promtool
 
 DASHBOARD = json.loads(
@@ -18,7 +18,12 @@ DASHBOARD = json.loads(
 )
 PANELS: dict[str, list[Any]] = {panel["title"]: panel.get("targets", []) for panel in DASHBOARD["panels"]}
 DOCUMENTED = [entry for section in yaml.safe_load(QUERIES.read_text()).values() for entry in section]
+RECORDING_RULES = [
+    rule for group in yaml.safe_load(RECORDING.read_text())["groups"] for rule in group["rules"]
+]
+VLLM_SCRAPE = ROOT / "tests" / "recording" / "vllm-0.32.txt"
 ASKED = [
+    *(pytest.param(rule["expr"], id=rule["record"]) for rule in RECORDING_RULES),
     *(pytest.param(entry["query"], id=entry["question"]) for entry in DOCUMENTED),
     *(pytest.param(target["expr"], id=title) for title, targets in PANELS.items() for target in targets),
     *(pytest.param(rule["expr"], id=alert) for alert, rule in RULES.items()),
@@ -29,30 +34,43 @@ ASKED = [
     ),
 ]
 
-BY_PROMETHEUS = {"namespace", "pod", "instance", "job", "le"}
+BY_PROMETHEUS = {"namespace", "pod", "instance", "job", "le", "inferencedeployment", "revision"}
 """Labels that the metrics themselves do not have."""
+METRIC = re.compile(r"[\w:]*\b(?:finetune|process|vllm|http)[_:][\w:]+")
 PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def all_families() -> Iterator[Family]:
     for metrics in families().values():
         yield from metrics
+    yield from recorded()
+
+
+def of_vllm() -> set[tuple[str, str]]:
+    """Samples of the recorded scrape, as name and labels."""
+    return set(re.findall(r"^([\w:]+)(?:{(.*)})? \S+$", VLLM_SCRAPE.read_text(), re.MULTILINE))
 
 
 def names() -> set[str]:
     ours = {family.name + part for family in all_families() for part in PARTS.get(family.type, ("",))}
+    ours |= {name for name, _ in of_vllm()}
     return ours | {
         sample.name for family in OperatorMetrics().registry.collect() for sample in family.samples
     }
 
 
 def labels() -> set[str]:
-    return BY_PROMETHEUS.union(*(family.labels for family in all_families()))
+    vllm = {label for _, labels in of_vllm() for label in re.findall(r'(\w+)="', labels)}
+    return BY_PROMETHEUS.union(vllm, *(family.labels for family in all_families()))
+
+
+def test_each_recording_rule_has_a_meaning() -> None:
+    assert [family.name for family in recorded()] == [rule["record"] for rule in RECORDING_RULES]
 
 
 @pytest.mark.parametrize("query", ASKED)
 def test_a_query_names_metrics_and_labels_that_there_are(query: str) -> None:
-    asked = set(re.findall(r"\b(?:finetune|process)_\w+", query))
+    asked = set(METRIC.findall(query))
     assert asked
     assert asked <= names()
     grouped = re.findall(r"\b(?:by|on|group_left) \(([^)]*)\)", query)

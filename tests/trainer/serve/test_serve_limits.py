@@ -84,6 +84,7 @@ def test_metrics_count_requests_and_tokens_by_model_and_time_them(endpoint: Endp
                 'finetune_serve_tokens_total{kind="completion",model="summaries"}',
                 'finetune_serve_time_to_first_token_seconds_count{model="summaries"}',
                 'finetune_serve_request_duration_seconds_count{model="summaries"}',
+                'finetune_serve_inter_token_latency_seconds_count{model="summaries"}',
             )
         ]
 
@@ -98,6 +99,7 @@ def test_metrics_count_requests_and_tokens_by_model_and_time_them(endpoint: Endp
         answer.usage.completion_tokens,
         1,
         1,
+        answer.usage.completion_tokens - 1,
     ]
 
 
@@ -105,7 +107,8 @@ def test_a_model_that_nobody_has_asked_yet_has_its_series(endpoint: Endpoint) ->
     """A rate over a series that starts with its first request would miss that request."""
     text = endpoint.http.get("/metrics").text
     for model in ("base", "summaries", "tickets.v1"):
-        assert f'finetune_serve_requests_total{{code="200",model="{model}"}}' in text
+        for code in (200, 500):
+            assert f'finetune_serve_requests_total{{code="{code}",model="{model}"}}' in text
         assert f'finetune_serve_model_info{{digest="",model="{model}"' in text
 
 

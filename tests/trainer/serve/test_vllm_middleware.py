@@ -10,11 +10,13 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
@@ -51,11 +53,16 @@ class Guarded:
 
     def __init__(self, engine: Starlette | None = None, **settings: Any) -> None:
         self.clock = Clock()
-        self.lifetime = Lifetime(serve_config(Path("models"), **settings))
+        self.lifetime = Lifetime(serve_config(Path("models"), **settings), registry=CollectorRegistry())
         self.lifetime.ready = True
         self.lifetime.drain = Drain(10, self.clock)
         app = EndpointMiddleware(engine or vllm(), self.lifetime)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod")
+
+    def counted(self, model: str, code: int) -> float | None:
+        """Number of requests that were counted."""
+        labels = {"model": model, "code": str(code)}
+        return self.lifetime.metrics.registry.get_sample_value("finetune_serve_requests_total", labels)
 
     async def answer(
         self, path: str, method: str | None = None, content: str | None = None, **headers: str
@@ -153,8 +160,10 @@ async def _first_event() -> AsyncIterator[str]:
 @pytest.mark.parametrize("body", ["whole", "stream"])
 def test_a_request_is_ended_at_its_deadline(body: str) -> None:
     slow = Starlette(routes=[Route("/{path:path}", _slow, methods=["POST"])])
-    answer = asyncio.run(Guarded(slow, request_deadline_seconds=1).answer("/v1/completions", content=body))
+    guarded = Guarded(slow, request_deadline_seconds=1)
+    answer = asyncio.run(guarded.answer("/v1/completions", content=body))
     text = answer.text
+    assert guarded.counted("unknown", 504) == 1
     if body == "stream":
         first, text, *_ = (event.removeprefix("data: ") for event in text.split("\n\n"))
         assert (answer.status_code, first) == (200, "1")
@@ -209,6 +218,45 @@ def test_a_stream_stops_generating_at_its_deadline(spec_version: str) -> None:
     assert not endless.complete
     assert b"deadline_exceeded" in sent[-1]["body"]
     assert not sent[-1]["more_body"]
+
+
+async def _complete(request: Request) -> Response:
+    body = await request.body()
+    return JSONResponse(len(body), status_code=500 if b"broken" in body else 200)
+
+
+ROUTER: Final = ServedModel(name="router", folder="router")
+
+
+@pytest.mark.parametrize(
+    ("body", "model", "code"),
+    [
+        ('{"model": "router", "prompt": "a"}', "router", 200),
+        ('{"model": "router", "prompt": "broken"}', "router", 500),
+        ('{"model": "base", "prompt": "router"}', "base", 200),
+        ('{"prompt": "a"}', "base", 200),
+        ('{"model": "gpt-4"}', "unknown", 200),
+        ('{"model": ["router"]}', "unknown", 200),
+        ('["router"]', "unknown", 200),
+        ("{", "unknown", 200),
+    ],
+)
+def test_a_request_is_counted_for_its_model(body: str, model: str, code: int) -> None:
+    engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    guarded = Guarded(engine, models=(ROUTER,))
+    assert guarded.counted("router", 200) == 0
+    answer = asyncio.run(guarded.answer("/v1/completions", content=body))
+    assert (answer.status_code, answer.json()) == (code, len(body))
+    assert guarded.counted(model, code) == 1
+    assert sum(guarded.counted(each, code) or 0 for each in ("base", "router", "unknown")) == 1
+
+
+def test_refused_generation_requests_are_counted_and_other_routes_are_not(tmp_path: Path) -> None:
+    mount(tmp_path, alice=RIGHT)
+    guarded = Guarded(api_keys_path=str(tmp_path))
+    for path in ROUTES:
+        asyncio.run(guarded.answer(path))
+    assert guarded.counted("unknown", 401) == 2
 
 
 def test_vllm_and_the_client_get_the_same_request_id() -> None:

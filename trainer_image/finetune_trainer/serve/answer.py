@@ -127,7 +127,7 @@ class Answer:
             if isinstance(event, GenerationFailed):
                 message = "The model failed on this request: see the server's log for the cause."
                 raise self._failed(RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, message))
-            self._measurement.token()
+            self._measurement.token(choice)
             queued = False
             if isinstance(event, GenerationFinished):
                 unfinished -= 1

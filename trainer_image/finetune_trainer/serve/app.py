@@ -15,9 +15,9 @@ from finetune_trainer.serve.apikeys import RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.httpserver import DrainingServer, listen
 from finetune_trainer.serve.requestids import RequestIds
+from finetune_trainer.serve.requestmetrics import MeasureRequests
 from finetune_trainer.serve.routes import routes
 from finetune_trainer.serve.service import Service
-from finetune_trainer.serve.servingmetrics import MeasureRequests
 
 
 def serve(config: ServeConfig) -> None:

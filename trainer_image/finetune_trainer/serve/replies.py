@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 from finetune_trainer.serve.answer import Answer, Silence
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.generation import GenerationFinished
+from finetune_trainer.serve.requestmetrics import CLIENT_CLOSED_REQUEST
 from finetune_trainer.serve.responseformats import ResponseFormat
 from finetune_trainer.serve.responses import TokenUsage
-from finetune_trainer.serve.servingmetrics import CLIENT_CLOSED_REQUEST
 
 SILENCE_SECONDS: Final = 10.0
 """Interval of comments in a stream without events. Proxies close connections that are silent for longer."""

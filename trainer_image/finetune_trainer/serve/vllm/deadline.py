@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_trainer.serve.errors import RequestError
+from finetune_trainer.serve.requestmetrics import RequestMeasurement
 
 SEND_FAILS: Final = (2, 4)
 """Version of the ASGI specification since which sending to a client that has disconnected is an OSError.
@@ -62,6 +63,9 @@ class Deadlines:
             timer.cancel()
         if expired.is_set() and not complete:
             error = RequestError.deadline()
+            measurement = RequestMeasurement.find(scope)
+            if measurement is not None:
+                measurement.failure = error.status
             if started:
                 event = f"data: {json.dumps(error.body())}\n\n".encode()
                 await send({"type": "http.response.body", "body": event, "more_body": False})

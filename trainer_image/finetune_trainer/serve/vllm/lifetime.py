@@ -18,7 +18,8 @@ from finetune_trainer.runtime import logs, termination
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.modelidentity import identities
-from finetune_trainer.serve.servingmetrics import model_info
+from finetune_trainer.serve.names import served_names
+from finetune_trainer.serve.requestmetrics import RequestMetrics
 from finetune_trainer.serve.vllm.computation import computation_of
 from finetune_trainer.serve.vllm.selftest import check_models
 
@@ -50,11 +51,14 @@ class Lifetime:
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self.config = config
+        self.models = served_names(config)
+        self.metrics = RequestMetrics(registry)
+        for model in self.models:
+            self.metrics.begin_requests(model)
         self.drain = Drain(config.drain_seconds)
         self.ready = False
         """Whether every model has generated a token and passed its checks."""
         self._end_process = end_process
-        self._registry = registry
         self._task: asyncio.Task[None] | None = None
 
     def start(self, engine: ASGIApp, server: Starlette) -> None:
@@ -67,7 +71,7 @@ class Lifetime:
         logs.configure_own()
         # vLLM's metrics are in the default registry, because a pod has one API process.
         try:
-            start_http_server(self.config.metrics_port, registry=self._registry)
+            start_http_server(self.config.metrics_port, registry=self.metrics.registry)
         except OSError as error:
             logger.warning(
                 "metrics are not served, because port %d cannot be used: %s", self.config.metrics_port, error
@@ -94,9 +98,8 @@ class Lifetime:
                 )
             )
             return
-        served = model_info(self._registry)
         for identity in identities(self.config):
-            served.labels(*identity).set(1)
+            self.metrics.model_info.labels(*identity).set(1)
         self.ready = True
         logger.info("ready")
 

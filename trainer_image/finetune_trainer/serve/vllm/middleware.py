@@ -21,8 +21,10 @@ from finetune_trainer.serve.apikeys import ApiKeys, RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.requestids import RequestIds
+from finetune_trainer.serve.requestmetrics import MeasureRequests
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime, end_process
+from finetune_trainer.serve.vllm.servedmodel import NoteModel
 
 ROUTES: Final = {
     "/health": "GET",
@@ -38,15 +40,17 @@ class EndpointMiddleware:
 
     def __init__(self, app: ASGIApp, lifetime: Lifetime | None = None) -> None:
         """`lifetime`: default: one with the config of the pod, whose errors end the process."""
-        self._engine = self._limited = app
+        self._engine = limited = app
         self._lifetime = lifetime or Lifetime(_config_of_pod())
         config = self._lifetime.config
         if config.request_deadline_seconds is not None:
-            self._limited = Deadlines(app, config.request_deadline_seconds)
+            limited = Deadlines(app, config.request_deadline_seconds)
+        self._limited = NoteModel(limited, self._lifetime.models)
         api: ASGIApp = self._answer
         if config.api_keys_path is not None:
             api = RequireKey(api, ApiKeys(Path(config.api_keys_path)))
-        self._api = CloseConnections(RequestIds(api), self._lifetime.drain)
+        measured = MeasureRequests(RequestIds(api), self._lifetime.metrics)
+        self._api = CloseConnections(measured, self._lifetime.drain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the start of the server."""

@@ -1,0 +1,119 @@
+"""Prometheus metrics of served models and of requests to them, which both engines have.
+
+Requests for other models share the label `unknown`.
+"""
+
+import time
+from http import HTTPStatus
+from typing import Final, Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+UNKNOWN_MODEL: Final = "unknown"
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Status code of a request whose client disconnected before the response was complete."""
+BUCKETS_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+_MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_RECORD: Final = "measurement"
+
+
+class RequestMetrics:
+    """Metrics of the models of one server and of the requests to it, in this registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.model_info = Gauge(
+            "finetune_serve_model_info",
+            "Always 1; digest and type of the model served under this name. Name base: the base model",
+            ["model", "digest", "type"],
+            registry=registry,
+        )
+        self.requests = Counter(
+            "finetune_serve_requests",
+            "Number of finished generation requests; code 499: the client disconnected",
+            ["model", "code"],
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "finetune_serve_request_duration_seconds",
+            "Time from the request to the end of its response, for complete responses",
+            ["model"],
+            buckets=BUCKETS_SECONDS,
+            registry=registry,
+        )
+
+    def begin_requests(self, model: str) -> None:
+        """Create the series of a served model, starting at 0."""
+        for code in (HTTPStatus.OK, HTTPStatus.INTERNAL_SERVER_ERROR):
+            self.requests.labels(model, str(int(code)))
+        self.duration.labels(model)
+
+    def measure(self) -> "RequestMeasurement":
+        """Measurement of a request that arrives now."""
+        return RequestMeasurement(self)
+
+
+class RequestMeasurement:
+    """Measurement of one generation request. The routes fill it in."""
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._requests = metrics
+        self._start = time.monotonic()
+        self.model = UNKNOWN_MODEL
+        self.code: int = CLIENT_CLOSED_REQUEST
+        self.failure: HTTPStatus | None = None
+        """Status of a stream that failed after its status was sent."""
+
+    @classmethod
+    def of(cls, scope: Scope) -> Self:
+        """Return the measurement of the request with this scope."""
+        measurement = scope[_RECORD]
+        assert isinstance(measurement, cls)  # noqa: S101 - set by MeasureRequests
+        return measurement
+
+    @classmethod
+    def find(cls, scope: Scope) -> Self | None:
+        """Return the measurement of the request with this scope; None if it is not measured."""
+        return cls.of(scope) if _RECORD in scope else None
+
+    def remaining(self, seconds: float) -> float:
+        """What remains of this many seconds from the arrival of the request."""
+        return self._start + seconds - time.monotonic()
+
+    def end(self) -> None:
+        """Count the finished request."""
+        code = self.failure or self.code
+        self._requests.requests.labels(self.model, str(int(code))).inc()
+        if code == HTTPStatus.OK:
+            self._requests.duration.labels(self.model).observe(time.monotonic() - self._start)
+
+
+class MeasureRequests:
+    """ASGI middleware that counts generation requests, however they end."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["path"] not in _MEASURED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        measurement = scope[_RECORD] = self._metrics.measure()
+        status = CLIENT_CLOSED_REQUEST
+
+        async def send_measured(message: Message) -> None:
+            nonlocal status
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif not message.get("more_body", False):
+                measurement.code = status
+
+        try:
+            await self._app(scope, receive, send_measured)
+        finally:
+            measurement.end()
