@@ -4,6 +4,8 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_trainer.contract.analysis import AnalyzeResult
+from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
@@ -73,6 +75,8 @@ def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
             return StageResult(stage="evaluate", evaluate=_evaluated(config), **common)
         case ScoreConfig():
             return StageResult(stage="score", score=_scored(config), **common)
+        case AnalyzeConfig():
+            return StageResult(stage="analyze", analyze=AnalyzeResult(verdict="Pass"), **common)
         case _:
             raise TypeError(f"{type(config).__name__} has no result")
 

@@ -10,10 +10,10 @@ from typing import Final, Literal
 
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import ResultStage
 
-JobStage = Stage | Literal["collect", "cleanup"]
-"""Stages that have a Job: the stages of runs and Datasets, and two small ones that work for them."""
+JobStage = ResultStage | Literal["collect", "cleanup"]
+"""Stages that have a Job: those with a result, and two small ones that work for them."""
 Queue = Literal["prepare", "train", "evaluate"]
 
 
@@ -24,7 +24,7 @@ class StageRow:
     resources: PodResources
     """CPU and memory of its container if the profile does not set them."""
     running: Reason | None = None
-    """Reason of `Reconciling` while its pod runs. None: its Job works for another stage."""
+    """Reason of `Reconciling` while its pod runs. None: its Job works for another stage or an endpoint."""
     condition: ConditionType | None = None
     """Condition of the run that becomes True when the stage succeeds."""
     backoff_limit: int = 2
@@ -117,6 +117,9 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         per_champion=True,
         stores_result=False,
         isolated=True,
+    ),
+    "analyze": StageRow(
+        resources=PodResources(cpu="100m", memory="384Mi"), in_profile=False, stores_result=False
     ),
     "collect": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False, binds_config=False

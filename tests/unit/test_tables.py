@@ -29,6 +29,7 @@ STAGE_MODULES: Final = {
     "train": {"finetunejob/train.py"},
     "evaluate": {"evaluation/assessment.py", "finetunejob/evaluate.py"},
     "score": {"finetunejob/score.py"},
+    "analyze": set(),
     "collect": {
         "dataset/sourcecheck.py",
         "evaluation/jobs.py",

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, ShortName, Status
+from finetune_operator.api.rolloutanalysis import RevisionAnalysis
 from finetune_operator.api.rolloutstrategy import RolloutDecisionFields
 
 MAX_REVISIONS: Final = 10
@@ -98,6 +99,10 @@ class RevisionStatus(Model):
     ] = None
     verdict: Annotated[
         RevisionVerdict | None, Field(description="Result of the rollout. Absent: it has not ended.")
+    ] = None
+    analysis: Annotated[
+        RevisionAnalysis | None,
+        Field(description="Result of the last analysis. Absent: the revision was not analyzed."),
     ] = None
     models: Annotated[
         tuple[RevisionModel, ...],

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import CELRule, Model, Name
+from finetune_operator.api.rolloutanalysis import RolloutAnalysis, StepAnalysis
 
 MAX_SECONDS: Final = 7 * 86400
 """Limit of a wait in a rollout, in seconds."""
@@ -40,12 +41,12 @@ class RolloutDecision(RolloutDecisionFields):
 
 
 class CanaryStep(Model):
-    """Step of a canary. Set either setWeight or pauseSeconds."""
+    """Step of a canary. Set one of setWeight, pauseSeconds and analysis."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "has(self.setWeight) != has(self.pauseSeconds)",
-            "a step needs exactly one of setWeight and pauseSeconds: make two steps of it",
+            "[has(self.setWeight), has(self.pauseSeconds), has(self.analysis)].exists_one(set, set)",
+            "a step needs exactly one of setWeight, pauseSeconds and analysis: make several steps of it",
         ),
     )
 
@@ -55,6 +56,13 @@ class CanaryStep(Model):
     ] = None
     pause_seconds: Annotated[
         int | None, Field(ge=1, le=MAX_SECONDS, description="Seconds until the next step.")
+    ] = None
+    analysis: Annotated[
+        StepAnalysis | None,
+        Field(
+            description="Measure the new revision by strategy.analysis. The next step follows when it has"
+            " passed; {} has all defaults."
+        ),
     ] = None
 
 
@@ -119,6 +127,17 @@ class Strategy(Model):
             "strategy.canary and type Canary belong together: give both or neither",
             "canary",
         ),
+        CELRule(
+            "has(self.analysis) || !has(self.canary) || !self.canary.steps.exists(step, has(step.analysis))",
+            "a step with analysis needs strategy.analysis, which has the gates: add it, or remove the step",
+            "canary",
+        ),
+        CELRule(
+            "!has(self.analysis) || has(self.bakeSeconds)"
+            " || has(self.canary) && self.canary.steps.exists(step, has(step.analysis))",
+            "strategy.analysis has no effect: add a step with analysis to canary.steps, or bakeSeconds",
+            "analysis",
+        ),
     )
 
     type: Annotated[
@@ -148,6 +167,13 @@ class Strategy(Model):
             description="Seconds for which the old revision is kept after the new one has got all requests."
             " If a pod of the new one crashes, or is not ready for progressDeadlineSeconds, the requests"
             " return to the old one. Default: the old revision is removed at once.",
+        ),
+    ] = None
+    analysis: Annotated[
+        RolloutAnalysis | None,
+        Field(
+            description="Gates of a new revision, measured in the steps of a canary with analysis, and in its"
+            " bake. If one fails, the requests return to the old revision. Default: no measurement."
         ),
     ] = None
     progress_deadline_seconds: Annotated[

@@ -6,8 +6,13 @@ from typing import Final
 from finetune_operator.api.endpointaccess import NetworkPeer
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.jobs import owner_reference
-from finetune_operator.manifests.labels import REVISION, RUN, child_labels, stage_job_name
-from finetune_operator.manifests.networkpolicies import allow, build_network_policy, namespaces_with
+from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, child_labels, stage_job_name
+from finetune_operator.manifests.networkpolicies import (
+    allow,
+    build_network_policy,
+    namespaces_with,
+    pods_with,
+)
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 
@@ -25,11 +30,14 @@ def build_endpoint_policy(endpoint: InferenceDeployment, monitoring: Mapping[str
     assert endpoint.spec.network_policy is not None  # noqa: S101 - the caller checks
     peers = [_peer(peer) for peer in endpoint.spec.network_policy.allow_from]
     scrapers = namespaces_with(monitoring)
+    rules = [allow([*peers, scrapers], SERVE_PORT), allow([scrapers], METRICS_PORT)]
+    if endpoint.spec.strategy.analysis is not None:
+        rules.append(allow([pods_with({ANALYZED: endpoint.uid})], SERVE_PORT, METRICS_PORT))
     return build_network_policy(
         endpoint,
         stage_job_name(endpoint, "ingress"),
         {RUN: endpoint.uid},
-        [allow([*peers, scrapers], SERVE_PORT), allow([scrapers], METRICS_PORT)],
+        rules,
     )
 
 

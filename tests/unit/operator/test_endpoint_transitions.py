@@ -1,5 +1,6 @@
 """The rollout's state machine: its table, a pass for each row of it, and the picture of it in the docs."""
 
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +44,13 @@ ALL_REPLICAS: Final = {
     ("Preview", Observation.DWELLS),
 }
 """Combinations in which the wanted revision of a canary has all replicas."""
-IN_STEPS: Final = (Observation.UNACHIEVABLE, Observation.DWELLS, Observation.STEPS, Observation.GIVES_BACK)
+IN_STEPS: Final = (
+    Observation.UNACHIEVABLE,
+    Observation.DWELLS,
+    Observation.UNDECIDED,
+    Observation.STEPS,
+    Observation.GIVES_BACK,
+)
 BEFORE_START: Final = (
     Observation.UNPROVABLE,
     Observation.NO_SLOT,
@@ -56,7 +63,7 @@ IMPOSSIBLE: Final = {
     *product(["Live"], (Observation.ABORTED, Observation.PAUSED, Observation.BAKES)),
     *product(["Preview"], (Observation.OCCUPIED, Observation.NO_CAPACITY)),
     *product(["Canary"], (Observation.OCCUPIED, Observation.PREVIEWS)),
-    *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, [Observation.STEPS]),
+    *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, [Observation.STEPS, Observation.UNDECIDED]),
     *product(set(STATES) - {"Failed", "RolledBack"}, [Observation.GIVES_BACK]),
     *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
     *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
@@ -144,6 +151,10 @@ DWELLS:
   WaitingForCapacity -> Canary, DWELL
   Preview -> Canary, DWELL
   Canary -> =, DWELL
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+UNDECIDED:
+  Canary -> =, ASK
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 STEPS:
@@ -235,7 +246,13 @@ def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
 
 def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
     newer: Any = "Shadow"
-    never = {Observation.STEPS, Observation.GIVES_BACK, Observation.SPARE, Observation.RECALLED}
+    never = {
+        Observation.STEPS,
+        Observation.UNDECIDED,
+        Observation.GIVES_BACK,
+        Observation.SPARE,
+        Observation.RECALLED,
+    }
     for seen in set(Observation) - never:
         assert transition(newer, seen) == transition("Pending", seen)
 
@@ -248,6 +265,9 @@ def strategy_for(state: State, seen: Observation, revision: str) -> dict[str, An
     if state == "Canary" or seen in IN_STEPS:
         weight = 10 if seen is Observation.UNACHIEVABLE else 50
         strategy |= {"type": "Canary", "canary": {"steps": [{"setWeight": weight}, {"pauseSeconds": 600}]}}
+    if seen is Observation.UNDECIDED:
+        strategy["canary"] = {"steps": [{"setWeight": 50}, {"analysis": {}}]}
+        strategy["analysis"] = {"gates": [{"metric": "error_rate", "max": 0.05}]}
     if state == "Baking" or seen is Observation.BAKES:
         strategy["bakeSeconds"] = 600
     if seen is Observation.OCCUPIED:
@@ -288,9 +308,19 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
         cluster.put(profile(maxConcurrentRollouts=1))
         cluster.put(other())
     show(cluster, state, seen, old, new)
-    steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1}
+    steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1, Observation.UNDECIDED: 1}
     record(cluster, new, state, steps.get(seen, 0) if state == "Canary" else None)
+    if (state, seen) == ("Canary", Observation.UNDECIDED):
+        fail_analysis(cluster)
     return cluster, new, old
+
+
+def fail_analysis(cluster: EndpointCluster) -> None:
+    """Let the Job of the step's analysis fail, so that it is inconclusive."""
+    cluster.reconcile()
+    ((_, job),) = cluster.cluster.of("Job").items()
+    since = (cluster.cluster.now - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTime": since}]}
 
 
 def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, new: str) -> None:
@@ -304,7 +334,13 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
         case Observation.ABORTED if state == "Canary":
             cluster.scale(old, 2)
             cluster.make_ready(old)
-        case Observation.STEPS | Observation.GIVES_BACK | Observation.PAUSED | Observation.ABORTED:
+        case (
+            Observation.STEPS
+            | Observation.UNDECIDED
+            | Observation.GIVES_BACK
+            | Observation.PAUSED
+            | Observation.ABORTED
+        ):
             pass
         case Observation.BROKEN:
             if state in {"Baking", "Canary"}:
@@ -355,6 +391,7 @@ SAYS: Final = {
     Action.POSTPONE: ("Ready", "ScaledToZero"),
     Action.REFUSE: ("Stalled", "WeightNotAchievable"),
     Action.DWELL: ("Reconciling", "Canary"),
+    Action.ASK: ("Suspended", "AwaitingDecision"),
     Action.STEP: ("Reconciling", "Canary"),
     Action.ABORT: ("Stalled", "RolledBack"),
     Action.GIVE_BACK: ("Reconciling", "RollingOut"),

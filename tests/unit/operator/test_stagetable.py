@@ -11,14 +11,14 @@ from finetune_operator.api.podresources import StageResources
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.stagetable import STAGES, Queue
 from finetune_operator.status.reasons import UNDER_WAY
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import ResultStage, Stage
 
 WITH_RESULTS = [name for name, row in STAGES.items() if row.running is not None]
 
 
 def test_every_stage_of_the_contract_has_a_row_and_every_job_stage_one() -> None:
     assert set(get_args(Stage)) == set(WITH_RESULTS)
-    assert {*get_args(Stage), "collect", "cleanup"} == set(STAGES)
+    assert {*get_args(ResultStage), "collect", "cleanup"} == set(STAGES)
     assert {name for name, row in STAGES.items() if row.condition is not None} == set(WITH_RESULTS)
 
 

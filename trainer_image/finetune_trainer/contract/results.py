@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field
 
+from finetune_trainer.contract.analysis import AnalyzeResult
 from finetune_trainer.contract.answerengine import EngineVersion
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.custommetric import CustomMetricSource
@@ -16,7 +17,7 @@ from finetune_trainer.contract.lenient import lenient_validator
 from finetune_trainer.contract.method import LoRA, Preference
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.prediction import Prediction
-from finetune_trainer.contract.vocabulary import CheckpointType, SplitName, Stage, Subject
+from finetune_trainer.contract.vocabulary import CheckpointType, ResultStage, SplitName, Subject
 
 
 class SplitRecord(Contract):
@@ -234,7 +235,7 @@ class StageResult(Contract):
     """The single result of a stage, in the store and in the pod's termination message."""
 
     contract: int = CONTRACT_VERSION
-    stage: Stage
+    stage: ResultStage
     run: str
     outcome: Literal["Succeeded", "Failed"]
     reason: str = ""
@@ -244,6 +245,7 @@ class StageResult(Contract):
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
     score: Annotated[ScoreResult | None, Field(json_schema_extra={"since": 2})] = None
+    analyze: Annotated[AnalyzeResult | None, Field(json_schema_extra={"since": 2})] = None
     nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Nonce from the config of the pod that writes this message."""
     config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None

@@ -29,6 +29,10 @@ RESERVED_TEMPLATE_ARGUMENTS: Final = frozenset(
 )
 """Names that the trainer, the engine or transformers set themselves."""
 Stage = Literal["prepare", "preflight", "train", "evaluate", "score"]
+"""Stages of runs and Datasets."""
+ANALYZE: Final = "analyze"
+ResultStage = Literal[Stage, "analyze"]
+"""Stages that leave a result. `analyze` works for an endpoint."""
 CheckpointType = Literal["Adapter", "Full"]
 ADAPTER: Final = "Adapter"
 FULL_MODEL: Final = "Full"

@@ -12,15 +12,14 @@ from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.anyconfig import AnyConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import ResultStage
 from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.rank import ProcessRank
-from finetune_trainer.entrypoint.stages import StageRunConfig, run_stage
+from finetune_trainer.entrypoint.stages import StageRunConfig, StoreFreeConfig, run_stage, run_without_store
 from finetune_trainer.entrypoint.withoutresult import ConfigWithoutResult, run_without_result
 from finetune_trainer.runtime import configuration, signals, termination
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -41,8 +40,8 @@ def run(config: AnyConfig) -> int:
         return _run_without_result(config)
     if isinstance(config, CollectConfig):
         return _run_collect(config)
-    if isinstance(config, ScoreConfig):
-        return _run_score(config)
+    if isinstance(config, StoreFreeConfig):
+        return _run_without_store(config)
     if isinstance(config, TrainConfig) and (
         config.nodes * config.devices > 1 or config.hyperparameters.processes > 1
     ):
@@ -59,16 +58,16 @@ def refuse(text: str | None, failure: StageFailure) -> ExitCode:
     stage, run_folder = raw.get("stage"), raw.get("run")
     if stage == "collect":
         stage = raw.get("of")
-    if stage in get_args(Stage) and isinstance(run_folder, str):
+    if stage in get_args(ResultStage) and isinstance(run_folder, str):
         # An invalid config is not reliable; every operator reads the oldest version.
         contract = raw.get("contract") if raw.get("contract") in CONTRACT_VERSIONS else min(CONTRACT_VERSIONS)
         nonce = raw.get("nonce") if isinstance(raw.get("nonce"), str) else None
-        result = failed(cast("Stage", stage), run_folder, failure)
+        result = failed(cast("ResultStage", stage), run_folder, failure)
         return _fail(result.model_copy(update={"contract": contract, "nonce": nonce}), failure)
     return _fail_without_result(failure)
 
 
-def failed(stage: Stage, run: str, failure: StageFailure) -> StageResult:
+def failed(stage: ResultStage, run: str, failure: StageFailure) -> StageResult:
     """Build the result of a stage that ended with `failure`."""
     return StageResult(
         stage=stage,
@@ -224,14 +223,11 @@ def _run_collect(config: CollectConfig) -> ExitCode:
     return ExitCode.OK
 
 
-def _run_score(config: ScoreConfig) -> ExitCode:
-    """Compute the user's metrics. The pod has no store, so that the termination message is the result."""
-    from finetune_trainer.evaluate.custom.stage import run as score
-
+def _run_without_store(config: StoreFreeConfig) -> ExitCode:
+    """Run a stage whose pod has no store, so that the termination message is the result."""
     signals.exit_on_signal()
-    result = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
     try:
-        result = config.bind(result.model_copy(update={"score": score(config)}))
+        result = config.bind(run_without_store(config))
     except Exception as error:  # noqa: BLE001 - it is the failure of the stage
         failure = error if isinstance(error, StageFailure) else _unexpected(error)
         return _fail(config.bind(failed(config.stage, config.run, failure)), failure)

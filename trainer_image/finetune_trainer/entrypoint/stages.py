@@ -1,9 +1,11 @@
 """Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch."""
 
 from finetune_trainer.contract.base import Digest
+from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
@@ -13,6 +15,8 @@ from finetune_trainer.store.readahead import read_ahead
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 """Config of a stage that leaves a result of its own."""
+StoreFreeConfig = ScoreConfig | AnalyzeConfig
+"""Config of a stage whose pod has no store, so that its termination message is the only result."""
 
 
 def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
@@ -39,6 +43,21 @@ def run_stage(config: StageRunConfig, context: StageContext) -> StageResult:
             from finetune_trainer.evaluate.stage import run as evaluate
 
             update = {"evaluate": evaluate(config, context)}
+    return succeeded.model_copy(update=update)
+
+
+def run_without_store(config: StoreFreeConfig) -> StageResult:
+    """Run the stage of the config. Raises StageFailure."""
+    succeeded = StageResult(stage=config.stage, run=config.run, outcome="Succeeded")
+    match config:
+        case ScoreConfig():
+            from finetune_trainer.evaluate.custom.stage import run as score
+
+            update: dict[str, object] = {"score": score(config)}
+        case AnalyzeConfig():
+            from finetune_trainer.analyze.stage import run as analyze
+
+            update = {"analyze": analyze(config)}
     return succeeded.model_copy(update=update)
 
 

@@ -131,6 +131,7 @@ OUTCOMES: Final[Mapping[Action, Callable[[EndpointView], RolloutOutcome]]] = {
     Action.SERVE: readyoutcomes.serve,
     Action.PREVIEW: readyoutcomes.preview,
     Action.DWELL: readyoutcomes.dwell,
+    Action.ASK: readyoutcomes.ask,
     Action.STEP: readyoutcomes.take_step,
     Action.BAKE: readyoutcomes.bake,
     Action.RETURN: readyoutcomes.return_requests,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from finetune_operator.api.rolloutanalysis import StepAnalysis
 from finetune_operator.api.rolloutstrategy import CanaryStep
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 
@@ -40,6 +41,10 @@ class CanarySteps:
     def pause_at(self, step: int) -> int | None:
         """Seconds for which this step pauses; None if it does not."""
         return self.steps[step].pause_seconds if step < self.end else None
+
+    def analysis_at(self, step: int) -> StepAnalysis | None:
+        """What this step measures; None if it measures nothing."""
+        return self.steps[step].analysis if step < self.end else None
 
     @property
     def needed_replicas(self) -> int | None:

@@ -126,6 +126,11 @@ def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifes
     is_routed = view.weights == {view.stable: ALL - weight, view.wanted.name: weight} and view.is_routed
     pause = canary.pause_at(step)
     has_ended = pause is None or not view.seconds_left(pause)
+    if view.analysis is not None and is_routed:
+        result = view.analysis.result
+        if result is not None and result.verdict != "Pass":
+            return Observation.UNDECIDED
+        has_ended = result is not None
     return Observation.STEPS if is_routed and has_ended else Observation.DWELLS
 
 
@@ -140,7 +145,7 @@ def _observe_bake(view: EndpointView) -> Observation:
         return Observation.PAUSED
     if view.deployment is None or not is_ready(view.deployment, view.endpoint.spec.replicas):
         return Observation.NOT_READY
-    has_baked = view.verdict == "Promote" or not view.seconds_left(strategy.bake_seconds or 0)
+    has_baked = view.verdict == "Promote" or not view.seconds_to_end_of_bake
     return Observation.READY if has_baked else Observation.BAKES
 
 

@@ -44,11 +44,23 @@ def dwell(view: EndpointView) -> RolloutOutcome:
         f"revision {name} ({view.models}) gets {weight} % of the requests, step {step + 1} of {canary.end};"
         f" {view.stable} gets the others"
     )
+    if view.analysis is not None:
+        message, left = f"{message}; {view.analysis.message}", view.analysis.requeue_after
     return RolloutOutcome(
         Working(Reason.CANARY, message, left),
         weights={view.stable: ALL - weight, name: weight},
         entry={"step": step},
     )
+
+
+def ask(view: EndpointView) -> RolloutOutcome:
+    """Wait for a decision about a revision whose analysis was inconclusive."""
+    name, found = view.wanted.name, view.analyzed.message if view.analyzed is not None else ""
+    message = (
+        f"revision {name} ({view.models}) keeps {view.weights.get(name, 0)} % of the requests, because"
+        f" {found}. Set spec.strategy.decision for revision {name} to Promote or Abort"
+    )
+    return RolloutOutcome(Suspended(Reason.AWAITING_DECISION, message), entry={"step": view.step})
 
 
 def take_step(view: EndpointView) -> RolloutOutcome:
@@ -67,9 +79,11 @@ def bake(view: EndpointView) -> RolloutOutcome:
     served, halt = serve(view), _verdict(view)
     seconds = view.endpoint.spec.strategy.bake_seconds or 0
     is_new = view.recorded is None or view.recorded.state != "Baking"
-    left = float(seconds) if is_new else view.seconds_left(seconds)
+    left = float(seconds) if is_new else view.seconds_left(seconds) or view.seconds_to_end_of_bake
     if isinstance(halt, Done):
         message = f"{halt.message}; {view.stable} is kept for {seconds} s after the rollout"
+        if view.analysis is not None:
+            message = f"{message}; revision {view.wanted.name}: {view.analysis.message}"
         halt = Done(Reason.BAKING, message)
     entry = {} if view.verdict != "Promote" else served.entry
     return replace(served, halt=replace(halt, requeue_after=left), entry=entry)

@@ -44,12 +44,15 @@ def with_entry(
 ) -> tuple[RevisionStatus, ...]:
     """The list, newest first, with this entry. Its `since` is now, and `started_at` if a rollout begins.
 
-    An entry with the same state, step and spec stays unchanged, with its `since`. A revision that starts
-    again is the newest.
+    An entry with the same state, step and spec keeps its `since`, and gets the analysis. A revision that
+    starts again is the newest.
     """
     old = find_revision(revisions, entry.name)
     if old is not None and _progress(old) == _progress(entry):
-        return revisions
+        if old.analysis == entry.analysis:
+            return revisions
+        measured = old.model_copy(update={"analysis": entry.analysis})
+        return tuple(measured if revision is old else revision for revision in revisions)
     since = now.replace(microsecond=0)
     started_at: datetime | None = since
     if old is not None and (entry.state not in PROGRESSING or old.state in PROGRESSING):

@@ -11,6 +11,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES
+from finetune_operator.reconcile.inferencedeployment.analysis import analysis_draft
 from finetune_operator.reconcile.inferencedeployment.observation import observe, state_of
 from finetune_operator.reconcile.inferencedeployment.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of, returning_replicas
@@ -24,7 +25,9 @@ from finetune_operator.reconcile.inferencedeployment.sharing import (
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
     TRANSITIONS,
+    UNPROVEN,
     UNWELCOME,
+    Action,
     Observation,
     State,
     transition,
@@ -69,14 +72,17 @@ def roll_out(view: EndpointView) -> Plan:
         {name: count for name, count in replicas.items() if name in kept and name not in replaced}
     )
     restored, events = view.observed.corrections(*kept)
+    may_start = action in {Action.DWELL, Action.BAKE}
+    analysis = analysis_draft(view.analysis, view.snapshot, may_start=may_start)
     preview = preview_writes(view, exists=state == "Preview" and outcome.keeps_wanted)
     return view.observed.plan(
         outcome.halt,
-        create=(*outcome.create, *preview.create),
+        create=(*outcome.create, *preview.create, *analysis.create),
         apply=(*scaled, *restored, *preview.apply),
         delete=(
             *(Delete(view.snapshot.children[DEPLOYMENT][name], "Background") for name in removed),
             *preview.delete,
+            *analysis.delete,
         ),
         events=(*outcome.events, *events),
         revisions=revisions,
@@ -119,6 +125,7 @@ def _with_wanted(view: EndpointView, state: State, outcome: RolloutOutcome) -> t
         name=view.wanted.name,
         state=state,
         step=view.step if state == "Canary" else None,
+        analysis=None if state in UNPROVEN else view.analyzed,
         spec_hash=view.spec_hash if state in {"RollingOut", *UNWELCOME} else "",
         models=tuple(
             RevisionModel(name=name, checkpoint=weights.checkpoint, digest=weights.digest)
@@ -143,6 +150,7 @@ def _with_unwanted(
         state=state,
         message=f"replaced by {view.wanted.name}" if state != "Live" and name != view.wanted.name else "",
         verdict=before.verdict,
+        analysis=before.analysis,
         models=before.models or _models_in_status(view.endpoint, name),
     )
     return with_entry(revisions, entry, view.snapshot.now)

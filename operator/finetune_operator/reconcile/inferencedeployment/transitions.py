@@ -31,6 +31,7 @@ class Observation(Enum):
     NO_CAPACITY = "has pods that no node or quota has room for"
     PREVIEWS = "is ready, and waits for a decision or the end of its preview"
     DWELLS = "is ready, and its step has not ended"
+    UNDECIDED = "is ready, and the analysis of its step was inconclusive"
     STEPS = "has ended its step"
     BAKES = "is ready, and has not served for bakeSeconds"
     NOT_READY = "has replicas that are not ready"
@@ -57,6 +58,7 @@ class Action(Enum):
     SERVE = "route all requests to it"
     PREVIEW = "point the preview Service at it"
     DWELL = "give it the weight of its step"
+    ASK = "keep the weight of its step until a person decides"
     STEP = "take the next step"
     BAKE = "route all requests to it, and keep the previous one"
     RETURN = "route all requests to the previous one"
@@ -94,6 +96,7 @@ OF_WANTED: Final = (
     Observation.NO_CAPACITY,
     Observation.PREVIEWS,
     Observation.DWELLS,
+    Observation.UNDECIDED,
     Observation.STEPS,
     Observation.BAKES,
     Observation.NOT_READY,
@@ -115,6 +118,7 @@ ROWS: Final[tuple[Row, ...]] = (
     (["Canary"], [Observation.NO_CAPACITY], None, Action.WAIT_FOR_CAPACITY),
     ((*UNPROVEN, "Preview"), [Observation.BROKEN], "Failed", Action.FAIL),
     (PROGRESSING, [Observation.DWELLS], "Canary", Action.DWELL),
+    (["Canary"], [Observation.UNDECIDED], None, Action.ASK),
     (["Canary"], [Observation.STEPS], None, Action.STEP),
     ((*UNPROVEN, "Preview"), [Observation.PREVIEWS], "Preview", Action.PREVIEW),
     ((*PROGRESSING, "Baking"), [Observation.BAKES], "Baking", Action.BAKE),

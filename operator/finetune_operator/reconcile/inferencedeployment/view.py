@@ -6,6 +6,7 @@ from functools import cached_property
 
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.rolloutanalysis import RevisionAnalysis
 from finetune_operator.api.rolloutstrategy import DecisionVerdict, RolloutDecision, RolloutDecisionFields
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.labels import REVISION
@@ -22,6 +23,7 @@ from finetune_operator.observe.lostnodes import is_overdue, until_overdue
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.servingpods import ServingTrouble
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inferencedeployment.analysis import Analysis, phase_of
 from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps, RoutedSteps
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, spec_hash
@@ -159,7 +161,8 @@ class EndpointView:
         return tuple(
             pod
             for pod in self.snapshot.children[POD].values()
-            if pod["metadata"].get("labels", {}).get(REVISION) != self.wanted.name and not has_ended(pod)
+            if pod["metadata"].get("labels", {}).get(REVISION) not in {None, self.wanted.name}
+            and not has_ended(pod)
         )
 
     @property
@@ -218,9 +221,38 @@ class EndpointView:
             return None
         return capacity_shortage(self.deployment, self.snapshot.children[POD], self.snapshot.now)
 
+    @cached_property
+    def analysis(self) -> Analysis | None:
+        """The analysis of the wanted revision in its present step or bake; None if there is none."""
+        step = self.canary.analysis_at(self.step) if self.canary is not None else None
+        phase = phase_of(self.endpoint, self.recorded, step, stable=self.stable, standby=self.standby)
+        if phase is None:
+            return None
+        return Analysis(self.endpoint, self.snapshot, self.wanted, phase)
+
+    @property
+    def analyzed(self) -> RevisionAnalysis | None:
+        """The last result of an analysis of the wanted revision; None if there is none."""
+        found = self.analysis.result if self.analysis is not None else None
+        return found or (self.recorded.analysis if self.recorded is not None else None)
+
+    @property
+    def seconds_to_end_of_bake(self) -> float:
+        """Seconds for which the bake goes on: until its time is over and its analysis has ended.
+
+        An analysis that does not run prolongs the bake by at most progressDeadlineSeconds.
+        """
+        strategy = self.endpoint.spec.strategy
+        bake = strategy.bake_seconds or 0
+        is_measured = self.analysis is None or self.analysis.result is not None
+        return self.seconds_left(bake if is_measured else bake + strategy.progress_deadline_seconds)
+
     @property
     def regression(self) -> str | None:
         """The reason to return the requests that the wanted revision gets to the previous one."""
+        analyzed = self.analysis.result if self.analysis is not None else None
+        if analyzed is not None and analyzed.verdict == "Fail":
+            return analyzed.message
         since = self.recorded.since if self.recorded is not None else None
         if self.deployment is None:
             return f"Deployment {self.wanted.name} was deleted"

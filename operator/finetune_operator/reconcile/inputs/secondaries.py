@@ -23,7 +23,7 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.engine.store import Indexer, Transform
-from finetune_operator.manifests.labels import RUN, SELECTOR
+from finetune_operator.manifests.labels import ANALYZED, RUN, SELECTOR
 from finetune_operator.plan import Manifest
 
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
@@ -51,7 +51,8 @@ def by_controller(obj: Manifest) -> tuple[str, ...]:
 
 def by_run(obj: Manifest) -> tuple[str, ...]:
     """The uid of the owner that the labels name. Anyone can set these labels."""
-    run = obj["metadata"].get("labels", {}).get(RUN)
+    labels = obj["metadata"].get("labels", {})
+    run = labels.get(RUN) or labels.get(ANALYZED)
     return (run,) if run else ()
 
 

@@ -17,7 +17,7 @@ from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import ResultStage
 
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller sets on the pods that it creates."""
@@ -28,7 +28,7 @@ class Expected:
     """What a result must repeat."""
 
     run: str
-    stage: Stage
+    stage: ResultStage
     contract: int
     """Version of the contract in which the Jobs of the object are made: `contract_of_jobs`."""
 

@@ -4,6 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter
 
+from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
@@ -20,6 +21,7 @@ AnyConfig = Annotated[
     | TrainConfig
     | EvaluateConfig
     | ScoreConfig
+    | AnalyzeConfig
     | CollectConfig
     | CleanupConfig
     | PromptsConfig

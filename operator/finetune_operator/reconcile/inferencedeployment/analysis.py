@@ -1,0 +1,243 @@
+"""The analysis of the wanted revision: the Job that measures it, and what the Job found.
+
+The Job's name depends on when the step or the bake began, so the result of an earlier attempt does not count.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from finetune_operator.api.endpointstatus import RevisionStatus
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.rolloutanalysis import (
+    AnalysisFigureStatus,
+    AnalysisGate,
+    RevisionAnalysis,
+    StepAnalysis,
+)
+from finetune_operator.engine.resources import JOB, POD
+from finetune_operator.manifests.analysisjob import (
+    AnalysisImage,
+    analysis_trainer,
+    analyze_config,
+    build_analysis_job,
+    metrics_urls,
+)
+from finetune_operator.manifests.labels import REVISION, stage_job_name
+from finetune_operator.manifests.revision import Revision
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble
+from finetune_operator.observe.podstatus import has_condition
+from finetune_operator.observe.servingpods import is_replaced
+from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages.jobresults import Expected, is_foreign, last_word, pods_of, success
+from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, foreign, has_ended
+from finetune_operator.status.conditions import shortened
+from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
+from finetune_trainer.contract.vocabulary import ANALYZE
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyzedPhase:
+    """The step or the bake in which a revision is measured."""
+
+    stable: str
+    """The revision to compare with."""
+    since: datetime
+    """When it began."""
+    duration_seconds: int
+    """Seconds of the measurement before it can pass."""
+    step: int | None = None
+    """Index of the step; None in a bake."""
+    bake_seconds: int | None = None
+    """Seconds of the bake; None in a step."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The analysis of a revision in one phase of its rollout."""
+
+    endpoint: InferenceDeployment
+    snapshot: Snapshot
+    revision: Revision
+    phase: AnalyzedPhase
+
+    @property
+    def name(self) -> str:
+        """Name of the Job. Other settings or another attempt have another Job."""
+        settings, phase = self.endpoint.spec.strategy.analysis, self.phase
+        parts = (phase.since.isoformat(), phase.step, phase.duration_seconds, phase.bake_seconds)
+        text = "" if settings is None else settings.model_dump_json()
+        return stage_job_name(self.endpoint, ANALYZE, self.revision.name, *map(str, parts), text)
+
+    @property
+    def message(self) -> str:
+        """What the analysis does, or found."""
+        if self.result is not None:
+            return self.result.message
+        trouble = job_trouble(self._job, self._pods, self.snapshot.now) if self._job is not None else None
+        return "it is being analyzed" if trouble is None else f"its analysis waits: {trouble.message}"
+
+    @cached_property
+    def result(self) -> RevisionAnalysis | None:
+        """The result; None until there is one."""
+        job = self._job
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            return None
+        if is_foreign(job, self._expected, self.snapshot):
+            return self._inconclusive(foreign(job).message)
+        if has_ended(job, "Complete"):
+            found = success(self._pods, job, self._expected)
+            if found is not None and found.analyze is not None:
+                return self._measured(found.analyze)
+            if self._has_message:
+                return self._inconclusive("its result cannot be read by this operator")
+        if has_ended(job, "Failed") and self._is_settled("Failed"):
+            word = last_word(self._pods, job, self._expected)
+            failure = word.message if word is not None else podfailures.failure(job, self._pods).message
+            return self._inconclusive(failure)
+        return None
+
+    def draft(self, *, may_start: bool) -> Draft:
+        """Creation of the Job if it may start, and removal of one whose result was lost with its pod."""
+        draft, job = Draft(self.snapshot), self._job
+        if job is None and may_start:
+            draft.start_job(self._build())
+        is_lost = job is not None and has_ended(job, "Complete") and self.result is None
+        if job is not None and is_lost and self._is_settled("Complete"):
+            draft.remove(job, "Background")
+        return draft
+
+    @property
+    def requeue_after(self) -> float | None:
+        """Seconds until a Job that has ended counts as one without a result; None if that is not awaited."""
+        is_ended = self._job is not None and any(has_ended(self._job, how) for how in ("Complete", "Failed"))
+        return SETTLING_TIME.total_seconds() + 1 if is_ended and self.result is None else None
+
+    @property
+    def _job(self) -> Manifest | None:
+        return self.snapshot.children[JOB].get(self.name)
+
+    @cached_property
+    def _pods(self) -> list[Manifest]:
+        return [] if self._job is None else pods_of(self._job, self.snapshot)
+
+    @property
+    def _expected(self) -> Expected:
+        trainer = analysis_trainer(self.revision, self.snapshot.facts.trainer_image)
+        return Expected(self.endpoint.uid, ANALYZE, trainer.contract)
+
+    @property
+    def _has_message(self) -> bool:
+        return any(container_state(pod).get("terminated", {}).get("message") for pod in self._pods)
+
+    def _is_settled(self, how: str) -> bool:
+        assert self._job is not None  # noqa: S101 - the caller checks
+        return self.snapshot.now - ended_at(self._job, how) >= SETTLING_TIME or self._has_message
+
+    def _build(self) -> Manifest:
+        facts, phase = self.snapshot.facts, self.phase
+        trainer = analysis_trainer(self.revision, facts.trainer_image)
+        config = analyze_config(
+            self.endpoint,
+            trainer.contract,
+            metrics_urls(self._ready_pods(self.revision.name)),
+            metrics_urls(self._ready_pods(phase.stable)),
+            duration_seconds=phase.duration_seconds,
+            bake_seconds=phase.bake_seconds,
+        )
+        image = AnalysisImage(trainer.image, facts.image_pull_policy)
+        return build_analysis_job(self.endpoint, self.name, config, image, facts.nonce_key)
+
+    def _ready_pods(self, revision: str) -> Iterable[Manifest]:
+        return (
+            pod
+            for pod in self.snapshot.children[POD].values()
+            if pod["metadata"].get("labels", {}).get(REVISION) == revision
+            and has_condition(pod, "Ready", "True")
+            and not is_replaced(pod)
+        )
+
+    def _inconclusive(self, why: str) -> RevisionAnalysis:
+        message = shortened(f"its analysis could not run: {why}")
+        return RevisionAnalysis(step=self.phase.step, verdict="Inconclusive", message=message)
+
+    def _measured(self, found: AnalyzeResult) -> RevisionAnalysis:
+        settings = self.endpoint.spec.strategy.analysis
+        gates = () if settings is None else settings.gates
+        shown = [
+            _sentence(figure, gate)
+            for figure, gate in zip(found.figures, gates, strict=False)
+            if found.verdict in {"Pass", figure.verdict}
+        ]
+        ended = {"Pass": "has passed", "Fail": "failed", "Inconclusive": "was inconclusive"}.get(
+            found.verdict, found.verdict
+        )
+        problem = f"; {found.problem}" if found.problem and found.verdict != "Pass" else ""
+        message = (
+            f"its analysis {ended} after {found.requests} requests, and {found.stable_requests} of the stable"
+            f" revision: {', '.join(shown) or 'no figures'}{problem}"
+        )
+        return RevisionAnalysis(
+            step=self.phase.step,
+            verdict=found.verdict,
+            requests=found.requests,
+            stable_requests=found.stable_requests,
+            message=shortened(message),
+            figures=tuple(AnalysisFigureStatus(**each.model_dump()) for each in found.figures),
+        )
+
+
+def phase_of(
+    endpoint: InferenceDeployment,
+    entry: RevisionStatus | None,
+    step: StepAnalysis | None,
+    *,
+    stable: str,
+    standby: str,
+) -> AnalyzedPhase | None:
+    """The step or the bake in which the revision with this entry is measured; None if it is not.
+
+    Args:
+        endpoint: the endpoint.
+        entry: entry of the revision in the status.
+        step: what the step that the revision has reached measures.
+        stable: the revision to compare with.
+        standby: the revision that is kept during a bake; empty if there is none.
+    """
+    settings, bake = endpoint.spec.strategy.analysis, endpoint.spec.strategy.bake_seconds
+    if settings is None or entry is None or entry.since is None:
+        return None
+    if entry.state == "Canary" and step is not None:
+        seconds = min(step.duration_seconds or settings.duration_seconds, settings.max_duration_seconds)
+        return AnalyzedPhase(stable, entry.since, seconds, step=entry.step)
+    if entry.state == "Baking" and standby and bake is not None:
+        return AnalyzedPhase(standby, entry.since, min(settings.duration_seconds, bake), bake_seconds=bake)
+    return None
+
+
+def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: bool) -> Draft:
+    """Writes for the analysis, and removal of the Jobs of earlier ones."""
+    draft = Draft(snapshot) if analysis is None else analysis.draft(may_start=may_start)
+    for name, job in snapshot.children[JOB].items():
+        if analysis is None or name != analysis.name:
+            draft.remove(job, "Background")
+    return draft
+
+
+def _sentence(figure: AnalysisFigure, gate: AnalysisGate) -> str:
+    """Figure and bounds of a gate: `error_rate 0.3 (at least 0.2; max 0.05; stable 0 + 0.02)`."""
+    quantile = f" p{figure.quantile * 100:g}" if figure.quantile is not None else ""
+    stable = "unknown" if figure.stable is None else f"{figure.stable:g}"
+    details = [
+        *([f"at least {figure.low:g}"] if figure.low is not None and figure.verdict == "Fail" else []),
+        *([f"max {gate.max:g}"] if gate.max is not None else []),
+        *([f"stable {stable} + {gate.max_increase:g}"] if gate.max_increase is not None else []),
+        *([f"stable {stable} × {gate.max_ratio:g}"] if gate.max_ratio is not None else []),
+    ]
+    value = "unknown" if figure.value is None else f"{figure.value:g}"
+    return f"{figure.metric}{quantile} {value} ({'; '.join(details)})"

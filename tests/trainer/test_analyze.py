@@ -1,0 +1,250 @@
+"""The stage that analyzes a new revision, against real servers with the metrics of the engines."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from finetune_trainer.analyze import stage
+from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
+from finetune_trainer.analyze.series import PodMetrics, read_metrics
+from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
+from finetune_trainer.contract.configs.analyze import AnalyzeConfig
+from finetune_trainer.contract.references import Owner, StoreConfig
+from finetune_trainer.serve.servingmetrics import ServingMetrics
+
+OWNER = Owner(kind="InferenceDeployment", namespace="team", name="desk", uid="e1")
+ERRORS = AnalysisGateBound(metric="error_rate", max=0.05, max_increase=0.02)
+FIRST_TOKEN = AnalysisGateBound(metric="time_to_first_token_seconds", max=2, max_ratio=1.5)
+QUEUE = AnalysisGateBound(metric="queue_depth", max=4)
+
+
+class Clock:
+    """A clock that waits for nothing."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    @classmethod
+    def measuring(cls) -> stage.MeasuringClock:
+        clock = cls()
+        return stage.MeasuringClock(lambda: clock.seconds, clock.sleep)
+
+
+Traffic = Callable[[ServingMetrics], None]
+"""What a pod serves between two readings of its metrics."""
+
+
+def traffic(requests: int = 100, errors: int = 0, seconds: float = 0.2, queue: int = 0) -> Traffic:
+    def serve(metrics: ServingMetrics) -> None:
+        metrics.requests.labels("tuned", "200").inc(requests - errors)
+        metrics.requests.labels("tuned", "503").inc(errors)
+        metrics.requests.labels("tuned", "400").inc(1000)
+        for _ in range(requests - errors):
+            metrics.time_to_first_token.labels("tuned").observe(seconds)
+        metrics.queue_depth.set(queue)
+
+    return serve
+
+
+@contextmanager
+def pod(serve: Traffic, metrics: ServingMetrics | None = None) -> Iterator[str]:
+    """A server with the metrics of the built-in engine; the URL of the metrics."""
+    found = metrics or ServingMetrics()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = found.render()
+            serve(found)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()
+
+
+def analyze(
+    new: Sequence[Traffic], stable: Sequence[Traffic], *gates: AnalysisGateBound, **settings: Any
+) -> AnalyzeResult:
+    with ExitStack() as stack:
+        config = AnalyzeConfig(
+            owner=OWNER,
+            run="e1",
+            store=StoreConfig(uri="", path=""),
+            pods=tuple(stack.enter_context(pod(each)) for each in new),
+            stable_pods=tuple(stack.enter_context(pod(each)) for each in stable),
+            gates=gates,
+            **{"duration_seconds": 60, "max_duration_seconds": 240, "min_requests": 100} | settings,
+        )
+        return stage.run(config, Clock.measuring())
+
+
+def test_a_revision_like_the_stable_one_passes_with_its_figures() -> None:
+    result = analyze([traffic()] * 2, [traffic(300)], ERRORS, FIRST_TOKEN, QUEUE)
+    assert result.verdict == "Pass"
+    assert result.seconds == 60
+    errors, first_token, queue = result.figures
+    assert (errors.value, errors.stable, errors.low) == (0, 0, 0)
+    assert first_token.value == pytest.approx(0.243, abs=0.001), "0.95 of the bucket from 0.1 to 0.25"
+    assert (first_token.low, first_token.high) == (0.1, 0.25)
+    assert queue.value == 0
+    assert (result.requests, result.stable_requests) == (2400, 3600), "twelve readings after the first"
+
+
+def test_errors_fail_at_the_first_look() -> None:
+    result = analyze([traffic(errors=30)], [traffic()], ERRORS)
+    assert (result.verdict, result.requests, result.seconds) == ("Fail", 300, 15)
+    (figure,) = result.figures
+    assert (figure.value, figure.stable) == (0.3, 0)
+    assert figure.low is not None
+    assert 0.05 < figure.low < 0.3
+
+
+def test_a_slow_revision_fails_only_in_comparison() -> None:
+    slow = [traffic(seconds=1.5)]
+    assert analyze(slow, [traffic(seconds=0.2)], FIRST_TOKEN).verdict == "Fail"
+    assert analyze(slow, [traffic(seconds=1.5)], FIRST_TOKEN).figures[0].stable is not None
+
+
+def test_a_full_queue_fails() -> None:
+    result = analyze([traffic(queue=9)], [traffic()], QUEUE)
+    assert (result.verdict, result.figures[0].value) == ("Fail", 8.308), (
+        "the mean of 13 readings, of which one is 0"
+    )
+
+
+def test_too_little_traffic_is_inconclusive_at_the_max_duration() -> None:
+    result = analyze([traffic(requests=2)], [traffic()], ERRORS, FIRST_TOKEN)
+    assert result.verdict == "Inconclusive"
+    assert (result.seconds, result.requests) == (240, 96)
+    assert {figure.verdict for figure in result.figures} == {"Inconclusive"}
+
+
+def test_more_traffic_in_the_rest_of_the_time_decides() -> None:
+    result = analyze([traffic(requests=5)], [traffic()], ERRORS)
+    assert (result.verdict, result.seconds, result.requests) == ("Pass", 120, 120)
+
+
+def test_a_measurement_of_the_whole_duration_does_not_pass_earlier() -> None:
+    result = analyze([traffic()], [traffic()], ERRORS, whole_duration=True)
+    assert (result.verdict, result.seconds) == ("Pass", 240)
+
+
+def test_a_stable_revision_without_requests_is_compared_by_its_past() -> None:
+    past = ServingMetrics()
+    traffic(1000)(past)
+    with pod(traffic(errors=30)) as new, pod(lambda _: None, past) as stable:
+        config = AnalyzeConfig(
+            owner=OWNER,
+            run="e1",
+            store=StoreConfig(uri="", path=""),
+            pods=(new,),
+            stable_pods=(stable,),
+            baseline="Past",
+            gates=(AnalysisGateBound(metric="error_rate", max_increase=0.02),),
+            duration_seconds=60,
+            max_duration_seconds=60,
+            min_requests=50,
+        )
+        result = stage.run(config, Clock.measuring())
+    assert (result.verdict, result.stable_requests) == ("Fail", 1000)
+
+
+def test_pods_that_cannot_be_read_are_named() -> None:
+    with pod(traffic()) as gone:
+        pass
+    config = AnalyzeConfig(
+        owner=OWNER,
+        run="e1",
+        store=StoreConfig(uri="", path=""),
+        pods=(gone,),
+        gates=(ERRORS,),
+        duration_seconds=60,
+        max_duration_seconds=60,
+        min_requests=1,
+    )
+    result = stage.run(config, Clock.measuring())
+    assert result.verdict == "Inconclusive"
+    assert result.problem.startswith(f"1 of 1 pods could not be read; {gone}: ConnectError")
+
+
+def test_without_a_stable_revision_a_comparison_is_inconclusive_and_a_bound_decides() -> None:
+    assert analyze([traffic()], [], ERRORS).verdict == "Inconclusive"
+    assert analyze([traffic()], [], AnalysisGateBound(metric="error_rate", max=0.05)).verdict == "Pass"
+    assert analyze([traffic(errors=50)], [], ERRORS).verdict == "Fail"
+
+
+# Without servers
+
+
+def evidence(new: PodMetrics, *, looks: int = 1) -> Evidence:
+    return Evidence(new, PodMetrics(), 50, looks, is_long_enough=True)
+
+
+def test_few_slow_requests_do_not_fail() -> None:
+    gate = AnalysisGateBound(metric="time_to_first_token_seconds", max=0.1)
+    buckets = {0.1: 0.0, float("inf"): 5.0}
+    few = PodMetrics(requests=5, histograms={"time_to_first_token_seconds": buckets})
+    assert decide(gate, evidence(few)).verdict == "Inconclusive"
+    many = PodMetrics(requests=500, histograms={"time_to_first_token_seconds": {0.1: 0, float("inf"): 500}})
+    assert decide(gate, evidence(many)).verdict == "Fail"
+
+
+def test_requests_beyond_the_highest_edge_do_not_pass() -> None:
+    gate = AnalysisGateBound(metric="time_to_first_token_seconds", max=1)
+    counts = {0.5: 93.0, 1.0: 93.0, float("inf"): 100.0}
+    found = PodMetrics(requests=100, histograms={"time_to_first_token_seconds": counts})
+    assert decide(gate, evidence(found)).value == 1
+    assert decide(gate, evidence(found)).verdict == "Inconclusive"
+
+
+def test_each_look_at_the_figures_needs_stronger_evidence() -> None:
+    gate = AnalysisGateBound(metric="error_rate", max=0.05)
+    once = decide(gate, evidence(PodMetrics(requests=100, errors=10)))
+    often = decide(gate, evidence(PodMetrics(requests=100, errors=10), looks=10))
+    assert (once.verdict, often.verdict) == ("Fail", "Inconclusive")
+
+
+def test_the_looks_double_from_a_quarter_of_the_duration_to_the_max() -> None:
+    assert look_seconds(60, 600) == [15, 30, 60, 120, 240, 480, 600]
+    assert look_seconds(60, 60) == [15, 30, 60]
+
+
+def test_the_metrics_of_vllm_are_read() -> None:
+    text = """\
+# TYPE http_requests_total counter
+http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"} 90.0
+http_requests_total{handler="/v1/chat/completions",method="POST",status="5xx"} 10.0
+http_requests_total{handler="/v1/chat/completions",method="POST",status="4xx"} 7.0
+http_requests_total{handler="/metrics",method="GET",status="2xx"} 1000.0
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="base"} 80.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="base"} 90.0
+vllm:time_to_first_token_seconds_count{engine="0",model_name="base"} 90.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="base"} 30.0
+# TYPE vllm:inter_token_latency_seconds histogram
+vllm:inter_token_latency_seconds_bucket{engine="0",le="+Inf",model_name="base"} 900.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="base"} 3.0
+"""
+    found = read_metrics(text)
+    assert (found.requests, found.errors, found.queue) == (100, 10, 3)
+    assert list(found.histograms["time_to_first_token_seconds"].values()) == [80, 90]
+    assert found.histograms["inter_token_latency_seconds"] == {float("inf"): 900}
+
+
+def test_a_server_that_restarted_counts_from_zero_again() -> None:
+    assert PodMetrics(requests=30, errors=2).since(PodMetrics(requests=500, errors=5)).requests == 30
+    assert PodMetrics(requests=530, errors=7).since(PodMetrics(requests=500, errors=5)).errors == 2

@@ -1,0 +1,1 @@
+"""Analyze a new revision of an endpoint: read the metrics of its pods, and decide its gates."""

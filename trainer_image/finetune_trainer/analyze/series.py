@@ -1,0 +1,111 @@
+"""The metrics of a serving pod, from the text that it serves. Each engine has its own names for them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from finetune_trainer.contract.analysis import AnalysisMetric
+
+Buckets = Mapping[float, float]
+"""Number of values up to each upper edge, ascending; the last edge is infinite."""
+
+REQUESTS: Final[Mapping[str, str]] = {
+    "finetune_serve_requests_total": "code",
+    "http_requests_total": "status",
+}
+"""Counters of finished requests, with the label that has their status. vLLM's has classes such as 5xx."""
+GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+HISTOGRAMS: Final[Mapping[str, AnalysisMetric]] = {
+    "finetune_serve_time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
+    "vllm:time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
+    "finetune_serve_inter_token_latency_seconds_bucket": "inter_token_latency_seconds",
+    "vllm:inter_token_latency_seconds_bucket": "inter_token_latency_seconds",
+}
+QUEUES: Final = frozenset({"finetune_serve_queue_depth", "vllm:num_requests_waiting"})
+TOO_MANY_REQUESTS: Final = "429"
+
+
+@dataclass(frozen=True, slots=True)
+class PodMetrics:
+    """Counts of one pod since its start, or between two times. The models of the pod are added up."""
+
+    requests: float = 0
+    """Finished requests, without those that clients got wrong."""
+    errors: float = 0
+    histograms: Mapping[AnalysisMetric, Buckets] = field(default_factory=dict)
+    queue: float | None = None
+    """Requests that wait at present."""
+
+    def since(self, earlier: "PodMetrics") -> "PodMetrics":
+        """The counts after an earlier reading. A server that has restarted counts from 0 again."""
+        if self.requests < earlier.requests:
+            return self
+        return PodMetrics(
+            requests=self.requests - earlier.requests,
+            errors=max(self.errors - earlier.errors, 0),
+            histograms={
+                metric: _combined(buckets, earlier.histograms.get(metric, {}), -1)
+                for metric, buckets in self.histograms.items()
+            },
+            queue=self.queue,
+        )
+
+    def plus(self, other: "PodMetrics") -> "PodMetrics":
+        """The counts of both; the queue is that of the other."""
+        metrics = {*self.histograms, *other.histograms}
+        return PodMetrics(
+            requests=self.requests + other.requests,
+            errors=self.errors + other.errors,
+            histograms={
+                metric: _combined(self.histograms.get(metric, {}), other.histograms.get(metric, {}), 1)
+                for metric in metrics
+            },
+            queue=other.queue,
+        )
+
+
+def read_metrics(text: str) -> PodMetrics:
+    """Read the metrics of an engine.
+
+    Raises:
+        ValueError: the text is not in the format of Prometheus.
+    """
+    requests = errors = 0.0
+    histograms: dict[AnalysisMetric, dict[float, float]] = {}
+    queue: float | None = None
+    for sample in (each for family in text_string_to_metric_families(text) for each in family.samples):
+        name, labels, value = sample.name, sample.labels, float(sample.value)
+        if name in REQUESTS and labels.get("handler", "/v1/completions") in GENERATION_PATHS:
+            status = labels.get(REQUESTS[name], "")
+            is_error = status.startswith("5") or status == TOO_MANY_REQUESTS
+            if is_error or not status.startswith("4"):
+                requests += value
+                errors += value * is_error
+        elif name in HISTOGRAMS:
+            buckets = histograms.setdefault(HISTOGRAMS[name], {})
+            edge = float(labels["le"])
+            buckets[edge] = buckets.get(edge, 0) + value
+        elif name in QUEUES:
+            queue = (queue or 0) + value
+    return PodMetrics(requests, errors, {name: _sorted(each) for name, each in histograms.items()}, queue)
+
+
+def _combined(one: Buckets, other: Buckets, sign: int) -> Buckets:
+    return _sorted({edge: one.get(edge, 0) + sign * other.get(edge, 0) for edge in {*one, *other}})
+
+
+def _sorted(buckets: Mapping[float, float]) -> Buckets:
+    return {edge: max(buckets[edge], 0) for edge in sorted(buckets)} if buckets else {math.inf: 0}
+
+
+def total(parts: Iterable[PodMetrics]) -> PodMetrics:
+    """The counts of several pods; the queue is the mean per pod."""
+    result, queues = PodMetrics(), []
+    for part in parts:
+        result = result.plus(part)
+        queues += [] if part.queue is None else [part.queue]
+    queue = sum(queues) / len(queues) if queues else None
+    return PodMetrics(result.requests, result.errors, result.histograms, queue)

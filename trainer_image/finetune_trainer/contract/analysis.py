@@ -1,0 +1,144 @@
+"""Analysis of a rollout: gates on what the pods of a new revision measure, and the figures."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, Field
+
+from finetune_trainer.contract.base import Contract, SharedPart
+
+AnalysisMetric = Literal[
+    "error_rate", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_depth"
+]
+LATENCIES: Final[tuple[AnalysisMetric, ...]] = ("time_to_first_token_seconds", "inter_token_latency_seconds")
+"""Metrics that are quantiles of a histogram."""
+AnalysisVerdict = Literal["Pass", "Fail", "Inconclusive"]
+DEFAULT_QUANTILE: Final = 0.95
+MAX_ANALYSIS_SECONDS: Final = 86400
+MAX_ANALYSIS_GATES: Final = 8
+
+
+class AnalysisGateFields(BaseModel):
+    """Bound on a metric that a new revision must meet."""
+
+    metric: Annotated[
+        AnalysisMetric,
+        Field(
+            description="Metric that the bounds apply to. error_rate: share of requests that end with status"
+            " 429 or 500 and above; other requests with status 4xx do not count."
+            " time_to_first_token_seconds, inter_token_latency_seconds: a quantile of the latency."
+            " queue_depth: mean number of waiting requests per replica."
+        ),
+    ]
+    quantile: Annotated[
+        float | None,
+        Field(ge=0.5, le=0.99, description="Quantile of a latency. Default: 0.95."),
+    ] = None
+    max: Annotated[float | None, Field(ge=0, description="Upper bound of the value, inclusive.")] = None
+    max_increase: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="Upper bound of the value minus that of the stable revision, inclusive. For"
+            " error_rate and queue_depth.",
+        ),
+    ] = None
+    max_ratio: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            description="Upper bound of the value divided by that of the stable revision, inclusive. For"
+            " latencies.",
+        ),
+    ] = None
+    confidence: Annotated[
+        float,
+        Field(
+            gt=0.5,
+            lt=1,
+            description="Confidence level at which a figure must miss its bound to fail the gate.",
+        ),
+    ] = 0.95
+
+
+class AnalysisGateBound(AnalysisGateFields, SharedPart):
+    """Bound on a metric that a new revision must meet."""
+
+
+class AnalysisFields(BaseModel):
+    """How long, and with how many requests, a new revision is measured."""
+
+    duration_seconds: Annotated[
+        int,
+        Field(
+            ge=10,
+            le=MAX_ANALYSIS_SECONDS,
+            description="Min seconds of a measurement before it can pass. It can fail earlier.",
+        ),
+    ] = 60
+    max_duration_seconds: Annotated[
+        int,
+        Field(
+            ge=10,
+            le=MAX_ANALYSIS_SECONDS,
+            description="Seconds after which a measurement that neither passed nor failed is inconclusive.",
+        ),
+    ] = 600
+    min_requests: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000000,
+            description="Min number of requests of the new revision and, for comparisons, of the stable one."
+            " A measurement with fewer does not pass.",
+        ),
+    ] = 50
+
+
+class AnalysisFigureFields(BaseModel):
+    """Figure of one gate."""
+
+    metric: Annotated[str, Field(max_length=64, description="Metric of the gate.")]
+    quantile: Annotated[float | None, Field(description="Quantile of a latency.")] = None
+    value: Annotated[
+        float | None, Field(description="Value of the new revision. Absent: its pods have not reported it.")
+    ] = None
+    low: Annotated[
+        float | None,
+        Field(description="Lower bound of the value at the confidence of the gate. Absent for queue_depth."),
+    ] = None
+    high: Annotated[
+        float | None,
+        Field(
+            description="Upper bound of the value at the confidence of the gate. Absent for queue_depth, and"
+            " for a quantile that the requests do not limit."
+        ),
+    ] = None
+    stable: Annotated[
+        float | None, Field(description="Value of the stable revision. Absent: the gate does not need it.")
+    ] = None
+    verdict: Annotated[
+        AnalysisVerdict,
+        Field(
+            description="Pass: enough requests, and the value meets the bounds. Fail: the requests show that"
+            " it does not. Inconclusive: neither."
+        ),
+    ]
+
+
+class AnalysisFigure(AnalysisFigureFields, Contract):
+    """Figure of one gate."""
+
+
+class AnalyzeResult(Contract):
+    """Result of `analyze`."""
+
+    verdict: AnalysisVerdict
+    """Fail: a gate failed. Pass: all have passed."""
+    figures: tuple[AnalysisFigure, ...] = ()
+    """One per gate."""
+    requests: int = 0
+    """Requests of the new revision that ended while it was measured."""
+    stable_requests: int = 0
+    seconds: float = 0
+    problem: str = ""
+    """Why pods could not be read, as a sentence for the user; empty if all could."""
