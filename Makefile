@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-start bench-operator sizing evaluation-tables gpu-smoke generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -87,6 +87,9 @@ bench-train: packages-environment .venv ## Train LoRA adapters, and compare with
 
 bench-start: packages-environment .venv ## Time from the start of a train pod to its first step; SIZES=1B for one
 	@$(RUN) -m tools.bench.start $(or $(SIZES),--page)
+
+bench-model-cache: packages-environment .venv ## Start of a serving pod with and without the model cache; SIZES=1B for one
+	@$(RUN) -m tools.bench.start.serving $(or $(SIZES),--page)
 
 bench-evaluate: packages-environment .venv ## Answer rows of an evaluation, and compare with one row at a time
 	@$(RUN) -m tools.bench.evaluate --page

@@ -12,8 +12,8 @@ from finetune_operator.api.podresources import PodResources
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 
-JobStage = ResultStage | Literal["collect", "cleanup"]
-"""Stages that have a Job: those with a result, and two small ones that work for them."""
+JobStage = ResultStage | Literal["collect", "cleanup", "fill"]
+"""Stages that have a Job: those with a result, two small ones for them, and `fill` for endpoints."""
 Queue = Literal["prepare", "train", "evaluate"]
 
 
@@ -130,6 +130,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         in_profile=False,
         serves_deletion=True,
     ),
+    "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3, in_profile=False),
 }
 
 

@@ -80,6 +80,19 @@ def keeper(image: str) -> Object:
     )
 
 
+def writer(name: str, claim: str, image: str) -> Object:
+    """A pod that mounts a claim at /claim."""
+    return _sleeping(
+        name,
+        image,
+        {
+            "securityContext": RESTRICTED,
+            "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
+        },
+        volumes=[{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
+    )
+
+
 def holder_of(resource: str, count: int, image: str) -> Object:
     """A pod that holds devices and does nothing."""
     return _sleeping(

@@ -38,6 +38,7 @@ STAGE_MODULES: Final = {
         "stages/request.py",
     },
     "cleanup": {"records/contentremoval.py"},
+    "fill": {"inferencedeployment/modelcache.py"},
 }
 """Modules that start a stage's Job or record its result."""
 

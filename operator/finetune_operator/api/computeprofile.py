@@ -16,6 +16,7 @@ from finetune_operator.api.meta import (
     name_rules,
     pattern_advice,
 )
+from finetune_operator.api.modelcache import ModelCache
 from finetune_operator.api.podresources import Quantity, StageResources
 from finetune_operator.api.serving import EngineArgumentName
 from finetune_operator.api.storereference import StoreReference
@@ -183,6 +184,13 @@ class ComputeProfileSpec(Model):
         Field(
             description="Default store of runs with this profile, and of Datasets if it is the default"
             " profile."
+        ),
+    ] = None
+    model_cache: Annotated[
+        ModelCache | None,
+        Field(
+            description="Cache of base models and fully fine-tuned models, which the pods of endpoints then"
+            " read in place. Default: each pod copies them from the store."
         ),
     ] = None
     single_node: Annotated[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.meta import Resource
+from finetune_operator.api.meta import GROUP, Resource
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.answerpod import (
     ANSWER_CONTAINERS,
@@ -40,6 +40,8 @@ NONCE_CONTRACT: Final = 2
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """With this label, Kueue writes the Job's `suspend`; the operator never writes that field."""
 
+NEVER_READY: Final = f"{GROUP}/serves"
+"""Condition of a pod that nothing sets, so that the pod never becomes ready."""
 NON_RETRYABLE_EXIT_CODES: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
 """Exit codes at which the Job of any stage fails at once, and a pod of an endpoint is not retried."""
 IGNORED_EXIT_CODES: Final = (ExitCode.PREEMPTED_SAVED, ExitCode.PEER_LOST)
@@ -185,10 +187,16 @@ def build_stage_job(
                         prediction=placement.prediction,
                     ),
                     **({"subdomain": placement.service} if placement.service else {}),
+                    **_never_ready(owner),
                 },
             },
         },
     }
+
+
+def _never_ready(owner: Resource) -> Manifest:
+    """Keep a pod of an endpoint's Job out of the Service of the endpoint, which may select all its pods."""
+    return {"readinessGates": [{"conditionType": NEVER_READY}]} if owner.kind == "InferenceDeployment" else {}
 
 
 def _completion(nodes: int) -> Manifest:

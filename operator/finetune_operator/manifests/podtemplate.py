@@ -18,6 +18,7 @@ from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volu
 from finetune_operator.manifests.evaluationtasks import task_volumes
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
+from finetune_operator.manifests.modelcache import cache_volume
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import PodSizing, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
@@ -25,6 +26,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.serve import FillConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
@@ -39,7 +41,7 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.references import SecretMount
 
-JobConfig = StageConfig | CleanupConfig
+JobConfig = StageConfig | CleanupConfig | FillConfig
 
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600
@@ -59,6 +61,8 @@ class Storage:
     """Tasks of general ability whose files the pod mounts."""
     folders: ScoredFolders | None = None
     """Folders that the pod mounts in place of the store."""
+    cache: str | None = None
+    """Claim of the model cache that the pod fills. It mounts the claim of the store read-only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +191,20 @@ def _volumes(
         folders, folder_mounts = folder_volumes(storage.folders)
         return [*folders, *sources], [*folder_mounts, *source_mounts]
     tasks, task_mounts = task_volumes(storage.tasks)
+    caches, cache_mounts = cache_volume(storage.cache, is_filled=True)
     volumes: list[Manifest] = [
-        {"name": "store", **_store_volume(storage.store)},
+        {"name": "store", **_store_volume(storage)},
         {"name": "scratch", "emptyDir": {}},
         *sources,
         *tasks,
+        *caches,
     ]
     mounts: list[Manifest] = [
         {"name": "store", "mountPath": STORE_MOUNT},
         {"name": "scratch", "mountPath": SCRATCH_MOUNT},
         *source_mounts,
         *task_mounts,
+        *cache_mounts,
     ]
     for name, location, mount in (
         ("source", storage.source, SOURCE_MOUNT),
@@ -224,9 +231,13 @@ def _volumes(
     return volumes, mounts
 
 
-def _store_volume(claim: Location | None) -> dict[str, Any]:
+def _store_volume(storage: Storage) -> dict[str, Any]:
     """The claim. For a bucket, an emptyDir for files that a stage downloads or will upload."""
-    return {"emptyDir": {}} if claim is None else {"persistentVolumeClaim": {"claimName": claim.name}}
+    if storage.store is None:
+        return {"emptyDir": {}}
+    if storage.cache is not None:
+        return _read_only_volume(storage.store)
+    return {"persistentVolumeClaim": {"claimName": storage.store.name}}
 
 
 def _read_only_volume(location: Location) -> dict[str, Any]:

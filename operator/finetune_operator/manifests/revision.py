@@ -26,6 +26,12 @@ class Revision:
     """Name of the Secret with the credentials of the store."""
 
     @property
+    def cache_claim(self) -> str | None:
+        """Claim of the model cache; None: each pod copies its models."""
+        cache = self.profile.spec.model_cache
+        return cache.claim if cache is not None else None
+
+    @property
     def is_full(self) -> bool:
         """Whether the revision serves a full model instead of a base model with adapters."""
         return any(weights.type == FULL_MODEL for _, weights in self.models)
@@ -59,6 +65,8 @@ def build_revision(
     if spec.engine != BUILT_IN:
         inputs["engineImage"] = spec.images.engine
         inputs["sharedMemory"] = spec.shared_memory
+    if spec.model_cache is not None:
+        inputs["modelCache"] = spec.model_cache.claim
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)

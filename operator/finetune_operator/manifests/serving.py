@@ -18,6 +18,7 @@ from finetune_operator.manifests.labels import (
     RUN,
     child_labels,
 )
+from finetune_operator.manifests.modelcache import cache_config, cache_volume, whole_model
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import serving_shared_memory
 from finetune_operator.manifests.revision import Revision, api_keys_secret
@@ -138,6 +139,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     config = serving_config(endpoint, revision, trainer.contract)
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = store_volume(store)
+    cache_volumes, cache_mounts = cache_volume(revision.cache_claim)
     fetch = fetch_config(endpoint, revision, trainer.contract, store)
     memory_volumes, memory_mounts = memory_volume(
         serving_shared_memory(profile, config.accelerators) if engine.has_processes else None
@@ -166,7 +168,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     {"name": "HOME", "value": SCRATCH_MOUNT},
                 ],
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
-                "volumeMounts": [*store_mounts, models, scratch],
+                "volumeMounts": [*store_mounts, models, scratch, *cache_mounts],
             }
         ],
         "containers": [
@@ -178,7 +180,13 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                 "resources": engine_resources(
                     profile, endpoint.spec.compute.devices, engine.default_resources
                 ),
-                "volumeMounts": [{**models, "readOnly": True}, scratch, *key_mounts, *memory_mounts],
+                "volumeMounts": [
+                    {**models, "readOnly": True},
+                    scratch,
+                    *key_mounts,
+                    *memory_mounts,
+                    *cache_mounts,
+                ],
             }
         ],
         "volumes": [
@@ -187,6 +195,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             scratch_volume(engine.scratch_limit),
             *key_volumes,
             *memory_volumes,
+            *cache_volumes,
         ],
     }
     return {**pod, **_placement(profile), **_spread(endpoint, revision)}
@@ -213,18 +222,21 @@ def fetch_config(
         owner=config.serve.owner,
         store=store,
         items=_items(revision),
+        cache=cache_config(claim) if (claim := revision.cache_claim) is not None else None,
         engine=revision.profile.spec.engine,
         max_lora_rank=rank(config) if rank is not None and config.adapters else None,
     )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:
-    base = FetchItem(
-        artifact=ArtifactRef(kind="models", digest=revision.base_digest), folder=base_folder(revision)
-    )
+    is_cached = revision.cache_claim is not None
+    base = FetchItem(artifact=whole_model(revision), folder=base_folder(revision), in_cache=is_cached)
     models = tuple(
         FetchItem(
-            artifact=ArtifactRef(kind="checkpoints", digest=weights.digest), folder=name, probe=weights.probe
+            artifact=ArtifactRef(kind="checkpoints", digest=weights.digest),
+            folder=name,
+            probe=weights.probe,
+            in_cache=is_cached and revision.is_full,
         )
         for name, weights in revision.models
     )

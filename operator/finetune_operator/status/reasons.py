@@ -46,6 +46,7 @@ class Reason(StrEnum):
     ROUTE_PENDING = "RoutePending"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
+    FILLING_MODEL_CACHE = "FillingModelCache"
     SUSPENDING = "Suspending"
     CLEANING_UP = "CleaningUp"
     # done
@@ -78,6 +79,9 @@ class Reason(StrEnum):
     STORE_MISSING = "StoreMissing"
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"
+    MODEL_CACHE_NOT_FOUND = "ModelCacheNotFound"
+    MODEL_CACHE_NOT_SHAREABLE = "ModelCacheNotShareable"
+    MODEL_CACHE_NOT_FILLED = "ModelCacheNotFilled"
     SOURCE_NOT_FOUND = "SourceNotFound"
     SECRET_NOT_FOUND = "SecretNotFound"
     DATASET_NOT_FOUND = "DatasetNotFound"
@@ -131,6 +135,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
+        Reason.FILLING_MODEL_CACHE,
         Reason.PREVIEW,
         Reason.CANARY,
         Reason.NO_CAPACITY_FOR_SURGE,

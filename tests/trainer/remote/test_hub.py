@@ -13,12 +13,12 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.manifest import OnBytes, ignore_bytes
-from finetune_trainer.preflight import downloadlock
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.store import downloadlock
 from finetune_trainer.store.mounted import MountedStore
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.hubserver import HubServer, Repository

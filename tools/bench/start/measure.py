@@ -1,19 +1,25 @@
-"""Time to read files, and to start the train stage until its first step."""
+"""Time to read files, to start the train stage until its first step, and to start a serving pod."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+import httpx
+
+from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from tools.bench.errors import BenchError
 from tools.bootstrap.uv import ROOT
 
 CHUNK_BYTES: Final = 16 << 20
+POLL_SECONDS: Final = 0.02
+MAX_START_SECONDS: Final = 600.0
 FIRST_STEP_LOG: Final = " parameters on "
 """Part of the line that the trainer logs when its model, rows and optimizer are ready."""
 
@@ -62,3 +68,58 @@ def seconds_to_first_step(config: TrainConfig, more: Mapping[str, str]) -> float
         process.kill()
         process.wait()
     raise BenchError(f"the trainer did not begin to train: {''.join(lines)[-2000:]}")
+
+
+def seconds_of(config: FetchConfig | FillConfig) -> float:
+    """Time that the process of this config takes. Raises BenchError if it fails."""
+    begin = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer"],
+        cwd=ROOT,
+        env={**os.environ, CONFIG_ENV: config.to_json()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        raise BenchError(f"{config.stage} failed: {ended.stderr[-2000:]}")
+    return time.perf_counter() - begin
+
+
+def seconds_to_first_token(config: Callable[[int], ServeConfig]) -> float:
+    """Time from the start of the built-in engine until it has generated a token for a request.
+
+    Args:
+        config: returns the config of the engine with this port.
+
+    Raises:
+        BenchError: the engine does not answer.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer"],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", CONFIG_ENV: config(port).to_json()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    request = {"model": "base", "prompt": "Hello", "max_tokens": 1}
+    try:
+        while process.poll() is None and time.perf_counter() - begin < MAX_START_SECONDS:
+            try:
+                answer = httpx.post(
+                    f"http://127.0.0.1:{port}/v1/completions", json=request, timeout=MAX_START_SECONDS
+                )
+            except httpx.TransportError:
+                time.sleep(POLL_SECONDS)
+                continue
+            if answer.status_code == httpx.codes.OK:
+                return time.perf_counter() - begin
+            raise BenchError(f"the engine answered {answer.status_code}: {answer.text[:500]}")
+    finally:
+        process.kill()
+        process.wait()
+    raise BenchError("the engine did not answer")

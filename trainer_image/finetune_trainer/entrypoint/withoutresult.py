@@ -2,11 +2,11 @@
 
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
 from finetune_trainer.store import open_store
 from finetune_trainer.store.cleanup import cleanup
 
-ConfigWithoutResult = CleanupConfig | FetchConfig | ServeConfig | PromptsConfig | AnswersConfig
+ConfigWithoutResult = CleanupConfig | FetchConfig | FillConfig | ServeConfig | PromptsConfig | AnswersConfig
 """Config of a process that leaves no result of a stage."""
 
 
@@ -19,6 +19,10 @@ def run_without_result(config: ConfigWithoutResult) -> None:
             from finetune_trainer.serve import fetch
 
             fetch.run(config)
+        case FillConfig():
+            from finetune_trainer.serve import fill
+
+            fill.run(config)
         case ServeConfig():
             from finetune_trainer.serve import app
 

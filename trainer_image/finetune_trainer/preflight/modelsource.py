@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -12,13 +13,13 @@ from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
-from finetune_trainer.preflight.downloadlock import download_lock
 from finetune_trainer.preflight.modelfiles import absent, choose_files, metadata_files
 from finetune_trainer.remote.limits import MAX_MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.store.downloadlock import download_lock
 
 DOWNLOAD: Final = "base-model"
 """Folder in the run's folder. If a pod is stopped, the next pod resumes the download from it."""
@@ -72,14 +73,23 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[L
         ),
         context.stop,
     )
-    lock = nullcontext() if remote.key is None else download_lock(remote.key, config.run, context)
-    with lock as stored_model:
+    with _download_lock(remote.key, config, context) as stored_model:
         if stored_model is None:
             with _downloaded(remote, config, context) as model:
                 yield model
             return
     logger.info("the store already has %s", uri)
     yield LocalModel(context.store.artifact(stored_model), stored_model, remote.revision)
+
+
+def _download_lock(
+    source: str | None, config: PreflightConfig, context: StageContext
+) -> AbstractContextManager[ArtifactRef | None]:
+    """Wait for other downloads of the model from this source, if the store remembers models by it."""
+    if source is None:
+        return nullcontext()
+    find = partial(context.store.model_from, source)
+    return download_lock(source, config.run, find, context.store, context.stop)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Copy artifacts from the store for a serving pod. A folder gets its final name only after verification.
+"""Provide models for a serving pod, each verified before its folder gets its final name.
 
-It is the same for both engines, except that vLLM needs files in addition.
+A model is copied from the store, or read in place in the model cache. It is the same for both engines, except
+that vLLM needs files in addition.
 """
 
 import logging
@@ -19,12 +20,15 @@ from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable
 from finetune_trainer.store.keys import StoredRef
+from finetune_trainer.store.modelcache import CacheVolume
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: FetchConfig) -> None:
     """Copy each item's folder and its probe's record to the destination, and verify each file on the way.
+
+    A folder in the model cache is not copied: the destination has a link to it.
 
     Keeps folders that are already complete, so that a restarted pod fetches nothing twice. Adds chat template
     and generation config to adapters of older releases, which were published without them. For vLLM, adds the
@@ -34,13 +38,15 @@ def run(config: FetchConfig) -> None:
     BASE_MODEL_INVALID.
     """
     store = open_store(config.store)
+    cache = CacheVolume(config.cache) if config.cache is not None else None
     destination = Path(config.destination)
     without_bundle: list[Path] = []
     for item in config.items:
         _check_folder(item)
         target = destination / item.folder
-        files = _fetch(store, item.artifact, target)
-        if {ADAPTER_CONFIG, CHAT_TEMPLATE} & files == {ADAPTER_CONFIG}:
+        if item.in_cache and cache is not None:
+            _link(cache.verified(item.artifact), target)
+        elif _is_without_bundle(_fetch(store, item.artifact, target)):
             without_bundle.append(target)
         _fetch_probe(store, item, probe_folder(destination, item.folder))
     base_model = next((item for item in config.items if item.artifact.kind == "models"), None)
@@ -54,6 +60,20 @@ def run(config: FetchConfig) -> None:
         for adapter in adapters:
             check_loadable(adapter, config.max_lora_rank)
         write_engine_files(destination, destination / whole.folder, adapters)
+
+
+def _link(folder: Path, target: Path) -> None:
+    """Replace the target by a link to the folder."""
+    with writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(folder)
+    logger.info("%s is read in place in %s", target.name, folder)
+
+
+def _is_without_bundle(files: frozenset[str]) -> bool:
+    """Whether a folder has an adapter of an older release, without the chat template."""
+    return {ADAPTER_CONFIG, CHAT_TEMPLATE} & files == {ADAPTER_CONFIG}
 
 
 def _fetch(store: Store, ref: StoredRef, target: Path) -> frozenset[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from finetune_trainer.beneath import PathRefused, open_file, require_all_beneath
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
@@ -70,13 +70,13 @@ def pod_volume_full(error: OSError, path: Path) -> StageFailure:
     )
 
 
-def corrupt(place: str, what: str) -> StageFailure:
+REMAKE: Final = "delete its folder from the store and recreate the resource that makes it"
+"""What to do about a damaged artifact in the store."""
+
+
+def corrupt(place: str, what: str, advice: str = REMAKE) -> StageFailure:
     """Build the failure for a file that does not match its manifest."""
-    return StageFailure(
-        FailureReason.ARTIFACT_CORRUPT,
-        f"{place} was changed or damaged: {what}; delete its folder from the store and recreate the resource"
-        " that makes it",
-    )
+    return StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{place} was changed or damaged: {what}; {advice}")
 
 
 def any_file(_: str) -> bool:
@@ -91,35 +91,37 @@ def verify_files(
     *,
     hashes: bool = True,
     named: Callable[[Path], str] = str,
+    advice: str = REMAKE,
 ) -> None:
     """Check that each listed file exists beneath `root`, or else `folder`, with its size and hash.
 
-    No link in the folder may lead out either. `named` returns the name of a path for messages.
+    No link in the folder may lead out either. `named` returns the name of a path for messages, which end with
+    `advice`.
 
     Raises StageFailure (ARTIFACT_CORRUPT), OSError.
     """
     try:
         require_all_beneath(folder, root or folder)
     except PathRefused as refusal:
-        raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}") from refusal
+        raise corrupt(named(Path(refusal.filename)), f"it {refusal.strerror}", advice) from refusal
     for entry in manifest.files:
         path = folder / entry.path
-        with open_entry(path, root or folder, named) as file:
+        with open_entry(path, root or folder, named, advice) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
-                raise corrupt(named(path), f"it has {size} bytes, not {entry.bytes}")
+                raise corrupt(named(path), f"it has {size} bytes, not {entry.bytes}", advice)
             if hashes and (found := hash_content(file)) != entry.sha256:
-                raise corrupt(named(path), f"its sha256 is {found}, not {entry.sha256}")
+                raise corrupt(named(path), f"its sha256 is {found}, not {entry.sha256}", advice)
 
 
-def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str) -> BinaryIO:
+def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str, advice: str = REMAKE) -> BinaryIO:
     """Open a file that a manifest lists. Raises StageFailure (ARTIFACT_CORRUPT), OSError."""
     try:
         return open(open_file(path, root), "rb")  # noqa: PTH123 - of a descriptor
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise corrupt(named(path), "it is missing") from error
+        raise corrupt(named(path), "it is missing", advice) from error
     except PathRefused as refusal:
-        raise corrupt(named(path), f"it {refusal.strerror}") from refusal
+        raise corrupt(named(path), f"it {refusal.strerror}", advice) from refusal
 
 
 def _named(error: OSError, path: Path) -> Path:

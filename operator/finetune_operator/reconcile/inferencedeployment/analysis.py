@@ -28,7 +28,7 @@ from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble
-from finetune_operator.observe.podstatus import has_condition
+from finetune_operator.observe.podstatus import has_condition, stage_of
 from finetune_operator.observe.servingpods import is_replaced
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
@@ -224,7 +224,7 @@ def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: 
     """Writes for the analysis, and removal of the Jobs of earlier ones."""
     draft = Draft(snapshot) if analysis is None else analysis.draft(may_start=may_start)
     for name, job in snapshot.children[JOB].items():
-        if analysis is None or name != analysis.name:
+        if stage_of(job) == ANALYZE and (analysis is None or name != analysis.name):
             draft.remove(job, "Background")
     return draft
 

@@ -21,6 +21,8 @@ MIN_ARGUMENTS_CONTRACT: Final = 2
 """Contract version of the first engine that passes arguments to the chat template."""
 MIN_SETTINGS_CONTRACT: Final = 2
 """Contract version of the first engine that has the settings of `spec.serving`."""
+MIN_CACHE_CONTRACT: Final = 2
+"""Contract version of the first trainer image that fills and reads a model cache."""
 MIN_VLLM_CONTRACT: Final = 2
 """Contract version of the first trainer image that prepares the pods of vLLM."""
 
@@ -28,6 +30,12 @@ MIN_VLLM_CONTRACT: Final = 2
 def check_engine(profile: ComputeProfile, devices: int) -> Blocked | None:
     """Whether the images of the profile can serve on this number of devices."""
     trainer = trainer_of(profile, "")
+    if profile.spec.model_cache is not None and trainer.contract < MIN_CACHE_CONTRACT:
+        return _blocked(
+            f"modelCache needs a trainer image of contract {MIN_CACHE_CONTRACT}, and images.trainer of"
+            f" ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
+            " release, or remove modelCache"
+        )
     if profile.spec.engine != BUILT_IN:
         if profile.spec.images.engine is None:
             return _blocked(

@@ -1,12 +1,16 @@
 """Plan one pass over an endpoint: start the wanted revision, route requests to it, delete older ones."""
 
+from dataclasses import replace
+
 from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
+from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import route_needs
+from finetune_operator.reconcile.inferencedeployment.modelcache import fill_cache
 from finetune_operator.reconcile.inferencedeployment.revisions import with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.targets import resolve
@@ -15,15 +19,23 @@ from finetune_operator.reconcile.inferencedeployment.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.wanted import wanted_revision
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform.profiles import resolve_profile
 from finetune_operator.reconcile.platform.storage import claims_of
-from finetune_operator.reconcile.steps import Halt
+from finetune_operator.reconcile.steps import Blocked, Halt
 
 __all__ = ["needs", "reconcile"]
 
 
 def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
-    """The claims that have the weights to serve, and the route of the requests."""
-    claims = claims_of(*(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved))
+    """The claims that have the weights to serve, that of the model cache, and the route of the requests."""
+    profile = resolve_profile(
+        endpoint.spec.compute.profile, "spec.compute.profile", endpoint.namespace, snapshot
+    )
+    cache = None if isinstance(profile, Blocked) else profile.spec.model_cache
+    claims = claims_of(
+        *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),
+        f"pvc://{cache.claim}" if cache is not None else None,
+    )
     return {**claims, **route_needs(endpoint, snapshot)}
 
 
@@ -33,9 +45,22 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
         return Plan()
     targets = resolve(endpoint, snapshot.checkpoints)
     wanted = wanted_revision(endpoint, targets, snapshot)
-    if isinstance(wanted, Revision):
-        return roll_out(EndpointView(endpoint, snapshot, targets, wanted))
-    return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
+    if not isinstance(wanted, Revision):
+        return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
+    draft = Draft(snapshot)
+    filling = fill_cache(draft, endpoint, wanted)
+    if filling is not None and wanted.name not in snapshot.children[DEPLOYMENT]:
+        plan = _keep(ObservedEndpoint(endpoint, snapshot), filling)
+    else:
+        plan = roll_out(EndpointView(endpoint, snapshot, targets, wanted))
+    waits = filling.requeue_after if filling is not None else None
+    return replace(
+        plan,
+        create=(*draft.create, *plan.create),
+        delete=(*draft.delete, *plan.delete),
+        events=(*draft.events, *plan.events),
+        requeue_after=min((each for each in (waits, plan.requeue_after) if each), default=None),
+    )
 
 
 def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:

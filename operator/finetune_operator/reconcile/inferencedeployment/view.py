@@ -157,7 +157,7 @@ class EndpointView:
 
     @property
     def _other_pods(self) -> tuple[Manifest, ...]:
-        """Pods of other revisions that have not ended."""
+        """Pods of other revisions that have not ended. Pods of Jobs belong to no revision."""
         return tuple(
             pod
             for pod in self.snapshot.children[POD].values()

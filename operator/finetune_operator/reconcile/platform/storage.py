@@ -75,14 +75,44 @@ def check_store(
             f"PersistentVolumeClaim {name} of store {uri} does not exist in namespace {namespace}:"
             " create it (accessModes: [ReadWriteMany])",
         )
+    return _check_modes(name, f"store {uri}", profile, Reason.STORE_NOT_SHAREABLE, snapshot)
+
+
+def check_model_cache(
+    profile: ComputeProfile, store: str, namespace: str, snapshot: Snapshot
+) -> Blocked | None:
+    """Whether the claim of the profile's model cache exists, is not that of the store, and can be shared."""
+    cache = profile.spec.model_cache
+    if cache is None:
+        return None
+    field = f"spec.modelCache of ComputeProfile {profile.name}"
+    if cache.claim == claim_name(store):
+        return Blocked(
+            Reason.PROFILE_INVALID,
+            f"{field} is PersistentVolumeClaim {cache.claim}, which is the store {store}: use a claim that"
+            " only the operator's fill Jobs write to",
+        )
+    if snapshot.is_missing(CLAIM, cache.claim):
+        return Blocked(
+            Reason.MODEL_CACHE_NOT_FOUND,
+            f"PersistentVolumeClaim {cache.claim} of {field} does not exist in namespace {namespace}: create"
+            " it (accessModes: [ReadWriteMany]) with room for the models of its endpoints, or use a profile"
+            " without modelCache",
+        )
+    return _check_modes(cache.claim, field, profile, Reason.MODEL_CACHE_NOT_SHAREABLE, snapshot)
+
+
+def _check_modes(
+    name: str, what: str, profile: ComputeProfile | None, reason: Reason, snapshot: Snapshot
+) -> Blocked | None:
     claim = snapshot.find(CLAIM, name)
     single_node = profile is not None and profile.spec.single_node
     if claim is None or _is_shareable(claim, single_node):
         return None
     modes = ", ".join(claim.get("spec", {}).get("accessModes", ())) or "none"
     return Blocked(
-        Reason.STORE_NOT_SHAREABLE,
-        f"PersistentVolumeClaim {name} of store {uri} has accessModes {modes}, so pods on other nodes cannot"
+        reason,
+        f"PersistentVolumeClaim {name} of {what} has accessModes {modes}, so pods on other nodes cannot"
         " mount it: use a claim with ReadWriteMany, or set singleNode: true in the ComputeProfile if all pods"
         " run on one node",
     )

@@ -1,7 +1,7 @@
 """Remove a folder of a record or run from a store with a small Job, with retries for one day."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -13,13 +13,9 @@ from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
-from finetune_operator.observe import podfailures
-from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform import profiles, storage
-from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import ended_at, has_ended, until_ended
+from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.references import ArtifactRef
@@ -54,25 +50,11 @@ def remove(draft: Draft, removal: Removal) -> Working | Blocked | None:
     job = snapshot.children[JOB].get(name)
     if job is None:
         return _start(draft, removal, name)
-    pods = pods_of(job, snapshot)
-    if "deletionTimestamp" in job["metadata"]:
-        waits = "waiting for the previous cleanup pod to end"
-        return until_ended(pods, Reason.CLEANING_UP, waits, snapshot.now)
-    if has_ended(job, "Complete"):
-        return None
-    if has_ended(job, "Failed"):
-        return _failed(draft, removal, job, pods)
-    return _under_way(f"{removal.folder} is being removed", job, pods, snapshot.now)
-
-
-def _under_way(removing: str, job: Manifest, pods: list[Manifest], now: datetime) -> Working | Blocked:
-    trouble = job_trouble(job, pods, now)
-    if trouble is None:
-        return Working(Reason.CLEANING_UP, removing, recheck_after_seconds(pods, now))
-    message = f"{removing}: {trouble.message}"
-    if trouble.expected:
-        return Working(Reason.CLEANING_UP, message, trouble.recheck_after_seconds)
-    return Blocked(trouble.reason, message, None)
+    halt = follow(draft, job, Reason.CLEANING_UP, f"{removal.folder} is being removed")
+    if isinstance(halt, AttemptFailed):
+        message = f"{removal.owner.name}: {halt.message}"
+        return _trouble(removal, Reason.CLEANUP_FAILED, message, halt.retry_seconds)
+    return halt
 
 
 def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
@@ -113,15 +95,6 @@ def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: st
     """The profile's own trainer, if it can remove the folder: folders of runs are new in contract 2."""
     trainer = trainer_of(profile, default_image)
     return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer
-
-
-def _failed(draft: Draft, removal: Removal, job: Manifest, pods: list[Manifest]) -> Blocked:
-    """Report why the Job failed; delete it when the next attempt is due."""
-    left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - draft.snapshot.now
-    if left <= timedelta():
-        draft.remove(job)
-    message = f"{removal.owner.name}: {podfailures.failure(job, pods).message}"
-    return _trouble(removal, Reason.CLEANUP_FAILED, message, max(1.0, left.total_seconds()))
 
 
 def _trouble(removal: Removal, reason: Reason, message: str, recheck_seconds: float) -> Blocked:

@@ -12,7 +12,7 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 
 AnyConfig = Annotated[
@@ -26,6 +26,7 @@ AnyConfig = Annotated[
     | CleanupConfig
     | PromptsConfig
     | AnswersConfig
+    | FillConfig
     | FetchConfig
     | ServeConfig,
     Field(discriminator="stage"),

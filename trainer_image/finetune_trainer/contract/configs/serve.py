@@ -1,4 +1,4 @@
-"""The configs of a serving pod: of its init container and of the engine."""
+"""The configs of a serving pod, of its init container and of the engine, and of the model cache."""
 
 from typing import Literal
 
@@ -19,6 +19,20 @@ class FetchItem(Contract):
     """Folder name under `MODELS_MOUNT`."""
     probe: Digest | None = Field(default=None, json_schema_extra={"since": 2})
     """Digest of what the weights predicted when they were published. None: there is no record."""
+    in_cache: bool = Field(default=False, json_schema_extra={"since": 2, "essential": True})
+    """Whether the folder is in the model cache and read in place, instead of copied from the store."""
+
+
+class FillConfig(Contract):
+    """Copy a whole model from the store into the model cache, and verify the digest of every file there."""
+
+    contract: int = CONTRACT_VERSION
+    stage: Literal["fill"] = "fill"
+    owner: Owner
+    store: StoreConfig
+    cache: StoreConfig
+    """The model cache, which has the layout of a store."""
+    artifact: ArtifactRef
 
 
 class FetchConfig(Contract):
@@ -30,6 +44,8 @@ class FetchConfig(Contract):
     store: StoreConfig
     items: tuple[FetchItem, ...]
     destination: str = MODELS_MOUNT
+    cache: StoreConfig | None = Field(default=None, json_schema_extra={"since": 2})
+    """The model cache, mounted read-only. None: no item is in it."""
     engine: EngineName = Field(default="Transformers", json_schema_extra={"since": 2, "essential": True})
     """Engine that reads the folders. For VLLM, `VLLM_MOUNT` gets the files that vLLM needs besides them."""
     max_lora_rank: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})

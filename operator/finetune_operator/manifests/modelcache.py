@@ -1,0 +1,43 @@
+"""The model cache: its volume, the models in it, and the config that fills it."""
+
+from finetune_operator.manifests.revision import Revision
+from finetune_operator.plan import Manifest
+from finetune_trainer.contract.configs.serve import FillConfig
+from finetune_trainer.contract.environment import MODEL_CACHE_MOUNT
+from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+
+
+def cache_volume(claim: str | None, *, is_filled: bool = False) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts of the cache; none without a claim.
+
+    Args:
+        is_filled: whether the pod writes to it.
+    """
+    if claim is None:
+        return [], []
+    read_only = {} if is_filled else {"readOnly": True}
+    return (
+        [{"name": "model-cache", "persistentVolumeClaim": {"claimName": claim, **read_only}}],
+        [{"name": "model-cache", "mountPath": MODEL_CACHE_MOUNT, **read_only}],
+    )
+
+
+def cache_config(claim: str) -> StoreConfig:
+    """The cache as a pod sees it."""
+    return StoreConfig(uri=f"pvc://{claim}", path=MODEL_CACHE_MOUNT)
+
+
+def whole_model(revision: Revision) -> ArtifactRef:
+    """The model of a revision that is read in place; its adapters are copied."""
+    if revision.is_full:
+        return ArtifactRef(kind="checkpoints", digest=revision.models[0][1].digest)
+    return ArtifactRef(kind="models", digest=revision.base_digest)
+
+
+def fill_config(
+    owner: Owner, store: StoreConfig, claim: str, artifact: ArtifactRef, version: int
+) -> FillConfig:
+    """The config of a pod that fills the cache. `version` is the contract that its trainer reads."""
+    return FillConfig(
+        contract=version, owner=owner, store=store, cache=cache_config(claim), artifact=artifact
+    )

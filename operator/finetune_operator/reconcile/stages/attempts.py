@@ -1,0 +1,50 @@
+"""Follow a Job whose end is its result, and repeat it every few minutes while it fails."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from finetune_operator.observe import podfailures
+from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.jobstate import ended_at, has_ended, until_ended
+from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
+from finetune_operator.status.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """The Job failed, and is deleted when the next attempt is due."""
+
+    message: str
+    retry_seconds: float
+    """Seconds until then."""
+
+
+def follow(
+    draft: Draft, job: Manifest, reason: Reason, doing: str
+) -> Working | Blocked | AttemptFailed | None:
+    """The state of the Job; None once it is complete.
+
+    Args:
+        reason: reason while it runs.
+        doing: sentence about what it does, for messages.
+    """
+    now, pods = draft.snapshot.now, pods_of(job, draft.snapshot)
+    if "deletionTimestamp" in job["metadata"]:
+        return until_ended(pods, reason, f"{doing}: the pod of the previous attempt is ending", now)
+    if has_ended(job, "Complete"):
+        return None
+    if has_ended(job, "Failed"):
+        left = ended_at(job, "Failed") + timedelta(seconds=RETRY_SECONDS) - now
+        if left <= timedelta():
+            draft.remove(job)
+        return AttemptFailed(podfailures.failure(job, pods).message, max(1.0, left.total_seconds()))
+    trouble = job_trouble(job, pods, now)
+    if trouble is None:
+        return Working(reason, doing, recheck_after_seconds(pods, now))
+    message = f"{doing}: {trouble.message}"
+    if trouble.expected:
+        return Working(reason, message, trouble.recheck_after_seconds)
+    return Blocked(trouble.reason, message, None)

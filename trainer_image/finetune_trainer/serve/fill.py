@@ -1,0 +1,27 @@
+"""Fill the model cache of a namespace, from which its serving pods read whole models in place."""
+
+import logging
+import threading
+from functools import partial
+
+from finetune_trainer.contract.configs.serve import FillConfig
+from finetune_trainer.store import open_store
+from finetune_trainer.store.downloadlock import download_lock
+from finetune_trainer.store.modelcache import CacheVolume
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: FillConfig) -> None:
+    """Copy a model that the cache does not have, or has with a damaged file, and verify what was written.
+
+    If several endpoints fill the cache at the same time, one of them copies the model and the others wait.
+    Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
+    """
+    store, cache = open_store(config.store), CacheVolume(config.cache)
+    artifact, find = config.artifact, partial(cache.find, config.artifact)
+    name = f"{artifact.kind}-{artifact.digest.removeprefix('sha256:')}"
+    with download_lock(name, config.owner.uid, find, cache.notes, threading.Event()) as found:
+        if found is None:
+            cache.fill(artifact, store)
+    logger.info("the model cache has %s", name)
