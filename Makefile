@@ -39,7 +39,7 @@ test-full: test ## Every test: every fault at every write of a chain, every way 
 	$(PYTEST) tests/faults -m full --verbose
 	$(PYTEST) tests/e2e -m full
 
-test-peers: packages-peers .venv ## What needs programs of peers, such as vLLM; the results into docs/testing.md; CACHED=1, ARGS choose
+test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster images) ## What needs programs of peers, such as vLLM; the results into docs/testing.md; CACHED=1, ARGS choose
 	@$(RUN) -m tools.peers test $(if $(CACHED),--cached) -- $(ARGS)
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds

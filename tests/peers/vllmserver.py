@@ -11,29 +11,16 @@ from typing import Any, Final, Self
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, Endpoint
 from tools.cluster.ports import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.peers import vllm
+from tools.peers import vllm, vllmoncpu
 
 OPTIONS: Final = (
-    *("--dtype", "float32"),  # in bfloat16 a different order of sums changes greedy answers
-    "--enforce-eager",
-    *("--kv-cache-memory-bytes", str(64 << 20)),
+    vllmoncpu.FLOAT32,
+    *vllmoncpu.ARGUMENTS,
     *("--max-model-len", "512"),
     *("--max-num-seqs", "8"),
 )
 """What a small model on a CPU needs in addition to the documented options."""
-ENVIRONMENT: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    # Starts in half the time.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # By default it binds threads to cores and keeps one core for itself.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    # Without a C++ compiler the first request for log probabilities ends the engine.
-    "TORCHDYNAMO_DISABLE": "1",
-}
+ENVIRONMENT: Final = {**vllmoncpu.ENVIRONMENT, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 LOG_CHARACTERS: Final = 4000
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 

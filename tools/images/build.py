@@ -4,14 +4,12 @@ import fcntl
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
 from tools.images import base, bill, budget, inventory
-from tools.images.archive import marker_layer
 from tools.images.buildah import Buildah
 from tools.images.dependencies import Dependencies, cpu_dependencies
 from tools.images.errors import ImageError, SourcesChangedError
@@ -146,11 +144,14 @@ class Builder:
             python, packages = self._cpu_packages(parent)
             code = f"{self.names.trainer}{CODE}"
             self._build(TRAINER, code, parent, dependencies=python)
-            parents = self._buildah.layers(python)
-            with tempfile.TemporaryDirectory() as folder, self._buildah.exported(code) as image:
-                marker = marker_layer(Path(folder) / "marker.tar", f".{packages.folder.name}")
-                node.link(packages, parents, marker, supply=lambda: self._buildah.exported(python))
-                node.add(self.names.trainer, image.with_layer(len(parents), marker))
+            with self._buildah.exported(code) as image:
+                node.add_with_packages(
+                    self.names.trainer,
+                    image,
+                    packages,
+                    self._buildah.layers(python),
+                    supply=lambda: self._buildah.exported(python),
+                )
         else:
             self._build(TRAINER, self.names.trainer, parent)
             with self._buildah.exported(self.names.trainer) as image:

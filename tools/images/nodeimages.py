@@ -10,7 +10,7 @@ from typing import Final
 from tools.bootstrap.cache import cache_directory
 from tools.cluster.containerd import Containerd
 from tools.cluster.layout import DEFAULT_NAME, Layout
-from tools.images.archive import Image, Layer, chain_id, write_oci_archive
+from tools.images.archive import Image, Layer, chain_id, marker_layer, write_oci_archive
 from tools.images.dependencies import Dependencies
 from tools.images.errors import ImageError
 from tools.images.links import link_tree
@@ -39,6 +39,23 @@ class Node:
             archive = Path(folder) / "image.tar"
             write_oci_archive(archive, name, image, present)
             self._containerd.load_archive(archive)
+
+    def add_with_packages(
+        self, name: str, image: Image, dependencies: Dependencies, parents: list[str], supply: Supply
+    ) -> None:
+        """Import `image` with the full `name`, and the dependencies as a layer above its lowest ones.
+
+        Args:
+            name: name of the image in the store.
+            image: the image without the dependencies.
+            dependencies: packages that are linked, not copied.
+            parents: digests of the image's layers below the packages.
+            supply: yields an image with only these layers.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            marker = marker_layer(Path(folder) / "marker.tar", f".{dependencies.folder.name}")
+            self.link(dependencies, parents, marker, supply)
+            self.add(name, image.with_layer(len(parents), marker))
 
     def link(self, dependencies: Dependencies, parents: list[str], marker: Layer, supply: Supply) -> None:
         """Create the snapshot of the layer `marker` above `parents`, with the dependencies as its content.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.docs import chromium
-from tools.peers import vllm
+from tools.peers import vllm, vllmimage
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class PeerSuite:
         tests: paths of the tests.
         install: installs the programs, into the cache if they are not packages of the distribution.
         is_installed: whether they are there.
+        on_cluster: whether the tests run in namespaces of their own, with a cluster and the images of the
+            present sources.
     """
 
     name: str
@@ -25,6 +27,7 @@ class PeerSuite:
     tests: tuple[str, ...]
     install: Callable[[], None]
     is_installed: Callable[[], bool]
+    on_cluster: bool = False
 
 
 PEERS: Final = (
@@ -38,6 +41,14 @@ PEERS: Final = (
         ),
         vllm.install,
         vllm.is_installed,
+    ),
+    PeerSuite(
+        "vllm-endpoint",
+        f"vLLM {vllm.version()} on the test cluster",
+        ("tests/peers/test_vllm_endpoint.py",),
+        vllmimage.install,
+        vllmimage.is_installed,
+        on_cluster=True,
     ),
     PeerSuite(
         "chromium",

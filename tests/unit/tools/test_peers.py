@@ -1,5 +1,6 @@
 """The table of peers, and what `make test-peers` prints and writes; no program of a peer is needed."""
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
@@ -9,8 +10,9 @@ from typer.testing import CliRunner
 
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
+from tools.images.errors import ImageError
 from tools.peers import __main__ as command
-from tools.peers import amx_permission, vllm
+from tools.peers import amx_permission, vllm, vllmimage
 from tools.peers.suites import PEERS, PeerSuite
 from tools.suites.durations import PAGE
 from tools.suites.lanes import LaneResult
@@ -29,6 +31,7 @@ class Sandbox:
         self.page.write_text(f"before\n{command.BEGIN}\nold\n{END}\nafter\n")
         self.installed = {"here"}
         self.ran: list[str] = []
+        self.commands: dict[str, list[str]] = {}
         self.status = 0
         monkeypatch.setattr(command, "PAGE", self.page)
         monkeypatch.setattr(command, "PEERS", tuple(map(self._peer, ("here", "absent"))))
@@ -52,6 +55,7 @@ class Sandbox:
     def _run(self, commands: dict[str, list[str]]) -> dict[str, LaneResult]:
         ((name, arguments),) = commands.items()
         self.ran.append(name)
+        self.commands[name] = arguments
         (report,) = (each for each in arguments if each.startswith("--junit-xml="))
         Path(report.removeprefix("--junit-xml=")).write_text(REPORT)
         return {name: LaneResult(self.status, 65.2)}
@@ -106,6 +110,64 @@ def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> 
 def test_what_the_table_names_exists() -> None:
     assert all((ROOT / path).exists() for peer in PEERS for path in peer.tests)
     assert END in PAGE.read_text().partition(command.BEGIN)[2]
+
+
+def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) -> None:
+    absent = PeerSuite(
+        "cluster", "one", ("tests/peers/test_one.py",), lambda: None, lambda: True, on_cluster=True
+    )
+    command._run(absent, ())
+    assert peers.commands["cluster"][0].endswith("unshare")
+    peers("test")
+    assert "unshare" not in peers.commands["here"][0]
+
+
+class Store:
+    """buildah's store with an image of a Python version, in which nothing runs."""
+
+    def __init__(self, version: str = f"{sys.version_info.major}.{sys.version_info.minor}") -> None:
+        self.ran: list[str] = []
+        self._purelib = f"/opt/venv/lib/python{version}/site-packages"
+
+    def output(self, _: str, *command: str, volume: tuple[Path, str] | None = None) -> str:
+        if volume is None:
+            return self._purelib
+        self.ran.append(command[-1])
+        assert volume[1] == self._purelib
+        (volume[0] / "module.pyc").touch()
+        return ""
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed environment with one module."""
+    packages = (
+        tmp_path
+        / "vllm"
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
+    packages.mkdir(parents=True)
+    (packages / "module.py").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(vllm, "environment", lambda: tmp_path / "vllm")
+    return packages
+
+
+def test_packages_of_the_image_are_links_that_are_compiled_once(environment: Path) -> None:
+    store = Store()
+    for _ in range(2):
+        found = vllmimage._packages(store, "localhost/vllm-cpu:0123")  # type: ignore[arg-type]
+    assert len(store.ran) == 1
+    assert {path.name for path in found.folder.iterdir()} == {"module.py", "module.pyc"}
+    assert (found.folder / "module.py").samefile(environment / "module.py")
+    assert not (environment / "module.pyc").exists()
+
+
+def test_an_image_of_another_python_is_refused(environment: Path) -> None:
+    with pytest.raises(ImageError, match=r"the image has python3\.9, and vLLM is installed for"):
+        vllmimage._packages(Store("3.9"), "localhost/vllm-cpu:0123")  # type: ignore[arg-type]
 
 
 def test_another_pin_is_another_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""An endpoint with the engine VLLM, on a cluster with a node: the operator, its pods and their clients.
+
+`make test-peers` runs it in namespaces of its own. Answers are compared in float32.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import openai
+import pytest
+
+from finetune_operator.manifests.labels import REVISION
+from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
+from tests.e2e import manifests, pods
+from tests.e2e.pods import Keeper
+from tests.e2e.team import (
+    PATIENCE_SECONDS,
+    PAUSE_SECONDS,
+    Team,
+    condition_of,
+    name_of,
+    new_namespace,
+    uid_of,
+)
+from tests.peers.clusterendpoint import (
+    KEY,
+    Change,
+    PublishedCopies,
+    Served,
+    client_of,
+    pod_of,
+    served,
+    with_another_digest,
+    without_effect,
+)
+from tests.peers.unreachable import UNREACHABLE
+from tests.waiting import eventually
+from tools.cluster import TestCluster
+from tools.cluster.layout import ISOLATED
+from tools.demo.access import Access, Object
+from tools.demo.install import images, install
+from tools.demo.loadgenerator import SteadyLoad
+from tools.images.nodeimages import Node
+from tools.peers import vllmimage, vllmoncpu
+
+pytestmark = pytest.mark.skipif(
+    ISOLATED not in os.environ or not vllmimage.is_installed(),
+    reason="make test-peers builds an image with vLLM, and runs this in namespaces with a cluster",
+)
+
+ENGINE: Final = f"e2e-vllm-{manifests.OWN}"
+"""Profile with the engine VLLM."""
+SETTINGS: Final[dict[str, Any]] = {
+    "contextLength": 512,
+    "maxConcurrentRequests": 8,
+    "extraEngineArguments": [vllmoncpu.FLOAT32, *vllmoncpu.ARGUMENTS],
+}
+QUESTIONS: Final = manifests.PROMPTS[::5]
+
+
+@pytest.fixture(scope="module")
+def access() -> Iterator[Access]:
+    with TestCluster():
+        access = Access.from_environment()
+        engine = vllmimage.load(Node())
+        refs = images()
+        install(access, refs)
+        profile = manifests.profile(ENGINE)
+        profile["spec"] |= {
+            "engine": "VLLM",
+            "images": {"engine": engine},
+            "allowedEngineArguments": [
+                argument.partition("=")[0] for argument in SETTINGS["extraEngineArguments"]
+            ],
+            "resources": manifests.SMALL | {"serve": {"cpu": "200m", "memory": "4Gi"}},
+        }
+        for each in (profile, manifests.profile(manifests.CPU)):
+            access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(each))
+        yield access
+
+
+@pytest.fixture(scope="module")
+def team(access: Access) -> Iterator[Team]:
+    with new_namespace(access, "vllm", "restricted") as team:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "desk-keys"},
+            "stringData": {"shop": KEY},
+        }
+        team.apply(manifests.claim("artifacts"), manifests.claim("models"), secret)
+        yield team
+
+
+@pytest.fixture(scope="module")
+def keeper(team: Team) -> Keeper:
+    return pods.keep_model(team, images().operator)
+
+
+def endpoint(name: str, profile: str, model: Object, **serving: Any) -> Object:
+    made = manifests.endpoint(name, "routing")
+    made["spec"] |= {"models": [{"name": "tuned", **model}], "compute": {"profile": profile}}
+    made["spec"]["serving"] = {"apiKeysSecretRef": {"name": "desk-keys"}, **serving}
+    return made
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout from the built-in engine to vLLM, with requests from before its begin to its end."""
+
+    before: Served
+    after: Served
+    load: SteadyLoad
+    desk: Object
+
+
+@pytest.fixture(scope="module")
+def rollout(team: Team, keeper: Keeper) -> Rollout:
+    team.apply(
+        manifests.configmap("tickets", manifests.jsonl("billing")),
+        manifests.dataset("tickets", "tickets"),
+        manifests.finetunejob("routing"),
+        endpoint("desk", manifests.CPU, {"follow": {"model": "routing"}}),
+    )
+    first = team.until("InferenceDeployment", "desk", "Ready")
+    before = served(team, first, SERVE_PORT, QUESTIONS)
+    with SteadyLoad(client_of(team, "desk"), "tuned", manifests.PROMPTS, 1) as load:
+        team.patch("infd", "desk", {"compute": {"profile": ENGINE}, "serving": SETTINGS})
+        desk = until_only(team, first["status"]["revision"])
+    return Rollout(before, served(team, desk, METRICS_PORT, QUESTIONS), load, desk)
+
+
+@pytest.fixture(scope="module")
+def published(
+    team: Team, keeper: Keeper, rollout: Rollout, tmp_path_factory: pytest.TempPathFactory
+) -> PublishedCopies:
+    checkpoint = team.get("Checkpoint", rollout.desk["status"]["models"][0]["checkpoint"])
+    return PublishedCopies(keeper, checkpoint["spec"]["digest"], tmp_path_factory.mktemp("copies"))
+
+
+def until_only(team: Team, old: str) -> Object:
+    """Wait until the endpoint serves another revision than `old`, which has no pod left."""
+
+    def moved() -> Object | None:
+        found = team.get("InferenceDeployment", "desk")
+        stalled = condition_of(found, "Stalled")
+        assert not stalled, team.describe("InferenceDeployment", "desk")
+        is_moved = found["status"]["revision"] != old and condition_of(found, "Ready")
+        return found if is_moved and not team.access.pods(team.namespace, f"{REVISION}={old}") else None
+
+    return eventually(
+        f"desk serves another revision than {old}",
+        moved,
+        PATIENCE_SECONDS,
+        describe=lambda: team.describe("InferenceDeployment", "desk"),
+        pause=PAUSE_SECONDS,
+    )
+
+
+def test_no_request_fails_while_vllm_takes_over(rollout: Rollout) -> None:
+    assert rollout.load.sent >= 5
+    assert (rollout.load.failed, rollout.load.failures) == (0, {})
+
+
+def test_both_engines_answer_alike(rollout: Rollout) -> None:
+    assert rollout.after.answers == rollout.before.answers
+    assert {text for (model, _), (text, *_) in rollout.after.answers.items() if model == "tuned"} == {
+        "billing"
+    }
+    for question in QUESTIONS:
+        assert rollout.after.answers["base", question] != rollout.after.answers["tuned", question]
+
+
+def test_both_engines_tell_prometheus_the_same_weights(team: Team, rollout: Rollout) -> None:
+    assert rollout.after.models == rollout.before.models
+    digest = team.get("Checkpoint", rollout.desk["status"]["models"][0]["checkpoint"])["spec"]["digest"]
+    assert any(f'digest="{digest}",model="tuned"' in line for line in rollout.after.models)
+
+
+def test_the_predictions_were_compared_with_the_record_of_the_trainer(team: Team, rollout: Rollout) -> None:
+    line = team.until_logged(pod_of(team, rollout.desk), "tuned differs from its probe by up to")
+    print(line)
+
+
+@pytest.mark.parametrize("path", UNREACHABLE)
+def test_no_other_route_of_vllm_is_behind_the_service(team: Team, rollout: Rollout, path: str) -> None:
+    address, port = team.access.service_address(team.namespace, "desk")
+    with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        for method in ("GET", "POST"):
+            assert client.request(method, f"http://{address}:{port}{path}").status_code == 404
+
+
+def test_a_key_of_the_secret_is_required(team: Team, rollout: Rollout) -> None:
+    assert {each.id for each in client_of(team, "desk").models.list()} == {"base", "tuned"}
+    with pytest.raises(openai.AuthenticationError):
+        client_of(team, "desk", "sk-another").models.list()
+
+
+def test_metrics_are_on_their_own_port_only(team: Team, rollout: Rollout) -> None:
+    address = pod_of(team, rollout.desk)["status"]["podIP"]
+    with httpx.Client(trust_env=False) as client:
+        assert "vllm:request_success_total" in client.get(f"http://{address}:{METRICS_PORT}/metrics").text
+        refused = client.get(f"http://{address}:{SERVE_PORT}/metrics")
+    assert "vllm:" not in refused.text
+    assert refused.status_code == 404
+
+
+def damage(keeper: Keeper, digest: str) -> None:
+    """Append a byte to published weights."""
+    weights = f"/store/checkpoints/{digest.removeprefix('sha256:')}/adapter_model.safetensors"
+    keeper.run(f"chmod u+w {weights} && printf x >> {weights}")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("idle", without_effect, "its adapter changes nothing"),
+        ("damaged", with_another_digest, "adapter_model.safetensors"),
+    ],
+)
+def test_wrong_weights_are_never_ready_and_the_endpoint_says_why(
+    team: Team, published: PublishedCopies, name: str, change: Change, message: str
+) -> None:
+    digest = published.copy(change)
+    if name == "damaged":
+        damage(published.keeper, digest)
+    uri = f"pvc://artifacts/checkpoints/{digest.removeprefix('sha256:')}"
+    made = endpoint(name, ENGINE, {"pin": {"uri": uri, "digest": digest}}, **SETTINGS)
+    made["spec"]["baseModel"]["digest"] = team.get("InferenceDeployment", "desk")["status"]["baseModelDigest"]
+    team.apply(made)
+
+    stalled = team.until("InferenceDeployment", name, "Stalled", "RolloutFailed")
+
+    assert message in condition_of(stalled, "Stalled")["message"]
+    assert condition_of(stalled, "Available").get("status") != "True"
+    team.kubectl("delete", "infd", name)
+    team.until_gone("pods", uid_of(stalled))
+
+
+def test_a_deleted_pod_finishes_its_stream(team: Team, rollout: Rollout) -> None:
+    pod = pod_of(team, rollout.desk)
+    stream = client_of(team, "desk").chat.completions.create(
+        model="base",
+        messages=[{"role": "user", "content": QUESTIONS[0]}],
+        stream=True,
+        max_tokens=400,
+        extra_body={"ignore_eos": True},
+    )
+    chunks = iter(stream)
+    next(chunks)
+    team.kubectl("delete", "pod", name_of(pod), "--wait=false")
+
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+
+    assert choices[-1].finish_reason == "length"
+    assert sum(bool(choice.delta.content) for choice in choices) > 300
