@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 import httpx2
@@ -27,12 +27,20 @@ KEY: Final = "sk-0123456789abcdef"
 Change = Callable[[Path], None]
 
 
+class Answer(NamedTuple):
+    """An answer, how it ended, and its number of tokens."""
+
+    text: str
+    end: str
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Served:
     """What clients of an endpoint see."""
 
-    answers: dict[tuple[str, str], object]
-    """Text, end and number of tokens by model and question."""
+    answers: dict[tuple[str, str], Answer]
+    """By model and question."""
     models: set[str]
     """Lines of the metric with the served weights."""
 
@@ -49,13 +57,18 @@ def client_of(team: Team, name: str, key: str = KEY) -> openai.OpenAI:
     )
 
 
-def answer(client: openai.OpenAI, model: str, question: str) -> object:
+def answer(client: openai.OpenAI, model: str, question: str) -> Answer:
+    """Ask for a greedy answer.
+
+    The bytes of a character that is cut off are U+FFFD in the built-in engine, and vLLM leaves them out.
+    """
     found = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=16
     )
     (choice,) = found.choices
     assert found.usage is not None
-    return choice.message.content, choice.finish_reason, found.usage.completion_tokens
+    text = (choice.message.content or "").rstrip("\N{REPLACEMENT CHARACTER}")
+    return Answer(text, choice.finish_reason, found.usage.completion_tokens)
 
 
 def pod_of(team: Team, desk: Object) -> Object:

@@ -59,6 +59,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "maxConcurrentRequests": 8,
     "extraEngineArguments": [vllmoncpu.FLOAT32, *vllmoncpu.ARGUMENTS],
 }
+TOKENS: Final = 400
+"""Tokens of a stream that takes seconds; the test deletes its pod meanwhile."""
 QUESTIONS: Final = manifests.PROMPTS[::5]
 
 
@@ -168,9 +170,8 @@ def test_no_request_fails_while_vllm_takes_over(rollout: Rollout) -> None:
 
 def test_both_engines_answer_alike(rollout: Rollout) -> None:
     assert rollout.after.answers == rollout.before.answers
-    assert {text for (model, _), (text, *_) in rollout.after.answers.items() if model == "tuned"} == {
-        "billing"
-    }
+    tuned = {found.text for (model, _), found in rollout.after.answers.items() if model == "tuned"}
+    assert tuned == {"billing"}
     for question in QUESTIONS:
         assert rollout.after.answers["base", question] != rollout.after.answers["tuned", question]
 
@@ -247,14 +248,16 @@ def test_a_deleted_pod_finishes_its_stream(team: Team, rollout: Rollout) -> None
         model="base",
         messages=[{"role": "user", "content": QUESTIONS[0]}],
         stream=True,
-        max_tokens=400,
+        stream_options={"include_usage": True},
+        max_tokens=TOKENS,
         extra_body={"ignore_eos": True},
     )
-    chunks = iter(stream)
-    next(chunks)
+    first = next(stream)
     team.kubectl("delete", "pod", name_of(pod), "--wait=false")
 
-    choices = [choice for chunk in chunks for choice in chunk.choices]
+    chunks = [first, *stream]
 
-    assert choices[-1].finish_reason == "length"
-    assert sum(bool(choice.delta.content) for choice in choices) > 300
+    ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
+    assert ends[-1] == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == TOKENS
