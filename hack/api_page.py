@@ -109,6 +109,8 @@ def _row(path: str, node: Schema, required: bool) -> str:
 def _type(node: Schema) -> str:
     if "enum" in node:
         return " \\| ".join(f"`{value}`" for value in node["enum"])
+    if "x-kubernetes-int-or-string" in node:
+        return "integer or percentage"
     name: str = node["type"]
     if name == "array":
         name = f"list of {node['items']['type']}s"
@@ -138,7 +140,7 @@ def _strict(node: Schema, bound: str) -> str:
 
 def _rules(node: Schema) -> Iterator[str]:
     """Messages of the rules of objects; rules of single values only explain a pattern."""
-    if node["type"] == "object":
+    if node.get("type") == "object":
         for rule in node.get("x-kubernetes-validations", ()):
             yield rule["message"]
     for child in node.get("properties", {}).values():

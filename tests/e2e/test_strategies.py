@@ -209,7 +209,10 @@ def test_a_canary_is_promoted_and_aborted_in_its_bake(
         old = endpoint.serving()
         endpoint.decide("Promote")
         endpoint.until("Ready", "Baking")
-        assert {ask(endpoint.client, "tuned", prompt) for prompt in manifests.PROMPTS[:6]} == {first.answer}
+        endpoint.eventually(
+            "nodes route all requests to the promoted revision",
+            lambda: {endpoint.answer() for _ in range(6)} == {first.answer},
+        )
 
         endpoint.decide("Abort")
 
@@ -256,9 +259,14 @@ def restarts(endpoint: EndpointUnderLoad, revision: str) -> int:
     return sum(each["restartCount"] for each in statuses)
 
 
-def test_a_model_is_added(endpoint: EndpointUnderLoad, first: PinnedModel, second: PinnedModel) -> None:
-    with endpoint.step("RollingUpdate, a model added"):
-        endpoint.serve({}, tuned=second.pin, extra=first.pin)
+def test_a_model_is_added_replica_by_replica(
+    endpoint: EndpointUnderLoad, first: PinnedModel, second: PinnedModel
+) -> None:
+    with endpoint.step("RollingUpdate with maxSurge 1, a model added"):
+        endpoint.serve({"rollingUpdate": {"maxSurge": 1}}, tuned=second.pin, extra=first.pin)
+        endpoint.eventually(
+            "both revisions serve", lambda: endpoint.revisions()[0]["weight"] in range(1, 100)
+        )
         endpoint.until("Ready", "Serving")
         assert (endpoint.answer(), endpoint.answer(model="extra")) == (second.answer, first.answer)
 

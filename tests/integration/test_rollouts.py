@@ -148,3 +148,17 @@ def test_a_canary_takes_its_steps_with_the_replicas_of_the_endpoint(
     service = api.get("Service", namespace, "support")
     assert service is not None
     assert service["spec"]["selector"][REVISION] == team.endpoint()["status"]["revision"] != old
+
+
+def test_replicas_are_replaced_one_by_one_within_the_limits(api: Api, namespace: str, team: Team) -> None:
+    strategy = {"rollingUpdate": {"maxSurge": "50%"}}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2, "strategy": strategy}})
+    team.until_reason("InferenceDeployment", "support", "Ready", "Serving")
+    api.create(quota(namespace, 3))
+    old = team.endpoint()["status"]["revision"]
+    team.serve(pinned("second"))
+    team.until_served(routing="second")
+    assert sorted(states(team).values()) == ["Live", "Retired"]
+    service = api.get("Service", namespace, "support")
+    assert service is not None
+    assert service["spec"]["selector"][REVISION] == team.endpoint()["status"]["revision"] != old

@@ -29,7 +29,7 @@ def test_every_rule_about_a_type_has_a_case_that_it_refuses(kind: Kind) -> None:
     untested = [
         (field, rule["message"])
         for path, schema in fields(root_schema(kind)["properties"]["spec"], "spec")
-        if schema["type"] == "object"
+        if schema.get("type") == "object"
         for rule in schema.get("x-kubernetes-validations", [])
         if "oldSelf" not in rule["rule"]
         for field in [path + rule.get("fieldPath", "")]

@@ -107,6 +107,8 @@ def _scalar_keywords(node: Schema) -> Schema:
     for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if exclusive in node:
             out[bound], out[exclusive] = node[exclusive], True
+    if node.get("x-kubernetes-int-or-string"):
+        return {**out, "x-kubernetes-int-or-string": True}
     if "type" not in out:
         raise TypeError(f"a type is missing: {node}")
     if out["type"] in LIMITS and "enum" not in out and out.get("format") != "date-time":

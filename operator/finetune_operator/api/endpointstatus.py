@@ -163,12 +163,16 @@ class InferenceDeploymentStatus(Status):
         tuple[ServedModelStatus, ...],
         Field(max_length=32, description="Models that the endpoint serves now."),
     ] = ()
-    replicas: Annotated[int, Field(description="Number of replicas of the serving revision.")] = 0
-    ready_replicas: Annotated[int, Field(description="Number of ready replicas of the serving revision.")] = 0
+    replicas: Annotated[int, Field(description="Number of replicas of all revisions that get requests.")] = 0
+    ready_replicas: Annotated[
+        int, Field(description="Number of ready replicas of all revisions that get requests.")
+    ] = 0
     selector: Annotated[
         str,
         Field(
-            max_length=512, description="Label selector of the serving pods, for a HorizontalPodAutoscaler."
+            max_length=512,
+            description="Label selector of the pods of all revisions that get requests, for a"
+            " HorizontalPodAutoscaler.",
         ),
     ] = ""
     url: Annotated[

@@ -205,6 +205,12 @@ class InferenceDeploymentSpec(Model):
             " spec.lineage.baseModel.digest of the Checkpoint",
             "baseModel",
         ),
+        CELRule(
+            "!has(self.traffic) || !has(self.strategy.rollingUpdate)",
+            "strategy.rollingUpdate splits requests by the replicas behind one Service, which a gateway does"
+            " not use: use type Canary, or remove rollingUpdate",
+            "strategy",
+        ),
     )
 
     base_model: ServedBaseModel

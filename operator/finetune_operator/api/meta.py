@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.plan import NEVER_OBSERVED
@@ -105,6 +105,22 @@ URI_ADVICE: Final = pattern_advice(
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
 """Shorter than Uri, so that the URI of an artifact in the store fits into a Uri."""
+IntOrPercent = Annotated[
+    int | str,
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "type(self) == int ? self >= 0 && self <= 1000"
+                    " : self.matches('^(100|[1-9]?[0-9])%$')",
+                    "message": "write a number from 0 to 1000, or a percentage from 0% to 100%",
+                }
+            ],
+        }
+    ),
+]
+"""Number of replicas, or percent of the desired ones, as in a Deployment."""
 MAX_PROBLEMS: Final = 10
 """Max number of problems, and of warnings, in a status."""
 Message = Annotated[str, Field(max_length=1024)]

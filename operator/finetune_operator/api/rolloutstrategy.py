@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.meta import CELRule, Model, Name
+from finetune_operator.api.meta import CELRule, IntOrPercent, Model, Name
 from finetune_operator.api.rolloutanalysis import RolloutAnalysis, StepAnalysis
 
 MAX_SECONDS: Final = 7 * 86400
@@ -38,6 +38,34 @@ class RolloutDecisionFields(Model):
 
 class RolloutDecision(RolloutDecisionFields):
     """Decision of a person about one revision. The operator obeys it once."""
+
+
+class RollingUpdate(Model):
+    """Limits of replicas while the new revision replaces the old one replica by replica."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "self.maxSurge != 0 && self.maxSurge != '0%'"
+            " || self.maxUnavailable != 0 && self.maxUnavailable != '0%'",
+            "rollingUpdate.maxSurge and maxUnavailable cannot both be 0, because no replica could be"
+            " replaced: raise one of them",
+        ),
+    )
+
+    max_surge: Annotated[
+        IntOrPercent,
+        Field(
+            description="Number of replicas that a rollout may have in addition to spec.replicas, or percent"
+            " of spec.replicas, rounded up."
+        ),
+    ] = 0
+    max_unavailable: Annotated[
+        IntOrPercent,
+        Field(
+            description="Number of replicas that may be missing during a rollout, or percent of"
+            " spec.replicas, rounded down. Each of them frees its devices for one of the new revision."
+        ),
+    ] = 0
 
 
 class CanaryStep(Model):
@@ -118,6 +146,17 @@ class Strategy(Model):
             "fallback",
         ),
         CELRule(
+            "!has(self.rollingUpdate) || self.type == 'RollingUpdate'",
+            "strategy.rollingUpdate needs type RollingUpdate: remove it, or change the type",
+            "rollingUpdate",
+        ),
+        CELRule(
+            "!has(self.rollingUpdate) || !has(self.fallback)",
+            "strategy.rollingUpdate and fallback exclude each other: without room for a second revision set"
+            " rollingUpdate.maxUnavailable, and remove fallback",
+            "fallback",
+        ),
+        CELRule(
             "!has(self.blueGreen) || self.type == 'BlueGreen'",
             "strategy.blueGreen needs type BlueGreen: remove it, or change the type",
             "blueGreen",
@@ -144,12 +183,21 @@ class Strategy(Model):
         StrategyType,
         Field(
             description="Replacement strategy. RollingUpdate: the new revision is ready before the old one"
-            " is removed, which needs room for both. Recreate: the pods of the old revision end before those"
-            " of the new one start, so requests fail in between; if the new revision fails, the old one"
-            " starts again. BlueGreen: the new revision is ready behind the Service NAME-preview, and gets"
-            " the requests by a decision. Canary: the new revision gets the weights of its steps."
+            " is removed, which needs room for both, unless rollingUpdate is set. Recreate: the pods of the"
+            " old revision end before those of the new one start, so requests fail in between; if the new"
+            " revision fails, the old one starts again. BlueGreen: the new revision is ready behind the"
+            " Service NAME-preview, and gets the requests by a decision. Canary: the new revision gets the"
+            " weights of its steps."
         ),
     ] = "RollingUpdate"
+    rolling_update: Annotated[
+        RollingUpdate | None,
+        Field(
+            description="Limits of replicas of a rollout by RollingUpdate. With them both revisions get"
+            " requests until the last replica is replaced. Default: all requests move at once, when all"
+            " replicas of the new revision are ready."
+        ),
+    ] = None
     fallback: Annotated[
         Literal["Recreate"] | None,
         Field(

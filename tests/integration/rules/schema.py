@@ -156,6 +156,9 @@ def _at(
 
 def _keywords(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Each keyword with a value that violates it and values that just satisfy it."""
+    if "x-kubernetes-int-or-string" in schema:
+        yield "x-kubernetes-int-or-string", True, (value,)
+        return
     yield "type", FOREIGN_TYPES[schema["type"]], (value,)
     if "enum" in schema:
         yield "enum", "Nonsense", tuple(schema["enum"])

@@ -419,3 +419,11 @@ def test_the_route_and_then_the_services_of_revisions_are_deleted_with_the_gatew
     deleted = [entry for entry in cluster.log if entry.startswith("delete")]
     assert deleted[0] == "delete desk"
     assert not [each for each in cluster.endpoint.status.conditions if each.type == "RouteAccepted"]
+
+
+def test_behind_a_gateway_replicas_are_not_replaced_one_by_one() -> None:
+    cluster, old = behind_gateway(strategy={"rollingUpdate": {"maxSurge": 1}}, replicas=3)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    cluster.settle()
+    assert {each["spec"]["replicas"] for each in cluster.deployments.values()} == {3}
+    assert routed(cluster) == {old: 100}

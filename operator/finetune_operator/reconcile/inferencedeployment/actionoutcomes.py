@@ -11,6 +11,7 @@ from finetune_operator.reconcile.inferencedeployment import readyoutcomes
 from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rolloutlimit import DEFAULT_PER_NAMESPACE
 from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.sharing import num_ready, rolling_limits
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
@@ -112,8 +113,14 @@ def wait(view: EndpointView) -> RolloutOutcome:
     if view.recorded is not None and view.recorded.state == "Canary":
         # A pod that is not ready for as long as a start may take ends the canary.
         left = float(view.endpoint.spec.strategy.progress_deadline_seconds)
+    starting = f"revision {name} is starting"
+    if rolling_limits(view) is not None:
+        starting = (
+            f"{num_ready(view, name)} of {view.endpoint.spec.replicas} replicas of revision {name} are ready"
+        )
+        left = min((each for each in (left, view.seconds_to_room) if each is not None), default=None)
     if trouble is None:
-        return RolloutOutcome(Working(Reason.ROLLING_OUT, f"revision {name} is starting", left))
+        return RolloutOutcome(Working(Reason.ROLLING_OUT, starting, left))
     return RolloutOutcome(Working(trouble.reason, f"revision {name} is not ready: {trouble.message}", left))
 
 

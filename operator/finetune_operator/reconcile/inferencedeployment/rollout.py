@@ -4,6 +4,7 @@ A revision serves if requests are routed to it (`traffic.py`). A new revision st
 it is ready, the requests move to it, and then the old one is deleted. `transitions.py` has the rules.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
@@ -21,6 +22,8 @@ from finetune_operator.reconcile.inferencedeployment.sharing import (
     awaits_stable,
     has_lost_its_share,
     is_complete,
+    rolling_limits,
+    weights_by_replicas,
 )
 from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.transitions import (
@@ -47,12 +50,7 @@ def roll_out(view: EndpointView) -> Plan:
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)
-    routed = view.weights if outcome.weights is None else outcome.weights
-    returns = state in UNWELCOME and awaits_stable(view)
-    may_serve = outcome.keeps_wanted and (state in HAS_REQUESTS or returns)
-    if not may_serve and (view.others or view.predecessor):
-        routed = {name: weight for name, weight in routed.items() if name != view.wanted.name}
-        routed = routed if sum(routed.values()) == ALL else {view.stable: ALL}
+    routed = _routed(view, state, outcome)
     kept = {*view.weights, *routed}
     if outcome.keeps_wanted:
         kept.add(view.wanted.name)
@@ -89,6 +87,21 @@ def roll_out(view: EndpointView) -> Plan:
         update={**outcome.status, **_obeyed(view, state)},
         weights=routed,
     )
+
+
+def _routed(view: EndpointView, state: State, outcome: RolloutOutcome) -> Mapping[str, int]:
+    """Percent of the requests by revision after this pass, in which the wanted one gets this state."""
+    name = view.wanted.name
+    routed = view.weights if outcome.weights is None else outcome.weights
+    is_replacing = rolling_limits(view) is not None and state in {"RollingOut", "WaitingForCapacity"}
+    returns = state in UNWELCOME and awaits_stable(view)
+    may_serve = outcome.keeps_wanted and (state in HAS_REQUESTS or is_replacing or returns)
+    if not may_serve and (view.others or view.predecessor):
+        routed = {each: weight for each, weight in routed.items() if each != name}
+        return routed if sum(routed.values()) == ALL else {view.stable: ALL}
+    if is_replacing and not view.endpoint.spec.strategy.paused:
+        return weights_by_replicas(view)
+    return routed
 
 
 def _return_to_one(view: EndpointView) -> Plan:

@@ -2,7 +2,18 @@
 
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.observe.deployments import capacity_shortage, has_exceeded_deadline, is_ready
+from finetune_operator.reconcile.inferencedeployment.rollinglimits import RollingLimits
+from finetune_operator.reconcile.inferencedeployment.traffic import ALL
 from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+
+
+def rolling_limits(view: EndpointView) -> RollingLimits | None:
+    """The limits by which the wanted revision replaces the stable one; None if it has none."""
+    strategy, has_gateway = view.endpoint.spec.strategy, view.endpoint.spec.traffic is not None
+    is_rolling = strategy.type == "RollingUpdate" and bool(view.others) and view.has_fallback
+    if strategy.rolling_update is None or not is_rolling or has_gateway:
+        return None
+    return RollingLimits.of(strategy.rolling_update, view.endpoint.spec.replicas)
 
 
 def num_ready(view: EndpointView, revision: str) -> int:
@@ -32,4 +43,13 @@ def has_lost_its_share(view: EndpointView) -> bool:
     """Whether revisions share the requests, and the strategy does not, or not any more, say so."""
     if len(view.others) != 1 or view.wanted.name not in view.weights:
         return len(view.others) > 1
-    return view.serving == view.wanted.name or view.canary is None
+    return view.serving == view.wanted.name or (view.canary is None and rolling_limits(view) is None)
+
+
+def weights_by_replicas(view: EndpointView) -> dict[str, int]:
+    """Percent of the requests of the stable and the wanted revision, by their ready replicas."""
+    old, new = num_ready(view, view.stable), num_ready(view, view.wanted.name)
+    if not new:
+        return {view.stable: ALL}
+    weight = min(max(ALL * new // (old + new), 1), ALL - 1)
+    return {view.stable: ALL - weight, view.wanted.name: weight}

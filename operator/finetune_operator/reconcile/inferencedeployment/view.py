@@ -147,16 +147,16 @@ class EndpointView:
 
         A pod that its node does not end in time is left out: its node is lost, with the devices.
         """
-        return any(not is_overdue(pod, self.snapshot.now) for pod in self._other_pods)
+        return any(not is_overdue(pod, self.snapshot.now) for pod in self.other_pods)
 
     @property
     def seconds_to_room(self) -> float | None:
         """Seconds until a terminating pod of another revision is overdue; None if none is terminating."""
-        seconds = (until_overdue(pod, self.snapshot.now) for pod in self._other_pods)
+        seconds = (until_overdue(pod, self.snapshot.now) for pod in self.other_pods)
         return max((each for each in seconds if each is not None), default=None)
 
     @property
-    def _other_pods(self) -> tuple[Manifest, ...]:
+    def other_pods(self) -> tuple[Manifest, ...]:
         """Pods of other revisions that have not ended. Pods of Jobs belong to no revision."""
         return tuple(
             pod
