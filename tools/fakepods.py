@@ -2,9 +2,10 @@
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from finetune_trainer.contract.analysis import AnalyzeResult
+from finetune_trainer.contract.answerengine import AnswerEngine, EngineVersion
 from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
@@ -36,6 +37,9 @@ from finetune_trainer.contract.results import (
 from finetune_trainer.contract.vocabulary import Subject
 
 Object = dict[str, Any]
+
+ENGINE_VERSION: Final = "1.0"
+"""Version of each engine that generates answers."""
 
 
 def digest(*words: str) -> str:
@@ -176,7 +180,14 @@ def _evaluated(config: EvaluateConfig) -> EvaluateResult:
         scores=scores,
         evidence=evidence,
         live=None if config.live is None else config.live.digest,
+        engine=_engine(config.answer_engine),
     )
+
+
+def _engine(engine: AnswerEngine | None) -> EngineVersion | None:
+    if engine is None or not engine.is_separate:
+        return None
+    return EngineVersion(name=engine.name, version=ENGINE_VERSION)
 
 
 def _evidence(index: int, gate: GateBound) -> GateEvidence:
