@@ -1,5 +1,6 @@
 """One table of requests by OpenAI's client, to vLLM and to the built-in engine: both answer them alike."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -7,11 +8,14 @@ from typing import Any, Final
 import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel
 
 from finetune_trainer.contract.configs.serve import ServedModel
 from tests.peers.test_vllm_pod import QUESTION, FetchedPod
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tests.trainer.serve.test_serve_apikeys import RIGHT
+from tests.trainer.serve.test_serve_constraint import TICKET
 from tests.trainer.workbench import ROWS
 from tools.peers import vllm
 
@@ -22,6 +26,10 @@ ANSWER: Final = ROWS[0].output
 GREEDY: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 16}
 
 Call = Callable[[openai.OpenAI], Any]
+
+
+class Ticket(BaseModel):
+    urgent: bool
 
 
 def chat(client: openai.OpenAI, model: str = "router", **settings: Any) -> Any:
@@ -81,6 +89,10 @@ def of_stream(chunks: Any) -> Any:
         usages += [usage(chunk)] if chunk.usage else []
     texts = [each.delta.content if hasattr(each, "delta") else each.text for each in choices]
     return "".join(text or "" for text in texts), [each.finish_reason for each in choices][-1], usages
+
+
+def form(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 STREAMED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
@@ -147,6 +159,9 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
     "n beyond the limit": (400, lambda client: chat(client, n=100_000)),
     "top_logprobs without logprobs": (400, lambda client: chat(client, top_logprobs=2)),
     "top_logprobs beyond the limit": (400, lambda client: chat(client, logprobs=True, top_logprobs=100)),
+    "a form that does not exist": (400, lambda client: chat(client, response_format={"type": "xml"})),
+    "a schema that is missing": (400, lambda client: chat(client, response_format={"type": "json_schema"})),
+    "a schema that is none": (400, lambda client: chat(client, response_format=form({"type": "nothing"}))),
     "a wrong type": (400, lambda client: chat(client, max_tokens="many")),
     "no key": (401, lambda client: chat(client.with_options(api_key="none"))),
     "no key for models": (401, lambda client: list(client.with_options(api_key="none").models.list())),
@@ -157,10 +172,6 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
 DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
     "log-probabilities of a completion": (
         lambda client: completion(client, logprobs=1),
-        {"VLLM": 200, "Transformers": 400},
-    ),
-    "a JSON object": (
-        lambda client: chat(client, response_format={"type": "json_object"}),
         {"VLLM": 200, "Transformers": 400},
     ),
     "a misspelt field": (
@@ -208,6 +219,30 @@ def test_log_probabilities_are_equal(clients: dict[str, openai.OpenAI], *, strea
             for value in (token.logprob, *(each.logprob for each in token.top_logprobs))
         ]
     assert found["Transformers"] == pytest.approx(found["VLLM"], abs=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("temperature", [0, 2])
+def test_an_answer_matches_its_schema(
+    clients: dict[str, openai.OpenAI], engine: str, *, stream: bool, temperature: float
+) -> None:
+    settings: dict[str, Any] = {"max_tokens": 300, "temperature": temperature, "seed": 3, "stream": stream}
+    answer = chat(clients[engine], response_format=form(TICKET), **settings)
+    text = of_stream(answer)[0] if stream else answer.choices[0].message.content
+    Draft202012Validator(TICKET).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_client_parses_an_answer(clients: dict[str, openai.OpenAI], engine: str) -> None:
+    answer = clients[engine].chat.completions.parse(
+        model="router",
+        messages=[{"role": "user", "content": QUESTION}],
+        response_format=Ticket,
+        temperature=0,
+        max_tokens=200,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Ticket)
 
 
 @pytest.mark.parametrize("name", REFUSED)

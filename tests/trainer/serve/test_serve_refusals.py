@@ -41,7 +41,6 @@ REFUSED = [
     ({"tool_choice": "auto"}, "tool_choice", "'auto' is not supported"),
     ({"top_logprobs": 2}, None, "logprobs=true"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
     ({"presence_penalty": 0.5}, "presence_penalty", "0.5 is not supported"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
@@ -89,6 +88,13 @@ def test_a_completion_has_no_logprobs(endpoint: Endpoint) -> None:
         endpoint.openai.completions.create(model="base", prompt="a", logprobs=1)
 
     assert refused.value.param == "logprobs"
+
+
+def test_a_completion_has_no_schema(endpoint: Endpoint) -> None:
+    body = {"model": "base", "prompt": "a", "response_format": {"type": "json_object"}}
+    answer = endpoint.http.post("/v1/completions", json=body)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
 
 
 def test_a_prompt_longer_than_the_context_has_its_own_code(endpoint: Endpoint) -> None:

@@ -20,6 +20,7 @@ from finetune_trainer.serve.generation import (
 from finetune_trainer.serve.servingmetrics import Measurement
 
 if TYPE_CHECKING:
+    from finetune_trainer.serve.constraint import Constraint
     from finetune_trainer.serve.engine import Engine
 
 
@@ -60,6 +61,7 @@ class Answer:
         samplings: Sequence[Sampling],
         measurement: Measurement,
         *,
+        constraints: "Sequence[Constraint | None]" = (),
         seconds: float | None = None,
     ) -> None:
         """Queue the request. Raises RequestError (429) if the queue is full.
@@ -70,6 +72,7 @@ class Answer:
             prompt: token ids.
             samplings: sampling parameters and stop conditions of each choice.
             measurement: measurement of the request.
+            constraints: constraint of each choice; none by default.
             seconds: seconds from now after which the answer is ended; None for no limit.
         """
         loop = asyncio.get_running_loop()
@@ -89,8 +92,10 @@ class Answer:
         self._measurement = measurement
         self._deadline = None if seconds is None else loop.time() + seconds
         self._generations = [
-            EngineRequest(model, prompt, sampling, sender(choice))
-            for choice, sampling in enumerate(samplings)
+            EngineRequest(model, prompt, sampling, sender(choice), constraint)
+            for choice, (sampling, constraint) in enumerate(
+                zip(samplings, constraints or [None] * len(samplings), strict=True)
+            )
         ]
         if not engine.submit(*self._generations):
             raise RequestError(

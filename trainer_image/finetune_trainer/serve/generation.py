@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    # It imports torch, which takes seconds.
+    from finetune_trainer.serve.constraint import Constraint
 
 FinishReason = Literal["stop", "length"]
 
@@ -75,5 +79,7 @@ class EngineRequest:
     prompt: list[int]
     sampling: Sampling
     send: Callable[[Event], None]
+    constraint: "Constraint | None" = None
+    """Restricts the tokens of the answer. None: any token."""
     cancelled: bool = field(default=False, init=False)
     """Whether the client has left."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, ChatTemplateKwargs
+from finetune_trainer.serve.answerforms import AnswerForm, StrictFields
 
 MAX_CHOICES: Final = 128
 """Max value of `n`, as in OpenAI's API. A server has its own limit, too."""
@@ -28,7 +29,6 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
@@ -37,7 +37,11 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
 }
 """Unsupported fields that would change the answer, with the values that have no effect."""
 
-_NEUTRAL_IN_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = {**_NEUTRAL, "logprobs": ()}
+_NEUTRAL_IN_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = {
+    **_NEUTRAL,
+    "logprobs": (),
+    "response_format": ({"type": "text"},),
+}
 
 WITHOUT_EFFECT: Final = frozenset(
     {
@@ -135,11 +139,7 @@ def _template_arguments(arguments: object) -> object:
     return arguments
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ChatMessage(_Strict):
+class ChatMessage(StrictFields):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -155,7 +155,7 @@ class ChatMessage(_Strict):
         return _supported(body, _NEUTRAL_IN_MESSAGE, frozenset())
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictFields):
     """Options of a stream."""
 
     include_usage: bool = False
@@ -163,7 +163,7 @@ class StreamOptions(_Strict):
     """Accepted because SDKs send it. The server never sends padding."""
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(StrictFields):
     """Fields of both generation routes."""
 
     PROMPT_FIELD: ClassVar[str]
@@ -183,7 +183,7 @@ class GenerationRequest(_Strict):
         list[Annotated[str, Field(min_length=1, max_length=256)]],
         BeforeValidator(_as_list),
         Field(max_length=4),
-    ] = []
+    ] = Field(default=[])
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -224,6 +224,7 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    response_format: AnswerForm | None = None
     chat_template_kwargs: Annotated[
         ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=16)
     ] = Field(default={})

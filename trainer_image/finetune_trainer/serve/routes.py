@@ -1,10 +1,11 @@
 """Routes of the server."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,6 +22,10 @@ from finetune_trainer.serve.responseformats import ChatFormat, CompletionFormat,
 from finetune_trainer.serve.responses import ModelCard, ModelList
 from finetune_trainer.serve.service import Loaded, Service
 from finetune_trainer.serve.servingmetrics import Measurement
+
+if TYPE_CHECKING:
+    # It imports torch, which takes seconds.
+    from finetune_trainer.serve.constraint import Constraint
 
 NEUTRAL: Final = 1.0
 """Temperature and top_p that change no probability."""
@@ -63,7 +68,9 @@ def routes(service: Service) -> APIRouter:
             partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
         )
         reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt, body.model))
-        return await _generate(service, request, body, prompt, ChatFormat(body.model, reasoning, body.n))
+        form = ChatFormat(body.model, reasoning, body.n)
+        constraints = await _constraints(service, body, prompt)
+        return await _generate(service, request, body, prompt, form, constraints=constraints)
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -114,8 +121,24 @@ def _begin(service: Service, request: Request, body: GenerationRequest) -> Loade
     return service.loaded()
 
 
+async def _constraints(
+    service: Service, body: ChatCompletionRequest, prompt: list[int]
+) -> "list[Constraint]":
+    """The constraint of each choice; none if the answer may be any text."""
+    schema = None if body.response_format is None else body.response_format.schema_of_content
+    if schema is None:
+        return []
+    return await service.tokenize(lambda: service.grammars.constraints(schema, prompt, body.model, body.n))
+
+
 async def _generate(
-    service: Service, request: Request, body: GenerationRequest, prompt: list[int], form: ResponseFormat
+    service: Service,
+    request: Request,
+    body: GenerationRequest,
+    prompt: list[int],
+    form: ResponseFormat,
+    *,
+    constraints: "Sequence[Constraint]" = (),
 ) -> Response:
     loaded, default, measurement = service.loaded(), service.default_sampling, Measurement.of(request.scope)
     sampling = Sampling(
@@ -130,7 +153,9 @@ async def _generate(
     samplings = [replace(sampling, seed=_seed(body.seed, choice)) for choice in range(body.n)]
     deadline = service.deadline_seconds
     left = None if deadline is None else measurement.remaining(deadline)
-    answer = Answer(loaded.engine, body.model, prompt, samplings, measurement, seconds=left)
+    answer = Answer(
+        loaded.engine, body.model, prompt, samplings, measurement, constraints=constraints, seconds=left
+    )
     if body.stream:
         return replies.EventStream(answer, form, include_usage=body.include_usage)
     return await replies.whole(request, answer, form)

@@ -42,7 +42,11 @@ class Sequence:
 
     def accept(self, logits: torch.Tensor) -> None:
         """Sample the next token from logits of shape (vocabulary,), and send the resulting event."""
-        self.last_token = self._sampler.choose(logits)
+        constraint = self.generation.constraint
+        if constraint is None:
+            self.last_token = self._sampler.choose(logits)
+        else:
+            self.last_token, logits = constraint.choose(self._sampler, logits)
         self._tokens += 1
         chosen = self._chosen(logits)
         if self.last_token in self._stop_ids:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +24,9 @@ from finetune_trainer.serve.servingmetrics import ServingMetrics
 
 if TYPE_CHECKING:
     # These import torch, which takes seconds. The server answers probes and handles signals before that.
+    from finetune_trainer.serve.constraint import Grammars
     from finetune_trainer.serve.engine import Engine
+    from finetune_trainer.serve.loading import LoadedModels
     from finetune_trainer.serve.prompts import Prompts
 
 ReadT = TypeVar("ReadT")
@@ -37,6 +40,7 @@ class Loaded:
 
     engine: "Engine"
     prompts: "Prompts"
+    served: "LoadedModels"
     watchdog: PassWatchdog
 
 
@@ -127,8 +131,16 @@ class Service:
                 code=MODEL_NOT_FOUND,
             )
 
+    @cached_property
+    def grammars(self) -> "Grammars":
+        """Compiles the schemas of requests. Its library is imported for the first one."""
+        from finetune_trainer.serve.constraint import Grammars
+
+        served = self.loaded().served
+        return Grammars(served.tokenizer, served.vocabulary, served.stop_ids, served.readers)
+
     async def tokenize(self, read: Callable[[], ReadT]) -> ReadT:
-        """Run `read`, which calls a method of Prompts, without blocking the event loop."""
+        """Run `read`, which calls a method of Prompts or Grammars, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, read)
 
     async def _load(self) -> Loaded:
@@ -168,4 +180,4 @@ class Service:
         engine.start()
         watchdog = PassWatchdog(lambda: engine.pass_seconds)
         watchdog.start()
-        return Loaded(engine, prompts, watchdog)
+        return Loaded(engine, prompts, served, watchdog)

@@ -102,6 +102,11 @@ class ReasoningStream:
     def __post_init__(self) -> None:
         self._state = "reasoning" if self.is_open else "start"
 
+    @property
+    def in_content(self) -> bool:
+        """Whether the content has begun, as far as is certain."""
+        return self._state == "content"
+
     def push(self, text: str) -> Parts:
         """Add a piece. Returns what is certain."""
         return self._advance(text, last=False)
