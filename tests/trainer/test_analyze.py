@@ -1,20 +1,27 @@
 """The stage that analyzes a new revision, against real servers with the metrics of the engines."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_trainer.analyze import stage
 from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
+from finetune_trainer.analyze.probe import probe_requests
 from finetune_trainer.analyze.series import PodMetrics, read_metrics
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
+from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.contract.references import Owner, StoreConfig
+from finetune_trainer.rows import Row
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.store import open_store
+from tests.trainer.workbench import Workbench
 
 OWNER = Owner(kind="InferenceDeployment", namespace="team", name="desk", uid="e1")
 ERRORS = AnalysisGateBound(metric="error_rate", max=0.05, max_increase=0.02)
@@ -53,9 +60,31 @@ def traffic(requests: int = 100, errors: int = 0, seconds: float = 0.2, queue: i
     return serve
 
 
+def answering(code: str = "200", seconds: float = 0.2) -> Traffic:
+    """One request that a pod answers."""
+
+    def serve(metrics: ServingMetrics) -> None:
+        metrics.requests.labels("tuned", code).inc()
+        if code == "200":
+            metrics.time_to_first_token.labels("tuned").observe(seconds)
+
+    return serve
+
+
+ANSWERS = answering()
+
+
 @contextmanager
-def pod(serve: Traffic, metrics: ServingMetrics | None = None) -> Iterator[str]:
-    """A server with the metrics of the built-in engine; the URL of the metrics."""
+def pod(
+    serve: Traffic,
+    metrics: ServingMetrics | None = None,
+    asked: list[Any] | None = None,
+    answer: Traffic = ANSWERS,
+) -> Iterator[str]:
+    """A server with the metrics of the built-in engine; the URL of the metrics.
+
+    Each body that it is asked is put into `asked`, with the Authorization header.
+    """
     found = metrics or ServingMetrics()
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,6 +94,15 @@ def pod(serve: Traffic, metrics: ServingMetrics | None = None) -> Iterator[str]:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if asked is not None:
+                asked.append((self.path, self.headers["Authorization"], body))
+            answer(found)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
 
         def log_message(self, *_: object) -> None:
             pass
@@ -184,6 +222,67 @@ def test_without_a_stable_revision_a_comparison_is_inconclusive_and_a_bound_deci
     assert analyze([traffic()], [], ERRORS).verdict == "Inconclusive"
     assert analyze([traffic()], [], AnalysisGateBound(metric="error_rate", max=0.05)).verdict == "Pass"
     assert analyze([traffic(errors=50)], [], ERRORS).verdict == "Fail"
+
+
+# Probes
+
+ROWS = tuple(Row.pair(f"order {number}?", "billing") for number in range(4))
+
+
+def probed(root: Path, *, bad: bool, **settings: Any) -> tuple[AnalyzeResult, list[Any], list[Any]]:
+    """The result of an analysis without traffic, and what was asked of both revisions."""
+    bench, keys = Workbench(root), root / "keys"
+    digest = bench.dataset(ROWS[:1], test=ROWS)
+    keys.mkdir()
+    (keys / "a-key").write_text("sk-1\n")
+    new_asked: list[Any] = []
+    stable_asked: list[Any] = []
+    answer = answering("500" if bad else "200")
+    with (
+        pod(lambda _: None, asked=new_asked, answer=answer) as new,
+        pod(lambda _: None, asked=stable_asked) as stable,
+    ):
+        probe = AnalysisProbe(
+            requests=60,
+            models=(ProbedModel(name="tuned", dataset=digest), ProbedModel(name="other", dataset=digest)),
+            pods=(new.replace("/metrics", "/v1"),),
+            stable_pods=(stable.replace("/metrics", "/v1"),),
+            api_keys_path=str(keys),
+        )
+        config = AnalyzeConfig(
+            owner=OWNER,
+            run="e1",
+            store=bench.store_config,
+            pods=(new,),
+            stable_pods=(stable,),
+            gates=(ERRORS,),
+            probe=probe,
+            **{"duration_seconds": 60, "max_duration_seconds": 120, "min_requests": 50} | settings,
+        )
+        return stage.run(config, Clock.measuring()), new_asked, stable_asked
+
+
+@pytest.mark.parametrize(("bad", "verdict"), [(False, "Pass"), (True, "Fail")])
+def test_probes_with_held_out_rows_decide_without_traffic(tmp_path: Path, verdict: str, *, bad: bool) -> None:
+    result, asked, stable_asked = probed(tmp_path, bad=bad)
+    assert (result.verdict, result.requests, result.stable_requests) == (verdict, 60, 60)
+    assert len(asked) == len(stable_asked) == 60
+    path, key, body = asked[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer sk-1")
+    assert body["messages"] == [{"role": "user", "content": "order 0?"}]
+    assert [each["model"] for _, _, each in asked[:3]] == ["tuned", "other", "tuned"]
+
+
+def test_too_few_probes_are_inconclusive(tmp_path: Path) -> None:
+    result, _, _ = probed(tmp_path, bad=False, min_requests=100)
+    assert (result.verdict, result.requests) == ("Inconclusive", 60)
+
+
+def test_probes_without_rows_fail_before_anything_is_measured(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    model = ProbedModel(name="tuned", dataset=bench.dataset(ROWS))
+    with pytest.raises(StageFailure, match="have no test rows"):
+        probe_requests(AnalysisProbe(requests=5, models=(model,), pods=()), open_store(bench.store_config))
 
 
 # Without servers

@@ -48,6 +48,14 @@ class AnalysisGate(AnalysisGateFields, Model):
     )
 
 
+class RolloutProbe(Model):
+    """Requests of the analysis itself: test rows of the DatasetVersions of the revision's Checkpoints."""
+
+    requests: Annotated[
+        int, Field(ge=1, le=10000, description="Number of requests to each of both revisions.")
+    ] = 100
+
+
 class RolloutAnalysis(AnalysisFields, Model):
     """Analysis of a new revision in the steps of a canary with `analysis`, and in its bake."""
 
@@ -67,6 +75,14 @@ class RolloutAnalysis(AnalysisFields, Model):
             description="Gates of a new revision. If one fails, the revision is rolled back.",
         ),
     ]
+    probe: Annotated[
+        RolloutProbe | None,
+        Field(
+            description="Requests that the analysis sends to the pods of both revisions if it would be"
+            " inconclusive after maxDurationSeconds. They count like others. Default: none, so a person"
+            " decides."
+        ),
+    ] = None
 
 
 class StepAnalysis(Model):

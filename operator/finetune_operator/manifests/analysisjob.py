@@ -5,15 +5,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN
+from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.revision import Revision
+from finetune_operator.manifests.revision import Revision, api_keys_secret
+from finetune_operator.manifests.servingvolumes import key_volume
+from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import AnalysisGateBound
-from finetune_trainer.contract.configs.analyze import MAX_ANALYZED_PODS, AnalyzeConfig
-from finetune_trainer.contract.environment import SERVE_PORT
+from finetune_trainer.contract.configs.analyze import (
+    MAX_ANALYZED_PODS,
+    AnalysisProbe,
+    AnalyzeConfig,
+    ProbedModel,
+)
+from finetune_trainer.contract.environment import API_KEYS_MOUNT, SERVE_PORT, STORE_MOUNT
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import ANALYZE
 
@@ -24,10 +33,11 @@ MIN_ANALYSIS_CONTRACT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class AnalysisImage:
-    """Image of the Job's pod."""
+    """Image of the Job's pod, and the key of the Job's nonce."""
 
     name: str
     pull_policy: str
+    nonce_key: str
 
 
 def analysis_trainer(revision: Revision, default_image: str) -> TrainerImage:
@@ -36,27 +46,49 @@ def analysis_trainer(revision: Revision, default_image: str) -> TrainerImage:
     return trainer if trainer.contract >= MIN_ANALYSIS_CONTRACT else trainer_of(None, default_image)
 
 
+def api_urls(pods: Iterable[Manifest]) -> tuple[str, ...]:
+    """Base URLs of the API of the same pods."""
+    return tuple(f"http://{_host(pod)}:{SERVE_PORT}/v1" for pod in _analyzed(pods))
+
+
 def metrics_urls(pods: Iterable[Manifest]) -> tuple[str, ...]:
     """URLs of the metrics of pods with an address, of at most MAX_ANALYZED_PODS of them."""
+    return tuple(map(_metrics_url, _analyzed(pods)))
+
+
+def _analyzed(pods: Iterable[Manifest]) -> list[Manifest]:
     addressed = [pod for pod in pods if pod.get("status", {}).get("podIP")]
     addressed.sort(key=lambda pod: str(pod["metadata"]["name"]))
-    return tuple(map(_metrics_url, addressed[:MAX_ANALYZED_PODS]))
+    return addressed[:MAX_ANALYZED_PODS]
+
+
+def _host(pod: Manifest) -> str:
+    address: str = pod["status"]["podIP"]
+    return f"[{address}]" if ":" in address else address
 
 
 def _metrics_url(pod: Manifest) -> str:
-    address = pod["status"]["podIP"]
-    host = f"[{address}]" if ":" in address else address
     ports = [port for container in pod["spec"].get("containers", ()) for port in container.get("ports", ())]
     own = (port["containerPort"] for port in ports if port.get("name") == METRICS_PORT_NAME)
     # The built-in engine has its metrics on the port of its API.
-    return f"http://{host}:{next(own, SERVE_PORT)}/metrics"
+    return f"http://{_host(pod)}:{next(own, SERVE_PORT)}/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPods:
+    """Ready pods of both revisions, and what the Job may send to them."""
+
+    new: tuple[Manifest, ...]
+    stable: tuple[Manifest, ...]
+    probed: tuple[ProbedModel, ...] = ()
+    """Models of the new revision whose Checkpoints have a DatasetVersion with test rows to send."""
 
 
 def analyze_config(
     endpoint: InferenceDeployment,
+    revision: Revision,
     contract: int,
-    pods: tuple[str, ...],
-    stable_pods: tuple[str, ...],
+    pods: MeasuredPods,
     *,
     duration_seconds: int,
     bake_seconds: int | None,
@@ -65,9 +97,9 @@ def analyze_config(
 
     Args:
         endpoint: endpoint with `spec.strategy.analysis`.
+        revision: the new revision.
         contract: version of the contract that the trainer reads.
-        pods: URLs of the metrics of the new revision's pods.
-        stable_pods: those of the stable revision.
+        pods: the pods to measure.
         duration_seconds: seconds of the measurement before it can pass.
         bake_seconds: seconds of the bake, in which only the new revision gets requests; None in a step.
     """
@@ -76,42 +108,65 @@ def analyze_config(
     owner = Owner(
         kind="InferenceDeployment", namespace=endpoint.namespace, name=endpoint.name, uid=endpoint.uid
     )
+    store, probe = StoreConfig(uri="", path=""), None
+    if settings.probe is not None:
+        store = store_config(revision.store, revision.store_credentials)
+        probe = AnalysisProbe(
+            requests=settings.probe.requests,
+            models=pods.probed,
+            pods=api_urls(pods.new),
+            stable_pods=api_urls(pods.stable),
+            api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
+        )
     return AnalyzeConfig(
         contract=contract,
         owner=owner,
         run=endpoint.uid,
-        store=StoreConfig(uri="", path=""),
-        pods=pods,
-        stable_pods=stable_pods,
+        store=store,
+        pods=metrics_urls(pods.new),
+        stable_pods=metrics_urls(pods.stable),
         baseline="Concurrent" if bake_seconds is None else "Past",
         gates=tuple(AnalysisGateBound(**gate.model_dump()) for gate in settings.gates),
         duration_seconds=duration_seconds,
         max_duration_seconds=settings.max_duration_seconds if bake_seconds is None else bake_seconds,
         whole_duration=bake_seconds is not None,
         min_requests=settings.min_requests,
+        probe=probe,
     )
 
 
 def build_analysis_job(
     endpoint: InferenceDeployment,
+    revision: Revision,
     name: str,
     config: AnalyzeConfig,
     image: AnalysisImage,
-    nonce_key: str,
 ) -> Manifest:
     """The Job. Its pod has no label that a Service of the endpoint selects, so it gets no requests.
 
-    It has no profile, because it uses no devices and must not wait in a queue for them.
+    It has no profile, because it uses no devices and must not wait in a queue for them. Only with probes does
+    it mount the store, read-only, and the API keys.
     """
+    store = parse_store(revision.store) if config.probe is not None else None
+    secret = revision.store_credentials if config.probe is not None else None
     placement = Placement(
         image=image.name,
         image_pull_policy=image.pull_policy,
         profile=None,
-        storage=Storage(store=None),
-        credentials=CredentialsMount(),
+        storage=Storage(store=store),
+        credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
     )
-    job = build_stage_job(endpoint, name, config, ANALYZE, placement, nonce_key=nonce_key)
-    metadata = job["spec"]["template"]["metadata"]
-    labels = {key: value for key, value in metadata["labels"].items() if key != RUN}
-    job["spec"]["template"]["metadata"] = {**metadata, "labels": {**labels, ANALYZED: endpoint.uid}}
+    job = build_stage_job(endpoint, name, config, ANALYZE, placement, nonce_key=image.nonce_key)
+    template = job["spec"]["template"]
+    labels = {key: value for key, value in template["metadata"]["labels"].items() if key != RUN}
+    template["metadata"] = {**template["metadata"], "labels": {**labels, ANALYZED: endpoint.uid}}
+    (container,) = template["spec"]["containers"]
+    if store is not None:
+        for mount in container["volumeMounts"]:
+            if mount["mountPath"] == STORE_MOUNT:
+                mount["readOnly"] = True
+    if config.probe is not None:
+        volumes, mounts = key_volume(api_keys_secret(endpoint))
+        template["spec"]["volumes"] += volumes
+        container["volumeMounts"] += mounts
     return job

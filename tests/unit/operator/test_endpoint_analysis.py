@@ -15,7 +15,8 @@ from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, 
 from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.results import StageResult
-from tests.unit.operator.endpoints import EndpointCluster, rolling, serving_pod, states
+from tests.unit.operator.endpoints import EndpointCluster, digest, rolling, serving_pod, states
+from tests.unit.operator.goldencases import GOLDEN, base_objects
 from tests.unit.operator.test_endpoint_canary import make_ready, replicas, step, weights
 
 STEPS: list[Manifest] = [{"setWeight": 20}, {"analysis": {}}, {"setWeight": 60}, {"pauseSeconds": 60}]
@@ -390,6 +391,62 @@ def test_an_analysis_that_does_not_run_prolongs_a_bake_by_the_deadline_only() ->
     cluster.wait(300 + 600)
     cluster.settle()
     assert states(cluster) == {new: "Live", old: "Retired"}
+
+
+def with_dataset(cluster: EndpointCluster, *stores: str) -> None:
+    """Add the DatasetVersion that the Checkpoints were trained on, in these stores."""
+    record = base_objects(GOLDEN / "base" / "dataset.yaml")["DatasetVersion/tickets-dddddddddddd"]
+    metadata = {**record["metadata"], "name": "rows-1", "uid": "rows-uid"}
+    cluster.put({**record, "metadata": metadata, "status": {**record["status"], "locations": list(stores)}})
+
+
+PROBED: Manifest = {**ANALYSIS, "probe": {"requests": 80}}
+
+
+def test_probes_are_the_test_rows_of_the_checkpoint_and_need_store_and_keys() -> None:
+    cluster, old, new = rolling(strategy={**CANARY, "analysis": PROBED}, replicas=5)
+    with_dataset(cluster, "pvc://artifacts")
+    cluster.edit(serving={"apiKeysSecretRef": {"name": "keys"}})
+    cluster.put(ready_pod(old, "10.0.0.1"))
+    cluster.settle()
+    (new,) = {each.name for each in cluster.endpoint.status.revisions if each.state == "RollingOut"}
+    cluster.put(ready_pod(new, "10.0.0.3"))
+    make_ready(cluster)
+    (job,) = jobs(cluster)
+    config = config_of(cluster, job)
+    assert config.probe is not None
+    assert config.probe.requests == 80
+    assert [(each.name, each.dataset) for each in config.probe.models] == [("router", digest("d"))]
+    assert config.probe.pods == ("http://10.0.0.3:8000/v1",)
+    assert config.probe.stable_pods == ("http://10.0.0.1:8000/v1",)
+    assert config.probe.api_keys_path == "/var/run/finetune/api-keys"
+    assert (config.store.uri, config.store.path) == ("pvc://artifacts", "/mnt/store")
+    spec = cluster.cluster.objects["Job", job]["spec"]["template"]["spec"]
+    mounts = {each["mountPath"]: each.get("readOnly") for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts == {"/mnt/store": True, "/tmp": None, "/var/run/finetune/api-keys": True}
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    assert volumes["store"]["persistentVolumeClaim"] == {"claimName": "artifacts"}
+    assert volumes["api-keys"]["secret"] == {"secretName": "keys"}
+
+
+@pytest.mark.parametrize("stores", [(), ("s3://elsewhere",)])
+def test_rows_that_are_not_in_the_store_of_the_revision_are_not_sent(stores: tuple[str, ...]) -> None:
+    cluster, _, new = rolling(strategy={**CANARY, "analysis": PROBED}, replicas=5)
+    with_dataset(cluster, *stores)
+    cluster.put(ready_pod(new, "10.0.0.3"))
+    make_ready(cluster)
+    (job,) = jobs(cluster)
+    probe = config_of(cluster, job).probe
+    assert probe is not None
+    assert probe.models == ()
+
+
+def test_without_probes_the_pod_mounts_neither_store_nor_keys() -> None:
+    cluster, _, _ = measured()
+    (job,) = jobs(cluster)
+    assert config_of(cluster, job).probe is None
+    volumes = cluster.cluster.objects["Job", job]["spec"]["template"]["spec"]["volumes"]
+    assert volumes == [{"name": "store", "emptyDir": {}}, {"name": "scratch", "emptyDir": {}}]
 
 
 def test_a_policy_lets_the_analysis_connect_and_stays_as_it_was_without_one() -> None:

@@ -11,8 +11,10 @@ import httpx
 
 from finetune_trainer.analyze.gates import Evidence, combined, decide, look_seconds
 from finetune_trainer.analyze.podreader import TIMEOUT_SECONDS, PodReader
+from finetune_trainer.analyze.probe import probe_requests, send
 from finetune_trainer.contract.analysis import AnalyzeResult
 from finetune_trainer.contract.configs.analyze import AnalyzeConfig
+from finetune_trainer.store import open_store
 
 SECONDS_BETWEEN_READINGS: Final = 5.0
 
@@ -49,7 +51,10 @@ class RevisionReaders:
 
 
 def run(config: AnalyzeConfig, clock: MeasuringClock | None = None) -> AnalyzeResult:
-    """Measure until a verdict is certain, or the max duration has passed."""
+    """Measure until a verdict is certain, or the max duration has passed and probes have not helped.
+
+    Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, INVALID_CONFIG, STORE_UNAVAILABLE).
+    """
     # Pods have addresses in the cluster, which no proxy knows.
     with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False) as client, ThreadPoolExecutor() as executor:
         new = PodReader(config.pods, client)
@@ -60,15 +65,16 @@ def run(config: AnalyzeConfig, clock: MeasuringClock | None = None) -> AnalyzeRe
 def _measure(config: AnalyzeConfig, readers: RevisionReaders) -> AnalyzeResult:
     shortest = config.max_duration_seconds if config.whole_duration else config.duration_seconds
     looks = look_seconds(config.duration_seconds, config.max_duration_seconds)
+    num_looks, requests = len(looks), []
+    if config.probe is not None:
+        num_looks += 1
+        requests = probe_requests(config.probe, open_store(config.store))
     start = readers.clock.now()
     readers.read()
-    result = AnalyzeResult(verdict="Inconclusive")
-    for look in looks:
-        readers.read_until(start + look)
+
+    def look_at_figures(*, is_long_enough: bool) -> AnalyzeResult:
         new, stable = readers.new, readers.stable
-        evidence = Evidence(
-            new.metrics, stable.metrics, config.min_requests, len(looks), is_long_enough=look >= shortest
-        )
+        evidence = Evidence(new.metrics, stable.metrics, config.min_requests, num_looks, is_long_enough)
         figures = tuple(decide(gate, evidence) for gate in config.gates)
         result = AnalyzeResult(
             verdict=combined(figure.verdict for figure in figures),
@@ -79,6 +85,15 @@ def _measure(config: AnalyzeConfig, readers: RevisionReaders) -> AnalyzeResult:
             problem=new.problem or stable.problem,
         )
         logger.info("after %.0f s: %s", result.seconds, result.to_json())
+        return result
+
+    for look in looks:
+        readers.read_until(start + look)
+        result = look_at_figures(is_long_enough=look >= shortest)
         if result.verdict != "Inconclusive":
-            break
-    return result
+            return result
+    if config.probe is not None:
+        logger.info("sending %d requests to each revision", config.probe.requests)
+        send(config.probe, requests, readers.executor)
+        readers.read()
+    return look_at_figures(is_long_enough=True)

@@ -3,7 +3,7 @@
 The Job's name depends on when the step or the bake began, so the result of an earlier attempt does not count.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,10 +19,10 @@ from finetune_operator.api.rolloutanalysis import (
 from finetune_operator.engine.resources import JOB, POD
 from finetune_operator.manifests.analysisjob import (
     AnalysisImage,
+    MeasuredPods,
     analysis_trainer,
     analyze_config,
     build_analysis_job,
-    metrics_urls,
 )
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
@@ -38,6 +38,7 @@ from finetune_operator.reconcile.stages.jobresults import Expected, is_foreign, 
 from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, foreign, has_ended
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
+from finetune_trainer.contract.configs.analyze import ProbedModel
 from finetune_trainer.contract.vocabulary import ANALYZE
 
 
@@ -71,7 +72,7 @@ class Analysis:
         """Name of the Job. Other settings or another attempt have another Job."""
         settings, phase = self.endpoint.spec.strategy.analysis, self.phase
         parts = (phase.since.isoformat(), phase.step, phase.duration_seconds, phase.bake_seconds)
-        text = "" if settings is None else settings.model_dump_json()
+        text = "" if settings is None else settings.model_dump_json(exclude_none=True)
         return stage_job_name(self.endpoint, ANALYZE, self.revision.name, *map(str, parts), text)
 
     @property
@@ -142,16 +143,30 @@ class Analysis:
     def _build(self) -> Manifest:
         facts, phase = self.snapshot.facts, self.phase
         trainer = analysis_trainer(self.revision, facts.trainer_image)
+        pods = MeasuredPods(
+            tuple(self._ready_pods(self.revision.name)),
+            tuple(self._ready_pods(phase.stable)),
+            tuple(self._probed_models()),
+        )
         config = analyze_config(
             self.endpoint,
+            self.revision,
             trainer.contract,
-            metrics_urls(self._ready_pods(self.revision.name)),
-            metrics_urls(self._ready_pods(phase.stable)),
+            pods,
             duration_seconds=phase.duration_seconds,
             bake_seconds=phase.bake_seconds,
         )
-        image = AnalysisImage(trainer.image, facts.image_pull_policy)
-        return build_analysis_job(self.endpoint, self.name, config, image, facts.nonce_key)
+        image = AnalysisImage(trainer.image, facts.image_pull_policy, facts.nonce_key)
+        return build_analysis_job(self.endpoint, self.revision, self.name, config, image)
+
+    def _probed_models(self) -> Iterator[ProbedModel]:
+        """The models whose Checkpoints were made from a DatasetVersion in the store of the revision."""
+        for name, weights in self.revision.models:
+            checkpoint = self.snapshot.checkpoints.get(weights.checkpoint or "")
+            used = checkpoint.spec.lineage.dataset_version if checkpoint is not None else ""
+            version = self.snapshot.datasetversions.get(used)
+            if version is not None and self.revision.store in version.status.locations:
+                yield ProbedModel(name=name, dataset=version.spec.digest)
 
     def _ready_pods(self, revision: str) -> Iterable[Manifest]:
         return (
