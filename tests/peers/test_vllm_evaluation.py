@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_operator.manifests.engines.vllmanswers import answer_servers
+from finetune_operator.manifests.answerservers import answer_servers
 from finetune_trainer.contract.answerengine import EngineVersion
 from finetune_trainer.contract.configs.answers import AnswersConfig, AnswerServer
 from finetune_trainer.contract.environment import ANSWERS_MODULE, ANSWERS_MOUNT, CONFIG_ENV, SERVE_PORT

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
-from finetune_operator.manifests.engines.vllm import LORA_RANKS, lora_rank
+from finetune_operator.manifests.engines.enginetable import engine_of
 from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 
@@ -27,10 +27,10 @@ def answer_engine(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> 
     One engine answers for all subjects, so that no difference between them is one of engines. None: the
     profile has the engine of the trainer.
     """
-    spec = profile.spec
-    if spec.engine == BUILT_IN:
+    spec, answering = profile.spec, engine_of(profile).answering
+    if answering is None:
         return None
-    problem = next(_problems(profile, models), None)
+    problem = next(_problems(profile, models, answering.highest_rank), None)
     if problem is not None:
         return AnswerEngine(
             name=BUILT_IN,
@@ -41,11 +41,11 @@ def answer_engine(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> 
     return AnswerEngine(
         name=spec.engine,
         image=spec.images.engine,
-        max_lora_rank=lora_rank(max(ranks)) if ranks else None,
+        max_lora_rank=max(ranks, default=None),
     )
 
 
-def _problems(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> Iterator[str]:
+def _problems(profile: ComputeProfile, models: Sequence[AnsweringModel], highest_rank: int) -> Iterator[str]:
     if profile.spec.images.engine is None:
         yield "the profile has no images.engine"
     for model in models:
@@ -55,8 +55,8 @@ def _problems(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> Iter
             yield f"an earlier release made {model.label}, and did not record the rank of its adapter"
         elif model.adapter.dora:
             yield f"{model.label} was trained with DoRA, which {profile.spec.engine} does not serve"
-        elif model.adapter.r > LORA_RANKS[-1]:
+        elif model.adapter.r > highest_rank:
             yield (
                 f"{model.label} has rank {model.adapter.r}, and {profile.spec.engine} serves ranks up to"
-                f" {LORA_RANKS[-1]}"
+                f" {highest_rank}"
             )

@@ -10,12 +10,12 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
+from finetune_operator.manifests.answerservers import answer_servers
 from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.engines.enginetable import ENGINES, engine_resources
-from finetune_operator.manifests.engines.vllm import engine_environment
-from finetune_operator.manifests.engines.vllmanswers import answer_servers
+from finetune_operator.manifests.engines.enginetable import engine_of, engine_resources
 from finetune_operator.manifests.security import container_security
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.environment import (
@@ -37,21 +37,27 @@ MOUNT: Final[Manifest] = {"name": "answers", "mountPath": ANSWERS_MOUNT}
 VOLUME: Final[Manifest] = {"name": "answers", "emptyDir": {}}
 
 
-def has_answer_containers(config: object) -> bool:
-    """Whether the pod of this config has them."""
+def separate_engine(config: object) -> AnswerEngine | None:
+    """The engine whose containers the pod of this config has; None if it has none."""
     engine = config.answer_engine if isinstance(config, EvaluateConfig) else None
-    return engine is not None and engine.is_separate
+    return engine if engine is not None and engine.is_separate else None
 
 
 def with_answers(pod: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int) -> Manifest:
-    """The pod of the trainer, with the containers that run before it and the volume that they share."""
+    """The pod of the trainer, with the containers that run before it and the volume that they share.
+
+    Unchanged if the trainer generates the answers.
+    """
+    engine = separate_engine(config)
+    if engine is None:
+        return pod
     (trainer,) = pod["containers"]
     reading = {**trainer, "volumeMounts": [*trainer["volumeMounts"], {**MOUNT, "readOnly": True}]}
     return {
         **pod,
         "initContainers": [
             _prompts(trainer, config),
-            _answers(trainer, config, profile, devices),
+            _answers(trainer, config, engine, profile, devices),
         ],
         "containers": [reading],
         "volumes": [*pod["volumes"], VOLUME],
@@ -76,7 +82,9 @@ def _prompts(trainer: Manifest, config: EvaluateConfig) -> Manifest:
     }
 
 
-def _answers(trainer: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int) -> Manifest:
+def _answers(
+    trainer: Manifest, config: EvaluateConfig, engine: AnswerEngine, profile: ComputeProfile, devices: int
+) -> Manifest:
     """The engine, which gets of the store only the right to read it, and no credentials and tokens."""
     accelerators = devices if profile.spec.devices.resource != CPU else 0
     answers = AnswersConfig(
@@ -85,15 +93,15 @@ def _answers(trainer: Manifest, config: EvaluateConfig, profile: ComputeProfile,
         step_timeout_seconds=config.step_timeout_seconds,
     )
     shared = [mount for mount in trainer["volumeMounts"] if mount["name"] in {"scratch", "shared-memory"}]
-    environment = engine_environment(ANSWERS_PYTHONPATH)
-    engine = config.answer_engine
+    row = engine_of(profile)
+    environment = row.answering.environment(ANSWERS_PYTHONPATH) if row.answering is not None else []
     return {
         "name": ANSWERS_CONTAINER,
-        "image": engine.image if engine is not None else None,
+        "image": engine.image,
         "imagePullPolicy": trainer["imagePullPolicy"],
         "command": ["python3", "-m", ANSWERS_MODULE],
         "env": [config_variable(answers), *environment],
-        "resources": engine_resources(profile, devices, ENGINES[profile.spec.engine].default_resources),
+        "resources": engine_resources(profile, devices, row.default_resources),
         "terminationMessagePath": TERMINATION_MESSAGE_PATH,
         "terminationMessagePolicy": "File",
         "securityContext": container_security(),

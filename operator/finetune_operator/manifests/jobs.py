@@ -10,7 +10,7 @@ from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.answerpod import (
     ANSWER_CONTAINERS,
     ENDED_BY_SIGTERM,
-    has_answer_containers,
+    separate_engine,
 )
 from finetune_operator.manifests.labels import (
     CONFIG_DIGEST,
@@ -170,7 +170,7 @@ def build_stage_job(
         "spec": {
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
-            "podFailurePolicy": pod_failure_policy(stage, has_answers=has_answer_containers(config)),
+            "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {

@@ -11,7 +11,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.prediction import Prediction
-from finetune_operator.manifests.answerpod import has_answer_containers, with_answers
+from finetune_operator.manifests.answerpod import with_answers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
@@ -142,7 +142,7 @@ def build_stage_pod(
     }
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
-    if isinstance(config, EvaluateConfig) and profile is not None and has_answer_containers(config):
+    if isinstance(config, EvaluateConfig) and profile is not None:
         pod = with_answers(pod, config, profile, devices)
     return {**pod, **_placement(stage, profile, devices)}
 

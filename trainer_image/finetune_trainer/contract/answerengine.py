@@ -17,7 +17,7 @@ class AnswerEngine(Contract):
     image: str | None = None
     """Image of the engine's container."""
     max_lora_rank: int | None = None
-    """Highest rank of an adapter that the engine loads; None if it loads none."""
+    """Highest rank of the adapters; None if there are none."""
     unsupported: Annotated[str, Field(max_length=512)] = ""
     """What the engine of the ComputeProfile cannot load, and what to do, as a sentence for the user."""
     folder: str = ANSWERS_MOUNT

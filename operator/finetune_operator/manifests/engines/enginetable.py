@@ -7,9 +7,11 @@ from typing import Final
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import PodResources
+from finetune_operator.manifests.engines.answeringengine import AnsweringEngine
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container
 from finetune_operator.manifests.engines.vllm import max_lora_rank, vllm_container
+from finetune_operator.manifests.engines.vllmanswers import VLLM_ANSWERING
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.serving import EngineName
 
@@ -28,6 +30,8 @@ class ServingEngine:
     """Size limit of temporary files, such as compiled kernels."""
     has_processes: bool
     """Whether the engine has a process per accelerator, which exchange data in /dev/shm."""
+    answering: AnsweringEngine | None
+    """How it generates the answers of evaluations; None: the trainer does."""
 
 
 ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
@@ -37,6 +41,7 @@ ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
         default_resources=PodResources(cpu="500m", memory="3Gi"),
         scratch_limit="1Gi",
         has_processes=False,
+        answering=None,
     ),
     "VLLM": ServingEngine(
         container=vllm_container,
@@ -44,6 +49,7 @@ ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
         default_resources=PodResources(cpu="2", memory="16Gi"),
         scratch_limit="10Gi",
         has_processes=True,
+        answering=VLLM_ANSWERING,
     ),
 }
 
