@@ -31,7 +31,7 @@ def team(api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet) -
 @pytest.fixture
 def gateway(api: Api, namespace: str, control_plane: ControlPlane) -> Iterator[Gateway]:
     """A gateway that accepts the routes of the namespace."""
-    control_plane.kubectl.define(gatewayapi.definitions())
+    control_plane.kubectl.define(gatewayapi.route_definition())
     started = Gateway(api, namespace)
     yield started
     started.close()
@@ -62,7 +62,7 @@ def test_without_the_gateway_api_a_condition_says_so_until_it_is_installed(
     message = team.until_reason("InferenceDeployment", "support", "RouteAccepted", "GatewayAPINotInstalled")
     assert "install it, or remove spec.traffic" in message
     eventually("the endpoint serves in the cluster", lambda: team.served() == {"routing": "first"})
-    control_plane.kubectl.define(gatewayapi.definitions())
+    control_plane.kubectl.define(gatewayapi.route_definition())
     team.until_reason("InferenceDeployment", "support", "RouteAccepted", "RoutePending")
     assert list(weights(api, namespace).values()) == [100]
 

@@ -12,7 +12,7 @@ from tools.cluster.toolchain import go_compiler
 
 MODULE: Final = "sigs.k8s.io/gateway-api"
 SOURCE: Final = Path(__file__).parent / "programs" / "gateway-api"
-KINDS: Final = ("gatewayclasses", "gateways", "httproutes")
+CHANNEL: Final = "standard"
 
 
 def version() -> str:
@@ -24,22 +24,27 @@ def version() -> str:
 
 
 def definitions() -> Path:
-    """Folder of the CustomResourceDefinitions of GatewayClass, Gateway and HTTPRoute, in the cache.
+    """Folder of the CustomResourceDefinitions of the standard channel, in the cache.
 
     Raises:
         ClusterError: there is no Go compiler, or the module could not be downloaded.
     """
-    target = cache_directory() / "gateway-api" / version()
+    target = cache_directory() / "gateway-api" / f"{CHANNEL}-{version()}"
     if target.exists():
         return target
     # go.sum is checked because the folder is a Go module.
     query = ("mod", "download", "-json", f"{MODULE}@{version()}")
     found = json.loads(run([go_compiler(), "-C", str(SOURCE), *query]))
-    released = Path(found["Dir"]) / "config" / "crd" / "standard"
+    released = Path(found["Dir"]) / "config" / "crd" / CHANNEL
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for kind in KINDS:
-        shutil.copy(released / f"gateway.networking.k8s.io_{kind}.yaml", part)
+    for file in released.glob("*.yaml"):
+        shutil.copyfile(file, part / file.name)
     part.rename(target)
     return target
+
+
+def route_definition() -> Path:
+    """File of the definition of HTTPRoute, the only kind that the operator uses."""
+    return definitions() / "gateway.networking.k8s.io_httproutes.yaml"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.docs import chromium
-from tools.peers import vllm, vllmimage
+from tools.peers import traefik, vllm, vllmimage
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class PeerSuite:
         tests: paths of the tests.
         install: installs the programs, into the cache if they are not packages of the distribution.
         is_installed: whether they are there.
-        on_cluster: whether the tests run in namespaces of their own, with a cluster and the images of the
-            present sources.
+        is_isolated: whether the tests run in namespaces of their own, where they start a cluster.
     """
 
     name: str
@@ -27,7 +26,7 @@ class PeerSuite:
     tests: tuple[str, ...]
     install: Callable[[], None]
     is_installed: Callable[[], bool]
-    on_cluster: bool = False
+    is_isolated: bool = False
 
 
 PEERS: Final = (
@@ -48,7 +47,15 @@ PEERS: Final = (
         ("tests/peers/test_vllm_endpoint.py",),
         vllmimage.install,
         vllmimage.is_installed,
-        on_cluster=True,
+        is_isolated=True,
+    ),
+    PeerSuite(
+        "traefik",
+        f"traefik {traefik.version()}",
+        ("tests/peers/test_gateway.py",),
+        traefik.install,
+        traefik.is_installed,
+        is_isolated=True,
     ),
     PeerSuite(
         "chromium",

@@ -114,7 +114,7 @@ def test_what_the_table_names_exists() -> None:
 
 def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) -> None:
     absent = PeerSuite(
-        "cluster", "one", ("tests/peers/test_one.py",), lambda: None, lambda: True, on_cluster=True
+        "cluster", "one", ("tests/peers/test_one.py",), lambda: None, lambda: True, is_isolated=True
     )
     command._run(absent, ())
     assert peers.commands["cluster"][0].endswith("unshare")

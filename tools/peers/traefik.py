@@ -1,0 +1,102 @@
+"""traefik as a gateway of the Gateway API, built from its Go module.
+
+Some of the modules that it needs are not on every module proxy: those have stand-ins without function in
+`traefikprogram`. None of them is used by a gateway. It is for tests: nothing that the project ships has it.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from tools.bootstrap.cache import cache_directory
+from tools.cluster.commands import run
+from tools.cluster.toolchain import go_compiler
+from tools.images.tags import content_key
+
+SOURCE: Final = Path(__file__).parent / "traefikprogram"
+MODULE: Final = "github.com/traefik/traefik/v3"
+LEGO: Final = "github.com/go-acme/lego/v5"
+DNS_PROVIDERS: Final = Path("providers", "dns")
+LEFT_OUT: Final = (DNS_PROVIDERS, Path("cmd"), Path("e2e"))
+"""Parts of lego that no gateway needs. The clients of its DNS providers are most of a build."""
+FILES: Final = ("tools/peers/traefik.py", "tools/peers/traefikprogram")
+"""Files that determine the program."""
+
+
+def version() -> str:
+    """The pinned version."""
+    return _pinned(MODULE)
+
+
+def program() -> Path:
+    """The program; complete or absent."""
+    return cache_directory() / "peers" / f"traefik-{content_key(FILES)}" / "traefik"
+
+
+def is_installed() -> bool:
+    """Whether the cache has the program for the present pins."""
+    return program().exists()
+
+
+def install() -> None:
+    """Build the program unless the cache has it.
+
+    Raises:
+        ClusterError: there is no Go compiler, or a module could not be downloaded.
+        subprocess.CalledProcessError: the build failed; its message is on the terminal.
+    """
+    folder = program().parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "traefik.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_installed():
+            return
+        print("Building traefik from its Go module (about 6 CPU minutes) …", file=sys.stderr, flush=True)
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        with TemporaryDirectory() as scratch:
+            module = Path(scratch, "module")
+            shutil.copytree(SOURCE, module)
+            _copy_lego(module)
+            flags = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w")
+            subprocess.run(
+                [go_compiler(), "build", *flags, "-o", part / program().name, "tool"],
+                cwd=module,
+                env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""},
+                stdin=subprocess.DEVNULL,
+                check=True,
+            )
+        part.rename(folder)
+
+
+def _copy_lego(module: Path) -> None:
+    """Copy lego into the module, with a list of DNS providers that is empty."""
+    query = f"{LEGO}@{_pinned(LEGO)}"
+    found = Path(
+        json.loads(run([go_compiler(), "-C", str(module), "mod", "download", "-json", query]))["Dir"]
+    )
+    for file in found.rglob("*"):
+        path = file.relative_to(found)
+        is_needed = path.name == "go.mod" or (path.suffix == ".go" and not path.stem.endswith("_test"))
+        if is_needed and not any(path.is_relative_to(part) for part in LEFT_OUT):
+            target = module / "lego" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    providers = module / "lego" / DNS_PROVIDERS
+    providers.mkdir(parents=True)
+    (module / "dns.go.txt").rename(providers / "dns.go")
+
+
+def _pinned(module: str) -> str:
+    (found,) = re.findall(
+        rf"^\s*(?:require )?{re.escape(module)} (v\S+)", (SOURCE / "go.mod").read_text(), re.MULTILINE
+    )
+    return str(found)
