@@ -12,8 +12,8 @@ from finetune_operator.api.podresources import PodResources
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 
-JobStage = ResultStage | Literal["collect", "cleanup", "fill"]
-"""Stages that have a Job: those with a result, two small ones for them, and `fill` for endpoints."""
+JobStage = ResultStage | Literal["collect", "cleanup", "fill", "merge"]
+"""Stages that have a Job: those with a result, two small ones for them, and two for endpoints."""
 Queue = Literal["prepare", "train", "evaluate"]
 
 
@@ -130,6 +130,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         in_profile=False,
         serves_deletion=True,
     ),
+    "merge": StageRow(resources=PodResources(cpu="1", memory="8Gi"), backoff_limit=1),
     "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3, in_profile=False),
 }
 

@@ -39,6 +39,7 @@ STAGE_MODULES: Final = {
     },
     "cleanup": {"records/contentremoval.py"},
     "fill": {"inferencedeployment/modelcache.py"},
+    "merge": {"inferencedeployment/merging.py"},
 }
 """Modules that start a stage's Job or record its result."""
 

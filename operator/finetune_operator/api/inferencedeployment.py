@@ -174,6 +174,15 @@ class ServedModel(Model):
     name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
     follow: Follow | None = None
     pin: Pin | None = None
+    merge: Annotated[
+        bool | None,
+        Field(
+            description="Whether to serve bfloat16 weights of the base model with the adapter merged into it,"
+            " which a Job makes once for each Checkpoint and stores with it. For adapters that the engine"
+            " cannot load, such as DoRA with VLLM. The endpoint then has this model only, and no base model."
+            " No effect on fully fine-tuned models. Default: false."
+        ),
+    ] = None
 
 
 class ServingCompute(Model):

@@ -66,3 +66,10 @@ class StageResources(Model):
     train: PodResources | None = None
     evaluate: PodResources | None = None
     serve: PodResources | None = None
+    merge: Annotated[
+        PodResources | None,
+        Field(
+            description="For `models[].merge` of endpoints. The memory must hold the base model in bfloat16,"
+            " and a quarter more."
+        ),
+    ] = None

@@ -34,10 +34,14 @@ def whole_model(revision: Revision) -> ArtifactRef:
     return ArtifactRef(kind="models", digest=revision.base_digest)
 
 
-def fill_config(
-    owner: Owner, store: StoreConfig, claim: str, artifact: ArtifactRef, version: int
-) -> FillConfig:
+def fill_config(owner: Owner, store: StoreConfig, claim: str, revision: Revision, version: int) -> FillConfig:
     """The config of a pod that fills the cache. `version` is the contract that its trainer reads."""
+    weights = revision.merged
     return FillConfig(
-        contract=version, owner=owner, store=store, cache=cache_config(claim), artifact=artifact
+        contract=version,
+        owner=owner,
+        store=store,
+        cache=cache_config(claim),
+        artifact=whole_model(revision),
+        merged=weights.merged if weights is not None else None,
     )

@@ -26,6 +26,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.serve import FillConfig
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import (
@@ -41,7 +42,7 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.references import SecretMount
 
-JobConfig = StageConfig | CleanupConfig | FillConfig
+JobConfig = StageConfig | CleanupConfig | FillConfig | MergeConfig
 
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600

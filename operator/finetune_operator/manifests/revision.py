@@ -1,7 +1,7 @@
 """A revision of an endpoint. Its name is a hash of what users of the endpoint chose."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
@@ -30,6 +30,19 @@ class Revision:
         """Claim of the model cache; None: each pod copies its models."""
         cache = self.profile.spec.model_cache
         return cache.claim if cache is not None else None
+
+    @property
+    def merged(self) -> WeightsReference | None:
+        """The adapter that is served as a whole model, merged into the base model."""
+        return next((weights for _, weights in self.models if weights.is_merged), None)
+
+    def with_merged(self, weights_digest: str, probe: str) -> "Revision":
+        """The revision with the digests of its merged weights and of what they predict."""
+        models = tuple(
+            (name, replace(weights, merged=weights_digest, probe=probe) if weights.is_merged else weights)
+            for name, weights in self.models
+        )
+        return replace(self, models=models)
 
     @property
     def is_full(self) -> bool:
@@ -65,6 +78,8 @@ def build_revision(
     if spec.engine != BUILT_IN:
         inputs["engineImage"] = spec.images.engine
         inputs["sharedMemory"] = spec.shared_memory
+    if any(weights.is_merged for _, weights in models):
+        inputs["merged"] = [name for name, weights in models if weights.is_merged]
     if spec.model_cache is not None:
         inputs["modelCache"] = spec.model_cache.claim
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))

@@ -236,6 +236,7 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
             artifact=ArtifactRef(kind="checkpoints", digest=weights.digest),
             folder=name,
             probe=weights.probe,
+            merged=weights.merged,
             in_cache=is_cached and revision.is_full,
         )
         for name, weights in revision.models

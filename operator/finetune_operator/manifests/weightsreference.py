@@ -1,11 +1,11 @@
 """References to weights in a store, from a Checkpoint or from the pin of an endpoint."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from finetune_operator.api.checkpoint import AdapterRecord, BaseModelRecord, Checkpoint
 from finetune_operator.manifests.labels import STORE_CREDENTIALS
-from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
+from finetune_trainer.contract.vocabulary import FULL_MODEL, ChatTemplateKwargs, CheckpointType
 
 CHECKPOINTS: Final = "/checkpoints/"
 """Part of a weights' URI between the store's URI and the 64 hexadecimal digits of the digest."""
@@ -32,6 +32,16 @@ class WeightsReference:
     """Properties of the adapter; None if they are not recorded."""
     probe: str | None = None
     """Digest of what the weights predicted when they were published; None if it is not recorded."""
+    is_merged: bool = False
+    """Whether the base model with the adapter is served as a whole model, instead of the adapter."""
+    merged: str | None = None
+    """Digest of the merged weights; None until they are made."""
+
+    def as_merged(self) -> "WeightsReference":
+        """The adapter as a whole model; weights of a whole model are as they are."""
+        if self.type == FULL_MODEL:
+            return self
+        return replace(self, type=FULL_MODEL, adapter=None, is_merged=True)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "WeightsReference":

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     ROUTE_PENDING = "RoutePending"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
+    MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
     SUSPENDING = "Suspending"
     CLEANING_UP = "CleaningUp"
@@ -79,6 +80,7 @@ class Reason(StrEnum):
     STORE_MISSING = "StoreMissing"
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"
+    MERGE_FAILED = "MergeFailed"
     MODEL_CACHE_NOT_FOUND = "ModelCacheNotFound"
     MODEL_CACHE_NOT_SHAREABLE = "ModelCacheNotShareable"
     MODEL_CACHE_NOT_FILLED = "ModelCacheNotFilled"
@@ -135,6 +137,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
+        Reason.MERGING,
         Reason.FILLING_MODEL_CACHE,
         Reason.PREVIEW,
         Reason.CANARY,

@@ -2,11 +2,14 @@
 
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
 from finetune_trainer.store import open_store
 from finetune_trainer.store.cleanup import cleanup
 
-ConfigWithoutResult = CleanupConfig | FetchConfig | FillConfig | ServeConfig | PromptsConfig | AnswersConfig
+ConfigWithoutResult = (
+    CleanupConfig | FetchConfig | FillConfig | MergeConfig | ServeConfig | PromptsConfig | AnswersConfig
+)
 """Config of a process that leaves no result of a stage."""
 
 
@@ -19,6 +22,11 @@ def run_without_result(config: ConfigWithoutResult) -> None:
             from finetune_trainer.serve import fetch
 
             fetch.run(config)
+        case MergeConfig():
+            from finetune_trainer.runtime import termination
+            from finetune_trainer.serve import merge
+
+            termination.write(merge.run(config).to_json())
         case FillConfig():
             from finetune_trainer.serve import fill
 

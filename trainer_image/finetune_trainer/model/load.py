@@ -100,10 +100,12 @@ def load_adapter(
     trained_as: LoraConfig | None = None,
     *,
     name: str = "default",
+    merges: bool = False,
 ) -> PeftModel:
     """Load the adapter in `folder` onto the base model: for inference, or to train it with `trained_as`.
 
-    A base model with adapters gets another one, which `name` identifies.
+    A base model with adapters gets another one, which `name` identifies. `merges`: it will be merged into the
+    base model, for which DoRA's magnitudes must be PEFT's own.
 
     Raises StageFailure (ARTIFACT_CORRUPT) if the adapter does not fit the base model.
     """
@@ -122,7 +124,7 @@ def load_adapter(
             FailureReason.ARTIFACT_CORRUPT,
             f"adapter in {folder} does not fit the base model: {type(error).__name__}: {error}",
         ) from error
-    if trained_as is None:
+    if trained_as is None and not merges:
         fix_magnitudes(model, name)
     return model
 

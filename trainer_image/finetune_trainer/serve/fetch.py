@@ -19,7 +19,7 @@ from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable
-from finetune_trainer.store.keys import StoredRef
+from finetune_trainer.store.keys import StoredRef, derived_or_own
 from finetune_trainer.store.modelcache import CacheVolume
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ def run(config: FetchConfig) -> None:
     without_bundle: list[Path] = []
     for item in config.items:
         _check_folder(item)
-        target = destination / item.folder
+        target, model = destination / item.folder, derived_or_own(item.artifact, item.merged)
         if item.in_cache and cache is not None:
-            _link(cache.verified(item.artifact), target)
-        elif _is_without_bundle(_fetch(store, item.artifact, target)):
+            _link(cache.verified(model), target)
+        elif _is_without_bundle(_fetch(store, model, target)):
             without_bundle.append(target)
         _fetch_probe(store, item, probe_folder(destination, item.folder))
     base_model = next((item for item in config.items if item.artifact.kind == "models"), None)

@@ -7,6 +7,7 @@ from functools import partial
 from finetune_trainer.contract.configs.serve import FillConfig
 from finetune_trainer.store import open_store
 from finetune_trainer.store.downloadlock import download_lock
+from finetune_trainer.store.keys import derived_or_own, key_of
 from finetune_trainer.store.modelcache import CacheVolume
 
 logger = logging.getLogger(__name__)
@@ -19,9 +20,9 @@ def run(config: FillConfig) -> None:
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
     """
     store, cache = open_store(config.store), CacheVolume(config.cache)
-    artifact, find = config.artifact, partial(cache.find, config.artifact)
-    name = f"{artifact.kind}-{artifact.digest.removeprefix('sha256:')}"
+    model = derived_or_own(config.artifact, config.merged)
+    name, find = key_of(model).replace("/", "-"), partial(cache.find, model)
     with download_lock(name, config.owner.uid, find, cache.notes, threading.Event()) as found:
         if found is None:
-            cache.fill(artifact, store)
+            cache.fill(model, store)
     logger.info("the model cache has %s", name)

@@ -34,6 +34,11 @@ Place = ArtifactKind | ArtifactRef
 """Where to publish a folder: as an artifact of a kind, or as derived from an artifact."""
 
 
+def derived_or_own(artifact: ArtifactRef, derived: Digest | None) -> StoredRef:
+    """Return the reference to a folder that is derived from an artifact, or to the artifact itself."""
+    return artifact if derived is None else DerivedRef(artifact, derived)
+
+
 def ref_to(place: Place, digest: Digest) -> StoredRef:
     """Return the reference to a folder that is published at `place`."""
     if isinstance(place, ArtifactRef):

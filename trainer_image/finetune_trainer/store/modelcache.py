@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_trainer.beneath import read_file
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.references import ArtifactRef, StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import durable
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import Mount, corrupt, verify_files
-from finetune_trainer.store.keys import key_of
+from finetune_trainer.store.keys import StoredRef, key_of
 from finetune_trainer.store.mounted import MountedStore
 
 VERIFIED: Final = "verified"
@@ -77,7 +77,7 @@ class CacheVolume:
         """Where processes that fill the cache leave notes for each other."""
         return self._store
 
-    def find(self, ref: ArtifactRef) -> Path | None:
+    def find(self, ref: StoredRef) -> Path | None:
         """The folder of a model with every file verified; None if it is not complete, or was damaged.
 
         Raises StageFailure (STORE_UNAVAILABLE).
@@ -90,7 +90,7 @@ class CacheVolume:
             logger.info("%s", failure.message)
             return None
 
-    def verified(self, ref: ArtifactRef) -> Path:
+    def verified(self, ref: StoredRef) -> Path:
         """Return the folder of a model after each file was verified, now or since its last change.
 
         Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
@@ -111,7 +111,7 @@ class CacheVolume:
             verify_files(folder, manifest, self._root, named=self._mount.named, advice=REFILL)
         return folder
 
-    def fill(self, ref: ArtifactRef, store: Store) -> None:
+    def fill(self, ref: StoredRef, store: Store) -> None:
         """Copy a model from the store, replacing a damaged copy, and verify the files that were written.
 
         Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
@@ -135,12 +135,12 @@ class CacheVolume:
             if path.is_symlink() or not (path.is_dir() or path in listed):
                 raise corrupt(self._mount.named(path), "it is not in the manifest", REFILL)
 
-    def _is_unchanged(self, ref: ArtifactRef, folder: Path, manifest: Manifest) -> bool:
+    def _is_unchanged(self, ref: StoredRef, folder: Path, manifest: Manifest) -> bool:
         try:
             recorded = VerifiedFiles.model_validate_json(read_file(self._record(ref), self._root))
             return recorded == VerifiedFiles.of(folder, manifest)
         except (FileNotFoundError, NotADirectoryError, ValidationError):
             return False
 
-    def _record(self, ref: ArtifactRef) -> Path:
+    def _record(self, ref: StoredRef) -> Path:
         return self._root / VERIFIED / f"{key_of(ref).replace(os.sep, '-')}.json"

@@ -23,6 +23,8 @@ MIN_SETTINGS_CONTRACT: Final = 2
 """Contract version of the first engine that has the settings of `spec.serving`."""
 MIN_CACHE_CONTRACT: Final = 2
 """Contract version of the first trainer image that fills and reads a model cache."""
+MIN_MERGE_CONTRACT: Final = 2
+"""Contract version of the first trainer image that merges adapters."""
 MIN_VLLM_CONTRACT: Final = 2
 """Contract version of the first trainer image that prepares the pods of vLLM."""
 
@@ -69,6 +71,17 @@ def check_keys(endpoint: InferenceDeployment, profile: ComputeProfile) -> Blocke
         f"spec.serving.apiKeysSecretRef needs a trainer image of contract {MIN_KEYS_CONTRACT}, and"
         f" images.trainer of ComputeProfile {profile.name} has trainerContract {trainer.contract}, which"
         " would serve without keys: use an image of this release, or remove the field"
+    )
+
+
+def check_merge(targets: Targets, profile: ComputeProfile) -> Blocked | None:
+    """Refuse a trainer image that cannot merge adapters."""
+    trainer = trainer_of(profile, "")
+    if trainer.contract >= MIN_MERGE_CONTRACT or not any(each.is_merged for _, each in targets.resolved):
+        return None
+    return _blocked(
+        f"spec.models[].merge needs a trainer image of contract {MIN_MERGE_CONTRACT}, and images.trainer of"
+        f" ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this release"
     )
 
 

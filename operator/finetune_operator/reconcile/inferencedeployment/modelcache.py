@@ -61,7 +61,10 @@ class _Fill:
         """Name of the Job. Another claim with the same name, which is empty, has another Job."""
         found = self.draft.snapshot.find(CLAIM, self.claim)
         uid = found["metadata"]["uid"] if found is not None else ""
-        return stage_job_name(self.endpoint, FILL, self.claim, uid, whole_model(self.revision).digest)
+        merged = self.revision.merged
+        derived = [merged.merged or ""] if merged is not None else []
+        model = whole_model(self.revision).digest
+        return stage_job_name(self.endpoint, FILL, self.claim, uid, model, *derived)
 
     def advance(self, job: Manifest | None) -> Working | Blocked | None:
         profile, namespace = self.revision.profile, self.endpoint.namespace
@@ -92,7 +95,7 @@ class _Fill:
                 endpoint_owner(self.endpoint),
                 store_config(revision.store, secret),
                 self.claim,
-                whole_model(revision),
+                revision,
                 trainer.contract,
             ),
             FILL,

@@ -10,6 +10,7 @@ from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import route_needs
+from finetune_operator.reconcile.inferencedeployment.merging import merge_weights
 from finetune_operator.reconcile.inferencedeployment.modelcache import fill_cache
 from finetune_operator.reconcile.inferencedeployment.revisions import with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout import roll_out
@@ -21,7 +22,7 @@ from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import resolve_profile
 from finetune_operator.reconcile.platform.storage import claims_of
-from finetune_operator.reconcile.steps import Blocked, Halt
+from finetune_operator.reconcile.steps import Blocked, Halt, Working
 
 __all__ = ["needs", "reconcile"]
 
@@ -48,12 +49,14 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     if not isinstance(wanted, Revision):
         return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
     draft = Draft(snapshot)
-    filling = fill_cache(draft, endpoint, wanted)
-    if filling is not None and wanted.name not in snapshot.children[DEPLOYMENT]:
-        plan = _keep(ObservedEndpoint(endpoint, snapshot), filling)
-    else:
+    prepared = _prepare(draft, endpoint, wanted)
+    waits = prepared.requeue_after if not isinstance(prepared, Revision) else None
+    if isinstance(prepared, Revision):
+        plan = roll_out(EndpointView(endpoint, snapshot, targets, prepared))
+    elif wanted.name in snapshot.children[DEPLOYMENT]:
         plan = roll_out(EndpointView(endpoint, snapshot, targets, wanted))
-    waits = filling.requeue_after if filling is not None else None
+    else:
+        plan = _keep(ObservedEndpoint(endpoint, snapshot), prepared)
     return replace(
         plan,
         create=(*draft.create, *plan.create),
@@ -61,6 +64,16 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
         events=(*draft.events, *plan.events),
         requeue_after=min((each for each in (waits, plan.requeue_after) if each), default=None),
     )
+
+
+def _prepare(draft: Draft, endpoint: InferenceDeployment, wanted: Revision) -> Revision | Working | Blocked:
+    """Make what pods of the revision will read: merged weights, and the model in the model cache."""
+    is_started = wanted.name in draft.snapshot.children[DEPLOYMENT]
+    if wanted.merged is not None and is_started:
+        # The digests are in the pods' template, and nowhere else.
+        return wanted
+    merged = merge_weights(draft, endpoint, wanted)
+    return merged if not isinstance(merged, Revision) else fill_cache(draft, endpoint, merged) or merged
 
 
 def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:

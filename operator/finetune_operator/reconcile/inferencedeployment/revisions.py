@@ -20,6 +20,7 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
     spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy", "traffic"}))
     strategy = _set(spec["strategy"])
     spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
+    spec["models"] = [_set_since_first(model, "name", "follow", "pin") for model in spec["models"]]
     if "serving" in spec:
         spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")
     return short_hash(json.dumps(spec, sort_keys=True), length=16)
@@ -29,9 +30,9 @@ def _set(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _set_since_first(fields: dict[str, Any], first: str) -> dict[str, Any]:
-    """The fields that are set, and the one that the part had when it was added."""
-    return {name: value for name, value in fields.items() if value not in (None, []) or name == first}
+def _set_since_first(fields: dict[str, Any], *first: str) -> dict[str, Any]:
+    """The fields that are set, and those that the part had when it was added."""
+    return {name: value for name, value in fields.items() if value not in (None, []) or name in first}
 
 
 def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:

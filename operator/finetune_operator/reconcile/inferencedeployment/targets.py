@@ -56,6 +56,8 @@ def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targ
             base = base or (target.weights.base_model.digest if target.weights.base_model else None)
         elif model.name in serving:
             target = _as_served(target, serving[model.name], checkpoints)
+        if model.merge and target.weights is not None:
+            target = replace(target, weights=target.weights.as_merged())
         targets.append(target)
     targets = _one_full_model_only(targets)
     return Targets(base, tuple(targets))
@@ -183,10 +185,14 @@ def _one_full_model_only(targets: list[ModelTarget]) -> list[ModelTarget]:
             target.name,
             None,
             Reason.INVALID_SPEC,
-            f"checkpoint {target.weights.label} has all weights, not an adapter: serve it from its own"
-            " InferenceDeployment",
+            f"checkpoint {target.weights.label} {_kind(target.weights)}, so it is served instead of the base"
+            " model: serve it from its own InferenceDeployment",
         )
         if target.weights is not None and target.weights.type == FULL_MODEL
         else target
         for target in targets
     ]
+
+
+def _kind(weights: WeightsReference) -> str:
+    return "is merged" if weights.is_merged else "has all weights, not an adapter"

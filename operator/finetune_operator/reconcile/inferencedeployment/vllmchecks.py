@@ -15,7 +15,10 @@ from finetune_operator.reconcile.steps import Failed
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import listed
 
-ELSEWHERE: Final = "serve it from an InferenceDeployment whose ComputeProfile has engine: Transformers"
+ELSEWHERE: Final = (
+    "serve it from an InferenceDeployment of its own with merge: true, or whose ComputeProfile has engine:"
+    " Transformers"
+)
 
 Problems = Iterator[str]
 

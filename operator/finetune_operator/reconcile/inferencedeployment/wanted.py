@@ -7,6 +7,7 @@ from finetune_operator.reconcile.inferencedeployment.enginechecks import (
     check_arguments,
     check_engine,
     check_keys,
+    check_merge,
     check_serving,
 )
 from finetune_operator.reconcile.inferencedeployment.targets import Targets
@@ -49,7 +50,7 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
     if missing is not None:
         return missing
-    unusable = check_arguments(targets, profile)
+    unusable = check_arguments(targets, profile) or check_merge(targets, profile)
     if unusable is not None:
         return unusable
     revision = build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])

@@ -9,6 +9,7 @@ from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConf
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.score import ScoreConfig
@@ -26,6 +27,7 @@ AnyConfig = Annotated[
     | CleanupConfig
     | PromptsConfig
     | AnswersConfig
+    | MergeConfig
     | FillConfig
     | FetchConfig
     | ServeConfig,

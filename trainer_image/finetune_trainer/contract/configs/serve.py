@@ -19,6 +19,8 @@ class FetchItem(Contract):
     """Folder name under `MODELS_MOUNT`."""
     probe: Digest | None = Field(default=None, json_schema_extra={"since": 2})
     """Digest of what the weights predicted when they were published. None: there is no record."""
+    merged: Digest | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    """Digest of the merged weights, which are derived from the artifact. None: the artifact itself."""
     in_cache: bool = Field(default=False, json_schema_extra={"since": 2, "essential": True})
     """Whether the folder is in the model cache and read in place, instead of copied from the store."""
 
@@ -33,6 +35,8 @@ class FillConfig(Contract):
     cache: StoreConfig
     """The model cache, which has the layout of a store."""
     artifact: ArtifactRef
+    merged: Digest | None = None
+    """Digest of the merged weights, which are derived from the artifact. None: the artifact itself."""
 
 
 class FetchConfig(Contract):

@@ -1,0 +1,110 @@
+"""Merge the adapter of a revision into its base model, before pods of the revision exist."""
+
+from datetime import timedelta
+from typing import Final
+
+from pydantic import ValidationError
+
+from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.meta import SecretReference
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.engines.servingconfig import endpoint_owner
+from finetune_operator.manifests.jobs import Placement, build_stage_job
+from finetune_operator.manifests.labels import stage_job_name
+from finetune_operator.manifests.locations import parse_store
+from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.revision import Revision
+from finetune_operator.manifests.stageinputs import store_config
+from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.observe.podstatus import stage_of
+from finetune_operator.observe.stagetimes import container_state
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
+from finetune_operator.reconcile.steps import Blocked, Working
+from finetune_operator.stagetable import JobStage
+from finetune_operator.status.reasons import EventReason, Reason
+from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
+from finetune_trainer.contract.references import ArtifactRef
+
+MERGE: Final[JobStage] = "merge"
+
+
+def merge_weights(
+    draft: Draft, endpoint: InferenceDeployment, revision: Revision
+) -> Revision | Working | Blocked:
+    """Advance the Job that merges the adapter of this revision, and delete those for other adapters.
+
+    Returns the revision with the digests of its merged weights, or how the pass ends until they are made. A
+    revision without a merged adapter is returned as it is.
+    """
+    jobs = {name: job for name, job in draft.snapshot.children[JOB].items() if stage_of(job) == MERGE}
+    weights = revision.merged
+    name = stage_job_name(endpoint, MERGE, weights.digest, revision.base_digest) if weights else ""
+    for other, job in jobs.items():
+        if other != name:
+            draft.remove(job, "Background")
+    if weights is None:
+        return revision
+    doing = f"Job {name} merges {weights.label} into its base model"
+    if name not in jobs:
+        draft.event(EventReason.STAGE_STARTED, doing)
+        draft.start_job(_build(draft, endpoint, revision, weights, name))
+        return Working(Reason.MERGING, doing)
+    halt = follow(draft, jobs[name], Reason.MERGING, doing)
+    if isinstance(halt, AttemptFailed):
+        message = f"{weights.label} could not be merged: {halt.message}; the operator retries every 5 minutes"
+        return Blocked(Reason.MERGE_FAILED, message, halt.retry_seconds)
+    if halt is not None:
+        return halt
+    merged = _result(jobs[name], draft)
+    settles = ended_at(jobs[name], "Complete") + SETTLING_TIME - draft.snapshot.now
+    if merged is None and settles > timedelta():
+        return Working(Reason.MERGING, doing, settles.total_seconds())
+    if merged is None:
+        # The merged weights are in the store, and another Job finds them there.
+        draft.remove(jobs[name])
+        return Working(Reason.MERGING, f"{doing} again, because the pod with its result is gone")
+    return revision.with_merged(merged.weights, merged.probe)
+
+
+def _result(job: Manifest, draft: Draft) -> MergedWeights | None:
+    for pod in pods_of(job, draft.snapshot):
+        ended = container_state(pod).get("terminated", {})
+        if ended.get("exitCode") == 0:
+            try:
+                return MergedWeights.model_validate_json(ended.get("message", ""))
+            except ValidationError:
+                continue
+    return None
+
+
+def _build(
+    draft: Draft, endpoint: InferenceDeployment, revision: Revision, weights: WeightsReference, name: str
+) -> Manifest:
+    facts, secret = draft.snapshot.facts, revision.store_credentials
+    trainer = trainer_of(revision.profile, facts.trainer_image)
+    config = MergeConfig(
+        contract=trainer.contract,
+        owner=endpoint_owner(endpoint),
+        store=store_config(revision.store, secret),
+        checkpoint=ArtifactRef(kind="checkpoints", digest=weights.digest),
+        base_model=revision.base_digest,
+        probe=weights.probe,
+    )
+    return build_stage_job(
+        endpoint,
+        name,
+        config,
+        MERGE,
+        Placement(
+            image=trainer.image,
+            image_pull_policy=facts.image_pull_policy,
+            profile=revision.profile,
+            storage=Storage(store=parse_store(revision.store)),
+            credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
+        ),
+    )
