@@ -63,6 +63,7 @@ def metrics_page() -> str:
         "recorded": _table(recorded()),
         "queries": "\n".join(_queries()),
         "alerts": "\n".join(_alerts()),
+        "namespace_series": str(_namespace_series()),
         "series_limit": str(MAX_SERIES_PER_KIND),
         "serve_port": str(SERVE_PORT),
         "metrics_port": str(METRICS_PORT),
@@ -71,6 +72,14 @@ def metrics_page() -> str:
     for name, text in parts.items():
         page = page.replace(f"<<{name}>>", text)
     return page
+
+
+def _namespace_series() -> int:
+    """Number of series that start with the first object of a namespace."""
+    metrics = OperatorMetrics()
+    metrics.begin_namespace("team")
+    families = metrics.registry.collect()
+    return sum(sample.labels.get("namespace") == "team" for family in families for sample in family.samples)
 
 
 def _wrapped(metrics: object) -> Iterator[Family]:
