@@ -1,5 +1,6 @@
 """ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -288,5 +289,9 @@ class ComputeProfile(Resource):
 
     @property
     def is_default(self) -> bool:
-        marks = (self.metadata.annotations, self.metadata.labels)
-        return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in marks)
+        return is_marked_default(self.metadata.annotations, self.metadata.labels)
+
+
+def is_marked_default(annotations: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether these annotations or labels of a ComputeProfile make it the default one."""
+    return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in (annotations, labels))

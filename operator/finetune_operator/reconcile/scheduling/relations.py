@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.computeprofile import ComputeProfile, is_marked_default
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.engine.metadata import controller
@@ -209,8 +209,8 @@ def _profile_text(profile: Manifest) -> tuple[object, ...]:
 
 
 def _is_default(profile: Manifest) -> bool:
-    marks = (profile["metadata"].get(where) or {} for where in ("annotations", "labels"))
-    return any(mark.get(DEFAULT_PROFILE_LABEL) == "true" for mark in marks)
+    metadata = profile["metadata"]
+    return is_marked_default(metadata.get("annotations") or {}, metadata.get("labels") or {})
 
 
 RELATIONS: Final[Mapping[str, Callable[[Change, IndexedObjects], Iterator[Key]]]] = {
