@@ -1,6 +1,7 @@
 """The stage that analyzes a new revision, against real servers with the metrics of the engines."""
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from finetune_trainer.serve.servingmetrics import ServingMetrics
 from finetune_trainer.store import open_store
 from tests.trainer.workbench import Workbench
 
+VLLM_SCRAPE = Path(__file__).parents[1] / "recording" / "vllm-0.32.txt"
 OWNER = Owner(kind="InferenceDeployment", namespace="team", name="desk", uid="e1")
 ERRORS = AnalysisGateBound(metric="error_rate", max=0.05, max_increase=0.02)
 FIRST_TOKEN = AnalysisGateBound(metric="time_to_first_token_seconds", max=2, max_ratio=1.5)
@@ -323,11 +325,14 @@ def test_the_looks_double_from_a_quarter_of_the_duration_to_the_max() -> None:
 
 def test_the_metrics_of_vllm_are_read() -> None:
     text = """\
+# TYPE finetune_serve_requests_total counter
+finetune_serve_requests_total{code="200",model="base"} 40.0
+finetune_serve_requests_total{code="200",model="router"} 50.0
+finetune_serve_requests_total{code="500",model="router"} 4.0
+finetune_serve_requests_total{code="504",model="router"} 6.0
+finetune_serve_requests_total{code="404",model="unknown"} 7.0
 # TYPE http_requests_total counter
-http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"} 90.0
-http_requests_total{handler="/v1/chat/completions",method="POST",status="5xx"} 10.0
-http_requests_total{handler="/v1/chat/completions",method="POST",status="4xx"} 7.0
-http_requests_total{handler="/metrics",method="GET",status="2xx"} 1000.0
+http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"} 1000.0
 # TYPE vllm:time_to_first_token_seconds histogram
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="base"} 80.0
 vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="base"} 90.0
@@ -342,6 +347,14 @@ vllm:num_requests_waiting{engine="0",model_name="base"} 3.0
     assert (found.requests, found.errors, found.queue) == (100, 10, 3)
     assert list(found.histograms["time_to_first_token_seconds"].values()) == [80, 90]
     assert found.histograms["inter_token_latency_seconds"] == {float("inf"): 900}
+
+
+def test_the_metrics_of_a_real_server_of_vllm_are_read() -> None:
+    found = read_metrics(VLLM_SCRAPE.read_text())
+    assert found.requests > 0
+    assert (found.errors, found.queue) == (0, 0)
+    assert all(counts[math.inf] > 0 for counts in found.histograms.values())
+    assert len(found.histograms) == 2
 
 
 def test_a_server_that_restarted_counts_from_zero_again() -> None:

@@ -12,12 +12,9 @@ from finetune_trainer.contract.analysis import AnalysisMetric
 Buckets = Mapping[float, float]
 """Number of values up to each upper edge, ascending; the last edge is infinite."""
 
-REQUESTS: Final[Mapping[str, str]] = {
-    "finetune_serve_requests_total": "code",
-    "http_requests_total": "status",
-}
-"""Counters of finished requests, with the label that has their status. vLLM's has classes such as 5xx."""
-GENERATION_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+REQUESTS: Final = "finetune_serve_requests_total"
+"""Counter of finished requests, which the pods of each engine have. vLLM's own counter leaves out those that
+end at their deadline, and has those of the self-test."""
 HISTOGRAMS: Final[Mapping[str, AnalysisMetric]] = {
     "finetune_serve_time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
     "vllm:time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
@@ -78,8 +75,8 @@ def read_metrics(text: str) -> PodMetrics:
     queue: float | None = None
     for sample in (each for family in text_string_to_metric_families(text) for each in family.samples):
         name, labels, value = sample.name, sample.labels, float(sample.value)
-        if name in REQUESTS and labels.get("handler", "/v1/completions") in GENERATION_PATHS:
-            status = labels.get(REQUESTS[name], "")
+        if name == REQUESTS:
+            status = labels.get("code", "")
             is_error = status.startswith("5") or status == TOO_MANY_REQUESTS
             if is_error or not status.startswith("4"):
                 requests += value
