@@ -37,7 +37,7 @@ def tokenizer_with(template: str, *control: str) -> PreTrainedTokenizerBase:
 
 def chat_format(prompts: Prompts, model: str = "m", **arguments: Any) -> ChatFormat:
     prompt = prompts.of_chat([ChatMessage(role="user", content="Where?")], model, arguments)
-    return ChatFormat(model, prompts.reasoning(prompt, model))
+    return ChatFormat(model, prompts.message_readers(prompt, model, (), 1))
 
 
 def test_whole_and_streamed_answers_have_reasoning_apart_from_content() -> None:
@@ -55,8 +55,8 @@ def test_whole_and_streamed_answers_have_reasoning_apart_from_content() -> None:
     assert message["reasoning_content"] == message["reasoning"]
     deltas = [chunk.choices[0].delta for chunk in (*chunks, ended) if chunk is not None]
     for name in ("reasoning", "reasoning_content"):
-        assert "".join(delta.get(name, "") for delta in deltas) == "It is lost."
-    assert "".join(delta.get("content", "") for delta in deltas) == "dispatch"
+        assert "".join(str(delta.get(name, "")) for delta in deltas) == "It is lost."
+    assert "".join(str(delta.get("content", "")) for delta in deltas) == "dispatch"
     assert all(delta for delta in deltas[:-1]), "chunks without text are not sent"
 
 

@@ -15,7 +15,11 @@ REFUSED = [
     ({"messages": [USER, {"role": "bot", "content": "x"}]}, "messages[1].role", "'assistant'"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "Field required"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "Field required"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role", "'user'"),
+    (
+        {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        "messages",
+        "calls of tools",
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages[0].content",
@@ -37,8 +41,8 @@ REFUSED = [
     ({"n": 129}, "n", "less than or equal to 128"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 items"),
     ({"stop": ""}, "stop[0]", "at least 1 character"),
-    ({"tools": [TOOL]}, "tools", "not supported"),
-    ({"tool_choice": "auto"}, "tool_choice", "'auto' is not supported"),
+    ({"tools": [TOOL]}, "tools", "whose engine is VLLM"),
+    ({"tool_choice": "auto"}, None, "only allowed with tools"),
     ({"top_logprobs": 2}, None, "logprobs=true"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"presence_penalty": 0.5}, "presence_penalty", "0.5 is not supported"),

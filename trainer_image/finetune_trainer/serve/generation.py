@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from finetune_trainer.serve.constraint import Constraint
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+"""Why the answer to a chat ended. With complete calls of tools, `stop` becomes `tool_calls`."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
+from finetune_trainer.serve.messagereader import MessageReader
 from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
+from finetune_trainer.serve.toolcalls import TOOL_FORMS, ToolForm, ToolStream, tool_form_of
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
 from finetune_trainer.tokens.reasoning import ReasoningStream
 
@@ -47,17 +50,24 @@ class Prompts:
         self.context_length = context_length
 
     def of_chat(
-        self, messages: Sequence[ChatMessage], model: str, arguments: TemplateArguments = NONE
+        self,
+        messages: Sequence[ChatMessage],
+        model: str,
+        arguments: TemplateArguments = NONE,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
         """Tokenize a conversation with the chat template, as in training, up to the start of the answer.
 
         The request's arguments for the template replace those of the model one by one.
         """
+        if any(message.tool_calls or message.role == "tool" for message in messages):
+            self._tool_form(model, "messages")
         turns = tuple(map(_turn, messages))
         try:
             text = render(
                 self._tokenizer,
                 turns,
+                tools=list(tools) or None,
                 template=self._templates.get(model),
                 add_generation_prompt=True,
                 arguments={**self._arguments.get(model, NONE), **arguments},
@@ -78,6 +88,32 @@ class Prompts:
         return (
             None if reader.parser is None else ReasoningStream(reader.parser, is_open=reader.is_open(prompt))
         )
+
+    def message_readers(
+        self, prompt: list[int], model: str, tools: Sequence[dict[str, Any]], choices: int
+    ) -> list[MessageReader]:
+        """A reader for each choice of the answer to a chat.
+
+        Raises RequestError for tools, if the model's chat template does not say how to call them.
+        """
+        form = self._tool_form(model, "tools") if tools else None
+        return [
+            MessageReader(self.reasoning(prompt, model), None if form is None else ToolStream(form, tools))
+            for _ in range(choices)
+        ]
+
+    def _tool_form(self, model: str, field: str) -> ToolForm:
+        template = self._templates.get(model) or str(self._tokenizer.get_chat_template(tools=[{}]))
+        form = tool_form_of(template)
+        if form is None:
+            known = ", ".join(each.name for each in TOOL_FORMS)
+            raise RequestError.invalid(
+                "The chat template of this model has calls of tools in no form that this server reads"
+                f" ({known}): send no tools and no calls, or use an endpoint whose engine is VLLM, with"
+                " spec.serving.toolCallParser.",
+                field,
+            )
+        return form
 
     def of_text(self, prompt: str | list[int]) -> list[int]:
         """Tokenize a text, after the tokenizer's beginning-of-text token. Returns token ids unchanged."""
@@ -120,12 +156,16 @@ class Prompts:
         return min(limit, most)
 
 
-def _turn(message: ChatMessage) -> dict[str, str]:
+def _turn(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates read it."""
-    turn = {
+    turn: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
         "content": message.content,
     }
     if reasoning := message.reasoning or message.reasoning_content:
         turn["reasoning_content"] = reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [call.for_template() for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
     return turn

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, ChatTemplateKwargs
 from finetune_trainer.serve.answerforms import AnswerForm, StrictFields
+from finetune_trainer.serve.toolfields import DeclaredTool, EarlierCall
 
 MAX_CHOICES: Final = 128
 """Max value of `n`, as in OpenAI's API. A server has its own limit, too."""
@@ -30,8 +31,6 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -41,6 +40,8 @@ _NEUTRAL_IN_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = {
     **_NEUTRAL,
     "logprobs": (),
     "response_format": ({"type": "text"},),
+    "tool_choice": ("none",),
+    "tools": ([],),
 }
 
 WITHOUT_EFFECT: Final = frozenset(
@@ -63,7 +64,6 @@ _NEUTRAL_IN_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = {
     "audio": (),
     "function_call": (),
     "refusal": (),
-    "tool_calls": ([],),
 }
 """Unsupported fields of a message. A client may send an earlier answer back as it received it."""
 
@@ -142,17 +142,24 @@ def _template_arguments(arguments: object) -> object:
 class ChatMessage(StrictFields):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_text_of)]
     reasoning: str | None = None
     """Reasoning of an earlier answer, for templates that keep it."""
     reasoning_content: str | None = None
     """Another name for `reasoning`."""
+    tool_calls: list[EarlierCall] = Field(default=[])
+    tool_call_id: str | None = None
+    """Call that a message of the role tool answers."""
 
     @model_validator(mode="before")
     @classmethod
     def _supported_fields(cls, body: Any) -> object:
-        return _supported(body, _NEUTRAL_IN_MESSAGE, frozenset())
+        fields = _supported(body, _NEUTRAL_IN_MESSAGE, frozenset())
+        if isinstance(fields, dict) and fields.get("tool_calls"):
+            # An answer with calls may have no content.
+            return {"content": "", **fields}
+        return fields
 
 
 class StreamOptions(StrictFields):
@@ -225,6 +232,9 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: AnswerForm | None = None
+    tools: list[DeclaredTool] = Field(default=[], max_length=128)
+    tool_choice: Literal["none", "auto"] | None = None
+    """Default: auto."""
     chat_template_kwargs: Annotated[
         ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=16)
     ] = Field(default={})
@@ -241,6 +251,26 @@ class ChatCompletionRequest(GenerationRequest):
     def num_top_logprobs(self) -> int | None:
         """Number of most probable tokens to return with each token; None without log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates read them."""
+        return [] if self.tool_choice == "none" else [tool.for_template() for tool in self.tools]
+
+    @property
+    def schema_of_content(self) -> dict[str, Any] | None:
+        """The JSON Schema of the content; None for any text."""
+        return None if self.response_format is None else self.response_format.schema_of_content
+
+    @model_validator(mode="after")
+    def _tools_alone(self) -> "ChatCompletionRequest":
+        if self.tool_choice == "auto" and not self.tools:
+            raise PydanticCustomError("tool_choice", "tool_choice is only allowed with tools")
+        if self.offered_tools and self.schema_of_content is not None:
+            raise PydanticCustomError(
+                "tools", "a response_format of JSON is not supported with tools: omit one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _top_of_logprobs(self) -> "ChatCompletionRequest":

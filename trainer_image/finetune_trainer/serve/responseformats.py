@@ -1,6 +1,5 @@
 """Formats of a response: chat or completion, whole or in chunks."""
 
-import copy
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import BaseModel
 
-from finetune_trainer.serve.generation import Candidate, Chosen, FinishReason
+from finetune_trainer.serve.generation import Candidate, ChatFinishReason, Chosen, FinishReason
+from finetune_trainer.serve.messagereader import MessagePart, MessageReader
 from finetune_trainer.serve.responses import (
     AssistantMessage,
     ChatChoice,
@@ -17,18 +17,16 @@ from finetune_trainer.serve.responses import (
     ChatCompletionChunk,
     ChoiceLogprobs,
     Completion,
-    DeltaField,
+    Delta,
     TextChoice,
     TokenLogprob,
     TokenUsage,
+    ToolCallDelta,
     TopLogprob,
 )
 
 if TYPE_CHECKING:
     from finetune_trainer.serve.answer import CompleteChoice
-
-    # It imports transformers, which takes seconds.
-    from finetune_trainer.tokens.reasoning import Parts, ReasoningStream
 
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
@@ -58,10 +56,10 @@ class ResponseFormat(Protocol):
 class ChatFormat:
     """Responses of /v1/chat/completions."""
 
-    def __init__(self, model: str, reasoning: "ReasoningStream | None" = None, choices: int = 1) -> None:
-        """`reasoning` separates the reasoning of an answer, which gets its own field."""
-        self.separates_reasoning = reasoning is not None
-        self._reasoning = [copy.copy(reasoning) for _ in range(choices)]
+    def __init__(self, model: str, readers: Sequence[MessageReader]) -> None:
+        """`readers`: one for each choice."""
+        self.separates_reasoning = any(reader.reasoning is not None for reader in readers)
+        self._readers = readers
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
@@ -75,23 +73,13 @@ class ChatFormat:
             choices=tuple(
                 ChatChoice(
                     index=index,
-                    message=self._message(index, choice.text),
+                    message=_message(self._readers[index], choice.text),
                     logprobs=_logprobs(choice.tokens),
-                    finish_reason=choice.reason,
+                    finish_reason=self._reason(index, choice.reason),
                 )
                 for index, choice in enumerate(choices)
             ),
             usage=usage,
-        )
-
-    def _message(self, choice: int, text: str) -> AssistantMessage:
-        stream = self._reasoning[choice]
-        if stream is None:
-            return AssistantMessage(content=text)
-        first, rest = stream.push(text), stream.finish()
-        reasoning = first.reasoning + rest.reasoning
-        return AssistantMessage(
-            content=first.content + rest.content, reasoning=reasoning, reasoning_content=reasoning
         )
 
     def start(self, choice: int) -> ChatCompletionChunk:
@@ -101,25 +89,30 @@ class ChatFormat:
     def part(self, choice: int, text: str, token: Chosen | None = None) -> ChatCompletionChunk | None:
         """Build a chunk of text.
 
-        None if all of it is held back, as it may be a tag around reasoning, and the token has no
+        None if all of it is held back, as it may belong to a tag or a call, and the token has no
         log-probabilities.
         """
-        stream = self._reasoning[choice]
-        delta: dict[DeltaField, str] = {"content": text} if stream is None else _delta(stream.push(text))
-        if token is None and not any(delta.values()):
+        before = self._readers[choice].calls
+        delta = _delta(self._readers[choice].push(text), before)
+        if token is None and not delta:
             return None
         logprobs = _logprobs(() if token is None else (token,))
         return self._chunk(ChatChunkChoice(index=choice, delta=delta, logprobs=logprobs))
 
     def end(self, choice: int, reason: FinishReason) -> ChatCompletionChunk:
         """Build the chunk with the finish reason, and with text that was held back."""
-        stream = self._reasoning[choice]
-        delta = {} if stream is None else _delta(stream.finish())
-        return self._chunk(ChatChunkChoice(index=choice, delta=delta, finish_reason=reason))
+        before = self._readers[choice].calls
+        delta = _delta(self._readers[choice].finish(), before)
+        return self._chunk(
+            ChatChunkChoice(index=choice, delta=delta, finish_reason=self._reason(choice, reason))
+        )
 
     def usage(self, usage: TokenUsage) -> ChatCompletionChunk:
         """Build the chunk with the token counts."""
         return self._chunk(usage=usage)
+
+    def _reason(self, choice: int, reason: FinishReason) -> ChatFinishReason:
+        return "tool_calls" if reason == "stop" and self._readers[choice].calls else reason
 
     def _chunk(self, *choices: ChatChunkChoice, usage: TokenUsage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -127,12 +120,29 @@ class ChatFormat:
         )
 
 
-def _delta(parts: "Parts") -> dict[DeltaField, str]:
-    delta: dict[DeltaField, str] = {}
-    if parts.reasoning:
-        delta["reasoning"] = delta["reasoning_content"] = parts.reasoning
-    if parts.content:
-        delta["content"] = parts.content
+def _message(reader: MessageReader, text: str) -> AssistantMessage:
+    first, rest = reader.push(text), reader.finish()
+    content, calls = first.content + rest.content, first.calls + rest.calls
+    reasoning = None if reader.reasoning is None else first.reasoning + rest.reasoning
+    return AssistantMessage(
+        content=content if content or not calls else None,
+        tool_calls=calls,
+        reasoning=reasoning,
+        reasoning_content=reasoning,
+    )
+
+
+def _delta(part: MessagePart, calls_before: int) -> Delta:
+    delta: Delta = {}
+    if part.reasoning:
+        delta["reasoning"] = delta["reasoning_content"] = part.reasoning
+    if part.content:
+        delta["content"] = part.content
+    if part.calls:
+        delta["tool_calls"] = tuple(
+            ToolCallDelta(index=index, id=call.id, function=call.function)
+            for index, call in enumerate(part.calls, calls_before)
+        )
     return delta
 
 

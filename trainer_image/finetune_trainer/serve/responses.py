@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from finetune_trainer.serve.generation import FinishReason
+from finetune_trainer.serve.generation import ChatFinishReason, FinishReason
 
-DeltaField = Literal["role", "content", "reasoning", "reasoning_content"]
+DeltaField = Literal["role", "content", "reasoning", "reasoning_content", "tool_calls"]
 
 
 class TokenUsage(BaseModel):
@@ -17,11 +17,38 @@ class TokenUsage(BaseModel):
     total_tokens: int
 
 
+class CalledFunction(BaseModel):
+    """The function of a call."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+class ToolCall(BaseModel):
+    """A call of a tool in an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ToolCallDelta(ToolCall):
+    """A call in a chunk: each is complete."""
+
+    index: int
+
+
+Delta = dict[DeltaField, str | tuple[ToolCallDelta, ...]]
+
+
 class AssistantMessage(BaseModel):
     """Message of the assistant in a chat response."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None: the message has calls only."""
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=lambda calls: not calls)
     reasoning: str | None = Field(default=None, exclude_if=lambda text: text is None)
     """Reasoning of the model, under the name that vLLM uses. Absent if the template has none."""
     reasoning_content: str | None = Field(default=None, exclude_if=lambda text: text is None)
@@ -59,17 +86,17 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatChunkChoice(BaseModel):
     """The only choice of a chunk."""
 
     index: int
-    delta: dict[DeltaField, str]
+    delta: Delta
     """Addition of the chunk to the message."""
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
 
 
 class TextChoice(BaseModel):

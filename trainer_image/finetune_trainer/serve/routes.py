@@ -64,11 +64,12 @@ def routes(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         body = await _read(request, ChatCompletionRequest)
         loaded = _begin(service, request, body)
+        prompts, tools = loaded.prompts, body.offered_tools
         prompt = await service.tokenize(
-            partial(loaded.prompts.of_chat, body.messages, body.model, body.chat_template_kwargs)
+            partial(prompts.of_chat, body.messages, body.model, body.chat_template_kwargs, tools)
         )
-        reasoning = await service.tokenize(partial(loaded.prompts.reasoning, prompt, body.model))
-        form = ChatFormat(body.model, reasoning, body.n)
+        readers = await service.tokenize(partial(prompts.message_readers, prompt, body.model, tools, body.n))
+        form = ChatFormat(body.model, readers)
         constraints = await _constraints(service, body, prompt)
         return await _generate(service, request, body, prompt, form, constraints=constraints)
 
@@ -125,7 +126,7 @@ async def _constraints(
     service: Service, body: ChatCompletionRequest, prompt: list[int]
 ) -> "list[Constraint]":
     """The constraint of each choice; none if the answer may be any text."""
-    schema = None if body.response_format is None else body.response_format.schema_of_content
+    schema = body.schema_of_content
     if schema is None:
         return []
     return await service.tokenize(lambda: service.grammars.constraints(schema, prompt, body.model, body.n))
