@@ -265,7 +265,7 @@ def test_a_model_is_added_replica_by_replica(
     with endpoint.step("RollingUpdate with maxSurge 1, a model added"):
         endpoint.serve({"rollingUpdate": {"maxSurge": 1}}, tuned=second.pin, extra=first.pin)
         endpoint.eventually(
-            "both revisions serve", lambda: endpoint.revisions()[0]["weight"] in range(1, 100)
+            "both revisions serve", lambda: endpoint.revisions()[0].get("weight") in range(1, 100)
         )
         endpoint.until("Ready", "Serving")
         assert (endpoint.answer(), endpoint.answer(model="extra")) == (second.answer, first.answer)
