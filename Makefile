@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -93,6 +93,9 @@ bench-model-cache: packages-environment .venv ## Start of a serving pod with and
 
 bench-evaluate: packages-environment .venv ## Answer rows of an evaluation, and compare with one row at a time
 	@$(RUN) -m tools.bench.evaluate --page
+
+bench-serving: packages-peers packages-environment .venv ## Start and speed of the engines, and what an endpoint adds to vLLM; STEPS="vllm" for some
+	@$(RUN) -m tools.peers.serving $(or $(STEPS),--page)
 
 bench-memory: packages-environment .venv ## Host memory of each process of a sharded run
 	@$(RUN) -m tools.bench.memory --page

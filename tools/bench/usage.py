@@ -1,7 +1,7 @@
 """Processor time and memory of processes, from /proc."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,17 +63,27 @@ def peak_bytes(pid: int) -> int:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process and all its descendants; shared pages count once per process."""
-    total, pending = 0, [pid]
-    while pending:
-        process = Path(f"/proc/{pending.pop()}")
+    total = 0
+    for process in descendants(pid):
         try:
-            total += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
-            children = [path.read_text() for path in process.glob("task/*/children")]
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE_BYTES
         except OSError:
             # The process has ended.
             continue
-        pending += (int(child) for text in children for child in text.split())
     return total
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all its descendants that run."""
+    pending = [pid]
+    while pending:
+        process = pending.pop()
+        try:
+            children = [path.read_text() for path in Path(f"/proc/{process}").glob("task/*/children")]
+        except OSError:
+            continue
+        yield process
+        pending += (int(child) for text in children for child in text.split())
 
 
 def _machine_seconds() -> float:

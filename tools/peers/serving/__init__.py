@@ -1,0 +1,1 @@
+"""Speed of serving: vLLM with and without what an endpoint adds, and the built-in engine."""

@@ -1,0 +1,108 @@
+"""The tables of the results, written to docs/benchmarks.md."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+from scipy import stats
+
+from tools.bench.page import put
+from tools.bench.sheet import Sheet
+from tools.peers import vllm
+from tools.peers.serving.streams import StreamsPair, StreamsResult
+
+BEGIN: Final = "<!-- Written by make bench-serving from here -->"
+STREAMS: Final = (1, 8, 32)
+"""Numbers of simultaneous streams."""
+CONFIDENCE: Final = 0.95
+
+
+class Ratio(NamedTuple):
+    """Geometric mean of the ratios of alternating pairs, with its interval at 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def ratio(pairs: Sequence[StreamsPair]) -> Ratio:
+    """Tokens per second relative to vLLM alone, from at least two pairs."""
+    logs = [math.log(pair.endpoint.rate / pair.alone.rate) for pair in pairs]
+    mean = sum(logs) / len(logs)
+    low, high = stats.t.interval(CONFIDENCE, len(logs) - 1, loc=mean, scale=max(stats.sem(logs), 1e-12))
+    return Ratio(math.exp(mean), math.exp(low), math.exp(high))
+
+
+def starts_sheet(starts: Mapping[str, Mapping[str, float]]) -> Sheet:
+    """One row per engine."""
+    columns = ("weights not in the page cache, s", "again, s")
+    rows = tuple(
+        (name, *(f"{each[kind]:.1f}" if kind in each else "" for kind in ("cold", "warm")))
+        for name, each in starts.items()
+    )
+    return Sheet("From the start of the process to the first token", ("", *columns), rows)
+
+
+def speeds_sheet(speeds: Mapping[str, Mapping[int, StreamsResult]]) -> Sheet:
+    """One row per server: tokens per second of all streams together."""
+    rows = tuple(
+        (
+            name,
+            *(f"{found[streams].rate:,.1f}" for streams in STREAMS),
+            *(f"{found[streams].first_token_seconds:.2f}" for streams in STREAMS),
+        )
+        for name, found in speeds.items()
+    )
+    numbers = [f"{streams} stream{'s' * (streams > 1)}" for streams in STREAMS]
+    columns = (
+        *(f"tokens/s, {each}" for each in numbers),
+        *(f"s to the first token, {each}" for each in numbers),
+    )
+    return Sheet("Gemma 3 270M, bfloat16, one thread", ("", *columns), rows)
+
+
+def overhead_sheet(compared: Mapping[str, Sequence[StreamsPair]]) -> Sheet:
+    """One row per comparison."""
+    rows = tuple(
+        (
+            name,
+            str(len(pairs)),
+            str(ratio(pairs)),
+            _cost([pair.alone for pair in pairs]),
+            _cost([pair.endpoint for pair in pairs]),
+        )
+        for name, pairs in compared.items()
+    )
+    columns = (
+        "",
+        "pairs",
+        "tokens/s relative to vLLM alone (95 %)",
+        "processor s per 1,000 tokens, vLLM alone",
+        "processor s per 1,000 tokens",
+    )
+    return Sheet(f"What an endpoint adds to vLLM, {STREAMS[-1]} streams", columns, rows)
+
+
+def _cost(results: Sequence[StreamsResult]) -> str:
+    return f"{median(each.cost for each in results):.2f}" if results[0].processor_seconds else ""
+
+
+def write(page: Path, sheets: Sequence[Sheet]) -> None:
+    """Replace the text between the markers of `page` with the tables.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    packages = [f"{package} {version(package)}" for package in ("torch", "transformers")]
+    put(page, BEGIN, sheets, ", ".join([f"vLLM {vllm.version()}", *packages]))
+
+
+def pairs_of(recorded: Sequence[Sequence[Mapping[str, Any]]]) -> list[StreamsPair]:
+    """Pairs from the JSON of a record."""
+    return [StreamsPair(*(StreamsResult(**each) for each in pair)) for pair in recorded]
