@@ -20,6 +20,7 @@ from finetune_operator.api.metricrules import (
     MetricName,
     is_in_family,
 )
+from finetune_operator.api.serving import EngineArgument
 from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.evaluation import (
     EvaluationChecksFields,
@@ -176,6 +177,15 @@ class EvaluationSettings(Model):
         Field(description="Prompt of the model Prompted. Default: the defaults of its fields."),
     ] = None
     judges: JudgeList = ()
+    extra_engine_arguments: Annotated[
+        tuple[EngineArgument, ...],
+        Field(
+            max_length=32,
+            description="Arguments of the engine VLLM when it generates the answers, one per item, as --name"
+            " or --name=value. The ComputeProfile must allow each name in allowedEngineArguments. Use those"
+            " of the endpoints. Default: none.",
+        ),
+    ] = ()
     slice_by: Annotated[
         str | None,
         Field(

@@ -21,11 +21,18 @@ class AnsweringModel:
     """Properties of an adapter; None if they are not recorded."""
 
 
-def answer_engine(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> AnswerEngine | None:
+def answer_engine(
+    profile: ComputeProfile, models: Sequence[AnsweringModel], arguments: tuple[str, ...] = ()
+) -> AnswerEngine | None:
     """The engine of the profile, or why the trainer answers in its place.
 
     One engine answers for all subjects, so that no difference between them is one of engines. None: the
     profile has the engine of the trainer.
+
+    Args:
+        profile: ComputeProfile of the stage.
+        models: all weights that answer.
+        arguments: arguments of the user for the command of the engine.
     """
     spec, answering = profile.spec, engine_of(profile).answering
     if answering is None:
@@ -42,6 +49,7 @@ def answer_engine(profile: ComputeProfile, models: Sequence[AnsweringModel]) -> 
         name=spec.engine,
         image=spec.images.engine,
         max_lora_rank=max(ranks, default=None),
+        arguments=arguments,
     )
 
 

@@ -45,6 +45,7 @@ def answer_servers(config: EvaluateConfig, accelerators: int) -> tuple[AnswerSer
                         adapters=tuple(server.adapters),
                         max_rank=engine.max_lora_rank or 0,
                         accelerators=accelerators,
+                        arguments=engine.arguments,
                     )
                 )
             ),

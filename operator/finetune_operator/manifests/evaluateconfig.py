@@ -96,7 +96,7 @@ def _answer_engine(
     models = [AnsweringModel("the evaluated Checkpoint", weights.type, weights.adapter)]
     if live is not None:
         models.append(AnsweringModel(f"the champion {live.name}", live.type, live_adapter))
-    return answer_engine(profile, models)
+    return answer_engine(profile, models, evaluation.extra_engine_arguments)
 
 
 def generates_answers(evaluation: EvaluationSettings) -> bool:

@@ -206,6 +206,57 @@ def test_the_profile_of_the_evaluation_decides() -> None:
     assert (engine.name, engine.image, engine.max_lora_rank) == ("VLLM", "registry.example/vllm:1", 16)
 
 
+def test_arguments_of_the_user_are_the_last_of_the_command() -> None:
+    evaluation = {"metrics": ["exact_match"], "extraEngineArguments": ["--quantization=fp8"]}
+    run = finetunejob(evaluation=evaluation)
+    served = profile(**VLLM, allowedEngineArguments=["--quantization"])
+    cluster = MemoryCluster(*prerequisites(), dataset(), run)
+    cluster.change("ComputeProfile", "cpu", **served["spec"])
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    for stage in ("preflight", "train"):
+        cluster.settle()
+        cluster.succeed(stage, RESULTS[stage](), after=10)
+    cluster.settle()
+
+    (server,) = answers_of(cluster).servers
+    assert server.command[-2:] == ("--port=8000", "--quantization=fp8")
+
+
+@pytest.mark.parametrize(
+    ("on", "argument", "message"),
+    [
+        (VLLM, "--quantization=fp8", "is not in spec.allowedEngineArguments of ComputeProfile cpu"),
+        (VLLM, "--port=1", "--port is set by the operator"),
+        ({}, "--quantization=fp8", "needs the engine VLLM"),
+    ],
+)
+def test_arguments_that_the_engine_may_not_get_block_a_run_before_it_starts(
+    on: dict[str, Any], argument: str, message: str
+) -> None:
+    evaluation = {"metrics": ["exact_match"], "extraEngineArguments": [argument]}
+    cluster = MemoryCluster(*prerequisites(), dataset(), finetunejob(evaluation=evaluation))
+    cluster.change("ComputeProfile", "cpu", **on)
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+
+    assert not cluster.has_stage_job("preflight")
+    found = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert found is not None
+    assert found["reason"] == "UnsupportedByEngine"
+    assert f"spec.evaluation.extraEngineArguments{': ' if on else ' '}" in found["message"]
+    assert message in found["message"]
+
+
+def test_arguments_that_the_engine_may_not_get_block_an_evaluation() -> None:
+    cluster = evaluating(extraEngineArguments=["--quantization=fp8"])
+
+    found = cluster.condition("Evaluation", EVALUATION, "Reconciling")
+    assert found is not None
+    assert found["reason"] == "UnsupportedByEngine"
+
+
 def test_the_status_names_the_engine_and_its_version() -> None:
     cluster = cluster_of()
     cluster.succeed("evaluate", evaluated(engine=EngineVersion(name="VLLM", version="0.32.0")), after=10)

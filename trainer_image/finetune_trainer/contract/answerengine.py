@@ -18,6 +18,8 @@ class AnswerEngine(Contract):
     """Image of the engine's container."""
     max_lora_rank: int | None = None
     """Highest rank of the adapters; None if there are none."""
+    arguments: tuple[str, ...] = ()
+    """Arguments of the user for its command."""
     unsupported: Annotated[str, Field(max_length=512)] = ""
     """What the engine of the ComputeProfile cannot load, and what to do, as a sentence for the user."""
     folder: str = ANSWERS_MOUNT

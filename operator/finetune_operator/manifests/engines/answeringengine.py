@@ -16,6 +16,8 @@ class AnsweredModels:
     """Highest rank of the adapters."""
     accelerators: int
     """Accelerators of the pod; 0 if devices are CPU cores."""
+    arguments: tuple[str, ...] = ()
+    """Arguments of the user, after those of the operator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,10 @@ tokens, and the middleware that guards the port. docs/serving.md explains each o
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.manifests.configvariable import config_variable, literal
 from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
 from finetune_operator.plan import Manifest
@@ -98,6 +99,20 @@ def is_managed(argument: str) -> bool:
     """Whether an argument sets an option of the operator, also by a prefix, which vLLM accepts too."""
     name = option_name(argument)
     return any(managed.startswith(name) for managed in MANAGED)
+
+
+def argument_problems(arguments: Iterable[str], field: str, profile: ComputeProfile) -> Iterator[str]:
+    """What keeps the engine from getting these arguments, by the field of the spec that has them."""
+    allowed = set(profile.spec.allowed_engine_arguments)
+    for argument in arguments:
+        name = argument.partition("=")[0].partition(".")[0]
+        if is_managed(argument):
+            yield f"{field}: {name} is set by the operator: remove it"
+        elif name not in allowed:
+            yield (
+                f"{field}: {name} is not in spec.allowedEngineArguments of ComputeProfile {profile.name}:"
+                " remove it, or ask the platform team to allow it"
+            )
 
 
 def vllm_command(config: ServingConfig) -> list[str]:

@@ -16,7 +16,7 @@ from finetune_trainer.contract.environment import ANSWERS_MODELS, SERVE_PORT
 
 def vllm_answer_command(models: AnsweredModels) -> list[str]:
     """The command of a server. Requests set all that decides an answer, so that no file of a model does."""
-    return ["vllm", "serve", f"{ANSWERS_MODELS}/{models.name}", *_options(models)]
+    return ["vllm", "serve", f"{ANSWERS_MODELS}/{models.name}", *_options(models), *models.arguments]
 
 
 def _options(models: AnsweredModels) -> Iterator[str]:

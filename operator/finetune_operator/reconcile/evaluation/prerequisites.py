@@ -93,7 +93,8 @@ def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None
             f"ComputeProfile {profile.name} cannot be used. {'; '.join(messages)}",
             requeue_after=None,
         )
-    return profiles.check_devices(profile, evaluation.spec.compute.devices, "spec.compute.devices")
+    too_many = profiles.check_devices(profile, evaluation.spec.compute.devices, "spec.compute.devices")
+    return too_many or profiles.check_engine_arguments(evaluation.spec, profile, "spec.extraEngineArguments")
 
 
 def _too_old(profile: ComputeProfile, trainer: TrainerImage) -> Blocked | None:

@@ -72,6 +72,11 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     evaluate_profile = _evaluate_profile(job, profile, snapshot)
     if isinstance(evaluate_profile, Blocked):
         return evaluate_profile
+    refused = profiles.check_engine_arguments(
+        job.spec.evaluation, evaluate_profile, "spec.evaluation.extraEngineArguments"
+    )
+    if refused is not None:
+        return refused
     store = _store(job, profile)
     if isinstance(store, Blocked):
         return store

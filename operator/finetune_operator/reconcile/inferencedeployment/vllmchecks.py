@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
-from finetune_operator.manifests.engines.vllm import LORA_RANKS, is_managed
+from finetune_operator.manifests.engines.vllm import LORA_RANKS, argument_problems
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.reconcile.steps import Failed
 from finetune_operator.status.reasons import Reason
@@ -67,18 +67,8 @@ def _parsers(revision: Revision, config: ServingConfig) -> Problems:
 
 
 def _arguments(revision: Revision, config: ServingConfig) -> Problems:
-    profile = revision.profile
-    allowed = set(profile.spec.allowed_engine_arguments)
-    for argument in config.settings.extra_engine_arguments:
-        name = argument.partition("=")[0].partition(".")[0]
-        where = f"spec.serving.extraEngineArguments: {name}"
-        if is_managed(argument):
-            yield f"{where} is set by the operator: remove it"
-        elif name not in allowed:
-            yield (
-                f"{where} is not in spec.allowedEngineArguments of ComputeProfile {profile.name}: remove it,"
-                " or ask the platform team to allow it"
-            )
+    arguments, field = config.settings.extra_engine_arguments, "spec.serving.extraEngineArguments"
+    return argument_problems(arguments, field, revision.profile)
 
 
 CHECKS: Final[tuple[Callable[[Revision, ServingConfig], Problems], ...]] = (

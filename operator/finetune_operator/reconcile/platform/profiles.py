@@ -2,8 +2,10 @@
 
 from typing import Final
 
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.computeprofile import BUILT_IN, DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.storereference import StoreReference
+from finetune_operator.manifests.engines.vllm import argument_problems
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.reasons import Reason
@@ -88,6 +90,23 @@ def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | 
         f" trainer image of this release with trainerContract {CONTRACT_VERSION}, or remove the setting. A"
         " run that has started keeps its image, so make a new one",
     )
+
+
+def check_engine_arguments(
+    evaluation: EvaluationSettings | None, profile: ComputeProfile, field: str
+) -> Blocked | None:
+    """Whether the engine that generates the answers of the evaluation may get its arguments.
+
+    `field` is the field of the spec that has them.
+    """
+    arguments = evaluation.extra_engine_arguments if evaluation is not None else ()
+    message = "; ".join(argument_problems(arguments, field, profile))
+    if arguments and profile.spec.engine == BUILT_IN:
+        message = (
+            f"{field} needs the engine VLLM, and ComputeProfile {profile.name} has engine: {BUILT_IN}: use a"
+            " profile with engine: VLLM, or leave the field out"
+        )
+    return Blocked(Reason.UNSUPPORTED_BY_ENGINE, message, requeue_after=None) if message else None
 
 
 def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:
