@@ -1,5 +1,6 @@
 """API keys of an endpoint: admitted and rejected requests, and rotation of keys."""
 
+import hmac
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.apikeys import ApiKeys
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 
@@ -74,6 +76,25 @@ def test_keys_are_rotated_without_a_restart(tmp_path: Path) -> None:
     assert admitted(keys, OTHER)
 
 
+@pytest.mark.parametrize("key", [RIGHT, OTHER, "x", ""])
+def test_every_key_is_compared_whatever_the_result(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The duration of a comparison must not say which key is right, or how much of it."""
+    mount(tmp_path, alice=RIGHT, bob=OTHER, carol="sk-third")
+    keys = ApiKeys(tmp_path)
+    lengths: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def counted(valid: bytes, given: bytes) -> bool:
+        lengths.append((len(valid), len(given)))
+        return compare(valid, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    assert admitted(keys, key) == (key in (RIGHT, OTHER))
+    assert lengths == [(32, 32)] * 3
+
+
 @pytest.mark.parametrize("keys", [{}, {"alice": ""}, {"alice": " \n"}], ids=str)
 def test_a_secret_without_a_key_opens_nothing(tmp_path: Path, keys: dict[str, str]) -> None:
     mount(tmp_path, **keys)
@@ -133,6 +154,26 @@ def test_probes_and_metrics_need_no_key_and_refusals_are_counted(guarded: Endpoi
     before = guarded.metric(sample)
     guarded.http.post("/v1/chat/completions", json={})
     assert guarded.metric(sample) == before + 1
+
+
+def test_a_running_server_takes_new_keys_and_forgets_old_ones(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apikeys, "_REFRESH_SECONDS", 0)
+    mount(tmp_path, alice=RIGHT)
+    with served_here(serve_config(root, models=(), api_keys_path=str(tmp_path))) as served:
+        assert ask(served, RIGHT) is not None
+        with pytest.raises(openai.AuthenticationError):
+            ask(served, OTHER)
+
+        mount(tmp_path, alice=RIGHT, next=OTHER)
+        assert ask(served, RIGHT) is not None
+        assert ask(served, OTHER) is not None
+
+        mount(tmp_path, next=OTHER)
+        with pytest.raises(openai.AuthenticationError):
+            ask(served, RIGHT)
+        assert ask(served, OTHER) is not None
 
 
 def test_an_endpoint_without_keys_asks_for_none(endpoint: Endpoint) -> None:

@@ -1,11 +1,15 @@
 """Every refusal has the shape of the OpenAI API and names the invalid field."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from fastapi.routing import APIRoute
 
-from tests.trainer.serve.endpoint import Endpoint
+from finetune_trainer.serve.routes import routes
+from finetune_trainer.serve.service import Service
+from tests.trainer.serve.endpoint import Endpoint, serve_config
 
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
@@ -128,6 +132,24 @@ def test_no_client_of_the_service_can_take_the_server_out_of_it(
 
     assert answer.status_code == 404
     assert endpoint.health() == 200
+
+
+def test_the_server_has_the_routes_of_the_api_and_those_of_the_cluster(root: Path) -> None:
+    found = {
+        (method, route.path)
+        for route in routes(Service(serve_config(root))).routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+
+    assert found == {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{name:path}"),
+        ("GET", "/health"),
+        ("GET", "/metrics"),
+    }
 
 
 def test_fields_without_effect_and_neutral_values_are_accepted(endpoint: Endpoint) -> None:

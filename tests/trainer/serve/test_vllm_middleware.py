@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from finetune_trainer.contract.configs.serve import ServedModel
+from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
@@ -105,7 +106,10 @@ def test_a_websocket_is_closed() -> None:
     assert sent == ["websocket.close"]
 
 
-def test_keys_are_required_and_rotated_on_every_route_but_health(tmp_path: Path) -> None:
+def test_keys_are_required_and_rotated_on_every_route_but_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apikeys, "_REFRESH_SECONDS", 0)
     mount(tmp_path, alice=RIGHT)
     guarded = Guarded(api_keys_path=str(tmp_path))
 
@@ -118,6 +122,9 @@ def test_keys_are_required_and_rotated_on_every_route_but_health(tmp_path: Path)
     refused = {path: 200 if path == "/health" else 401 for path in ROUTES}
     assert asyncio.run(statuses(RIGHT)) == {**dict.fromkeys(ROUTES, 200), "/metrics": 404}
     assert asyncio.run(statuses(OTHER)) == {**refused, "/metrics": 404}
+    mount(tmp_path, next=OTHER)
+    assert asyncio.run(statuses(OTHER)) == {**dict.fromkeys(ROUTES, 200), "/metrics": 404}
+    assert asyncio.run(statuses(RIGHT)) == {**refused, "/metrics": 404}
 
 
 @pytest.mark.parametrize("path", ROUTES)
