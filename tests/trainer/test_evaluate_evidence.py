@@ -11,6 +11,7 @@ from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.estimates import Estimates
 from finetune_trainer.evaluate.evidence import evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
@@ -292,3 +293,20 @@ def test_equal_models_have_no_gain_by_any_metric(metric: Metric) -> None:
     assert found.gain_low is not None
     assert found.gain_high is not None
     assert found.gain_low <= 0 <= found.gain_high
+
+
+@pytest.mark.parametrize(
+    ("remedy", "words"),
+    [(None, "raise the share of the split"), ("add rows to the files of the task", "files of the task")],
+)
+def test_too_few_rows_come_with_what_would_give_more(remedy: str | None, words: str) -> None:
+    values: dict[tuple[Metric, Subject], dict[int, float]] = {
+        ("task/science", "Tuned"): {number: number % 2 for number in range(MIN_UNITS - 1)}
+    }
+    measured = RowValues(values) if remedy is None else RowValues(values, remedy=remedy)
+    gate = GateBound(metric="task/science", min=0.2, confidence=0.95)
+
+    (found,) = evidence_for([gate], measured, ("Tuned",))
+
+    assert found.undecided is not None
+    assert words in found.undecided

@@ -26,6 +26,9 @@ from finetune_trainer.statistics.proportion import Proportion
 TUNED: Final[Subject] = "Tuned"
 
 
+MORE_ROWS_OF_SPLIT: Final = "raise the share of the split or add rows"
+
+
 class RowEstimates(Protocol):
     """What the evidence for gates needs of the measured rows."""
 
@@ -46,11 +49,12 @@ class RowEstimates(Protocol):
         """Return why the rows give no interval, as a sentence; empty if they give one."""
 
 
-def shortage_of(estimate: Estimate, groups: Groups | None) -> str:
+def shortage_of(estimate: Estimate, groups: Groups | None, remedy: str = MORE_ROWS_OF_SPLIT) -> str:
     """Return why the rows give no interval, as a sentence; empty if they give one.
 
     Args:
         groups: of the rows; None if they are independent.
+        remedy: how to get more rows, as an imperative.
     """
     if groups is not None and groups.of_rows is None:
         return (
@@ -66,8 +70,8 @@ def shortage_of(estimate: Estimate, groups: Groups | None) -> str:
             " more rows, or remove the confidence of the gate"
         )
     return (
-        f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: raise the share"
-        " of the split or add rows, and create a new run"
+        f"bounds need at least {MIN_UNITS} {units}, and {estimate.units} were measured: {remedy}, and"
+        " create a new run"
     )
 
 

@@ -132,7 +132,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
                 examples, measures, log.of, groups, other_tokenizers, on_figure=progress.beat
             )
             measured = tuple(examples)
-            of_tasks = RowValues(tasks.of(measured))
+            of_tasks = RowValues(tasks.of(measured), remedy="add rows to the files of the task")
             scores = (*scores_of(measured, estimates), *of_tasks.scores(), *judged.scores())
             evidence = (
                 *evidence_for(config.gates, estimates, measured),

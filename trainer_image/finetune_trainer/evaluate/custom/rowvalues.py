@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.estimates import TUNED, shortage_of
+from finetune_trainer.evaluate.estimates import MORE_ROWS_OF_SPLIT, TUNED, shortage_of
 from finetune_trainer.evaluate.evidence import score_of
 from finetune_trainer.statistics.bootstrap import MIN_UNITS, resampled_mean
 from finetune_trainer.statistics.estimate import Estimate
@@ -31,6 +31,8 @@ class RowValues:
     """The value of each row, by its number."""
     groups: Groups | None = None
     """None if the rows are independent."""
+    remedy: str = MORE_ROWS_OF_SPLIT
+    """How to get more rows, as an imperative."""
 
     @property
     def measures(self) -> Collection[Metric]:
@@ -71,7 +73,7 @@ class RowValues:
 
     def shortage(self, estimate: Estimate) -> str:
         """Return why the rows give no interval, as a sentence; empty if they give one."""
-        return shortage_of(estimate, self.groups)
+        return shortage_of(estimate, self.groups, self.remedy)
 
     def scores(self) -> Iterator[Score]:
         """Yield the score of each metric and subject, with its interval; those of a subject together.
