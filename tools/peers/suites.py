@@ -35,6 +35,8 @@ PEERS: Final = (
         f"vLLM {vllm.version()} on a CPU",
         (
             "tests/peers/test_vllm.py",
+            "tests/peers/test_vllm_command.py",
+            "tests/peers/test_vllm_evaluation.py",
             "tests/peers/test_vllm_pod.py",
             "tests/peers/test_openai_conformance.py",
         ),

@@ -107,8 +107,9 @@ def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> 
     assert "no peer other" in output
 
 
-def test_what_the_table_names_exists() -> None:
-    assert all((ROOT / path).exists() for peer in PEERS for path in peer.tests)
+def test_the_table_names_each_module_of_tests() -> None:
+    modules = {f"tests/peers/{path.name}" for path in (ROOT / "tests" / "peers").glob("test_*.py")}
+    assert {path for peer in PEERS for path in peer.tests} == modules
     assert END in PAGE.read_text().partition(command.BEGIN)[2]
 
 
