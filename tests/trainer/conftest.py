@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -41,3 +42,22 @@ def nothing_held() -> Iterator[None]:
     """Reset the scrubber: a process has the credentials of one stage, but tests share a process."""
     yield
     vars(SCRUBBER).update(vars(Scrubber()))
+
+
+@pytest.fixture(autouse=True)
+def nothing_replaced() -> Iterator[None]:
+    """Check that a test leaves the functions of torch that transformers replaces while it builds a model.
+
+    Two models that are built in two threads of one process can leave them replaced. Later models would then
+    have parameters and buffers with arbitrary content.
+    """
+    yield
+    if "transformers.modeling_utils" in sys.modules:
+        import torch
+        from transformers import PreTrainedModel
+        from transformers.initialization import TORCH_INIT_FUNCTIONS
+
+        for name, original in TORCH_INIT_FUNCTIONS.items():
+            assert getattr(torch.nn.init, name) is original
+        assert PreTrainedModel.init_weights.__qualname__ == "PreTrainedModel.init_weights"
+        assert torch.get_default_dtype() is torch.float32
