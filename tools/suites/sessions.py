@@ -16,7 +16,7 @@ SEPARATE_SESSIONS: Final = {
 }
 """Tests of trainer and API server in sessions of their own, so that all sessions take equally long."""
 E2E: Final = "tests/e2e"
-E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py")
+E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py", "test_strategies.py")
 """Modules that run on the second cluster, in this order, so that both lanes take equally long."""
 E2E_LAST: Final = f"{E2E}/test_rights.py"
 """Module that checks the requests of all lanes."""
