@@ -1,6 +1,7 @@
 """The status of an HTTPRoute, which the controllers of its gateways write."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from finetune_operator.observe.endpointhealth import EndpointHealth
@@ -81,15 +82,15 @@ def _problem(route: Manifest, parent: Parent, statuses: tuple[ParentStatus, ...]
             f"{parent} has not answered: it must exist, with a class whose controller runs, and its listeners"
             " must allow routes from this namespace",
         )
-    if len(own) > 1:
-        controllers = " and ".join(sorted(each.controller for each in own))
+    controllers = sorted({each.controller for each in own})
+    if len(controllers) > 1:
         return EndpointHealth(
             "False",
             Reason.FOREIGN_ROUTE_STATUS,
-            f"controllers {controllers} both report on {parent}: remove the status of the one that does not"
-            " implement its class",
+            f"controllers {' and '.join(controllers)} both report on {parent}: remove the status of the one"
+            " that does not implement its class",
         )
-    (status,) = own
+    status = ParentStatus(parent, controllers[0], tuple(chain.from_iterable(each.conditions for each in own)))
     if status.is_stale(generation):
         return EndpointHealth(
             "Unknown",

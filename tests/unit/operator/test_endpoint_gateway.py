@@ -344,6 +344,12 @@ def test_stale_foreign_and_missing_statuses_are_told_apart() -> None:
     assert routing(cluster)[:2] == ("False", "ForeignRouteStatus")
     assert "example.com/other and traefik.io" in routing(cluster)[2]
 
+    refusing = {**entry["conditions"][0], "type": "Accepted", "status": "False"}
+    again = {**entry, "conditions": [refusing]}
+    cluster.routes["desk"] = {**route, "status": {"parents": [entry, again]}}
+    cluster.settle()
+    assert routing(cluster)[:2] == ("False", "RouteNotAccepted"), "one controller reports twice"
+
     former = {**other, "parentRef": {**entry["parentRef"], "name": "former"}}
     cluster.routes["desk"] = {**route, "status": {"parents": [entry, former]}}
     cluster.settle()
