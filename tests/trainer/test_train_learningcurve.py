@@ -23,9 +23,10 @@ from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import ConfidenceInterval
 from finetune_trainer.train.learningcurve.curve import MAX_PROBLEM_LENGTH
 from finetune_trainer.train.learningcurve.intervals import learning_curve, outlook_of
-from finetune_trainer.train.learningcurve.record import FILE, MAX_STARTS, CurveRecord, MeasuredShare
+from finetune_trainer.train.learningcurve.record import FILE, CurveRecord, MeasuredShare
 from finetune_trainer.train.learningcurve.subsets import subset_indices, subset_size
 from finetune_trainer.train.rowlosses import RowLosses
+from finetune_trainer.train.states.restarts import MAX_STARTS_WITHOUT_PROGRESS, STARTS_FILE
 from tests.trainer import test_train_preference as preference
 from tests.trainer.interruptions import Interruption
 from tests.trainer.test_train_distributed import Pods, pods
@@ -141,22 +142,27 @@ def test_a_subset_that_diverges_has_a_point_without_a_loss(
     assert result.learning_curve.outlook == "Unknown"
 
 
-def test_a_subset_that_kills_its_pods_is_left_out(bench: Workbench) -> None:
+@pytest.mark.parametrize("step", [1, 0])
+def test_a_subset_that_makes_no_progress_is_left_out(bench: Workbench, step: int) -> None:
+    """Starts from another step than that of the saved state do not count: a lost process cost only time."""
     config = curve_config(bench)
     stopped(bench, config, STEPS["main"] + 1)
-    folder = bench.store.run_folder(RUN, "train")
-    record = CurveRecord.read(folder, config)
-    assert record is not None
-    assert record.starts == {"0.25": 0}, "a signal is not counted"
-    record.model_copy(update={"starts": {"0.25": MAX_STARTS}}).write(folder)
+    folder = bench.store.run_folder(RUN, "learning-curve-0.25")
+    starts = json.loads(folder.read(STARTS_FILE) or b"")
+    assert starts["without_progress"] == 0, "a signal is not counted"
+    exhausted = {"step": step, "without_progress": MAX_STARTS_WITHOUT_PROGRESS}
+    folder.write(STARTS_FILE, json.dumps({**starts, **exhausted}).encode())
 
     result = bench.train(config)
 
     assert result.learning_curve is not None
     first, second, _ = result.learning_curve.points
-    assert first.loss is None
-    assert f"started {MAX_STARTS} times" in (first.problem or "")
     assert second.loss is not None
+    if step == 0:
+        assert first.loss is not None
+        return
+    assert first.loss is None
+    assert f"started {MAX_STARTS_WITHOUT_PROGRESS} times from step 1" in (first.problem or "")
     assert second.gain is None, "there is no loss to compare with"
 
 

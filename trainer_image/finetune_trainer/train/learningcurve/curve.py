@@ -25,7 +25,12 @@ from finetune_trainer.train.learningcurve.record import CurveRecord, MeasuredSha
 from finetune_trainer.train.learningcurve.subsets import subset_data
 from finetune_trainer.train.rowlosses import RowLosses
 from finetune_trainer.train.session import TrainingSession
-from finetune_trainer.train.states.restarts import WASTED_TIME_FILE
+from finetune_trainer.train.states.restarts import (
+    MAX_STARTS_WITHOUT_PROGRESS,
+    STARTS_FILE,
+    WASTED_TIME_FILE,
+    RestartBudget,
+)
 from finetune_trainer.train.states.resume import remove_states
 
 POINT_FAILURES: Final = frozenset({FailureReason.LOSS_NOT_FINITE, FailureReason.LOSS_DIVERGED})
@@ -71,12 +76,7 @@ def measure_curve(config: TrainConfig, context: StageContext, record: CurveRecor
             rows = len(inputs.rows)
             if group.broadcast(int(record is not None and record.begins(share, rows, config, folder))):
                 logger.info("learning curve: training on %d of %d rows", rows, len(data.rows))
-                try:
-                    measured = _measure(subset, plan.subset_context(context, index), inputs, share)
-                except Preempted:
-                    if record is not None:
-                        record.refund(share, folder)
-                    raise
+                measured = _measure(subset, plan.subset_context(context, index), inputs, share)
                 if record is not None:
                     record.add(measured, folder)
                 release_memory()
@@ -110,7 +110,16 @@ def _measure(config: TrainConfig, context: StageContext, data: TrainingData, sha
     measured = MeasuredShare(share=share, rows=len(data.rows))
     with context.store.run_folder(config.run, _folder_name(share)) as folder:
         attempt = Attempt.open(config, folder, group)
+        budget = RestartBudget(folder, group)
+        if budget.is_exhausted(attempt.step):
+            attempt.states.close()
+            return _failed(
+                measured,
+                f"training was started {MAX_STARTS_WITHOUT_PROGRESS} times from step {attempt.step} and ended"
+                " each time before the next saved state",
+            )
         try:
+            budget.begin(attempt.step)
             with group.guarded(), TrainingSession.open(config, context, attempt, data) as session:
                 outcome = session.run(DiscardedWeights())
         except OutOfMemory as error:
@@ -121,6 +130,9 @@ def _measure(config: TrainConfig, context: StageContext, data: TrainingData, sha
             if failure.reason not in POINT_FAILURES:
                 raise
             return _failed(measured, failure.message)
+        except Preempted:
+            budget.refund()
+            raise
         except PeerLost:
             attempt.states.close(peer_lost=True)
             raise
@@ -142,6 +154,7 @@ def _remove_leftovers(config: TrainConfig, context: StageContext, share: float) 
     """Remove the weights and states of a subset."""
     with context.store.run_folder(config.run, _folder_name(share)) as folder:
         remove_states(folder)
+        folder.remove(STARTS_FILE)
         folder.remove(WASTED_TIME_FILE)
 
 

@@ -12,8 +12,6 @@ from finetune_trainer.train.rowlosses import RowLosses
 from finetune_trainer.train.states.ledger import Fingerprint
 
 FILE: Final = "learning-curve.json"
-MAX_STARTS: Final = 3
-"""Starts of a subset's training that were not stopped by a signal; then its point is left out."""
 TIME_MARGIN: Final = 1.3
 """Factor on the expected seconds of a subset, for the start of its training and for pods that restart."""
 
@@ -42,8 +40,6 @@ class CurveRecord(BaseModel):
     """Result of the main run, whose checkpoints are published."""
     measured: list[MeasuredShare] = []
     """The main run, then the subsets in the order in which they were trained."""
-    starts: dict[str, int] = {}
-    """Starts of the trainings that are not measured, by share."""
 
     @classmethod
     def of(cls, config: TrainConfig, trained: TrainResult, main: MeasuredShare) -> "CurveRecord":
@@ -77,26 +73,20 @@ class CurveRecord(BaseModel):
         self.write(folder)
 
     def begins(self, share: float, rows: int, config: TrainConfig, folder: RunFolder) -> bool:
-        """Count a start of the training on this share, and return whether to begin it.
+        """Whether to begin or resume the training on this share.
 
-        False if it is finished. Also False, with a point without a loss, after too many starts, and if the
-        run would exceed its time. `config` is that of the run. Raises StageFailure (STORE_UNAVAILABLE).
+        False if it is finished. Also False, with a point without a loss, if the run would exceed its time.
+        `config` is that of the run. Raises StageFailure (STORE_UNAVAILABLE).
         """
         if self.has(share):
             return False
-        count = self.starts.get(f"{share:g}", 0)
-        problem = None
-        if count >= MAX_STARTS:
-            problem = f"training was started {count} times and ended each time before its last step"
-        elif config.max_run_seconds is not None:
-            problem = self._lack_of_time(rows, config.max_run_seconds)
+        if config.max_run_seconds is None:
+            return True
+        problem = self._lack_of_time(rows, config.max_run_seconds)
         if problem is not None:
             logger.warning("learning curve: no point for %d rows: %s", rows, problem)
             self.add(MeasuredShare(share=share, rows=rows, problem=problem), folder)
-            return False
-        self.starts[f"{share:g}"] = count + 1
-        self.write(folder)
-        return True
+        return problem is None
 
     def _lack_of_time(self, rows: int, max_run_seconds: int) -> str | None:
         main = next(each for each in self.measured if each.share == 1)
@@ -108,8 +98,3 @@ class CurveRecord(BaseModel):
             f"training would take about {expected:.0f} s more, but {used:.0f} s of maxRunSeconds"
             f" ({max_run_seconds}) are used"
         )
-
-    def refund(self, share: float, folder: RunFolder) -> None:
-        """Do not count the last start, because a signal stopped it."""
-        self.starts[f"{share:g}"] -= 1
-        self.write(folder)

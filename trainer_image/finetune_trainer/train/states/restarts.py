@@ -36,6 +36,11 @@ class _RestartRecord(BaseModel):
     halvings: int = 0
     """How often the need of memory was reduced; a start that needs less is not a repetition."""
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no further start from this step is allowed."""
+        return self.without_progress >= MAX_STARTS_WITHOUT_PROGRESS
+
 
 class RestartBudget:
     """Counts the starts of a run in its folder; only rank 0 writes."""
@@ -52,17 +57,27 @@ class RestartBudget:
         """
         return self._group.broadcast(self._count(step, halvings) if self._group.is_main_process else 0)
 
+    def is_exhausted(self, step: int, halvings: int = 0) -> bool:
+        """Whether `begin` would raise RESTARTED_WITHOUT_PROGRESS. Collective."""
+        exhausted = self._group.is_main_process and self._current(step, halvings).is_exhausted
+        return bool(self._group.broadcast(int(exhausted)))
+
     def refund(self) -> None:
         """Do not count this start, because a signal stopped the run. Raises StageFailure."""
         if self._group.is_main_process and self._record.without_progress:
             self._record.without_progress -= 1
             self._write()
 
-    def _count(self, step: int, halvings: int) -> int:
+    def _current(self, step: int, halvings: int) -> _RestartRecord:
+        """The record, without the starts from another step."""
         record = self._read()
         if (step, halvings) != (record.step, record.halvings):
-            record = _RestartRecord(total=record.total, step=step, halvings=halvings)
-        if record.without_progress >= MAX_STARTS_WITHOUT_PROGRESS:
+            return _RestartRecord(total=record.total, step=step, halvings=halvings)
+        return record
+
+    def _count(self, step: int, halvings: int) -> int:
+        record = self._current(step, halvings)
+        if record.is_exhausted:
             raise StageFailure(
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
                 f"training was started {record.without_progress} times from step {step} and never reached the"
