@@ -27,6 +27,9 @@ def cached(team: Team, routing: Object) -> Iterator[Object]:
     profile["spec"]["modelCache"] = {"claim": CLAIM}
     endpoint = manifests.endpoint("cached", "routing")
     endpoint["spec"]["compute"] = {"profile": CACHED}
+    endpoint["spec"]["models"] = [
+        {"name": "tuned", "pin": {"checkpoint": name_of(team.checkpoint_of(routing))}}
+    ]
     team.access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(profile))
     team.apply(manifests.claim(CLAIM), endpoint)
     yield team.until("InferenceDeployment", "cached", "Ready")
@@ -79,12 +82,10 @@ def test_a_changed_file_never_serves_until_the_cache_is_filled_again(
 
     team.kubectl("delete", "jobs", f"--selector=finetune.dev/run={uid_of(cached)},finetune.dev/stage=fill")
     eventually(
-        "the cache is filled again",
-        lambda: (
-            team.kubectl("get", "jobs", "--selector=finetune.dev/stage=fill", "--output=name").strip()
-            and team.until("InferenceDeployment", "cached", "Available")
-        ),
+        "the pod starts after the cache is filled again",
+        lambda: team.get("InferenceDeployment", "cached")["status"].get("readyReplicas"),
         PATIENCE_SECONDS,
+        describe=lambda: team.describe("InferenceDeployment", "cached"),
         pause=PAUSE_SECONDS,
     )
     with open_endpoint(team.access, "cached", team.namespace) as endpoint, endpoint.client() as client:

@@ -118,7 +118,9 @@ def seconds_to_first_token(config: Callable[[int], ServeConfig]) -> float:
                 continue
             if answer.status_code == httpx.codes.OK:
                 return time.perf_counter() - begin
-            raise BenchError(f"the engine answered {answer.status_code}: {answer.text[:500]}")
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                raise BenchError(f"the engine answered {answer.status_code}: {answer.text[:500]}")
+            time.sleep(POLL_SECONDS)
     finally:
         process.kill()
         process.wait()
