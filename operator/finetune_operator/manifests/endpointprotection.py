@@ -59,8 +59,32 @@ def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Man
     budget, and no node could be drained. Pods that are not ready may always be evicted, because they serve no
     requests.
     """
+    selector = {"matchLabels": {RUN: endpoint.uid, REVISION: revision}}
+    return _budget(endpoint, selector, {"maxUnavailable": _max_unavailable(endpoint)})
+
+
+def build_shared_budget(endpoint: InferenceDeployment, weights: Mapping[str, int]) -> Manifest:
+    """The PodDisruptionBudget of revisions that share the requests.
+
+    It states the ready pods that must stay, which pods that are starting do not change.
+
+    Args:
+        endpoint: owner of the pods.
+        weights: percent of the requests by revision.
+    """
+    revisions = {"key": REVISION, "operator": "In", "values": sorted(weights)}
+    selector = {"matchLabels": {RUN: endpoint.uid}, "matchExpressions": [revisions]}
+    min_available = max(endpoint.spec.replicas - _max_unavailable(endpoint), 0)
+    return _budget(endpoint, selector, {"minAvailable": min_available})
+
+
+def _max_unavailable(endpoint: InferenceDeployment) -> int:
     availability = endpoint.spec.availability
-    max_unavailable = availability.max_unavailable if availability is not None else None
+    given = availability.max_unavailable if availability is not None else None
+    return DEFAULT_MAX_UNAVAILABLE if given is None else given
+
+
+def _budget(endpoint: InferenceDeployment, selector: Manifest, limit: Manifest) -> Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -70,9 +94,5 @@ def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Man
             "labels": child_labels(endpoint),
             "ownerReferences": [owner_reference(endpoint)],
         },
-        "spec": {
-            "maxUnavailable": DEFAULT_MAX_UNAVAILABLE if max_unavailable is None else max_unavailable,
-            "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision}},
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
+        "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
     }

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
 from tests.networkpolicies import Pod, admits
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, rolling, serving
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -145,6 +146,20 @@ def test_whoever_has_a_budget_of_their_own_refuses_the_operators() -> None:
     cluster.edit(availability={"disruptionBudget": "Managed"})
     cluster.settle()
     assert cluster.disruption_budgets
+
+
+def test_a_budget_covers_all_revisions_that_get_requests() -> None:
+    canary = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 600}]}}
+    cluster, old, new = rolling(strategy=canary, replicas=4)
+    assert only(cluster.disruption_budgets)["spec"]["selector"]["matchLabels"][REVISION] == old
+    for _ in range(2):
+        cluster.make_ready(new)
+        cluster.settle()
+    spec = only(cluster.disruption_budgets)["spec"]
+    assert spec["minAvailable"] == 3, "a pod that is starting does not use it up"
+    assert spec["selector"]["matchExpressions"] == [
+        {"key": REVISION, "operator": "In", "values": sorted((old, new))}
+    ]
 
 
 def test_the_budget_moves_with_the_service() -> None:

@@ -136,7 +136,7 @@ class ObservedEndpoint:
         )
         healthy = self._with_health(result.status.conditions, values["revision"], routing)
         status = status_manifest(result.status.model_copy(update={"conditions": healthy}))
-        protection = protect(endpoint, self.snapshot, values["revision"])
+        protection = protect(endpoint, self.snapshot, values["revision"], after)
         return Plan(
             (*writes.create, *create),
             (*writes.apply, *apply, *protection.apply),

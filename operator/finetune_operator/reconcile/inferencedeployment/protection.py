@@ -1,10 +1,15 @@
 """Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
-from finetune_operator.manifests.endpointprotection import build_disruption_budget, build_endpoint_policy
+from finetune_operator.manifests.endpointprotection import (
+    build_disruption_budget,
+    build_endpoint_policy,
+    build_shared_budget,
+)
 from finetune_operator.plan import Apply, Delete
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
@@ -17,8 +22,16 @@ class Protection:
     delete: tuple[Delete, ...] = ()
 
 
-def protect(endpoint: InferenceDeployment, snapshot: Snapshot, revision: str) -> Protection:
-    """Apply or delete both as the spec requests; `revision` serves after this pass, empty if none does."""
+def protect(
+    endpoint: InferenceDeployment, snapshot: Snapshot, revision: str, weights: Mapping[str, int]
+) -> Protection:
+    """Apply or delete both as the spec requests.
+
+    Args:
+        endpoint, snapshot: the endpoint, and the snapshot of the pass.
+        revision: the revision that serves after this pass, empty if none does.
+        weights: percent of the requests by revision after this pass.
+    """
     apply: list[Apply] = []
     delete: list[Delete] = []
     if endpoint.spec.network_policy is not None:
@@ -29,6 +42,8 @@ def protect(endpoint: InferenceDeployment, snapshot: Snapshot, revision: str) ->
         delete += [
             Delete(budget, "Background") for budget in snapshot.children[POD_DISRUPTION_BUDGET].values()
         ]
+    elif len(weights) > 1 and _has_budget(endpoint, snapshot):
+        apply.append(Apply(build_shared_budget(endpoint, weights)))
     elif revision and _has_budget(endpoint, snapshot):
         apply.append(Apply(build_disruption_budget(endpoint, revision)))
     return Protection(tuple(apply), tuple(delete))
