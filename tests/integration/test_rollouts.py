@@ -168,3 +168,21 @@ def test_replicas_are_replaced_one_by_one_within_the_limits(api: Api, namespace:
     service = api.get("Service", namespace, "support")
     assert service is not None
     assert service["spec"]["selector"][REVISION] == team.endpoint()["status"]["revision"] != old
+
+
+def test_a_canary_goes_on_when_the_job_of_its_analysis_has_passed(
+    api: Api, namespace: str, team: Team
+) -> None:
+    """The fake kubelet lets each analysis pass."""
+    strategy = {
+        "type": "Canary",
+        "canary": {"steps": [{"setWeight": 50}, {"analysis": {}}]},
+        "analysis": {"gates": [{"metric": "error_rate", "max": 0.05}], "probe": {"requests": 10}},
+    }
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2, "strategy": strategy}})
+    team.until_reason("InferenceDeployment", "support", "Ready", "Serving")
+    team.serve(pinned("second"))
+    team.until_served(routing="second")
+    newest = team.endpoint()["status"]["revisions"][0]
+    assert (newest["state"], newest["analysis"]["verdict"], newest["analysis"]["step"]) == ("Live", "Pass", 1)
+    eventually("no Job is left", lambda: not api.list("Job", namespace))

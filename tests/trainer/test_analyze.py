@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune_trainer.analyze import stage
@@ -360,3 +361,21 @@ def test_the_metrics_of_a_real_server_of_vllm_are_read() -> None:
 def test_a_server_that_restarted_counts_from_zero_again() -> None:
     assert PodMetrics(requests=30, errors=2).since(PodMetrics(requests=500, errors=5)).requests == 30
     assert PodMetrics(requests=530, errors=7).since(PodMetrics(requests=500, errors=5)).errors == 2
+
+
+def test_revisions_that_just_meet_their_bounds_rarely_fail_at_any_look() -> None:
+    """At most 5 % of them, so at most 5 of 100 are expected: more than 11 have a probability of 0.4 %."""
+    generator, failed = np.random.default_rng(7), 0
+    gate = AnalysisGateBound(metric="error_rate", max=0.05, max_increase=0.04)
+    sizes = [15, 30, 60, 120, 240, 480, 600]
+    for _ in range(100):
+        counts = [generator.random(sizes[-1]) < 0.05, generator.random(4 * sizes[-1]) < 0.01]
+        for size in sizes:
+            new, stable = (
+                PodMetrics(requests=part, errors=float(count[:part].sum()))
+                for count, part in zip(counts, (size, 4 * size), strict=True)
+            )
+            if decide(gate, Evidence(new, stable, 50, len(sizes), is_long_enough=True)).verdict == "Fail":
+                failed += 1
+                break
+    assert failed <= 11
