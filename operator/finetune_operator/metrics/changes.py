@@ -120,8 +120,12 @@ def _inferencedeployment(
     metrics: OperatorMetrics, namespace: str, strategy: str, old: dict[str, Any], new: dict[str, Any]
 ) -> None:
     metrics.begin_namespace(namespace)
+    analyses = {revision["name"]: revision.get("analysis") for revision in old.get("revisions", ())}
     judged = {revision["name"] for revision in old.get("revisions", ()) if revision.get("verdict")}
     for revision in new.get("revisions", ()):
+        analysis = revision.get("analysis")
+        if analysis and analysis != analyses.get(revision["name"]):
+            metrics.rollout_analyses.labels(namespace, analysis["verdict"]).inc()
         verdict = (revision.get("verdict") or {}).get("result")
         if verdict is None or revision["name"] in judged:
             continue

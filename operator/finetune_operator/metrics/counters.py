@@ -17,6 +17,7 @@ from prometheus_client import (
 import finetune_operator
 from finetune_operator.api.endpointstatus import RevisionResult
 from finetune_operator.api.rolloutstrategy import StrategyType
+from finetune_trainer.contract.analysis import AnalysisVerdict
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -142,6 +143,12 @@ class OperatorMetrics:
             ("namespace", "strategy", "verdict"),
             registry=self.registry,
         )
+        self.rollout_analyses = Counter(
+            "finetune_rollout_analyses",
+            "Analyses of new revisions by verdict: Pass, Fail, Inconclusive.",
+            ("namespace", "verdict"),
+            registry=self.registry,
+        )
         self.rollout_duration = Histogram(
             "finetune_rollout_duration_seconds",
             "Time from the start of a rollout to its verdict, including waits for capacity, the steps of a"
@@ -205,6 +212,8 @@ class OperatorMetrics:
             self.rollouts.labels(namespace, rollout)
         for strategy, verdict in product(get_args(StrategyType), get_args(RevisionResult)):
             self.rollout_verdicts.labels(namespace, strategy, verdict)
+        for analysis in get_args(AnalysisVerdict):
+            self.rollout_analyses.labels(namespace, analysis)
 
     def begin_profile(self, namespace: str, profile: str) -> None:
         """Start the counters of a ComputeProfile at 0."""
@@ -225,6 +234,7 @@ class OperatorMetrics:
             self.promotions,
             self.rollouts,
             self.rollout_verdicts,
+            self.rollout_analyses,
         ):
             metric.remove_by_labels({"namespace": namespace})
 

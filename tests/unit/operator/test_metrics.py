@@ -16,6 +16,7 @@ from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.analysis import AnalysisVerdict
 
 ROOT = Path(__file__).parents[3]
 NOW = 1_800_000_000.0
@@ -337,7 +338,8 @@ def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says()
     before = series()
     metrics.begin_namespace("team")
     verdicts = len(get_args(StrategyType)) * len(get_args(RevisionResult))
-    assert series() - before == 8 + verdicts <= 40
+    analyses = len(get_args(AnalysisVerdict))
+    assert series() - before == 8 + verdicts + analyses <= 40
     before = series()
     metrics.begin_profile("team", "a100")
     assert series() - before == 2 + 80

@@ -168,6 +168,20 @@ def test_a_verdict_counts_for_the_strategy_of_the_endpoint_and_has_a_duration() 
     assert value("finetune_rollout_duration_seconds_count", taken) == 1
 
 
+def test_an_analysis_is_counted_once_by_its_verdict() -> None:
+    def canary(analysis: dict[str, Any] | None = None) -> Manifest:
+        return endpoint(revisions=[judged("r1", "Canary", analysis=analysis)])
+
+    first, second = ({"step": step, "verdict": "Pass"} for step in (1, 3))
+    steps = [canary(), canary(first), canary(first), canary(second), canary({**second, "verdict": "Fail"})]
+    metrics = OperatorMetrics()
+    for before, after in itertools.pairwise(steps):
+        record_transition(metrics, before, after)
+    for verdict, count in (("Pass", 2), ("Fail", 1), ("Inconclusive", 0)):
+        labels = {"namespace": "team", "verdict": verdict}
+        assert metrics.registry.get_sample_value("finetune_rollout_analyses_total", labels) == count
+
+
 def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_object() -> None:
     metrics = OperatorMetrics()
     waiting = job(resolved={"profile": "a100"})
