@@ -216,12 +216,14 @@ def test_without_answers_of_the_champion_the_evaluation_continues(
     pod = Pod.of(line, tmp_path, "no live", champion, subjects=("Tuned", "Live"), metrics=("exact_match",))
 
     result = pod.run(
-        tuned_server(pod, port), script(REFUSING.format(status=400), port, models=("Live",)), port=port
+        tuned_server(pod, port),
+        script(FAILING.format("ValueError: no such model"), models=("Live",)),
+        port=port,
     )
 
     (unmeasured,) = result.unmeasured
     assert unmeasured.subject == "Live"
-    assert "refuses the prompt" in unmeasured.message
+    assert "ended with exit code 3: ValueError: no such model" in unmeasured.message
     assert {score.subject for score in result.scores} == {"Tuned"}
 
 

@@ -13,6 +13,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.answering.exchange import Exchange
 from finetune_trainer.evaluate.subjects.generation import AnswerRequest, GeneratedAnswer
+from finetune_trainer.evaluate.subjects.optional import OPTIONAL
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.reasoning import AnswerReader
 
@@ -23,10 +24,14 @@ class RecordedAnswers:
     """The answers of one subject, as the trainer would have generated them."""
 
     def __init__(self, exchange: Exchange, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read the answers. Raises StageFailure: why the engine has not answered."""
+        """Read the answers.
+
+        Raises StageFailure: why the engine has not answered. For a subject without which the evaluation
+        continues, it is final, so that an engine that cannot load the champion does not fail the evaluation.
+        """
         problem = exchange.problem(subject)
         if problem is not None:
-            raise problem
+            raise StageFailure(problem.reason, problem.message) if subject in OPTIONAL else problem
         found = exchange.answers(subject)
         self._subject = subject
         self._reader = AnswerReader(tokenizer)
