@@ -94,7 +94,7 @@ bench-model-cache: packages-environment .venv ## Start of a serving pod with and
 bench-evaluate: packages-environment .venv ## Answer rows of an evaluation, and compare with one row at a time
 	@$(RUN) -m tools.bench.evaluate --page
 
-bench-serving: packages-peers packages-environment .venv ## Start and speed of the engines, and what an endpoint adds to vLLM; STEPS="vllm" for some
+bench-serving: packages packages-peers .venv programs ## Start and speed of the engines, and what an endpoint adds to vLLM; STEPS="vllm" for some
 	@$(RUN) -m tools.peers.serving $(or $(STEPS),--page)
 
 bench-memory: packages-environment .venv ## Host memory of each process of a sharded run

@@ -19,7 +19,9 @@ from tools.bench.sheet import Sheet
 from tools.bench.start.measure import forget
 from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
-from tools.peers import vllm
+from tools.cluster.isolation import isolated
+from tools.peers import vllm, vllmimage
+from tools.peers.serving import service
 from tools.peers.serving.page import (
     STREAMS,
     overhead_sheet,
@@ -37,6 +39,8 @@ MIN_RATIO: Final = 0.98
 """Minimum of the tokens per second with the middleware relative to those without."""
 TOKENS: Final = {1: 64, 8: 32, 32: 16}
 """Max tokens of an answer, by the number of streams."""
+SERVICE: Final = "the middleware, in a pod behind the Service of an endpoint with a NetworkPolicy"
+SERVING_CLUSTER: Final = "serving"
 Recorded = dict[str, Any]
 
 app = typer.Typer(add_completion=False)
@@ -99,9 +103,21 @@ def _built_in(console: Console, _: int) -> Recorded:
     return {"starts": starts, "speeds": speeds, "compared": {}}
 
 
+def _service(console: Console, pairs: int) -> Recorded:
+    """An endpoint behind its Service, with keys and a NetworkPolicy, on a cluster of its own."""
+    console.print("an endpoint on a cluster of its own")
+    vllmimage.install()
+    command = isolated([sys.executable, "-m", service.__name__, str(pairs)], SERVING_CLUSTER)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{service.__name__} ended with exit code {done.returncode}")
+    return {"starts": {}, "speeds": {}, "compared": {SERVICE: json.loads(done.stdout.splitlines()[-1])}}
+
+
 STEPS: Final[Mapping[str, Callable[[Console, int], Recorded]]] = {
     "vllm": _vllm,
     "built-in": _built_in,
+    "service": _service,
 }
 """The steps; each takes less than five minutes on two idle cores."""
 
