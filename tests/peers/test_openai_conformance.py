@@ -15,7 +15,6 @@ from finetune_trainer.contract.configs.serve import ServedModel
 from tests.peers.test_vllm_pod import QUESTION, FetchedPod
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tests.trainer.serve.test_serve_apikeys import RIGHT
-from tests.trainer.serve.test_serve_constraint import TICKET
 from tests.trainer.workbench import ROWS
 from tools.peers import vllm
 
@@ -23,9 +22,24 @@ pytestmark = pytest.mark.skipif(not vllm.is_installed(), reason="make test-peers
 
 ENGINES: Final = ("VLLM", "Transformers")
 ANSWER: Final = ROWS[0].output
+TWO: Final[dict[str, Any]] = {"n": 2, "temperature": 0.01}
+"""vLLM refuses several choices at temperature 0; at this one the answers are the greedy ones."""
 GREEDY: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 16}
 
 Call = Callable[[openai.OpenAI], Any]
+
+
+TICKET: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "team": {"enum": ["dispatch", "returns", "billing"]},
+        "urgent": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"enum": ["late", "lost"]}, "maxItems": 2},
+    },
+    "required": ["team", "urgent", "tags"],
+    "additionalProperties": False,
+}
+"""Without free text: vLLM 0.32 wrote a control character into a string with `maxLength`, which is no JSON."""
 
 
 class Ticket(BaseModel):
@@ -119,8 +133,8 @@ ANSWERED: Final[dict[str, Call]] = {
     "stream of a chat": lambda client: of_stream(chat(client, **STREAMED)),
     "stream of a chat without usage": lambda client: of_stream(chat(client, stream=True)),
     "stream with a stop text": lambda client: of_stream(chat(client, stop=ANSWER[2:4], **STREAMED)),
-    "two choices": lambda client: of_choices(chat(client, n=2)),
-    "stream of two choices": lambda client: of_stream_of_choices(chat(client, n=2, **STREAMED)),
+    "two choices": lambda client: of_choices(chat(client, **TWO)),
+    "stream of two choices": lambda client: of_stream_of_choices(chat(client, **TWO, **STREAMED)),
     "tokens of log-probabilities": lambda client: [
         (each.token, each.bytes, [other.token for other in each.top_logprobs[:1]])
         for each in logprobs_of(chat(client, logprobs=True, top_logprobs=2).choices)
@@ -170,6 +184,7 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
 """Requests that both engines refuse with the same status, as an error that OpenAI's client understands."""
 
 DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
+    "two greedy answers": (lambda client: chat(client, n=2), {"VLLM": 400, "Transformers": 200}),
     "log-probabilities of a completion": (
         lambda client: completion(client, logprobs=1),
         {"VLLM": 200, "Transformers": 400},
@@ -179,7 +194,7 @@ DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
         {"VLLM": 200, "Transformers": 400},
     ),
 }
-"""Requests that only vLLM answers, as docs/endpoints.md says."""
+"""Requests that only one engine answers, as docs/endpoints.md says."""
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +272,7 @@ def test_both_engines_refuse_alike(clients: dict[str, openai.OpenAI], engine: st
 
 @pytest.mark.parametrize("name", DIFFERENT)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_only_vllm_answers(clients: dict[str, openai.OpenAI], engine: str, name: str) -> None:
+def test_only_one_engine_answers(clients: dict[str, openai.OpenAI], engine: str, name: str) -> None:
     call, statuses = DIFFERENT[name]
     try:
         call(clients[engine])
