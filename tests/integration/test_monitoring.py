@@ -74,6 +74,7 @@ RECORDED = [
 ]
 VLLM_SCRAPE = ROOT / "tests" / "recording" / "vllm-0.32.txt"
 
+SERVED_MODELS = 'finetune_serve_model_info{inferencedeployment="support"}'
 NAMESPACE = "monitored"
 POD_IP = "10.20.30.40"
 
@@ -162,7 +163,7 @@ def site(control_plane: ControlPlane, api: Api, tmp_path_factory: pytest.TempPat
         stack.callback(kubelet.close)
         run_everything(api, operator, kubelet)
         eventually("the server is ready", lambda: server.health() == 200, 240)
-        eventually("it is scraped", lambda: prometheus.has_data("finetune_serve_model_info"))
+        eventually("it is scraped", lambda: prometheus.has_data(SERVED_MODELS))
         for model in ("base", "summaries"):
             server.openai.completions.create(model=model, prompt="The licence", max_tokens=8)
         yield Site(api, prometheus, (trainer, server.process))
@@ -290,7 +291,7 @@ def test_series_vanish_with_their_objects_and_processes(site: Site) -> None:
     for process in site.processes:
         process.kill()
     recorded = 'inferencedeployment:finetune_serve_requests_in_flight:sum{inferencedeployment="support"}'
-    of_processes = ("finetune_trainer_step", "finetune_serve_model_info", recorded)
+    of_processes = ("finetune_trainer_step", SERVED_MODELS, recorded)
     for query in (*(query for _, _, query in gone), *of_processes):
         site.forgets(query)
     assert site.prometheus.query(f'finetune_jobs{{namespace="{NAMESPACE}"}}')
