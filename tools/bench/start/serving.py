@@ -1,5 +1,6 @@
 """python -m tools.bench.start.serving [SIZES]: start of a serving pod, with and without the model cache."""
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class ServedNamespace:
             Path(folder.path).mkdir()
         store = open_store(self.place)
         with store.staging() as staging:
-            shutil.copytree(random_model(size), staging, dirs_exist_ok=True)
+            shutil.copytree(random_model(size), staging, dirs_exist_ok=True, copy_function=os.link)
             self.base = ArtifactRef(kind="models", digest=store.publish("models", staging))
 
     @property
