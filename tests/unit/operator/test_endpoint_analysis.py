@@ -15,7 +15,7 @@ from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, 
 from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.results import StageResult
-from tests.unit.operator.endpoints import EndpointCluster, digest, rolling, serving_pod, states
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, rolling, serving_pod, states
 from tests.unit.operator.goldencases import GOLDEN, base_objects
 from tests.unit.operator.test_endpoint_canary import make_ready, replicas, step, weights
 
@@ -167,6 +167,12 @@ def test_a_step_that_passed_is_followed_by_the_next_one_and_the_figures_stay() -
     make_ready(cluster)
     assert states(cluster) == {new: "Live", old: "Retired"}
     assert analysis(cluster, new) == found
+    cluster.put(checkpoint("third", "3", promoted=20))
+    cluster.edit(strategy={"type": "RollingUpdate"})
+    cluster.settle()
+    make_ready(cluster)
+    assert states(cluster)[new] == "Retired"
+    assert analysis(cluster, new) == found, "in the history"
 
 
 def test_a_failed_analysis_returns_all_requests_with_its_figures_and_is_not_tried_again() -> None:
