@@ -51,9 +51,10 @@ def build_http_route(
     if uid is not None:
         metadata["uid"] = uid
     rules = [_rule({name: 1}, {REVISION_HEADER: name}) for name in pinned]
-    spec: Manifest = {"parentRefs": [_parent(each) for each in gateway.parent_refs]}
-    if gateway.hostnames:
-        spec["hostnames"] = list(gateway.hostnames)
+    spec: Manifest = {
+        "parentRefs": [_parent(each) for each in gateway.parent_refs],
+        "hostnames": list(gateway.hostnames),
+    }
     return {
         "apiVersion": HTTP_ROUTE.api_version,
         "kind": HTTP_ROUTE.kind,

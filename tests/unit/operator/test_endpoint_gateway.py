@@ -139,6 +139,24 @@ def test_an_endpoint_has_one_route_to_the_service_of_its_revision() -> None:
     assert "at http://desk.example.com/v1" in message
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"parentRefs": [{"name": "a"}], "hostnames": ["a.b.com"]}, {"parentRefs": [{"name": "a"}]}),
+        ({"parentRefs": [{"name": "a", "sectionName": "http"}]}, {"parentRefs": [{"name": "a"}]}),
+        ({"parentRefs": [{"name": "a", "namespace": "c"}]}, {"parentRefs": [{"name": "a"}]}),
+    ],
+)
+def test_what_is_removed_from_the_gateway_is_removed_from_the_route(
+    before: Manifest, after: Manifest
+) -> None:
+    cluster, _ = behind_gateway(traffic={"gateway": before})
+    fresh, _ = behind_gateway(traffic={"gateway": after})
+    cluster.edit(traffic={"gateway": after})
+    settle(cluster)
+    assert cluster.routes["desk"]["spec"] == fresh.routes["desk"]["spec"]
+
+
 def test_an_endpoint_without_traffic_reads_and_writes_no_route() -> None:
     cluster, revision = serving()
     assert not cluster.routes

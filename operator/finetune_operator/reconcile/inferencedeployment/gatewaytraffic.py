@@ -130,7 +130,11 @@ class GatewayTraffic:
 
     def _has(self, weights: Mapping[str, int]) -> bool:
         """Whether the route is as it would be written for these weights."""
-        return self._route is not None and contains(self._route["spec"], self._build(weights)["spec"])
+        if self._route is None:
+            return False
+        read, wanted = self._route["spec"], self._build(weights)["spec"]
+        # A listener that is not named any more is a missing field, and no field has a default.
+        return bool(read.get("parentRefs") == wanted["parentRefs"]) and contains(read, wanted)
 
     def _build(self, weights: Mapping[str, int]) -> Manifest:
         main = self._main(weights)
