@@ -32,6 +32,19 @@ TICKET: dict[str, Any] = {
 CHOICE: dict[str, Any] = {"enum": ["left", "right"]}
 
 
+def linked(definitions: int) -> dict[str, Any]:
+    """A schema of definitions that refer to one another in a row."""
+    links: dict[str, Any] = {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(definitions)}
+    return {"$ref": "#/$defs/0", "$defs": {**links, str(definitions): {"type": "boolean"}}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "boolean"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 def form(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
@@ -150,6 +163,18 @@ def test_a_form_that_cannot_be_kept_is_refused(
 
     assert message.lower() in refused.value.message.lower()
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [(linked(300), "too many references"), (nested(150), "recursion limit")],
+    ids=["references", "levels"],
+)
+def test_a_schema_that_could_overflow_the_stack_is_refused(
+    endpoint: Endpoint, schema: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        endpoint.openai.chat.completions.create(**asked(schema))
 
 
 class Scripted:

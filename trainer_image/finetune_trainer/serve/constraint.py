@@ -27,6 +27,8 @@ OPTIONS: Final[Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,33}"}
 
 Without a bound, some models write white space without end.
 """
+MAX_NESTING: Final = 1000
+"""Max nesting of a schema. Its compiler is recursive, and a stack that overflows ends the process."""
 _MAX_ERROR_CHARACTERS: Final = 300
 
 
@@ -128,13 +130,15 @@ class Grammars:
             model: served name.
             choices: number of choices.
         """
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
+        if nesting(schema) > MAX_NESTING:
+            raise _unusable("it has too many references, or is nested too deeply")
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
+        except ValueError as error:
+            raise _unusable(str(error)) from error
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:_MAX_ERROR_CHARACTERS]
-            raise RequestError.invalid(
-                f"The schema cannot be used: {reason}. Simplify it, or remove what is not supported.", FIELD
-            )
+            raise _unusable(matcher.get_error())
         reader = self._readers.of(model)
         is_open = reader.is_open(prompt)
         return [
@@ -157,3 +161,25 @@ class Grammars:
                 f"The tokenizer of this model cannot be restricted to a schema: {error}. Omit the field.",
                 FIELD,
             ) from error
+
+
+def nesting(schema: object) -> int:
+    """The most levels through which a compiler can go: those of the JSON, once for each reference."""
+    depth, references, waiting = 0, set[str](), [(schema, 1)]
+    while waiting:
+        value, level = waiting.pop()
+        depth = max(depth, level)
+        if isinstance(value, dict):
+            if isinstance(reference := value.get("$ref"), str):
+                references.add(reference)
+            value = list(value.values())
+        if isinstance(value, list):
+            waiting += [(each, level + 1) for each in value]
+    return depth * (len(references) + 1)
+
+
+def _unusable(why: str) -> RequestError:
+    reason = " ".join(why.split())[:_MAX_ERROR_CHARACTERS]
+    return RequestError.invalid(
+        f"The schema cannot be used: {reason}. Simplify it, or remove what is not supported.", FIELD
+    )
