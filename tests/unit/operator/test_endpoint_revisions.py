@@ -2,9 +2,12 @@
 
 from datetime import timedelta
 
+import pytest
+
 from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec
 from finetune_operator.api.rolloutstrategy import Strategy
+from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revisions import (
     spec_hash,
     with_entry,
@@ -42,6 +45,29 @@ def test_an_upgrade_is_no_edit_and_every_set_field_is_one() -> None:
     assert spec_hash(edited) != spec_hash(endpoint())
     stepping = later().spec.model_copy(update={"strategy": LaterStrategy(steps=3)})
     assert spec_hash(later().model_copy(update={"spec": stepping})) != spec_hash(endpoint())
+
+
+@pytest.mark.parametrize(
+    ("spec", "recorded"),
+    [
+        ({}, "bd86ec62beaf77e1"),
+        ({"serving": {"contextLength": 512}, "availability": {"maxUnavailable": 1}}, "cc998dea6459f7a5"),
+        (
+            {
+                "replicas": 5,
+                "strategy": {
+                    "type": "Canary",
+                    "canary": {"steps": [{"setWeight": 20}, {"pauseSeconds": 60}]},
+                    "bakeSeconds": 60,
+                },
+            },
+            "7a9654c781fba2ab",
+        ),
+    ],
+    ids=["minimal", "serving", "canary"],
+)
+def test_hashes_are_those_that_the_code_at_f30a4ca7_recorded(spec: Manifest, recorded: str) -> None:
+    assert spec_hash(endpoint(**spec)) == recorded
 
 
 def test_scaling_is_no_edit() -> None:

@@ -20,6 +20,11 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
     spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy", "traffic"}))
     strategy = _set(spec["strategy"])
     spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
+    if "canary" in strategy:
+        steps = [
+            _set_since_first(step, "set_weight", "pause_seconds") for step in strategy["canary"]["steps"]
+        ]
+        spec["strategy"]["canary"] = {**strategy["canary"], "steps": steps}
     spec["models"] = [_set_since_first(model, "name", "follow", "pin") for model in spec["models"]]
     if "serving" in spec:
         spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")
