@@ -18,6 +18,7 @@ from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.answering import engineanswers, prompts
+from finetune_trainer.evaluate.answering.engineprocess import EngineProcess
 from finetune_trainer.evaluate.answering.exchange import Exchange
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.report import PAGE_NAME
@@ -26,6 +27,7 @@ from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.engineserver import VERSION, command
 from tests.trainer.test_evaluate_live import Line
+from tests.waiting import eventually
 from tools.cluster.ports import free_port
 
 SUBJECTS: Final[tuple[Subject, ...]] = ("Tuned", "Base", "Prompted", "Live")
@@ -207,6 +209,24 @@ def test_an_engine_that_hangs_is_ended(line: Line, tmp_path: Path) -> None:
         pod.run(script(REFUSING.format(status=200), port), port=port, step_timeout_seconds=0)
 
     assert caught.value.reason is FailureReason.STEP_TIMEOUT
+
+
+def test_processes_that_survive_their_engine_are_ended(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    code = f"import subprocess; open({str(child)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
+
+    with EngineProcess((sys.executable, "-c", code), free_port()) as engine, pytest.raises(StageFailure):
+        engine.wait_until_ready()
+
+    eventually("the child has ended", lambda: not _command_of(child.read_text()))
+
+
+def _command_of(pid: str) -> bytes:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def test_without_answers_of_the_champion_the_evaluation_continues(

@@ -141,6 +141,16 @@ def test_a_cache_whose_records_are_lost_is_hashed_again(namespace: Namespace, ha
     assert hashed == [namespace.cached, namespace.cached]
 
 
+def test_filling_again_records_what_was_verified(namespace: Namespace, hashed: list[Path]) -> None:
+    fill(namespace.fill_config())
+    shutil.rmtree(namespace.root / "cache" / modelcache.VERIFIED)
+
+    fill(namespace.fill_config("other"))
+    fetch(namespace.fetch_config())
+
+    assert hashed == [namespace.cached, namespace.cached]
+
+
 def test_a_pod_does_not_start_from_a_cache_without_the_model(namespace: Namespace) -> None:
     ended = run(namespace.fetch_config())
 

@@ -39,6 +39,7 @@ TEMPLATE = (
     "{{ m['tool_call_id'] }}</s>{% endfor %}{% if add_generation_prompt %}[GO]{% endif %}"
 )
 NO_OBJECT = {"name": "a", "arguments": "7"}
+TOO_DEEP = {"name": "a", "arguments": "[" * 100_000}
 XML_CALL = (
     "<tool_call>\n<function=look_up>\n<parameter=id>\n7\n</parameter>\n<parameter=city>\nKöln\n</parameter>\n"
     "</function>\n</tool_call>"
@@ -159,8 +160,13 @@ def test_a_call_that_is_cut_off_is_text(caller: Endpoint) -> None:
             "messages[1].tool_calls[0].function.arguments",
             "JSON object",
         ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": TOO_DEEP}]}]},
+            "messages[1].tool_calls[0].function.arguments",
+            "JSON object",
+        ),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_what_cannot_be_kept_is_refused(
     caller: Endpoint, settings: dict[str, Any], param: str | None, message: str

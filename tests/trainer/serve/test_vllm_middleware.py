@@ -246,6 +246,7 @@ ROUTER: Final = ServedModel(name="router", folder="router")
         ('{"model": ["router"]}', "unknown", 200),
         ('["router"]', "unknown", 200),
         ("{", "unknown", 200),
+        ("[" * 100_000, "unknown", 200),
     ],
 )
 def test_a_request_is_counted_for_its_model(body: str, model: str, code: int) -> None:

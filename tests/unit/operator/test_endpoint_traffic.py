@@ -100,7 +100,7 @@ def test_a_service_that_also_selects_by_another_label_is_restored() -> None:
     assert "tier" not in restored.manifest["spec"]["selector"]
 
 
-@pytest.mark.parametrize("damage", ["annotation", "sum", "sign", "selector", "revision"])
+@pytest.mark.parametrize("damage", ["annotation", "sum", "sign", "selector", "revision", "third"])
 def test_a_damaged_split_is_read_as_all_requests_for_what_served(damage: str) -> None:
     (made,) = traffic("one").route({"one": 80, "two" if damage != "revision" else "gone": 20}).apply
     service = made.manifest
@@ -108,6 +108,8 @@ def test_a_damaged_split_is_read_as_all_requests_for_what_served(damage: str) ->
         service["metadata"]["annotations"] = {"finetune.dev/weights": "{"}
     if damage == "sum":
         service["metadata"]["annotations"] = {"finetune.dev/weights": '{"one": 50, "two": 20}'}
+    if damage == "third":
+        service["metadata"]["annotations"] = {"finetune.dev/weights": '{"one": 50, "two": 30, "gone": 20}'}
     if damage == "sign":
         service["metadata"]["annotations"] = {"finetune.dev/weights": '{"one": 110, "two": -10}'}
     if damage == "selector":

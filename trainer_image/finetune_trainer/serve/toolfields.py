@@ -43,7 +43,7 @@ class EarlierFunction(StrictFields):
     def _is_object(cls, arguments: str) -> str:
         try:
             value = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise PydanticCustomError("arguments", "Expected a JSON object as text")

@@ -80,10 +80,11 @@ class CacheVolume:
     def find(self, ref: StoredRef) -> Path | None:
         """The folder of a model with every file verified; None if it is not complete, or was damaged.
 
+        Records the verification if a process that filled the cache ended before it did.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
         try:
-            return self.verified(ref)
+            return self._verify(ref, records=True)
         except StageFailure as failure:
             if failure.reason is FailureReason.STORE_UNAVAILABLE:
                 raise
@@ -95,6 +96,9 @@ class CacheVolume:
 
         Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
         """
+        return self._verify(ref, records=False)
+
+    def _verify(self, ref: StoredRef, *, records: bool) -> Path:
         place = self._store.uri(ref)
         if not self._store.has(ref):
             raise StageFailure(
@@ -108,7 +112,10 @@ class CacheVolume:
                 logger.info("%s is unchanged since it was verified", place)
                 return folder
             logger.info("verifying %s: %d bytes", place, manifest.total_bytes)
+            verified = VerifiedFiles.of(folder, manifest)
             verify_files(folder, manifest, self._root, named=self._mount.named, advice=REFILL)
+            if records:
+                self._write_record(ref, verified)
         return folder
 
     def fill(self, ref: StoredRef, store: Store) -> None:
@@ -125,8 +132,12 @@ class CacheVolume:
             durable.sync_tree(folder)
             verified = VerifiedFiles.of(folder, manifest)
             verify_files(folder, manifest, self._root, named=self._mount.named, advice=REFILL)
-            record.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_file(record, verified.model_dump_json().encode())
+            self._write_record(ref, verified)
+
+    def _write_record(self, ref: StoredRef, verified: VerifiedFiles) -> None:
+        record = self._record(ref)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_file(record, verified.model_dump_json().encode())
 
     def _check_names(self, folder: Path, manifest: Manifest) -> None:
         """Refuse files that the manifest does not list, because libraries may open them too."""

@@ -66,11 +66,11 @@ class ServiceTraffic:
         """The weights in the annotation, or all requests for the selected revision.
 
         If the Service does not exist or selects no existing revision, this is the revision that served
-        before, so a deleted or edited Service does not stop it.
+        before, so a deleted or edited Service, or a deleted revision of several, does not stop it.
         """
         deployments, serving = self.snapshot.children[DEPLOYMENT], self._selected
         split = {name: weight for name, weight in self._split.items() if name in deployments}
-        if len(split) > 1:
+        if len(split) > 1 and sum(split.values()) == ALL:
             return split
         if serving not in deployments and self.endpoint.status.revision in deployments:
             serving = self.endpoint.status.revision

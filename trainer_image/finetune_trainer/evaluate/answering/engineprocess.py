@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Self
 
 import httpx
@@ -47,11 +48,12 @@ class EngineProcess:
     def __exit__(self, *_: object) -> None:
         """End the server, and wait until the memory of its devices is free."""
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
+        # Also after the server has ended: its processes may survive it, and hold the memory of their devices.
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
         self._log.join(END_SECONDS)
 
     def wait_until_ready(self) -> str:

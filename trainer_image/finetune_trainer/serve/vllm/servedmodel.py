@@ -31,6 +31,7 @@ class NoteModel:
                 parts.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     measurement.model = self._model(b"".join(parts))
+                    parts.clear()
             return message
 
         await self._app(scope, receive_noted, send)
@@ -38,7 +39,7 @@ class NoteModel:
     def _model(self, body: bytes) -> str:
         try:
             request: Any = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return UNKNOWN_MODEL
         if not isinstance(request, dict):
             return UNKNOWN_MODEL
