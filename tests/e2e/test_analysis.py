@@ -33,8 +33,8 @@ ONE_AT_A_TIME: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 0}
 
 
 @pytest.fixture(scope="module")
-def analyzed(team: Team, routing: Object) -> Object:
-    """An endpoint that serves, with an analysis in its canary."""
+def analyzed(team: Team, routing: Object) -> Iterator[Object]:
+    """An endpoint that serves, with an analysis in its canary. It is deleted at the end of the module."""
     spec = {
         **manifests.endpoint(ENDPOINT, "routing")["spec"],
         "models": [{"name": "tuned", "pin": {"checkpoint": name_of(team.checkpoint_of(routing))}}],
@@ -42,7 +42,8 @@ def analyzed(team: Team, routing: Object) -> Object:
         "networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
     }
     team.apply(manifests.of("InferenceDeployment", ENDPOINT, spec))
-    return team.until("InferenceDeployment", ENDPOINT, "Ready", "Serving")
+    yield team.until("InferenceDeployment", ENDPOINT, "Ready", "Serving")
+    team.kubectl("delete", "infd", ENDPOINT)
 
 
 @contextmanager
