@@ -45,7 +45,7 @@ from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.demo.loadgenerator import SteadyLoad
 from tools.images.nodeimages import Node
-from tools.peers import vllmimage, vllmoncpu
+from tools.peers import vllm, vllmimage, vllmoncpu
 
 pytestmark = pytest.mark.skipif(
     ISOLATED not in os.environ or not vllmimage.is_installed(),
@@ -137,6 +137,30 @@ def rollout(team: Team, keeper: Keeper) -> Rollout:
 
 
 @pytest.fixture(scope="module")
+def evaluations(team: Team, rollout: Rollout) -> dict[str, Object]:
+    """The served Checkpoint, measured with each engine, by the name of its profile."""
+    prompts = manifests.PROMPTS[:6]
+    rows = manifests.jsonl("billing", prompts[:3]) + manifests.jsonl("dispatch", prompts[3:])
+    only_questions = {"split": {"validation": 0, "test": 0}}
+    spec = {
+        "checkpoints": [rollout.desk["status"]["models"][0]["checkpoint"]],
+        "dataset": {"ref": {"name": "questions"}, "split": "train"},
+        "metrics": ["exact_match", "answer_tokens"],
+        "compare": ["Base"],
+    }
+    arguments = {ENGINE: {"extraEngineArguments": SETTINGS["extraEngineArguments"]}, manifests.CPU: {}}
+    team.apply(
+        manifests.configmap("questions", rows),
+        manifests.dataset("questions", "questions", **only_questions),
+        *(
+            manifests.of("Evaluation", name, {**spec, **given, "compute": {"profile": name}})
+            for name, given in arguments.items()
+        ),
+    )
+    return {name: team.until("Evaluation", name, "Ready") for name in arguments}
+
+
+@pytest.fixture(scope="module")
 def published(
     team: Team, keeper: Keeper, rollout: Rollout, tmp_path_factory: pytest.TempPathFactory
 ) -> PublishedCopies:
@@ -174,6 +198,16 @@ def test_both_engines_answer_alike(rollout: Rollout) -> None:
     assert tuned == {"billing"}
     for question in QUESTIONS:
         assert rollout.after.answers["base", question] != rollout.after.answers["tuned", question]
+
+
+def test_an_evaluation_has_the_answers_of_the_engine_of_its_profile(evaluations: dict[str, Object]) -> None:
+    ((by_vllm,), (by_trainer,)) = (
+        evaluations[name]["status"]["evaluations"] for name in (ENGINE, manifests.CPU)
+    )
+    assert by_vllm["answerEngine"] == f"VLLM {vllm.version()}"
+    assert "answerEngine" not in by_trainer
+    assert by_vllm["scores"] == by_trainer["scores"]
+    assert any(each["value"] == 0.5 for each in by_vllm["scores"])
 
 
 def test_both_engines_tell_prometheus_the_same_weights(team: Team, rollout: Rollout) -> None:
