@@ -5,8 +5,8 @@ from typing import Final
 
 from finetune_operator.api.endpointaccess import NetworkPeer
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.manifests.jobs import owner_reference
-from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, child_labels, stage_job_name
+from finetune_operator.manifests.jobs import child_metadata
+from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, stage_job_name
 from finetune_operator.manifests.networkpolicies import (
     allow,
     build_network_policy,
@@ -88,11 +88,6 @@ def _budget(endpoint: InferenceDeployment, selector: Manifest, limit: Manifest) 
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {
-            "name": stage_job_name(endpoint, "budget"),
-            "namespace": endpoint.namespace,
-            "labels": child_labels(endpoint),
-            "ownerReferences": [owner_reference(endpoint)],
-        },
+        "metadata": child_metadata(endpoint, stage_job_name(endpoint, "budget")),
         "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
     }

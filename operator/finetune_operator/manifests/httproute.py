@@ -6,7 +6,7 @@ from typing import Final
 from finetune_operator.api.endpointtraffic import EndpointGateway, GatewayReference
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
-from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.manifests.labels import REVISION, child_labels
 from finetune_operator.manifests.serving import SERVICE_PORT, build_service
 from finetune_operator.plan import Manifest
@@ -42,12 +42,7 @@ def build_http_route(
         pinned: revisions that a request can choose by REVISION_HEADER.
         uid: uid of the existing route.
     """
-    metadata: Manifest = {
-        "name": endpoint.name,
-        "namespace": endpoint.namespace,
-        "labels": child_labels(endpoint),
-        "ownerReferences": [owner_reference(endpoint)],
-    }
+    metadata = child_metadata(endpoint, endpoint.name)
     if uid is not None:
         metadata["uid"] = uid
     rules = [_rule({name: 1}, {REVISION_HEADER: name}) for name in pinned]

@@ -69,6 +69,16 @@ class Placement:
     """What preflight predicted about the run."""
 
 
+def child_metadata(owner: Resource, name: str) -> Manifest:
+    """Metadata of an object that is deleted with its owner."""
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": child_labels(owner),
+        "ownerReferences": [owner_reference(owner)],
+    }
+
+
 def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
     """Delete a child with its owner.
 

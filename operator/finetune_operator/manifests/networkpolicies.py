@@ -7,8 +7,7 @@ of other pods, because sources, stores and hubs are outside of the namespace.
 from collections.abc import Iterable, Mapping
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.jobs import owner_reference
-from finetune_operator.manifests.labels import child_labels
+from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.plan import Manifest
 
 
@@ -27,12 +26,7 @@ def build_network_policy(
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {
-            "name": name,
-            "namespace": owner.namespace,
-            "labels": child_labels(owner),
-            "ownerReferences": [owner_reference(owner)],
-        },
+        "metadata": child_metadata(owner, name),
         "spec": {
             "podSelector": {"matchLabels": dict(pods)},
             "policyTypes": ["Ingress"],

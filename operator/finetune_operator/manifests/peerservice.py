@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.manifests.jobs import owner_reference
-from finetune_operator.manifests.labels import RUN, STAGE, child_labels, short_hash, stage_job_name
+from finetune_operator.manifests.jobs import child_metadata
+from finetune_operator.manifests.labels import RUN, STAGE, short_hash, stage_job_name
 from finetune_operator.manifests.networkpolicies import (
     allow,
     build_network_policy,
@@ -43,12 +43,7 @@ def build_peer_service(owner: Resource, stage: JobStage) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {
-            "name": peer_name(owner, stage),
-            "namespace": owner.namespace,
-            "labels": child_labels(owner),
-            "ownerReferences": [owner_reference(owner)],
-        },
+        "metadata": child_metadata(owner, peer_name(owner, stage)),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
@@ -69,12 +64,7 @@ def build_peer_key(owner: Resource, stage: JobStage, entropy: bytes) -> Manifest
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {
-            "name": peer_name(owner, stage),
-            "namespace": owner.namespace,
-            "labels": child_labels(owner),
-            "ownerReferences": [owner_reference(owner)],
-        },
+        "metadata": child_metadata(owner, peer_name(owner, stage)),
         "type": "Opaque",
         "immutable": True,
         "data": {PEER_KEY_FILE: b64encode(entropy).decode()},

@@ -9,7 +9,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
-from finetune_operator.manifests.jobs import owner_reference
+from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
@@ -56,12 +56,7 @@ def build_service(
     Args:
         uid: uid of the existing Service, if its selector changes.
     """
-    metadata: Manifest = {
-        "name": endpoint.name,
-        "namespace": endpoint.namespace,
-        "labels": child_labels(endpoint),
-        "ownerReferences": [owner_reference(endpoint)],
-    }
+    metadata = child_metadata(endpoint, endpoint.name)
     if uid is not None:
         metadata["uid"] = uid
     return {

@@ -3,12 +3,16 @@
 Does not import PyTorch: a serving pod reads the record in processes that do not have ours.
 """
 
+import logging
+from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 PROBE_FILE: Final = "probe.json"
 """Name of the record in its folder."""
+
+logger = logging.getLogger(__name__)
 
 
 class TopTokens(BaseModel):
@@ -40,3 +44,20 @@ class ProbeRecord(BaseModel):
     tuned: tuple[TopTokens, ...]
     base: tuple[TopTokens, ...] = ()
     """The same without the adapter; empty for weights of a whole model."""
+
+
+def read_record(folder: Path, named: object) -> ProbeRecord | None:
+    """The record in a folder; None if it has another format, which is logged with the name of its place.
+
+    Raises OSError.
+    """
+    try:
+        return ProbeRecord.model_validate_json((folder / PROBE_FILE).read_bytes())
+    except ValidationError as error:
+        logger.warning("%s has another format, and is not compared: %s", named, error)
+        return None
+
+
+def write_record(record: ProbeRecord, folder: Path) -> None:
+    """Write the record into a folder. Raises OSError."""
+    (folder / PROBE_FILE).write_text(record.model_dump_json() + "\n", encoding="utf-8")

@@ -14,7 +14,6 @@ from typing import Final
 import torch
 import transformers
 from peft import PeftModel
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from finetune_trainer.beneath import copy_file
@@ -34,7 +33,7 @@ from finetune_trainer.model.probe import (
     largest_difference,
     log_probabilities,
 )
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.proberecord import ProbeRecord, read_record, write_record
 from finetune_trainer.model.probetolerance import Computation
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe
@@ -102,7 +101,7 @@ class _Merge:
             require_probe(self._checkpoint.digest, record, COMPUTATION, transformers.__version__, difference)
         weights = self._publish(WEIGHTS, lambda folder: self._write(merged, folder))
         after = self._probe(merged, before.prompts, padding)
-        probe = self._publish(PROBE, lambda folder: _write_record(after, folder))
+        probe = self._publish(PROBE, lambda folder: write_record(after, folder))
         return MergedWeights(weights=weights, probe=probe)
 
     def _probe(self, model: PreTrainedModel | PeftModel, prompts: PromptIds, padding: int) -> ProbeRecord:
@@ -144,10 +143,6 @@ class _Merge:
         return digest
 
 
-def _write_record(record: ProbeRecord, folder: Path) -> None:
-    (folder / PROBE_FILE).write_text(record.model_dump_json() + "\n", encoding="utf-8")
-
-
 def _record(store: Store, config: MergeConfig) -> ProbeRecord | None:
     """What the adapter predicted when it was published; None if that is not known."""
     if config.probe is None:
@@ -156,8 +151,4 @@ def _record(store: Store, config: MergeConfig) -> ProbeRecord | None:
     if not store.has(ref):
         logger.warning("%s was deleted: the merged weights are not compared with it", store.uri(ref))
         return None
-    try:
-        return ProbeRecord.model_validate_json((store.artifact(ref, verify=True) / PROBE_FILE).read_bytes())
-    except ValidationError as error:
-        logger.warning("%s has another format, and is not compared: %s", store.uri(ref), error)
-        return None
+    return read_record(store.artifact(ref, verify=True), store.uri(ref))

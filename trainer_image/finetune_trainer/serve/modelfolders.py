@@ -4,9 +4,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, read_record
 
 _PROBES: Final = ".probes"
 
@@ -24,8 +22,4 @@ def probe_record(models: Path, folder: str) -> ProbeRecord | None:
     if not path.is_file():
         logger.info("%s has no record of a probe", folder)
         return None
-    try:
-        return ProbeRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        logger.warning("%s has another format, and is not compared: %s", path, error)
-        return None
+    return read_record(path.parent, path)

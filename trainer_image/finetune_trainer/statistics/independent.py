@@ -7,12 +7,9 @@ Miettinen, O. and Nurminen, M. (1985). Comparative analysis of two rates. Statis
 import math
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
-from scipy.stats import norm
-
 from finetune_trainer.statistics.estimate import ConfidenceInterval
-from finetune_trainer.statistics.paired import BEYOND_ANY_LEVEL
 from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.scoreinterval import BEYOND_ANY_LEVEL, score_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +26,7 @@ class IndependentProportions:
 
     def interval(self, level: float) -> ConfidenceInterval:
         """Return the two-sided interval at this level, with equal tails, between -1 and 1."""
-        quantile = float(norm.ppf((1 + level) / 2))
-        low = high = self.value
-        if low > -1:
-            low = float(brentq(lambda difference: self._score(difference) - quantile, -1, low))
-        if high < 1:
-            high = float(brentq(lambda difference: self._score(difference) + quantile, high, 1))
-        return ConfidenceInterval(low, high)
+        return score_interval(self.value, self._score, level)
 
     def _score(self, difference: float) -> float:
         """The statistic of the hypothesis that the shares differ by `difference`. It falls as that grows."""

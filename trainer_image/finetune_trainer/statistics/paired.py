@@ -6,15 +6,9 @@ paired-sample design. Statistics in Medicine 17(8), 891-908, equations (24) to (
 
 import math
 from dataclasses import dataclass
-from typing import Final
-
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from finetune_trainer.statistics.estimate import ConfidenceInterval
-
-BEYOND_ANY_LEVEL: Final = 1e9
-"""The statistic where a difference is impossible."""
+from finetune_trainer.statistics.scoreinterval import BEYOND_ANY_LEVEL, score_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +43,7 @@ class PairedProportions:
 
     def interval(self, level: float) -> ConfidenceInterval:
         """Return the interval at this level, between -1 and 1."""
-        quantile = float(norm.ppf((1 + level) / 2))
-        low = high = self.value
-        if low > -1:
-            low = float(brentq(lambda difference: self._score(difference) - quantile, -1, low))
-        if high < 1:
-            high = float(brentq(lambda difference: self._score(difference) + quantile, high, 1))
-        return ConfidenceInterval(low, high)
+        return score_interval(self.value, self._score, level)
 
     def _score(self, difference: float) -> float:
         """The statistic of the hypothesis that the shares differ by `difference`. It falls as that grows."""

@@ -7,7 +7,6 @@ from typing import Final
 import torch
 import transformers
 from peft import PeftModel
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ from finetune_trainer.model.probe import (
     log_probabilities,
     pass_dtype,
 )
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.proberecord import ProbeRecord, read_record
 from finetune_trainer.model.probetolerance import (
     NO_CHANGE_NATS,
     UNMEASURED_TOLERANCE,
@@ -104,11 +103,7 @@ def _record(config: EvaluateConfig, store: Store) -> ProbeRecord | None:
     if not store.has(ref):
         logger.warning("%s was deleted: the checkpoint is not compared with it", store.uri(ref))
         return None
-    try:
-        return ProbeRecord.model_validate_json((store.artifact(ref, verify=True) / PROBE_FILE).read_bytes())
-    except ValidationError as error:
-        logger.warning("%s has another format, and is not compared: %s", store.uri(ref), error)
-        return None
+    return read_record(store.artifact(ref, verify=True), store.uri(ref))
 
 
 NOT_FINITE_FINDING: Final = CheckFinding(

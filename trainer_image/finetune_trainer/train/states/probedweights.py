@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.model.probe import PromptIds, compute_probe
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.proberecord import ProbeRecord, write_record
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import reshard
 from finetune_trainer.train.states.weights import TrainingWeights
@@ -42,7 +42,7 @@ class ProbedWeights:
         probe = self._measure()
         self.weights.write(folder)
         if probe is not None:
-            (folder / PROBE_FILE).write_text(probe.model_dump_json() + "\n", encoding="utf-8")
+            write_record(probe, folder)
         elif self.prompts:
             logger.warning("the weights have no probe: their predictions are not finite")
 
