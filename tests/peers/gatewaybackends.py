@@ -21,6 +21,8 @@ NODE: Final = "node-1"
 NETWORK: Final = "10.99.0"
 """An EndpointSlice may not have addresses of 127.0.0.0/8."""
 BEAT_SECONDS: Final = 5.0
+GONE: Final = {httpx.codes.NOT_FOUND, httpx.codes.CONFLICT}
+"""Answers for a pod that was deleted after it was listed."""
 EVENTS: Final = 30
 EVENT_SECONDS: Final = 0.1
 """A streamed answer: events, and the time between two of them."""
@@ -76,13 +78,15 @@ class ServingKubelet(FakeKubelet):
         if "deletionTimestamp" in metadata:
             self._removed.setdefault(metadata["name"], time.monotonic())
             answer = self._requests.request("DELETE", f"{path}?gracePeriodSeconds=0")
-            if answer.status_code != httpx.codes.NOT_FOUND:
+            if answer.status_code not in GONE:
                 answer.raise_for_status()
         elif "nodeName" not in pod["spec"]:
             target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
             binding = {"metadata": {"name": metadata["name"]}, "target": target}
             body = {"apiVersion": "v1", "kind": "Binding", **binding}
-            self._requests.request("POST", f"{path}/binding", body).raise_for_status()
+            answer = self._requests.request("POST", f"{path}/binding", body)
+            if answer.status_code not in GONE:
+                answer.raise_for_status()
         else:
             super()._step(pod)
 
