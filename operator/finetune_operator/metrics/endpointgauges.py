@@ -9,7 +9,7 @@ from finetune_operator.api.computeprofile import is_marked_default
 from finetune_operator.metrics.objectstatus import is_false, object_names, object_status, true_reason
 from finetune_operator.observe.stagetimes import Price, parse_time
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.transitions import ENDED
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
 from finetune_operator.status.reasons import ConditionType, Reason
 
 

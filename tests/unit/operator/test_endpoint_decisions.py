@@ -9,7 +9,7 @@ from finetune_operator.api.endpointstatus import (
     RevisionModel,
     RevisionStatus,
 )
-from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash, with_entry
+from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash, with_entry
 from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, endpoint, rolling, serving, states
 
 

@@ -128,7 +128,7 @@ def test_a_deployment_of_an_earlier_release_is_left_as_it_is() -> None:
 def test_another_image_of_the_operator_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, revision = serving()
     monkeypatch.setattr(
-        "finetune_operator.reconcile.inferencedeployment.actionoutcomes.build_deployment",
+        "finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes.build_deployment",
         lambda *_: pytest.fail("a live revision is not built again"),
     )
     before = cluster.deployments[revision]

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_operator.api.endpointtraffic import EndpointGateway
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
+from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
 from finetune_operator.reconcile.inputs.secondaries import refusal
 from tests.unit.operator.endpoints import (
     EndpointCluster,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
 from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig

@@ -8,7 +8,7 @@ from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec
 from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revisions import (
+from finetune_operator.reconcile.inferencedeployment.revision.history import (
     spec_hash,
     with_entry,
     with_weights,

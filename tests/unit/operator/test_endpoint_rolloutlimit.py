@@ -3,7 +3,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.inferencedeployment.rolloutlimit import is_replacing
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import is_replacing
 from finetune_operator.reconcile.scheduling.locks import rollout_lock
 from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile

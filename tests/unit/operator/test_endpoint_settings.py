@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.reconcile.inferencedeployment.revisions import spec_hash
+from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
 
 SETTINGS: dict[str, Any] = {

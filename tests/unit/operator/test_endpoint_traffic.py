@@ -7,8 +7,8 @@ import pytest
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import SERVICE
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.gatewaytraffic import traffic_of
-from finetune_operator.reconcile.inferencedeployment.traffic import (
+from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     ServiceTraffic,
     Writes,
     main_revision,

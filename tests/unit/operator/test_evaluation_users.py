@@ -12,7 +12,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inferencedeployment.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.scheduling.relations import related
 from finetune_trainer.contract.results import Score

@@ -6,7 +6,7 @@ from finetune_operator.engine.resources import SERVICE
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.previewservice import build_preview_service, preview_name
 from finetune_operator.plan import Apply, Create, Delete
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 
 
 class PreviewWrites(NamedTuple):

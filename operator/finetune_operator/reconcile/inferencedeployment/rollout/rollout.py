@@ -11,22 +11,22 @@ from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile.inferencedeployment.actionoutcomes import OUTCOMES
-from finetune_operator.reconcile.inferencedeployment.analysis import analysis_draft
-from finetune_operator.reconcile.inferencedeployment.observation import observe, state_of
-from finetune_operator.reconcile.inferencedeployment.preview import preview_writes
-from finetune_operator.reconcile.inferencedeployment.replicas import replicas_of, returning_replicas
-from finetune_operator.reconcile.inferencedeployment.revisions import find_revision, with_entry
-from finetune_operator.reconcile.inferencedeployment.rolloutoutcome import RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.sharing import (
+from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes import OUTCOMES
+from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
+from finetune_operator.reconcile.inferencedeployment.rollout.observation import observe, state_of
+from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
+from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
+from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
+from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     awaits_stable,
     has_lost_its_share,
     is_complete,
     rolling_limits,
     weights_by_replicas,
 )
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL
-from finetune_operator.reconcile.inferencedeployment.transitions import (
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     TRANSITIONS,
     UNPROVEN,
     UNWELCOME,
@@ -35,7 +35,7 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
     State,
     transition,
 )
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.rolloutanalysis import StepAnalysis
 from finetune_operator.api.rolloutstrategy import CanaryStep
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,14 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision, build_revision
-from finetune_operator.reconcile.inferencedeployment.enginechecks import (
+from finetune_operator.reconcile.inferencedeployment.revision.enginechecks import (
     check_arguments,
     check_engine,
     check_keys,
     check_merge,
     check_serving,
 )
-from finetune_operator.reconcile.inferencedeployment.targets import Targets
+from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
 from finetune_operator.reconcile.platform.storage import check_store

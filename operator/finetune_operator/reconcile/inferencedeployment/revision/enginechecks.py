@@ -8,8 +8,8 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.engines.servingconfig import ServingConfig, serving_config
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.trainerimage import trainer_of
-from finetune_operator.reconcile.inferencedeployment.targets import Targets
-from finetune_operator.reconcile.inferencedeployment.vllmchecks import check_vllm, only_vllm
+from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
+from finetune_operator.reconcile.inferencedeployment.revision.vllmchecks import check_vllm, only_vllm
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.serving import REASONING_PARSERS

@@ -18,7 +18,7 @@ from finetune_operator.manifests.labels import REVISION
 from finetune_operator.observe.endpointhealth import EndpointHealth
 from finetune_operator.observe.routestatus import is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
-from finetune_operator.reconcile.inferencedeployment.traffic import (
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     ALL,
     ServiceTraffic,
     Traffic,

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator.api.endpointstatus import MAX_HISTORY_MODELS, MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
-from finetune_operator.reconcile.inferencedeployment.transitions import ENDED, PROGRESSING
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED, PROGRESSING
 
 
 def spec_hash(endpoint: InferenceDeployment) -> str:

@@ -2,11 +2,11 @@
 
 from finetune_operator.observe.deployments import is_ready
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.canary import CanarySteps
-from finetune_operator.reconcile.inferencedeployment.rolloutlimit import must_wait
-from finetune_operator.reconcile.inferencedeployment.sharing import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.traffic import ALL
-from finetune_operator.reconcile.inferencedeployment.transitions import (
+from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import must_wait
+from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     PROGRESSING,
     STATES,
     UNPROVEN,
@@ -14,7 +14,7 @@ from finetune_operator.reconcile.inferencedeployment.transitions import (
     Observation,
     State,
 )
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 
 
 def state_of(view: EndpointView) -> State:

@@ -2,10 +2,10 @@
 
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.observe.lostnodes import is_overdue
-from finetune_operator.reconcile.inferencedeployment.rollinglimits import RollingLimits
-from finetune_operator.reconcile.inferencedeployment.sharing import awaits_stable, num_ready, rolling_limits
-from finetune_operator.reconcile.inferencedeployment.transitions import UNPROVEN, UNWELCOME, State
-from finetune_operator.reconcile.inferencedeployment.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
+from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable, num_ready, rolling_limits
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN, UNWELCOME, State
+from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 
 
 def replicas_of(view: EndpointView, state: State, step: int | None = None) -> dict[str, int]:

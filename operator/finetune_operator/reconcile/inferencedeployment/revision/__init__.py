@@ -1,0 +1,1 @@
+"""Determine the revision that an endpoint should serve, and prepare its weights."""

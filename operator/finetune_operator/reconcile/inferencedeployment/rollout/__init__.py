@@ -1,0 +1,1 @@
+"""Roll out a revision of an endpoint by its strategy."""

@@ -1,0 +1,1 @@
+"""Route the requests of an endpoint to its revisions."""
