@@ -9,8 +9,8 @@ from finetune_operator.manifests.labels import RUN
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, AnalyzeResult
 from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER

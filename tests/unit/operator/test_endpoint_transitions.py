@@ -10,9 +10,10 @@ import pytest
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
-from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.rollout.observation import state_of
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     STATES,
     TRANSITIONS,
@@ -22,7 +23,6 @@ from finetune_operator.reconcile.inferencedeployment.rollout.transitions import 
     transition,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     broken_pod,

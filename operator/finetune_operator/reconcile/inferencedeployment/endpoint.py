@@ -13,9 +13,10 @@ from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpointhealth import EndpointHealth, availability, image_age, with_health
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
-from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_weights
+from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
+from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
 from finetune_operator.reconcile.inferencedeployment.traffic.routeaccepted import (
     earliest,
     recheck_seconds,
@@ -27,7 +28,6 @@ from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     main_revision,
     pod_selector,
 )
-from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Halt

@@ -9,15 +9,15 @@ from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
-from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
+from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights
 from finetune_operator.reconcile.inferencedeployment.revision.modelcache import fill_cache
-from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
+from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout import roll_out
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
-from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
+from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import resolve_profile

@@ -8,13 +8,13 @@ from finetune_operator.manifests.serviceaccount import build_service_account
 from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.rollout import readyoutcomes
-from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import DEFAULT_PER_NAMESPACE
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import num_ready, rolling_limits
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason

@@ -5,7 +5,6 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import must_wait
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     PROGRESSING,
     STATES,
@@ -15,6 +14,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.transitions import 
     State,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 
 def state_of(view: EndpointView) -> State:

@@ -10,8 +10,8 @@ from finetune_operator.plan import Event
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL, pod_selector
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL, pod_selector
 from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason, Reason

@@ -11,13 +11,13 @@ from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
+from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes import OUTCOMES
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import observe, state_of
+from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
-from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
-from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     awaits_stable,
     has_lost_its_share,
@@ -25,7 +25,6 @@ from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
     rolling_limits,
     weights_by_replicas,
 )
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     TRANSITIONS,
     UNPROVEN,
@@ -36,6 +35,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.transitions import 
     transition,
 )
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
 

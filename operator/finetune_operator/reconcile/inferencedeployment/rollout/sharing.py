@@ -3,8 +3,8 @@
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.observe.deployments import capacity_shortage, has_exceeded_deadline, is_ready
 from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
-from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 
 def rolling_limits(view: EndpointView) -> RollingLimits | None:
