@@ -38,8 +38,8 @@ STAGE_MODULES: Final = {
         "stages/request.py",
     },
     "cleanup": {"records/contentremoval.py"},
-    "fill": {"inferencedeployment/modelcache.py"},
-    "merge": {"inferencedeployment/merging.py"},
+    "fill": {"inferencedeployment/revision/modelcache.py"},
+    "merge": {"inferencedeployment/revision/merging.py"},
 }
 """Modules that start a stage's Job or record its result."""
 
