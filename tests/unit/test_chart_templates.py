@@ -10,6 +10,7 @@ import yaml
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.runtime.settings import Settings
+from hack.version import version
 from tests.networkpolicies import Pod, admits
 from tools.cluster.toolchain import program
 
@@ -143,7 +144,7 @@ def test_every_variable_of_the_pod_is_a_setting_that_the_process_reads(manifests
     environment = {variable["name"]: variable.get("value", "10.0.0.1") for variable in container["env"]}
     assert {name.lower() for name in environment} <= set(Settings.model_fields)
     settings = Settings.from_environment(environment)
-    assert settings.trainer_image == "finetune-trainer:0.1.0"
+    assert settings.trainer_image == f"finetune-trainer:{version()}"
     assert settings.report_service == "finetune-operator-report"
 
 

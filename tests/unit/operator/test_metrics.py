@@ -1,6 +1,5 @@
 """The output of /metrics, parsed as Prometheus parses it."""
 
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +16,7 @@ from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectSt
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import AnalysisVerdict
+from hack.version import PACKAGE, version, versioned_files
 
 ROOT = Path(__file__).parents[3]
 NOW = 1_800_000_000.0
@@ -323,10 +323,20 @@ def test_the_active_process_says_how_often_the_lease_moved_and_whether_reports_a
     assert collected(report_up=None).get_sample_value("finetune_report_up") is None
 
 
-def test_the_version_shown_is_that_of_the_project_and_of_the_chart() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    chart = yaml.safe_load((ROOT / "charts" / "finetune-operator" / "Chart.yaml").read_text())
-    assert finetune_operator.__version__ == project["version"] == chart["appVersion"]
+def test_the_version_shown_is_that_of_the_project_and_of_the_charts() -> None:
+    assert finetune_operator.__version__ == version()
+    for path in ROOT.glob("charts/*/Chart.yaml"):
+        chart = yaml.safe_load(path.read_text())
+        assert chart["version"] == chart["appVersion"] == version()
+
+
+def test_a_new_version_is_written_to_each_file_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hack.version.version", lambda: "1.2.3-rc.1")
+    files = versioned_files()
+    assert '__version__ = "1.2.3-rc.1"' in files.pop(PACKAGE)
+    for text in files.values():
+        chart = yaml.safe_load(text)
+        assert chart["version"] == chart["appVersion"] == "1.2.3-rc.1"
 
 
 def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says() -> None:
