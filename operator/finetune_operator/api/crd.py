@@ -23,6 +23,12 @@ KEPT: Final = frozenset(
         "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
     }
 )  # fmt: skip
+PROTECTION: Final = {
+    "helm.sh/resource-policy": "keep",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    "argocd.argoproj.io/sync-options": "Prune=false",
+}
+"""Annotations that keep Helm, Flux and Argo CD from deleting a definition with all objects of its kind."""
 LIMITS: Final = {"string": ("maxLength", 1024), "array": ("maxItems", 64)}
 """Bounds for fields without their own; the API server refuses CEL over unbounded values for its cost."""
 
@@ -196,7 +202,7 @@ def build_crd(kind: Kind) -> Schema:
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": f"{kind.plural}.{GROUP}",
-            "annotations": {"helm.sh/resource-policy": "keep"},
+            "annotations": dict(PROTECTION),
         },
         "spec": {
             "group": GROUP,

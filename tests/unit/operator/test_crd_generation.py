@@ -35,6 +35,15 @@ def test_a_generated_file_is_what_the_models_generate(path: Path) -> None:
 
 
 @by_kind
+def test_helm_flux_and_argo_cd_never_delete_a_definition(kind: Kind) -> None:
+    assert build_crd(kind)["metadata"]["annotations"] == {
+        "helm.sh/resource-policy": "keep",
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+        "argocd.argoproj.io/sync-options": "Prune=false",
+    }
+
+
+@by_kind
 def test_every_value_has_a_type_and_a_bound(kind: Kind) -> None:
     schema = _root(kind)["properties"]
     for path, node in (*_nodes(schema["spec"], "spec"), *_nodes(schema["status"], "status")):
