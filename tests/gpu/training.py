@@ -1,4 +1,4 @@
-"""Steps that train: every method, long rows beside TRL, quantized weights, and pods that end early."""
+"""Steps that train: every method, long rows compared with TRL, quantized weights, and pods that end early."""
 
 import json
 import signal

@@ -102,7 +102,7 @@ class TestCluster(ControlPlane):
         node.add_gpus(self.kubectl, layout)
 
     def restore(self) -> None:
-        """Restore the control plane; the kubelet ends containers without a pod and keeps the others."""
+        """Restore the control plane; the kubelet ends containers without a pod and keeps the rest."""
         super().restore()
         # CoreDNS serves names from objects that it watched before.
         coredns = ("deployment/coredns", "--namespace=kube-system")

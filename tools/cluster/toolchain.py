@@ -103,7 +103,7 @@ CONTAINERD: Final = Tool(
     tags=("no_btrfs",),
 )
 COREDNS: Final = Tool("coredns", ("coredns",), module="github.com/coredns/coredns")
-"""Built only with the plugins of the cluster's Corefile, because the others take most of the build time."""
+"""Built only with the plugins of the cluster's Corefile: the rest takes most of the build time."""
 HELM: Final = Tool(
     "helm",
     ("helm",),

@@ -1,4 +1,4 @@
-"""Predicted memory of a step beside the measured peak of a real one, on a CPU."""
+"""Predicted memory of a step compared with the measured peak of a real one, on a CPU."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -26,7 +26,8 @@ class Computation(NamedTuple):
 NO_CHANGE_NATS: Final[Mapping[str, float]] = {"float32": 1e-5}
 """Largest difference between the log-probabilities of an adapter without effect and of its base model.
 
-0 for other dtypes: their rounding cannot be told from a weak adapter, and LoRA without effect is exact.
+0 for other dtypes: their rounding cannot be distinguished from a weak adapter, and LoRA without effect is
+exact.
 """
 TOLERANCES: Final[Mapping[tuple[EngineName, str, str], float]] = {
     ("Transformers", "cpu", "float32"): 1e-3,

@@ -99,7 +99,7 @@ def count_of(rows: int) -> str:
 
 
 def first_of(found: Mapping[SplitName, FoundRows]) -> str:
-    """The first found rows of all splits, and the number of the others, for a message."""
+    """The first found rows of all splits, and the number of further ones, for a message."""
     names = [f"{split} row {number}" for split, each in found.items() for number, _ in each.first]
     rest = sum(each.rows for each in found.values()) - MAX_NAMED_ROWS
     more = f" and {rest} more" if rest > 0 else ""

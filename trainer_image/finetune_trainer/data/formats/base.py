@@ -65,7 +65,7 @@ class Format(ABC):
     """Fields of the format that are read, rejected or irrelevant, besides those that the recipe names."""
     usual_prompt: ClassVar[str] = "prompt"
     named: ClassVar[frozenset[str]] = frozenset()
-    """Fields of FieldNames that the format uses; a warning reports the others."""
+    """Fields of FieldNames that the format uses; a warning reports all other fields."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Raises ValueError for an invalid template."""

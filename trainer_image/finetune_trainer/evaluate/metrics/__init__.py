@@ -1,1 +1,1 @@
-"""The metrics, one module each: the value of a row, and where it is no mean, the score of all rows."""
+"""The metrics, one module each: the value of a row, and the score of all rows if it is not a mean."""

@@ -59,8 +59,8 @@ class FewShotPrompt:
         if self.has_system_turn:
             return (Message("system", text), *turns)
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
-        told = replace(turns[first], content=f"{text}\n\n{turns[first].content}")
-        return (*turns[:first], told, *turns[first + 1 :])
+        instructed = replace(turns[first], content=f"{text}\n\n{turns[first].content}")
+        return (*turns[:first], instructed, *turns[first + 1 :])
 
     def to_dict(self) -> dict[str, Any]:
         """The prompt as it is recorded."""

@@ -55,8 +55,8 @@ def check_engine(profile: ComputeProfile, devices: int) -> Blocked | None:
         return _blocked(
             f"spec.compute.devices is {devices}, but the engine of images.trainer of ComputeProfile"
             f" {profile.name}, with trainerContract {trainer.contract}, uses one"
-            f" {profile.spec.devices.resource} per replica, and the others would be idle: use an image of"
-            " this release, or set devices to 1",
+            f" {profile.spec.devices.resource} per replica, and the remaining ones would be idle: use an"
+            " image of this release, or set devices to 1",
             Reason.TOO_MANY_DEVICES,
         )
     return None

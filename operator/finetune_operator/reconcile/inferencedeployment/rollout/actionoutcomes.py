@@ -63,7 +63,7 @@ def queue(view: EndpointView) -> RolloutOutcome:
 
 
 def make_room(view: EndpointView) -> RolloutOutcome:
-    """End the pods of the others, which keep answering until they have finished their requests."""
+    """End the pods of the other revisions, which keep answering until they have finished their requests."""
     others, name = ", ".join(view.others), view.wanted.name
     message = f"revision {name} ({view.models}) starts when the pods of {others} have ended"
     events: tuple[Event, ...] = ()

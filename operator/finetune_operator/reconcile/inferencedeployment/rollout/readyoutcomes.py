@@ -42,7 +42,7 @@ def dwell(view: EndpointView) -> RolloutOutcome:
     left = None if pause is None else view.seconds_left(pause) or None
     message = (
         f"revision {name} ({view.models}) gets {weight} % of the requests, step {step + 1} of {canary.end};"
-        f" {view.stable} gets the others"
+        f" {view.stable} gets the remaining requests"
     )
     if view.analysis is not None:
         message, left = f"{message}; {view.analysis.message}", view.analysis.requeue_after

@@ -15,8 +15,8 @@ from finetune_operator.reconcile.inferencedeployment.rollout.view import Endpoin
 def replicas_of(view: EndpointView, state: State, step: int | None = None) -> dict[str, int]:
     """Replicas of the wanted revision, which has this state after the pass, and of those that get requests.
 
-    A revision that is recreated gets the room of the others. They keep their Deployments, with 0 replicas, to
-    start again if it fails. With `rollingUpdate` replicas are replaced within its limits. A canary takes over
+    A revision that is recreated gets the room of the other revisions. They keep their Deployments, with 0
+    replicas, to start again if it fails. With `rollingUpdate` replicas are replaced within its limits. A canary takes over
     replicas of the stable revision one by one as they become ready, so the endpoint always has
     `spec.replicas` ready ones. A revision that can get the requests back has all replicas.
     """
@@ -54,7 +54,7 @@ def _replaced(view: EndpointView, limits: RollingLimits, state: State) -> dict[s
 
 
 def returning_replicas(view: EndpointView, stable: str) -> dict[str, int]:
-    """Replicas while the requests of the others return to the stable revision.
+    """Replicas while the requests of the other revisions return to the stable revision.
 
     Each replica of it that is ready takes over from one of those that share the requests with it.
     """

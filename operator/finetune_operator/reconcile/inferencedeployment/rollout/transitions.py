@@ -51,7 +51,7 @@ class Action(Enum):
     GIVE_BACK = "keep its requests until the previous one has the replicas for them"
     HOLD = "wait until the pause ends"
     QUEUE = "wait for a slot"
-    MAKE_ROOM = "end the pods of the others"
+    MAKE_ROOM = "end the pods of the other revisions"
     START = "create its Deployment"
     WAIT_FOR_CAPACITY = "wait for a node or quota with room for its pods"
     WAIT = "wait for its pods"

@@ -113,7 +113,7 @@ class EndpointView:
 
     @property
     def is_recreating(self) -> bool:
-        """Whether the wanted revision takes the room of the others, by its strategy or its fallback."""
+        """Whether the strategy or its fallback gives the room of the other revisions to the wanted one."""
         strategy = self.endpoint.spec.strategy
         if not self.others or strategy.type == "Recreate":
             return bool(self.others)
@@ -121,7 +121,7 @@ class EndpointView:
 
     @property
     def has_made_room(self) -> bool:
-        """Whether the others were scaled to 0 for the wanted revision."""
+        """Whether the other revisions were scaled to 0 for the wanted revision."""
         deployments = self.snapshot.children[DEPLOYMENT]
         scaled = [deployments[name]["spec"].get("replicas", 1) for name in self.others if name in deployments]
         is_starting = self.recorded is not None and self.recorded.state == "RollingOut"
@@ -238,7 +238,7 @@ class EndpointView:
 
     @property
     def seconds_to_end_of_bake(self) -> float:
-        """Seconds for which the bake goes on: until its time is over and its analysis has ended.
+        """Seconds for which the bake continues: until its time is over and its analysis has ended.
 
         An analysis that does not run prolongs the bake by at most progressDeadlineSeconds.
         """
