@@ -81,6 +81,42 @@ def test_merged_weights_enter_the_model_cache() -> None:
     assert item.in_cache
 
 
+@pytest.mark.parametrize("has_merge_job", [True, False])
+def test_a_merged_model_is_cached_again_when_its_fill_job_is_deleted(has_merge_job: bool) -> None:
+    cluster = merging(modelCache={"claim": "cache"})
+    cluster.put(claim("cache", "ReadWriteMany"))
+    merged(cluster)
+    cluster.cluster.end("fill", "")
+    cluster.settle()
+    deployments = dict(cluster.deployments)
+    for job in list(cluster.cluster.of("Job")):
+        if "fill" in job or not has_merge_job:
+            cluster.cluster.remove("Job", job)
+    cluster.settle()
+
+    config = cluster.cluster.config("fill")
+    assert isinstance(config, FillConfig)
+    assert (config.artifact.digest, config.merged) == (digest("1"), MERGED.weights)
+    assert cluster.cluster.has_stage_job("merge") == has_merge_job
+    assert dict(cluster.deployments) == deployments
+
+
+def test_a_merged_model_without_a_cache_needs_no_fill_job() -> None:
+    assert not merged(merging()).cluster.has_stage_job("fill")
+
+
+@pytest.mark.parametrize("held", [{"replicas": 0}, {"strategy": {"paused": True}}])
+def test_nothing_is_merged_for_a_revision_that_may_not_start(held: Manifest) -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"), models=MODELS, **held)
+    cluster.put(profile())
+    cluster.settle()
+    assert not cluster.cluster.of("Job")
+
+    cluster.edit(replicas=1, strategy={})
+    cluster.settle()
+    assert cluster.cluster.has_stage_job("merge")
+
+
 def test_vllm_serves_a_merged_adapter_that_it_cannot_load() -> None:
     cluster = merging(adapter=DORA, models=[{**MODELS[0], "merge": False}], **VLLM)
     reason, message = cluster.condition("Stalled") or ("", "")

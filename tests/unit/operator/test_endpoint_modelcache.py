@@ -187,6 +187,40 @@ def test_a_job_that_a_person_deletes_is_created_again_and_restarts_no_pod() -> N
     assert dict(cluster.deployments) == deployments
 
 
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [({"replicas": 0}, "ScaledToZero"), ({"strategy": {"paused": True}}, "Paused")],
+)
+def test_no_model_is_copied_for_a_revision_that_may_not_start(held: Manifest, reason: str) -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"), **held)
+    cluster.put(claim("cache", "ReadWriteMany"), profile(**CACHED))
+    cluster.settle()
+
+    assert not cluster.cluster.of("Job")
+    assert reason in {each.reason for each in cluster.endpoint.status.conditions}
+
+    cluster.edit(replicas=1, strategy={})
+    cluster.settle()
+    assert cluster.cluster.has_stage_job("fill")
+
+
+def test_a_deleted_job_is_created_again_for_pods_that_serve_only() -> None:
+    cluster = filled(cached())
+    (revision,) = cluster.deployments
+    cluster.make_ready(revision)
+    cluster.settle()
+    cluster.edit(replicas=0)
+    cluster.settle()
+    for job in list(cluster.cluster.of("Job")):
+        cluster.cluster.remove("Job", job)
+    cluster.settle()
+    assert not cluster.cluster.of("Job")
+
+    cluster.edit(replicas=1, strategy={"paused": True})
+    cluster.settle()
+    assert cluster.cluster.has_stage_job("fill")
+
+
 def test_the_pod_of_the_job_is_never_ready_and_does_not_delay_a_recreated_revision() -> None:
     cluster = cached()
     pod = cluster.cluster.pod("fill", {"running": {}})

@@ -10,11 +10,11 @@ from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
-from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights
+from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights, with_served_merge
 from finetune_operator.reconcile.inferencedeployment.revision.modelcache import fill_cache
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
 from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
-from finetune_operator.reconcile.inferencedeployment.rollout.rollout import roll_out
+from finetune_operator.reconcile.inferencedeployment.rollout.rollout import may_start, roll_out
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import UNPROVEN
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
@@ -49,14 +49,15 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     if not isinstance(wanted, Revision):
         return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
     draft = Draft(snapshot)
-    prepared = _prepare(draft, endpoint, wanted)
+    view = EndpointView(endpoint, snapshot, targets, wanted)
+    prepared = _prepare(draft, view)
     waits = prepared.requeue_after if not isinstance(prepared, Revision) else None
     if isinstance(prepared, Revision):
-        plan = roll_out(EndpointView(endpoint, snapshot, targets, prepared))
-    elif wanted.name in snapshot.children[DEPLOYMENT]:
-        plan = roll_out(EndpointView(endpoint, snapshot, targets, wanted))
+        plan = roll_out(replace(view, wanted=prepared))
+    elif view.deployment is not None:
+        plan = roll_out(view)
     else:
-        plan = _keep(ObservedEndpoint(endpoint, snapshot), prepared)
+        plan = _keep(view.observed, prepared)
     return replace(
         plan,
         create=(*draft.create, *plan.create),
@@ -66,14 +67,22 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     )
 
 
-def _prepare(draft: Draft, endpoint: InferenceDeployment, wanted: Revision) -> Revision | Working | Blocked:
-    """Make what pods of the revision will read: merged weights, and the model in the model cache."""
-    is_started = wanted.name in draft.snapshot.children[DEPLOYMENT]
-    if wanted.merged is not None and is_started:
-        # The digests are in the pods' template, and nowhere else.
+def _prepare(draft: Draft, view: EndpointView) -> Revision | Working | Blocked:
+    """Make what pods of the wanted revision will read: merged weights, and the model in the model cache.
+
+    The revision is returned as it is while no pod of it may start.
+    """
+    wanted, deployment = view.wanted, view.deployment
+    if not (may_start(view) if deployment is None else view.endpoint.spec.replicas):
         return wanted
-    merged = merge_weights(draft, endpoint, wanted)
-    return merged if not isinstance(merged, Revision) else fill_cache(draft, endpoint, merged) or merged
+    if wanted.merged is None or deployment is None:
+        merged = merge_weights(draft, view.endpoint, wanted)
+    else:
+        # The merge Job may be gone. The digests are in the template of the pods.
+        merged = with_served_merge(wanted, deployment)
+    if not isinstance(merged, Revision):
+        return merged
+    return fill_cache(draft, view.endpoint, merged) or merged
 
 
 def _keep(observed: ObservedEndpoint, halt: Halt) -> Plan:

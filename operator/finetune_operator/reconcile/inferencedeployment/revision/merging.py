@@ -14,6 +14,7 @@ from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.revision import Revision
+from finetune_operator.manifests.serving import FETCH_CONTAINER
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.manifests.weightsreference import WeightsReference
@@ -28,6 +29,8 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
+from finetune_trainer.contract.configs.serve import FetchConfig
+from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef
 
 MERGE: Final[JobStage] = "merge"
@@ -69,6 +72,28 @@ def merge_weights(
         draft.remove(jobs[name])
         return Working(Reason.MERGING, f"{doing} again, because the pod with its result is gone")
     return revision.with_merged(merged.weights, merged.probe)
+
+
+def with_served_merge(revision: Revision, deployment: Manifest) -> Revision:
+    """The revision with the digests of the merged weights that the pods of its Deployment fetch.
+
+    Returns the revision as it is if the config of the pods cannot be read.
+    """
+    pod = deployment["spec"]["template"]["spec"]
+    variables = {
+        variable["name"]: variable.get("value", "")
+        for container in pod.get("initContainers", ())
+        if container["name"] == FETCH_CONTAINER
+        for variable in container.get("env", ())
+    }
+    try:
+        items = FetchConfig.model_validate_json(variables.get(CONFIG_ENV, "")).items
+    except ValidationError:
+        return revision
+    found = ((item.merged, item.probe) for item in items)
+    return next(
+        (revision.with_merged(weights, probe) for weights, probe in found if weights and probe), revision
+    )
 
 
 def _result(job: Manifest, draft: Draft) -> MergedWeights | None:

@@ -43,6 +43,18 @@ HAS_REQUESTS: Final = frozenset({"Canary", "Baking", "Live"})
 """States after a pass in which the wanted revision may keep the requests that it has."""
 
 
+STARTS: Final = frozenset({Action.QUEUE, Action.MAKE_ROOM, Action.START})
+"""Actions of a revision without a Deployment that will have one without another decision of a person."""
+
+
+def may_start(view: EndpointView) -> bool:
+    """Whether the wanted revision, which has no Deployment, starts now or when there is room for it."""
+    if has_lost_its_share(view):
+        return False
+    state = state_of(view)
+    return transition(state, observe(view, state)).action in STARTS
+
+
 def roll_out(view: EndpointView) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
     if has_lost_its_share(view):
