@@ -17,8 +17,8 @@ def replicas_of(view: EndpointView, state: State, step: int | None = None) -> di
 
     A revision that is recreated gets the room of the other revisions. They keep their Deployments, with 0
     replicas, to start again if it fails. With `rollingUpdate` replicas are replaced within its limits. A
-    canary takes over replicas of the stable revision one by one as they become ready, so the endpoint always has
-    `spec.replicas` ready ones. A revision that can get the requests back has all replicas.
+    canary takes over replicas of the stable revision one by one as they become ready, so the endpoint always
+    has `spec.replicas` ready ones. A revision that can get the requests back has all replicas.
     """
     total = view.endpoint.spec.replicas
     replicas = dict.fromkeys((*view.weights, view.wanted.name), total)
