@@ -113,6 +113,13 @@ HELM: Final = Tool(
 PAUSE: Final = Tool("pause", ("pause",))
 VERSITYGW: Final = Tool("versitygw", ("versitygw",), module="github.com/versity/versitygw")
 """A real S3 server for a folder; not part of a cluster, and built by the tests that use it."""
+CRANE: Final = Tool(
+    "crane",
+    ("crane",),
+    module="github.com/google/go-containerregistry",
+    version_variables=("github.com/google/go-containerregistry/cmd/crane/cmd.Version={version}",),
+)
+"""An OCI registry (`crane registry serve`) and its client; built by what uses them."""
 KUBEFLOW_TRAINER: Final = Tool(
     "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
 )
@@ -127,7 +134,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, VERSITYGW, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, VERSITYGW, CRANE, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

@@ -1,0 +1,75 @@
+"""A real OCI registry (`crane registry serve`) whose content is a folder."""
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import httpx
+
+from tests.waiting import eventually
+from tools.cluster.binaries import ensure
+from tools.cluster.ports import free_port
+from tools.cluster.toolchain import CRANE, program
+
+LOOPBACK: Final = "127.0.0.1"
+"""containerd, buildah, crane and Helm use plain HTTP for it, the first and third without a setting."""
+
+
+@dataclass
+class OciRegistry:
+    """A registry without accounts."""
+
+    root: Path
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in the name of an image."""
+        return f"{LOOPBACK}:{self.port}"
+
+    def start(self) -> None:
+        ensure([CRANE])
+        self.root.mkdir(exist_ok=True)
+        self._process = subprocess.Popen(
+            [program("crane"), "registry", "serve", "--address", self.address, "--disk", self.root],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        eventually("the registry answers", self._is_up)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def crane(self, *arguments: str) -> str:
+        """Output of a command of the client.
+
+        Raises:
+            subprocess.CalledProcessError: it failed; its message is on the terminal.
+        """
+        done = subprocess.run(
+            [program("crane"), *arguments],
+            env={**os.environ, "NO_PROXY": LOOPBACK},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def _is_up(self) -> bool:
+        try:
+            return httpx.get(f"http://{self.address}/v2/", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.stop()
