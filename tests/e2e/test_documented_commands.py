@@ -34,6 +34,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
     "FineTuneRevisionSlower.md": ENDPOINT,
     "FineTuneRolloutRolledBack.md": ENDPOINT,
     "FineTuneRolloutWithoutCapacity.md": ENDPOINT,
+    "FineTuneRouteNotAccepted.md": ENDPOINT,
     "FineTuneStagesFailing.md": RUN,
     "FineTuneStorageUnavailable.md": RUN,
     "FineTuneWatchStale.md": RUN,

@@ -6,7 +6,12 @@ from typing import Any
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from finetune_operator.api.computeprofile import is_marked_default
-from finetune_operator.metrics.objectstatus import is_false, object_names, object_status, true_reason
+from finetune_operator.metrics.objectstatus import (
+    condition_status,
+    object_names,
+    object_status,
+    true_reason,
+)
 from finetune_operator.observe.stagetimes import Price, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
@@ -43,6 +48,11 @@ def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest])
         "1 while its rollout waits for devices, or for a step of a canary to get them.",
         labels=names,
     )
+    routed = GaugeMetricFamily(
+        "finetune_endpoint_route_accepted",
+        "1 while all gateways have accepted its HTTPRoute, else 0; absent without a route.",
+        labels=names,
+    )
     weight = GaugeMetricFamily(
         "finetune_endpoint_revision_weight_ratio",
         "Share of the requests that are routed to a revision, 0 to 1.",
@@ -68,6 +78,9 @@ def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest])
         reason = true_reason(status, ConditionType.RECONCILING)
         waiting.add_metric(labels, float(reason == Reason.WAITING_FOR_CHECKPOINT))
         without_capacity.add_metric(labels, float(reason == Reason.NO_CAPACITY_FOR_SURGE))
+        accepted = condition_status(status, ConditionType.ROUTE_ACCEPTED)
+        if accepted is not None:
+            routed.add_metric(labels, float(accepted == "True"))
         for revision in _present(status):
             weight.add_metric((*labels, revision["name"]), (revision.get("weight") or 0) / 100)
             if revision.get("since"):
@@ -78,8 +91,20 @@ def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest])
         if price.per_device_hour is not None:
             devices = compute.get("devices", 1) * status.get("readyReplicas", 0)
             cost.add_metric((*labels, price.currency or ""), devices * price.per_device_hour)
-        outdated.add_metric(labels, float(is_false(status, ConditionType.IMAGE_CURRENT)))
-    yield from (models, served, replicas, ready, waiting, without_capacity, outdated, weight, since, cost)
+        outdated.add_metric(labels, float(condition_status(status, ConditionType.IMAGE_CURRENT) == "False"))
+    yield from (
+        models,
+        served,
+        replicas,
+        ready,
+        waiting,
+        without_capacity,
+        outdated,
+        routed,
+        weight,
+        since,
+        cost,
+    )
 
 
 def _present(status: dict[str, Any]) -> Iterator[dict[str, Any]]:

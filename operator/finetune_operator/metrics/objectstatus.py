@@ -28,6 +28,6 @@ def true_reason(status: dict[str, Any], type_: str) -> str | None:
     )
 
 
-def is_false(status: dict[str, Any], type_: str) -> bool:
-    """Whether a condition is False."""
-    return any(each["type"] == type_ and each["status"] == "False" for each in status.get("conditions", ()))
+def condition_status(status: dict[str, Any], type_: str) -> str | None:
+    """The status of a condition; None if the object does not have it."""
+    return next((each["status"] for each in status.get("conditions", ()) if each["type"] == type_), None)

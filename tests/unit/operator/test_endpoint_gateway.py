@@ -445,6 +445,66 @@ def test_the_route_and_then_the_services_of_revisions_are_deleted_with_the_gatew
     assert not [each for each in cluster.endpoint.status.conditions if each.type == "RouteAccepted"]
 
 
+def test_a_route_that_the_operator_may_not_delete_keeps_its_services_until_it_is_gone() -> None:
+    cluster, old, new = begun()
+    route = cluster.routes["desk"]
+    cluster.cluster.objects["HTTPRoute", "desk"] = refusal(403, "httproutes is forbidden")
+    cluster.edit(traffic=None, strategy={})
+    for _ in range(3):
+        for name in (old, new):
+            cluster.make_ready(name)
+        cluster.settle()
+
+    assert {"desk", old, new} <= set(cluster.services)
+    assert set(cluster.deployments) == {old, new}, "the route may still split requests between them"
+    assert cluster.points_at == new
+    assert routing(cluster)[:2] == ("False", "Forbidden")
+    assert "set gatewayAPI.enabled in the operator's chart until it is deleted" in routing(cluster)[2]
+    assert (cluster.condition("Reconciling") or ("",))[0] == "Forbidden"
+    assert cluster.reconcile().requeue_after is not None
+
+    cluster.cluster.objects["HTTPRoute", "desk"] = route
+    cluster.settle()
+    assert not cluster.routes
+    assert list(cluster.services) == ["desk"]
+    assert set(cluster.deployments) == {new}
+    assert not [each for each in cluster.endpoint.status.conditions if each.type == "RouteAccepted"]
+
+
+def test_the_services_of_revisions_that_a_person_deletes_end_the_wait_for_a_hidden_route() -> None:
+    cluster, old, new = begun()
+    cluster.cluster.objects["HTTPRoute", "desk"] = refusal(403, "httproutes is forbidden")
+    cluster.edit(traffic=None, strategy={})
+    for _ in range(3):
+        for name in (old, new):
+            cluster.make_ready(name)
+        cluster.settle()
+    for name in (old, new):
+        del cluster.services[name]
+    cluster.settle()
+
+    assert list(cluster.services) == ["desk"]
+    assert set(cluster.deployments) == {new}
+    assert (cluster.condition("Ready") or ("",))[0] == "Serving"
+
+
+@pytest.mark.parametrize("place", ["rule", "match", "backend"])
+def test_a_field_that_another_client_adds_to_the_rules_is_removed(place: str) -> None:
+    cluster, revision = behind_gateway()
+    written = cluster.routes["desk"]["spec"]
+    (rule,) = written["rules"]
+    headers = {"filters": [{"type": "RequestHeaderModifier"}]}
+    changed = {
+        "rule": rule | headers,
+        "match": rule | {"matches": [{**rule["matches"][0], "method": "GET"}]},
+        "backend": rule | {"backendRefs": [{**rule["backendRefs"][0], **headers}]},
+    }[place]
+    cluster.routes["desk"] = {**cluster.routes["desk"], "spec": {**written, "rules": [changed]}}
+    cluster.settle()
+    assert cluster.routes["desk"]["spec"] == written
+    assert routed(cluster) == {revision: 100}
+
+
 def test_behind_a_gateway_replicas_are_not_replaced_one_by_one() -> None:
     cluster, old = behind_gateway(strategy={"rollingUpdate": {"maxSurge": 1}}, replicas=3)
     cluster.put(checkpoint("second", "2", promoted=10))

@@ -269,6 +269,21 @@ def test_an_endpoint_without_capacity_for_its_rollout_is_seen() -> None:
         assert registry.get_sample_value("finetune_endpoint_waiting_for_capacity", labels) == value
 
 
+def test_an_endpoint_has_a_route_that_is_accepted_or_not() -> None:
+    def routed(name: str, status: str) -> dict[str, Any]:
+        return endpoint(name, conditions=[{"type": "RouteAccepted", "status": status, "reason": "x"}])
+
+    statuses = {"public": "True", "refused": "False", "pending": "Unknown"}
+    registry = collected(endpoints=[*(routed(*each) for each in statuses.items()), endpoint("internal")])
+    values = {
+        name: registry.get_sample_value(
+            "finetune_endpoint_route_accepted", {"namespace": "team", "inferencedeployment": name}
+        )
+        for name in (*statuses, "internal")
+    }
+    assert values == {"public": 1, "refused": 0, "pending": 0, "internal": None}
+
+
 def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_unknown_does_not() -> None:
     def judged(name: str, status: str) -> dict[str, Any]:
         return endpoint(name, conditions=[{"type": "ImageCurrent", "status": status, "reason": "x"}])

@@ -10,11 +10,10 @@ from http import HTTPStatus
 
 from finetune_operator.api.endpointtraffic import EndpointGateway
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.applying import contains
 from finetune_operator.engine.metadata import controller_uid
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.httproute import build_http_route, build_revision_service
-from finetune_operator.manifests.labels import REVISION
+from finetune_operator.manifests.labels import REVISION, RUN
 from finetune_operator.observe.endpointhealth import EndpointHealth
 from finetune_operator.observe.routestatus import is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
@@ -133,8 +132,8 @@ class GatewayTraffic:
         if self._route is None:
             return False
         read, wanted = self._route["spec"], self._build(weights)["spec"]
-        # A listener that is not named any more is a missing field, and no field has a default.
-        return bool(read.get("parentRefs") == wanted["parentRefs"]) and contains(read, wanted)
+        # Also without additions, such as a filter: fields with a default are all given.
+        return all(read.get(field) == value for field, value in wanted.items())
 
     def _build(self, weights: Mapping[str, int]) -> Manifest:
         main = self._main(weights)
@@ -149,7 +148,11 @@ class GatewayTraffic:
 
 @dataclass(frozen=True, slots=True)
 class FormerGatewayTraffic:
-    """Routes requests by the Service, and removes the route, then the Services that it named."""
+    """Routes requests by the Service, and removes the route, then the Services that it named.
+
+    While the operator has no right to the route, the route may exist and be used, so all revisions and their
+    Services are kept.
+    """
 
     service: ServiceTraffic
 
@@ -158,15 +161,32 @@ class FormerGatewayTraffic:
 
     def route(self, weights: Mapping[str, int]) -> Writes:
         writes = self.service.route(weights)
+        if self._is_hidden:
+            return writes
         route = own_route(self.service.endpoint, self.service.snapshot)
         former = [route] if route is not None else revision_services(self.service.snapshot).values()
         return writes._replace(delete=tuple(Delete(each, "Background") for each in former))
 
     def is_settled(self, weights: Mapping[str, int]) -> bool:  # noqa: ARG002 - of the port
-        return own_route(self.service.endpoint, self.service.snapshot) is None
+        return not self._is_hidden and own_route(self.service.endpoint, self.service.snapshot) is None
 
-    def health(self, weights: Mapping[str, int]) -> None:
-        """There is no route to report on."""
+    def health(self, weights: Mapping[str, int]) -> EndpointHealth | None:  # noqa: ARG002 - of the port
+        if not self._is_hidden:
+            return None
+        endpoint = self.service.endpoint
+        return EndpointHealth(
+            "False",
+            Reason.FORBIDDEN,
+            f"the operator may not delete HTTPRoute {endpoint.name}, which spec.traffic does not request any"
+            " more: set gatewayAPI.enabled in the operator's chart until it is deleted, because gateways may"
+            f" use it. Or delete it, and then the Services with the labels {RUN}={endpoint.uid}"
+            f" and {REVISION}, for which the operator keeps all revisions",
+        )
+
+    @property
+    def _is_hidden(self) -> bool:
+        found = self.service.snapshot.find(HTTP_ROUTE, self.service.endpoint.name)
+        return found is not None and is_refusal(found) and found["code"] != HTTPStatus.NOT_FOUND
 
 
 def _unreadable(refusal: Manifest) -> EndpointHealth:
