@@ -10,6 +10,7 @@ import yaml
 
 from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import KINDS
+from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_schema import values_schema
 from hack.dashboard import dashboard
@@ -35,6 +36,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json": dashboard(),
         **versioned_files(),
+        argocd.FOLDER / "argocd-cm.yaml": argocd.health_checks(),
     }
     for kind in KINDS:
         text = HEADER + yaml.dump(build_crd(kind), Dumper=_PlainDumper, sort_keys=False, width=120)

@@ -10,6 +10,9 @@ from kubernetes import client, config
 
 Object = dict[str, Any]
 
+HISTORY_SECONDS = 2
+"""Time for the events of the past in a watch."""
+
 GROUP = "/apis/finetune.dev/v1alpha1"
 PLURALS = {
     "FineTuneJob": "finetunejobs",
@@ -74,9 +77,25 @@ class Api:
             return None
         return _read(answer)
 
+    def versions(self, kind: str, namespace: str, since: str) -> list[Object]:
+        """Every version of these objects that was stored after a resource version, in order."""
+        query = f"?watch=true&resourceVersion={since}&timeoutSeconds={HISTORY_SECONDS}"
+        answer = self.request("GET", path_of(kind, namespace) + query)
+        events = [json.loads(line) for line in answer.text.splitlines()]
+        assert all(event["type"] != "ERROR" for event in events), events
+        return [event["object"] for event in events if event["type"] != "DELETED"]
+
     def list(self, kind: str, namespace: str) -> list[Object]:
         items: list[Object] = _read(self.request("GET", path_of(kind, namespace)))["items"]
         return items
+
+    def resource_version(self, kind: str, namespace: str) -> str | None:
+        """Resource version of the present state, for `versions`; None while a new kind's storage starts."""
+        answer = self.request("GET", path_of(kind, namespace))
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            return None
+        version: str = _read(answer)["metadata"]["resourceVersion"]
+        return version
 
     def create(self, manifest: Object) -> Object:
         metadata = manifest["metadata"]

@@ -16,7 +16,7 @@ from tools.cluster.errors import ClusterError
 from tools.cluster.isolation import isolated
 from tools.cluster.layout import DEFAULT_NAME, SECOND
 from tools.cluster.status import report
-from tools.cluster.toolchain import TOOLS, VERSITYGW
+from tools.cluster.toolchain import TEST_TOOLS, TOOLS
 
 app: Final = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -92,7 +92,7 @@ def run_isolated(command: list[str], name: Name = SECOND) -> None:
 @app.command(name="binaries")
 def build_binaries() -> None:
     """Build the programs for clusters and tests that the cache does not have, and get the Gateway API."""
-    binaries.ensure((*TOOLS, VERSITYGW))
+    binaries.ensure((*TOOLS, *TEST_TOOLS))
     gatewayapi.definitions()
 
 

@@ -124,8 +124,13 @@ KUBEFLOW_TRAINER: Final = Tool(
     "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
 )
 """The peer of `make bench-operator`, with JobSet, on which it builds; not part of a cluster either."""
+ARGO_HEALTH: Final = Tool("argo-health", ("argo-health",))
+KSTATUS: Final = Tool("kstatus", ("kstatus",))
+"""Judge the health of objects as Argo CD, and as Flux and Helm do; for tests."""
 
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
+TEST_TOOLS: Final = (VERSITYGW, ARGO_HEALTH, KSTATUS)
+"""Programs of tests, which are not part of a cluster."""
 
 
 def program(name: str) -> Path:
@@ -134,7 +139,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, VERSITYGW, CRANE, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, *TEST_TOOLS, CRANE, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")
