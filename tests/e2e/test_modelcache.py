@@ -1,4 +1,4 @@
-"""An endpoint reads its base model in place in the model cache, and never from a file that was changed."""
+"""Endpoints read whole models in place in the model cache, and never from a file that was changed."""
 
 import json
 from collections.abc import Iterator
@@ -21,20 +21,29 @@ CLAIM: Final = "model-cache"
 
 
 @pytest.fixture(scope="module")
-def cached(team: Team, routing: Object) -> Iterator[Object]:
-    """An endpoint with a model cache that serves."""
+def endpoints(team: Team, routing: Object) -> Iterator[dict[str, Object]]:
+    """Two endpoints with a model cache that serve one Checkpoint: as an adapter, and merged."""
     profile = manifests.profile(CACHED)
-    profile["spec"]["modelCache"] = {"claim": CLAIM}
-    endpoint = manifests.endpoint("cached", "routing")
-    endpoint["spec"]["compute"] = {"profile": CACHED}
-    endpoint["spec"]["models"] = [
-        {"name": "tuned", "pin": {"checkpoint": name_of(team.checkpoint_of(routing))}}
-    ]
+    profile["spec"] |= {
+        "modelCache": {"claim": CLAIM},
+        "resources": manifests.SMALL | {"merge": {"cpu": "150m", "memory": "2Gi"}},
+    }
+    pin = {"name": "tuned", "pin": {"checkpoint": name_of(team.checkpoint_of(routing))}}
+    made = {"cached": pin, "merged": {**pin, "merge": True}}
+    applied = [manifests.endpoint(name, "routing") for name in made]
+    for endpoint, model in zip(applied, made.values(), strict=True):
+        endpoint["spec"] |= {"compute": {"profile": CACHED}, "models": [model]}
     team.access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(profile))
-    team.apply(manifests.claim(CLAIM), endpoint)
-    yield team.until("InferenceDeployment", "cached", "Ready")
-    team.kubectl("delete", "infd", "cached")
+    team.apply(manifests.claim(CLAIM), *applied)
+    yield {name: team.until("InferenceDeployment", name, "Ready") for name in made}
+    team.kubectl("delete", "infd", *made)
     team.access.kubectl("delete", "computeprofile", CACHED)
+
+
+@pytest.fixture(scope="module")
+def cached(endpoints: dict[str, Object]) -> Object:
+    """The endpoint with the adapter."""
+    return endpoints["cached"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,25 @@ def test_a_pod_reads_the_base_model_in_place_and_has_no_copy(team: Team, cached:
     assert weights.startswith("/mnt/model-cache/models/")
     with open_endpoint(team.access, "cached", team.namespace) as endpoint, endpoint.client() as client:
         assert ask(client, "tuned", "order late?") == "billing"
+
+
+def test_a_merged_adapter_is_read_in_place_and_answers_as_the_adapter(
+    team: Team, endpoints: dict[str, Object]
+) -> None:
+    engine = f"{name_of(serving_pod(team, endpoints['merged']))} -c engine --".split()
+
+    weights = team.kubectl("exec", *engine, "readlink", "-f", "/mnt/models/tuned")
+
+    assert weights.startswith("/mnt/model-cache/checkpoints/")
+    assert "/derived/" in weights
+    answers: list[list[str]] = []
+    for name in endpoints:
+        with open_endpoint(team.access, name, team.namespace) as endpoint, endpoint.client() as client:
+            answers.append([ask(client, "tuned", prompt) for prompt in manifests.PROMPTS[::6]])
+            served = {each.id for each in client.models.list()}
+    assert answers[0] == answers[1]
+    assert set(answers[0]) == {"billing"}
+    assert served == {"tuned"}
 
 
 def test_a_changed_file_never_serves_until_the_cache_is_filled_again(
