@@ -69,6 +69,7 @@ def values_schema() -> str:
         report=closed(enabled=FLAG),
         monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
         networkPolicies=closed(operator=FLAG, monitoringNamespace=_setting("monitoring_namespace")),
+        kueue=closed(enabled=FLAG),
         gatewayAPI=closed(enabled=FLAG),
         alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
         dashboard=closed(enabled=FLAG, labels=TEXTS),

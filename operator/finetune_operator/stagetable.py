@@ -15,6 +15,7 @@ from finetune_trainer.contract.vocabulary import ResultStage
 JobStage = ResultStage | Literal["collect", "cleanup", "fill", "merge"]
 """Stages that have a Job: those with a result, two small ones for them, and two for endpoints."""
 Queue = Literal["prepare", "train", "evaluate"]
+ProfileField = Literal["compute", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class StageRow:
     """Number of pod failures, after the first, at which its Job fails."""
     queue: Queue = "prepare"
     """Name in a profile's `queues` and `priorityClasses` that applies to its Jobs."""
+    queued: bool = True
+    """Whether its Jobs wait in that queue. Those that free resources, or hold up a verdict, do not."""
     devices: Literal["none", "needed", "all"] = "none"
     """Devices per pod: `all` is the number that the run requests, `needed` is one if it holds the model."""
     multi_node: bool = False
@@ -41,7 +44,7 @@ class StageRow:
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
     mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges", "tasks"]] = frozenset()
     """Inputs of the run, besides the store, that its pod mounts; of judges, their Secrets."""
-    profile: Literal["compute", "evaluation"] = "compute"
+    profile: ProfileField = "compute"
     """Block of the run's spec that names its ComputeProfile."""
     in_profile: bool = True
     """Whether a profile has `spec.resources` for it."""
@@ -119,13 +122,17 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         isolated=True,
     ),
     "analyze": StageRow(
-        resources=PodResources(cpu="100m", memory="384Mi"), in_profile=False, stores_result=False
+        resources=PodResources(cpu="100m", memory="384Mi"),
+        queued=False,
+        in_profile=False,
+        stores_result=False,
     ),
     "collect": StageRow(
-        resources=PodResources(cpu="50m", memory="256Mi"), in_profile=False, binds_config=False
+        resources=PodResources(cpu="50m", memory="256Mi"), queued=False, in_profile=False, binds_config=False
     ),
     "cleanup": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"),
+        queued=False,
         backoff_limit=0,
         in_profile=False,
         serves_deletion=True,
@@ -133,6 +140,11 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
     "merge": StageRow(resources=PodResources(cpu="1", memory="8Gi"), backoff_limit=1),
     "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3, in_profile=False),
 }
+
+
+def stages_with(profile: ProfileField) -> tuple[JobStage, ...]:
+    """The stages with a result whose pods have the ComputeProfile of this block of the spec."""
+    return tuple(stage for stage, row in STAGES.items() if row.profile == profile and row.running is not None)
 
 
 def find_row(stage: str | None) -> StageRow | None:

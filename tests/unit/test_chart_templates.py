@@ -68,6 +68,15 @@ def test_the_operator_may_write_routes_only_where_the_gateway_api_is_enabled(
     assert set(rule["verbs"]) == {"get", "create", "patch", "delete"}
 
 
+def test_the_operator_may_read_objects_of_kueue_only_where_it_is_enabled(manifests: list[Manifest]) -> None:
+    assert not [rule for rule in rules(manifests) if "kueue.x-k8s.io" in rule["apiGroups"]]
+    found = [rule for rule in rules(rendered("kueue.enabled=true")) if "kueue.x-k8s.io" in rule["apiGroups"]]
+    assert {rule["resources"][0]: rule["verbs"] for rule in found} == {
+        "localqueues": ["get"],
+        "workloads": ["list"],
+    }
+
+
 def test_the_operator_reads_no_secret_but_its_own(manifests: list[Manifest]) -> None:
     secrets = [rule for rule in rules(manifests) if "secrets" in rule["resources"]]
     granted = sorted((rule["verbs"], rule.get("resourceNames")) for rule in secrets)

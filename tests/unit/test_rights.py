@@ -23,7 +23,9 @@ def test_the_chart_grants_what_every_secondary_type_is_read_by() -> None:
         pytest.skip("there is no helm: run `make verify`")
     granted = {
         (right.group, right.resource, right.verb)
-        for right in rights.granted(rights.rendered("finetune-system", "gatewayAPI.enabled=true"))
+        for right in rights.granted(
+            rights.rendered("finetune-system", "gatewayAPI.enabled=true", "kueue.enabled=true")
+        )
     }
     for each in SECONDARIES:
         group = each.type.api_version.rpartition("/")[0]

@@ -30,7 +30,7 @@ NAVIGATION: Final = {
         "ownership",
     ),
     "Reference": ("api", "conditions", "metrics"),
-    "Operate": ("failures", "troubleshooting", "runbooks/README", "images", "benchmarks"),
+    "Operate": ("kueue", "failures", "troubleshooting", "runbooks/README", "images", "benchmarks"),
     "Contribute": ("contributing", "architecture", "extending", "testing", "cluster", "decisions/README"),
 }
 NESTED: Final = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.docs import chromium
-from tools.peers import traefik, vllm, vllmimage
+from tools.peers import kueue, traefik, vllm, vllmimage
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ PEERS: Final = (
         ("tests/peers/test_gateway.py",),
         traefik.install,
         traefik.is_installed,
+        is_isolated=True,
+    ),
+    PeerSuite(
+        "kueue",
+        f"Kueue {kueue.version()}",
+        ("tests/peers/test_kueue.py",),
+        kueue.install,
+        kueue.is_installed,
         is_isolated=True,
     ),
     PeerSuite(

@@ -148,7 +148,10 @@ class ComputeProfileSpec(Model):
         Name | None, Field(description="RuntimeClass of pods with devices. Default: none.")
     ] = None
     queues: Annotated[
-        PerStage | None, Field(description="Kueue LocalQueue per stage. Default: no queue.")
+        PerStage | None,
+        Field(
+            description="LocalQueue of Kueue per stage, in the namespace of the object. Default: no queue."
+        ),
     ] = None
     priority_classes: Annotated[
         PriorityClasses | None, Field(description="PriorityClass per stage. Default: none.")

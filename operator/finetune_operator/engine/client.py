@@ -58,6 +58,12 @@ class KubernetesClient:
                 return None
             raise
 
+    async def first(self, type_: ResourceType, namespace: str, selector: str) -> Manifest | None:
+        """An object that the label selector selects, or None if there is none."""
+        async for objects, _ in self.pages(type_, namespace, selector):
+            return objects[0] if objects else None
+        return None
+
     async def serves(self, type_: ResourceType) -> bool:
         """Whether the API server has the type, by its discovery document."""
         try:

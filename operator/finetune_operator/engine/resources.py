@@ -47,10 +47,14 @@ DEFINITION: Final = ResourceType(
 )
 HTTP_ROUTE: Final = ResourceType("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
 """Of the Gateway API, which a cluster may not have."""
+LOCAL_QUEUE: Final = ResourceType("kueue.x-k8s.io/v1beta2", "LocalQueue", "localqueues")
+WORKLOAD: Final = ResourceType("kueue.x-k8s.io/v1beta2", "Workload", "workloads")
+"""Both of Kueue, which a cluster may not have."""
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
     SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, DEFINITION, HTTP_ROUTE,
+    LOCAL_QUEUE, WORKLOAD,
 )  # fmt: skip
 
 

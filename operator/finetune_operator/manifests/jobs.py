@@ -29,6 +29,7 @@ from finetune_operator.manifests.podtemplate import (
     Storage,
     build_stage_pod,
 )
+from finetune_operator.manifests.queueing import QUEUE_LABEL, queue_of
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
@@ -36,9 +37,6 @@ from finetune_trainer.contract.outcomes import ExitCode
 
 NONCE_CONTRACT: Final = 2
 """First version of the contract in which a result repeats the nonce of its Job."""
-
-QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-"""With this label, Kueue writes the Job's `suspend`; the operator never writes that field."""
 
 NEVER_READY: Final = f"{GROUP}/serves"
 """Condition of a pod that nothing sets, so that the pod never becomes ready."""
@@ -162,7 +160,7 @@ def build_stage_job(
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
-    queue = getattr(profile.spec.queues, STAGES[stage].queue, None) if profile is not None else None
+    queue = queue_of(stage, profile)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

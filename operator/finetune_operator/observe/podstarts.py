@@ -62,10 +62,8 @@ SCHEDULING_ADVICE: Final = (
 """Patterns of scheduler messages, and the advice for each."""
 
 
-def start_trouble(job: Manifest, pod: Manifest | None, now: datetime) -> Trouble:
-    """The problem of a pod of the Job that does not run yet; `pod` is None if it does not exist."""
-    if pod is None:
-        return _without_pod(job, now)
+def start_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble:
+    """The problem of a pod of the Job that does not run yet."""
     whose = describe_pod(stage_of(job), pod)
     troubles = [_init_trouble(pod, status) for status in init_statuses(pod)]
     image = trainer_container(pod).get("image", "")
@@ -157,10 +155,9 @@ def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetim
     )
 
 
-def _without_pod(job: Manifest, now: datetime) -> Trouble:
+def missing_pod(job: Manifest, now: datetime) -> Trouble:
+    """The problem of a pod of the Job that does not exist."""
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
-    if job.get("spec", {}).get("suspend"):
-        return Trouble(Reason.QUEUED, f"the {stage} Job waits in its queue for admission", expected=True)
     age = now - parse_time(job["metadata"]["creationTimestamp"])
     if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
         lacks = "has no pod" if nodes == 1 else "lacks a pod"

@@ -22,6 +22,7 @@ from finetune_operator.reconcile.finetunejob import reconciler as finetunejob
 from finetune_operator.reconcile.inferencedeployment import reconciler as inferencedeployment
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.platform import queues
 from finetune_operator.reconcile.records import deletion
 
 R = TypeVar("R", bound=Resource)
@@ -46,7 +47,10 @@ def _of(
     reconcile: Callable[[R, Snapshot], Plan],
     needs: Callable[[R, Snapshot], Needs] = lambda *_: NOTHING,
 ) -> Reconciler:
-    return Reconciler(_checked(model, reconcile), _checked(model, needs))
+    def all_needs(resource: R, snapshot: Snapshot) -> Needs:
+        return queues.merged(needs(resource, snapshot), queues.workload_needs(snapshot))
+
+    return Reconciler(_checked(model, reconcile), _checked(model, all_needs))
 
 
 def _checked(model: type[R], function: Callable[[R, Snapshot], T]) -> Callable[[Resource, Snapshot], T]:

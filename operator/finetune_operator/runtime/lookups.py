@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected
+from finetune_operator.engine.refusals import is_refusal, refusal
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.secondaries import (
@@ -22,7 +23,6 @@ from finetune_operator.reconcile.inputs.secondaries import (
     Needs,
     Secondary,
     lookups_of,
-    refusal,
 )
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class _Awaited:
 
 
 class Lookups:
-    """Short-lived cache of requests by name, and polls of objects that others wait for.
+    """Short-lived cache of requests by name or label, and polls of objects that others wait for.
 
     Args:
         cluster: client of the API server.
@@ -92,15 +92,23 @@ class Lookups:
         return found
 
     async def _request(self, target: LookupTarget) -> Manifest | None:
-        if not self._types[target.type].is_optional:
-            return await self._cluster.get(*target)
+        type_ = target.type
+        if not self._types[type_].is_optional:
+            return await self._find(target)
         try:
-            found = await self._cluster.get(*target)
-            if found is None and not await self._cluster.serves(target.type):
-                return refusal(HTTPStatus.NOT_FOUND, f"{target.type.plural} are not installed")
+            found = await self._find(target)
         except Rejected as error:
-            return refusal(error.code, error.message)
+            # A user without the right gets the same response whether the type is installed or not.
+            found = refusal(error.code, error.message)
+        if (found is None or is_refusal(found)) and not await self._cluster.serves(type_):
+            return refusal(HTTPStatus.NOT_FOUND, f"{type_.plural} of {type_.api_version} are not installed")
         return found
+
+    async def _find(self, target: LookupTarget) -> Manifest | None:
+        label = self._types[target.type].label
+        if label is None:
+            return await self._cluster.get(*target)
+        return await self._cluster.first(target.type, target.namespace, f"{label}={target.name}")
 
     async def get_all(self, namespace: str, needs: Needs) -> LookedUp:
         """All objects that a pass for an object of this namespace needs."""

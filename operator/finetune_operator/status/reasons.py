@@ -108,6 +108,10 @@ class Reason(StrEnum):
     GATEWAY_API_NOT_INSTALLED = "GatewayAPINotInstalled"
     ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
     FOREIGN_ROUTE_STATUS = "ForeignRouteStatus"
+    KUEUE_NOT_INSTALLED = "KueueNotInstalled"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    NOT_ADMITTED = "NotAdmitted"
+    PARALLELISM_CHANGED = "ParallelismChanged"
     FORBIDDEN = "Forbidden"
     QUOTA_EXCEEDED = "QuotaExceeded"
     # failed

@@ -3,17 +3,20 @@
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
-from finetune_operator.engine.resources import HTTP_ROUTE
+from finetune_operator.engine.refusals import refusal
+from finetune_operator.engine.resources import HTTP_ROUTE, LOCAL_QUEUE, WORKLOAD, ResourceType
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.observe.peerpods import INDEX
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
+from finetune_operator.reconcile.inputs.secondaries import JOB_UID as WORKLOAD_JOB
 from finetune_operator.reconcile.inputs.secondaries import LookedUp
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.registry import RECONCILERS
@@ -53,6 +56,8 @@ class MemoryCluster:
         self.writes = 0
         self.progress: RunProgress | None = None
         self.is_terminating = False
+        self.kueue: int | None = HTTPStatus.FORBIDDEN
+        """Status with which requests for objects of Kueue are refused; None: they are answered."""
         self._uids = 0
         for manifest in objects:
             self.add(manifest)
@@ -139,8 +144,20 @@ class MemoryCluster:
     def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:
         namespace = {"metadata": {"deletionTimestamp": at(self.now)} if self.is_terminating else {}}
         needs = RECONCILERS[resource.kind].needs(resource, snapshot)
-        found = {type_: {name: self.of(type_.kind).get(name) for name in needs[type_]} for type_ in needs}
+        found = {type_: {name: self._find(type_, name) for name in needs[type_]} for type_ in needs}
         return {**found, resources.NAMESPACE: {NAMESPACE: namespace}}
+
+    def _find(self, type_: ResourceType, name: str) -> Manifest | None:
+        if type_ not in (LOCAL_QUEUE, WORKLOAD):
+            return self.of(type_.kind).get(name)
+        if self.kueue is not None:
+            return refusal(self.kueue, f"{type_.plural} are not installed")
+        found = self.of(type_.kind)
+        if type_ == LOCAL_QUEUE:
+            return found.get(name)
+        return next(
+            (each for each in found.values() if each["metadata"]["labels"][WORKLOAD_JOB] == name), None
+        )
 
     def plan(self, kind: str, name: str) -> Plan:
         """The plan of a pass over this object."""

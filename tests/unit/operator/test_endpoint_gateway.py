@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.endpointtraffic import EndpointGateway
+from finetune_operator.engine.refusals import refusal
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
-from finetune_operator.reconcile.inputs.secondaries import refusal
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,

@@ -235,7 +235,9 @@ def test_a_job_that_kueue_holds_back_is_queued_with_all_its_pods() -> None:
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     job["spec"]["suspend"] = True
     cluster.now += timedelta(days=1)
-    assert state(cluster) == ("Queued", "the train Job waits in its queue for admission")
+    reason, message = state(cluster)
+    assert reason == "Queued"
+    assert message.startswith("the train Job waits in LocalQueue team for admission")
 
 
 @pytest.mark.parametrize("going", [0, 1])

@@ -115,9 +115,13 @@ def test_a_job_without_a_pod_for_a_minute_points_to_quota_and_admission() -> Non
 
 def test_a_job_that_kueue_holds_back_is_queued_however_long_it_takes() -> None:
     cluster = reached("train")
-    cluster.stage_job("train")["spec"]["suspend"] = True
+    job = cluster.stage_job("train")
+    job["spec"]["suspend"] = True
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
     cluster.now += timedelta(days=1)
-    assert state(cluster) == ("Queued", "the train Job waits in its queue for admission")
+    reason, message = state(cluster)
+    assert reason == "Queued"
+    assert message.startswith("the train Job waits in LocalQueue gpus for admission")
 
 
 def test_a_terminating_job_is_waited_for_and_not_replaced() -> None:

@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.engine.errors import ApiError, Rejected, Unavailable
-from finetune_operator.engine.resources import CLAIM, HTTP_ROUTE, ResourceType
+from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.resources import CLAIM, HTTP_ROUTE, WORKLOAD, ResourceType
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.secondaries import is_refusal
 from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
 
@@ -158,3 +158,20 @@ async def test_a_missing_right_to_an_optional_type_is_an_answer_and_an_outage_is
     assert (found["code"], found["message"]) == (403, "cannot get httproutes")
     with pytest.raises(Unavailable):
         await route(GatewayServer(error=Unavailable("down")))
+
+
+async def test_a_type_that_is_not_installed_is_an_answer_to_who_has_no_right_to_it_too() -> None:
+    server = GatewayServer(is_served=False, error=Rejected(403, "Forbidden", "cannot get httproutes"))
+    found = await route(server)
+    assert found is not None
+    assert found["code"] == 404
+
+
+async def test_a_workload_is_found_by_the_label_with_the_uid_of_its_job() -> None:
+    class Server:
+        async def first(self, type_: ResourceType, namespace: str, selector: str) -> Manifest:
+            return {"kind": type_.kind, "metadata": {"name": f"{namespace} {selector}"}}
+
+    found = await Lookups(cast(Any, Server())).get(WORKLOAD, "team", "uid-1")
+    assert found is not None
+    assert found["metadata"]["name"] == "team kueue.x-k8s.io/job-uid=uid-1"

@@ -14,11 +14,11 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.clearing import clear_away
 from finetune_operator.reconcile.dataset.prepare import prepare
 from finetune_operator.reconcile.dataset.refresh import refresh
-from finetune_operator.reconcile.dataset.sourcecheck import profile_of
+from finetune_operator.reconcile.dataset.sourcecheck import STAGE, profile_of
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import finalizer_update
 from finetune_operator.reconcile.records.ownership import delete_with, versions_of
 from finetune_operator.reconcile.records.sourcechecks import is_check_requested, until_check
@@ -31,14 +31,15 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
-    """Claims to look up: none while a check of the source runs, or while none is due."""
+    """Claims and queues to look up: none while a check of the source runs, or while none is due."""
     is_idle = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
     if is_idle or is_stage_running(snapshot):
         return NOTHING
     profile = profile_of(dataset, snapshot)
     store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else None
-    return storage.claims_of(store_uri, dataset.spec.source.uri)
+    claims = storage.claims_of(store_uri, dataset.spec.source.uri)
+    return queues.merged(claims, queues.queue_needs(queues.queues_of(profile, (STAGE,))))
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:

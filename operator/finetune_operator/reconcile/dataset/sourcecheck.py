@@ -18,7 +18,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.reconcile.records.sourcechecks import check_request
 from finetune_operator.reconcile.stages.advance import advance
@@ -175,6 +175,7 @@ def _build(
     missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot) or storage.check_claim(
         source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
     )
+    missing = missing or queues.check_queues(queues.queues_of(profile, (STAGE,)), dataset.namespace, snapshot)
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref

@@ -13,11 +13,12 @@ from finetune_operator.manifests.trainerimage import (
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.stagetable import stages_with
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
@@ -32,7 +33,7 @@ class EvaluationPrerequisites:
 
 
 def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
-    """Claims to look up: none while a Job runs, because the pass creates nothing then.
+    """Claims and queues to look up: none while a Job runs, because the pass creates nothing then.
 
     For an Evaluation that is being deleted: the claims with its folders.
     """
@@ -42,7 +43,12 @@ def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
     if evaluation.spec.suspend or is_finished(evaluation) or is_stage_running(snapshot):
         return NOTHING
     checkpoints = (snapshot.checkpoints.get(name) for name in evaluation.spec.checkpoints)
-    return storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))
+    claims = storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))
+    return queues.merged(claims, queues.queue_needs(_queues(evaluation, snapshot)))
+
+
+def _queues(evaluation: Evaluation, snapshot: Snapshot) -> queues.Queues:
+    return queues.queues_of(_profile(evaluation, snapshot), stages_with("evaluation"))
 
 
 def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisites | Blocked:
@@ -50,7 +56,9 @@ def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisit
     profile = _profile(evaluation, snapshot)
     if isinstance(profile, Blocked):
         return profile
-    blocked = _unusable(evaluation, profile)
+    blocked = _unusable(evaluation, profile) or queues.check_queues(
+        _queues(evaluation, snapshot), evaluation.namespace, snapshot
+    )
     if blocked is not None:
         return blocked
     trainer = _kept_trainer(evaluation)

@@ -10,12 +10,12 @@ from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.platform import profiles, storage
+from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stagetable import STAGES, JobStage, stages_with
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import FailureReason
@@ -36,7 +36,7 @@ class Prerequisites:
 
 
 def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
-    """Claims to look up: none while a stage runs, because the pass creates nothing then.
+    """Claims and queues to look up: none while a stage runs, because the pass creates nothing then.
 
     For a run that is being deleted: the claim with its folder.
     """
@@ -47,7 +47,19 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     profile = _profile(job, snapshot)
     store = None if isinstance(profile, Blocked) else _store(job, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
-    return storage.claims_of(store_uri, *(uri for _, uri, _ in inputs_of(job)))
+    claims = storage.claims_of(store_uri, *(uri for _, uri, _ in inputs_of(job)))
+    if isinstance(profile, Blocked):
+        return claims
+    return queues.merged(claims, queues.queue_needs(_queues(job, profile, snapshot)))
+
+
+def _queues(job: FineTuneJob, profile: ComputeProfile, snapshot: Snapshot) -> queues.Queues:
+    """The queues of the run's stages."""
+    found = queues.queues_of(profile, stages_with("compute"))
+    if job.spec.evaluation is None:
+        return found
+    evaluate_profile = _evaluate_profile(job, profile, snapshot)
+    return {**found, **queues.queues_of(evaluate_profile, stages_with("evaluation"))}
 
 
 def inputs_of(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:
@@ -80,7 +92,9 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     store = _store(job, profile)
     if isinstance(store, Blocked):
         return store
-    missing = _missing_claim(job, store, profile, snapshot)
+    missing = _missing_claim(job, store, profile, snapshot) or queues.check_queues(
+        _queues(job, profile, snapshot), job.namespace, snapshot
+    )
     if missing is not None:
         return missing
     trainer = _kept_trainer(job.status.resolved)

@@ -6,6 +6,7 @@ The caches and their content, the watches, requests by name, the relations, `Sna
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import ClassVar, Final
 
@@ -15,11 +16,13 @@ from finetune_operator.engine.resources import (
     DEPLOYMENT,
     HTTP_ROUTE,
     JOB,
+    LOCAL_QUEUE,
     NAMESPACE,
     NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
+    WORKLOAD,
     ResourceType,
 )
 from finetune_operator.engine.store import Indexer, Transform
@@ -35,6 +38,9 @@ Of an optional type that the operator cannot read, a `Status` of the API server 
 """
 Needs = Mapping[ResourceType, frozenset[str]]
 """Names of the objects that a pass reads, by type; they are in the namespace of its object."""
+
+JOB_UID: Final = "kueue.x-k8s.io/job-uid"
+"""Label of a Workload with the uid of its Job."""
 
 NOTHING: Final[Needs] = MappingProxyType({})
 
@@ -82,10 +88,11 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A type of objects that belong to users. The operator requests them by name when a pass needs them.
+    """A type of objects that belong to others. The operator requests them by name when a pass needs them.
 
     Attributes:
         type: the type in the API.
+        label: label whose value is the name by which the operator requests an object. None: `metadata.name`.
         fresh_seconds: time for which a response is reused, so that many runs share one request.
         is_lacking: whether the response can block an object. The operator then repeats the request
             periodically until the response changes.
@@ -93,12 +100,15 @@ class Lookup:
     """
 
     type: ResourceType
+    label: str | None = None
     fresh_seconds: float = 10.0
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
     is_optional: bool = False
 
-    verbs: ClassVar = ("get",)
-    """RBAC verbs for reading the type."""
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """RBAC verbs for reading the type."""
+        return ("get",) if self.label is None else ("list",)
 
 
 Secondary = Child | Lookup
@@ -132,6 +142,11 @@ def _is_pod_of(pod: Manifest, children: Children) -> bool:
     return owner.get("uid") in {job["metadata"]["uid"] for job in children[JOB].values()}
 
 
+def _is_absent(queue: Manifest | None) -> bool:
+    """Whether the LocalQueue or its type does not exist."""
+    return queue is None or queue.get("code") == HTTPStatus.NOT_FOUND
+
+
 def _is_on_one_node(claim: Manifest | None) -> bool:
     """Whether the claim is missing or only mountable on one node; access modes never change."""
     return claim is None or "ReadWriteMany" not in (claim.get("spec", {}).get("accessModes") or ())
@@ -149,17 +164,10 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Lookup(NAMESPACE, fresh_seconds=0.0, is_lacking=lambda _: False),
     # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
     Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
+    Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True),
+    # Not watched: most Workloads of a cluster belong to others. A Job's `suspend` shows its admission.
+    Lookup(WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
 )
-
-
-def refusal(code: int, message: str) -> Manifest:
-    """The response in place of an object of an optional type that cannot be read."""
-    return {"apiVersion": "v1", "kind": "Status", "metadata": {}, "code": code, "message": message}
-
-
-def is_refusal(found: Manifest | None) -> bool:
-    """Whether a response says that the type cannot be read."""
-    return found is not None and found["kind"] == "Status"
 
 
 def no_children() -> Children:

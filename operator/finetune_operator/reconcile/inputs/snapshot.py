@@ -11,7 +11,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.resources import NAMESPACE, ResourceType
+from finetune_operator.engine.resources import NAMESPACE, WORKLOAD, ResourceType
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
@@ -109,6 +109,10 @@ class Snapshot:
         """Whether the object was looked up and does not exist."""
         found = self.looked_up.get(type_, {})
         return name in found and found[name] is None
+
+    def workload_of(self, job: Manifest) -> Manifest | None:
+        """Kueue's Workload of a suspended Job, or a `refusal`; None if there is none."""
+        return self.find(WORKLOAD, job["metadata"]["uid"])
 
     def group_column(self, version: str | None) -> str | None:
         """The column whose rows are together in one split of a DatasetVersion; None if rows are independent.

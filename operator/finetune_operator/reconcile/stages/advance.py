@@ -50,7 +50,7 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
-    return under_way(job, pods, request, snapshot.now)
+    return under_way(job, pods, request, snapshot)
 
 
 def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manifest]) -> Working | StageFailed:

@@ -1,12 +1,11 @@
 """Read the result of a stage from the store if its pod is gone."""
 
-from datetime import datetime
-
 from finetune_operator.engine.resources import JOB
 from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS, Retry
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
@@ -29,7 +28,7 @@ def collect(draft: Draft, request: StageRequest) -> Answer:
         return foreign(job)
     pods = pods_of(job, snapshot)
     if is_unfinished(job):
-        return _collecting(job, pods, reading.message, snapshot.now)
+        return _collecting(job, pods, reading.message, snapshot)
     how = "Complete" if has_ended(job, "Complete") else "Failed"
     result = success(pods, job, request.expected) or last_word(pods, job, request.expected)
     if result is None:
@@ -81,8 +80,9 @@ def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
     return Retry(Reason.COLLECTING, message, None, status, Blocked(Reason.COLLECTING, message, seconds))
 
 
-def _collecting(job: Manifest, pods: list[Manifest], reading: str, now: datetime) -> Working | Blocked:
-    trouble = job_trouble(job, pods, now)
+def _collecting(job: Manifest, pods: list[Manifest], reading: str, snapshot: Snapshot) -> Working | Blocked:
+    now = snapshot.now
+    trouble = job_trouble(job, pods, snapshot.workload_of(job), now)
     if trouble is None:
         return Working(Reason.COLLECTING, reading, recheck_after_seconds(pods, now))
     if trouble.reason == Reason.QUEUED:

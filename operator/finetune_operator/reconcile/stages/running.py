@@ -10,6 +10,7 @@ from finetune_operator.observe.peerpods import describe_pod, newest_per_index, n
 from finetune_operator.observe.podstatus import Trouble
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import result_of
 from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
 from finetune_operator.reconcile.stages.request import StageRequest
@@ -24,9 +25,12 @@ def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime)
     return None if remaining <= timedelta() else running(request, remaining.total_seconds() + 1)
 
 
-def under_way(job: Manifest, pods: list[Manifest], request: StageRequest, now: datetime) -> Working | Blocked:
+def under_way(
+    job: Manifest, pods: list[Manifest], request: StageRequest, snapshot: Snapshot
+) -> Working | Blocked:
     """The stage's Job is unfinished: its pods run, wait, or follow each other."""
-    trouble, later = job_trouble(job, pods, now), recheck_after_seconds(pods, now)
+    now = snapshot.now
+    trouble, later = job_trouble(job, pods, snapshot.workload_of(job), now), recheck_after_seconds(pods, now)
     together = newest_per_index(pods)
     ended = podfailures.deciding_pod([pod for pod in pods if pod in together])
     if ended is not None and (trouble is None or trouble.expected):
@@ -51,7 +55,7 @@ def waiting(trouble: Trouble) -> Working | Blocked:
     """Wait for what keeps a pod from running."""
     if trouble.expected:
         return Working(trouble.reason, trouble.message, trouble.recheck_after_seconds)
-    return Blocked(trouble.reason, trouble.message, None)
+    return Blocked(trouble.reason, trouble.message, trouble.recheck_after_seconds)
 
 
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:

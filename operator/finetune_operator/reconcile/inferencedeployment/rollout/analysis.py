@@ -80,7 +80,9 @@ class Analysis:
         """What the analysis does, or found."""
         if self.result is not None:
             return self.result.message
-        trouble = job_trouble(self._job, self._pods, self.snapshot.now) if self._job is not None else None
+        job, snapshot = self._job, self.snapshot
+        workload = None if job is None else snapshot.workload_of(job)
+        trouble = None if job is None else job_trouble(job, self._pods, workload, snapshot.now)
         return "it is being analyzed" if trouble is None else f"its analysis waits: {trouble.message}"
 
     @cached_property

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from finetune_operator.api.endpointtraffic import EndpointGateway
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.metadata import controller_uid
+from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.httproute import build_http_route, build_revision_service
 from finetune_operator.manifests.labels import REVISION, RUN
@@ -24,7 +25,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     Writes,
     main_revision,
 )
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs, is_refusal
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.status.reasons import Reason
 

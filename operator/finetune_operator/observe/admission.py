@@ -1,0 +1,123 @@
+"""Why a suspended Job waits, from its Workload of Kueue."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Any, Final
+
+from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.observe.peerpods import nodes_of
+from finetune_operator.observe.podstatus import Trouble, condition, has_condition, quoted, stage_of
+from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.plan import Manifest
+from finetune_operator.status.reasons import Reason
+
+MAX_TIME_WITHOUT_WORKLOAD: Final = timedelta(seconds=30)
+"""Time after which a queued Job without a Workload is reported. Kueue makes one within a second."""
+MIN_RECHECK_SECONDS: Final = 2.0
+MAX_RECHECK_SECONDS: Final = 60.0
+"""Bounds of the time between two requests for a Workload, which is a quarter of the time waited so far."""
+INADMISSIBLE: Final = "Inadmissible"
+"""Reason of `QuotaReserved` for a Workload that no free quota will admit."""
+
+
+def admission_trouble(job: Manifest, workload: Manifest | None, now: datetime) -> Trouble:
+    """The reason that a suspended Job waits.
+
+    Args:
+        job: the Job.
+        workload: its Workload, or a refusal; None if there is none.
+        now: time of the pass.
+    """
+    stage, name = stage_of(job), job["metadata"]["name"]
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    waited = now - _suspended_since(job)
+    later = min(MAX_RECHECK_SECONDS, max(MIN_RECHECK_SECONDS, waited.total_seconds() / 4))
+    if queue is None and (workload is None or is_refusal(workload)):
+        return _queued(
+            f"Job {name} is suspended, and not by the operator: kubectl get job {name} -o yaml shows who set"
+            " spec.suspend",
+            later,
+        )
+    waits = f"the {stage} Job waits in LocalQueue {queue}" if queue else f"the {stage} Job waits in its queue"
+    if workload is None:
+        if waited < MAX_TIME_WITHOUT_WORKLOAD:
+            return _queued(f"{waits} for admission", later)
+        return Trouble(
+            Reason.NOT_ADMITTED,
+            f"{waits}, but Kueue has made no Workload for it: check that Kueue runs, that batch/job is one of"
+            " its integrations, and that it manages this namespace",
+            recheck_after_seconds=later,
+        )
+    if is_refusal(workload):
+        return _unreadable(job, waits, workload, later)
+    return _waiting(job, waits, workload, later)
+
+
+def changed_parallelism(job: Manifest) -> Trouble | None:
+    """The problem of a Job whose number of pods at a time was changed after the operator created it."""
+    wanted, found = nodes_of(job), job.get("spec", {}).get("parallelism")
+    if found is None or found == wanted:
+        return None
+    name = job["metadata"]["name"]
+    return Trouble(
+        Reason.PARALLELISM_CHANGED,
+        f"Job {name} has parallelism {found} instead of {wanted}, which the operator does not change: remove"
+        " what changed it, for example the annotation kueue.x-k8s.io/job-min-parallelism, and delete the Job"
+        f" (kubectl delete job {name}); the operator creates it again, and training resumes",
+    )
+
+
+def _queued(message: str, later: float) -> Trouble:
+    return Trouble(Reason.QUEUED, message, expected=True, recheck_after_seconds=later)
+
+
+def _unreadable(job: Manifest, waits: str, refused: Manifest, later: float) -> Trouble:
+    if refused["code"] != HTTPStatus.NOT_FOUND:
+        return _queued(
+            f"{waits} for admission. The operator may not read the reason: set kueue.enabled in the"
+            " operator's chart",
+            later,
+        )
+    profile = job["metadata"].get("labels", {}).get(PROFILE)
+    return Trouble(
+        Reason.KUEUE_NOT_INSTALLED,
+        f"{waits}, but {refused['message']}: install Kueue, or remove queues from ComputeProfile {profile},"
+        f" and delete the Job (kubectl delete job {job['metadata']['name']})",
+        recheck_after_seconds=later,
+    )
+
+
+def _waiting(job: Manifest, waits: str, workload: Manifest, later: float) -> Trouble:
+    if has_condition(workload, "Admitted", "True"):
+        return _queued(f"the {stage_of(job)} Job is admitted and starts", later)
+    if has_condition(workload, "QuotaReserved", "True"):
+        checks = ", ".join(_pending_checks(workload.get("status", {}).get("admissionChecks") or ()))
+        return _queued(f"{waits}: its quota is reserved, and it waits for {checks or 'its admission'}", later)
+    reserved = condition(workload, "QuotaReserved") or {}
+    reason, message = reserved.get("reason"), quoted(reserved.get("message"))
+    if reason == INADMISSIBLE:
+        missing = "LocalQueue" in message and "exist" in message
+        return Trouble(
+            Reason.QUEUE_NOT_FOUND if missing else Reason.NOT_ADMITTED,
+            f"{waits}, and Kueue cannot admit it: {message}",
+            recheck_after_seconds=later,
+        )
+    evicted = condition(workload, "Evicted") or {}
+    if evicted.get("status") == "True":
+        waits = f"{waits} since it was evicted ({evicted.get('reason')}): {quoted(evicted.get('message'))}"
+        return _queued(f"{waits}. {message}" if message else waits, later)
+    return _queued(f"{waits}: {message}" if message else f"{waits} for admission", later)
+
+
+def _pending_checks(checks: Iterable[dict[str, Any]]) -> list[str]:
+    return [f"AdmissionCheck {each['name']}" for each in checks if each.get("state") != "Ready"]
+
+
+def _suspended_since(job: Manifest) -> datetime:
+    """Start of the present wait: a preempted Job runs before it waits again."""
+    suspended = condition(job, "Suspended") or {}
+    at = suspended.get("lastTransitionTime") if suspended.get("status") == "True" else None
+    return parse_time(at or job["metadata"]["creationTimestamp"])

@@ -1,0 +1,68 @@
+"""The Kueue queues of an object: what a pass looks up, and what the user has to do if one is missing."""
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, WORKLOAD
+from finetune_operator.manifests.queueing import queue_of
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.status.reasons import Reason
+
+Queues = Mapping[str, str]
+"""Names of LocalQueues by the field that names them, for messages."""
+
+
+def queues_of(profile: ComputeProfile | Blocked | None, stages: Iterable[JobStage]) -> Queues:
+    """The queues of the stages in the profile."""
+    if profile is None or isinstance(profile, Blocked):
+        return {}
+    found = {STAGES[stage].queue: queue_of(stage, profile) for stage in stages}
+    where = f"of ComputeProfile {profile.name}"
+    return {f"spec.queues.{name} {where}": queue for name, queue in found.items() if queue}
+
+
+def queue_needs(queues: Queues) -> Needs:
+    """The LocalQueues as needs of a pass."""
+    return {LOCAL_QUEUE: frozenset(queues.values())}
+
+
+def workload_needs(snapshot: Snapshot) -> Needs:
+    """The Workloads of the object's suspended Jobs, by the Job's uid."""
+    suspended = [job for job in snapshot.children[JOB].values() if job.get("spec", {}).get("suspend")]
+    return {WORKLOAD: frozenset(job["metadata"]["uid"] for job in suspended)} if suspended else NOTHING
+
+
+def merged(*needs: Needs) -> Needs:
+    """All needs of a pass."""
+    types = {type_ for each in needs for type_ in each}
+    return {type_: frozenset(name for each in needs for name in each.get(type_, ())) for type_ in types}
+
+
+def check_queues(queues: Queues, namespace: str, snapshot: Snapshot) -> Blocked | None:
+    """Whether Kueue is installed and these LocalQueues exist, as far as the operator may read them."""
+    problems = (_problem(field, name, namespace, snapshot) for field, name in queues.items())
+    return next((each for each in problems if each is not None), None)
+
+
+def _problem(field: str, name: str, namespace: str, snapshot: Snapshot) -> Blocked | None:
+    queue = snapshot.find(LOCAL_QUEUE, name)
+    if queue is not None and is_refusal(queue):
+        if queue["code"] != HTTPStatus.NOT_FOUND:
+            return None
+        return Blocked(
+            Reason.KUEUE_NOT_INSTALLED,
+            f"{field} is LocalQueue {name} of Kueue, but {queue['message']}: install Kueue, or ask the"
+            " platform team to remove queues from the ComputeProfile",
+        )
+    if not snapshot.is_missing(LOCAL_QUEUE, name):
+        return None
+    return Blocked(
+        Reason.QUEUE_NOT_FOUND,
+        f"LocalQueue {name} of {field} does not exist in namespace {namespace}: create it, or ask the"
+        " platform team to",
+    )
