@@ -42,6 +42,7 @@ from tests.peers.vllmserver import VLLMServer
 from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.serve.endpoint import serve_config, wait_until
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, mount
+from tests.trainer.serve.test_vllm_middleware import chain, of_content
 from tests.trainer.test_older_release import OLDER_FILES, run_older
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.cluster.ports import free_port
@@ -219,6 +220,19 @@ def test_a_request_has_one_id_in_header_and_body(server: PodServer) -> None:
     )
     assert answer.headers["x-request-id"] == "shop-17"
     assert "shop-17" in answer.parse().id
+
+
+@pytest.mark.parametrize("length", [3000, 20_000])
+def test_a_schema_cannot_end_the_server(server: PodServer, length: int) -> None:
+    """vLLM alone is ended by the longer one, and with the guidance backend by both."""
+    with pytest.raises(openai.BadRequestError, match="too many references"):
+        server.openai.chat.completions.create(
+            model="base",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=1,
+            extra_body=of_content(chain(length)),
+        )
+    assert server.chat("base", QUESTION, max_tokens=1).choices
 
 
 def test_a_drain_finishes_streams_and_fails_no_request(pod: FetchedPod) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.vllm import requestbody
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
 from finetune_trainer.serve.vllm.middleware import ROUTES, EndpointMiddleware
@@ -257,6 +258,110 @@ def test_a_request_is_counted_for_its_model(body: str, model: str, code: int) ->
     assert (answer.status_code, answer.json()) == (code, len(body))
     assert guarded.counted(model, code) == 1
     assert sum(guarded.counted(each, code) or 0 for each in ("base", "router", "unknown")) == 1
+
+
+def chain(length: int) -> dict[str, Any]:
+    """A schema in which each definition is a reference to the next one."""
+    definitions = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(length)}
+    return {"$defs": {**definitions, f"d{length}": {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
+def of_content(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+
+def of_tool(schema: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}
+
+
+def of_option(schema: Any) -> dict[str, Any]:
+    return {"structured_outputs": {"json": schema}}
+
+
+def of_text(schema: Any) -> dict[str, Any]:
+    return {"structured_outputs": {"structural_tag": json.dumps(schema)}}
+
+
+@pytest.mark.parametrize(
+    ("request_of", "field"),
+    [
+        (of_content, "response_format"),
+        (of_tool, "tools"),
+        (of_option, "structured_outputs.json"),
+        (of_text, "structured_outputs.structural_tag"),
+    ],
+)
+def test_a_schema_that_could_end_vllm_does_not_reach_it(
+    request_of: Callable[[Any], dict[str, Any]], field: str
+) -> None:
+    guarded = Guarded(Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])]))
+
+    def answer_to(schema: Any) -> httpx.Response:
+        body = json.dumps({"model": "base", **request_of(schema)}).replace("$ref", "\\u0024ref")
+        return asyncio.run(guarded.answer("/v1/chat/completions", content=body))
+
+    assert answer_to(chain(50)).status_code == 200
+    refused = answer_to(chain(3000))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert "too many references" in refused.json()["error"]["message"]
+    assert guarded.counted("base", 400) == 1
+
+
+@pytest.mark.parametrize("text", ["{", '{"$ref": "#/a", "$ref": "#/b"}', "[" * 100_000])
+def test_a_schema_whose_text_parsers_read_differently_is_refused(text: str) -> None:
+    body = json.dumps({"structured_outputs": {"json": text}})
+    answer = asyncio.run(Guarded().answer("/v1/completions", content=body))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "structured_outputs.json")
+
+
+def test_a_body_without_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requestbody, "MAX_BODY_BYTES", 10)
+    engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    bodies = ("0123456789", "0123456789a")
+    answers = [asyncio.run(Guarded(engine).answer("/v1/completions", content=body)) for body in bodies]
+    assert [answer.status_code for answer in answers] == [200, 413]
+
+
+def test_vllm_gets_a_body_in_parts_as_a_whole_and_then_the_disconnect() -> None:
+    got: list[Any] = []
+    parts = [
+        {"type": "http.request", "body": b'{"model": ', "more_body": True},
+        {"type": "http.request", "body": b'"base"}'},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def engine(_: Any, receive: Any, __: Any) -> None:
+        got.extend([await receive(), await receive()])
+
+    asyncio.run(call_engine(engine, receive))
+    assert got == [
+        {"type": "http.request", "body": b'{"model": "base"}', "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+
+
+def test_a_request_whose_client_disconnects_within_its_body_does_not_reach_vllm() -> None:
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def engine(*_: Any) -> None:
+        raise AssertionError
+
+    assert asyncio.run(call_engine(engine, receive)) == 1
+
+
+async def call_engine(engine: Any, receive: Any) -> float | None:
+    """Pass a request to an engine. Returns the number of requests that were counted as disconnected."""
+    guarded = Guarded(engine)
+    scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}
+    app = EndpointMiddleware(engine, guarded.lifetime)
+    await app(scope, receive, receive)
+    return sum(guarded.counted(model, 499) or 0 for model in ("base", "unknown"))
 
 
 def test_refused_generation_requests_are_counted_and_other_routes_are_not(tmp_path: Path) -> None:

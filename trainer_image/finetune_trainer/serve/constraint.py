@@ -19,6 +19,7 @@ from finetune_trainer.model.sampling import Sampler
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.readers import AnswerReaders
+from finetune_trainer.serve.schemanesting import check_nesting, unusable
 from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
 
 FIELD: Final = "response_format"
@@ -27,8 +28,6 @@ OPTIONS: Final[Any] = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,33}"}
 
 Without a bound, some models write white space without end.
 """
-MAX_NESTING: Final = 1000
-"""Max nesting of a schema. Its compiler is recursive, and a stack that overflows ends the process."""
 _MAX_ERROR_CHARACTERS: Final = 300
 
 
@@ -130,8 +129,7 @@ class Grammars:
             model: served name.
             choices: number of choices.
         """
-        if nesting(schema) > MAX_NESTING:
-            raise _unusable("it has too many references, or is nested too deeply")
+        check_nesting(schema, FIELD)
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
         except ValueError as error:
@@ -163,23 +161,5 @@ class Grammars:
             ) from error
 
 
-def nesting(schema: object) -> int:
-    """The most levels through which a compiler can go: those of the JSON, once for each reference."""
-    depth, references, waiting = 0, set[str](), [(schema, 1)]
-    while waiting:
-        value, level = waiting.pop()
-        depth = max(depth, level)
-        if isinstance(value, dict):
-            if isinstance(reference := value.get("$ref"), str):
-                references.add(reference)
-            value = list(value.values())
-        if isinstance(value, list):
-            waiting += [(each, level + 1) for each in value]
-    return depth * (len(references) + 1)
-
-
 def _unusable(why: str) -> RequestError:
-    reason = " ".join(why.split())[:_MAX_ERROR_CHARACTERS]
-    return RequestError.invalid(
-        f"The schema cannot be used: {reason}. Simplify it, or remove what is not supported.", FIELD
-    )
+    return unusable(" ".join(why.split())[:_MAX_ERROR_CHARACTERS], FIELD)

@@ -30,38 +30,37 @@ class Deadlines:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        expired = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        expiry = loop.create_future()
         started = complete = False
         send_fails = _version(scope) >= SEND_FAILS
 
         async def receive_in_time() -> Message:
             message = asyncio.ensure_future(receive())
-            expiry = asyncio.ensure_future(expired.wait())
             try:
                 await asyncio.wait({message, expiry}, return_when=asyncio.FIRST_COMPLETED)
-                return {"type": "http.disconnect"} if expired.is_set() else message.result()
+                return {"type": "http.disconnect"} if expiry.done() else message.result()
             finally:
                 message.cancel()
-                expiry.cancel()
 
         async def send_in_time(message: Message) -> None:
             nonlocal started, complete
-            if not expired.is_set():
+            if not expiry.done():
                 started = True
                 complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await send(message)
             elif send_fails:
                 raise OSError("the deadline of the request is over")
 
-        timer = asyncio.get_running_loop().call_later(self._seconds, expired.set)
+        timer = loop.call_later(self._seconds, expiry.set_result, None)
         try:
             await self._app(scope, receive_in_time, send_in_time)
         except (OSError, ClientDisconnect):
-            if not expired.is_set():
+            if not expiry.done():
                 raise
         finally:
             timer.cancel()
-        if expired.is_set() and not complete:
+        if expiry.done() and not complete:
             error = RequestError.deadline()
             measurement = RequestMeasurement.find(scope)
             if measurement is not None:

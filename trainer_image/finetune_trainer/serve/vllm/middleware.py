@@ -24,7 +24,7 @@ from finetune_trainer.serve.requestids import RequestIds
 from finetune_trainer.serve.requestmetrics import MeasureRequests
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime, end_process
-from finetune_trainer.serve.vllm.servedmodel import NoteModel
+from finetune_trainer.serve.vllm.requestbody import CheckBody
 
 ROUTES: Final = {
     "/health": "GET",
@@ -40,12 +40,12 @@ class EndpointMiddleware:
 
     def __init__(self, app: ASGIApp, lifetime: Lifetime | None = None) -> None:
         """`lifetime`: default: one with the config of the pod, whose errors end the process."""
-        self._engine = limited = app
+        self._engine = app
         self._lifetime = lifetime or Lifetime(_config_of_pod())
         config = self._lifetime.config
+        self._limited: ASGIApp = CheckBody(app, self._lifetime.models)
         if config.request_deadline_seconds is not None:
-            limited = Deadlines(app, config.request_deadline_seconds)
-        self._limited = NoteModel(limited, self._lifetime.models)
+            self._limited = Deadlines(self._limited, config.request_deadline_seconds)
         api: ASGIApp = self._answer
         if config.api_keys_path is not None:
             api = RequireKey(api, ApiKeys(Path(config.api_keys_path)))
