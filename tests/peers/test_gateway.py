@@ -1,14 +1,12 @@
 """An endpoint behind a real gateway, traefik: exact weights, pinned requests, and rollouts under load."""
 
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import httpx
 import pytest
 import yaml
 
@@ -23,19 +21,11 @@ from tests.peers.gatewayclients import Client, Load, count
 from tests.waiting import eventually
 from tools.cluster import ControlPlane, gatewayapi
 from tools.cluster.layout import ISOLATED
-from tools.cluster.processes import WITH_PARENT
 from tools.peers import traefik
 
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLE: Final = ROOT / "examples" / "gateway"
 NAMESPACE: Final = "team"
-ADMIN_PORT: Final = 8001
-CLASS: Final = {
-    "apiVersion": "gateway.networking.k8s.io/v1",
-    "kind": "GatewayClass",
-    "metadata": {"name": "traefik"},
-    "spec": {"controllerName": "traefik.io/gateway-controller"},
-}
 PINNED: Final = REVISION_HEADER.replace("-", "_")
 WAIT_SECONDS: Final = 60
 
@@ -54,7 +44,7 @@ def control_plane() -> Iterator[ControlPlane]:
         plane.kubectl.define(gatewayapi.definitions())
         for name in ("infra", NAMESPACE):
             plane.kubectl.run("create", "namespace", name)
-        plane.kubectl.define(yaml.safe_dump(CLASS))
+        plane.kubectl.define(yaml.safe_dump(traefik.CLASS))
         plane.kubectl.define(EXAMPLE / "gateway.yaml")
         yield plane
     plane.purge()
@@ -64,35 +54,9 @@ def control_plane() -> Iterator[ControlPlane]:
 def port(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of the listener, on which traefik answers."""
     (listener,) = yaml.safe_load((EXAMPLE / "gateway.yaml").read_text())["spec"]["listeners"]
-    log = tmp_path_factory.mktemp("traefik") / "log"
-    options = (
-        "--providers.kubernetesgateway=true",
-        "--providers.kubernetesgateway.statusaddress.ip=127.0.0.1",
-        f"--entrypoints.web.address=127.0.0.1:{listener['port']}",
-        f"--entrypoints.traefik.address=127.0.0.1:{ADMIN_PORT}",
-        "--ping=true",
-        "--global.checknewversion=false",
-        "--global.sendanonymoususage=false",
-    )
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            [*WITH_PARENT, traefik.program(), *options],
-            env={"KUBECONFIG": str(control_plane.client("traefik")), "PATH": os.environ["PATH"]},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
-        eventually("traefik answers", is_up, WAIT_SECONDS, log.read_text)
-        yield listener["port"]
-        process.terminate()
-
-
-def is_up() -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{ADMIN_PORT}/ping", trust_env=False).is_success
-    except httpx.TransportError:
-        return False
+    port: int = listener["port"]
+    with traefik.running(control_plane.client("traefik"), port, tmp_path_factory.mktemp("traefik")):
+        yield port
 
 
 class Scene:

@@ -39,19 +39,22 @@ def images() -> References:
     return build(Variant.CPU).names
 
 
-def values(refs: References) -> str:
-    """The chart's values as YAML."""
+def values(refs: References, **others: object) -> str:
+    """The chart's values as YAML; `others`: in addition to those of the demo."""
     return yaml.safe_dump(
         {
             "image": _image(refs.operator),
             "trainerImage": _image(refs.trainer),
             "defaultProfile": {"spec": PROFILE},
+            **others,
         }
     )
 
 
-def install(access: Access, refs: References, chart: Path = CHART) -> None:
+def install(access: Access, refs: References, chart: Path = CHART, **others: object) -> None:
     """Install or upgrade the release and wait until it is ready.
+
+    `others`: values in addition to those of the demo.
 
     Raises:
         DemoError: Helm failed; the message contains Helm's message.
@@ -62,7 +65,7 @@ def install(access: Access, refs: References, chart: Path = CHART) -> None:
     try:
         access.helm(
             "upgrade", "--install", RELEASE, str(chart), f"--namespace={SYSTEM}", "--create-namespace",
-            "--values=-", "--wait", "--timeout=3m", text=values(refs),
+            "--values=-", "--wait", "--timeout=3m", text=values(refs, **others),
         )  # fmt: skip
     except DemoError as error:
         raise DemoError(

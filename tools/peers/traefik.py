@@ -11,13 +11,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import httpx
+
 from tools.bootstrap.cache import cache_directory
 from tools.cluster.commands import run
+from tools.cluster.processes import WITH_PARENT
 from tools.cluster.toolchain import go_compiler
+from tools.cluster.waiting import until
 from tools.images.tags import content_key
 
 SOURCE: Final = Path(__file__).parent / "traefikprogram"
@@ -26,6 +32,15 @@ LEGO: Final = "github.com/go-acme/lego/v5"
 DNS_PROVIDERS: Final = Path("providers", "dns")
 LEFT_OUT: Final = (DNS_PROVIDERS, Path("cmd"), Path("e2e"))
 """Parts of lego that no gateway needs. The clients of its DNS providers are most of a build."""
+CLASS: Final = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "GatewayClass",
+    "metadata": {"name": "traefik"},
+    "spec": {"controllerName": "traefik.io/gateway-controller"},
+}
+"""Of the Gateways that it serves."""
+ADMIN_PORT: Final = 8001
+START_SECONDS: Final = 60
 FILES: Final = ("tools/peers/traefik.py", "tools/peers/traefikprogram")
 """Files that determine the program."""
 
@@ -75,6 +90,46 @@ def install() -> None:
                 check=True,
             )
         part.rename(folder)
+
+
+@contextmanager
+def running(kubeconfig: Path, port: int, folder: Path) -> Iterator[None]:
+    """The gateway runs during the block and listens on `port` of 127.0.0.1. Its log is in `folder`.
+
+    Raises:
+        ClusterError: it did not start.
+    """
+    options = (
+        "--providers.kubernetesgateway=true",
+        "--providers.kubernetesgateway.statusaddress.ip=127.0.0.1",
+        f"--entrypoints.web.address=127.0.0.1:{port}",
+        f"--entrypoints.traefik.address=127.0.0.1:{ADMIN_PORT}",
+        "--ping=true",
+        "--global.checknewversion=false",
+        "--global.sendanonymoususage=false",
+    )
+    log = folder / "traefik.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [*WITH_PARENT, program(), *options],
+            env={"KUBECONFIG": str(kubeconfig), "PATH": os.environ["PATH"]},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            until(f"traefik, whose log is in {log}", _answers, START_SECONDS)
+            yield
+        finally:
+            process.terminate()
+
+
+def _answers() -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{ADMIN_PORT}/ping", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def _copy_lego(module: Path) -> None:

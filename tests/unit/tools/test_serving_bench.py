@@ -1,5 +1,6 @@
 """The benchmark of serving: pairs in turns, their ratio, and what is kept of a step. No server is started."""
 
+import asyncio
 import json
 import math
 from dataclasses import asdict, replace
@@ -7,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp
 from typer.testing import CliRunner
 
 from tools.bench.page import END, PAGE
 from tools.peers import vllm
 from tools.peers.serving import __main__ as command
-from tools.peers.serving import streams
-from tools.peers.serving.page import BEGIN, pairs_of, ratio
+from tools.peers.serving import eitherway, streams
+from tools.peers.serving.page import BEGIN, mean_ratio, product
 from tools.peers.serving.servers import RunningServer
 from tools.peers.serving.streams import StreamsPair, StreamsResult
 
@@ -25,20 +27,23 @@ def pair(factor: float) -> StreamsPair:
     return StreamsPair(ALONE, replace(ALONE, seconds=ALONE.seconds / factor))
 
 
-def recorded(factor: float) -> dict[str, Any]:
-    """The record of the step `vllm`."""
-    pairs = [[asdict(each) for each in pair(factor * spread)] for spread in (0.99, 1.01)]
-    speeds = {"vLLM": {str(number): asdict(ALONE) for number in (1, 8, 32)}}
-    return {"starts": {"vLLM": {"cold": 30.0}}, "speeds": speeds, "compared": {command.MIDDLEWARE: pairs}}
+def recorded(name: str, factor: float) -> dict[str, Any]:
+    """The record of a step that compares."""
+    return {"compared": {name: [[asdict(each) for each in found] for found in pairs_around(factor)]}}
+
+
+def pairs_around(factor: float) -> list[StreamsPair]:
+    return [pair(factor * spread) for spread in (0.99, 1.01)]
 
 
 def test_the_ratio_is_the_geometric_mean_with_its_interval() -> None:
-    found = ratio([pair(0.5), pair(2.0)])
+    found = mean_ratio([0.5, 2.0])
     # Student's t with one degree of freedom: 12.706.
     assert found.mean == pytest.approx(1)
     assert found.high == pytest.approx(math.exp(12.706 * math.log(2)), rel=1e-3)
     assert found.low == pytest.approx(1 / found.high)
-    assert str(ratio([pair(0.99)] * 3)) == "0.990 (0.990 to 0.990)"
+    assert str(mean_ratio([0.99] * 3)) == "0.990 (0.990 to 0.990)"
+    assert str(product([pair(0.99)] * 3, [pair(0.5)] * 2)) == "0.495 (0.495 to 0.495)"
 
 
 def test_pairs_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +66,11 @@ def test_the_cost_is_processor_time_per_thousand_tokens() -> None:
     assert (ALONE.rate, ALONE.cost) == (100, 9)
 
 
-@pytest.mark.parametrize(("factor", "code"), [(0.99, 0), (0.97, 1)])
-def test_steps_without_a_record_are_measured_and_the_middleware_has_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, code: int
+@pytest.mark.parametrize(
+    ("middleware", "service", "code"), [(0.99, 0.995, 0), (0.97, 1.05, 1), (0.99, 0.985, 1)]
+)
+def test_steps_without_a_record_are_measured_and_what_an_endpoint_adds_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, middleware: float, service: float, code: int
 ) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text(f"{BEGIN}\nold\n{END}")
@@ -74,23 +81,43 @@ def test_steps_without_a_record_are_measured_and_the_middleware_has_a_limit(
 
     def measure(*_: object) -> dict[str, Any]:
         measured.append("vllm")
-        return recorded(factor)
+        speeds = {"vLLM": {str(number): asdict(ALONE) for number in (1, 8, 32)}}
+        starts = {"vLLM": {"cold": 30.0}}
+        return {"starts": starts, "speeds": speeds, **recorded(command.MIDDLEWARE, middleware)}
 
     monkeypatch.setattr(command, "STEPS", {"kept": None, "vllm": measure})
-    (tmp_path / "kept.json").write_text(
-        json.dumps({"starts": {"built-in": {"warm": 4.0}}, "speeds": {}, "compared": {}})
-    )
+    kept = {"starts": {"built-in": {"warm": 4.0}}, "rollouts": {"Recreate": [30, 20, 22]}}
+    (tmp_path / "kept.json").write_text(json.dumps({**kept, **recorded("a Service", service)}))
 
     done = CliRunner().invoke(command.app, ["--page"])
 
     assert (done.exit_code, measured) == (code, ["vllm"])
-    text = page.read_text()
-    assert "| vLLM | 30.0 |  |" in text
-    assert "| built-in |  | 4.0 |" in text
-    assert (
-        f"| {command.MIDDLEWARE} | 2 | {ratio(pairs_of(recorded(factor)['compared'][command.MIDDLEWARE]))} |"
-        in text
-    )
+    rows = page.read_text().splitlines()
+    assert {"| vLLM | 30.0 |  |", "| built-in |  | 4.0 |", "| Recreate | 3 | 22.0 | 30.0 |"} <= set(rows)
+    (row,) = (each for each in rows if each.startswith(f"| {command.MIDDLEWARE} |"))
+    assert row.startswith(f"| {command.MIDDLEWARE} | 2 | {middleware:.3f} (")
+    (row,) = (each for each in rows if each.startswith(f"| {command.MIDDLEWARE} and a Service |"))
+    assert f" {middleware * service:.3f} (" in row
+
+
+def test_requests_reach_one_vllm_through_the_middleware_and_past_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def named(name: str) -> ASGIApp:
+        async def app(*_: object) -> None:
+            seen.append(name)
+
+        return app
+
+    monkeypatch.setattr(eitherway, "EndpointMiddleware", lambda _: named("middleware"))
+    app: Any = eitherway.EitherWay(named("vLLM"))
+    server = RunningServer("http://vllm", "gemma", None)
+
+    for kind, way in (("http", server), ("http", server.past_the_middleware()), ("lifespan", server)):
+        headers = [(name.encode(), value.encode()) for name, value in way.headers.items()]
+        asyncio.run(app({"type": kind, "headers": headers}, None, None))
+
+    assert seen == ["middleware", "vLLM", "middleware"]
 
 
 def test_an_unknown_step_is_refused() -> None:

@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,29 +19,37 @@ from tools.bench.sheet import Sheet
 from tools.bench.start.measure import forget
 from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
+from tools.cluster import gatewayapi
 from tools.cluster.isolation import isolated
-from tools.peers import vllm, vllmimage
-from tools.peers.serving import service
+from tools.peers import traefik, vllm, vllmimage
+from tools.peers.serving import rollouts, service
 from tools.peers.serving.page import (
     STREAMS,
+    Ratio,
+    mean_ratio,
     overhead_sheet,
     pairs_of,
-    ratio,
+    product,
+    rollouts_sheet,
     speeds_sheet,
     starts_sheet,
     write,
 )
 from tools.peers.serving.servers import RunningServer, ServerCommand, ServersFolder, running
-from tools.peers.serving.streams import StreamsResult, alternating, measure
+from tools.peers.serving.streams import StreamsPair, StreamsResult, alternating, measure
 
 MIDDLEWARE: Final = "the middleware"
 MIN_RATIO: Final = 0.98
-"""Minimum of the tokens per second with the middleware relative to those without."""
+"""Minimum of the tokens per second with all that an endpoint adds, relative to those without."""
+ROUNDS: Final = 3
+"""Rollouts of each strategy."""
 TOKENS: Final = {1: 64, 8: 32, 32: 16}
 """Max tokens of an answer, by the number of streams."""
-SERVICE: Final = "the middleware, in a pod behind the Service of an endpoint with a NetworkPolicy"
+ALONE: Final = "vLLM alone"
 SERVING_CLUSTER: Final = "serving"
+PARTS: Final = ("starts", "speeds", "compared", "rollouts")
 Recorded = dict[str, Any]
+"""Some of PARTS."""
 
 app = typer.Typer(add_completion=False)
 
@@ -54,7 +62,7 @@ def servingbench(
 ) -> None:
     """Measure how fast servers start and generate, and what the middleware costs. Keeps each step's result.
 
-    Exit code 1: with the middleware, vLLM generates less than 98 % of the tokens per second without it.
+    Exit code 1: with all that an endpoint adds, vLLM generates less than 98 % of the tokens per second alone.
     """
     console = Console(highlight=False)
     if unknown := set(steps or ()) - STEPS.keys():
@@ -77,15 +85,16 @@ def servingbench(
 
 
 def _vllm(console: Console, pairs: int) -> Recorded:
-    """vLLM with the middleware and without."""
-    with _folder() as folder, ExitStack() as stack:
-        bare, guarded = (folder.vllm(guarded=guarded) for guarded in (False, True))
-        starts = {guarded.name: {"cold": _cold(folder, guarded)}}
-        servers = {each.name: stack.enter_context(running(each, folder.path)) for each in (guarded, bare)}
-        starts[guarded.name]["warm"] = servers[guarded.name].start_seconds
-        speeds = {name: _speeds(server) for name, server in servers.items()}
-        console.print(f"{pairs} pairs with and without the middleware")
-        measured = alternating(servers[bare.name], servers[guarded.name], pairs)
+    """vLLM with the middleware, and past it in the same process."""
+    with _folder() as folder:
+        command = folder.vllm()
+        starts = {command.name: {"cold": _cold(folder, command)}}
+        with running(command, folder.path) as server:
+            starts[command.name]["warm"] = server.start_seconds
+            alone = server.past_the_middleware()
+            speeds = {command.name: _speeds(server), ALONE: _speeds(alone)}
+            console.print(f"{pairs} pairs with and without the middleware")
+            measured = alternating(alone, server, pairs)
     compared = {MIDDLEWARE: [[asdict(each) for each in pair] for pair in measured]}
     return {"starts": starts, "speeds": speeds, "compared": compared}
 
@@ -100,26 +109,39 @@ def _built_in(console: Console, _: int) -> Recorded:
             with running(command, folder.path) as server:
                 starts[command.name]["warm"] = server.start_seconds
                 speeds[command.name] = _speeds(server)
-    return {"starts": starts, "speeds": speeds, "compared": {}}
+    return {"starts": starts, "speeds": speeds}
 
 
 def _service(console: Console, pairs: int) -> Recorded:
-    """An endpoint behind its Service, with keys and a NetworkPolicy, on a cluster of its own."""
-    console.print("an endpoint on a cluster of its own")
+    """vLLM in a pod: its address, the Service of its endpoint, and a gateway."""
     vllmimage.install()
-    command = isolated([sys.executable, "-m", service.__name__, str(pairs)], SERVING_CLUSTER)
+    traefik.install()
+    gatewayapi.definitions()
+    return {"compared": _on_cluster(console, service.__name__, pairs)}
+
+
+def _rollouts(console: Console, _: int) -> Recorded:
+    """Rollouts of an endpoint by each strategy."""
+    return {"rollouts": _on_cluster(console, rollouts.__name__, ROUNDS)}
+
+
+def _on_cluster(console: Console, module: str, number: int) -> Any:
+    """What a module prints that runs on a cluster of its own."""
+    console.print("a cluster of its own")
+    command = isolated([sys.executable, "-m", module, str(number)], SERVING_CLUSTER)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise BenchError(f"{service.__name__} ended with exit code {done.returncode}")
-    return {"starts": {}, "speeds": {}, "compared": {SERVICE: json.loads(done.stdout.splitlines()[-1])}}
+        raise BenchError(f"{module} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 STEPS: Final[Mapping[str, Callable[[Console, int], Recorded]]] = {
     "vllm": _vllm,
     "built-in": _built_in,
     "service": _service,
+    "rollouts": _rollouts,
 }
-"""The steps; each takes less than five minutes on two idle cores."""
+"""The steps; each takes about five minutes on two idle cores."""
 
 
 def _cold(folder: ServersFolder, command: ServerCommand) -> float:
@@ -135,27 +157,45 @@ def _speeds(server: RunningServer) -> dict[int, dict[str, float]]:
 
 
 def _sheets(found: Mapping[str, Recorded]) -> list[Sheet]:
-    starts, speeds, compared = (
-        {name: value for step in found.values() for name, value in step[part].items()}
-        for part in ("starts", "speeds", "compared")
-    )
+    merged: Recorded = {
+        part: {name: value for step in found.values() for name, value in step.get(part, {}).items()}
+        for part in PARTS
+    }
     rates = {
         name: {int(streams): StreamsResult(**each) for streams, each in value.items()}
-        for name, value in speeds.items()
+        for name, value in merged["speeds"].items()
     }
-    sheets = [starts_sheet(starts), speeds_sheet(rates)]
+    compared = _compared(found)
+    sheets = [starts_sheet(merged["starts"]), speeds_sheet(rates)]
     if compared:
-        sheets.append(overhead_sheet({name: pairs_of(each) for name, each in compared.items()}))
+        sheets.append(overhead_sheet(compared, _together(compared)))
+    if merged["rollouts"]:
+        sheets.append(rollouts_sheet(merged["rollouts"]))
     return sheets
 
 
+def _compared(found: Mapping[str, Recorded]) -> dict[str, list[StreamsPair]]:
+    return {
+        name: pairs_of(pairs) for step in found.values() for name, pairs in step.get("compared", {}).items()
+    }
+
+
+def _together(compared: Mapping[str, Sequence[StreamsPair]]) -> dict[str, Ratio]:
+    """Ratio of the middleware and each of the others."""
+    if MIDDLEWARE not in compared:
+        return {}
+    others = {name: pairs for name, pairs in compared.items() if name != MIDDLEWARE}
+    return {
+        f"{MIDDLEWARE} and {name}": product(compared[MIDDLEWARE], pairs) for name, pairs in others.items()
+    }
+
+
 def _check(found: Mapping[str, Recorded]) -> None:
-    if "vllm" in found:
-        middleware = ratio(pairs_of(found["vllm"]["compared"][MIDDLEWARE]))
-        if middleware.mean < MIN_RATIO:
-            raise BenchError(
-                f"with the middleware, {middleware} times the tokens per second; the target is {MIN_RATIO}"
-            )
+    compared = _compared(found)
+    ratios = {name: mean_ratio(pair.ratio for pair in pairs) for name, pairs in compared.items()}
+    for name, each in {**ratios, **_together(compared)}.items():
+        if each.mean < MIN_RATIO:
+            raise BenchError(f"with {name}, {each} times the tokens per second; the target is {MIN_RATIO}")
 
 
 @contextmanager

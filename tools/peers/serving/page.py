@@ -1,7 +1,7 @@
 """The tables of the results, written to docs/benchmarks.md."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -31,9 +31,9 @@ class Ratio(NamedTuple):
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def ratio(pairs: Sequence[StreamsPair]) -> Ratio:
-    """Tokens per second relative to vLLM alone, from at least two pairs."""
-    logs = [math.log(pair.endpoint.rate / pair.alone.rate) for pair in pairs]
+def mean_ratio(ratios: Iterable[float]) -> Ratio:
+    """Mean of at least two ratios."""
+    logs = [math.log(each) for each in ratios]
     mean = sum(logs) / len(logs)
     low, high = stats.t.interval(CONFIDENCE, len(logs) - 1, loc=mean, scale=max(stats.sem(logs), 1e-12))
     return Ratio(math.exp(mean), math.exp(low), math.exp(high))
@@ -67,26 +67,47 @@ def speeds_sheet(speeds: Mapping[str, Mapping[int, StreamsResult]]) -> Sheet:
     return Sheet("Gemma 3 270M, bfloat16, one thread", ("", *columns), rows)
 
 
-def overhead_sheet(compared: Mapping[str, Sequence[StreamsPair]]) -> Sheet:
-    """One row per comparison."""
-    rows = tuple(
+def overhead_sheet(compared: Mapping[str, Sequence[StreamsPair]], together: Mapping[str, Ratio]) -> Sheet:
+    """One row per comparison.
+
+    Args:
+        compared: pairs of measurements, by what the second one has in addition.
+        together: ratios of several additions.
+    """
+    rows = [
         (
             name,
             str(len(pairs)),
-            str(ratio(pairs)),
+            str(mean_ratio(pair.ratio for pair in pairs)),
             _cost([pair.alone for pair in pairs]),
             _cost([pair.endpoint for pair in pairs]),
         )
         for name, pairs in compared.items()
-    )
+    ]
+    rows += [(name, "", str(found), "", "") for name, found in together.items()]
     columns = (
         "",
         "pairs",
-        "tokens/s relative to vLLM alone (95 %)",
-        "processor s per 1,000 tokens, vLLM alone",
-        "processor s per 1,000 tokens",
+        "tokens/s relative to those without it (95 %)",
+        "processor s per 1,000 tokens without it",
+        "processor s per 1,000 tokens with it",
     )
-    return Sheet(f"What an endpoint adds to vLLM, {STREAMS[-1]} streams", columns, rows)
+    return Sheet(f"What an endpoint adds to vLLM, {STREAMS[-1]} streams", columns, tuple(rows))
+
+
+def product(one: Sequence[StreamsPair], other: Sequence[StreamsPair]) -> Ratio:
+    """Ratio of two additions together that were measured one after the other."""
+    return mean_ratio(first.ratio * second.ratio for first, second in zip(one, other, strict=False))
+
+
+def rollouts_sheet(rollouts: Mapping[str, Sequence[float]]) -> Sheet:
+    """One row per strategy."""
+    rows = tuple(
+        (name, str(len(found)), f"{median(found):.1f}", f"{max(found):.1f}")
+        for name, found in rollouts.items()
+    )
+    columns = ("strategy", "rollouts", "median, s", "longest, s")
+    return Sheet("From a changed spec to Ready, one replica of the built-in engine", columns, rows)
 
 
 def _cost(results: Sequence[StreamsResult]) -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,12 @@ from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.vllm import vllm_command
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.environment import CONFIG_ENV, MODELS_MOUNT, VLLM_PYTHONPATH
+from finetune_trainer.contract.environment import (
+    CONFIG_ENV,
+    MODELS_MOUNT,
+    VLLM_MIDDLEWARE,
+    VLLM_PYTHONPATH,
+)
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.serve.vllm.enginefiles import write_engine_files
@@ -30,6 +35,7 @@ from tools.cluster.ports import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.models import gemma
 from tools.peers import vllm, vllmoncpu
+from tools.peers.serving import eitherway
 
 MODEL: Final = "gemma"
 """Name and folder of the served model, which is Gemma 3 270M in bfloat16."""
@@ -64,6 +70,12 @@ class RunningServer:
     """Its process on this machine; None if it is a pod."""
     start_seconds: float = 0
     """Time from its start to its first token."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of requests, besides the API key."""
+
+    def past_the_middleware(self) -> "RunningServer":
+        """vLLM alone, in the same process."""
+        return replace(self, headers={eitherway.PAST_THE_MIDDLEWARE: "1"})
 
 
 @dataclass(frozen=True)
@@ -78,14 +90,21 @@ class ServersFolder:
         (path / "keys" / "bench").write_text(KEY)
         shutil.copytree(gemma(), path / MODEL, copy_function=os.link)
         write_engine_files(path, path / MODEL, ())
-        return cls(path)
+        folder = cls(path)
+        shutil.copy(eitherway.__file__, folder.python_path)
+        return folder
+
+    @property
+    def python_path(self) -> str:
+        """Folder of the packages that vLLM's process imports."""
+        return VLLM_PYTHONPATH.replace(MODELS_MOUNT, str(self.path))
 
     def weights(self) -> list[Path]:
         """Files of the model's weights."""
         return sorted((self.path / MODEL).glob("*.safetensors"))
 
-    def vllm(self, *, guarded: bool, cache: str = "cache") -> ServerCommand:
-        """vLLM with the options of the operator, with the middleware or without it."""
+    def vllm(self) -> ServerCommand:
+        """vLLM with the options of the operator, and both ways to it."""
         config = self._serve_config()
         command = vllm_command(
             ServingConfig(
@@ -98,21 +117,21 @@ class ServersFolder:
                 finish_seconds=20,
             )
         )
+        both = f"{eitherway.__name__.rpartition('.')[2]}.{eitherway.EitherWay.__name__}"
         options = [
-            argument.replace(MODELS_MOUNT, str(self.path))
+            argument.replace(MODELS_MOUNT, str(self.path)).replace(VLLM_MIDDLEWARE, both)
             for argument in command[1:]
-            if guarded or not argument.startswith("--middleware=")
         ]
         python = str(vllm.environment() / "bin" / "python")
         address = ("--host=127.0.0.1", f"--port={config.port}")
         return ServerCommand(
-            "vLLM with the middleware" if guarded else "vLLM alone",
+            "vLLM with the middleware",
             [python, "-m", "vllm.entrypoints.cli.main", *options, *vllmoncpu.ARGUMENTS, *address],
             {
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.path),
-                "VLLM_CACHE_ROOT": str(self.path / cache),
-                "PYTHONPATH": VLLM_PYTHONPATH.replace(MODELS_MOUNT, str(self.path)),
+                "VLLM_CACHE_ROOT": str(self.path / "cache"),
+                "PYTHONPATH": self.python_path,
                 CONFIG_ENV: config.to_json(),
                 **vllmoncpu.ENVIRONMENT,
                 **THREADS,

@@ -1,137 +1,98 @@
-"""python -m tools.peers.serving.service PAIRS: vLLM alone, and an endpoint of it behind its Service.
+"""python -m tools.peers.serving.service PAIRS: what the Service of an endpoint and a gateway cost vLLM.
 
-Runs in the namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.
+All streams come from one pod, by its own address, that of the Service, and the gateway. Runs in the
+namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.
 """
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from finetune_operator.api.meta import API_VERSION
-from finetune_trainer.contract.references import StoreConfig
-from finetune_trainer.store import open_store
+import yaml
+
+from finetune_trainer.contract.environment import SERVE_PORT
 from tools.bench.errors import BenchError
-from tools.bootstrap.cache import cache_directory
-from tools.cluster import TestCluster
-from tools.cluster.layout import DEFAULT_NAME, Layout
+from tools.bootstrap.uv import ROOT
+from tools.cluster import TestCluster, gatewayapi
 from tools.cluster.waiting import until
-from tools.demo.access import Access, Object
+from tools.demo.access import Access
 from tools.demo.install import images, install
 from tools.images.nodeimages import Node
-from tools.models import gemma
-from tools.peers import vllmimage, vllmoncpu
-from tools.peers.serving.servers import (
-    CONTEXT,
-    KEY,
-    MAX_STREAMS,
-    MODEL,
-    RunningServer,
-    ServersFolder,
-    answers,
-    client_of,
-    running,
-)
+from tools.peers import traefik, vllmimage, vllmoncpu
+from tools.peers.serving.benchnamespace import NAME, NAMESPACE, BenchNamespace, named, serving
+from tools.peers.serving.servers import MODEL, RunningServer, answers, client_of
 from tools.peers.serving.streams import alternating
 
-NAMESPACE: Final = "serving-bench"
-READY_SECONDS: Final = 400
-CLAIM_SECONDS: Final = 60
+SERVICE: Final = "the Service of an endpoint with a NetworkPolicy"
+GATEWAY: Final = "a gateway (traefik) by the endpoint's HTTPRoute"
+EXAMPLE: Final = ROOT / "examples" / "gateway" / "gateway.yaml"
+HOSTNAME: Final = "bench.example.com"
+ROUTED_SECONDS: Final = 60
 
 
 def main(pairs: int) -> None:
-    """Print the pairs as JSON on the last line."""
-    parent = cache_directory() / "bench"
-    with TestCluster(), TemporaryDirectory(dir=parent) as name:
+    """Print the pairs as JSON on the last line, by what they compare with the pod's own address."""
+    with TestCluster() as cluster, TemporaryDirectory() as scratch:
+        cluster.kubectl.define(gatewayapi.definitions())
         access = Access.from_environment()
         engine = vllmimage.load(Node())
-        install(access, images())
-        folder = ServersFolder.made_in(Path(name))
-        with _endpoint(access, engine) as served, running(folder.vllm(guarded=False), folder.path) as bare:
-            measured = alternating(bare, served, pairs)
-    print(json.dumps([[asdict(each) for each in pair] for pair in measured]))
+        install(access, images(), gatewayAPI={"enabled": True})
+        namespace = BenchNamespace(access)
+        port = _create_gateway(namespace)
+        with traefik.running(cluster.kubeconfig, port, Path(scratch)):
+            _serve(namespace, engine)
+            pod = RunningServer(f"http://{_address_of_pod(access)}:{SERVE_PORT}", MODEL, None)
+            address, service_port = access.service_address(NAMESPACE, NAME)
+            ways = {
+                SERVICE: replace(pod, url=f"http://{address}:{service_port}"),
+                GATEWAY: replace(pod, url=f"http://127.0.0.1:{port}", headers={"Host": HOSTNAME}),
+            }
+            for way in (pod, *ways.values()):
+                until(f"an answer from {way.url}", partial(_answers, way), ROUTED_SECONDS)
+            measured = {name: alternating(pod, way, pairs) for name, way in ways.items()}
+    print(json.dumps({name: [[asdict(each) for each in pair] for pair in measured[name]] for name in ways}))
 
 
-@contextmanager
-def _endpoint(access: Access, engine: str) -> Iterator[RunningServer]:
-    """An endpoint with API keys and a NetworkPolicy, reached by the address of its Service."""
-    _apply(access, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    _apply(access, *_surroundings())
-    digest = _publish(access)
-    _apply(access, _profile(engine), _manifest(digest))
-    ready = ("wait", "--for=condition=Ready", "infd/bench", f"--timeout={READY_SECONDS}s")
-    access.kubectl(f"--namespace={NAMESPACE}", *ready)
-    address, port = access.service_address(NAMESPACE, "bench")
-    server = RunningServer(f"http://{address}:{port}", MODEL, None)
-    with client_of(server.url) as client:
-        if not answers(client, MODEL):
-            raise BenchError("the endpoint is ready and does not answer")
-    yield server
+def _create_gateway(namespace: BenchNamespace) -> int:
+    """Create the Gateway of the example. Returns the port of its listener."""
+    gateway = yaml.safe_load(EXAMPLE.read_text())
+    namespace.apply(named("Namespace", gateway["metadata"]["namespace"], None), traefik.CLASS, gateway)
+    port: int = gateway["spec"]["listeners"][0]["port"]
+    return port
 
 
-def _publish(access: Access) -> str:
-    """Publish the model as weights of the type Full in the folder of the claim. Returns the digest."""
-    scope, uid = f"--namespace={NAMESPACE}", "--output=jsonpath={.metadata.uid}"
-    claim = access.kubectl(scope, "get", "pvc", "artifacts", uid)
-    folder = Layout.of(DEFAULT_NAME).volumes / claim
-    until("the folder of the claim", folder.exists, seconds=CLAIM_SECONDS)
-    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(folder)))
-    with store.staging() as staging:
-        shutil.copytree(gemma(), staging, dirs_exist_ok=True)
-        return store.publish("checkpoints", staging)
-
-
-def _surroundings() -> tuple[Object, ...]:
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}
-    return (
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": _named("artifacts"), "spec": claim},
-        {"apiVersion": "v1", "kind": "Secret", "metadata": _named("keys"), "stringData": {"bench": KEY}},
-    )
-
-
-def _profile(engine: str) -> Object:
-    spec = {
-        "devices": {"resource": "cpu", "max": 2},
+def _serve(namespace: BenchNamespace, engine: str) -> None:
+    gateway = yaml.safe_load(EXAMPLE.read_text())["metadata"]
+    profile = {
         "engine": "VLLM",
         "images": {"engine": engine},
         "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
-        "store": {"uri": "pvc://artifacts"},
-        "singleNode": True,
         "resources": {"serve": {"cpu": "100m", "memory": "6Gi"}},
     }
-    return {"apiVersion": API_VERSION, "kind": "ComputeProfile", "metadata": {"name": "bench"}, "spec": spec}
-
-
-def _manifest(digest: str) -> Object:
-    uri = f"pvc://artifacts/checkpoints/{digest.removeprefix('sha256:')}"
     spec = {
-        "baseModel": {"uri": "pvc://artifacts/gemma", "digest": digest},
-        "models": [{"name": MODEL, "pin": {"uri": uri, "digest": digest, "type": "Full"}}],
-        "compute": {"profile": "bench"},
-        "serving": {
-            "contextLength": CONTEXT,
-            "maxConcurrentRequests": MAX_STREAMS,
-            "apiKeysSecretRef": {"name": "keys"},
-            "extraEngineArguments": list(vllmoncpu.ARGUMENTS),
-        },
+        "serving": serving(extraEngineArguments=list(vllmoncpu.ARGUMENTS)),
         "networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
+        "traffic": {"gateway": {"parentRefs": [gateway], "hostnames": [HOSTNAME]}},
     }
-    metadata = _named("bench")
-    return {"apiVersion": API_VERSION, "kind": "InferenceDeployment", "metadata": metadata, "spec": spec}
+    namespace.serve(profile, spec)
 
 
-def _named(name: str) -> Object:
-    return {"name": name, "namespace": NAMESPACE}
+def _address_of_pod(access: Access) -> str:
+    for pod in access.pods(NAMESPACE, ""):
+        if any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"]["conditions"]):
+            address: str = pod["status"]["podIP"]
+            return address
+    raise BenchError("the endpoint is ready, and no pod is")
 
 
-def _apply(access: Access, *manifests: Object) -> None:
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
-    access.kubectl("apply", "--server-side", "--filename=-", text=text)
+def _answers(way: RunningServer) -> bool:
+    with client_of(way.url) as client:
+        client.headers.update(way.headers)
+        return answers(client, MODEL)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,14 @@ class StreamsPair(NamedTuple):
     alone: StreamsResult
     endpoint: StreamsResult
 
+    @property
+    def ratio(self) -> float:
+        """Tokens per second of the endpoint relative to those alone."""
+        return self.endpoint.rate / self.alone.rate
+
 
 def alternating(alone: RunningServer, endpoint: RunningServer, pairs: int) -> list[StreamsPair]:
-    """Measure two running servers in turns, so that a change of the machine affects both alike.
+    """Measure two ways to a server in turns, so that a change of the machine affects both alike.
 
     Raises:
         BenchError: a request failed.
@@ -80,9 +85,9 @@ def alternating(alone: RunningServer, endpoint: RunningServer, pairs: int) -> li
     for server in (alone, endpoint):
         measure(server, MAX_STREAMS, 2)
     for turn in range(pairs):
-        order = (alone, endpoint) if turn % 2 else (endpoint, alone)
-        found = {server.url: measure(server, MAX_STREAMS, PAIR_TOKENS) for server in order}
-        measured.append(StreamsPair(found[alone.url], found[endpoint.url]))
+        order = (0, 1) if turn % 2 else (1, 0)
+        found = {way: measure((alone, endpoint)[way], MAX_STREAMS, PAIR_TOKENS) for way in order}
+        measured.append(StreamsPair(found[0], found[1]))
     return measured
 
 
@@ -91,7 +96,7 @@ def _processor_seconds(server: RunningServer) -> float:
 
 
 async def _read(server: RunningServer, streams: int, max_tokens: int) -> list[tuple[int, float]]:
-    headers = {"Authorization": f"Bearer {KEY}"}
+    headers = {"Authorization": f"Bearer {KEY}", **server.headers}
     async with httpx.AsyncClient(
         base_url=server.url, headers=headers, timeout=600, trust_env=False, limits=httpx.Limits()
     ) as client:

@@ -1,0 +1,46 @@
+"""python -m tools.peers.serving.rollouts ROUNDS: how long a rollout takes by each strategy.
+
+Runs in the namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+from tools.cluster import TestCluster
+from tools.demo.access import Access, Object
+from tools.demo.install import images, install
+from tools.peers.serving.benchnamespace import BenchNamespace, serving
+
+STRATEGIES: Final[dict[str, Object]] = {
+    "RollingUpdate": {"type": "RollingUpdate"},
+    "Recreate": {"type": "Recreate"},
+    "BlueGreen, promoted when it is ready": {"type": "BlueGreen", "blueGreen": {"autoPromotionSeconds": 0}},
+    "Canary, one step of 50 % without a pause": {"type": "Canary", "canary": {"steps": [{"setWeight": 50}]}},
+}
+NONE: Final = dict.fromkeys(("blueGreen", "canary"))
+PROFILE: Final = {"engine": "Transformers", "resources": {"serve": {"cpu": "100m", "memory": "3Gi"}}}
+
+
+def main(rounds: int) -> None:
+    """Print the seconds of each rollout by strategy as JSON on the last line."""
+    with TestCluster():
+        access = Access.from_environment()
+        install(access, images())
+        namespace = BenchNamespace(access)
+        namespace.serve(PROFILE, {"serving": serving()})
+        found = {
+            name: [_roll(namespace, strategy) for _ in range(rounds)] for name, strategy in STRATEGIES.items()
+        }
+    print(json.dumps(found))
+
+
+def _roll(namespace: BenchNamespace, strategy: Object) -> float:
+    """Start a new revision of the same model. Returns the seconds until the endpoint is ready."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return namespace.change({"restartedAt": now, "strategy": {**NONE, **strategy}})
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
