@@ -121,13 +121,13 @@ def _inferencedeployment(
 ) -> None:
     metrics.begin_namespace(namespace)
     analyses = {revision["name"]: revision.get("analysis") for revision in old.get("revisions", ())}
-    judged = {revision["name"] for revision in old.get("revisions", ()) if revision.get("verdict")}
+    verdicts = {revision["name"]: _verdict(revision) for revision in old.get("revisions", ())}
     for revision in new.get("revisions", ()):
         analysis = revision.get("analysis")
         if analysis and analysis != analyses.get(revision["name"]):
             metrics.rollout_analyses.labels(namespace, analysis["verdict"]).inc()
-        verdict = (revision.get("verdict") or {}).get("result")
-        if verdict is None or revision["name"] in judged:
+        verdict = _verdict(revision)
+        if verdict is None or verdict == verdicts.get(revision["name"]):
             continue
         has_fallback = new.get("revision") not in {None, "", revision["name"]}
         result = _rollout_result(verdict, has_fallback=has_fallback)
@@ -136,6 +136,11 @@ def _inferencedeployment(
         if revision.get("startedAt") and revision.get("since"):
             taken = parse_time(revision["since"]) - parse_time(revision["startedAt"])
             metrics.rollout_duration.labels(strategy, result).observe(taken.total_seconds())
+
+
+def _verdict(revision: dict[str, Any]) -> str | None:
+    verdict: str | None = (revision.get("verdict") or {}).get("result")
+    return verdict
 
 
 def _rollout_result(verdict: str, *, has_fallback: bool) -> RolloutResult:

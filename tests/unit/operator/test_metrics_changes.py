@@ -151,6 +151,30 @@ def test_a_rollout_is_counted_once_when_there_is_a_verdict_on_its_revision() -> 
     assert counted("finetune_rollout_verdicts", "verdict") == verdicts
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "result"),
+    [
+        (judged("r1", "Baking", "Promoted"), judged("r1", "RolledBack", "Failed"), "rolled_back"),
+        (judged("r1", "Failed", "Failed"), judged("r1", "Live", "Passed"), "succeeded"),
+        (judged("r1", "Baking", "Promoted"), judged("r1", "Live", "Promoted"), None),
+    ],
+    ids=["promoted, then rolled back in its bake", "retried and ready in one pass", "its bake ended"],
+)
+def test_another_verdict_on_a_revision_is_counted_too(
+    before: dict[str, Any], after: dict[str, Any], result: str | None
+) -> None:
+    metrics = OperatorMetrics()
+    serving = "r1" if after["state"] == "Live" else "r0"
+    record_transition(metrics, endpoint(revisions=[before]), endpoint(revisions=[after], revision=serving))
+    (family,) = (each for each in metrics.registry.collect() if each.name == "finetune_rollouts")
+    counted = {
+        each.labels["result"]: each.value
+        for each in family.samples
+        if each.value and each.name.endswith("_total")
+    }
+    assert counted == ({result: 1} if result else {})
+
+
 def test_a_verdict_counts_for_the_strategy_of_the_endpoint_and_has_a_duration() -> None:
     times = {"startedAt": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:10:00Z"}
     strategy = {"spec": {"strategy": {"type": "Canary"}}}
