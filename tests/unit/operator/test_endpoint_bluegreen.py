@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
 from tests.unit.operator.endpoints import (
     EndpointCluster,
@@ -251,6 +252,18 @@ def lose_the_status(cluster: EndpointCluster) -> None:
     cluster.cluster.carry_out("InferenceDeployment", "desk", plan, crash_before_status=True)
 
 
+def lose_the_status_of_a_switch(cluster: EndpointCluster, old: str) -> bool:
+    """Carry out one pass of an operator that is killed if the pass points the Service at another revision.
+
+    Returns whether it was killed.
+    """
+    plan = cluster.cluster.plan("InferenceDeployment", "desk")
+    services = (each.manifest for each in plan.apply if each.manifest["kind"] == "Service")
+    is_switch = any(each["spec"]["selector"].get(REVISION, old) != old for each in services)
+    cluster.cluster.carry_out("InferenceDeployment", "desk", plan, crash_before_status=is_switch)
+    return is_switch
+
+
 def test_a_bake_also_begins_if_the_operator_is_killed_after_it_moved_the_requests() -> None:
     cluster, old = serving(strategy={"bakeSeconds": 600})
     cluster.put(checkpoint("second", "2", promoted=10))
@@ -265,6 +278,29 @@ def test_a_bake_also_begins_if_the_operator_is_killed_after_it_moved_the_request
     cluster.put(crashed_pod(new))
     cluster.settle()
     assert (cluster.points_at, list(cluster.deployments)) == (old, [old])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"rollingUpdate": {"maxUnavailable": 1}},
+        {"type": "Recreate"},
+    ],
+    ids=["rollingUpdate", "Recreate"],
+)
+def test_a_bake_also_begins_if_the_operator_is_killed_after_the_old_revision_lost_its_replicas(
+    strategy: Manifest,
+) -> None:
+    cluster, old = serving(strategy={**strategy, "bakeSeconds": 600}, replicas=2)
+    cluster.put(checkpoint("second", "2", promoted=10))
+    while not lose_the_status_of_a_switch(cluster, old):
+        for name in cluster.deployments:
+            cluster.make_ready(name)
+    (new,) = set(cluster.deployments) - {old}
+    assert cluster.points_at == new
+    cluster.settle()
+    assert states(cluster) == {new: "Baking", old: "Standby"}
+    assert set(cluster.deployments) == {old, new}
 
 
 def test_the_status_has_the_models_of_the_old_revision_if_the_operator_is_killed_after_a_return() -> None:

@@ -84,11 +84,12 @@ class EndpointView:
     def predecessor(self) -> str:
         """The revision that served until the Service moved, if the status does not have the move yet.
 
-        That is so after an operator was killed between the two writes. Empty if there is none.
+        That is so after an operator was killed between the two writes. It may have no replicas left, if the
+        wanted one took its room. Empty if there is none.
         """
         name = self.endpoint.status.revision
-        replicas = self.snapshot.children[DEPLOYMENT].get(name, {}).get("spec", {}).get("replicas", 0)
-        return name if replicas and name not in {self.wanted.name, *self.weights} else ""
+        is_kept = name in self.snapshot.children[DEPLOYMENT]
+        return name if is_kept and name not in {self.wanted.name, *self.weights} else ""
 
     @property
     def canary(self) -> CanarySteps | None:
