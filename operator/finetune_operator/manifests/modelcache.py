@@ -1,10 +1,10 @@
-"""The model cache: its volume, the models in it, and the config that fills it."""
+"""The model cache: its volume or image, the models in it, and the config that fills it."""
 
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.serve import FillConfig
 from finetune_trainer.contract.environment import MODEL_CACHE_MOUNT
-from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, StoreConfig
 
 
 def cache_volume(claim: str | None, *, is_filled: bool = False) -> tuple[list[Manifest], list[Manifest]]:
@@ -20,6 +20,22 @@ def cache_volume(claim: str | None, *, is_filled: bool = False) -> tuple[list[Ma
         [{"name": "model-cache", "persistentVolumeClaim": {"claimName": claim, **read_only}}],
         [{"name": "model-cache", "mountPath": MODEL_CACHE_MOUNT, **read_only}],
     )
+
+
+def image_volume(reference: str | None) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts of an OCI image with a model, in place of the cache; none without an image."""
+    if reference is None:
+        return [], []
+    image = {"reference": reference, "pullPolicy": "IfNotPresent"}
+    return (
+        [{"name": "model-image", "image": image}],
+        [{"name": "model-image", "mountPath": MODEL_CACHE_MOUNT, "readOnly": True}],
+    )
+
+
+def image_config(reference: str) -> ImageVolume:
+    """The image as a pod sees it."""
+    return ImageVolume(reference=reference, path=MODEL_CACHE_MOUNT)
 
 
 def cache_config(claim: str) -> StoreConfig:

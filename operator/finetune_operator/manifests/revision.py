@@ -32,6 +32,15 @@ class Revision:
         return cache.claim if cache is not None else None
 
     @property
+    def model_image(self) -> str | None:
+        """OCI image with its whole model; None if the profile has no image of it."""
+        cache = self.profile.spec.model_cache
+        if cache is None or cache.images is None or self.merged is not None:
+            return None
+        model = self.models[0][1].digest if self.is_full else self.base_digest
+        return next((image.reference for image in cache.images if image.model == model), None)
+
+    @property
     def merged(self) -> WeightsReference | None:
         """The adapter that is served as a whole model, merged into the base model."""
         return next((weights for _, weights in self.models if weights.is_merged), None)
@@ -80,7 +89,7 @@ def build_revision(
         inputs["sharedMemory"] = spec.shared_memory
     if any(weights.is_merged for _, weights in models):
         inputs["merged"] = [name for name, weights in models if weights.is_merged]
-    if spec.model_cache is not None:
+    if spec.model_cache is not None and spec.model_cache.claim is not None:
         inputs["modelCache"] = spec.model_cache.claim
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
@@ -88,8 +97,11 @@ def build_revision(
     if any(weights.checkpoint is None for _, weights in models):
         # The store of a Checkpoint never changes, but that of a pin may.
         inputs["store"] = [store, secret]
+    revision = Revision("", base_digest, models, profile, store, secret)
+    if revision.model_image is not None:
+        inputs["modelImage"] = revision.model_image
     name = revision_name(endpoint.name, endpoint.uid, json.dumps(inputs, sort_keys=True))
-    return Revision(name, base_digest, models, profile, store, secret)
+    return replace(revision, name=name)
 
 
 def api_keys_secret(endpoint: InferenceDeployment) -> str | None:

@@ -18,7 +18,13 @@ from finetune_operator.manifests.labels import (
     RUN,
     child_labels,
 )
-from finetune_operator.manifests.modelcache import cache_config, cache_volume, whole_model
+from finetune_operator.manifests.modelcache import (
+    cache_config,
+    cache_volume,
+    image_config,
+    image_volume,
+    whole_model,
+)
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import serving_shared_memory
 from finetune_operator.manifests.revision import Revision, api_keys_secret
@@ -135,6 +141,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
     store = store_config(revision.store, revision.store_credentials)
     store_volumes, store_mounts = store_volume(store)
     cache_volumes, cache_mounts = cache_volume(revision.cache_claim)
+    image_volumes, image_mounts = image_volume(revision.model_image)
     fetch = fetch_config(endpoint, revision, trainer.contract, store)
     memory_volumes, memory_mounts = memory_volume(
         serving_shared_memory(profile, config.accelerators) if engine.has_processes else None
@@ -163,7 +170,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     {"name": "HOME", "value": SCRATCH_MOUNT},
                 ],
                 "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "256Mi"}},
-                "volumeMounts": [*store_mounts, models, scratch, *cache_mounts],
+                "volumeMounts": [*store_mounts, models, scratch, *cache_mounts, *image_mounts],
             }
         ],
         "containers": [
@@ -181,6 +188,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
                     *key_mounts,
                     *memory_mounts,
                     *cache_mounts,
+                    *image_mounts,
                 ],
             }
         ],
@@ -191,6 +199,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             *key_volumes,
             *memory_volumes,
             *cache_volumes,
+            *image_volumes,
         ],
     }
     return {**pod, **_placement(profile), **_spread(endpoint, revision)}
@@ -218,13 +227,14 @@ def fetch_config(
         store=store,
         items=_items(revision),
         cache=cache_config(claim) if (claim := revision.cache_claim) is not None else None,
+        image=image_config(image) if (image := revision.model_image) is not None else None,
         engine=revision.profile.spec.engine,
         max_lora_rank=rank(config) if rank is not None and config.adapters else None,
     )
 
 
 def _items(revision: Revision) -> tuple[FetchItem, ...]:
-    is_cached = revision.cache_claim is not None
+    is_cached = revision.cache_claim is not None or revision.model_image is not None
     base = FetchItem(artifact=whole_model(revision), folder=base_folder(revision), in_cache=is_cached)
     models = tuple(
         FetchItem(

@@ -45,6 +45,13 @@ class StoreConfig(Contract):
     credentials: SecretMount | None = None
 
 
+class ImageVolume(Contract):
+    """An OCI image that the pod mounts read-only. Its reference is for messages."""
+
+    reference: str
+    path: str
+
+
 class ArtifactRef(Contract):
     """A complete folder in the store."""
 

@@ -1,7 +1,7 @@
 """Provide models for a serving pod, each verified before its folder gets its final name.
 
-A model is copied from the store, or read in place in the model cache. It is the same for both engines, except
-that vLLM needs files in addition.
+A model is copied from the store, or read in place in the model cache or an OCI image. It is the same for both
+engines, except that vLLM needs files in addition.
 """
 
 import logging
@@ -21,6 +21,7 @@ from finetune_trainer.store.copying import copy_artifact
 from finetune_trainer.store.failures import verify_files, writable
 from finetune_trainer.store.keys import StoredRef, derived_or_own
 from finetune_trainer.store.modelcache import CacheVolume
+from finetune_trainer.store.modelimage import verified_image
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 def run(config: FetchConfig) -> None:
     """Copy each item's folder and its probe's record to the destination, and verify each file on the way.
 
-    A folder in the model cache is not copied: the destination has a link to it.
+    A folder in the model cache or in an image is not copied: the destination has a link to it.
 
     Keeps folders that are already complete, so that a restarted pod fetches nothing twice. Adds chat template
     and generation config to adapters of older releases, which were published without them. For vLLM, adds the
@@ -46,6 +47,8 @@ def run(config: FetchConfig) -> None:
         target, model = destination / item.folder, derived_or_own(item.artifact, item.merged)
         if item.in_cache and cache is not None:
             _link(cache.verified(model), target)
+        elif item.in_cache and config.image is not None:
+            _link(verified_image(config.image, store.manifest(model)), target)
         elif _is_without_bundle(_fetch(store, model, target)):
             without_bundle.append(target)
         _fetch_probe(store, item, probe_folder(destination, item.folder))

@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 from finetune_trainer.beneath import PathRefused, open_file, require_all_beneath
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.manifest import Manifest, hash_content
+from finetune_trainer.manifest import MANIFEST_NAME, Manifest, hash_content
 from finetune_trainer.runtime.failure import StageFailure
 
 
@@ -112,6 +112,17 @@ def verify_files(
                 raise corrupt(named(path), f"it has {size} bytes, not {entry.bytes}", advice)
             if hashes and (found := hash_content(file)) != entry.sha256:
                 raise corrupt(named(path), f"its sha256 is {found}, not {entry.sha256}", advice)
+
+
+def verify_names(folder: Path, manifest: Manifest, *, named: Callable[[Path], str], advice: str) -> None:
+    """Check that the folder has no file that the manifest does not list, because libraries may open it too.
+
+    Raises StageFailure (ARTIFACT_CORRUPT), OSError.
+    """
+    listed = {folder / name for name in (MANIFEST_NAME, *(entry.path for entry in manifest.files))}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_dir() or path in listed):
+            raise corrupt(named(path), "it is not in the manifest", advice)
 
 
 def open_entry(path: Path, root: Path, named: Callable[[Path], str] = str, advice: str = REMAKE) -> BinaryIO:

@@ -20,7 +20,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import durable
 from finetune_trainer.store.base import Store
 from finetune_trainer.store.copying import copy_artifact
-from finetune_trainer.store.failures import Mount, corrupt, verify_files
+from finetune_trainer.store.failures import Mount, verify_files, verify_names
 from finetune_trainer.store.keys import StoredRef, key_of
 from finetune_trainer.store.mounted import MountedStore
 
@@ -107,7 +107,7 @@ class CacheVolume:
             )
         manifest, folder = self._store.manifest(ref), self._root / key_of(ref)
         with self._mount.reachable(folder):
-            self._check_names(folder, manifest)
+            verify_names(folder, manifest, named=self._mount.named, advice=REFILL)
             if self._is_unchanged(ref, folder, manifest):
                 logger.info("%s is unchanged since it was verified", place)
                 return folder
@@ -138,13 +138,6 @@ class CacheVolume:
         record = self._record(ref)
         record.parent.mkdir(parents=True, exist_ok=True)
         durable.write_file(record, verified.model_dump_json().encode())
-
-    def _check_names(self, folder: Path, manifest: Manifest) -> None:
-        """Refuse files that the manifest does not list, because libraries may open them too."""
-        listed = {folder / name for name in (MANIFEST_NAME, *(entry.path for entry in manifest.files))}
-        for path in folder.rglob("*"):
-            if path.is_symlink() or not (path.is_dir() or path in listed):
-                raise corrupt(self._mount.named(path), "it is not in the manifest", REFILL)
 
     def _is_unchanged(self, ref: StoredRef, folder: Path, manifest: Manifest) -> bool:
         try:

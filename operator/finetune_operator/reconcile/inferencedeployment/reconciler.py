@@ -35,7 +35,7 @@ def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
     cache = None if isinstance(profile, Blocked) else profile.spec.model_cache
     claims = claims_of(
         *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),
-        f"pvc://{cache.claim}" if cache is not None else None,
+        f"pvc://{cache.claim}" if cache is not None and cache.claim is not None else None,
     )
     return {**claims, **route_needs(endpoint, snapshot)}
 

@@ -83,7 +83,7 @@ def check_model_cache(
 ) -> Blocked | None:
     """Whether the claim of the profile's model cache exists, is not that of the store, and can be shared."""
     cache = profile.spec.model_cache
-    if cache is None:
+    if cache is None or cache.claim is None:
         return None
     field = f"spec.modelCache of ComputeProfile {profile.name}"
     if cache.claim == claim_name(store):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract, Digest
 from finetune_trainer.contract.environment import METRICS_PORT, MODELS_MOUNT, SERVE_PORT
-from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, StoreConfig
 from finetune_trainer.contract.serving import DefaultSampling, EngineName
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
@@ -22,7 +22,7 @@ class FetchItem(Contract):
     merged: Digest | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
     """Digest of the merged weights, which are derived from the artifact. None: the artifact itself."""
     in_cache: bool = Field(default=False, json_schema_extra={"since": 2, "essential": True})
-    """Whether the folder is in the model cache and read in place, instead of copied from the store."""
+    """Whether the folder is read in place in the model cache or image, instead of copied from the store."""
 
 
 class FillConfig(Contract):
@@ -50,6 +50,8 @@ class FetchConfig(Contract):
     destination: str = MODELS_MOUNT
     cache: StoreConfig | None = Field(default=None, json_schema_extra={"since": 2})
     """The model cache, mounted read-only. None: no item is in it."""
+    image: ImageVolume | None = Field(default=None, json_schema_extra={"since": 2})
+    """OCI image whose files are those of the item that is in the cache. None: the cache is a volume."""
     engine: EngineName = Field(default="Transformers", json_schema_extra={"since": 2, "essential": True})
     """Engine that reads the folders. For VLLM, `VLLM_MOUNT` gets the files that vLLM needs besides them."""
     max_lora_rank: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
