@@ -30,7 +30,15 @@ NAVIGATION: Final = {
         "ownership",
     ),
     "Reference": ("api", "conditions", "metrics"),
-    "Operate": ("kueue", "failures", "troubleshooting", "runbooks/README", "images", "benchmarks"),
+    "Operate": (
+        "kueue",
+        "failures",
+        "troubleshooting",
+        "runbooks/README",
+        "images",
+        "versions",
+        "benchmarks",
+    ),
     "Contribute": ("contributing", "architecture", "extending", "testing", "cluster", "decisions/README"),
 }
 NESTED: Final = {
