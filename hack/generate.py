@@ -41,7 +41,7 @@ def generated() -> dict[Path, str]:
     for kind in KINDS:
         text = HEADER + yaml.dump(build_crd(kind), Dumper=_PlainDumper, sort_keys=False, width=120)
         files[ROOT / "crds" / f"{kind.plural}.yaml"] = text
-        files[ROOT / "charts" / "finetune-operator" / "crds" / f"{kind.plural}.yaml"] = text
+        files[ROOT / "charts" / "finetune-operator-crds" / "definitions" / f"{kind.plural}.yaml"] = text
     return files
 
 

@@ -18,6 +18,7 @@ from typing import Final
 
 import pytest
 
+from finetune_operator.api.kinds import KINDS
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of
 from tests.e2e.team import (
@@ -36,7 +37,18 @@ from tools.bench.operator.controlplanes import client, create
 from tools.cluster import TestCluster
 from tools.cluster.layout import ISOLATED
 from tools.demo.access import Access, Object
-from tools.demo.install import CHART, CRD, RELEASE, SYSTEM, images, install, values
+from tools.demo.install import (
+    CHART,
+    CRD,
+    DEFINITIONS,
+    RELEASE,
+    SYSTEM,
+    images,
+    install,
+    install_definitions,
+    install_operator,
+    values,
+)
 from tools.demo.loadgenerator import LoadRequest, SteadyLoad
 from tools.demo.questions import ask
 from tools.images.tags import References
@@ -162,7 +174,7 @@ def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFact
     refs = images()
     older = older_release(tmp_path_factory.mktemp("older"))
     with_older = refs._replace(operator=operator_image(older, refs.operator))
-    install(access, with_older, older / "charts" / "finetune-operator")
+    install_operator(access, with_older, older / "charts" / "finetune-operator")
     return refs
 
 
@@ -284,7 +296,7 @@ def test_an_operator_on_definitions_of_the_release_before_names_them_and_leaves_
         assert [uid_of(pod) for pod in ready] == [uid_of(before)]
         assert uid_of(operatorpods.active(access)) == uid_of(before)
 
-        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CHART / 'crds'}")
+        install_definitions(access)
 
         operatorpods.active(access, other_than=(uid_of(before),))
         assert scene.kept() == kept
@@ -309,6 +321,29 @@ def test_an_operator_that_is_rolled_back_and_forward_keeps_pods_and_settings(sce
 
         again = operatorpods.active(access, other_than=(uid_of(new), uid_of(older)))
         assert image_of(again) == image_of(new)
+        assert scene.kept() == kept
+
+
+def test_an_operator_that_is_uninstalled_with_its_definitions_finds_everything_again(scene: Scene) -> None:
+    access, namespace = scene.access, f"--namespace={SYSTEM}"
+
+    def objects() -> set[str]:
+        kinds = [kind.name for kind in KINDS if kind.namespaced]
+        return {uid_of(each) for kind in kinds for each in access.objects(kind, scene.ours.namespace)}
+
+    with scene.disaster("operator and definitions uninstalled"):
+        kept, existing = scene.kept(), objects()
+
+        access.helm("uninstall", RELEASE, namespace, "--wait")
+        access.helm("uninstall", DEFINITIONS, namespace, "--wait")
+
+        assert objects() == existing
+        assert scene.kept() == kept
+
+        install(access, scene.refs)
+
+        operatorpods.active(access)
+        assert objects() == existing
         assert scene.kept() == kept
 
 

@@ -234,11 +234,6 @@ def test_helm_refuses_a_misspelt_value_by_its_name(setting: str, misspelt: str) 
     assert misspelt in done.stderr
 
 
-def test_the_chart_carries_the_crds_of_this_release() -> None:
-    for crd in sorted((CHART.parents[1] / "crds").iterdir()):
-        assert (CHART / "crds" / crd.name).read_text() == crd.read_text()
-
-
 def selected(manifest: Manifest) -> dict[str, str]:
     labels: dict[str, str] = manifest["metadata"]["labels"]
     return {key: labels[key] for key in ("app.kubernetes.io/name", "app.kubernetes.io/instance")}

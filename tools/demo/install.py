@@ -16,6 +16,8 @@ RELEASE: Final = "finetune-operator"
 SYSTEM: Final = "finetune-system"
 CRD: Final = f"finetunejobs.{GROUP}"
 CHART: Final = ROOT / "charts" / "finetune-operator"
+DEFINITIONS: Final = "finetune-operator-crds"
+"""Release and chart of the CustomResourceDefinitions."""
 
 PROFILE: Final[dict[str, Any]] = {
     # Without an accelerator a device is a CPU core; the requests fit a machine with two cores.
@@ -51,17 +53,40 @@ def values(refs: References, **others: object) -> str:
     )
 
 
-def install(access: Access, refs: References, chart: Path = CHART, **others: object) -> None:
-    """Install or upgrade the release and wait until it is ready.
+def install(access: Access, refs: References, **others: object) -> None:
+    """Install or upgrade the definitions and the operator, and wait until it is ready.
 
     `others`: values in addition to those of the demo.
 
     Raises:
         DemoError: Helm failed; the message contains Helm's message.
     """
-    if access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name"):
-        # Helm does not update CRDs, and those of an earlier demo may come from an older checkout.
-        access.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={chart / 'crds'}")
+    install_definitions(access)
+    install_operator(access, refs, **others)
+
+
+def install_definitions(access: Access) -> None:
+    """Install or upgrade the definitions. Those that an older chart or kubectl made join the release.
+
+    Raises:
+        DemoError: Helm failed, or is older than 3.17.
+    """
+    # Helm 3 overwrites fields that another tool set without this option.
+    is_helm3 = access.helm("version", "--template={{.Version}}").startswith("v3.")
+    access.helm(
+        "upgrade", "--install", DEFINITIONS, str(CHART.with_name(DEFINITIONS)), f"--namespace={SYSTEM}",
+        "--create-namespace", "--take-ownership", *(() if is_helm3 else ("--force-conflicts",)),
+    )  # fmt: skip
+
+
+def install_operator(access: Access, refs: References, chart: Path = CHART, **others: object) -> None:
+    """Install or upgrade the operator and wait until it is ready.
+
+    `others`: values in addition to those of the demo.
+
+    Raises:
+        DemoError: Helm failed; the message contains Helm's message.
+    """
     try:
         access.helm(
             "upgrade", "--install", RELEASE, str(chart), f"--namespace={SYSTEM}", "--create-namespace",

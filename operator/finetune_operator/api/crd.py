@@ -202,6 +202,7 @@ def build_crd(kind: Kind) -> Schema:
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": f"{kind.plural}.{GROUP}",
+            "labels": {"app.kubernetes.io/part-of": "finetune-operator"},
             "annotations": dict(PROTECTION),
         },
         "spec": {

@@ -1,8 +1,8 @@
 """Check that the CustomResourceDefinitions in the cluster have all fields of this release.
 
-`helm upgrade` does not update definitions. With older ones the API server refuses every status with a new
-field. So this process neither becomes ready nor acquires the Lease, and a rollout keeps the previous
-operator.
+Definitions have a chart of their own, which may be older than the operator. With older definitions the API
+server refuses every status with a new field. So this process neither becomes ready nor acquires the Lease,
+and a rollout keeps the previous operator.
 """
 
 import asyncio
@@ -21,7 +21,9 @@ from finetune_operator.plan import Manifest
 
 RECHECK_SECONDS: Final = 5.0
 MAX_NAMES_IN_MESSAGE: Final = 3
-APPLY: Final = "kubectl apply --server-side --force-conflicts -f crds/ (helm upgrade does not update them)"
+APPLY: Final = (
+    "upgrade the chart finetune-operator-crds, or kubectl apply --server-side --force-conflicts -f crds/"
+)
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,130 @@
+"""The chart of the definitions, installed by Helm on a real API server: no object is lost with them."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from finetune_operator.api.crd import PROTECTION
+from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.meta import GROUP
+from tests.olderrelease import older_release
+from tools.cluster import ClusterError, ControlPlane, program
+from tools.cluster.binaries import ensure
+from tools.cluster.commands import run
+from tools.cluster.toolchain import HELM
+
+CHARTS: Final = Path(__file__).parents[2] / "charts"
+OPERATOR: Final = "finetune-operator"
+DEFINITIONS: Final = "finetune-operator-crds"
+NAMES: Final = {f"{kind.plural}.{GROUP}" for kind in KINDS}
+TAKE_OVER: Final = ("--take-ownership", "--force-conflicts")
+NEWEST: Final = f"evaluations.{GROUP}"
+"""A definition that the previous release did not have."""
+
+
+class Releases:
+    """Helm on a control plane of its own, and a ComputeProfile that must outlive everything."""
+
+    def __init__(self, plane: ControlPlane, older: Path) -> None:
+        self.kubectl = plane.kubectl
+        self.older = older / "charts" / OPERATOR
+        self._helm = [str(program("helm")), f"--kubeconfig={plane.kubeconfig}", "--namespace=finetune-system"]
+
+    def helm(self, *arguments: str) -> None:
+        run([*self._helm, *arguments])
+
+    def install(self, name: str, *options: str, chart: Path | None = None) -> None:
+        path = chart or CHARTS / name
+        self.helm("upgrade", "--install", "--create-namespace", name, str(path), *options)
+
+    def profile(self) -> str:
+        uid: str = self.kubectl.get("computeprofile", "default")["metadata"]["uid"]
+        return uid
+
+    def definitions(self) -> dict[str, str]:
+        """Uid of each definition."""
+        found = self.kubectl.get("crd")["items"]
+        return {each["metadata"]["name"]: each["metadata"]["uid"] for each in found}
+
+    def clear(self) -> None:
+        for name in (OPERATOR, DEFINITIONS):
+            self.helm("uninstall", "--ignore-not-found", "--wait", name)
+        self.kubectl.run("delete", "crd", "--all")
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """A control plane without our definitions."""
+    ensure((HELM,))
+    plane = ControlPlane(f"helm-{os.getpid()}")
+    with plane:
+        yield plane
+    plane.purge()
+
+
+@pytest.fixture
+def releases(plane: ControlPlane, tmp_path: Path) -> Iterator[Releases]:
+    made = Releases(plane, older_release(tmp_path))
+    yield made
+    made.clear()
+
+
+def test_definitions_of_the_previous_release_join_the_chart_and_no_object_is_lost(
+    releases: Releases,
+) -> None:
+    releases.install(OPERATOR, chart=releases.older)
+    profile, before = releases.profile(), releases.definitions()
+    assert NEWEST not in before
+    # As the previous release documents its upgrades.
+    folder = f"--filename={releases.older / 'crds'}"
+    releases.kubectl.run("apply", "--server-side", "--force-conflicts", folder)
+    with pytest.raises(ClusterError, match="invalid ownership metadata"):
+        releases.install(DEFINITIONS)
+
+    releases.install(DEFINITIONS, *TAKE_OVER)
+    releases.install(OPERATOR)
+
+    after = releases.definitions()
+    assert set(after) == NAMES
+    assert before.items() <= after.items()
+    for each in releases.kubectl.get("crd")["items"]:
+        assert each["metadata"]["annotations"].items() >= PROTECTION.items()
+        assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+
+    releases.helm("rollback", OPERATOR, "1")
+    assert releases.definitions() == after
+    releases.install(DEFINITIONS)
+    releases.install(OPERATOR)
+    releases.helm("uninstall", OPERATOR)
+    releases.helm("uninstall", DEFINITIONS)
+    assert releases.definitions() == after
+    assert releases.profile() == profile
+
+
+def test_uninstalled_charts_are_installed_again_without_options(releases: Releases) -> None:
+    releases.install(DEFINITIONS)
+    releases.install(OPERATOR)
+    profile, definitions = releases.profile(), releases.definitions()
+    for name in (OPERATOR, DEFINITIONS):
+        releases.helm("uninstall", name)
+
+    releases.install(DEFINITIONS)
+    releases.install(OPERATOR)
+
+    assert (releases.profile(), releases.definitions()) == (profile, definitions)
+
+
+def test_without_the_definitions_helm_says_what_to_install_first(releases: Releases) -> None:
+    with pytest.raises(ClusterError, match="ensure CRDs are installed first"):
+        releases.install(OPERATOR)
+
+
+def test_the_chart_has_the_definitions_of_this_release_byte_for_byte() -> None:
+    command = [str(program("helm")), "template", DEFINITIONS, str(CHARTS / DEFINITIONS)]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for path in sorted((CHARTS.parent / "crds").iterdir()):
+        assert path.read_text() in rendered
