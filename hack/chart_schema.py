@@ -20,7 +20,12 @@ QUANTITIES: Final[Schema] = {
 COUNT_OR_SHARE: Final[Schema] = {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"}
 HONOR: Final[Schema] = {"type": "string", "enum": ["Honor", "Ignore"]}
 DURATION: Final[Schema] = {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h))+$"}
-NAMES: Final[Schema] = {"type": "array", "items": {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}}
+KUBERNETES: Final[Schema] = {"type": "array", "items": {"type": "object"}}
+"""Objects of Kubernetes, which the API server validates."""
+NAME: Final[Schema] = {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}
+NAMES: Final[Schema] = {"type": "array", "items": NAME}
+NAME_OR_NONE: Final[Schema] = {"type": "string", "pattern": rf"^$|{DNS_LABEL}", "maxLength": 40}
+PULL_POLICY: Final[Schema] = {"type": "string", "enum": ["", "Always", "IfNotPresent", "Never"]}
 
 
 def closed(**properties: Schema) -> Schema:
@@ -28,19 +33,50 @@ def closed(**properties: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+ID: Final[Schema] = {"type": "integer", "minimum": 0}
+SECRETS: Final[Schema] = {
+    "type": "array",
+    "items": {"oneOf": [NAME, {**closed(name=NAME), "required": ["name"]}]},
+}
+PROBE: Final[Schema] = closed(
+    **{
+        field: {"type": "integer", "minimum": 0}
+        for field in (
+            "initialDelaySeconds",
+            "periodSeconds",
+            "timeoutSeconds",
+            "failureThreshold",
+            "successThreshold",
+        )
+    }
+)
+
+
 def values_schema() -> str:
     """Text of values.schema.json; the schema of the default ComputeProfile comes from its model."""
     digest = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
-    image = closed(repository={"type": "string", "minLength": 1}, tag=TEXT, digest=digest)
+    image = closed(
+        registry=TEXT,
+        repository={"type": "string", "minLength": 1},
+        tag=TEXT,
+        digest=digest,
+        pullPolicy=PULL_POLICY,
+    )
     image["required"] = ["repository"]
     schema = closed(
+        nameOverride=NAME_OR_NONE,
+        fullnameOverride=NAME_OR_NONE,
+        commonLabels=TEXTS,
         image=image,
         trainerImage={
             **image,
             "properties": {**image["properties"], "securityFloor": _setting("trainer_image_floor")},
         },
-        imagePullPolicy=_setting("image_pull_policy"),
-        imagePullSecrets=NAMES,
+        # Of earlier charts: image.pullPolicy and trainerImage.pullPolicy.
+        imagePullPolicy=PULL_POLICY,
+        imagePullSecrets=SECRETS,
+        serviceAccount=closed(create=FLAG, name={**NAME_OR_NONE, "maxLength": 63}, annotations=TEXTS),
+        runner=closed(annotations=TEXTS, imagePullSecrets=SECRETS),
         replicas={"type": "integer", "minimum": 1, "maximum": 5},
         strategy=closed(
             type={"type": "string", "enum": ["RollingUpdate", "Recreate"]},
@@ -67,13 +103,48 @@ def values_schema() -> str:
         logLevel=_setting("log_level"),
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
-        monitors=closed(enabled=FLAG, labels=TEXTS, interval=DURATION),
+        monitors=closed(
+            enabled=FLAG,
+            labels=TEXTS,
+            annotations=TEXTS,
+            interval=DURATION,
+            scrapeTimeout={**DURATION, "pattern": rf"^$|{DURATION['pattern']}"},
+            metricRelabelings=KUBERNETES,
+        ),
         networkPolicies=closed(operator=FLAG, monitoringNamespace=_setting("monitoring_namespace")),
         kueue=closed(enabled=FLAG),
         gatewayAPI=closed(enabled=FLAG),
         alerts=closed(enabled=FLAG, labels=TEXTS, runbooks={"type": "string", "minLength": 1}),
         dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),
+        podSecurityContext=closed(
+            runAsNonRoot=FLAG,
+            runAsUser=ID,
+            runAsGroup=ID,
+            fsGroup=ID,
+            fsGroupChangePolicy=TEXT,
+            supplementalGroups={"type": "array", "items": ID},
+            seccompProfile=closed(type=TEXT, localhostProfile=TEXT),
+            seLinuxOptions=TEXTS,
+        ),
+        securityContext=closed(
+            allowPrivilegeEscalation=FLAG,
+            readOnlyRootFilesystem=FLAG,
+            runAsNonRoot=FLAG,
+            runAsUser=ID,
+            runAsGroup=ID,
+            capabilities=closed(add={"type": "array", "items": TEXT}, drop={"type": "array", "items": TEXT}),
+            seccompProfile=closed(type=TEXT, localhostProfile=TEXT),
+            seLinuxOptions=TEXTS,
+        ),
+        startupProbe=PROBE,
+        livenessProbe=PROBE,
+        readinessProbe=PROBE,
+        extraEnv=KUBERNETES,
+        extraArgs={"type": "array", "items": {"type": "string", "pattern": "^--[a-z-]+="}},
+        extraVolumes=KUBERNETES,
+        extraVolumeMounts=KUBERNETES,
+        extraObjects={"type": "array", "items": {"type": ["object", "string"]}},
         nodeSelector=TEXTS,
         tolerations={
             "type": "array",
@@ -95,8 +166,13 @@ def values_schema() -> str:
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},
             spec=_plain(spec_schema(ComputeProfileSpec)),
         ),
-        # Values of a parent chart for all its subcharts.
-        **{"global": {"type": "object"}},
+        # A parent chart may add values for its other subcharts.
+        **{
+            "global": {
+                "type": "object",
+                "properties": {"imageRegistry": TEXT, "imagePullSecrets": SECRETS},
+            }
+        },
     )
     return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **schema}, indent=2) + "\n"
 

@@ -21,20 +21,22 @@ pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is no
 Manifest = dict[str, Any]
 
 
-def helm(*settings: str) -> subprocess.CompletedProcess[str]:
+def helm(*settings: str, values: Manifest | None = None) -> subprocess.CompletedProcess[str]:
     command = [
         str(program("helm")),
         "template",
         "finetune-operator",
         str(CHART),
         "--namespace=finetune-system",
+        "--values=-",
     ]
     command += [f"--set={setting}" for setting in settings]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    text = yaml.safe_dump(values or {})
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
 
 
-def rendered(*settings: str) -> list[Manifest]:
-    done = helm(*settings)
+def rendered(*settings: str, values: Manifest | None = None) -> list[Manifest]:
+    done = helm(*settings, values=values)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 

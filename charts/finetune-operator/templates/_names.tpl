@@ -1,8 +1,20 @@
+{{- define "finetune-operator.chartName" -}}
+{{- if not (hasKey .Values "serviceAccount") -}}
+{{- fail "these are all values of an earlier chart: use --reset-then-reuse-values instead of --reuse-values" -}}
+{{- end -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
 {{- define "finetune-operator.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "finetune-operator.chartName" . -}}
+{{- if contains $name .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -10,21 +22,72 @@
 {{ include "finetune-operator.name" . }}-report
 {{- end -}}
 
+{{- define "finetune-operator.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "finetune-operator.name" .) -}}
+{{- else -}}
+{{- required "serviceAccount.name is needed with serviceAccount.create=false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "finetune-operator.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "finetune-operator.chartName" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- define "finetune-operator.labels" -}}
-{{ include "finetune-operator.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-app.kubernetes.io/part-of: {{ .Chart.Name }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- $own := dict
+  "app.kubernetes.io/version" (.Chart.AppVersion | toString)
+  "app.kubernetes.io/managed-by" .Release.Service
+  "app.kubernetes.io/part-of" .Chart.Name
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version) -}}
+{{- toYaml (merge (include "finetune-operator.selector" . | fromYaml) $own .Values.commonLabels) -}}
 {{- end -}}
 
+{{/* Reference of an image: (list VALUES ROOT). */}}
 {{- define "finetune-operator.image" -}}
 {{- $image := index . 0 -}}
-{{- $chart := index . 1 -}}
-{{ $image.repository }}:{{ $image.tag | default $chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
+{{- $root := index . 1 -}}
+{{- $registry := $root.Values.global.imageRegistry | default $image.registry -}}
+{{- with $registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{/* Pull policy of an image: (list VALUES ROOT). An earlier chart had imagePullPolicy for both images. */}}
+{{- define "finetune-operator.pullPolicy" -}}
+{{- (index . 0).pullPolicy | default (index . 1).Values.imagePullPolicy | default "IfNotPresent" -}}
+{{- end -}}
+
+{{/* Names of pull secrets, given as names or as {name: x}: a list of both, as JSON. */}}
+{{- define "finetune-operator.secretNames" -}}
+{{- $names := list -}}
+{{- range . -}}
+{{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "string" . | ternary dict .) "name")) -}}
+{{- end -}}
+{{- toJson ($names | uniq) -}}
+{{- end -}}
+
+{{- define "finetune-operator.monitorMetadata" -}}
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "finetune-operator.labels" . | nindent 2 }}
+  {{- with .Values.monitors.labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.monitors.annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Fields of a monitor's endpoint that the values set. */}}
+{{- define "finetune-operator.scrape" -}}
+interval: {{ .Values.monitors.interval }}
+{{- with .Values.monitors.scrapeTimeout }}
+scrapeTimeout: {{ . }}
+{{- end }}
+{{- with .Values.monitors.metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}

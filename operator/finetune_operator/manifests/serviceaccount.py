@@ -1,18 +1,39 @@
 """Service accounts of pods in users' namespaces."""
 
-from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR, RUNNER
 from finetune_operator.plan import Manifest
 
 
-def build_service_account(namespace: str, name: str) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class AccountSettings:
+    """What new service accounts get in every namespace.
+
+    Attributes:
+        annotations: annotations of `finetune-runner`, such as those for workload identity.
+        image_pull_secrets: names of Secrets in the account's namespace.
+    """
+
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+def build_service_account(namespace: str, name: str, settings: AccountSettings) -> Manifest:
     """A service account without roles.
 
-    The operator creates it if it is missing and never changes it, so that platform teams can add pull
-    secrets, and annotate `finetune-runner` for workload identity.
+    The operator creates it if it is missing and never changes it, so that platform teams can create it
+    themselves, with other pull secrets and annotations.
     """
-    return {
+    account: Manifest = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY: OPERATOR}},
         "automountServiceAccountToken": False,
     }
+    if settings.annotations and name == RUNNER:
+        account["metadata"]["annotations"] = dict(settings.annotations)
+    if settings.image_pull_secrets:
+        account["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
+    return account

@@ -23,7 +23,9 @@ class Draft:
         """Create a stage's Job, and before it the service account of its pods."""
         account = job["spec"]["template"]["spec"]["serviceAccountName"]
         if account not in self.snapshot.service_accounts:
-            manifest = build_service_account(job["metadata"]["namespace"], account)
+            manifest = build_service_account(
+                job["metadata"]["namespace"], account, self.snapshot.facts.accounts
+            )
             self.create.append(Create(manifest, same="Any"))
         self.create.append(Create(job))
 

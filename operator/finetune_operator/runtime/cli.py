@@ -26,7 +26,7 @@ async def run(settings: Settings) -> None:
 def main() -> None:
     """Run the operator. If the process cannot start or continue, it logs why and exits with code 1."""
     try:
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(arguments=sys.argv[1:])
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
     logs.configure(settings.log_level, settings.log_format)

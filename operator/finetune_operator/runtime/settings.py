@@ -1,8 +1,9 @@
 """Settings of the process. Each is read from the environment variable of the same name in capitals."""
 
+import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -48,6 +49,17 @@ class Settings(BaseModel):
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"], Field(description="Pull policy of the trainer image.")
     ] = "IfNotPresent"
+    runner_annotations: Annotated[
+        Mapping[str, str],
+        Field(
+            default_factory=dict,
+            description="Annotations of each new service account finetune-runner, as a JSON object.",
+        ),
+    ]
+    runner_image_pull_secrets: Annotated[
+        tuple[str, ...],
+        Field(description="Comma-separated names of pull secrets of each new service account of pods."),
+    ] = ()
     watch_namespaces: Annotated[
         tuple[str, ...], Field(description="Comma-separated namespaces to watch; empty: all namespaces.")
     ] = ()
@@ -92,12 +104,17 @@ class Settings(BaseModel):
         Literal["json", "text"], Field(description="json: one object per line. text: for users.")
     ] = "json"
 
-    @field_validator("watch_namespaces", mode="before")
+    @field_validator("watch_namespaces", "runner_image_pull_secrets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("runner_annotations", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
 
     @property
     def monitoring_labels(self) -> Mapping[str, str]:
@@ -105,15 +122,22 @@ class Settings(BaseModel):
         return {} if self.monitoring_namespace == "*" else {NAMESPACE_NAME: self.monitoring_namespace}
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ, arguments: Sequence[str] = ()
+    ) -> Self:
         """Read the settings; empty variables count as absent.
 
+        Args:
+            environment: the environment variables.
+            arguments: `--SETTING=VALUE`, such as `--relist-seconds=300`, which replace variables.
+
         Raises:
-            SettingsError: variables are missing or invalid; the message names all of them.
+            SettingsError: arguments are unknown, or variables are missing or invalid; the message names all
+                of them.
         """
         given = {
             name: environment[name.upper()] for name in cls.model_fields if environment.get(name.upper())
-        }
+        } | cls._of_arguments(arguments)
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -122,3 +146,17 @@ class Settings(BaseModel):
                 for problem in error.errors()
             )
             raise SettingsError(f"correct these environment variables: {problems}") from error
+
+    @classmethod
+    def _of_arguments(cls, arguments: Sequence[str]) -> dict[str, str]:
+        given, unknown = {}, []
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            setting = name.removeprefix("--").replace("-", "_")
+            if name.startswith("--") and equals and setting in cls.model_fields:
+                given[setting] = value
+            else:
+                unknown.append(argument)
+        if unknown:
+            raise SettingsError(f"arguments have the form --SETTING=VALUE; remove {', '.join(unknown)}")
+        return given

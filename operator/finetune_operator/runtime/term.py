@@ -15,6 +15,7 @@ from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import ReconcileWorkers
 from finetune_operator.manifests.labels import OPERATOR, STAGE
+from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.seriesretention import SeriesRetention
 from finetune_operator.plan import Key, Manifest
@@ -123,6 +124,9 @@ class Term:
             namespace=self._settings.pod_namespace,
             trainer_image=self._settings.trainer_image,
             image_pull_policy=self._settings.image_pull_policy,
+            accounts=AccountSettings(
+                self._settings.runner_annotations, self._settings.runner_image_pull_secrets
+            ),
             report=self._endpoint.target,
             trainer_image_floor=self._settings.trainer_image_floor,
             monitoring_namespace=self._settings.monitoring_labels,

@@ -33,6 +33,24 @@ def test_the_monitoring_namespace_is_a_name_or_stands_for_all(given: str, labels
         Settings.from_environment({**NEEDED, "MONITORING_NAMESPACE": "Not A Namespace"})
 
 
+def test_arguments_replace_variables() -> None:
+    arguments = ("--workers=3", "--relist-seconds=300")
+    settings = Settings.from_environment({**NEEDED, "WORKERS": "5"}, arguments)
+    assert (settings.workers, settings.relist_seconds) == (3, 300)
+    for wrong in ("--worker=3", "workers=3", "--workers"):
+        with pytest.raises(SettingsError, match=f"remove {wrong}"):
+            Settings.from_environment(NEEDED, [wrong])
+
+
+def test_metadata_of_new_service_accounts_comes_from_json_and_from_names() -> None:
+    variables = {"RUNNER_ANNOTATIONS": '{"role": "x"}', "RUNNER_IMAGE_PULL_SECRETS": "a,b"}
+    settings = Settings.from_environment({**NEEDED, **variables})
+    assert settings.runner_annotations == {"role": "x"}
+    assert settings.runner_image_pull_secrets == ("a", "b")
+    with pytest.raises(SettingsError, match="RUNNER_ANNOTATIONS"):
+        Settings.from_environment({**NEEDED, "RUNNER_ANNOTATIONS": "role=x"})
+
+
 def test_an_empty_variable_counts_as_absent() -> None:
     assert Settings.from_environment({**NEEDED, "WORKERS": ""}).workers == 16
 

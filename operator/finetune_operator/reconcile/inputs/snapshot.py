@@ -12,6 +12,7 @@ from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import NAMESPACE, WORKLOAD, ResourceType
+from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
@@ -27,6 +28,7 @@ class OperatorFacts:
     namespace: str
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
+    accounts: AccountSettings = field(default_factory=AccountSettings)
     report: ReportTarget | None = None
     trainer_image_floor: str = ""
     """Version below which a serving image is reported as too old; empty: no check."""

@@ -83,7 +83,8 @@ def start(view: EndpointView) -> RolloutOutcome:
     deployment["spec"]["replicas"] = replicas_of(view, "RollingOut")[view.wanted.name]
     creates = [Create(deployment)]
     if RUNNER not in view.snapshot.service_accounts:
-        creates.insert(0, Create(build_service_account(view.endpoint.namespace, RUNNER), same="Any"))
+        account = build_service_account(view.endpoint.namespace, RUNNER, facts.accounts)
+        creates.insert(0, Create(account, same="Any"))
     message = f"revision {view.wanted.name}: {view.models}"
     return RolloutOutcome(
         Working(Reason.ROLLING_OUT, f"{message} is starting"),
