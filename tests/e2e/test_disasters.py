@@ -5,7 +5,6 @@ the cluster, so it has to be the session's own: `python -m tools.cluster isolate
 """
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import pytest
 from finetune_operator.api.kinds import KINDS
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of
+from tests.e2e.pacing import FAST, LONG, RESUMED, SAVED, SLOW, STEPS, pace, resize
 from tests.e2e.team import (
     PATIENCE_SECONDS,
     PAUSE_SECONDS,
@@ -59,18 +59,6 @@ NEIGHBOURS: Final = 2000
 FROZEN_SECONDS: Final = 60.0
 BACK_WITHIN_SECONDS: Final = 5.0
 """Time for which requests may fail after a user deleted the endpoint's Service."""
-
-RESUMED: Final = "resuming after step"
-SAVED: Final = "saved the state after step"
-STEPS: Final = 900
-LONG: Final = {
-    "hyperparameters": {"epochs": STEPS // 3, "learningRate": 0.01},
-    "checkpoints": {"everySteps": 10},
-    "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}},
-}
-FAST: Final = {"requests": {"cpu": "200m"}, "limits": {"cpu": "2"}}
-SLOW: Final = {"requests": {"cpu": "20m"}, "limits": {"cpu": "40m"}}
-"""Processor time of a training pod, with which all steps take many minutes."""
 
 
 @dataclass
@@ -248,20 +236,6 @@ def snapshot(scene: Scene) -> EtcdSnapshot:
     second = scene.ours.pod(uid_of(scene.run), "train", other_than=(name_of(pod),))
     pace(scene.ours, second, RESUMED, SLOW)
     return EtcdSnapshot(taken, pod)
-
-
-def pace(team: Team, pod: Object, once_logged: str, resources: Object) -> str:
-    """Wait until the pod logs this text, resize the pod, and return the line."""
-    line = team.until_logged(pod, once_logged)
-    resize(team, pod, resources)
-    return line
-
-
-def resize(team: Team, pod: Object, resources: Object) -> None:
-    """Change the processor limit of a pod's containers without a restart."""
-    containers = [{"name": each["name"], "resources": resources} for each in pod["spec"]["containers"]]
-    patch = f"--patch={json.dumps({'spec': {'containers': containers}})}"
-    team.kubectl("patch", "pod", name_of(pod), "--subresource=resize", patch)
 
 
 def until(condition: Callable[[], object], what: str, describe: Callable[[], object] = str) -> None:

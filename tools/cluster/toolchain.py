@@ -110,6 +110,13 @@ HELM: Final = Tool(
     module="helm.sh/helm/v4",
     version_variables=("helm.sh/helm/v4/internal/version.version={version}",),
 )
+HELM3: Final = Tool(
+    "helm3",
+    ("helm3",),
+    module="helm.sh/helm/v3",
+    version_variables=("helm.sh/helm/v3/internal/version.version={version}",),
+)
+"""The Helm that many clusters still use; built by `make test-peers`."""
 PAUSE: Final = Tool("pause", ("pause",))
 VERSITYGW: Final = Tool("versitygw", ("versitygw",), module="github.com/versity/versitygw")
 """A real S3 server for a folder; not part of a cluster, and built by the tests that use it."""
@@ -139,7 +146,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, *TEST_TOOLS, CRANE, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, *TEST_TOOLS, CRANE, HELM3, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

@@ -40,8 +40,11 @@ class Access:
         self.hint = hint
 
     @classmethod
-    def from_environment(cls) -> Self:
+    def from_environment(cls, helm: str = "helm") -> Self:
         """Access to the cluster that the environment selects.
+
+        Args:
+            helm: program that the local cluster's tools or a peer's have built.
 
         Raises:
             DemoError: kubectl, helm or the context is missing, or the local cluster does not run.
@@ -53,7 +56,7 @@ class Access:
             option = f"--kubeconfig={kubeconfig}"
             return cls(
                 [str(program("kubectl")), option],
-                [str(program("helm")), option],
+                [str(program(helm)), option],
                 config.new_client_from_config(config_file=str(kubeconfig)),
                 where="the local cluster",
                 hint='eval "$(.venv/bin/python -m tools.cluster env)"',
@@ -64,7 +67,7 @@ class Access:
             raise DemoError(f"KUBE_CONTEXT={CONTEXT}: {error}", ["kubectl config get-contexts"]) from error
         return cls(
             [_installed("kubectl"), f"--context={CONTEXT}"],
-            [_installed("helm"), f"--kube-context={CONTEXT}"],
+            [_installed(helm), f"--kube-context={CONTEXT}"],
             api,
             where=f"the cluster of context {CONTEXT}",
             hint=f"kubectl config use-context {shlex.quote(CONTEXT)}",

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+from tools.cluster.binaries import ensure
+from tools.cluster.toolchain import HELM3, program
 from tools.docs import chromium
 from tools.peers import kueue, traefik, vllm, vllmimage
 
@@ -65,6 +68,14 @@ PEERS: Final = (
         ("tests/peers/test_kueue.py",),
         kueue.install,
         kueue.is_installed,
+        is_isolated=True,
+    ),
+    PeerSuite(
+        "helm3",
+        f"Helm {HELM3.version}",
+        ("tests/peers/test_helm3.py",),
+        partial(ensure, (HELM3,)),
+        lambda: program("helm3").exists(),
         is_isolated=True,
     ),
     PeerSuite(
