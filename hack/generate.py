@@ -12,6 +12,7 @@ from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import KINDS
 from hack import argocd
 from hack.api_page import api_pages
+from hack.chart_page import chart_pages
 from hack.chart_schema import values_schema
 from hack.dashboard import dashboard
 from hack.metrics_page import metrics_page
@@ -35,6 +36,7 @@ def generated() -> dict[Path, str]:
         **{ROOT / "docs" / name: text for name, text in api_pages().items()},
         ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json": dashboard(),
+        **chart_pages(),
         **versioned_files(),
         argocd.FOLDER / "argocd-cm.yaml": argocd.health_checks(),
     }

@@ -6,7 +6,6 @@ The tests are the steps of one story, in their order. tests/e2e/test_disasters.p
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -21,7 +20,7 @@ from tools.cluster.layout import ISOLATED
 from tools.cluster.toolchain import HELM3
 from tools.demo.access import Access, Object
 from tools.demo.connection import open_endpoint
-from tools.demo.install import CHART, DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator, values
+from tools.demo.install import DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
 from tools.demo.questions import ask
 from tools.images.tags import References
 
@@ -147,14 +146,10 @@ def test_uninstalled_charts_are_installed_again_and_nothing_is_lost(scene: HelmS
     assert scene.kept() == kept
 
 
-def test_the_operator_runs_with_an_id_that_openshift_assigns(scene: HelmScene, tmp_path: Path) -> None:
-    file = tmp_path / "values.yaml"
-    file.write_text(values(scene.refs))
-    ids = [f"--set=podSecurityContext.{name}={ASSIGNED}" for name in ("runAsUser", "runAsGroup")]
-    command = ("upgrade", RELEASE, str(CHART), NAMESPACE, f"--values={file}", *ids, "--wait", "--timeout=3m")
+def test_the_operator_runs_with_an_id_that_openshift_assigns(scene: HelmScene) -> None:
     before = operatorpods.active(scene.access)
 
-    scene.access.helm(*command)
+    install(scene.access, scene.refs, podSecurityContext={"runAsUser": ASSIGNED, "runAsGroup": ASSIGNED})
 
     pod = operatorpods.active(scene.access, other_than=(uid_of(before),))
     assert pod["spec"]["securityContext"]["runAsUser"] == ASSIGNED

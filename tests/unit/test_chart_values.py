@@ -10,6 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from hack.chart_page import chart_values
+
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -112,3 +114,22 @@ def test_a_value_that_would_not_work_is_refused(path: tuple[str, ...], value: ob
         place = place[name]
     place[path[-1]] = value
     assert errors(values)
+
+
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from leaves(child, f"{path}.{name}" if path else name)
+    else:
+        yield path
+
+
+def test_the_readme_describes_every_value_or_the_group_that_it_belongs_to() -> None:
+    found = {value.path: value for value in chart_values((CHART / "values.yaml").read_text())}
+    for path in leaves(VALUES):
+        parts = path.split(".")
+        described = {".".join(parts[:end]) for end in range(len(parts), 0, -1)} & set(found)
+        assert any(found[each].description for each in described), path
+    assert found["image.tag"].default == '""'
+    assert found["image.tag"].description == "Tag of the image. Empty: the chart's appVersion."
+    assert found["defaultProfile.spec.devices.resource"].default == "nvidia.com/gpu"

@@ -24,7 +24,7 @@ TYPED: Final = re.compile(
 )
 OF_KUBERNETES: Final = {
     *("pod", "pods", "pvc", "job", "node", "nodes", "lease", "service", "endpointslice", "endpointslices"),
-    *("secret", "deployment", "events", "resourcequota", "httproute"),
+    *("crd", "secret", "deployment", "events", "resourcequota", "httproute"),
 }
 
 

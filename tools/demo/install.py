@@ -62,7 +62,7 @@ def install(access: Access, refs: References, **others: object) -> None:
         DemoError: Helm failed; the message contains Helm's message.
     """
     install_definitions(access)
-    install_operator(access, refs, **others)
+    install_operator(access, refs, CHART, **others)
 
 
 def install_definitions(access: Access) -> None:

@@ -31,6 +31,7 @@ NAVIGATION: Final = {
     ),
     "Reference": ("api", "conditions", "metrics"),
     "Operate": (
+        "upgrading",
         "kueue",
         "failures",
         "troubleshooting",
