@@ -81,6 +81,8 @@ class FakeKubelet:
         phase = pod["status"]["phase"]
         if "deletionTimestamp" in pod["metadata"] or phase in {"Succeeded", "Failed"}:
             return
+        if pod["spec"].get("schedulingGates"):
+            return
         config = config_of(pod)
         if phase == "Pending":
             if self._patch(pod, running(pod)):

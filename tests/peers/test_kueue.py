@@ -14,6 +14,7 @@ from tests.integration.api import Api, Object
 from tests.integration.chain import jobs_of_stage, until_condition
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator, Operators
+from tests.integration.team import Team
 from tests.peers.kueuemanager import EXAMPLES, define_queues, running_kueue
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
@@ -277,3 +278,70 @@ def test_a_changed_parallelism_is_shown_and_a_deleted_job_is_made_again_with_all
     assert len(scene.pods("whole")) == 2
     scene.kubelet.held.clear()
     scene.until_ready("whole")
+
+
+def test_a_run_preempts_another_one_by_the_priority_that_it_chooses(scene: Scene, queue: None) -> None:
+    scene.start("modest", {"devices": 8, "nodes": 2})
+    scene.until_state("modest", "Training")
+    scene.start("urgent", {"devices": 8, "workloadPriorityClass": "finetune-urgent"})
+    scene.until_state("urgent", "Training")
+    scene.until_state("modest", "Queued", "since it was evicted (Preempted)")
+    scene.start("refused", {"queueName": "elsewhere"})
+    message = scene.until_state("refused", "QueueNotAllowed")
+    assert "ComputeProfile kueue allows gpus" in message
+    scene.kubelet.held.clear()
+    scene.until_ready("urgent")
+    scene.until_ready("modest")
+
+
+def test_a_replica_of_an_endpoint_that_is_not_admitted_is_missing_capacity(
+    scene: Scene, queue: None, api: Api, operator: Operator
+) -> None:
+    """16 devices: two replicas of 6 serve, and the next revision waits until they leave room."""
+    team = Team(api, NAMESPACE, operator)
+    for name in ("first", "second"):
+        team.record(name)
+    endpoint = manifests.inferencedeployment(NAMESPACE)
+    pinned: list[Object] = [{"name": "routing", "pin": {"checkpoint": name}} for name in ("first", "second")]
+    compute = {"profile": "kueue", "devices": 6}
+    api.create(
+        endpoint | {"spec": endpoint["spec"] | {"models": pinned[:1], "compute": compute, "replicas": 2}}
+    )
+    team.until_served(routing="first")
+    assert len(queued_pods(api)) == 2
+
+    api.patch("InferenceDeployment", NAMESPACE, "support", {"spec": {"models": pinned[1:]}})
+    message = team.until_reason("InferenceDeployment", "support", "Reconciling", "NoCapacityForSurge")
+    assert "waits in LocalQueue gpus for admission" in message
+    assert team.served() == {"routing": "first"}
+    api.patch("InferenceDeployment", NAMESPACE, "support", {"spec": {"compute": {"devices": 1}}})
+    team.until_served(routing="second")
+    assert manifests.condition(team.endpoint(), "InSync") == {}, (
+        "what Kueue adds to the Deployment is no drift"
+    )
+    api.delete("InferenceDeployment", NAMESPACE, "support")
+    eventually("no pod serves", lambda: not queued_pods(api), WAIT_SECONDS)
+
+
+def queued_pods(api: Api) -> list[Object]:
+    """The pods of endpoints."""
+    wanted = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "finetune-endpoint"}
+    return [pod for pod in api.list("Pod", NAMESPACE) if wanted.items() <= pod["metadata"]["labels"].items()]
+
+
+def test_an_endpoint_preempts_a_run_and_the_run_continues_when_it_is_deleted(
+    scene: Scene, queue: None, api: Api, operator: Operator
+) -> None:
+    scene.start("modest", {"devices": 8, "nodes": 2})
+    scene.until_state("modest", "Training")
+    team = Team(api, NAMESPACE, operator)
+    endpoint = manifests.inferencedeployment(NAMESPACE)
+    models = [{"name": "routing", "pin": {"checkpoint": "first"}}]
+    compute = {"profile": "kueue", "devices": 4}
+    api.create(endpoint | {"spec": endpoint["spec"] | {"models": models, "compute": compute}})
+    team.until_served(routing="first")
+    scene.until_state("modest", "Queued", "since it was evicted (Preempted)")
+    api.delete("InferenceDeployment", NAMESPACE, "support")
+    scene.until_state("modest", "Training")
+    scene.kubelet.held.clear()
+    scene.until_ready("modest")

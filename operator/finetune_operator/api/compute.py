@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Model, Name
+from finetune_operator.api.meta import Name
+from finetune_operator.api.queueing import QueueChoice
 from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
 from finetune_trainer.contract.sharding import Sharding
 
@@ -14,7 +15,7 @@ StepTimeoutSeconds = Annotated[int, Field(ge=60, le=86400)]
 """Seconds without progress after which a pod is ended as hung."""
 
 
-class Compute(Model):
+class Compute(QueueChoice):
     """ComputeProfile, devices and time limits of the run."""
 
     profile: Annotated[

@@ -19,6 +19,7 @@ from finetune_operator.api.meta import (
 )
 from finetune_operator.api.modelcache import ModelCache
 from finetune_operator.api.podresources import Quantity, StageResources
+from finetune_operator.api.queueing import PerWorkload, Queueing
 from finetune_operator.api.serving import EngineArgumentName
 from finetune_operator.api.storereference import StoreReference
 from finetune_trainer.contract.serving import EngineName
@@ -78,22 +79,6 @@ class Toleration(Model):
     ] = None
 
 
-class PerStage(Model):
-    """Names per stage."""
-
-    prepare: Annotated[
-        Name | None, Field(description="Name for prepare, preflight and all other stages without devices.")
-    ] = None
-    train: Annotated[Name | None, Field(description="Name for the train stage.")] = None
-    evaluate: Annotated[Name | None, Field(description="Name for the evaluate stage.")] = None
-
-
-class PriorityClasses(PerStage):
-    """PriorityClass names per stage."""
-
-    serve: Annotated[Name | None, Field(description="Name for the pods of endpoints.")] = None
-
-
 class Images(Model):
     """Images that replace the operator's defaults."""
 
@@ -148,13 +133,20 @@ class ComputeProfileSpec(Model):
         Name | None, Field(description="RuntimeClass of pods with devices. Default: none.")
     ] = None
     queues: Annotated[
-        PerStage | None,
+        PerWorkload | None,
         Field(
             description="LocalQueue of Kueue per stage, in the namespace of the object. Default: no queue."
         ),
     ] = None
+    queueing: Annotated[
+        Queueing | None,
+        Field(
+            description="Priorities in Kueue, and the queues and priorities that objects may choose. Default:"
+            " no priorities and no choice."
+        ),
+    ] = None
     priority_classes: Annotated[
-        PriorityClasses | None, Field(description="PriorityClass per stage. Default: none.")
+        PerWorkload | None, Field(description="PriorityClass per stage. Default: none.")
     ] = None
     images: Images = Images()
     trainer_contract: Annotated[

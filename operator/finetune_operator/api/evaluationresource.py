@@ -17,6 +17,7 @@ from finetune_operator.api.meta import (
     immutable_rules,
     name_rules,
 )
+from finetune_operator.api.queueing import QueueChoice
 from finetune_trainer.contract.metrics import CUSTOM, TASK
 from finetune_trainer.contract.vocabulary import SplitName
 
@@ -36,7 +37,7 @@ class EvaluatedRows(Model):
     ] = "test"
 
 
-class EvaluationCompute(Model):
+class EvaluationCompute(QueueChoice):
     """ComputeProfile and devices of the evaluate pods."""
 
     profile: Annotated[

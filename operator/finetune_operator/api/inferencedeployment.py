@@ -28,6 +28,7 @@ from finetune_operator.api.metricrules import (
     OTHER_METRICS,
     MetricName,
 )
+from finetune_operator.api.queueing import QueueChoice
 from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.api.serving import Serving
 from finetune_trainer.contract.vocabulary import CheckpointType, listed
@@ -185,7 +186,7 @@ class ServedModel(Model):
     ] = None
 
 
-class ServingCompute(Model):
+class ServingCompute(QueueChoice):
     """ComputeProfile and devices of the endpoint."""
 
     profile: Annotated[

@@ -7,6 +7,7 @@ from typing import Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import GROUP, Resource
 from finetune_operator.api.prediction import Prediction
+from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
 from finetune_operator.manifests.answerpod import (
     ANSWER_CONTAINERS,
     ENDED_BY_SIGTERM,
@@ -29,7 +30,7 @@ from finetune_operator.manifests.podtemplate import (
     Storage,
     build_stage_pod,
 )
-from finetune_operator.manifests.queueing import QUEUE_LABEL, queue_of
+from finetune_operator.manifests.queueing import labels_of, queueing_of_stage
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
@@ -65,6 +66,8 @@ class Placement:
     """Name of the Secret with the key of several pods."""
     prediction: Prediction | None = None
     """What preflight predicted about the run."""
+    chosen: QueueChoice = NO_CHOICE
+    """The queue and the priority that the run chooses."""
 
 
 def child_metadata(owner: Resource, name: str) -> Manifest:
@@ -160,14 +163,14 @@ def build_stage_job(
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
-    queue = queue_of(stage, profile)
+    queueing = queueing_of_stage(stage, profile, placement.chosen)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
-            "labels": {**labels, QUEUE_LABEL: queue} if queue else labels,
+            "labels": {**labels, **labels_of(queueing)},
             "annotations": {
                 **store_annotations(config.store.uri, secret.name if secret else None),
                 **binding,

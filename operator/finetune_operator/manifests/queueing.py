@@ -1,18 +1,45 @@
-"""The Kueue LocalQueue of a stage."""
+"""The queue and the priority with which Kueue admits the pods of a stage or an endpoint."""
 
-from typing import Final
+from typing import Final, Literal
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
+from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES, JobStage, Queue
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 """With this label, Kueue writes the Job's `suspend`; the operator never writes that field."""
+PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
+
+Queued = Queue | Literal["serve"]
+"""Names in the `queues` of a ComputeProfile."""
 
 
-def queue_of(stage: JobStage, profile: ComputeProfile | None) -> str | None:
-    """Name of the LocalQueue in which the Jobs of the stage wait; None if they do not wait."""
+def labels_of(names: QueueChoice) -> Manifest:
+    """Labels of a Job or Deployment that Kueue reads. Without a queue it reads none."""
+    if names.queue_name is None:
+        return {}
+    found = {QUEUE_LABEL: names.queue_name, PRIORITY_LABEL: names.workload_priority_class}
+    return {label: name for label, name in found.items() if name is not None}
+
+
+def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> QueueChoice:
+    """The queue and the priority of this name, of which an object may choose other ones."""
+    queueing = profile.spec.queueing
+    priorities = queueing.workload_priority_classes if queueing is not None else None
+    return QueueChoice(
+        queue_name=chosen.queue_name or getattr(profile.spec.queues, name, None),
+        workload_priority_class=chosen.workload_priority_class or getattr(priorities, name, None),
+    )
+
+
+def queueing_of_stage(stage: JobStage, profile: ComputeProfile | None, chosen: QueueChoice) -> QueueChoice:
+    """The queue and the priority of the Jobs of a stage; none for a stage that does not wait.
+
+    A choice is for stages with devices, and for those that follow them in the same queue.
+    """
     row = STAGES[stage]
     if profile is None or not row.queued:
-        return None
-    queue: str | None = getattr(profile.spec.queues, row.queue, None)
-    return queue
+        return NO_CHOICE
+    has_devices = any(each.uses_devices and each.queue == row.queue for each in STAGES.values())
+    return queueing_of(row.queue, profile, chosen if has_devices else NO_CHOICE)

@@ -7,6 +7,7 @@ from typing import Any
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
+from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.vocabulary import FULL_MODEL
@@ -91,6 +92,9 @@ def build_revision(
         inputs["merged"] = [name for name, weights in models if weights.is_merged]
     if spec.model_cache is not None and spec.model_cache.claim is not None:
         inputs["modelCache"] = spec.model_cache.claim
+    queueing = labels_of(queueing_of("serve", profile, endpoint.spec.compute))
+    if queueing:
+        inputs["queueing"] = queueing
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)

@@ -27,6 +27,7 @@ from finetune_operator.manifests.modelcache import (
 )
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import serving_shared_memory
+from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.manifests.servingvolumes import key_volume, memory_volume, scratch_volume, store_volume
@@ -110,13 +111,14 @@ def build_deployment(
         image: the operator's default image, which the profile can replace.
     """
     labels = child_labels(endpoint, **{REVISION: revision.name, PROFILE: revision.profile.name})
+    queueing = labels_of(queueing_of("serve", revision.profile, endpoint.spec.compute))
     spec = {
         "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,
         "revisionHistoryLimit": 0,
         "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "template": {
-            "metadata": {"labels": labels},
+            "metadata": {"labels": labels | queueing},
             "spec": _pod(endpoint, revision, image, image_pull_policy),
         },
     }
@@ -126,7 +128,7 @@ def build_deployment(
         "metadata": {
             "name": revision.name,
             "namespace": endpoint.namespace,
-            "labels": labels,
+            "labels": labels | queueing,
             "annotations": {CREATED_SPEC: json.dumps(spec, sort_keys=True)},
             "ownerReferences": [owner_reference(endpoint)],
         },

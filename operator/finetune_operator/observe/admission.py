@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.observe.peerpods import nodes_of
 from finetune_operator.observe.podstatus import Trouble, condition, has_condition, quoted, stage_of
 from finetune_operator.observe.stagetimes import parse_time
@@ -48,7 +48,7 @@ def admission_trouble(job: Manifest, workload: Manifest | None, now: datetime) -
         return Trouble(
             Reason.NOT_ADMITTED,
             f"{waits}, but Kueue has made no Workload for it: check that Kueue runs, that batch/job is one of"
-            " its integrations, and that it manages this namespace",
+            f" its integrations, and that it manages this namespace{_unknown_priority(job)}",
             recheck_after_seconds=later,
         )
     if is_refusal(workload):
@@ -110,6 +110,11 @@ def _waiting(job: Manifest, waits: str, workload: Manifest, later: float) -> Tro
         waits = f"{waits} since it was evicted ({evicted.get('reason')}): {quoted(evicted.get('message'))}"
         return _queued(f"{waits}. {message}" if message else waits, later)
     return _queued(f"{waits}: {message}" if message else f"{waits} for admission", later)
+
+
+def _unknown_priority(job: Manifest) -> str:
+    priority = job["metadata"]["labels"].get(PRIORITY_LABEL)
+    return f"; and that WorkloadPriorityClass {priority} exists" if priority else ""
 
 
 def _pending_checks(checks: Iterable[dict[str, Any]]) -> list[str]:

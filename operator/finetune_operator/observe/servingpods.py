@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
+from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podfailures import eviction_advice
 from finetune_operator.observe.podstarts import (
@@ -48,9 +49,7 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     if scheduled is not None and scheduled["status"] == "False":
         message = without_node_counts(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
-            return ServingTrouble(
-                Reason.QUEUED, f"pod {name} waits for admission: {message}", lacks_capacity=True
-            )
+            return ServingTrouble(Reason.QUEUED, _gated(pod, message), lacks_capacity=True)
         return ServingTrouble(
             Reason.UNSCHEDULABLE,
             f"no node can take pod {name} yet: {message} ({scheduling_advice(pod, message)})",
@@ -60,6 +59,17 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
         return _ended_by_node(pod)
     troubles = (_trouble_of(pod, status) for status in container_statuses(pod))
     return next((trouble for trouble in troubles if trouble is not None), None)
+
+
+def _gated(pod: Manifest, message: str) -> str:
+    name, queue = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if queue is None:
+        return f"pod {name} waits for admission: {message}"
+    namespace = pod["metadata"].get("namespace", "")
+    return (
+        f"pod {name} waits in LocalQueue {queue} for admission (kubectl get workloads -n {namespace} shows"
+        " what its Workload lacks)"
+    )
 
 
 def crash_since(pod: Manifest, since: datetime) -> str | None:

@@ -110,6 +110,8 @@ class Reason(StrEnum):
     FOREIGN_ROUTE_STATUS = "ForeignRouteStatus"
     KUEUE_NOT_INSTALLED = "KueueNotInstalled"
     QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_NOT_ALLOWED = "QueueNotAllowed"
+    PRIORITY_NOT_ALLOWED = "PriorityNotAllowed"
     NOT_ADMITTED = "NotAdmitted"
     PARALLELISM_CHANGED = "ParallelismChanged"
     FORBIDDEN = "Forbidden"

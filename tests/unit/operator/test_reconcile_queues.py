@@ -4,12 +4,27 @@ from collections.abc import Callable
 
 import pytest
 
-from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
+from finetune_operator.manifests.revision import Revision, build_revision
+from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.finetunejob.prerequisites import chosen_queueing
 from finetune_operator.stagetable import STAGES
+from tests.unit.operator import endpoints
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import MemoryCluster
-from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile
+from tests.unit.operator.runobjects import (
+    DATASET,
+    JOB,
+    ROWS,
+    claim,
+    dataset,
+    finetunejob,
+    preflighted,
+    prepared,
+    profile,
+)
 from tests.unit.operator.runsteps import reached
 
 QUEUES = {"prepare": "cpus", "train": "gpus", "evaluate": "gpus"}
@@ -108,3 +123,79 @@ def test_a_suspended_job_shows_the_reason_of_its_workload() -> None:
 
 def test_jobs_that_free_resources_or_hold_up_a_verdict_have_no_queue() -> None:
     assert {stage for stage, row in STAGES.items() if not row.queued} == {"analyze", "cleanup", "collect"}
+
+
+def choosing(queueing: Manifest, **compute: str) -> MemoryCluster:
+    """A run with this choice, on a profile with queues for stages with devices."""
+    shared = profile(queues={"train": "gpus", "evaluate": "gpus"}, queueing=queueing)
+    cluster = MemoryCluster(
+        shared, claim("artifacts"), claim("models"), dataset(), finetunejob(compute=compute)
+    )
+    cluster.settle()
+    cluster.succeed("prepare", prepared(), after=5)
+    cluster.settle()
+    if cluster.has_stage_job("preflight"):
+        assert queueing_labels(cluster, "preflight") == {}, "it has no devices"
+        cluster.succeed("preflight", preflighted(), after=5)
+        cluster.settle()
+    return cluster
+
+
+def queueing_labels(cluster: MemoryCluster, stage: str) -> dict[str, str]:
+    labels = cluster.stage_job(stage)["metadata"]["labels"]
+    return {name: value for name, value in labels.items() if name.startswith("kueue")}
+
+
+def test_a_run_has_the_queue_and_the_priority_of_its_profile() -> None:
+    cluster = choosing({"workloadPriorityClasses": {"train": "batch"}})
+    assert queueing_labels(cluster, "train") == {QUEUE_LABEL: "gpus", PRIORITY_LABEL: "batch"}
+
+
+def test_a_run_may_choose_what_its_profile_allows() -> None:
+    allows = {"allowedQueues": ["urgent"], "allowedWorkloadPriorityClasses": ["high"]}
+    cluster = choosing(allows, queueName="urgent", workloadPriorityClass="high")
+    assert queueing_labels(cluster, "train") == {QUEUE_LABEL: "urgent", PRIORITY_LABEL: "high"}
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason", "message"),
+    [
+        (
+            {"queueName": "vip"},
+            "QueueNotAllowed",
+            "spec.compute.queueName is vip, but ComputeProfile cpu allows gpus, urgent",
+        ),
+        (
+            {"workloadPriorityClass": "vip"},
+            "PriorityNotAllowed",
+            "spec.compute.workloadPriorityClass is vip, but ComputeProfile cpu allows none",
+        ),
+    ],
+)
+def test_a_run_may_choose_nothing_else(compute: dict[str, str], reason: str, message: str) -> None:
+    cluster = choosing({"allowedQueues": ["urgent"]}, **compute)
+    found = condition(cluster, "FineTuneJob", JOB)
+    assert found[0] == reason
+    assert found[1].startswith(message)
+    assert not cluster.has_stage_job("train")
+
+
+def test_a_stage_with_a_profile_of_its_own_has_the_queue_of_that_profile() -> None:
+    run = FineTuneJob.model_validate(
+        finetunejob(compute={"queueName": "urgent"}, evaluation={"profile": "small", "metrics": ["loss"]})
+    )
+    assert chosen_queueing(run, "train").queue_name == "urgent"
+    assert chosen_queueing(run, "evaluate").queue_name is None
+
+
+def test_the_pods_of_an_endpoint_have_its_queue_and_another_queue_is_another_revision() -> None:
+    def revision_of(**compute: str) -> Revision:
+        shared = endpoints.profile(queues={"serve": "serving"}, queueing={"allowedQueues": ["other"]})
+        return build_revision(endpoints.endpoint(compute=compute), ROWS, (), shared, "pvc://artifacts")
+
+    own, other = revision_of(), revision_of(queueName="other")
+    assert own.name != other.name
+    deployment = build_deployment(endpoints.endpoint(), own, "trainer:1", "Always")
+    for labels in (deployment["metadata"]["labels"], deployment["spec"]["template"]["metadata"]["labels"]):
+        assert labels[QUEUE_LABEL] == "serving"
+    assert QUEUE_LABEL not in deployment["spec"]["selector"]["matchLabels"]

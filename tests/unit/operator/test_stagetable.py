@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 
-from finetune_operator.api.computeprofile import PerStage, PriorityClasses
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import StageResources
+from finetune_operator.api.queueing import PerStage, PerWorkload
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.stagetable import STAGES, Queue
 from finetune_operator.status.reasons import UNDER_WAY
@@ -31,7 +31,7 @@ def test_a_profile_has_resources_for_the_stages_that_say_so_and_for_serving() ->
 def test_a_profile_has_a_queue_for_each_that_stages_use() -> None:
     assert {row.queue for row in STAGES.values()} == set(get_args(Queue))
     assert set(get_args(Queue)) <= set(PerStage.model_fields)
-    assert set(PerStage.model_fields) <= set(PriorityClasses.model_fields)
+    assert set(PerStage.model_fields) <= set(PerWorkload.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ the Dataset stays Ready.
 from dataclasses import replace
 
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.queueing import NO_CHOICE
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.clearing import clear_away
@@ -39,7 +40,7 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
     store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else None
     claims = storage.claims_of(store_uri, dataset.spec.source.uri)
-    return queues.merged(claims, queues.queue_needs(queues.queues_of(profile, (STAGE,))))
+    return queues.merged(claims, queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE)))
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:

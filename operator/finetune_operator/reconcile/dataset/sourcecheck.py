@@ -5,6 +5,7 @@ from typing import Final
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.queueing import NO_CHOICE
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import collect_config, prepare_config
@@ -175,7 +176,8 @@ def _build(
     missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot) or storage.check_claim(
         source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
     )
-    missing = missing or queues.check_queues(queues.queues_of(profile, (STAGE,)), dataset.namespace, snapshot)
+    queue = queues.queues_of(profile, (STAGE,), NO_CHOICE)
+    missing = missing or queues.check_queues(queue, dataset.namespace, snapshot)
     if missing is not None:
         return missing
     secret = store.credentials_secret_ref

@@ -86,6 +86,7 @@ def build_job(
             ),
             devices=devices,
             prediction=job.status.prediction if job is not None else None,
+            chosen=evaluation.spec.compute,
         ),
         nonce_key=run.snapshot.facts.nonce_key,
     )

@@ -48,7 +48,8 @@ def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
 
 
 def _queues(evaluation: Evaluation, snapshot: Snapshot) -> queues.Queues:
-    return queues.queues_of(_profile(evaluation, snapshot), stages_with("evaluation"))
+    profile = _profile(evaluation, snapshot)
+    return queues.queues_of(profile, stages_with("evaluation"), evaluation.spec.compute)
 
 
 def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisites | Blocked:
@@ -102,7 +103,8 @@ def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None
             requeue_after=None,
         )
     too_many = profiles.check_devices(profile, evaluation.spec.compute.devices, "spec.compute.devices")
-    return too_many or profiles.check_engine_arguments(evaluation.spec, profile, "spec.extraEngineArguments")
+    refused = too_many or queues.check_choice(profile, evaluation.spec.compute)
+    return refused or profiles.check_engine_arguments(evaluation.spec, profile, "spec.extraEngineArguments")
 
 
 def _too_old(profile: ComputeProfile, trainer: TrainerImage) -> Blocked | None:

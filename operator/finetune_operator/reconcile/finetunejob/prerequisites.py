@@ -6,6 +6,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
@@ -55,11 +56,18 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
 
 def _queues(job: FineTuneJob, profile: ComputeProfile, snapshot: Snapshot) -> queues.Queues:
     """The queues of the run's stages."""
-    found = queues.queues_of(profile, stages_with("compute"))
+    found = queues.queues_of(profile, stages_with("compute"), job.spec.compute)
     if job.spec.evaluation is None:
         return found
     evaluate_profile = _evaluate_profile(job, profile, snapshot)
-    return {**found, **queues.queues_of(evaluate_profile, stages_with("evaluation"))}
+    stages = stages_with("evaluation")
+    return {**found, **queues.queues_of(evaluate_profile, stages, chosen_queueing(job, stages[0]))}
+
+
+def chosen_queueing(job: FineTuneJob, stage: JobStage) -> QueueChoice:
+    """The queue and priority that the run chooses for a stage: none where the stage has its own profile."""
+    has_own_profile = job.spec.evaluation is not None and job.spec.evaluation.profile is not None
+    return NO_CHOICE if STAGES[stage].profile == "evaluation" and has_own_profile else job.spec.compute
 
 
 def inputs_of(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:
@@ -79,8 +87,9 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     if isinstance(profile, Blocked):
         return profile
     too_many = profiles.check_devices(profile, job.spec.compute.devices, "spec.compute.devices")
-    if too_many is not None:
-        return too_many
+    refused = too_many or queues.check_choice(profile, job.spec.compute)
+    if refused is not None:
+        return refused
     evaluate_profile = _evaluate_profile(job, profile, snapshot)
     if isinstance(evaluate_profile, Blocked):
         return evaluate_profile

@@ -23,6 +23,7 @@ from finetune_operator.manifests.podsizing import one_device_holds
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.finetunejob import prerequisites
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import limit_of
@@ -164,4 +165,5 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
         service=peers,
         peer_key=peers,
         prediction=run.status.prediction,
+        chosen=prerequisites.chosen_queueing(run.job, stage),
     )

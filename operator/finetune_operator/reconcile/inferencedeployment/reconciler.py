@@ -21,6 +21,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic.gateway import rout
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import resolve_profile
+from finetune_operator.reconcile.platform.queues import queue_needs, serving_queue
 from finetune_operator.reconcile.platform.storage import claims_of
 from finetune_operator.reconcile.steps import Blocked, Halt, Working
 
@@ -33,11 +34,12 @@ def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
         endpoint.spec.compute.profile, "spec.compute.profile", endpoint.namespace, snapshot
     )
     cache = None if isinstance(profile, Blocked) else profile.spec.model_cache
+    queue = {} if isinstance(profile, Blocked) else serving_queue(profile, endpoint.spec.compute)
     claims = claims_of(
         *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),
         f"pvc://{cache.claim}" if cache is not None and cache.claim is not None else None,
     )
-    return {**claims, **route_needs(endpoint, snapshot)}
+    return {**claims, **queue_needs(queue), **route_needs(endpoint, snapshot)}
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.queueing import QueueChoice, Queueing
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, WORKLOAD
-from finetune_operator.manifests.queueing import queue_of
+from finetune_operator.manifests.queueing import queueing_of, queueing_of_stage
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
@@ -17,13 +18,55 @@ Queues = Mapping[str, str]
 """Names of LocalQueues by the field that names them, for messages."""
 
 
-def queues_of(profile: ComputeProfile | Blocked | None, stages: Iterable[JobStage]) -> Queues:
-    """The queues of the stages in the profile."""
+def queues_of(
+    profile: ComputeProfile | Blocked | None, stages: Iterable[JobStage], chosen: QueueChoice
+) -> Queues:
+    """The queues of the stages, of which the object may choose another one."""
     if profile is None or isinstance(profile, Blocked):
         return {}
-    found = {STAGES[stage].queue: queue_of(stage, profile) for stage in stages}
-    where = f"of ComputeProfile {profile.name}"
-    return {f"spec.queues.{name} {where}": queue for name, queue in found.items() if queue}
+    found = {STAGES[each].queue: queueing_of_stage(each, profile, chosen).queue_name for each in stages}
+    return {_field(name, queue, profile, chosen): queue for name, queue in found.items() if queue}
+
+
+def serving_queue(profile: ComputeProfile, chosen: QueueChoice) -> Queues:
+    """The queue of an endpoint's pods."""
+    queue = queueing_of("serve", profile, chosen).queue_name
+    return {_field("serve", queue, profile, chosen): queue} if queue else {}
+
+
+def _field(name: str, queue: str, profile: ComputeProfile, chosen: QueueChoice) -> str:
+    if queue == chosen.queue_name:
+        return "spec.compute.queueName"
+    return f"spec.queues.{name} of ComputeProfile {profile.name}"
+
+
+def check_choice(profile: ComputeProfile, chosen: QueueChoice) -> Blocked | None:
+    """Whether the profile allows the queue and the priority that the object chooses."""
+    queueing = profile.spec.queueing or Queueing()
+    offered = (
+        (
+            (Reason.QUEUE_NOT_ALLOWED, "queueName", chosen.queue_name),
+            ("queueing.allowedQueues", queueing.allowed_queues, profile.spec.queues),
+        ),
+        (
+            (Reason.PRIORITY_NOT_ALLOWED, "workloadPriorityClass", chosen.workload_priority_class),
+            (
+                "queueing.allowedWorkloadPriorityClasses",
+                queueing.allowed_workload_priority_classes,
+                queueing.workload_priority_classes,
+            ),
+        ),
+    )
+    for (reason, field, name), (allows, allowed, defaults) in offered:
+        names = sorted({*allowed, *(defaults.to_dict().values() if defaults is not None else ())})
+        if name is not None and name not in names:
+            return Blocked(
+                reason,
+                f"spec.compute.{field} is {name}, but ComputeProfile {profile.name} allows"
+                f" {', '.join(names) or 'none'}: name one of these, or ask the platform team to add it to the"
+                f" profile's spec.{allows}",
+            )
+    return None
 
 
 def queue_needs(queues: Queues) -> Needs:

@@ -25,6 +25,7 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
             _set_since_first(step, "set_weight", "pause_seconds") for step in strategy["canary"]["steps"]
         ]
         spec["strategy"]["canary"] = {**strategy["canary"], "steps": steps}
+    spec["compute"] = _set_since_first(spec["compute"], "profile", "devices")
     spec["models"] = [_set_since_first(model, "name", "follow", "pin") for model in spec["models"]]
     if "serving" in spec:
         spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")

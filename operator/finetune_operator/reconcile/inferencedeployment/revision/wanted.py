@@ -13,6 +13,7 @@ from finetune_operator.reconcile.inferencedeployment.revision.enginechecks impor
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
+from finetune_operator.reconcile.platform.queues import check_choice, check_queues, serving_queue
 from finetune_operator.reconcile.platform.storage import check_store
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.status.reasons import Reason
@@ -28,7 +29,12 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     profile = resolve_profile(compute.profile, "spec.compute.profile", endpoint.namespace, snapshot)
     if isinstance(profile, Blocked):
         return profile
-    unusable = _check_profile(profile, compute.devices) or check_keys(endpoint, profile)
+    unusable = (
+        _check_profile(profile, compute.devices)
+        or check_keys(endpoint, profile)
+        or check_choice(profile, compute)
+        or check_queues(serving_queue(profile, compute), endpoint.namespace, snapshot)
+    )
     if unusable is not None:
         return unusable
     lost = [target.problem for target in targets.models if target.is_lost]
