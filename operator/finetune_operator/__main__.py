@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -17,7 +18,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     from finetune_operator.runtime import cli  # noqa: PLC0415 - takes a second
 
-    cli.main()
+    cli.main(sys.argv[1:])
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.runtime import logs
@@ -23,10 +24,14 @@ async def run(settings: Settings) -> None:
     logger.info("stopped")
 
 
-def main() -> None:
-    """Run the operator. If the process cannot start or continue, it logs why and exits with code 1."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Run the operator. If the process cannot start or continue, it logs why and exits with code 1.
+
+    Args:
+        arguments: settings of the command line, as `--SETTING=VALUE`.
+    """
     try:
-        settings = Settings.from_environment(arguments=sys.argv[1:])
+        settings = Settings.from_environment(arguments=arguments)
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
     logs.configure(settings.log_level, settings.log_format)
