@@ -36,3 +36,13 @@ def test_a_workflow_pins_its_actions_and_reads_only(workflow: Path) -> None:
             assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|[0-9a-f]{40})", step["uses"])
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"] == {"persist-credentials": False}
+
+
+def test_only_the_release_gets_a_token_for_signing() -> None:
+    requested = {
+        path.stem
+        for path in WORKFLOWS
+        for job in yaml.safe_load(path.read_text())["jobs"].values()
+        if "id-token" in job.get("permissions", {})
+    }
+    assert requested == {"release"}

@@ -127,6 +127,10 @@ CRANE: Final = Tool(
     version_variables=("github.com/google/go-containerregistry/cmd/crane/cmd.Version={version}",),
 )
 """An OCI registry (`crane registry serve`) and its client; built by what uses them."""
+ORAS: Final = Tool("oras", ("oras",), module="oras.land/oras")
+"""Attaches documents to images, for `make release`."""
+VERIFY_BUNDLE: Final = Tool("verify-bundle", ("verify-bundle",))
+"""Verifies signatures of a release with Sigstore's library, for tests."""
 KUBEFLOW_TRAINER: Final = Tool(
     "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
 )
@@ -146,7 +150,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, *TEST_TOOLS, CRANE, HELM3, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, *TEST_TOOLS, CRANE, HELM3, ORAS, VERIFY_BUNDLE, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

@@ -38,6 +38,7 @@ NAVIGATION: Final = {
         "runbooks/README",
         "images",
         "versions",
+        "releases",
         "benchmarks",
     ),
     "Contribute": ("contributing", "architecture", "extending", "testing", "cluster", "decisions/README"),

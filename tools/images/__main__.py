@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 import typer
 
@@ -34,7 +33,6 @@ def report_failures() -> Iterator[None]:
 @app.command(name="build")
 def build_command(
     variant: Variant = Variant.CPU,
-    release: Annotated[bool, typer.Option("--release", help="Reject a base image without a digest.")] = False,
 ) -> None:
     """Build both images, and load them into the local cluster or push them to the registry IMAGE_REGISTRY.
 
@@ -42,7 +40,7 @@ def build_command(
     build/sbom. Images that exist are not built again.
     """
     with report_failures():
-        built = build(variant, release=release)
+        built = build(variant)
         print(*built.sizes, sep="\n", file=sys.stderr)
         print(json.dumps(built.names._asdict()))
 

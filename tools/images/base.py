@@ -12,6 +12,7 @@ from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
 from tools.images.buildah import Buildah
 from tools.images.errors import ImageError
+from tools.images.tags import plain_http
 
 PINNED: Final = re.compile(r"(?P<name>[^@]+?)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})")
 """An image name with a digest; a tag between them is ignored."""
@@ -82,12 +83,6 @@ def pull(buildah: Buildah, image: str) -> str:
     # buildah accepts either a tag or a digest.
     source = f"{pinned['name']}@{pinned['digest']}" if pinned else image
     return buildah.run("pull", "--quiet", *plain_http(image), f"docker://{source}")
-
-
-def plain_http(image: str) -> tuple[str, ...]:
-    """Option for a registry on this machine, which has no certificate; the same rule as in Docker."""
-    host = image.partition("/")[0].partition(":")[0]
-    return ("--tls-verify=false",) if host in {"localhost", "127.0.0.1"} else ()
 
 
 def ensure(buildah: Buildah, image: str) -> str:

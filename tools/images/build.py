@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,7 +15,7 @@ from tools.images.buildah import Buildah
 from tools.images.dependencies import Dependencies, cpu_dependencies
 from tools.images.errors import ImageError, SourcesChangedError
 from tools.images.nodeimages import Node
-from tools.images.tags import TRIMMING_FILES, References, Variant, content_key, image_references
+from tools.images.tags import LOCAL, TRIMMING_FILES, References, Variant, content_key, image_references
 
 OPERATOR: Final = ROOT / "operator" / "Dockerfile"
 TRAINER: Final = ROOT / "trainer_image" / "Dockerfile"
@@ -27,10 +28,12 @@ class Built(NamedTuple):
 
     Attributes:
         names: their names.
+        base: name of their base image.
         sizes: size and budget of each image as text.
     """
 
     names: References
+    base: str
     sizes: tuple[str, ...]
 
 
@@ -39,14 +42,13 @@ def references(variant: Variant) -> References:
     return image_references(base.base_image(Buildah()), variant)
 
 
-def build(variant: Variant, *, release: bool = False) -> Built:
+def build(variant: Variant) -> Built:
     """Build both images, and push them to IMAGE_REGISTRY or load them into the local cluster's node.
 
     A second process waits for the first one and then finds the images.
 
     Args:
         variant: variant of the trainer image.
-        release: whether to reject a base image without a digest.
 
     Raises:
         ImageError: a build failed, an image is too large, or the cluster does not run.
@@ -58,35 +60,58 @@ def build(variant: Variant, *, release: bool = False) -> Built:
             "KUBE_CONTEXT selects a cluster that cannot use images of this machine: "
             "set IMAGE_REGISTRY to a registry from which it can pull"
         )
+
+    def deliver(builder: Builder) -> None:
+        if os.environ.get("IMAGE_REGISTRY"):
+            builder.push()
+        else:
+            builder.load(Node())
+
+    return _build(variant, deliver)
+
+
+def build_complete(variant: Variant) -> Built:
+    """Build both images completely into buildah's store, with local names, and deliver them nowhere.
+
+    Raises:
+        ImageError: a build failed, or an image is too large.
+        subprocess.CalledProcessError: a tool failed; its message is on the terminal.
+    """
+    return _build(variant, Builder.complete, registry=LOCAL)
+
+
+def bill_file(title: str) -> Path:
+    """File of the bill of materials of the image `title`, which is a key of `budget.BUDGETS`."""
+    return BILLS / f"{title}.cdx.json"
+
+
+def _build(variant: Variant, deliver: Callable[["Builder"], None], *, registry: str | None = None) -> Built:
+    """Describe and deliver the images; a second process waits for the first one."""
     buildah = Buildah()
-    if release:
-        base.require_pinned(base.base_image(buildah))
     folder = cache_directory() / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         while True:
-            builder = Builder(buildah, variant)
+            builder = Builder(buildah, variant, registry)
             try:
                 sizes = builder.describe()
-                if os.environ.get("IMAGE_REGISTRY"):
-                    builder.push()
-                else:
-                    builder.load(Node())
+                deliver(builder)
             except SourcesChangedError as error:
                 _log(f"{error} Building again …")
             else:
-                return Built(builder.names, sizes)
+                return Built(builder.names, builder.base, sizes)
 
 
 class Builder:
     """Builds the images of the present sources, each once."""
 
-    def __init__(self, buildah: Buildah, variant: Variant) -> None:
+    def __init__(self, buildah: Buildah, variant: Variant, registry: str | None = None) -> None:
         self._buildah = buildah
         self._variant = variant
-        self._base = base.base_image(buildah)
-        self.names = image_references(self._base, variant)
+        self._registry = registry
+        self.base = base.base_image(buildah)
+        self.names = image_references(self.base, variant, registry)
 
     def describe(self) -> tuple[str, ...]:
         """Write the missing bills of materials.
@@ -104,17 +129,24 @@ class Builder:
         )
 
     def _described(self, title: str, image: str, pins: str) -> str:
-        file, constraints = BILLS / f"{title}.cdx.json", ROOT / "constraints" / pins
+        file, constraints = bill_file(title), ROOT / "constraints" / pins
         size = bill.size(file, image)
         if size is None:
             found = self._inventory(image)
-            file.write_text(bill.bill_of_materials(image, self._base, found, constraints))
+            file.write_text(bill.bill_of_materials(image, self.base, found, constraints))
             size = found["bytes"]
         return budget.check_budget(title, size)
 
     def push(self) -> None:
-        """Push the images; the packages of the CPU variant are copied into a layer."""
-        parent = base.ensure(self._buildah, self._base)
+        """Push the images."""
+        self.complete()
+        for name in self.names:
+            _log(f"Pushing {name} …")
+            self._buildah.push(name, name)
+
+    def complete(self) -> None:
+        """Build the images completely; the packages of the CPU variant are copied into a layer."""
+        parent = base.ensure(self._buildah, self.base)
         self._build(OPERATOR, self.names.operator, parent)
         if self._variant is Variant.CPU:
             python, packages = self._cpu_packages(parent)
@@ -124,16 +156,13 @@ class Builder:
             self._build(TRAINER, self.names.trainer, parent, dependencies)
         else:
             self._build(TRAINER, self.names.trainer, parent)
-        for name in self.names:
-            _log(f"Pushing {name} …")
-            self._buildah.run("push", *base.plain_http(name), name, f"docker://{name}")
 
     def load(self, node: Node) -> None:
         """Load the images that `node` does not have."""
         missing = {name for name in self.names if not node.has(name)}
         if not missing:
             return
-        parent = base.ensure(self._buildah, self._base)
+        parent = base.ensure(self._buildah, self.base)
         if self.names.operator in missing:
             self._build(OPERATOR, self.names.operator, parent)
             with self._buildah.exported(self.names.operator) as image:
@@ -159,7 +188,7 @@ class Builder:
 
     def _inventory(self, image: str) -> bill.Inventory:
         """Content of the image, which is built if it does not exist."""
-        parent = base.ensure(self._buildah, self._base)
+        parent = base.ensure(self._buildah, self.base)
         packages = None
         if image == self.names.operator:
             self._build(OPERATOR, image, parent)
@@ -179,16 +208,16 @@ class Builder:
 
     def _cpu_packages(self, parent: str) -> tuple[str, Dependencies]:
         """The image of the Dockerfile stage `python`, and the packages for the layer above it."""
-        python = f"localhost/finetune-trainer-python:{content_key(('trainer_image/Dockerfile',), self._base)}"
+        python = f"localhost/finetune-trainer-python:{content_key(('trainer_image/Dockerfile',), self.base)}"
         if not self._buildah.has(python):
             self._buildah.build(TRAINER, python, base=parent, target="python")
-        return python, cpu_dependencies(self._buildah, python, content_key(TRIMMING_FILES, self._base))
+        return python, cpu_dependencies(self._buildah, python, content_key(TRIMMING_FILES, self.base))
 
     def _build(self, dockerfile: Path, name: str, parent: str, dependencies: str | None = None) -> None:
         if not self._buildah.has(name):
             _log(f"Building {name} …")
             self._buildah.build(dockerfile, name, base=parent, dependencies=dependencies)
-            if name.removesuffix(CODE) not in image_references(self._base, self._variant):
+            if name.removesuffix(CODE) not in image_references(self.base, self._variant, self._registry):
                 self._buildah.run("rmi", name)
                 raise SourcesChangedError("The sources changed during the build.")
 

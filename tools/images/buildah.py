@@ -15,6 +15,7 @@ from tools.bootstrap.pip_settings import pip_settings
 from tools.bootstrap.uv import ROOT, Uv
 from tools.images.archive import Image, read_docker_archive
 from tools.images.errors import ImageError
+from tools.images.tags import plain_http
 
 CERTIFICATES: Final = Path("/etc/ssl/certs")
 
@@ -117,6 +118,17 @@ class Buildah:
             self.run("commit", "--disable-compression", container, image)
         finally:
             self.run("rm", container)
+
+    def push(self, image: str, target: str) -> str:
+        """Push `image` to a registry with the name `target`. Returns the digest of its manifest.
+
+        Its layers are compressed with zstd, in a tenth of the time of gzip.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            digest = Path(folder) / "digest"
+            options = ("--format", "oci", "--compression-format", "zstd", "--digestfile", digest)
+            self.run("push", *plain_http(target), *options, image, f"docker://{target}")
+            return digest.read_text().strip()
 
     @contextmanager
     def exported(self, image: str) -> Iterator[Image]:

@@ -29,6 +29,10 @@ TRIMMING_FILES: Final = (
 )
 
 
+LOCAL: Final = "localhost"
+"""Registry in the names of images that are not pushed."""
+
+
 class Variant(StrEnum):
     """Variant of the trainer image."""
 
@@ -44,14 +48,23 @@ class References(NamedTuple):
     trainer: str
 
 
-def image_references(base: str, variant: Variant) -> References:
-    """Names of the images of the present sources, built on `base`, in IMAGE_REGISTRY or `localhost`."""
-    registry = os.environ.get("IMAGE_REGISTRY", "").rstrip("/") or "localhost"
+def image_references(base: str, variant: Variant, registry: str | None = None) -> References:
+    """Names of the images of the present sources, built on `base`.
+
+    They are in `registry`; by default in IMAGE_REGISTRY or `localhost`.
+    """
+    registry = registry or os.environ.get("IMAGE_REGISTRY", "").rstrip("/") or LOCAL
     trainer_files = TRAINER_FILES + (TRIMMING_FILES if variant is Variant.CPU else ())
     return References(
         operator=f"{registry}/finetune-operator:{content_key(OPERATOR_FILES, base)}",
         trainer=f"{registry}/finetune-trainer:{content_key(trainer_files, base)}-{variant}",
     )
+
+
+def plain_http(image: str) -> tuple[str, ...]:
+    """Option for a registry on this machine, which has no certificate; the same rule as in Docker."""
+    host = image.partition("/")[0].partition(":")[0]
+    return ("--tls-verify=false",) if host in {"localhost", "127.0.0.1"} else ()
 
 
 def content_key(names: tuple[str, ...], *also: str) -> str:

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Final
 
 from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM3, program
+from tools.cluster.toolchain import CRANE, HELM3, program
 from tools.docs import chromium
-from tools.peers import kueue, traefik, vllm, vllmimage
+from tools.peers import kueue, release, traefik, vllm, vllmimage
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,14 @@ PEERS: Final = (
         ("tests/peers/test_helm3.py",),
         partial(ensure, (HELM3,)),
         lambda: program("helm3").exists(),
+        is_isolated=True,
+    ),
+    PeerSuite(
+        "release",
+        f"A release in a registry, by crane {CRANE.version} and Sigstore's library",
+        ("tests/peers/test_release.py",),
+        release.install,
+        release.is_installed,
         is_isolated=True,
     ),
     PeerSuite(

@@ -96,18 +96,6 @@ def test_a_budget_that_was_lowered_is_checked_against_images_that_are_there_alre
         building.build(Variant.CPU)
 
 
-def test_a_release_is_refused_before_anything_is_built(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BASE_IMAGE", "python:3.11")
-
-    done = CliRunner().invoke(app, ["build", "--release"])
-
-    assert done.exit_code == 1
-    assert "base image with a digest" in done.stderr
-    assert not (tmp_path / "sbom").exists()
-
-
 def test_an_image_of_other_sources_gets_another_bill(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     building.build(Variant.CPU)
     monkeypatch.setenv("BASE_IMAGE", BASE.replace("0a", "0b"))

@@ -1,0 +1,137 @@
+"""What a release says about its artifacts, and what it refuses to release."""
+
+import base64
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_public_key,
+)
+
+from tools.bootstrap.uv import ROOT
+from tools.images.errors import ImageError
+from tools.images.tags import Variant
+from tools.release import publish
+from tools.release.artifact import Artifact
+from tools.release.charts import with_registry
+from tools.release.publish import Release
+from tools.release.registry import Registry
+from tools.release.signing import SigningKey
+from tools.release.statements import BILL, PROVENANCE, SIGNATURE, Build, SourceCommit, statements
+
+REGISTRY = "registry.example.com/finetune"
+DIGEST = "sha256:" + "ab" * 32
+BASE = "python:3.11@sha256:" + "cd" * 32
+BUILD = Build(
+    SourceCommit("0123abcd", "git+https://git.example.com/finetune"),
+    "1.2.3",
+    "https://builder.example.com",
+    datetime(2026, 11, 28, 1, 2, 3, tzinfo=UTC),
+    datetime(2026, 11, 28, 2, 3, 4, tzinfo=UTC),
+    {"constraints/trainer.txt": "ef" * 32},
+)
+
+
+def pem_of(curve: ec.EllipticCurve) -> bytes:
+    return ec.generate_private_key(curve).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    bill = tmp_path / "bill.json"
+    bill.write_text('{"bomFormat": "CycloneDX"}')
+    return Artifact("finetune-trainer-cpu", f"{REGISTRY}/finetune-trainer", ("1.2.3",), DIGEST, bill, BASE)
+
+
+def test_each_statement_is_about_the_digest_of_the_artifact(artifact: Artifact) -> None:
+    found = statements(artifact, BUILD)
+
+    types = {name: each["predicateType"] for name, each in found.items()}
+    assert types == {"signature": SIGNATURE, "provenance": PROVENANCE, "sbom": BILL}
+    for each in found.values():
+        assert each["subject"] == [{"name": artifact.repository, "digest": {"sha256": "ab" * 32}}]
+    assert found["sbom"]["predicate"] == {"bomFormat": "CycloneDX"}
+
+
+def test_the_provenance_names_the_commit_the_base_image_and_the_pins(artifact: Artifact) -> None:
+    predicate = statements(artifact, BUILD)["provenance"]["predicate"]
+
+    digests = {each["name"]: each["digest"] for each in predicate["buildDefinition"]["resolvedDependencies"]}
+    assert digests == {
+        "source": {"gitCommit": "0123abcd"},
+        "python:3.11": {"sha256": "cd" * 32},
+        "constraints/trainer.txt": {"sha256": "ef" * 32},
+    }
+    assert predicate["runDetails"] == {
+        "builder": {"id": "https://builder.example.com"},
+        "metadata": {"startedOn": "2026-11-28T01:02:03Z", "finishedOn": "2026-11-28T02:03:04Z"},
+    }
+
+
+def test_a_chart_has_no_bill_of_materials() -> None:
+    chart = Artifact("chart", f"{REGISTRY}/charts/finetune-operator", ("1.2.3",), DIGEST)
+    assert statements(chart, BUILD).keys() == {"signature", "provenance"}
+
+
+def test_the_public_key_verifies_the_envelope_of_a_bundle(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    file.write_bytes(pem_of(ec.SECP256R1()))
+    key = SigningKey.read(file, None)
+
+    envelope = json.loads(key.sign({"predicateType": SIGNATURE}))["dsseEnvelope"]
+
+    payload = base64.b64decode(envelope["payload"])
+    assert json.loads(payload) == {"predicateType": SIGNATURE}
+    (signature,) = envelope["signatures"]
+    public = load_pem_public_key(key.public.encode())
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    # The encoding that DSSE signs.
+    signed = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
+    public.verify(base64.b64decode(signature["sig"]), signed, ec.ECDSA(SHA256()))
+
+
+def test_a_key_of_another_curve_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    file.write_bytes(pem_of(ec.SECP384R1()))
+    with pytest.raises(ImageError, match="not a key of the curve P-256"):
+        SigningKey.read(file, None)
+
+
+def test_the_values_of_a_released_chart_name_the_registry() -> None:
+    text = (ROOT / "charts" / "finetune-operator" / "values.yaml").read_text()
+
+    values = yaml.safe_load(with_registry(text, REGISTRY))
+
+    assert values["image"]["registry"] == values["trainerImage"]["registry"] == REGISTRY
+    assert values["global"]["imageRegistry"] == ""
+
+
+def test_values_with_images_in_another_form_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"tools/release/charts\.py"):
+        with_registry("image: {registry: ''}\n", REGISTRY)
+
+
+def release() -> Release:
+    return Release(Registry(REGISTRY), (Variant.CPU,), None, "https://builder.example.com")
+
+
+def test_a_tree_with_changes_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_git", lambda *_: " M pyproject.toml")
+    with pytest.raises(ImageError, match="the working tree has changes"):
+        release().publish()
+
+
+def test_a_base_image_without_a_digest_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_git", lambda *_: "")
+    monkeypatch.setattr(publish, "ensure", lambda _: None)
+    monkeypatch.setenv("BASE_IMAGE", "python:3.11")
+    with pytest.raises(ImageError, match="base image with a digest"):
+        release().publish()

@@ -1,0 +1,1 @@
+"""A release: images and charts in a registry, with bills of materials, provenance and signatures."""
