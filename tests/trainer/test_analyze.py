@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from finetune_trainer.analyze import stage
+from finetune_trainer.analyze.comparison import MeasuringClock
 from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
 from finetune_trainer.analyze.probe import probe_requests
 from finetune_trainer.analyze.series import PodMetrics, read_metrics
@@ -30,6 +31,8 @@ OWNER = Owner(kind="InferenceDeployment", namespace="team", name="desk", uid="e1
 ERRORS = AnalysisGateBound(metric="error_rate", max=0.05, max_increase=0.02)
 FIRST_TOKEN = AnalysisGateBound(metric="time_to_first_token_seconds", max=2, max_ratio=1.5)
 QUEUE = AnalysisGateBound(metric="queue_depth", max=4)
+DIGEST = f"sha256:{'a' * 64}"
+"""Digest of the model that the pods serve."""
 
 
 class Clock:
@@ -42,9 +45,9 @@ class Clock:
         self.seconds += seconds
 
     @classmethod
-    def measuring(cls) -> stage.MeasuringClock:
+    def measuring(cls) -> MeasuringClock:
         clock = cls()
-        return stage.MeasuringClock(lambda: clock.seconds, clock.sleep)
+        return MeasuringClock(lambda: clock.seconds, clock.sleep)
 
 
 Traffic = Callable[[ServingMetrics], None]
@@ -75,6 +78,8 @@ def answering(code: str = "200", seconds: float = 0.2) -> Traffic:
 
 
 ANSWERS = answering()
+Text = Callable[[Any], str | None]
+"""The answer to the body of a request; None for an error."""
 
 
 @contextmanager
@@ -83,12 +88,16 @@ def pod(
     metrics: ServingMetrics | None = None,
     asked: list[Any] | None = None,
     answer: Traffic = ANSWERS,
+    *,
+    digest: str = DIGEST,
+    text: Text = lambda _: "billing",
 ) -> Iterator[str]:
     """A server with the metrics of the built-in engine; the URL of the metrics.
 
     Each body that it is asked is put into `asked`, with the Authorization header.
     """
     found = metrics or ServingMetrics()
+    found.model_info.labels("tuned", digest, "Adapter").set(1)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -103,9 +112,10 @@ def pod(
             if asked is not None:
                 asked.append((self.path, self.headers["Authorization"], body))
             answer(found)
-            self.send_response(200)
+            content = text(body)
+            self.send_response(200 if content is not None else 503)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -250,6 +260,8 @@ def probed(root: Path, *, bad: bool, **settings: Any) -> tuple[AnalyzeResult, li
             models=(ProbedModel(name="tuned", dataset=digest), ProbedModel(name="other", dataset=digest)),
             pods=(new.replace("/metrics", "/v1"),),
             stable_pods=(stable.replace("/metrics", "/v1"),),
+            digests=(DIGEST,),
+            stable_digests=(DIGEST,),
             api_keys_path=str(keys),
         )
         config = AnalyzeConfig(

@@ -20,10 +20,7 @@ from finetune_trainer.evaluate.measure import Measure, MeasuredRow
 from finetune_trainer.evaluate.metrics import (
     answer_tokens,
     chrf,
-    exact_match,
-    normalized_match,
     perplexity,
-    rouge_l,
     truncated,
 )
 from finetune_trainer.evaluate.metrics.registry import measures_of
@@ -32,6 +29,7 @@ from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.patterns import AnswerPattern
 from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.textmetrics import exact_match, normalized_match, rouge_l
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 
 ENGLISH: Final = (

@@ -15,10 +15,12 @@ from finetune_trainer.contract import methods, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
 from finetune_trainer.data.containers.base import TABLES
 from finetune_trainer.data.formats.registry import FORMATS
+from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 
 ROOT: Final = Path(__file__).parents[2]
 PRODUCT: Final = (ROOT / "operator" / "finetune_operator", ROOT / "trainer_image" / "finetune_trainer")
 MEASURES: Final = PRODUCT[1] / "evaluate" / "metrics"
+TEXTS: Final = PRODUCT[1] / "scoring" / "textmetrics"
 TRAINERS: Final = PRODUCT[1] / "train" / "preference"
 DATA: Final = PRODUCT[1] / "data"
 
@@ -71,7 +73,9 @@ def source(of: object) -> Path:
 
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_the_name_of_a_metric_stands_once(name: str) -> None:
-    assert modules_with(name) <= {source(metrics), MEASURES / "registry.py", MEASURES / f"{name}.py"}
+    of_texts = metrics.METRICS[name].in_rollouts
+    table = TEXTS / "table.py" if of_texts else MEASURES / "registry.py"
+    assert modules_with(name) <= {source(metrics), table, (TEXTS if of_texts else MEASURES) / f"{name}.py"}
 
 
 @pytest.mark.parametrize("name", set(FORMATS) - set(get_args(RowForm)) - set(TABLES))
@@ -80,7 +84,11 @@ def test_the_name_of_a_format_stands_once(name: vocabulary.DataFormat) -> None:
 
 
 def test_every_metric_of_the_contract_has_a_module() -> None:
-    assert {module.stem for module in MEASURES.glob("*.py")} == {"__init__", "registry", *metrics.METRICS}
+    of_texts = set(metrics.metrics_where(lambda info: info.in_rollouts))
+    others = set(metrics.METRICS) - of_texts
+    assert {module.stem for module in MEASURES.glob("*.py")} == {"__init__", "registry", *others}
+    assert {module.stem for module in TEXTS.glob("*.py")} == {"__init__", "table", *of_texts}
+    assert set(TEXT_METRICS) == of_texts
 
 
 @pytest.mark.parametrize(

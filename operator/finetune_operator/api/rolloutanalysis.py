@@ -1,4 +1,4 @@
-"""Analysis of a rollout: gates on what the pods of a new revision measure."""
+"""Analysis of a rollout: gates on what the pods of a new revision measure and answer."""
 
 from typing import Annotated, ClassVar
 
@@ -7,6 +7,9 @@ from pydantic import Field
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.meta import CELRule, Message, Model
 from finetune_trainer.contract.analysis import (
+    ANALYSIS_METRICS,
+    ANSWER_METRICS,
+    DEFAULT_MIN_ROWS,
     LATENCIES,
     MAX_ANALYSIS_GATES,
     MAX_ANALYSIS_SECONDS,
@@ -15,18 +18,33 @@ from finetune_trainer.contract.analysis import (
     AnalysisGateFields,
     AnalysisVerdict,
 )
+from finetune_trainer.contract.vocabulary import listed
 
 
 class AnalysisGate(AnalysisGateFields, Model):
-    """Bound on a metric that a new revision must meet. Set max, maxIncrease or maxRatio."""
+    """Bound on a metric that a new revision must meet.
+
+    Set max, maxIncrease or maxRatio; for a metric of answers min or maxDecrease.
+    """
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "has(self.max) || has(self.maxIncrease) || has(self.maxRatio)",
-            "a gate needs a bound: add max, maxIncrease or maxRatio, for example max: 0.05",
+            "has(self.max) || has(self.maxIncrease) || has(self.maxRatio) || has(self.min)"
+            " || has(self.maxDecrease)",
+            "a gate needs a bound: add max, maxIncrease or maxRatio, for example max: 0.05; for a metric of"
+            " answers min or maxDecrease",
         ),
         CELRule(
-            f"!has(self.maxRatio) || {is_one_of('self.metric', LATENCIES)}",
+            f"{is_none_of('self.metric', ANSWER_METRICS)}"
+            " || !has(self.max) && !has(self.maxIncrease) && !has(self.maxRatio) && !has(self.quantile)",
+            f"{listed(ANSWER_METRICS)} have lower bounds: use min or maxDecrease",
+        ),
+        CELRule(
+            f"!has(self.min) && !has(self.maxDecrease) || {is_one_of('self.metric', ANSWER_METRICS)}",
+            f"min and maxDecrease are for {listed(ANSWER_METRICS)}: use max, maxIncrease or maxRatio",
+        ),
+        CELRule(
+            f"!has(self.maxRatio) || {is_one_of('self.metric', (*LATENCIES, *ANSWER_METRICS))}",
             "maxRatio is for latencies: use maxIncrease",
             "maxRatio",
         ),
@@ -36,7 +54,7 @@ class AnalysisGate(AnalysisGateFields, Model):
             "maxIncrease",
         ),
         CELRule(
-            f"!has(self.quantile) || {is_one_of('self.metric', LATENCIES)}",
+            f"!has(self.quantile) || {is_one_of('self.metric', (*LATENCIES, *ANSWER_METRICS))}",
             "quantile is for latencies: remove it",
             "quantile",
         ),
@@ -47,13 +65,57 @@ class AnalysisGate(AnalysisGateFields, Model):
         ),
     )
 
+    metric: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=64,
+            description=AnalysisGateFields.model_fields["metric"].description,
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    {
+                        "rule": is_one_of("self", ANALYSIS_METRICS),
+                        "message": f"unknown metric of a rollout: write {listed(ANALYSIS_METRICS, 'or')}."
+                        " Other metrics of an evaluation need more than the texts of a row, or PyTorch",
+                    }
+                ]
+            },
+        ),
+    ]
+
 
 class RolloutProbe(Model):
-    """Requests of the analysis itself: test rows of the DatasetVersions of the revision's Checkpoints."""
+    """Requests of the analysis itself: test rows of the DatasetVersions of the models' Checkpoints.
+
+    The rows are those of the stable revision's Checkpoint, so that wrong rows cannot justify the model that
+    learned them. For a model that the stable revision does not serve they are those of its own Checkpoint.
+    """
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "!has(self.minRows) || self.minRows <= self.requests",
+            "minRows is greater than requests: lower it, or raise requests",
+            "minRows",
+        ),
+    )
 
     requests: Annotated[
-        int, Field(ge=1, le=10000, description="Number of requests to each of both revisions.")
+        int,
+        Field(
+            ge=1,
+            le=10000,
+            description="Number of requests to each of both revisions, which all models share equally.",
+        ),
     ] = 100
+    min_rows: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=10000,
+            description="Number of rows that each model must answer before a gate on answers passes or fails."
+            f" Default: {DEFAULT_MIN_ROWS}.",
+        ),
+    ] = None
 
 
 class RolloutAnalysis(AnalysisFields, Model):
@@ -64,6 +126,11 @@ class RolloutAnalysis(AnalysisFields, Model):
             "self.durationSeconds <= self.maxDurationSeconds",
             "durationSeconds is greater than maxDurationSeconds: lower it, or raise maxDurationSeconds",
             "durationSeconds",
+        ),
+        CELRule(
+            f"has(self.probe) || !self.gates.exists(gate, {is_one_of('gate.metric', ANSWER_METRICS)})",
+            f"a gate on {listed(ANSWER_METRICS, 'or')} needs answers: add probe, for example"
+            " probe: {requests: 200}",
         ),
     )
 
@@ -78,9 +145,9 @@ class RolloutAnalysis(AnalysisFields, Model):
     probe: Annotated[
         RolloutProbe | None,
         Field(
-            description="Requests that the analysis sends to the pods of both revisions if it would be"
-            " inconclusive after maxDurationSeconds. They count like others. Default: none, so a person"
-            " decides."
+            description="Requests that the analysis sends to the pods of both revisions: from the start if a"
+            " gate is on answers, otherwise if it would be inconclusive after maxDurationSeconds. They count"
+            " like others. Default: none, so a person decides."
         ),
     ] = None
 

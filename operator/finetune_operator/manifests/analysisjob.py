@@ -1,5 +1,6 @@
 """The Job that analyzes a revision of an endpoint."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -15,18 +16,19 @@ from finetune_operator.manifests.servingvolumes import key_volume
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.analysis import AnalysisGateBound
+from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound
 from finetune_trainer.contract.configs.analyze import (
     MAX_ANALYZED_PODS,
     AnalysisProbe,
     AnalyzeConfig,
     ProbedModel,
 )
-from finetune_trainer.contract.environment import API_KEYS_MOUNT, SERVE_PORT, STORE_MOUNT
+from finetune_trainer.contract.environment import API_KEYS_MOUNT, CONFIG_ENV, SERVE_PORT, STORE_MOUNT
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import ANALYZE
 
 METRICS_PORT_NAME: Final = "metrics"
+DIGEST: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
 MIN_ANALYSIS_CONTRACT: Final = 2
 """Contract of the first trainer that analyzes."""
 
@@ -56,6 +58,19 @@ def metrics_urls(pods: Iterable[Manifest]) -> tuple[str, ...]:
     return tuple(map(_metrics_url, _analyzed(pods)))
 
 
+def served_digests(deployment: Manifest) -> tuple[str, ...]:
+    """Digests in the configs of the pods of a revision: of all models that they serve, among others."""
+    spec = deployment["spec"]["template"]["spec"]
+    values = (
+        variable.get("value", "")
+        for part in ("initContainers", "containers")
+        for container in spec.get(part, ())
+        for variable in container.get("env", ())
+        if variable["name"] == CONFIG_ENV
+    )
+    return tuple(sorted({digest for value in values for digest in DIGEST.findall(value)}))
+
+
 def _analyzed(pods: Iterable[Manifest]) -> list[Manifest]:
     addressed = [pod for pod in pods if pod.get("status", {}).get("podIP")]
     addressed.sort(key=lambda pod: str(pod["metadata"]["name"]))
@@ -81,7 +96,10 @@ class MeasuredPods:
     new: tuple[Manifest, ...]
     stable: tuple[Manifest, ...]
     probed: tuple[ProbedModel, ...] = ()
-    """Models of the new revision whose Checkpoints have a DatasetVersion with test rows to send."""
+    """Models of the new revision, with the datasets whose test rows are sent to them."""
+    digests: tuple[str, ...] = ()
+    """Digests of the models that the pods of the new revision have, as `served_digests` returns them."""
+    stable_digests: tuple[str, ...] = ()
 
 
 def analyze_config(
@@ -113,9 +131,12 @@ def analyze_config(
         store = store_config(revision.store, revision.store_credentials)
         probe = AnalysisProbe(
             requests=settings.probe.requests,
+            min_rows=settings.probe.min_rows or DEFAULT_MIN_ROWS,
             models=pods.probed,
             pods=api_urls(pods.new),
             stable_pods=api_urls(pods.stable),
+            digests=pods.digests,
+            stable_digests=pods.stable_digests,
             api_keys_path=API_KEYS_MOUNT if api_keys_secret(endpoint) is not None else None,
         )
     return AnalyzeConfig(

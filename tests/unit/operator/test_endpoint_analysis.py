@@ -422,7 +422,8 @@ def test_probes_are_the_test_rows_of_the_checkpoint_and_need_store_and_keys() ->
     config = config_of(cluster, job)
     assert config.probe is not None
     assert config.probe.requests == 80
-    assert [(each.name, each.dataset) for each in config.probe.models] == [("router", digest("d"))]
+    (model,) = config.probe.models
+    assert (model.name, model.dataset, model.is_new) == ("router", digest("d"), False)
     assert config.probe.pods == ("http://10.0.0.3:8000/v1",)
     assert config.probe.stable_pods == ("http://10.0.0.1:8000/v1",)
     assert config.probe.api_keys_path == "/var/run/finetune/api-keys"
@@ -444,7 +445,80 @@ def test_rows_that_are_not_in_the_store_of_the_revision_are_not_sent(stores: tup
     (job,) = jobs(cluster)
     probe = config_of(cluster, job).probe
     assert probe is not None
-    assert probe.models == ()
+    assert [(each.name, each.dataset) for each in probe.models] == [("router", None)]
+
+
+ANSWERED: Manifest = {
+    **PROBED,
+    "probe": {"requests": 80, "minRows": 30},
+    "gates": [{"metric": "exact_match", "min": 0.8, "maxDecrease": 0.05}],
+}
+
+
+def answering(**spec: Any) -> tuple[EndpointCluster, str, str]:
+    """An endpoint whose second revision is being analyzed by its answers."""
+    cluster, old, new = rolling(strategy={**CANARY, "analysis": ANSWERED}, replicas=5, **spec)
+    return cluster, old, new
+
+
+def test_rows_are_those_of_the_stable_model_so_that_wrong_rows_do_not_justify_what_they_taught() -> None:
+    cluster, old, new = answering()
+    with_dataset(cluster, "pvc://artifacts")
+    shuffled = base_objects(GOLDEN / "base" / "dataset.yaml")["DatasetVersion/tickets-dddddddddddd"]
+    metadata = {**shuffled["metadata"], "name": "shuffled", "uid": "shuffled-uid"}
+    spec = {**shuffled["spec"], "digest": digest("e")}
+    locations = {**shuffled["status"], "locations": ["pvc://artifacts"]}
+    cluster.put({**shuffled, "metadata": metadata, "spec": spec, "status": locations})
+    second = checkpoint("second", "2", promoted=10).to_dict()
+    second["spec"]["lineage"]["datasetVersion"] = "shuffled"
+    cluster.put(second, ready_pod(old, "10.0.0.1"), ready_pod(new, "10.0.0.3"))
+    make_ready(cluster)
+    (job,) = jobs(cluster)
+    probe = config_of(cluster, job).probe
+    assert probe is not None
+    assert [each.dataset for each in probe.models] == [digest("d")]
+
+
+def test_pods_are_recognized_by_the_digests_in_their_configs() -> None:
+    cluster, old, new = answering()
+    with_dataset(cluster, "pvc://artifacts")
+    cluster.put(ready_pod(old, "10.0.0.1"), ready_pod(new, "10.0.0.3"))
+    make_ready(cluster)
+    (job,) = jobs(cluster)
+    probe = config_of(cluster, job).probe
+    assert probe is not None
+    assert probe.min_rows == 30
+    assert set(probe.digests) == {digest("2"), digest("b")}
+    assert set(probe.stable_digests) == {digest("1"), digest("b")}
+
+
+def test_a_worse_model_is_rolled_back_and_its_score_and_that_of_the_stable_one_say_why() -> None:
+    cluster, old, new = answering()
+    with_dataset(cluster, "pvc://artifacts")
+    cluster.put(ready_pod(old, "10.0.0.1"), ready_pod(new, "10.0.0.3"))
+    make_ready(cluster)
+    (job,) = jobs(cluster)
+    config = config_of(cluster, job)
+    figure = AnalysisFigure(
+        metric="exact_match",
+        model="router",
+        rows=40,
+        value=0.3,
+        low=0.15,
+        high=0.49,
+        stable=0.95,
+        verdict="Fail",
+    )
+    found = AnalyzeResult(verdict="Fail", figures=(figure,), requests=40, stable_requests=40)
+    result = StageResult(stage="analyze", run=config.run, outcome="Succeeded", analyze=found)
+    end(cluster, job, config.bind(result).to_json())
+    cluster.settle()
+    assert states(cluster) == {new: "RolledBack", old: "Live"}
+    _, message = cluster.condition("Stalled") or ("", "")
+    figures = "exact_match of router 0.3 (at most 0.49; 40 rows; min 0.8; stable 0.95 - 0.05)"
+    assert figures in message
+    shown = analysis(cluster, new)["figures"][0]
+    assert (shown["model"], shown["rows"], shown["stable"]) == ("router", 40, 0.95)
 
 
 def test_without_probes_the_pod_mounts_neither_store_nor_keys() -> None:

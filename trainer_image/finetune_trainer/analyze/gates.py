@@ -87,10 +87,10 @@ def _decide_errors(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigur
         verdicts.append(_verdict(evidence, fails=low > gate.max_increase, meets=meets))
     return AnalysisFigure(
         metric=gate.metric,
-        value=_rounded(new.value),
-        low=_rounded(interval.low),
-        high=_rounded(interval.high),
-        stable=None if stable is None or gate.max_increase is None else _rounded(stable.value),
+        value=rounded(new.value),
+        low=rounded(interval.low),
+        high=rounded(interval.high),
+        stable=None if stable is None or gate.max_increase is None else rounded(stable.value),
         verdict=_of_bounds(verdicts, gate),
     )
 
@@ -117,10 +117,10 @@ def _decide_latency(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigu
     return AnalysisFigure(
         metric=gate.metric,
         quantile=quantile,
-        value=_rounded(new.value),
-        low=_rounded(interval.low),
-        high=None if math.isinf(interval.high) else _rounded(interval.high),
-        stable=None if stable is None or gate.max_ratio is None else _rounded(stable.value),
+        value=rounded(new.value),
+        low=rounded(interval.low),
+        high=None if math.isinf(interval.high) else rounded(interval.high),
+        stable=None if stable is None or gate.max_ratio is None else rounded(stable.value),
         verdict=_of_bounds(verdicts, gate),
     )
 
@@ -140,8 +140,8 @@ def _decide_queue(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure
     ]
     return AnalysisFigure(
         metric=gate.metric,
-        value=_rounded(new),
-        stable=None if stable is None or gate.max_increase is None else _rounded(stable),
+        value=rounded(new),
+        stable=None if stable is None or gate.max_increase is None else rounded(stable),
         verdict=_of_bounds(verdicts, gate),
     )
 
@@ -177,5 +177,6 @@ def _latency(gate: AnalysisGateBound, metrics: PodMetrics, quantile: float) -> H
     return HistogramQuantile(tuple(buckets), counts, quantile) if counts and counts[-1] else None
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """The value as a figure shows it."""
     return float(f"{value:.{DIGITS}g}")

@@ -13,6 +13,18 @@ MAX_METRICS_BYTES: Final = 4 * 2**20
 MAX_PROBLEM_CHARACTERS: Final = 300
 
 
+def get_metrics(client: httpx.Client, url: str) -> str:
+    """The metrics of one pod. Raises httpx.HTTPError, and ValueError if they are no text or too large."""
+    with client.stream("GET", url) as response:
+        response.raise_for_status()
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_METRICS_BYTES:
+                raise ValueError(f"its metrics have more than {MAX_METRICS_BYTES} bytes")
+    return body.decode()
+
+
 class PodReader:
     """The pods of one revision.
 
@@ -64,14 +76,7 @@ class PodReader:
     def _read_pod(self, url: str) -> PodMetrics | str:
         """The counts of one pod, or why they cannot be read."""
         try:
-            with self._client.stream("GET", url) as response:
-                response.raise_for_status()
-                body = bytearray()
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_METRICS_BYTES:
-                        return f"its metrics have more than {MAX_METRICS_BYTES} bytes"
-            return read_metrics(body.decode())
+            return read_metrics(get_metrics(self._client, url))
         except httpx.HTTPStatusError as error:
             return f"status {error.response.status_code}"
         except (httpx.HTTPError, ValueError, KeyError) as error:

@@ -1,69 +1,88 @@
-"""Send held-out rows to the pods of both revisions, if users have sent too few requests."""
+"""The requests that an analysis sends itself: held-out rows of the datasets of the models."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
-from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
-from finetune_trainer.contract.configs.analyze import AnalysisProbe
+from finetune_trainer.contract.configs.analyze import AnalysisProbe, ProbedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.rows import SPLIT_FILES, load_rows
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store
+from finetune_trainer.tokens.reasoning import ReasoningParser, parser_named
 
-REQUEST_SECONDS: Final = 120.0
-MAX_TOKENS: Final = 64
+MAX_TOKENS: Final = 256
+"""Max tokens of an answer, as in an evaluation without `generation.maxTokens`."""
+SPARE_TOKENS: Final = 16
+"""Tokens that an answer may be longer than the expected one. One that is longer is wrong already."""
 
-ChatRequest = dict[str, Any]
+ChatRequest = Mapping[str, Any]
 """Body of a request."""
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """A row as a request to a model."""
+
+    model: str
+    body: ChatRequest
+    accepted: frozenset[str] = field(default=frozenset())
+    """Texts that are right; none if the expected answer has no text, such as a tool call."""
 
 
-def probe_requests(probe: AnalysisProbe, store: Store) -> list[ChatRequest]:
-    """The test rows of each model's dataset as requests, in turn, and again from the first if there are few.
+@dataclass(frozen=True, slots=True)
+class ProbeRequests:
+    """The rows to send to each revision."""
+
+    rows: tuple[ProbeRequest, ...]
+    """Each row once, one of each model in turn. Only they are independent, so only their answers count."""
+    repeated: tuple[ProbeRequest, ...]
+    """Rows again from the first, if there are fewer than requests."""
+
+
+def probe_requests(probe: AnalysisProbe, store: Store) -> ProbeRequests:
+    """The test rows of each model's dataset, in turn.
 
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, INVALID_CONFIG, STORE_UNAVAILABLE).
     """
-    of_models = (_requests_of(model.name, model.dataset, store) for model in probe.models)
+    of_models = (_requests_of(model, store) for model in probe.models)
     rows = [request for turn in zip_longest(*of_models) for request in turn if request is not None]
     if not rows:
         raise StageFailure(FailureReason.INVALID_CONFIG, "the datasets of the models have no test rows")
-    return list(islice(cycle(rows), probe.requests))
+    every = tuple(islice(cycle(rows), probe.requests))
+    return ProbeRequests(every[: len(rows)], every[len(rows) :])
 
 
-def _requests_of(model: str, dataset: str, store: Store) -> Iterator[ChatRequest]:
-    folder = store.artifact(ArtifactRef(kind="datasets", digest=dataset), verify=True)
+def _requests_of(model: ProbedModel, store: Store) -> Iterator[ProbeRequest]:
+    if model.dataset is None:
+        return
+    folder = store.artifact(ArtifactRef(kind="datasets", digest=model.dataset), verify=True)
+    parser = None if model.reasoning_parser is None else parser_named(model.reasoning_parser)
     for row in load_rows(folder / SPLIT_FILES["test"]):
-        messages = [message.to_dict() for message in row.input]
-        yield {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
+        if row.label is not False:
+            yield ProbeRequest(model.name, _body(model.name, row), _accepted(row, parser))
 
 
-def send(probe: AnalysisProbe, requests: Sequence[ChatRequest], executor: Executor) -> None:
-    """Send all requests to each revision, one after the other. The servers count them and their failures."""
-    headers = {}
-    if probe.api_keys_path is not None:
-        headers["Authorization"] = f"Bearer {_first_key(Path(probe.api_keys_path))}"
-    with httpx.Client(timeout=REQUEST_SECONDS, trust_env=False, headers=headers) as client:
-        revisions = (urls for urls in (probe.pods, probe.stable_pods) if urls)
-        list(executor.map(lambda urls: _send(client, urls, requests), revisions))
+def _body(model: str, row: Row) -> ChatRequest:
+    # A token has at least one byte.
+    budget = min(MAX_TOKENS, len(row.output.encode()) + SPARE_TOKENS)
+    body = {
+        "model": model,
+        "messages": [_turn(message) for message in row.input],
+        "max_tokens": budget,
+        "temperature": 0,
+    }
+    return body if row.tools is None else {**body, "tools": json.loads(row.tools)}
 
 
-def _send(client: httpx.Client, urls: Sequence[str], requests: Sequence[ChatRequest]) -> None:
-    for number, request in enumerate(requests):
-        url = urls[number % len(urls)]
-        try:
-            client.post(f"{url}/chat/completions", json=request)
-        except httpx.HTTPError as error:
-            logger.warning("%s: %s: %s", url, type(error).__name__, error)
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as clients send it: they do not know which turns were learned."""
+    return {key: value for key, value in message.to_dict().items() if key != "weight"}
 
 
-def _first_key(folder: Path) -> str:
-    """The first API key in a mounted Secret; empty if there is none, which the servers refuse."""
-    files = sorted(each for each in folder.iterdir() if each.is_file() and not each.name.startswith("."))
-    return files[0].read_text(encoding="utf-8").strip() if files else ""
+def _accepted(row: Row, parser: ReasoningParser | None) -> frozenset[str]:
+    text = row.output if parser is None else parser.split(row.output).content
+    return frozenset({text.strip()} - {""})

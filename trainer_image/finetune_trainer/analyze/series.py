@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_trainer.contract.analysis import AnalysisMetric
+from finetune_trainer.contract.analysis import ServingMetric
 
 Buckets = Mapping[float, float]
 """Number of values up to each upper edge, ascending; the last edge is infinite."""
@@ -15,13 +15,15 @@ Buckets = Mapping[float, float]
 REQUESTS: Final = "finetune_serve_requests_total"
 """Counter of finished requests, which the pods of each engine have. vLLM's own counter leaves out those that
 end at their deadline, and has those of the self-test."""
-HISTOGRAMS: Final[Mapping[str, AnalysisMetric]] = {
+HISTOGRAMS: Final[Mapping[str, ServingMetric]] = {
     "finetune_serve_time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
     "vllm:time_to_first_token_seconds_bucket": "time_to_first_token_seconds",
     "finetune_serve_inter_token_latency_seconds_bucket": "inter_token_latency_seconds",
     "vllm:inter_token_latency_seconds_bucket": "inter_token_latency_seconds",
 }
 QUEUES: Final = frozenset({"finetune_serve_queue_depth", "vllm:num_requests_waiting"})
+MODELS: Final = "finetune_serve_model_info"
+"""Gauge with the digest of each served model, which the pods of each engine have."""
 TOO_MANY_REQUESTS: Final = "429"
 
 
@@ -32,7 +34,7 @@ class PodMetrics:
     requests: float = 0
     """Finished requests, without those that clients got wrong."""
     errors: float = 0
-    histograms: Mapping[AnalysisMetric, Buckets] = field(default_factory=dict)
+    histograms: Mapping[str, Buckets] = field(default_factory=dict)
     queue: float | None = None
     """Requests that wait at present."""
 
@@ -71,7 +73,7 @@ def read_metrics(text: str) -> PodMetrics:
         ValueError: the text is not in the format of Prometheus.
     """
     requests = errors = 0.0
-    histograms: dict[AnalysisMetric, dict[float, float]] = {}
+    histograms: dict[str, dict[float, float]] = {}
     queue: float | None = None
     for sample in (each for family in text_string_to_metric_families(text) for each in family.samples):
         name, labels, value = sample.name, sample.labels, float(sample.value)
@@ -88,6 +90,17 @@ def read_metrics(text: str) -> PodMetrics:
         elif name in QUEUES:
             queue = (queue or 0) + value
     return PodMetrics(requests, errors, {name: _sorted(each) for name, each in histograms.items()}, queue)
+
+
+def served_digests(text: str) -> frozenset[str]:
+    """Digests of the models that the pod with these metrics serves; none if it does not state them.
+
+    Raises:
+        ValueError: the text is not in the format of Prometheus.
+    """
+    samples = (each for family in text_string_to_metric_families(text) for each in family.samples)
+    digests = (each.labels.get("digest", "") for each in samples if each.name == MODELS)
+    return frozenset(filter(None, digests))
 
 
 def _combined(one: Buckets, other: Buckets, sign: int) -> Buckets:

@@ -1,32 +1,41 @@
-"""Analysis of a rollout: gates on what the pods of a new revision measure, and the figures."""
+"""Analysis of a rollout: gates on what the pods of a new revision measure and answer, and the figures."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import Contract, SharedPart
+from finetune_trainer.contract.metrics import METRICS, Metric, metrics_where
 
-AnalysisMetric = Literal[
+ServingMetric = Literal[
     "error_rate", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_depth"
 ]
-LATENCIES: Final[tuple[AnalysisMetric, ...]] = ("time_to_first_token_seconds", "inter_token_latency_seconds")
+ANSWER_METRICS: Final[tuple[Metric, ...]] = metrics_where(lambda info: info.in_rollouts)
+"""Metrics of the answers to probes."""
+ANALYSIS_METRICS: Final[tuple[str, ...]] = (*get_args(ServingMetric), *ANSWER_METRICS)
+LATENCIES: Final[tuple[ServingMetric, ...]] = ("time_to_first_token_seconds", "inter_token_latency_seconds")
 """Metrics that are quantiles of a histogram."""
 AnalysisVerdict = Literal["Pass", "Fail", "Inconclusive"]
 DEFAULT_QUANTILE: Final = 0.95
 MAX_ANALYSIS_SECONDS: Final = 86400
 MAX_ANALYSIS_GATES: Final = 8
+DEFAULT_MIN_ROWS: Final = 20
+"""Rows that each model must answer before a gate on answers decides."""
 
 
 class AnalysisGateFields(BaseModel):
     """Bound on a metric that a new revision must meet."""
 
     metric: Annotated[
-        AnalysisMetric,
+        str,
         Field(
             description="Metric that the bounds apply to. error_rate: share of requests that end with status"
             " 429 or 500 and above; other requests with status 4xx do not count."
             " time_to_first_token_seconds, inter_token_latency_seconds: a quantile of the latency."
-            " queue_depth: mean number of waiting requests per replica."
+            " queue_depth: mean number of waiting requests per replica. For each model, of its answers to the"
+            " rows of `probe`: "
+            + "; ".join(f"{metric}: {METRICS[metric].summary}" for metric in ANSWER_METRICS)
+            + "."
         ),
     ]
     quantile: Annotated[
@@ -48,6 +57,24 @@ class AnalysisGateFields(BaseModel):
             ge=1,
             description="Upper bound of the value divided by that of the stable revision, inclusive. For"
             " latencies.",
+        ),
+    ] = None
+    min: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Lower bound of the value of each model, inclusive. For metrics of answers.",
+        ),
+    ] = None
+    max_decrease: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Upper bound, inclusive, of the value of the stable revision minus that of the new"
+            " one, of each model, for the same rows. A model that the stable revision does not serve meets"
+            " it. For metrics of answers.",
         ),
     ] = None
     confidence: Annotated[
@@ -99,6 +126,13 @@ class AnalysisFigureFields(BaseModel):
 
     metric: Annotated[str, Field(max_length=64, description="Metric of the gate.")]
     quantile: Annotated[float | None, Field(description="Quantile of a latency.")] = None
+    model: Annotated[
+        str | None,
+        Field(max_length=63, description="Model whose answers decided: the worst one of the endpoint."),
+    ] = None
+    rows: Annotated[
+        int | None, Field(description="Number of rows that the model of the new revision answered.")
+    ] = None
     value: Annotated[
         float | None, Field(description="Value of the new revision. Absent: its pods have not reported it.")
     ] = None

@@ -1,7 +1,7 @@
 """Metrics of an evaluation. All other code reads their properties from `METRICS`.
 
 A new metric is a row here and the module that computes it, with its row in
-`finetune_trainer.evaluate.metrics.registry`.
+`finetune_trainer.evaluate.metrics.registry` or `finetune_trainer.scoring.textmetrics.table`.
 """
 
 import math
@@ -53,6 +53,8 @@ class MetricInfo:
     lower_is_better: bool = False
     is_per_token: bool = False
     """Whether the unit is a token, so that values of models with different tokenizers cannot be compared."""
+    in_rollouts: bool = False
+    """Whether the analysis of a rollout measures it: texts are enough for it, and it needs no PyTorch."""
 
     @property
     def is_fraction(self) -> bool:
@@ -79,7 +81,9 @@ class MetricInfo:
 
 METRICS: Final[Mapping[Metric, MetricInfo]] = {
     "exact_match": MetricInfo(
-        description="share of rows whose answer equals the expected answer exactly", needs=ANSWERS
+        description="share of rows whose answer equals the expected answer exactly",
+        needs=ANSWERS,
+        in_rollouts=True,
     ),
     "loss": MetricInfo(
         description="mean loss of the expected answers, in nats per token",
@@ -102,6 +106,7 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         description="share of rows whose answer equals the expected answer except for case, spaces and"
         " punctuation at the end",
         needs=ANSWERS,
+        in_rollouts=True,
     ),
     "accuracy": MetricInfo(
         description="share of rows whose answer names the correct label", needs=ANSWERS | {"labels"}
@@ -113,6 +118,7 @@ METRICS: Final[Mapping[Metric, MetricInfo]] = {
         description="mean F1 of the longest common subsequence of words, ROUGE-L",
         needs=ANSWERS,
         kind="Mean",
+        in_rollouts=True,
     ),
     "chrf": MetricInfo(
         description="F2 of the character n-grams of all answers together, chrF",

@@ -9,31 +9,27 @@ from finetune_trainer.evaluate.metrics import (
     accuracy,
     answer_tokens,
     chrf,
-    exact_match,
     f1_token,
     json_fields,
     json_valid,
     loss,
     macro_f1,
-    normalized_match,
     perplexity,
     preference_accuracy,
     regex_match,
-    rouge_l,
     tool_call_match,
     truncated,
 )
 from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 
 MEASURES: Final[Mapping[Metric, Measure | Callable[[MetricScope], Measure]]] = {
-    "exact_match": Measure(of_texts(exact_match.value)),
+    **{metric: Measure(of_texts(value)) for metric, value in TEXT_METRICS.items()},
     "loss": Measure(loss.values, count_labelled_tokens),
     "preference_accuracy": Measure(preference_accuracy.values),
     "f1_token": Measure(of_texts(f1_token.value)),
-    "normalized_match": Measure(of_texts(normalized_match.value)),
     "accuracy": accuracy.measure,
     "macro_f1": macro_f1.measure,
-    "rouge_l": Measure(of_texts(rouge_l.value)),
     "chrf": Measure(of_texts(chrf.value), statistics=chrf.statistics, score=chrf.score),
     "json_valid": json_valid.measure,
     "json_fields": Measure(of_texts(json_fields.value), json_fields.count_json),

@@ -16,13 +16,14 @@ from finetune_operator.api.rolloutanalysis import (
     RevisionAnalysis,
     StepAnalysis,
 )
-from finetune_operator.engine.resources import JOB, POD
+from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
 from finetune_operator.manifests.analysisjob import (
     AnalysisImage,
     MeasuredPods,
     analysis_trainer,
     analyze_config,
     build_analysis_job,
+    served_digests,
 )
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
@@ -149,6 +150,8 @@ class Analysis:
             tuple(self._ready_pods(self.revision.name)),
             tuple(self._ready_pods(phase.stable)),
             tuple(self._probed_models()),
+            self._digests_of(self.revision.name),
+            self._digests_of(phase.stable),
         )
         config = analyze_config(
             self.endpoint,
@@ -162,13 +165,32 @@ class Analysis:
         return build_analysis_job(self.endpoint, self.revision, self.name, config, image)
 
     def _probed_models(self) -> Iterator[ProbedModel]:
-        """The models whose Checkpoints were made from a DatasetVersion in the store of the revision."""
+        """The models, with the rows of the stable revision's model of this name, else with their own."""
+        revisions = self.endpoint.status.revisions
+        models = next((each.models for each in revisions if each.name == self.phase.stable), ())
+        stable = {model.name: model.checkpoint for model in models}
         for name, weights in self.revision.models:
-            checkpoint = self.snapshot.checkpoints.get(weights.checkpoint or "")
-            used = checkpoint.spec.lineage.dataset_version if checkpoint is not None else ""
-            version = self.snapshot.datasetversions.get(used)
-            if version is not None and self.revision.store in version.status.locations:
-                yield ProbedModel(name=name, dataset=version.spec.digest)
+            datasets = map(self._dataset_of, (stable.get(name), weights.checkpoint))
+            yield ProbedModel(
+                name=name,
+                dataset=next(filter(None, datasets), None),
+                is_new=bool(stable) and name not in stable,
+                reasoning_parser=weights.reasoning_parser,
+            )
+
+    def _dataset_of(self, checkpoint: str | None) -> str | None:
+        """Digest of the rows of a Checkpoint; None if they are not in the store of the revision."""
+        found = self.snapshot.checkpoints.get(checkpoint or "")
+        used = found.spec.lineage.dataset_version if found is not None else ""
+        version = self.snapshot.datasetversions.get(used)
+        is_stored = version is not None and self.revision.store in version.status.locations
+        return version.spec.digest if version is not None and is_stored else None
+
+    def _digests_of(self, revision: str) -> tuple[str, ...]:
+        settings = self.endpoint.spec.strategy.analysis
+        deployment = self.snapshot.children[DEPLOYMENT].get(revision)
+        has_probe = settings is not None and settings.probe is not None
+        return served_digests(deployment) if has_probe and deployment is not None else ()
 
     def _ready_pods(self, revision: str) -> Iterable[Manifest]:
         return (
@@ -247,14 +269,29 @@ def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: 
 
 
 def _sentence(figure: AnalysisFigure, gate: AnalysisGate) -> str:
-    """Figure and bounds of a gate: `error_rate 0.3 (at least 0.2; max 0.05; stable 0 + 0.02)`."""
+    """Figure and bounds of a gate.
+
+    `error_rate 0.3 (at least 0.2; max 0.05; stable 0 + 0.02)`, or of the worst model
+    `exact_match of tuned 0.3 (at most 0.5; 60 rows; min 0.8; stable 0.9 - 0.05)`.
+    """
     quantile = f" p{figure.quantile * 100:g}" if figure.quantile is not None else ""
+    model = f" of {figure.model}" if figure.model is not None else ""
+    is_lower = gate.min is not None or gate.max_decrease is not None
     stable = "unknown" if figure.stable is None else f"{figure.stable:g}"
     details = [
-        *([f"at least {figure.low:g}"] if figure.low is not None and figure.verdict == "Fail" else []),
+        *(_limit(figure, is_lower=is_lower) if figure.verdict == "Fail" else []),
+        *([f"{figure.rows} rows"] if figure.rows is not None else []),
+        *([f"min {gate.min:g}"] if gate.min is not None else []),
+        *([f"stable {stable} - {gate.max_decrease:g}"] if gate.max_decrease is not None else []),
         *([f"max {gate.max:g}"] if gate.max is not None else []),
         *([f"stable {stable} + {gate.max_increase:g}"] if gate.max_increase is not None else []),
         *([f"stable {stable} × {gate.max_ratio:g}"] if gate.max_ratio is not None else []),
     ]
     value = "unknown" if figure.value is None else f"{figure.value:g}"
-    return f"{figure.metric}{quantile} {value} ({'; '.join(details)})"
+    return f"{figure.metric}{quantile}{model} {value} ({'; '.join(details)})"
+
+
+def _limit(figure: AnalysisFigure, *, is_lower: bool) -> list[str]:
+    """The bound of the figure that misses the bound of the gate."""
+    bound, word = (figure.high, "at most") if is_lower else (figure.low, "at least")
+    return [] if bound is None else [f"{word} {bound:g}"]

@@ -1,0 +1,214 @@
+"""Measure both revisions until a verdict is certain, or the max duration has passed."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Final
+
+from finetune_trainer.analyze.gates import Evidence, combined, decide, look_seconds
+from finetune_trainer.analyze.podreader import PodReader
+from finetune_trainer.analyze.probe import ProbeRequest, ProbeRequests
+from finetune_trainer.analyze.probing import BothRevisions, ProbeAnswers
+from finetune_trainer.analyze.scores import Answers, decide_score
+from finetune_trainer.contract.analysis import (
+    ANSWER_METRICS,
+    AnalysisFigure,
+    AnalysisVerdict,
+    AnalyzeResult,
+)
+from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig
+
+SECONDS_BETWEEN_READINGS: Final = 5.0
+ANSWER_LOOKS: Final = (0.25, 0.5, 1.0)
+"""Shares of the rows after which the answers are looked at."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuringClock:
+    """Time of a measurement, in seconds."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(slots=True)
+class RevisionReaders:
+    """The pods of both revisions."""
+
+    new: PodReader
+    stable: PodReader
+    executor: Executor
+    clock: MeasuringClock
+    _last: float = -math.inf
+
+    def read(self) -> None:
+        """Read all pods."""
+        self.new.read(self.executor)
+        self.stable.read(self.executor)
+        self._last = self.clock.now()
+
+    def read_if_due(self) -> None:
+        """Read all pods if the last reading was some seconds ago."""
+        if self.clock.now() - self._last >= SECONDS_BETWEEN_READINGS:
+            self.read()
+
+    def read_until(self, end: float) -> None:
+        """Read all pods every few seconds until this time, and then once more."""
+        while (left := end - self.clock.now()) > 0:
+            self.clock.sleep(min(left, SECONDS_BETWEEN_READINGS))
+            self.read()
+
+
+@dataclass(slots=True)
+class Probing:
+    """Rows that both revisions answer while they are measured."""
+
+    probe: AnalysisProbe
+    requests: ProbeRequests
+    revisions: BothRevisions
+    answered: list[ProbeAnswers] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows were sent."""
+        return len(self.answered) == len(self.requests.rows)
+
+    def send_next(self) -> None:
+        """Send the next row to both revisions."""
+        self.answered.append(self.revisions.ask(self.requests.rows[len(self.answered)]))
+
+    @property
+    def is_at_look(self) -> bool:
+        """Whether the answers are looked at after this row."""
+        rows = len(self.requests.rows)
+        return len(self.answered) in {math.ceil(share * rows) for share in ANSWER_LOOKS}
+
+    def answers(self, *, is_complete: bool) -> Answers:
+        """The answers at a look."""
+        return Answers(
+            self.probe.models, self.answered, self.probe.min_rows, len(ANSWER_LOOKS), is_complete=is_complete
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why the last row without an answer had none; empty if all were answered."""
+        return self.revisions.new.problem or self.revisions.stable.problem
+
+    def rest(self) -> Sequence[ProbeRequest]:
+        """The requests that were not sent yet."""
+        return (*self.requests.rows[len(self.answered) :], *self.requests.repeated)
+
+
+@dataclass(slots=True)
+class RevisionComparison:
+    """The measurement of one step or bake."""
+
+    config: AnalyzeConfig
+    readers: RevisionReaders
+    probing: Probing | None
+    _figures: list[AnalysisFigure] = field(init=False)
+    _start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start = self.readers.clock.now()
+        self._figures = [
+            AnalysisFigure(metric=gate.metric, verdict="Inconclusive") for gate in self.config.gates
+        ]
+
+    def run(self) -> AnalyzeResult:
+        """Look at the figures again and again. The first failed gate ends it."""
+        config, clock = self.config, self.readers.clock
+        self.readers.read()
+        shortest = config.max_duration_seconds if config.whole_duration else config.duration_seconds
+        looks = look_seconds(config.duration_seconds, config.max_duration_seconds)
+        num_looks = len(looks) + (self.probing is not None)
+        for look in looks:
+            until = self._start + look
+            while self._has_rows_to_score and clock.now() < until:
+                if self._score_next() == "Fail":
+                    return self._result()
+            self.readers.read_until(until)
+            is_last = look == looks[-1]
+            if is_last and self._has_rows_to_score:
+                self._look_at_answers(is_complete=True)
+            is_long_enough = look >= shortest
+            self._look_at_serving(num_looks, is_long_enough=is_long_enough)
+            verdict = self._verdict
+            if verdict == "Fail" or (verdict == "Pass" and is_long_enough):
+                return self._result()
+        if self.probing is not None and self._serving_is_inconclusive:
+            self._send_rest(self.probing)
+            self._look_at_serving(num_looks, is_long_enough=True)
+        return self._result()
+
+    @property
+    def _has_rows_to_score(self) -> bool:
+        has_gates = any(gate.metric in ANSWER_METRICS for gate in self.config.gates)
+        return has_gates and self.probing is not None and not self.probing.is_complete
+
+    def _score_next(self) -> AnalysisVerdict:
+        """Send the next row; the verdict after it."""
+        assert self.probing is not None  # noqa: S101 - the caller checks
+        self.probing.send_next()
+        if not self.probing.is_at_look:
+            self.readers.read_if_due()
+            return "Inconclusive"
+        self.readers.read()
+        self._look_at_answers(is_complete=self.probing.is_complete)
+        return self._verdict
+
+    def _send_rest(self, probing: Probing) -> None:
+        requests = probing.rest()
+        logger.info("sending %d requests to each revision", len(requests))
+        for request in requests:
+            probing.revisions.ask(request)
+        self.readers.read()
+
+    def _look_at_answers(self, *, is_complete: bool) -> None:
+        assert self.probing is not None  # noqa: S101 - the caller checks
+        answers = self.probing.answers(is_complete=is_complete)
+        for index, gate in enumerate(self.config.gates):
+            if gate.metric in ANSWER_METRICS:
+                self._figures[index] = decide_score(gate, answers)
+        self._log(f"{len(answers.rows)} rows")
+
+    def _look_at_serving(self, num_looks: int, *, is_long_enough: bool) -> None:
+        new, stable = self.readers.new.metrics, self.readers.stable.metrics
+        evidence = Evidence(new, stable, self.config.min_requests, num_looks, is_long_enough)
+        for index, gate in enumerate(self.config.gates):
+            if gate.metric not in ANSWER_METRICS:
+                self._figures[index] = decide(gate, evidence)
+        self._log(f"{new.requests:.0f} requests")
+
+    @property
+    def _verdict(self) -> AnalysisVerdict:
+        return combined(figure.verdict for figure in self._figures)
+
+    @property
+    def _serving_is_inconclusive(self) -> bool:
+        pairs = zip(self.config.gates, self._figures, strict=True)
+        return any(
+            figure.verdict == "Inconclusive" for gate, figure in pairs if gate.metric not in ANSWER_METRICS
+        )
+
+    def _log(self, after: str) -> None:
+        shown = [figure.to_json() for figure in self._figures]
+        logger.info("after %.0f s and %s: %s", self.readers.clock.now() - self._start, after, shown)
+
+    def _result(self) -> AnalyzeResult:
+        new, stable = self.readers.new, self.readers.stable
+        return AnalyzeResult(
+            verdict=self._verdict,
+            figures=tuple(self._figures),
+            requests=round(new.metrics.requests),
+            stable_requests=round(stable.metrics.requests),
+            seconds=round(self.readers.clock.now() - self._start, 1),
+            problem=new.problem
+            or stable.problem
+            or (self.probing.problem if self.probing is not None else ""),
+        )
