@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.configs.merge import MergedWeights
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
@@ -52,11 +50,10 @@ def test_a_fully_fine_tuned_model_can_have_an_image() -> None:
     assert [(item.folder, item.in_cache) for item in fetch_config(pod).items] == [("router", True)]
 
 
-@pytest.mark.parametrize("images", [{digest("d"): OTHER}, {}])
-def test_a_model_without_an_image_is_copied_as_without_a_cache(images: dict[str, str]) -> None:
+def test_a_model_without_an_image_is_copied_as_without_a_cache() -> None:
     plain = EndpointCluster(checkpoint("first", "1"))
     plain.settle()
-    cluster = with_images(images) if images else plain
+    cluster = with_images({digest("d"): OTHER})
 
     assert set(cluster.deployments) == set(plain.deployments), "the name of the revision is the same"
     assert "model-image" not in str(pod_of(cluster))
