@@ -103,6 +103,7 @@ def values_schema() -> str:
         logLevel=_setting("log_level"),
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
+        metrics=closed(secure=FLAG, certificateSecret={**NAME_OR_NONE, "maxLength": 63}),
         monitors=closed(
             enabled=FLAG,
             labels=TEXTS,

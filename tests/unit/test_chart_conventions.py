@@ -198,3 +198,47 @@ def test_all_values_of_an_earlier_chart_are_refused_with_the_option_that_works()
     """`helm upgrade --reuse-values` replaces the new defaults by those of the earlier chart."""
     done = helm("serviceAccount=null")
     assert "--reset-then-reuse-values" in done.stderr
+
+
+def test_protected_metrics_have_a_port_rights_and_a_role_for_readers() -> None:
+    everything = ("metrics.secure=true", "monitors.enabled=true", "networkPolicies.operator=true")
+    manifests = rendered(*everything)
+    assert process(*everything).metrics_port == 8444
+    assert process(*everything).metrics_service == "finetune-operator-metrics"
+    (port,) = named(manifests, "Service", "finetune-operator-metrics")["spec"]["ports"]
+    ports = {each["name"]: each["containerPort"] for each in container(*everything)["ports"]}
+    assert ports[port["targetPort"]] == port["port"] == 8444
+    (endpoint,) = named(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    assert (endpoint["port"], endpoint["scheme"]) == (port["name"], "https")
+    assert endpoint["tlsConfig"] == {"insecureSkipVerify": True}
+    scrapes = named(manifests, "NetworkPolicy")["spec"]["ingress"][0]
+    assert scrapes["ports"] == [{"port": 8444, "protocol": "TCP"}]
+    granted = named(manifests, "ClusterRole", "finetune-operator-cluster")["rules"]
+    reviews = {rule["resources"][0] for rule in granted if rule["verbs"] == ["create"]}
+    assert reviews >= {"tokenreviews", "subjectaccessreviews"}
+    reader = named(manifests, "ClusterRole", "finetune-operator-metrics-reader")
+    assert reader["rules"] == [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]
+
+
+def test_open_metrics_have_neither_another_port_nor_the_right_of_reviews() -> None:
+    manifests = rendered("monitors.enabled=true")
+    assert process().metrics_port == 0
+    (port,) = named(manifests, "Service", "finetune-operator-metrics")["spec"]["ports"]
+    assert (port["name"], port["port"]) == ("http", 8080)
+    assert "scheme" not in named(manifests, "ServiceMonitor")["spec"]["endpoints"][0]
+    assert "subjectaccessreviews" not in str([m["rules"] for m in manifests if m["kind"] == "ClusterRole"])
+    assert "finetune-operator-metrics-reader" not in names(manifests)
+
+
+def test_the_certificate_of_metrics_can_come_from_a_secret() -> None:
+    settings = ("metrics.secure=true", "metrics.certificateSecret=metrics-tls", "monitors.enabled=true")
+    spec, made = pod(*settings), container(*settings)
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "metrics"]
+    assert volume["secret"] == {"secretName": "metrics-tls"}
+    (mount,) = [each for each in made["volumeMounts"] if each["name"] == "metrics"]
+    assert process(*settings).metrics_certificate == mount["mountPath"]
+    (endpoint,) = named(rendered(*settings), "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["tlsConfig"] == {
+        "ca": {"secret": {"name": "metrics-tls", "key": "ca.crt"}},
+        "serverName": "finetune-operator-metrics.finetune-system.svc",
+    }

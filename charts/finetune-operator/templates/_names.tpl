@@ -80,6 +80,15 @@ annotations:
 {{- end }}
 {{- end -}}
 
+{{/* Port of the operator's metrics; that of the probes unless they are protected. */}}
+{{- define "finetune-operator.metricsPort" -}}
+{{- ternary 8444 8080 .Values.metrics.secure -}}
+{{- end -}}
+
+{{- define "finetune-operator.metricsPortName" -}}
+{{- ternary "metrics" "http" .Values.metrics.secure -}}
+{{- end -}}
+
 {{/* Fields of a monitor's endpoint that the values set. */}}
 {{- define "finetune-operator.scrape" -}}
 interval: {{ .Values.monitors.interval }}

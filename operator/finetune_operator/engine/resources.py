@@ -42,6 +42,9 @@ ENDPOINT_SLICE: Final = ResourceType("discovery.k8s.io/v1", "EndpointSlice", "en
 TOKEN_REVIEW: Final = ResourceType(
     "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
 )
+SUBJECT_ACCESS_REVIEW: Final = ResourceType(
+    "authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False
+)
 DEFINITION: Final = ResourceType(
     "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
 )
@@ -53,7 +56,7 @@ WORKLOAD: Final = ResourceType("kueue.x-k8s.io/v1beta2", "Workload", "workloads"
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
-    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, DEFINITION, HTTP_ROUTE,
+    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW, DEFINITION, HTTP_ROUTE,
     LOCAL_QUEUE, WORKLOAD,
 )  # fmt: skip
 

@@ -1,8 +1,6 @@
 """Authorize reports: from the token to the pod, its Job, and the run that controls the Job."""
 
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +11,7 @@ from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, TOKEN_REVIEW
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
-from finetune_operator.report.rate import Buckets, TokenBucket
+from finetune_operator.report.reviewedtokens import ReviewedTokens
 from finetune_trainer.contract.environment import REPORT_AUDIENCE
 
 POD_NAME: Final = "authentication.kubernetes.io/pod-name"
@@ -24,15 +22,6 @@ RUN_KINDS: Final = frozenset({"FineTuneJob", "Dataset", "Evaluation"})
 TRUSTED_SECONDS: Final = 300.0
 """Seconds for which the result of a token review is cached, if the token is accepted or denied."""
 DISTRUSTED_SECONDS: Final = 60.0
-MAX_REMEMBERED_TOKENS: Final = 10_000
-
-REVIEWS_PER_SECOND: Final = 20
-REVIEW_BURST: Final = 100
-"""Limit of token reviews for unknown tokens."""
-SOURCE_REVIEWS_PER_SECOND: Final = 1
-SOURCE_REVIEW_BURST: Final = 10
-"""Limit per address, so that a pod with random tokens does not use up the limit for all."""
-MAX_REMEMBERED_SOURCES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +39,8 @@ class ReportDenied(Exception):
     """The token does not authorize reports; the message gives the reason."""
 
 
-class TooManyReviews(Exception):
-    """The limit of reviews of unknown tokens is reached."""
-
-
 class Authorizer:
-    """Authorizes reports. Results are cached by the token's hash; the token itself is not stored.
+    """Authorizes reports.
 
     Args:
         cluster: client for token reviews, and for objects that the stores do not have yet.
@@ -71,10 +56,7 @@ class Authorizer:
     ) -> None:
         self._cluster = cluster
         self._stores = stores
-        self._clock = clock
-        self._answers: OrderedDict[bytes, tuple[float, Caller | ReportDenied]] = OrderedDict()
-        self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEW_BURST, clock)
-        self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED_SOURCES, clock)
+        self._reviewed = ReviewedTokens(self._review, _seconds, clock)
 
     async def caller(self, token: str, source: str) -> Caller:
         """The caller that the token identifies.
@@ -88,19 +70,7 @@ class Authorizer:
             TooManyReviews: the limit of reviews is reached; try again later.
             ApiError: the API server did not review the token.
         """
-        digest = hashlib.sha256(token.encode()).digest()
-        known = self._answers.get(digest)
-        if known is None or known[0] <= self._clock():
-            if not (self._sources.take(source) and self._reviews.take()):
-                raise TooManyReviews
-            answer = await self._review(token)
-            seconds = DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS
-            self._answers[digest] = (self._clock() + seconds, answer)
-            self._answers.move_to_end(digest)
-            while len(self._answers) > MAX_REMEMBERED_TOKENS:
-                self._answers.popitem(last=False)
-        else:
-            answer = known[1]
+        answer = await self._reviewed.result(token, source)
         if isinstance(answer, ReportDenied):
             raise answer
         return answer
@@ -150,3 +120,7 @@ class Authorizer:
             return False
         run = self._stores[owner["kind"]].get(namespace, owner["name"])
         return run is not None and run["metadata"]["uid"] == owner["uid"]
+
+
+def _seconds(answer: Caller | ReportDenied) -> float:
+    return DISTRUSTED_SECONDS if isinstance(answer, ReportDenied) else TRUSTED_SECONDS

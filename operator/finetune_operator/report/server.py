@@ -12,9 +12,10 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from finetune_operator.engine.errors import ApiError
-from finetune_operator.report.authorizer import Authorizer, Caller, ReportDenied, TooManyReviews
+from finetune_operator.report.authorizer import Authorizer, Caller, ReportDenied
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.rate import Buckets
+from finetune_operator.report.reviewedtokens import TooManyReviews
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.environment import REPORT_PATH
 from finetune_trainer.contract.progress import Report

@@ -1,4 +1,4 @@
-"""HTTP server of /healthz, /readyz and /metrics."""
+"""HTTP server of /healthz, /readyz and, unless they are protected, /metrics."""
 
 import logging
 from collections.abc import Callable
@@ -36,11 +36,13 @@ class ProbeServer:
         self._registry = registry
         self._runner: web.AppRunner | None = None
 
-    async def start(self, port: int) -> None:
+    async def start(self, port: int, *, metrics: bool) -> None:
+        """Listen; `metrics`: whether everybody may read the metrics here."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics)
+        if metrics:
+            app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, port=port).start()

@@ -34,6 +34,8 @@ from finetune_operator.runtime.definitions import Definitions
 from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.kopfwatch import KopfWatch
 from finetune_operator.runtime.leadership import Leadership
+from finetune_operator.runtime.metricsaccess import MetricsAccess
+from finetune_operator.runtime.metricsserver import MetricsServer, tls_context
 from finetune_operator.runtime.probes import ProbeServer
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
@@ -112,6 +114,9 @@ class Process:
         self._probes = ProbeServer(
             self._watches, self._metrics.registry, outdated=lambda: self._definitions.outdated
         )
+        # Not the client of the reconcilers: a standby may not write with it, and has metrics as well.
+        self._reviewer = KubernetesClient(configuration, ResourceTypes(), OPERATOR, self._metrics.requested)
+        self._metrics_server = MetricsServer(MetricsAccess(self._reviewer), self._metrics.registry)
         self._metrics.registry.register(
             ProcessStateCollector(
                 depth=lambda: self._queue.depth,
@@ -148,7 +153,13 @@ class Process:
         Raises:
             RuntimeError: an endless task ended; the process must be restarted.
         """
-        await self._probes.start(self._settings.http_port)
+        settings = self._settings
+        await self._probes.start(settings.http_port, metrics=not settings.metrics_port)
+        if settings.metrics_port:
+            context = tls_context(
+                settings.metrics_certificate, settings.metrics_service, settings.pod_namespace
+            )
+            await self._metrics_server.start(settings.metrics_port, context)
         # Create all before the first one runs, because each registers its watch at creation.
         listing: list[Sweeper | Reflector] = [*self._feed, *self._reflectors()]
         logger.info("listing all objects for the caches")
@@ -167,6 +178,8 @@ class Process:
             await self._feed.stop()
             await self._server.stop()
             await self._probes.stop()
+            await self._metrics_server.stop()
+            await self._reviewer.close()
             await self._lease.close()
             await self._cluster.close()
         if self._failure is not None:

@@ -95,8 +95,31 @@ class Settings(BaseModel):
         ),
     ] = "monitoring"
     http_port: Annotated[
-        int, Field(ge=1, le=65535, description="Port of /healthz, /readyz and /metrics.")
+        int,
+        Field(
+            ge=1,
+            le=65535,
+            description="Port of /healthz and /readyz, and of /metrics without metrics_port.",
+        ),
     ] = 8080
+    metrics_port: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65535,
+            description="HTTPS port of /metrics for tokens of users that may get that URL. 0: none.",
+        ),
+    ] = 0
+    metrics_service: Annotated[
+        str, Field(min_length=1, description="Service of /metrics, for its certificate.")
+    ] = "finetune-operator-metrics"
+    metrics_certificate: Annotated[
+        str,
+        Field(
+            description="Folder with tls.crt and tls.key for metrics_port. Empty: a new certificate that no"
+            " CA has signed."
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Min severity of logged records.")
     ] = "INFO"

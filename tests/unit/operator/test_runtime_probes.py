@@ -31,7 +31,7 @@ class Probed:
 @pytest.fixture
 async def probed() -> AsyncIterator[Probed]:
     made = Probed()
-    await made.server.start(made.port)
+    await made.server.start(made.port, metrics=True)
     yield made
     await made.server.stop()
 
@@ -99,7 +99,7 @@ async def test_metrics_are_prometheus_text(probed: Probed) -> None:
 @pytest.mark.parametrize(("lacking", "code"), [((), 200), (None, 503), (("datasets lacks x",), 503)])
 async def test_outdated_definitions_hold_up_the_readiness(lacking: tuple[str, ...] | None, code: int) -> None:
     probed = Probed(lambda: lacking)
-    await probed.server.start(probed.port)
+    await probed.server.start(probed.port, metrics=True)
     try:
         answer = await probed.get("/readyz")
     finally:
