@@ -34,10 +34,12 @@ test-times: ## The same, and the times of the suites into docs/testing.md
 ci-times: packages-environment .venv ## Both for .ci/run in a fresh clone with empty caches; CACHES=folder keeps them
 	@$(RUN) -m tools.suites.fresh $(if $(CACHES),--caches $(CACHES))
 
-test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster: two hours more
+test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster, half an hour of Flux: two hours more
 	$(PYTEST) tests/trainer -m full
 	$(PYTEST) tests/faults -m full --verbose
 	$(PYTEST) tests/e2e -m full
+	@$(RUN) -m tools.peers install flux
+	$(PYTEST) tests/peers/test_flux.py -m full
 
 test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster images) ## What needs programs of peers, such as vLLM; the results into docs/testing.md; CACHED=1, ARGS choose
 	@$(RUN) -m tools.peers test $(if $(CACHED),--cached) -- $(ARGS)

@@ -34,6 +34,8 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
         "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
         "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
         "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes",
+        "Kustomization": "/apis/kustomize.toolkit.fluxcd.io/v1/namespaces/{}/kustomizations",
+        "GitRepository": "/apis/source.toolkit.fluxcd.io/v1/namespaces/{}/gitrepositories",
         "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     }
     if kind == "ComputeProfile":

@@ -21,9 +21,9 @@ STATES: Final = {
 """By condition: the status in kstatus and the health in Argo CD of an object in this state."""
 
 
-def argo_health(objects: Iterable[Object]) -> list[tuple[str, str | None]]:
-    """Status and message of each object in Argo CD."""
-    return [(each["status"], each.get("message")) for each in _judge(ARGO_HEALTH, objects, CHECK)]
+def argo_health(objects: Iterable[Object], check: Path = CHECK) -> list[tuple[str, str]]:
+    """Status and message of each object in Argo CD with this check."""
+    return [(each["status"], each.get("message", "")) for each in _judge(ARGO_HEALTH, objects, check)]
 
 
 def kstatus(objects: Iterable[Object]) -> list[str]:

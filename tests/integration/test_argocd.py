@@ -89,7 +89,7 @@ def test_a_record_without_a_state_is_healthy() -> None:
     manifests = [of("DatasetVersion", 1, {"observedGeneration": 1, "conditions": [available]})]
     manifests.append(of("Checkpoint", 1, {"observedGeneration": 1}))
 
-    assert argo_health(manifests) == [("Healthy", None), ("Healthy", None)]
+    assert argo_health(manifests) == [("Healthy", ""), ("Healthy", "")]
     assert kstatus(manifests) == ["Current", "Current"]
 
 

@@ -32,6 +32,7 @@ NAVIGATION: Final = {
     "Reference": ("api", "conditions", "metrics"),
     "Operate": (
         "upgrading",
+        "gitops",
         "kueue",
         "failures",
         "troubleshooting",

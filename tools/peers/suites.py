@@ -8,7 +8,7 @@ from typing import Final
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import CRANE, HELM3, program
 from tools.docs import chromium
-from tools.peers import kueue, release, traefik, vllm, vllmimage
+from tools.peers import argocd, flux, kueue, release, traefik, vllm, vllmimage
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,20 @@ PEERS: Final = (
         release.install,
         release.is_installed,
         is_isolated=True,
+    ),
+    PeerSuite(
+        "flux",
+        f"Flux {flux.version()}",
+        ("tests/peers/test_flux.py",),
+        flux.install,
+        flux.is_installed,
+    ),
+    PeerSuite(
+        "argocd",
+        f"Argo CD {argocd.version()}, its files",
+        ("tests/peers/test_argocd.py",),
+        argocd.install,
+        argocd.is_installed,
     ),
     PeerSuite(
         "chromium",

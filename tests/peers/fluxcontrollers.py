@@ -1,0 +1,136 @@
+"""The real controllers of Flux as processes, and what they report about Kustomizations."""
+
+import itertools
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from tests.integration.api import Api, Object
+from tests.integration.manifests import condition
+from tests.waiting import eventually
+from tools.cluster import ControlPlane
+from tools.cluster.layout import LOOPBACK
+from tools.cluster.ports import free_port
+from tools.cluster.processes import WITH_PARENT
+from tools.peers import flux
+
+NAMESPACE: Final = "flux-system"
+START_SECONDS: Final = 60
+REQUESTED: Final = "reconcile.fluxcd.io/requestedAt"
+COMMON: Final = ("--events-addr=", "--metrics-addr=0", "--watch-all-namespaces=true")
+CANCELLED: Final = "--feature-gates=CancelHealthCheckOnNewRevision=true"
+NUMBERS: Final = itertools.count(1)
+
+
+@contextmanager
+def controllers(plane: ControlPlane, folder: Path) -> Iterator[None]:
+    """Run source-controller and kustomize-controller during the block."""
+    artifacts = folder / "artifacts"
+    artifacts.mkdir()
+    storage = f"{LOOPBACK}:{free_port()}"
+    options = {
+        "source-controller": (
+            f"--storage-path={artifacts}",
+            f"--storage-addr={storage}",
+            f"--storage-adv-addr={storage}",
+        ),
+        "kustomize-controller": ("--requeue-dependency=1s", CANCELLED),
+    }
+    with ExitStack() as stack:
+        for name in flux.CONTROLLERS:
+            stack.enter_context(_running(plane, name, options[name], folder))
+        yield
+
+
+@contextmanager
+def _running(plane: ControlPlane, name: str, options: tuple[str, ...], folder: Path) -> Iterator[None]:
+    health, log = f"{LOOPBACK}:{free_port()}", folder / f"{name}.log"
+    environment = {
+        "KUBECONFIG": str(plane.client(name)),
+        "RUNTIME_NAMESPACE": NAMESPACE,
+        "PATH": os.environ["PATH"],
+        "TMPDIR": str(folder),
+    }
+    command = [*WITH_PARENT, str(flux.program(name)), f"--health-addr={health}", *options, *COMMON]
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        eventually(f"{name} is healthy", lambda: _is_up(health), START_SECONDS, log.read_text)
+        yield
+        process.terminate()
+
+
+def _is_up(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/healthz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+class Flux:
+    """The Kustomizations of one repository."""
+
+    def __init__(self, api: Api, repository: str) -> None:
+        self._api = api
+        self._repository = repository
+
+    def get(self, name: str) -> Object:
+        """A Kustomization."""
+        found = self._api.get("Kustomization", NAMESPACE, name)
+        assert found is not None
+        return found
+
+    def ready(self, name: str) -> Object:
+        """The condition Ready of a Kustomization."""
+        return condition(self.get(name), "Ready")
+
+    def notify(self) -> None:
+        """Request that the repository is fetched, as a webhook does."""
+        self._request("GitRepository", self._repository)
+
+    def reconcile(self, *names: str, seconds: float = 60) -> None:
+        """Request a reconciliation of Kustomizations, and wait until it is done."""
+        for name, request in [(name, self._request("Kustomization", name)) for name in names]:
+            eventually(
+                f"{name} is reconciled",
+                partial(self._has_handled, name, request),
+                seconds,
+                partial(self.get, name),
+            )
+
+    def until_applied(self, name: str, commit: str, seconds: float = 60) -> None:
+        """Wait until a Kustomization has applied the commit and is Ready."""
+        eventually(
+            f"{name} is Ready at {commit}",
+            lambda: self._is_applied(name, commit) and self.ready(name).get("status") == "True",
+            seconds,
+            lambda: self.get(name)["status"],
+        )
+
+    def until_failed(self, name: str, seconds: float = 60) -> str:
+        """Wait until a health check of a Kustomization has failed, and return its message."""
+        eventually(
+            f"{name} has failed",
+            lambda: self.ready(name).get("reason") == "HealthCheckFailed",
+            seconds,
+            lambda: self.get(name)["status"],
+        )
+        return str(self.ready(name)["message"])
+
+    def _has_handled(self, name: str, request: str) -> bool:
+        return bool(self.get(name)["status"].get("lastHandledReconcileAt") == request)
+
+    def _is_applied(self, name: str, commit: str) -> bool:
+        return str(self.get(name).get("status", {}).get("lastAppliedRevision", "")).endswith(commit)
+
+    def _request(self, kind: str, name: str) -> str:
+        request = f"request {next(NUMBERS)}"
+        self._api.patch(kind, NAMESPACE, name, {"metadata": {"annotations": {REQUESTED: request}}})
+        return request
