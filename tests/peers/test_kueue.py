@@ -243,8 +243,6 @@ def test_a_missing_queue_is_a_condition_and_the_run_starts_when_it_is_created(
 def test_a_stopped_queue_is_a_condition_and_what_frees_resources_does_not_wait_in_it(
     scene: Scene, queue: None, control_plane: ControlPlane
 ) -> None:
-    """With a LocalQueue `default`, Kueue puts each Job without a queue into it, unless it knows the owner."""
-    create_queue(control_plane, name="default")
     stop(control_plane, "HoldAndDrain")
     try:
         scene.start("held", {}, deletionPolicy="Delete")
@@ -255,6 +253,24 @@ def test_a_stopped_queue_is_a_condition_and_what_frees_resources_does_not_wait_i
         assert scene.kubelet.started[-1] == "cleanup"
     finally:
         stop(control_plane, "None")
+
+
+def test_a_default_queue_takes_no_job_whose_owner_is_of_a_kind_that_kueue_knows(
+    scene: Scene, queue: None, control_plane: ControlPlane
+) -> None:
+    create_queue(control_plane, name="default")
+    stranger = {**urgent_job(), "metadata": {"name": "stranger", "namespace": NAMESPACE}}
+    try:
+        labels = scene.api.create(stranger)["metadata"]["labels"]
+        assert labels["kueue.x-k8s.io/queue-name"] == "default"
+        scene.start("known", {})
+        (job,) = eventually(
+            "preflight starts", lambda: jobs_of_stage(scene.api, NAMESPACE, "preflight"), WAIT_SECONDS
+        )
+        assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"]
+        assert not job["spec"].get("suspend")
+    finally:
+        scene.api.delete("Job", NAMESPACE, "stranger")
         control_plane.kubectl.run("delete", "localqueue", "default", f"--namespace={NAMESPACE}")
 
 
