@@ -15,9 +15,21 @@ class RetryStatus(Model):
 
     stage: Annotated[Stage, Field(description="Stage that failed.")]
     failures: Annotated[
-        int, Field(ge=1, description="Number of consecutive failures, including failed checks of the store.")
+        int,
+        Field(
+            ge=1,
+            description="Number of consecutive failures, including failed checks of the store; with gaveBack,"
+            " of times that devices were given back.",
+        ),
     ]
     last_failure_at: Annotated[datetime, Field(description="Time at which the last attempt ended.")]
+    gave_back: Annotated[
+        bool | None,
+        Field(
+            description="True if the stage did not fail: its pods, of which some had no device, gave the"
+            " devices of the others back to an older run."
+        ),
+    ] = None
     reading: Annotated[
         bool | None,
         Field(description="True if the stage succeeded and the failed attempts were to read its result."),

@@ -171,6 +171,7 @@ class EventReason(StrEnum):
     GATE_FAILED = "GateFailed"
     VETOED = "Vetoed"
     PROMOTED = "Promoted"
+    DEVICES_GIVEN_BACK = "DevicesGivenBack"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     RECORDS_DELETED = "RecordsDeleted"

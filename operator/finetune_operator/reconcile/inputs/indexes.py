@@ -30,13 +30,14 @@ BY_DIGEST: Final = "digest"
 BY_DATASET_OF: Final = "versions"
 """DatasetVersions by `version_owner` of the Dataset or run that made them."""
 BY_STATE: Final = "state"
-"""Objects by UNSETTLED, QUEUED or ROLLING."""
+"""Objects by UNSETTLED, QUEUED, ROLLING or PARTLY_SCHEDULED."""
 
 DEFAULT_PROFILE: Final = ""
 """Value for objects that use the default profile."""
 UNSETTLED: Final = "unsettled"
 QUEUED: Final = "queued"
 ROLLING: Final = "rolling"
+PARTLY_SCHEDULED: Final = "partly scheduled"
 
 
 def address(namespace: str, name: str) -> str:
@@ -180,6 +181,12 @@ def _endpoint_by_profile(endpoint: Manifest) -> Iterator[str]:
     yield _profile(_spec(endpoint))
 
 
+def _run_by_state(job: Manifest) -> Iterator[str]:
+    several = (_spec(job).get("compute") or {}).get("nodes", 1) > 1
+    if several and (ConditionType.RECONCILING, "True", Reason.UNSCHEDULABLE) in _conditions(job):
+        yield PARTLY_SCHEDULED
+
+
 def _endpoint_by_state(endpoint: Manifest) -> Iterator[str]:
     if is_rolling(endpoint):
         yield ROLLING
@@ -240,6 +247,7 @@ INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
         BY_LINE: _run_by_line,
         BY_PROFILE: _run_by_profile,
         BY_CONTENT: contents,
+        BY_STATE: _run_by_state,
     },
     "Dataset": {BY_STATE: _dataset_by_state},
     "DatasetVersion": {BY_DIGEST: _by_digest, BY_DATASET_OF: _by_dataset_of},

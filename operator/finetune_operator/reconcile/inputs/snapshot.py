@@ -94,6 +94,8 @@ class Snapshot:
     """Returns InferenceDeployments in the same way, because weights in a bucket have no namespace."""
     rolling_everywhere: Iterable[InferenceDeployment] = ()
     """InferenceDeployments of all namespaces with a starting revision, because profiles have no namespace."""
+    partly_scheduled_everywhere: Iterable[FineTuneJob] = ()
+    """FineTuneJobs of all namespaces with several pods of which no node can take one."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     calibrated_mfu: Callable[[str], float | None] = lambda _: None
     """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""

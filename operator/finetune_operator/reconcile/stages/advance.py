@@ -10,11 +10,17 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS
 from finetune_operator.reconcile.stages.collect import collect
+from finetune_operator.reconcile.stages.givingback import (
+    RECHECK_SECONDS,
+    give_back,
+    held_back,
+    is_partly_scheduled,
+)
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, running_orphans, until_ended
 from finetune_operator.reconcile.stages.request import Answer, StageFailed, StageRequest, StartNeeded
 from finetune_operator.reconcile.stages.retry import retry_stage
-from finetune_operator.reconcile.stages.running import under_way, until_settled
+from finetune_operator.reconcile.stages.running import recheck, under_way, until_settled
 from finetune_operator.reconcile.stages.start import add_peer_objects
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
@@ -34,6 +40,9 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
             name = orphans[0]["metadata"]["name"]
             message = f"waiting for pod {name} of a deleted {request.stage} Job to end"
             return until_ended(orphans, Reason.QUEUED, message, snapshot.now)
+        held = held_back(request, snapshot.now)
+        if held is not None:
+            return held
         created = "pods are" if request.peers is not None else "pod is"
         return StartNeeded("stage", Working(Reason.QUEUED, f"the {request.stage} {created} being created"))
     if is_foreign(job, request.expected, snapshot):
@@ -50,7 +59,10 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     if has_ended(job, "Failed"):
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
-    return under_way(job, pods, request, snapshot)
+    waiting = under_way(job, pods, request, snapshot)
+    if not is_partly_scheduled(job, pods):
+        return waiting
+    return give_back(draft, job, pods, request) or recheck(waiting, RECHECK_SECONDS)
 
 
 def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manifest]) -> Working | StageFailed:

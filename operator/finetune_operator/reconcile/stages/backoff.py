@@ -53,11 +53,17 @@ def count_failure(
     Args:
         reading: whether an attempt to read the stage's result failed. Such failures are counted separately.
     """
-    if before is None or (before.stage, before.reading) != (stage, reading):
+    if before is None or (before.stage, before.reading, before.gave_back) != (stage, reading, None):
         return RetryStatus(stage=stage, failures=1, last_failure_at=failed_at, reading=reading)
     if before.last_failure_at >= failed_at:
         return before
     return before.model_copy(update={"failures": before.failures + 1, "last_failure_at": failed_at})
+
+
+def count_give_back(before: RetryStatus | None, stage: Stage, now: datetime) -> RetryStatus:
+    """The times in a row that the stage gave its devices back, including the one at `now`."""
+    times = before.failures if before is not None and before.stage == stage and before.gave_back else 0
+    return RetryStatus(stage=stage, failures=times + 1, last_failure_at=now, gave_back=True)
 
 
 def due_at(status: RetryStatus, uid: str) -> datetime:

@@ -58,6 +58,12 @@ def waiting(trouble: Trouble) -> Working | Blocked:
     return Blocked(trouble.reason, trouble.message, trouble.recheck_after_seconds)
 
 
+def recheck(halt: Working | Blocked, seconds: float) -> Working | Blocked:
+    """The same end of a pass, with another one after at most these seconds."""
+    soonest = min(seconds, halt.requeue_after) if halt.requeue_after is not None else seconds
+    return replace(halt, requeue_after=soonest)
+
+
 def _between_pods(job: Manifest, pod: Manifest, request: StageRequest) -> Working | None:
     """A pod has ended and its Job has not: its failure is being counted, or the next pod follows.
 

@@ -1,0 +1,110 @@
+"""Runs of several pods that each hold a part of the devices that another one needs: the younger gives back.
+
+Without a queue that admits all pods of a Job together, two such runs would wait for each other forever.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.observe.peerpods import newest_per_index, nodes_of
+from finetune_operator.observe.podstarts import lacks_capacity
+from finetune_operator.observe.podstatus import condition, has_ended
+from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages import backoff
+from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.request import StageRequest
+from finetune_operator.reconcile.steps import Working
+from finetune_operator.status.reasons import EventReason, Reason
+
+GIVE_BACK_AFTER: Final = timedelta(seconds=60)
+"""How long a run waits for its remaining pods before it gives its devices back."""
+RECHECK_SECONDS: Final = 30.0
+"""Time between two passes over a run that waits for its remaining pods: another run may join it."""
+
+
+def is_partly_scheduled(job: Manifest, pods: list[Manifest]) -> bool:
+    """Whether some pods of the Job hold devices while no node has room for another one."""
+    if nodes_of(job) == 1 or QUEUE_LABEL in job["metadata"].get("labels", {}):
+        return False
+    current = [pod for pod in newest_per_index(pods) if not has_ended(pod)]
+    lacking = [pod for pod in current if _lacks_room(pod)]
+    return bool(lacking) and any("nodeName" in pod["spec"] for pod in current)
+
+
+def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | None:
+    """Delete the Job of a partly scheduled run while an older one waits in the same way.
+
+    The wait until the Job is created again grows each time. None: the run keeps what it has.
+    """
+    snapshot = draft.snapshot
+    since = max(filter(None, map(_unscheduled_since, pods)), default=snapshot.now)
+    if snapshot.now - since < GIVE_BACK_AFTER or not _is_younger(request.run, snapshot):
+        return None
+    draft.remove(job)
+    status = backoff.count_give_back(request.retry, request.stage, snapshot.now)
+    message = (
+        f"the {request.stage} pods gave their devices back: an older run of several pods waits for devices"
+        " too, and each held a part of what the other one needs"
+    )
+    draft.event(EventReason.DEVICES_GIVEN_BACK, message)
+    halt = Working(Reason.QUEUED, message)
+    return Retry(Reason.QUEUED, message, None, status, halt)
+
+
+def held_back(request: StageRequest, now: datetime) -> Working | None:
+    """Wait until the Job of a run that gave its devices back is created again."""
+    retry = request.retry
+    if retry is None or not retry.gave_back or retry.stage != request.stage:
+        return None
+    due = backoff.due_at(retry, request.run)
+    if now >= due:
+        return None
+    return Working(
+        Reason.QUEUED,
+        f"{request.stage} gave its devices back to an older run of several pods, and requests them again at"
+        f" {due:%H:%M:%S} UTC",
+        max(1.0, (due - now).total_seconds()),
+    )
+
+
+def _is_younger(uid: str, snapshot: Snapshot) -> bool:
+    """Whether an older run waits in the same way for the same kind of devices."""
+    waiting = list(snapshot.partly_scheduled_everywhere)
+    own = next((run for run in waiting if run.uid == uid), None)
+    if own is None:
+        return False
+    return any(_age(other) < _age(own) for other in _competing(own, waiting, snapshot))
+
+
+def _competing(own: FineTuneJob, waiting: Iterable[FineTuneJob], snapshot: Snapshot) -> Iterable[FineTuneJob]:
+    resource = _resource(own, snapshot)
+    return (each for each in waiting if each.uid != own.uid and _resource(each, snapshot) == resource)
+
+
+def _resource(run: FineTuneJob, snapshot: Snapshot) -> str | None:
+    profile = snapshot.profiles.get(run.status.resolved.profile or "")
+    return None if profile is None else profile.spec.devices.resource
+
+
+def _age(run: FineTuneJob) -> tuple[str, str]:
+    created = run.metadata.creation_timestamp
+    return ("" if created is None else created.isoformat(), run.uid)
+
+
+def _lacks_room(pod: Manifest) -> bool:
+    scheduled = condition(pod, "PodScheduled") or {}
+    is_refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    return is_refused and lacks_capacity(scheduled.get("message") or "")
+
+
+def _unscheduled_since(pod: Manifest) -> datetime | None:
+    if not _lacks_room(pod):
+        return None
+    at = (condition(pod, "PodScheduled") or {}).get("lastTransitionTime")
+    return parse_time(at or pod["metadata"]["creationTimestamp"])
