@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from typer.testing import CliRunner
 
 from tools.bench.page import END, PAGE
+from tools.bench.start.servingpage import ServingStart
 from tools.peers import vllm
 from tools.peers.serving import __main__ as command
 from tools.peers.serving import eitherway, streams
@@ -87,13 +88,17 @@ def test_steps_without_a_record_are_measured_and_what_an_endpoint_adds_has_a_lim
 
     monkeypatch.setattr(command, "STEPS", {"kept": None, "vllm": measure})
     kept = {"starts": {"built-in": {"warm": 4.0}}, "rollouts": {"Recreate": [30, 20, 22]}}
-    (tmp_path / "kept.json").write_text(json.dumps({**kept, **recorded("a Service", service)}))
+    start = ServingStart(bytes=2_500_000_000, readable_seconds=8, token_seconds=40)
+    copied, cached = ([asdict(replace(start, readable_seconds=each))] for each in (8, 2))
+    caches = {"cachestarts": {"vLLM": {"filled": 9, "copied": copied, "cached": cached}}}
+    (tmp_path / "kept.json").write_text(json.dumps({**kept, **caches, **recorded("a Service", service)}))
 
     done = CliRunner().invoke(command.app, ["--page"])
 
     assert (done.exit_code, measured) == (code, ["vllm"])
     rows = page.read_text().splitlines()
     assert {"| vLLM | 30.0 |  |", "| built-in |  | 4.0 |", "| Recreate | 3 | 22.0 | 30.0 |"} <= set(rows)
+    assert "| 1B, read in the cache | 2.5 | 9.0 | 2.00 | 4.0 | 40.0 |" in rows
     (row,) = (each for each in rows if each.startswith(f"| {command.MIDDLEWARE} |"))
     assert row.startswith(f"| {command.MIDDLEWARE} | 2 | {middleware:.3f} (")
     (row,) = (each for each in rows if each.startswith(f"| {command.MIDDLEWARE} and a Service |"))

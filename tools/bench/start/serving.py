@@ -71,7 +71,11 @@ class ServedNamespace:
         forget(self.weights)
         size = sum(path.stat().st_size for path in (self.root / "store").rglob("*.safetensors"))
         readable = seconds_of(self.fetch_config(in_cache=in_cache))
-        return ServingStart(size, readable, readable + seconds_to_first_token(self.serve_config))
+        return ServingStart(size, readable, readable + self.seconds_to_first_token())
+
+    def seconds_to_first_token(self) -> float:
+        """Time from the start of the engine, whose init container has ended, until its first token."""
+        return seconds_to_first_token(self.serve_config)
 
 
 @app.command()
@@ -100,7 +104,7 @@ def servingbench(
     except BenchError as error:
         print(f"servingbench: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    table = sheet(measured, filled)
+    table = sheet(measured, filled, "Transformers")
     console.print(table.to_terminal())
     if page:
         write(PAGE, table)

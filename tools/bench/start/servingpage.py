@@ -25,12 +25,15 @@ class ServingStart:
     """Time from the start of the init container until the first token."""
 
 
-def sheet(measured: Mapping[tuple[str, bool], Sequence[ServingStart]], filled: Mapping[str, float]) -> Sheet:
+def sheet(
+    measured: Mapping[tuple[str, bool], Sequence[ServingStart]], filled: Mapping[str, float], engine: str
+) -> Sheet:
     """One row per size and kind of start: medians over the rounds.
 
     Args:
         measured: the starts by size, and whether the model is in the cache.
         filled: seconds to fill the cache, by size.
+        engine: that of the pods.
     """
     rows = []
     for (size, in_cache), starts in measured.items():
@@ -47,7 +50,7 @@ def sheet(measured: Mapping[tuple[str, bool], Sequence[ServingStart]], filled: M
             )
         )
     return Sheet(
-        f"Start of a serving pod, engine Transformers, {len(next(iter(measured.values())))} rounds",
+        f"Start of a serving pod, engine {engine}, {len(next(iter(measured.values())))} rounds",
         (
             "",
             "weights, GB",

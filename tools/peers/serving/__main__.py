@@ -22,7 +22,7 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster import gatewayapi
 from tools.cluster.isolation import isolated
 from tools.peers import traefik, vllm, vllmimage
-from tools.peers.serving import rollouts, service
+from tools.peers.serving import cachestart, rollouts, service
 from tools.peers.serving.page import (
     STREAMS,
     Ratio,
@@ -47,7 +47,7 @@ TOKENS: Final = {1: 64, 8: 32, 32: 16}
 """Max tokens of an answer, by the number of streams."""
 ALONE: Final = "vLLM alone"
 SERVING_CLUSTER: Final = "serving"
-PARTS: Final = ("starts", "speeds", "compared", "rollouts")
+PARTS: Final = ("starts", "speeds", "compared", "rollouts", "cachestarts")
 Recorded = dict[str, Any]
 """Some of PARTS."""
 
@@ -125,6 +125,13 @@ def _rollouts(console: Console, _: int) -> Recorded:
     return {"rollouts": _on_cluster(console, rollouts.__name__, ROUNDS)}
 
 
+def _model_cache(console: Console, _: int) -> Recorded:
+    """Pods of vLLM with the model cache and without it."""
+    console.print("pods that copy their model, and pods that read it in the cache")
+    with _scratch() as folder:
+        return {"cachestarts": {"vLLM": cachestart.measure_starts(folder)}}
+
+
 def _on_cluster(console: Console, module: str, number: int) -> Any:
     """What a module prints that runs on a cluster of its own."""
     console.print("a cluster of its own")
@@ -140,6 +147,7 @@ STEPS: Final[Mapping[str, Callable[[Console, int], Recorded]]] = {
     "built-in": _built_in,
     "service": _service,
     "rollouts": _rollouts,
+    "model-cache": _model_cache,
 }
 """The steps; each takes about five minutes on two idle cores."""
 
@@ -171,6 +179,7 @@ def _sheets(found: Mapping[str, Recorded]) -> list[Sheet]:
         sheets.append(overhead_sheet(compared, _together(compared)))
     if merged["rollouts"]:
         sheets.append(rollouts_sheet(merged["rollouts"]))
+    sheets += map(cachestart.starts_sheet, merged["cachestarts"].values())
     return sheets
 
 
@@ -200,11 +209,18 @@ def _check(found: Mapping[str, Recorded]) -> None:
 
 @contextmanager
 def _folder() -> Iterator[ServersFolder]:
-    """A temporary folder with the model, on the disk of the cache, which has the model."""
+    """A temporary folder with the model."""
+    with _scratch() as path:
+        yield ServersFolder.made_in(path)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder on the disk of the cache, which has the models."""
     parent = cache_directory() / "bench"
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=parent) as name:
-        yield ServersFolder.made_in(Path(name))
+        yield Path(name)
 
 
 def _record(step: str) -> Path:

@@ -86,10 +86,16 @@ class ServersFolder:
 
     @classmethod
     def made_in(cls, path: Path) -> "ServersFolder":
-        (path / "keys").mkdir()
-        (path / "keys" / "bench").write_text(KEY)
+        """Copy the model to an empty folder."""
         shutil.copytree(gemma(), path / MODEL, copy_function=os.link)
         write_engine_files(path, path / MODEL, ())
+        return cls.fetched(path)
+
+    @classmethod
+    def fetched(cls, path: Path) -> "ServersFolder":
+        """Complete a folder in which an init container has ended."""
+        (path / "keys").mkdir()
+        (path / "keys" / "bench").write_text(KEY)
         folder = cls(path)
         shutil.copy(eitherway.__file__, folder.python_path)
         return folder
