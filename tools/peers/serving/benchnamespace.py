@@ -20,7 +20,7 @@ NAMESPACE: Final = "serving-bench"
 NAME: Final = "bench"
 """Of the ComputeProfile and the endpoint."""
 KIND: Final = "InferenceDeployment"
-READY_SECONDS: Final = 400
+READY_SECONDS: Final = 900
 CLAIM_SECONDS: Final = 60
 
 
@@ -72,9 +72,10 @@ class BenchNamespace:
         """Wait until the operator reports the present spec as ready.
 
         Raises:
-            BenchError: it did not become ready.
+            BenchError: it is not ready in time, or stalled.
         """
-        if not becomes_true(self._is_ready, READY_SECONDS):
+        becomes_true(lambda: self._reported() & {"Ready", "Stalled"} != set(), READY_SECONDS)
+        if "Ready" not in self._reported():
             status = (self.access.object(KIND, NAMESPACE, NAME) or {}).get("status")
             raise BenchError(f"the endpoint is not ready: {json.dumps(status)}")
 
@@ -83,15 +84,15 @@ class BenchNamespace:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
         self.access.kubectl("apply", "--server-side", "--filename=-", text=text)
 
-    def _is_ready(self) -> bool:
+    def _reported(self) -> set[str]:
+        """Conditions of the present spec that are true."""
         found = self.access.object(KIND, NAMESPACE, NAME) or {}
         conditions = found.get("status", {}).get("conditions", [])
-        return any(
-            each["type"] == "Ready"
-            and each["status"] == "True"
-            and each.get("observedGeneration") == found["metadata"]["generation"]
+        return {
+            each["type"]
             for each in conditions
-        )
+            if each["status"] == "True" and each.get("observedGeneration") == found["metadata"]["generation"]
+        }
 
     def _publish(self) -> str:
         """Publish the model as weights of the type Full in the folder of the claim. Returns the digest."""

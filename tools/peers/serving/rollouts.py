@@ -17,7 +17,10 @@ STRATEGIES: Final[dict[str, Object]] = {
     "RollingUpdate": {"type": "RollingUpdate"},
     "Recreate": {"type": "Recreate"},
     "BlueGreen, promoted when it is ready": {"type": "BlueGreen", "blueGreen": {"autoPromotionSeconds": 0}},
-    "Canary, one step of 50 % without a pause": {"type": "Canary", "canary": {"steps": [{"setWeight": 50}]}},
+    "Canary, one step without a pause": {
+        "type": "Canary",
+        "canary": {"steps": [{"setWeight": 50}], "allowCoarseWeights": True},
+    },
 }
 NONE: Final = dict.fromkeys(("blueGreen", "canary"))
 PROFILE: Final = {"engine": "Transformers", "resources": {"serve": {"cpu": "100m", "memory": "3Gi"}}}
