@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_operator.api.podresources import PodResources
+from finetune_operator.api.podtemplate import PodStage
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 
@@ -64,6 +65,11 @@ class StageRow:
     @property
     def uses_devices(self) -> bool:
         return self.devices != "none"
+
+    @property
+    def pods(self) -> PodStage:
+        """Name in a profile's `podTemplates` that applies to its pods."""
+        return self.queue if self.uses_devices else "prepare"
 
     def devices_of(self, requested: int, *, one_holds_model: bool = True) -> int:
         """Devices per pod in a run that requests this many."""

@@ -33,6 +33,7 @@ NAVIGATION: Final = {
     "Operate": (
         "upgrading",
         "gitops",
+        "profiles",
         "kueue",
         "failures",
         "troubleshooting",

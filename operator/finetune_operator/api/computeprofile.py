@@ -1,11 +1,13 @@
 """ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue
+from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue, NodeLimit
+from finetune_operator.api.endpointaccess import LabelSelector
+from finetune_operator.api.images import Images
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
@@ -19,9 +21,12 @@ from finetune_operator.api.meta import (
 )
 from finetune_operator.api.modelcache import ModelCache
 from finetune_operator.api.podresources import Quantity, StageResources
+from finetune_operator.api.podsecurity import PodUser
+from finetune_operator.api.podtemplate import PodTemplate
 from finetune_operator.api.queueing import PerWorkload, Queueing
 from finetune_operator.api.serving import EngineArgumentName
 from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.toleration import Toleration
 from finetune_trainer.contract.serving import EngineName
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
@@ -30,69 +35,10 @@ DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 BUILT_IN: Final = "Transformers"
 """Engine that is part of the trainer image."""
 
+NAMESPACE_PLACEHOLDER: Final = "{namespace}"
+"""Text in `store.uri` that stands for the namespace of the object that uses the store."""
+
 CURRENCY: Final = r"^[A-Z]{3}$"
-
-ImageName = Annotated[str, Field(min_length=1, max_length=512)]
-
-
-class Toleration(Model):
-    """Toleration of pods that use devices, in the form of v1.Toleration."""
-
-    # Otherwise the API server would refuse every pod with such a toleration.
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "has(self.key) || self.operator == 'Exists'",
-            "a toleration without a key needs operator: Exists; for operator: Equal add the key",
-        ),
-        CELRule(
-            "!has(self.value) || self.operator == 'Equal'",
-            "a toleration with operator: Exists must not have a value: remove value or choose operator:"
-            " Equal",
-            "value",
-        ),
-        CELRule(
-            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
-            "tolerationSeconds needs effect: NoExecute; remove it for other effects",
-            "tolerationSeconds",
-        ),
-    )
-
-    key: Annotated[
-        str | None,
-        Field(max_length=253, description="Key of the taint. Absent: all taints, with operator Exists."),
-    ] = None
-    operator: Annotated[
-        Literal["Exists", "Equal"],
-        Field(description="Exists: the taint may have any value. Equal: the taint must have `value`."),
-    ] = "Equal"
-    value: Annotated[LabelValue | None, Field(description="Value of the taint, with operator Equal.")] = None
-    effect: Annotated[
-        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
-        Field(description="Effect of the taint. Absent: all effects."),
-    ] = None
-    toleration_seconds: Annotated[
-        int | None,
-        Field(
-            description="Seconds that a running pod stays on the node, with effect NoExecute. Absent: no"
-            " limit."
-        ),
-    ] = None
-
-
-class Images(Model):
-    """Images that replace the operator's defaults."""
-
-    trainer: Annotated[
-        ImageName | None,
-        Field(description="Image of the pods of runs and endpoints. Default: the operator's trainer image."),
-    ] = None
-    engine: Annotated[
-        ImageName | None,
-        Field(
-            description="Image of the engine VLLM, for example of vllm/vllm-openai by digest. Required for"
-            " engine: VLLM; no effect otherwise."
-        ),
-    ] = None
 
 
 class ComputeProfileSpec(Model):
@@ -112,9 +58,17 @@ class ComputeProfileSpec(Model):
             " accelerator's resource",
             "device",
         ),
+        CELRule(
+            f"!has(self.store) || !self.store.uri.replace('{NAMESPACE_PLACEHOLDER}', '').matches(r'[{{}}]')",
+            f"of text in braces, store.uri may only have {NAMESPACE_PLACEHOLDER}, the namespace of the run",
+            "store.uri",
+        ),
     )
 
     devices: Devices = Devices()
+    nodes: Annotated[
+        NodeLimit | None, Field(description="Limits of runs with several pods. Default: none.")
+    ] = None
     device: Annotated[
         DeviceFacts | None,
         Field(
@@ -131,6 +85,23 @@ class ComputeProfileSpec(Model):
     ] = ()
     runtime_class_name: Annotated[
         Name | None, Field(description="RuntimeClass of pods with devices. Default: none.")
+    ] = None
+    pod_templates: Annotated[
+        tuple[PodTemplate, ...],
+        Field(
+            max_length=8,
+            description="Additions to the pods of runs and endpoints, each for some stages or for all."
+            " If two set the same label, variable or field, the later one applies. Pods that exist stay"
+            " unchanged: an edit applies to new Jobs and to the next revision of an endpoint.",
+        ),
+    ] = ()
+    security_context: Annotated[
+        PodUser | None,
+        Field(
+            description="User and groups of all pods of runs and endpoints, in place of 65532, the uid, gid"
+            " and fsGroup that the operator sets. {}: the operator sets none; OpenShift requires this, and"
+            " its security context constraints choose them per namespace. Pods never run as root."
+        ),
     ] = None
     queues: Annotated[
         PerWorkload | None,
@@ -179,7 +150,8 @@ class ComputeProfileSpec(Model):
         StoreReference | None,
         Field(
             description="Default store of runs with this profile, and of Datasets if it is the default"
-            " profile."
+            " profile. {namespace} in the uri stands for the namespace of the object, so that each namespace"
+            " has a folder of its own, as in s3://artifacts/{namespace}."
         ),
     ] = None
     model_cache: Annotated[
@@ -220,8 +192,19 @@ class ComputeProfileSpec(Model):
     ] = None
     allowed_namespaces: Annotated[
         tuple[Name, ...],
-        Field(max_length=256, description="Namespaces that may use the profile. Empty: all namespaces."),
+        Field(
+            max_length=256,
+            description="Namespaces that may use the profile, in addition to those of namespaceSelector."
+            " Empty: all namespaces, if there is no namespaceSelector.",
+        ),
     ] = ()
+    namespace_selector: Annotated[
+        LabelSelector | None,
+        Field(
+            description="Labels of namespaces that may use the profile. A change of a namespace's labels"
+            " takes effect within a minute. Default: allowedNamespaces decides."
+        ),
+    ] = None
     allow_custom_code: Annotated[
         bool | None,
         Field(

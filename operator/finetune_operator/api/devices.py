@@ -52,6 +52,14 @@ class Devices(Model):
     max: Annotated[int, Field(ge=1, le=64, description="Max number of devices per pod.")] = 8
 
 
+class NodeLimit(Model):
+    """Limit of the pods of one run."""
+
+    max: Annotated[
+        int, Field(ge=1, le=64, description="Max number of pods that train one run together (compute.nodes).")
+    ]
+
+
 class DeviceFacts(Model):
     """Properties of one device, for predictions. With the product of a known card, the rest may be absent."""
 

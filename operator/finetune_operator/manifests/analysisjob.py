@@ -165,15 +165,14 @@ def build_analysis_job(
 ) -> Manifest:
     """The Job. Its pod has no label that a Service of the endpoint selects, so it gets no requests.
 
-    It has no profile, because it uses no devices and must not wait in a queue for them. Only with probes does
-    it mount the store, read-only, and the API keys.
+    Only with probes does it mount the store, read-only, and the API keys.
     """
     store = parse_store(revision.store) if config.probe is not None else None
     secret = revision.store_credentials if config.probe is not None else None
     placement = Placement(
         image=image.name,
         image_pull_policy=image.pull_policy,
-        profile=None,
+        profile=revision.profile,
         storage=Storage(store=store),
         credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
     )

@@ -18,11 +18,13 @@ from finetune_operator.manifests.labels import (
     DEVICES,
     NONCE,
     PROFILE,
+    RUN,
     STAGE,
     child_labels,
     short_hash,
     store_annotations,
 )
+from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.podtemplate import (
     CONTAINER,
     CredentialsMount,
@@ -164,6 +166,25 @@ def build_stage_job(
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
     queueing = queueing_of_stage(stage, profile, placement.chosen)
+    template: Manifest = {
+        "metadata": {"labels": labels},
+        "spec": {
+            **build_stage_pod(
+                stage,
+                config,
+                image=placement.image,
+                image_pull_policy=placement.image_pull_policy,
+                profile=profile,
+                devices=placement.devices,
+                storage=placement.storage,
+                credentials=placement.credentials,
+                peer_key=placement.peer_key,
+                prediction=placement.prediction,
+            ),
+            **({"subdomain": placement.service} if placement.service else {}),
+            **_never_ready(owner),
+        },
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -182,25 +203,7 @@ def build_stage_job(
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    **build_stage_pod(
-                        stage,
-                        config,
-                        image=placement.image,
-                        image_pull_policy=placement.image_pull_policy,
-                        profile=profile,
-                        devices=placement.devices,
-                        storage=placement.storage,
-                        credentials=placement.credentials,
-                        peer_key=placement.peer_key,
-                        prediction=placement.prediction,
-                    ),
-                    **({"subdomain": placement.service} if placement.service else {}),
-                    **_never_ready(owner),
-                },
-            },
+            "template": shaped(template, profile, STAGES[stage].pods, {RUN: owner.uid, STAGE: stage}),
         },
     }
 

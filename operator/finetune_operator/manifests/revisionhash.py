@@ -3,12 +3,13 @@
 from datetime import UTC
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec, Toleration
+from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.devices import Devices
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.api.serving import Serving
+from finetune_operator.api.toleration import Toleration
 
 ALWAYS: Final[dict[type[Model], frozenset[str]]] = {
     ComputeProfileSpec: frozenset(

@@ -26,6 +26,7 @@ from finetune_operator.manifests.modelcache import (
     whole_model,
 )
 from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.podsizing import serving_shared_memory
 from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revision import Revision, api_keys_secret
@@ -117,10 +118,15 @@ def build_deployment(
         "revisionHistoryLimit": 0,
         "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {
-            "metadata": {"labels": labels | queueing},
-            "spec": _pod(endpoint, revision, image, image_pull_policy),
-        },
+        "template": shaped(
+            {
+                "metadata": {"labels": labels | queueing},
+                "spec": _pod(endpoint, revision, image, image_pull_policy),
+            },
+            revision.profile,
+            "serve",
+            {RUN: endpoint.uid, REVISION: revision.name},
+        ),
     }
     return {
         "apiVersion": "apps/v1",

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -33,6 +33,8 @@ from finetune_operator.status.reasons import EventReason, Reason
 
 logger = logging.getLogger(__name__)
 
+NAMESPACE_FRESH_SECONDS: Final = 15.0
+"""Seconds for which the labels of a namespace are reused, so that many runs share one request."""
 KNOWN_SECONDS: Final = 5.0
 """Seconds for which a service account counts as existing after it was created. A burst of runs then does not
 request it repeatedly, and a namespace takes longer to be deleted and created again."""
@@ -72,6 +74,7 @@ class Controller:
         self._facts = facts
         self._clock = clock
         self._service_accounts: dict[str, dict[str, float]] = {}
+        self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Execute one pass for the object.
@@ -172,9 +175,23 @@ class Controller:
             if snapshot.is_namespace_terminating:
                 # Nothing can be created in it, and the operator's rights in it may be gone already.
                 return snapshot
+        snapshot = replace(snapshot, namespace_labels=await self._namespace_labels(namespace))
         needed = await self._lookups.get_all(namespace, RECONCILERS[resource.kind].needs(resource, snapshot))
         self._lookups.note(Key(resource.kind, namespace, resource.name), needed)
         return replace(snapshot, looked_up={**looked_up, **needed})
+
+    async def _namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        """Labels of the namespace; empty if no profile selects namespaces by labels."""
+        selects = any(profile.spec.namespace_selector for profile in self._reader.computeprofiles())
+        if not selects or not namespace:
+            return {}
+        now = self._clock()
+        read_at, labels = self._namespaces.get(namespace, (-NAMESPACE_FRESH_SECONDS, {}))
+        if now - read_at >= NAMESPACE_FRESH_SECONDS:
+            found = await self._lookups.get(NAMESPACE, "", namespace)
+            labels = {} if found is None else found["metadata"].get("labels", {})
+            self._namespaces[namespace] = (now, labels)
+        return labels
 
     async def _is_terminating(self, namespace: str) -> bool:
         return is_terminating(await self._lookups.get(NAMESPACE, "", namespace))

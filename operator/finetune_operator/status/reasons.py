@@ -77,6 +77,7 @@ class Reason(StrEnum):
     UNKNOWN_VALUES = "UnknownValues"
     DEFAULT_PROFILE_CONFLICT = "DefaultProfileConflict"
     TOO_MANY_DEVICES = "TooManyDevices"
+    TOO_MANY_NODES = "TooManyNodes"
     STORE_MISSING = "StoreMissing"
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"

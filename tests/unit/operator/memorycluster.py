@@ -139,6 +139,8 @@ class MemoryCluster:
             service_accounts=frozenset(self.of("ServiceAccount")),
             progress=self.progress,
         )
+        labels = self.of("Namespace").get(NAMESPACE, {}).get("metadata", {}).get("labels", {})
+        snapshot = replace(snapshot, namespace_labels=labels)
         return resource, replace(snapshot, looked_up=self._looked_up(resource, snapshot))
 
     def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:

@@ -75,6 +75,14 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         lambda c: c.change("ComputeProfile", "cpu", allowedNamespaces=["research", "team"]),
     ),
     (
+        "more pods than the profile allows",
+        with_claims(profile(nodes={"max": 2})),
+        {"compute": {"nodes": 4}},
+        "TooManyNodes",
+        "spec.compute.nodes is 4, but ComputeProfile cpu allows 2: request fewer, or ask the platform team",
+        lambda c: c.change("ComputeProfile", "cpu", nodes={"max": 4}),
+    ),
+    (
         "the profile's trainer speaks another contract",
         with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},

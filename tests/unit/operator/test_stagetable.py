@@ -7,6 +7,7 @@ import pytest
 from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import StageResources
+from finetune_operator.api.podtemplate import PodStage
 from finetune_operator.api.queueing import PerStage, PerWorkload
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.stagetable import STAGES, Queue
@@ -32,6 +33,10 @@ def test_a_profile_has_a_queue_for_each_that_stages_use() -> None:
     assert {row.queue for row in STAGES.values()} == set(get_args(Queue))
     assert set(get_args(Queue)) <= set(PerStage.model_fields)
     assert set(PerStage.model_fields) <= set(PerWorkload.model_fields)
+
+
+def test_a_profile_has_pod_templates_for_the_stages_that_pods_have() -> None:
+    assert {row.pods for row in STAGES.values()} | {"serve"} == set(get_args(PodStage))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
     if is_idle or is_stage_running(snapshot):
         return NOTHING
     profile = profile_of(dataset, snapshot)
-    store = None if isinstance(profile, Blocked) else profiles.resolve_store(dataset.spec.store, profile)
+    store: StoreReference | Blocked | None = None
+    if not isinstance(profile, Blocked):
+        store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     store_uri = store.uri if isinstance(store, StoreReference) else None
     claims = storage.claims_of(store_uri, dataset.spec.source.uri)
     return queues.merged(claims, queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE)))

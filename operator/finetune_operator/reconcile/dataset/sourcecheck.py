@@ -169,7 +169,7 @@ def _build(
     profile = profile_of(dataset, snapshot)
     if isinstance(profile, Blocked):
         return profile
-    store = profiles.resolve_store(dataset.spec.store, profile)
+    store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     if isinstance(store, Blocked):
         return store
     source = dataset.spec.source

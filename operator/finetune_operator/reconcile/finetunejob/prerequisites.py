@@ -87,6 +87,7 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     if isinstance(profile, Blocked):
         return profile
     too_many = profiles.check_devices(profile, job.spec.compute.devices, "spec.compute.devices")
+    too_many = too_many or profiles.check_nodes(profile, job.spec.compute.nodes, "spec.compute.nodes")
     refused = too_many or queues.check_choice(profile, job.spec.compute)
     if refused is not None:
         return refused
@@ -151,7 +152,7 @@ def _evaluate_profile(
 
 def _store(job: FineTuneJob, profile: ComputeProfile) -> StoreReference | Blocked:
     """The store. Once it is resolved, a profile that changes its store does not move the run."""
-    store = profiles.resolve_store(job.spec.store, profile)
+    store = profiles.resolve_store(job.spec.store, profile, job.namespace)
     kept, secret = job.status.resolved.store, job.status.resolved.store_credentials
     if kept is None or (isinstance(store, StoreReference) and store.uri == kept):
         return store

@@ -45,7 +45,9 @@ JOB_UID: Final = "kueue.x-k8s.io/job-uid"
 NOTHING: Final[Needs] = MappingProxyType({})
 
 UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
-UNREAD_IN_PODS: Final = frozenset({"securityContext", "tolerations", "volumes"})
+UNREAD_IN_PODS: Final = frozenset(
+    {"affinity", "imagePullSecrets", "securityContext", "tolerations", "topologySpreadConstraints", "volumes"}
+)
 UNREAD_IN_CONTAINERS: Final = frozenset({"args", "command", "env", "securityContext", "volumeMounts"})
 
 

@@ -71,6 +71,8 @@ class Snapshot:
     """
     looked_up: LookedUp = field(default_factory=dict)
     """By type and name, the objects that the kind's `needs` named; None if an object does not exist."""
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the object's namespace, at most 15 seconds old; empty if no profile selects namespaces."""
     service_accounts: frozenset[str] = frozenset()
     finetunejobs: Mapping[str, FineTuneJob] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)

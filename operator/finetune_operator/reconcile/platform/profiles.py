@@ -2,7 +2,12 @@
 
 from typing import Final
 
-from finetune_operator.api.computeprofile import BUILT_IN, DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.computeprofile import (
+    BUILT_IN,
+    DEFAULT_PROFILE_LABEL,
+    NAMESPACE_PLACEHOLDER,
+    ComputeProfile,
+)
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.engines.vllm import argument_problems
@@ -12,18 +17,23 @@ from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
 
 MAX_NAMES_IN_MESSAGE: Final = 8
+LABELS_RECHECK_SECONDS: Final = 20.0
 
 
 def _names(snapshot: Snapshot, namespace: str) -> str:
-    usable = sorted(name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace))
+    usable = sorted(
+        name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace, snapshot)
+    )
     shown = ", ".join(usable[:MAX_NAMES_IN_MESSAGE])
     return f"; profiles for this namespace: {shown}" if shown else "; no profile exists for this namespace"
 
 
-def is_allowed(profile: ComputeProfile, namespace: str) -> bool:
-    """Whether objects of this namespace are allowed to use the profile."""
-    allowed = profile.spec.allowed_namespaces
-    return not allowed or namespace in allowed
+def is_allowed(profile: ComputeProfile, namespace: str, snapshot: Snapshot) -> bool:
+    """Whether objects of this namespace, that of the pass, are allowed to use the profile."""
+    allowed, selector = profile.spec.allowed_namespaces, profile.spec.namespace_selector
+    if selector is None:
+        return not allowed or namespace in allowed
+    return namespace in allowed or selector.match_labels.items() <= snapshot.namespace_labels.items()
 
 
 def resolve_profile(
@@ -56,11 +66,19 @@ def resolve_profile(
             f"ComputeProfile {name} of {field} does not exist: create it, or name another"
             f"{_names(snapshot, namespace)}",
         )
-    if not is_allowed(profile, namespace):
+    if not is_allowed(profile, namespace, snapshot):
+        by_labels = profile.spec.namespace_selector is not None
+        how = (
+            "to give the namespace the labels of the profile's spec.namespaceSelector"
+            if by_labels
+            else "to add it to the profile's spec.allowedNamespaces"
+        )
         return Blocked(
             Reason.PROFILE_NOT_ALLOWED,
-            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team to add"
-            f" it to the profile's spec.allowedNamespaces, or name another{_names(snapshot, namespace)}",
+            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team {how},"
+            f" or name another{_names(snapshot, namespace)}",
+            # Namespaces are not watched.
+            requeue_after=LABELS_RECHECK_SECONDS if by_labels else None,
         )
     return profile
 
@@ -120,8 +138,22 @@ def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked 
     )
 
 
-def resolve_store(own: StoreReference | None, profile: ComputeProfile | None) -> StoreReference | Blocked:
-    """The object's own store, or else the store of its profile."""
+def check_nodes(profile: ComputeProfile, nodes: int, field: str) -> Blocked | None:
+    """Whether a run may have this number of pods."""
+    limit = profile.spec.nodes
+    if limit is None or nodes <= limit.max:
+        return None
+    return Blocked(
+        Reason.TOO_MANY_NODES,
+        f"{field} is {nodes}, but ComputeProfile {profile.name} allows {limit.max}: request fewer, or ask the"
+        " platform team to raise the profile's spec.nodes.max",
+    )
+
+
+def resolve_store(
+    own: StoreReference | None, profile: ComputeProfile | None, namespace: str
+) -> StoreReference | Blocked:
+    """The store of an object of this namespace: its own, or else that of its profile."""
     if own is not None:
         return own
     if profile is None:
@@ -137,4 +169,4 @@ def resolve_store(own: StoreReference | None, profile: ComputeProfile | None) ->
             f"no store: set spec.store.uri, for example pvc://artifacts, or spec.store of ComputeProfile"
             f" {profile.name}",
         )
-    return store
+    return store.model_copy(update={"uri": store.uri.replace(NAMESPACE_PLACEHOLDER, namespace)})

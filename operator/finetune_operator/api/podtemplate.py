@@ -1,0 +1,255 @@
+"""What a platform team adds to the pods of runs and endpoints.
+
+A typed part of v1.PodTemplateSpec: what could weaken the pods' security, or change what the operator relies
+on, has no field.
+"""
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.affinity import Affinity
+from finetune_operator.api.cel import is_none_of
+from finetune_operator.api.devices import LabelValue
+from finetune_operator.api.endpointaccess import LABEL_KEY, LabelSelector, TopologySpread
+from finetune_operator.api.meta import GROUP, CELRule, Model, Name, SecretReference, pattern_advice
+from finetune_operator.api.podresources import Quantity
+from finetune_operator.api.toleration import Toleration
+
+PodStage = Literal["prepare", "train", "evaluate", "serve"]
+"""Stages by their pods: `prepare` are all without devices."""
+
+RESERVED_VARIABLES: Final = (
+    "HOME",
+    "USER",
+    "PYTHONPATH",
+    "LD_PRELOAD",
+    "HF_HUB_OFFLINE",
+    "DO_NOT_TRACK",
+    "VLLM_NO_USAGE_STATS",
+    "JOB_COMPLETION_INDEX",
+    "LOCAL_RANK",
+    "MASTER_PORT",
+)
+"""Environment variables that the operator, Kubernetes or the trainer sets, apart from FINETUNE_*."""
+RESERVED_PREFIXES: Final = (f"{GROUP}/", "batch.kubernetes.io/")
+"""Begin of the names of labels and annotations by which the operator and Kubernetes identify pods."""
+RESERVED_LABELS: Final = (
+    "app.kubernetes.io/managed-by",
+    "controller-uid",
+    "job-name",
+    "pod-template-hash",
+    "kueue.x-k8s.io/queue-name",
+    "kueue.x-k8s.io/priority-class",
+)
+SECURITY_ANNOTATIONS: Final = (
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+)
+"""Begin of the names of annotations that replace the security settings of a pod."""
+RESOURCE: Final = r"^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$"
+VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _begins_with_none_of(prefixes: tuple[str, ...]) -> str:
+    """CEL expression: the variable `key` begins with none of these texts."""
+    return "!(" + " || ".join(f"key.startsWith('{prefix}')" for prefix in prefixes) + ")"
+
+
+class EnvironmentVariable(Model):
+    """Environment variable with a value, as in v1.EnvVar."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            f"!self.name.startsWith('FINETUNE_') && {is_none_of('self.name', RESERVED_VARIABLES)}",
+            f"FINETUNE_* and {', '.join(RESERVED_VARIABLES)} are set by the operator: remove the variable",
+            "name",
+        ),
+    )
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=128,
+            pattern=VARIABLE,
+            json_schema_extra=pattern_advice(
+                VARIABLE, "a variable may only have letters, digits and '_', for example NCCL_IB_HCA"
+            ),
+            description="Name of the variable.",
+        ),
+    ]
+    value: Annotated[str, Field(max_length=2048, description="Value of the variable.")] = ""
+
+
+class PodResourceClaim(Model):
+    """Claim of dynamic resource allocation, as in v1.PodResourceClaim, for the main container."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+            "a claim needs either resourceClaimTemplateName, for a claim per pod, or resourceClaimName",
+        ),
+    )
+
+    name: Annotated[Name, Field(description="Name of the claim in the pod.")]
+    resource_claim_template_name: Annotated[
+        Name | None,
+        Field(description="ResourceClaimTemplate in the namespace of the pod: each pod gets its own claim."),
+    ] = None
+    resource_claim_name: Annotated[
+        Name | None, Field(description="ResourceClaim in the namespace of the pod, which all pods share.")
+    ] = None
+    request: Annotated[
+        Name | None, Field(description="Request of the claim. Default: all of its requests.")
+    ] = None
+
+
+class PodTopologySpread(TopologySpread):
+    """Spread of pods over nodes, zones or other groups of nodes, as in v1.TopologySpreadConstraint."""
+
+    label_selector: Annotated[
+        LabelSelector | None,
+        Field(
+            description="Labels of the pods to spread. Default: the pods of the same stage of the same run,"
+            " or of the same revision of the endpoint."
+        ),
+    ] = None
+
+
+class PodTemplate(Model):
+    """Additions to pods, as fields of v1.PodTemplateSpec and v1.Container."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            f"self.labels.all(key, key.matches(r'{LABEL_KEY}'))",
+            "a key of labels must be a label name, for example example.com/team",
+            "labels",
+        ),
+        CELRule(
+            f"self.labels.all(key, {_begins_with_none_of(RESERVED_PREFIXES)}"
+            f" && {is_none_of('key', RESERVED_LABELS)})",
+            f"labels {', '.join(f'{prefix}*' for prefix in RESERVED_PREFIXES)} and"
+            f" {', '.join(RESERVED_LABELS)} are set by the operator or Kubernetes: remove them; for Kueue set"
+            " spec.queues",
+            "labels",
+        ),
+        CELRule(
+            f"self.annotations.all(key, key.matches(r'{LABEL_KEY}'))",
+            "a key of annotations must be a name such as k8s.v1.cni.cncf.io/networks",
+            "annotations",
+        ),
+        CELRule(
+            f"self.annotations.all(key, {_begins_with_none_of((*RESERVED_PREFIXES, *SECURITY_ANNOTATIONS))})",
+            "annotations of finetune.dev, batch.kubernetes.io, seccomp and AppArmor cannot be set here:"
+            " remove them",
+            "annotations",
+        ),
+        CELRule(
+            f"self.nodeSelector.all(key, key.matches(r'{LABEL_KEY}'))",
+            "a key of nodeSelector must be a label name, for example kubernetes.io/arch:"
+            " see kubectl get nodes --show-labels",
+            "nodeSelector",
+        ),
+        CELRule(
+            f"self.extendedResources.all(key, key.matches(r'{RESOURCE}') && !key.contains('kubernetes.io/'))",
+            "a key of extendedResources must be an extended resource with its domain, for example rdma/hca",
+            "extendedResources",
+        ),
+    )
+
+    stages: Annotated[
+        tuple[PodStage, ...],
+        Field(
+            max_length=4,
+            description="Stages whose pods get the additions. prepare: prepare, preflight and all other pods"
+            " without devices. serve: the pods of endpoints. Empty: all pods.",
+        ),
+    ] = ()
+    labels: Annotated[
+        dict[str, LabelValue],
+        Field(max_length=16, description='Labels, such as sidecar.istio.io/inject: "false".'),
+    ] = Field(default={})
+    annotations: Annotated[
+        dict[str, Annotated[str, Field(max_length=2048)]],
+        Field(max_length=16, description="Annotations, such as k8s.v1.cni.cncf.io/networks."),
+    ] = Field(default={})
+    env: Annotated[
+        tuple[EnvironmentVariable, ...],
+        Field(
+            max_length=32,
+            json_schema_extra={"x-list-map-keys": ["name"]},
+            description="Environment variables of all containers, such as NCCL_IB_HCA. They are readable by"
+            " anyone who can read pods, so they must not be secret.",
+        ),
+    ] = ()
+    node_selector: Annotated[
+        dict[str, LabelValue],
+        Field(
+            max_length=16,
+            description="Node labels that the pods require, in addition to spec.nodeSelector for pods with"
+            " devices.",
+        ),
+    ] = Field(default={})
+    tolerations: Annotated[
+        tuple[Toleration, ...],
+        Field(
+            max_length=16,
+            description="Tolerations, in addition to spec.tolerations for pods with devices.",
+        ),
+    ] = ()
+    runtime_class_name: Annotated[
+        Name | None,
+        Field(description="RuntimeClass. Default: spec.runtimeClassName for pods with devices, else none."),
+    ] = None
+    scheduler_name: Annotated[
+        str | None,
+        Field(min_length=1, max_length=253, description="Scheduler. Default: that of the cluster."),
+    ] = None
+    affinity: Annotated[
+        Affinity | None, Field(description="Affinity to nodes and to other pods. Default: none.")
+    ] = None
+    topology_spread_constraints: Annotated[
+        tuple[PodTopologySpread, ...],
+        Field(
+            max_length=4,
+            json_schema_extra={"x-list-map-keys": ["topologyKey"]},
+            description="Spread constraints. availability.topologySpread of an endpoint replaces them."
+            " Empty: the scheduler's defaults.",
+        ),
+    ] = ()
+    image_pull_secrets: Annotated[
+        tuple[SecretReference, ...],
+        Field(
+            max_length=8,
+            json_schema_extra={"x-list-map-keys": ["name"]},
+            description="Secrets of the pod's namespace for pulling images. Empty: those of the service"
+            " account finetune-runner.",
+        ),
+    ] = ()
+    extended_resources: Annotated[
+        dict[str, Quantity],
+        Field(
+            max_length=8,
+            description="Further extended resources of the main container, such as rdma/hca: 1. The quantity"
+            " is per pod, whatever the number of its devices.",
+        ),
+    ] = Field(default={})
+    resource_claims: Annotated[
+        tuple[PodResourceClaim, ...],
+        Field(
+            max_length=4,
+            json_schema_extra={"x-list-map-keys": ["name"]},
+            description="Claims of dynamic resource allocation (DRA), in addition to devices.",
+        ),
+    ] = ()
+    cpu_limit_request_ratio: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="CPU limit of each container as a multiple of its CPU request, for namespaces whose"
+            " ResourceQuota or LimitRange needs a limit. 1: the limit equals the request. Default: no limit.",
+        ),
+    ] = None

@@ -1,0 +1,144 @@
+"""Additions of a ComputeProfile to pods: `podTemplates` and `securityContext`."""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, Final
+
+from finetune_operator.api.affinity import Affinity
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.endpointaccess import LabelSelector
+from finetune_operator.api.meta import Model
+from finetune_operator.api.podresources import quantity_value
+from finetune_operator.api.podsecurity import PodUser
+from finetune_operator.api.podtemplate import PodStage, PodTemplate
+from finetune_operator.manifests.answerpod import ANSWERS_CONTAINER
+from finetune_operator.plan import Manifest
+
+USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
+
+
+def shaped(
+    template: Manifest, profile: ComputeProfile | None, stage: PodStage, group: Mapping[str, str]
+) -> Manifest:
+    """The pod template with the additions of the profile; unchanged if it has none.
+
+    Args:
+        template: metadata and spec of the pod, as the operator built it.
+        profile: the ComputeProfile, if the pod has one.
+        stage: name of the pod's stage in `podTemplates`.
+        group: labels of the pods of the same stage and run, or of the same revision. They are the default
+            of selectors.
+    """
+    if profile is None:
+        return template
+    additions = pod_additions(profile, stage)
+    metadata, spec = template["metadata"], template["spec"]
+    if profile.spec.security_context is not None:
+        spec = {**spec, "securityContext": _with_user(spec["securityContext"], profile.spec.security_context)}
+    spec = {**spec, **_placement(spec, additions, group)}
+    for containers in ("initContainers", "containers"):
+        if containers in spec:
+            spec[containers] = [_container(each, additions, containers) for each in spec[containers]]
+    if additions.resource_claims:
+        spec["resourceClaims"] = [
+            {key: value for key, value in claim.to_dict().items() if key != "request"}
+            for claim in additions.resource_claims
+        ]
+    labels = {**additions.labels, **metadata["labels"]}
+    annotations = {**additions.annotations, **metadata.get("annotations", {})}
+    metadata = {**metadata, "labels": labels, **({"annotations": annotations} if annotations else {})}
+    return {**template, "metadata": metadata, "spec": spec}
+
+
+def pod_additions(profile: ComputeProfile, stage: PodStage) -> PodTemplate:
+    """All templates of the profile for this stage as one. Of two values for the same name the later stays."""
+    together = PodTemplate()
+    for template in profile.spec.pod_templates:
+        if not template.stages or stage in template.stages:
+            fields = PodTemplate.model_fields
+            values = {name: _joined(getattr(together, name), getattr(template, name)) for name in fields}
+            together = together.model_copy(update=values)
+    return together
+
+
+def _joined(before: Any, after: Any) -> Any:
+    if isinstance(after, dict):
+        return {**before, **after}
+    if isinstance(after, tuple):
+        return tuple({_identity(item): item for item in (*before, *after)}.values())
+    return before if after is None else after
+
+
+def _identity(item: Any) -> Any:
+    return next((getattr(item, key) for key in ("name", "topology_key") if hasattr(item, key)), item)
+
+
+def _placement(spec: Manifest, additions: PodTemplate, group: Mapping[str, str]) -> Manifest:
+    """The fields of the pod's spec that the additions change and that are not of its containers."""
+    tolerations = [*spec.get("tolerations", ()), *_dicts(additions.tolerations)]
+    spread = [_selecting(each.to_dict(), group) for each in additions.topology_spread_constraints]
+    fields = {
+        "nodeSelector": {**spec.get("nodeSelector", {}), **additions.node_selector},
+        "tolerations": [each for at, each in enumerate(tolerations) if each not in tolerations[:at]],
+        "runtimeClassName": additions.runtime_class_name,
+        "schedulerName": additions.scheduler_name,
+        "affinity": _affinity(additions.affinity, group) if additions.affinity else None,
+        # Those of the endpoint's user come first.
+        "topologySpreadConstraints": spec.get("topologySpreadConstraints", spread),
+        "imagePullSecrets": _dicts(additions.image_pull_secrets),
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _dicts(items: tuple[Model, ...]) -> list[Manifest]:
+    return [item.to_dict() for item in items]
+
+
+def _affinity(affinity: Affinity, group: Mapping[str, str]) -> Manifest:
+    manifest = affinity.to_dict()
+    for kind in ("podAffinity", "podAntiAffinity"):
+        if kind not in manifest:
+            continue
+        for rule, terms in manifest[kind].items():
+            manifest[kind][rule] = [
+                {**term, "podAffinityTerm": _selecting(term["podAffinityTerm"], group)}
+                if "podAffinityTerm" in term
+                else _selecting(term, group)
+                for term in terms
+            ]
+    return manifest
+
+
+def _selecting(term: Manifest, group: Mapping[str, str]) -> Manifest:
+    """The term with a selector, because Kubernetes selects no pods with an absent one."""
+    own = LabelSelector(match_labels=dict(group)).to_dict()
+    return {"labelSelector": own, **term}
+
+
+def _container(container: Manifest, additions: PodTemplate, kind: str) -> Manifest:
+    resources = container["resources"]
+    if kind == "containers" or container["name"] == ANSWERS_CONTAINER:
+        resources = _with_more(resources, additions)
+    ratio = additions.cpu_limit_request_ratio
+    if ratio is not None:
+        cpu = quantity_value(resources["requests"]["cpu"]) * Fraction(str(ratio))
+        resources = {**resources, "limits": {**resources["limits"], "cpu": f"{math.ceil(cpu * 1000)}m"}}
+    added = {variable.name for variable in additions.env}
+    kept = [variable for variable in container["env"] if variable["name"] not in added]
+    return {**container, "env": [*kept, *_dicts(additions.env)], "resources": resources}
+
+
+def _with_more(resources: Manifest, additions: PodTemplate) -> Manifest:
+    more = {**resources, "limits": {**resources["limits"], **additions.extended_resources}}
+    if additions.resource_claims:
+        more["claims"] = [
+            {"name": claim.name, **({"request": claim.request} if claim.request else {})}
+            for claim in additions.resource_claims
+        ]
+    return more
+
+
+def _with_user(security: Manifest, user: PodUser) -> Manifest:
+    kept = {name: value for name, value in security.items() if name not in USER_FIELDS}
+    return {**kept, **{name: value for name, value in user.to_dict().items() if value}}

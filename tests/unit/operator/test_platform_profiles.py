@@ -1,0 +1,69 @@
+"""Which namespaces may use a ComputeProfile, and what each of them gets."""
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.platform.profiles import LABELS_RECHECK_SECONDS
+from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
+from tests.unit.operator.runobjects import JOB, claim, dataset, finetunejob, profile
+
+SELECTOR = {"matchLabels": {"example.com/gpus": "true"}}
+
+
+def namespace(**labels: str) -> Manifest:
+    metadata = {"name": NAMESPACE, "labels": {f"example.com/{key}": value for key, value in labels.items()}}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def cluster_of(*objects: Manifest, **spec: object) -> MemoryCluster:
+    claims = (claim("artifacts", "ReadWriteMany"), claim("models"))
+    cluster = MemoryCluster(*objects, *claims, dataset(), finetunejob(**spec))
+    cluster.settle()
+    return cluster
+
+
+def reason(cluster: MemoryCluster) -> str:
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    return str(condition["reason"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels", "is_allowed"),
+    [
+        ({}, {}, True),
+        ({"allowedNamespaces": ["other"]}, {}, False),
+        ({"namespaceSelector": SELECTOR}, {}, False),
+        ({"namespaceSelector": SELECTOR}, {"gpus": "false"}, False),
+        ({"namespaceSelector": SELECTOR}, {"gpus": "true", "team": "a"}, True),
+        ({"namespaceSelector": {}}, {}, True),
+        ({"namespaceSelector": SELECTOR, "allowedNamespaces": [NAMESPACE]}, {}, True),
+        ({"namespaceSelector": SELECTOR, "allowedNamespaces": ["other"]}, {"gpus": "true"}, True),
+    ],
+)
+def test_a_namespace_may_use_a_profile_by_name_or_by_labels(
+    spec: Manifest, labels: dict[str, str], is_allowed: bool
+) -> None:
+    cluster = cluster_of(profile(**spec), namespace(**labels))
+    assert (reason(cluster) != "ProfileNotAllowed") == is_allowed
+
+
+def test_a_run_notices_the_labels_of_its_namespace_within_a_minute() -> None:
+    cluster = cluster_of(profile(namespaceSelector=SELECTOR), namespace())
+    message = (cluster.condition("FineTuneJob", JOB, "Reconciling") or {})["message"]
+    assert "give the namespace the labels of the profile's spec.namespaceSelector" in message
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == LABELS_RECHECK_SECONDS <= 30
+    cluster.add(namespace(gpus="true"))
+    cluster.settle()
+    assert reason(cluster) != "ProfileNotAllowed"
+
+
+def test_each_namespace_has_its_own_folder_in_the_store_of_a_profile() -> None:
+    store = {"uri": "s3://artifacts/{namespace}/finetune"}
+    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    cluster = cluster_of(profile(store=store), dataset=inline)
+    jobs = cluster.of("Job").values()
+    stores = [job["metadata"]["annotations"]["finetune.dev/store"] for job in jobs]
+    # Of the Dataset and of the run.
+    assert stores == [f"s3://artifacts/{NAMESPACE}/finetune"] * 2
+    assert cluster.job(JOB).status.resolved.store == stores[0]
