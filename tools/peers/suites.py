@@ -65,7 +65,7 @@ PEERS: Final = (
     PeerSuite(
         "kueue",
         f"Kueue {kueue.version()}",
-        ("tests/peers/test_kueue.py",),
+        ("tests/peers/test_kueue.py", "tests/peers/test_kueue_node.py"),
         kueue.install,
         kueue.is_installed,
         is_isolated=True,
