@@ -57,7 +57,7 @@ PEERS: Final = (
     PeerSuite(
         "traefik",
         f"traefik {traefik.version()}",
-        ("tests/peers/test_gateway.py",),
+        ("tests/peers/test_gateway.py", "tests/peers/test_gateway_node.py"),
         traefik.install,
         traefik.is_installed,
         is_isolated=True,
