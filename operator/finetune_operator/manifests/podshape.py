@@ -15,6 +15,7 @@ from finetune_operator.api.podtemplate import PodStage, PodTemplate
 from finetune_operator.manifests.answerpod import ANSWERS_CONTAINER
 from finetune_operator.plan import Manifest
 
+USER_VARIABLE: Final = "USER"
 USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
 
 
@@ -34,12 +35,15 @@ def shaped(
         return template
     additions = pod_additions(profile, stage)
     metadata, spec = template["metadata"], template["spec"]
-    if profile.spec.security_context is not None:
-        spec = {**spec, "securityContext": _with_user(spec["securityContext"], profile.spec.security_context)}
+    user = profile.spec.security_context
+    if user is not None:
+        spec = {**spec, "securityContext": _with_user(spec["securityContext"], user)}
     spec = {**spec, **_placement(spec, additions, group)}
     for containers in ("initContainers", "containers"):
         if containers in spec:
             spec[containers] = [_container(each, additions, containers) for each in spec[containers]]
+            if user is not None:
+                spec[containers] = [_named_user(each) for each in spec[containers]]
     if additions.resource_claims:
         spec["resourceClaims"] = [
             {key: value for key, value in claim.to_dict().items() if key != "request"}
@@ -127,6 +131,13 @@ def _container(container: Manifest, additions: PodTemplate, kind: str) -> Manife
     added = {variable.name for variable in additions.env}
     kept = [variable for variable in container["env"] if variable["name"] not in added]
     return {**container, "env": [*kept, *_dicts(additions.env)], "resources": resources}
+
+
+def _named_user(container: Manifest) -> Manifest:
+    """The container with a name of its user, because /etc/passwd of the image has no other uid."""
+    named = any(variable["name"] == USER_VARIABLE for variable in container["env"])
+    own = [] if named else [{"name": USER_VARIABLE, "value": "finetune"}]
+    return {**container, "env": [*container["env"], *own]}
 
 
 def _with_more(resources: Manifest, additions: PodTemplate) -> Manifest:

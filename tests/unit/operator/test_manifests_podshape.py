@@ -132,6 +132,9 @@ def test_every_container_has_a_cpu_limit_if_the_profile_says_so(ratio: float, li
 def test_the_user_of_pods_is_that_of_the_profile(given: Manifest, ids: Manifest) -> None:
     template = shaped_by(securityContext=given)
     assert template["spec"]["securityContext"] == {"runAsNonRoot": True, **ids}
+    # Libraries look for the name of the user, and the image has none for this uid.
+    containers = [*template["spec"]["containers"], *template["spec"]["initContainers"]]
+    assert [environment(each)["USER"] for each in containers] == ["finetune"] * 2
 
 
 def test_an_absent_selector_means_the_pods_of_the_same_stage() -> None:

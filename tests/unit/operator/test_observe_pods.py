@@ -145,12 +145,12 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
     "the nodes have a taint": (
         pod(**unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint(s).")),
         "Unschedulable",
-        ["check tolerations of ComputeProfile a100"],
+        ["check tolerations and podTemplates of ComputeProfile a100"],
     ),
     "no node matches": (
         pod(**unscheduled("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.")),
         "Unschedulable",
-        ["check nodeSelector of ComputeProfile a100"],
+        ["check nodeSelector and podTemplates of ComputeProfile a100"],
     ),
     "every node is cordoned": (
         pod(**unscheduled("0/1 nodes are available: 1 node(s) were unschedulable.")),
