@@ -16,6 +16,7 @@ FENCE: Final = re.compile(r"^ *```")
 NAVIGATION: Final = {
     "Use": (
         "quickstart",
+        "models",
         "glossary",
         "data",
         "report",
@@ -23,6 +24,7 @@ NAVIGATION: Final = {
         "sizing",
         "storage",
         "evaluation",
+        "results",
         "promotion",
         "endpoints",
         "serving",
@@ -31,6 +33,7 @@ NAVIGATION: Final = {
     ),
     "Reference": ("api", "conditions", "metrics"),
     "Operate": (
+        "installation",
         "upgrading",
         "gitops",
         "profiles",
