@@ -32,10 +32,13 @@ class SignedRelease:
         return f"{self.registry.address}/{FOLDER}"
 
     def bundles(self, name: str, folder: Path) -> list[Path]:
-        """Fetch the bundles that refer to an artifact, by the referrers API of the registry."""
+        """Fetch the bundles that refer to an artifact.
+
+        The registry has no API for referrers; then their index has a tag that is made from the digest.
+        """
         artifact = self.artifacts[name]
         repository = artifact["repository"].removeprefix(f"{self.registry.address}/")
-        index = self._get(repository, "referrers", artifact["digest"]).json()
+        index = self._get(repository, "manifests", artifact["digest"].replace(":", "-")).json()
         found = []
         for number, each in enumerate(index["manifests"]):
             assert each["artifactType"] == BUNDLE
