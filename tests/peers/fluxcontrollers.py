@@ -125,7 +125,9 @@ class Flux:
         return str(self.ready(name)["message"])
 
     def _has_handled(self, name: str, request: str) -> bool:
-        return bool(self.get(name)["status"].get("lastHandledReconcileAt") == request)
+        found = self.get(name)
+        is_handled = found["status"].get("lastHandledReconcileAt") == request
+        return bool(is_handled and condition(found, "Ready")["status"] != "Unknown")
 
     def _is_applied(self, name: str, commit: str) -> bool:
         return str(self.get(name).get("status", {}).get("lastAppliedRevision", "")).endswith(commit)
