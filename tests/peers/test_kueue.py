@@ -211,9 +211,9 @@ def test_a_preempted_run_shows_why_it_waits_and_trains_on_without_a_failed_attem
     assert "retry" not in run["status"]
 
 
-def urgent_job() -> Object:
+def urgent_job(devices: int = 16) -> Object:
     """A Job of another team that needs all devices."""
-    resources = {"nvidia.com/gpu": "16"}
+    resources = {"nvidia.com/gpu": str(devices)}
     container = {"name": "work", "image": "registry.example/work:1", "resources": {"limits": resources}}
     labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "finetune-urgent"}
     return {
@@ -259,7 +259,7 @@ def test_a_default_queue_takes_no_job_whose_owner_is_of_a_kind_that_kueue_knows(
     scene: Scene, queue: None, control_plane: ControlPlane
 ) -> None:
     create_queue(control_plane, name="default")
-    stranger = {**urgent_job(), "metadata": {"name": "stranger", "namespace": NAMESPACE}}
+    stranger = {**urgent_job(devices=17), "metadata": {"name": "stranger", "namespace": NAMESPACE}}
     try:
         labels = scene.api.create(stranger)["metadata"]["labels"]
         assert labels["kueue.x-k8s.io/queue-name"] == "default"

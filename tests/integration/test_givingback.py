@@ -1,0 +1,135 @@
+"""Two runs of two pods and room for two pods: both train, one after the other, without a queue."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from finetune_operator.observe.peerpods import index_of
+from tests.fakekubelet import FakeKubelet
+from tests.integration import manifests
+from tests.integration.api import Api, Object, path_of
+from tests.integration.manifests import condition, profile_name
+from tests.integration.operators import Operators
+from tests.waiting import eventually
+
+NODE = "small"
+BEAT_SECONDS = 5.0
+WAIT_SECONDS = 240
+"""A run gives back after 60 s, and requests its devices again after another 60 s."""
+
+pytestmark = pytest.mark.full
+
+
+class SmallNode(FakeKubelet):
+    """One node with room for two train pods. At first it takes one of each run, which is the deadlock."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._requests = api
+        self._beaten = 0.0
+        self._collided = False
+        api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+        self._beat()
+        super().__init__(api, namespace)
+
+    def _beat(self) -> None:
+        """Report the node as ready, or its pods would count as lost."""
+        if time.monotonic() - self._beaten < BEAT_SECONDS:
+            return
+        self._beaten = time.monotonic()
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
+        self._requests.patch("Node", "", NODE, {"status": {"conditions": [ready]}}, "status")
+
+    def _step(self, pod: Object) -> None:
+        self._beat()
+        is_bound = "nodeName" in pod["spec"]
+        if "deletionTimestamp" in pod["metadata"] and is_bound:
+            path = path_of("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+            self._requests.request("DELETE", f"{path}?gracePeriodSeconds=0")
+        elif pod["metadata"]["labels"].get("finetune.dev/stage") != "train" or is_bound:
+            super()._step(pod)
+        elif self._has_room(pod):
+            self._bind(pod)
+        elif not pod["status"].get("conditions"):
+            self._refuse(pod)
+
+    def _has_room(self, pod: Object) -> bool:
+        owners = [
+            each["metadata"]["ownerReferences"][0]["uid"]
+            for each in self._requests.list("Pod", pod["metadata"]["namespace"])
+            if "nodeName" in each["spec"] and each["status"]["phase"] in {"Pending", "Running"}
+        ]
+        self._collided = self._collided or len(set(owners)) == 2
+        return len(owners) < 2 and (self._collided or index_of(pod) == 0)
+
+    def _bind(self, pod: Object) -> None:
+        metadata = pod["metadata"]
+        path = path_of("Pod", metadata["namespace"], metadata["name"])
+        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": metadata["name"]}}
+        self._requests.request("POST", f"{path}/binding", binding | {"target": target})
+
+    def _refuse(self, pod: Object) -> None:
+        lacks = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        self._patch(pod, {"conditions": [lacks]})
+
+
+@pytest.fixture
+def node(api: Api, namespace: str) -> Iterator[SmallNode]:
+    manifests.prepare_namespace(api, namespace)
+    node = SmallNode(api, namespace)
+    yield node
+    node.close()
+    api.delete("Node", "", NODE)
+
+
+def test_two_runs_that_each_hold_half_of_what_they_need_both_train(
+    api: Api, namespace: str, operators: Operators, node: SmallNode
+) -> None:
+    operator = operators.start().wait_active()
+    api.create(manifests.dataset(namespace))
+    compute = {"profile": profile_name(namespace), "nodes": 2}
+    node.held.add("train")
+    for name in ("first", "second"):
+        api.create(manifests.finetunejob(namespace, name, compute=compute, evaluation=None))
+
+    def reasons() -> list[str | None]:
+        return [
+            condition(api.get("FineTuneJob", namespace, name), "Reconciling").get("reason")
+            for name in ("first", "second")
+        ]
+
+    eventually(
+        "both hold half",
+        lambda: reasons() == ["Unschedulable"] * 2,
+        WAIT_SECONDS,
+        lambda: f"{reasons()}\n{api.list('Pod', namespace)}\n{operator.log}",
+    )
+    eventually(
+        "one gives back",
+        lambda: any(
+            (api.get("FineTuneJob", namespace, name) or {})["status"].get("retry", {}).get("gaveBack")
+            for name in ("first", "second")
+        ),
+        WAIT_SECONDS,
+        lambda: operator.log[-4000:],
+    )
+    eventually("the other one trains", lambda: "Training" in reasons(), WAIT_SECONDS)
+    node.held.clear()
+    eventually(
+        "both are ready",
+        lambda: all(
+            manifests.is_true(api.get("FineTuneJob", namespace, name), "Ready")
+            for name in ("first", "second")
+        ),
+        WAIT_SECONDS,
+        lambda: operator.log[-4000:],
+    )
