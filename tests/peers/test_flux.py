@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from finetune_operator.api.meta import GROUP
-from tests.integration.api import Object
+from tests.integration.api import Object, path_of
 from tests.integration.chain import until_settled
 from tests.integration.manifests import condition, is_true
 from tests.peers.fluxcontrollers import NAMESPACE
@@ -23,6 +23,8 @@ TEAMS: Final = ("support-datasets", "support-runs", "support-endpoints")
 KUSTOMIZATIONS: Final = ("finetune-crds", "finetune-operator", "finetune-profiles", *TEAMS)
 KINDS: Final = ("FineTuneJob", "Dataset", "DatasetVersion", "Checkpoint", "InferenceDeployment")
 PASSES: Final = 4
+BY_PERSON: Final = 3
+"""Replicas that a person sets with kubectl."""
 PASSING: Final = {"DependencyNotReady", "HealthCheckCanceled"}
 """Reasons of Ready=False while a dependency is reconciled, and after a request that ends a health check."""
 SOAK_SECONDS: Final = 1800
@@ -104,7 +106,7 @@ def test_a_kustomization_has_failed_when_a_run_has_failed(team: Scene) -> None:
 
 def test_what_a_person_changes_is_put_back_unless_reconciliation_is_disabled(team: Scene) -> None:
     edit(team, "finetunejob", RUN, SUSPENDED)
-    edit(team, "inferencedeployment", "ticket-routing", '{"spec":{"replicas":3}}')
+    edit(team, "inferencedeployment", "ticket-routing", f'{{"spec":{{"replicas":{BY_PERSON}}}}}')
     team.flux.reconcile("support-runs", "support-endpoints")
     assert spec_of(team.run())["suspend"] is False
     assert spec_of(team.endpoint())["replicas"] == 1
@@ -117,6 +119,20 @@ def test_what_a_person_changes_is_put_back_unless_reconciliation_is_disabled(tea
     team.flux.reconcile("support-runs")
     assert spec_of(team.run())["suspend"] is False
     until_ready(team, *KUSTOMIZATIONS)
+
+
+def test_replicas_of_the_scale_subresource_stay_if_the_file_has_none(team: Scene) -> None:
+    scale = f"{path_of('InferenceDeployment', TEAM, 'ticket-routing')}/scale?fieldManager=autoscaler"
+    merge = "application/merge-patch+json"
+    team.api.request("PATCH", scale, {"spec": {"replicas": 2}}, Content_Type=merge).raise_for_status()
+    team.flux.reconcile("support-endpoints")
+    assert spec_of(team.endpoint())["replicas"] == 2
+    target = ("inferencedeployment/ticket-routing", f"--namespace={TEAM}")
+    team.plane.kubectl.run("scale", *target, f"--replicas={BY_PERSON}")
+    team.flux.reconcile("support-endpoints")
+    assert spec_of(team.endpoint())["replicas"] == BY_PERSON
+    team.plane.kubectl.run("scale", *target, "--replicas=1")
+    until_ready(team, "support-endpoints")
 
 
 def edit(team: Scene, kind: str, name: str, patch: str) -> None:
