@@ -3,20 +3,13 @@
 It is for tests: nothing that the project ships has it.
 """
 
-import fcntl
-import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.cache import cache_directory
-from tools.cluster.commands import run
-from tools.cluster.toolchain import go_compiler
 from tools.images.tags import content_key
+from tools.peers import goprogram
 
 SOURCE: Final = Path(__file__).parent / "kueueprogram"
 MODULE: Final = "sigs.k8s.io/kueue"
@@ -26,10 +19,7 @@ FILES: Final = ("tools/peers/kueue.py", "tools/peers/kueueprogram")
 
 def version() -> str:
     """The pinned version."""
-    (found,) = re.findall(
-        rf"^\s*(?:require )?{re.escape(MODULE)} (v\S+)", (SOURCE / "go.mod").read_text(), re.MULTILINE
-    )
-    return str(found)
+    return goprogram.pinned(SOURCE, MODULE)
 
 
 def program() -> Path:
@@ -54,28 +44,12 @@ def install() -> None:
         ClusterError: there is no Go compiler, or a module could not be downloaded.
         subprocess.CalledProcessError: the build failed; its message is on the terminal.
     """
-    folder = program().parent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "kueue.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_installed():
+    with goprogram.installing(program().parent, "Kueue", cpu_minutes=5) as part:
+        if part is None:
             return
-        print("Building Kueue from its Go module (about 5 CPU minutes) …", file=sys.stderr, flush=True)
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        query = ("mod", "download", "-json", f"{MODULE}@{version()}")
-        found = json.loads(run([go_compiler(), "-C", str(SOURCE), *query]))
+        found = goprogram.download(SOURCE, MODULE)
         # Files of the module cache are read-only, and the folders of the copy must be writable.
-        shutil.copytree(Path(found["Dir"], "config"), part / "config", copy_function=shutil.copyfile)
+        shutil.copytree(found / "config", part / "config", copy_function=shutil.copyfile)
         for path in (part / "config", *(part / "config").rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        flags = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w")
-        subprocess.run(
-            [go_compiler(), "build", *flags, "-o", part / program().name, "tool"],
-            cwd=SOURCE,
-            env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""},
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
-        part.rename(folder)
+        goprogram.build(SOURCE, part / program().name)

@@ -4,13 +4,9 @@ Some of the modules that it needs are not on every module proxy: those have stan
 `traefikprogram`. None of them is used by a gateway. It is for tests: nothing that the project ships has it.
 """
 
-import fcntl
-import json
 import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +16,10 @@ from typing import Final
 import httpx
 
 from tools.bootstrap.cache import cache_directory
-from tools.cluster.commands import run
 from tools.cluster.processes import WITH_PARENT
-from tools.cluster.toolchain import go_compiler
 from tools.cluster.waiting import until
 from tools.images.tags import content_key
+from tools.peers import goprogram
 
 SOURCE: Final = Path(__file__).parent / "traefikprogram"
 MODULE: Final = "github.com/traefik/traefik/v3"
@@ -47,7 +42,7 @@ FILES: Final = ("tools/peers/traefik.py", "tools/peers/traefikprogram")
 
 def version() -> str:
     """The pinned version."""
-    return _pinned(MODULE)
+    return goprogram.pinned(SOURCE, MODULE)
 
 
 def program() -> Path:
@@ -67,29 +62,16 @@ def install() -> None:
         ClusterError: there is no Go compiler, or a module could not be downloaded.
         subprocess.CalledProcessError: the build failed; its message is on the terminal.
     """
-    folder = program().parent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "traefik.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_installed():
+    with (
+        goprogram.installing(program().parent, "traefik", cpu_minutes=6) as part,
+        TemporaryDirectory() as scratch,
+    ):
+        if part is None:
             return
-        print("Building traefik from its Go module (about 6 CPU minutes) …", file=sys.stderr, flush=True)
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        with TemporaryDirectory() as scratch:
-            module = Path(scratch, "module")
-            shutil.copytree(SOURCE, module)
-            _copy_lego(module)
-            flags = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w")
-            subprocess.run(
-                [go_compiler(), "build", *flags, "-o", part / program().name, "tool"],
-                cwd=module,
-                env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": ""},
-                stdin=subprocess.DEVNULL,
-                check=True,
-            )
-        part.rename(folder)
+        module = Path(scratch, "module")
+        shutil.copytree(SOURCE, module)
+        _copy_lego(module)
+        goprogram.build(module, part / program().name)
 
 
 @contextmanager
@@ -134,10 +116,7 @@ def _answers() -> bool:
 
 def _copy_lego(module: Path) -> None:
     """Copy lego into the module, with a list of DNS providers that is empty."""
-    query = f"{LEGO}@{_pinned(LEGO)}"
-    found = Path(
-        json.loads(run([go_compiler(), "-C", str(module), "mod", "download", "-json", query]))["Dir"]
-    )
+    found = goprogram.download(SOURCE, LEGO)
     for file in found.rglob("*"):
         path = file.relative_to(found)
         is_needed = path.name == "go.mod" or (path.suffix == ".go" and not path.stem.endswith("_test"))
@@ -148,10 +127,3 @@ def _copy_lego(module: Path) -> None:
     providers = module / "lego" / DNS_PROVIDERS
     providers.mkdir(parents=True)
     (module / "dns.go.txt").rename(providers / "dns.go")
-
-
-def _pinned(module: str) -> str:
-    (found,) = re.findall(
-        rf"^\s*(?:require )?{re.escape(module)} (v\S+)", (SOURCE / "go.mod").read_text(), re.MULTILINE
-    )
-    return str(found)
