@@ -118,6 +118,26 @@ def test_uninstalled_charts_are_installed_again_without_options(releases: Releas
     assert (releases.profile(), releases.definitions()) == (profile, definitions)
 
 
+def test_another_release_takes_over_what_the_first_one_left(releases: Releases) -> None:
+    releases.install(DEFINITIONS)
+    releases.install(OPERATOR)
+    profile = releases.profile()
+    releases.helm("uninstall", OPERATOR)
+    other = ("upgrade", "--install", "other", str(CHARTS / OPERATOR))
+    with pytest.raises(ClusterError, match="invalid ownership metadata"):
+        releases.helm(*other)
+
+    releases.helm(*other, "--take-ownership")
+
+    assert releases.profile() == profile
+    releases.helm("uninstall", "other")
+
+
+def test_all_values_of_the_previous_chart_still_work(releases: Releases) -> None:
+    releases.install(DEFINITIONS)
+    releases.install(OPERATOR, f"--values={releases.older / 'values.yaml'}")
+
+
 def test_without_the_definitions_helm_says_what_to_install_first(releases: Releases) -> None:
     with pytest.raises(ClusterError, match="ensure CRDs are installed first"):
         releases.install(OPERATOR)

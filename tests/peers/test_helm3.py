@@ -6,9 +6,11 @@ The tests are the steps of one story, in their order. tests/e2e/test_disasters.p
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 
 from finetune_operator.api.kinds import KINDS
 from tests.e2e import manifests, operatorpods, pods
@@ -16,11 +18,12 @@ from tests.e2e.pacing import FAST, LONG, SAVED, SLOW, STEPS, pace, resize
 from tests.e2e.team import Team, is_running, new_namespace, uid_of
 from tests.olderrelease import older_release, operator_image
 from tools.cluster import TestCluster
+from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
-from tools.cluster.toolchain import HELM3
+from tools.cluster.toolchain import HELM3, KUBERNETES, program
 from tools.demo.access import Access, Object
 from tools.demo.connection import open_endpoint
-from tools.demo.install import DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
+from tools.demo.install import CHART, DEFINITIONS, RELEASE, SYSTEM, images, install, install_operator
 from tools.demo.questions import ask
 from tools.images.tags import References
 
@@ -105,6 +108,32 @@ def scene(access: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def test_helm_3_it_is(access: Access) -> None:
     assert access.helm("version", "--template={{.Version}}") == HELM3.version
+
+
+def test_both_helms_render_the_same_objects(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "podSecurityContext": {"runAsUser": None, "runAsGroup": None},
+                "imagePullSecrets": ["a", {"name": "b"}],
+                "runner": {"annotations": {"role": "x"}, "imagePullSecrets": [{"name": "a"}]},
+                "commonLabels": {"team": "platform"},
+                "monitors": {"enabled": True},
+                "metrics": {"secure": True},
+                "extraObjects": ["kind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}'}\n"],
+            }
+        )
+    )
+
+    def rendered(helm: str, chart: str) -> list[Object]:
+        # Official builds know the newest Kubernetes; a build from the Go module does not.
+        options = (f"--values={file}", f"--kube-version={KUBERNETES.version}")
+        text = run([program(helm), "template", RELEASE, CHART.with_name(chart), *options])
+        return sorted((each for each in yaml.safe_load_all(text) if each), key=str)
+
+    for chart in (CHART.name, DEFINITIONS):
+        assert rendered("helm3", chart) == rendered("helm", chart)
 
 
 def test_the_definitions_join_their_chart_and_the_operator_is_upgraded_during_a_run(scene: HelmScene) -> None:
