@@ -51,14 +51,10 @@ class HelmScene:
         """Everything that a change of the release must not affect."""
         uid, team = uid_of(self.run), self.team
         resolved = team.get("FineTuneJob", "steady")["status"]["resolved"]
-        kinds = [kind.name for kind in KINDS if kind.namespaced]
+        # The previous release has no Evaluations.
+        kinds = [kind.name for kind in KINDS if kind.namespaced and kind.name != "Evaluation"]
         return {
-            "objects": {
-                uid_of(each)
-                for kind in kinds
-                for each in self.access.objects(kind, team.namespace)
-                if kind != "Evaluation"
-            },
+            "objects": {uid_of(each) for kind in kinds for each in self.access.objects(kind, team.namespace)},
             "jobs": sorted(uid_of(job) for job in team.children("jobs", uid)),
             "pods": sorted(uid_of(pod) for pod in team.children("pods", uid)),
             "serving": team.serving(self.endpoint),
