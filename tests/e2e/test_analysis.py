@@ -1,11 +1,12 @@
-"""A revision that answers with errors under load is rolled back by itself, with the figures that decided."""
+"""Revisions with errors, high latencies or a worse model are rolled back by themselves, with figures."""
 
 import json
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from openai import OpenAI, OpenAIError
@@ -13,7 +14,9 @@ from openai import OpenAI, OpenAIError
 from finetune_operator.manifests.labels import ANALYZED
 from tests.e2e import manifests
 from tests.e2e.newconnections import client_of
-from tests.e2e.team import Team, condition_of, name_of, uid_of
+from tests.e2e.pods import Keeper
+from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
+from tests.waiting import eventually
 from tools.demo.access import Object
 
 ENDPOINT: Final = "analyzed"
@@ -30,6 +33,24 @@ STRATEGY: Final[Object] = {
 }
 ONE_AT_A_TIME: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 0}
 """Settings of a revision that refuses most requests of several clients."""
+QUEUED: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 64}
+"""Settings of a revision that answers slowly: requests wait until those before them have all their tokens."""
+LATENCY: Final = {"metric": "time_to_first_token_seconds", "quantile": 0.5, "maxRatio": 1.5}
+ANSWERS: Final = {"metric": "exact_match", "min": 0.8, "maxDecrease": 0.2}
+WRONG_LABELS: Final = ("shipping", "account", "returns")
+SHUFFLED: Final = "shuffled"
+"""Run whose training rows have wrong labels at random."""
+
+
+def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
+    """Train on shuffled labels, without gates."""
+    generator = random.Random(0)  # noqa: S311 - the same labels in each run
+    rows = [manifests.jsonl(generator.choice(WRONG_LABELS), [prompt]) for prompt in manifests.PROMPTS]
+    team.apply(
+        manifests.configmap(SHUFFLED, "".join(rows)),
+        manifests.dataset(SHUFFLED, SHUFFLED),
+        manifests.finetunejob(SHUFFLED, dataset={"ref": {"name": SHUFFLED}}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +118,68 @@ def test_an_event_has_the_figures(team: Team, rolled_back: Object) -> None:
     selector = f"--field-selector=involvedObject.uid={uid_of(rolled_back)},reason=RolledBack"
     events = json.loads(team.kubectl("get", "events", selector, "--output=json"))["items"]
     assert "error_rate" in events[0]["message"]
+
+
+def after_rollback(team: Team, spec: Object) -> Object:
+    """The newest entry of the status when the revision of a new spec was rolled back."""
+    before = team.get("InferenceDeployment", ENDPOINT)["status"]["revisions"][0]["name"]
+    team.patch("infd", ENDPOINT, spec)
+
+    def found() -> Object | None:
+        newest: Object = team.get("InferenceDeployment", ENDPOINT)["status"]["revisions"][0]
+        return newest if newest["name"] != before and newest["state"] == "RolledBack" else None
+
+    return eventually(
+        "the new revision is rolled back",
+        found,
+        PATIENCE_SECONDS,
+        describe=lambda: team.describe("InferenceDeployment", ENDPOINT),
+        pause=PAUSE_SECONDS,
+    )
+
+
+def strategy(gate: Object, **analysis: Any) -> Object:
+    return {**STRATEGY, "analysis": {**STRATEGY["analysis"], "gates": [gate], **analysis}}
+
+
+def test_a_slow_revision_is_rolled_back_by_its_latency(team: Team, rolled_back: Object) -> None:
+    with clients(team):
+        newest = after_rollback(team, {"serving": QUEUED, "strategy": strategy(LATENCY)})
+    (figure,) = newest["analysis"]["figures"]
+    print(newest["message"])
+    assert figure["verdict"] == "Fail"
+    assert figure["value"] > 1.5 * figure["stable"]
+    assert f"time_to_first_token_seconds p50 {figure['value']:g}" in newest["message"]
+
+
+def test_a_model_trained_on_shuffled_labels_is_rolled_back_by_its_answers(
+    team: Team, rolled_back: Object
+) -> None:
+    run = team.until("FineTuneJob", SHUFFLED, "Ready")
+    pinned = {"checkpoint": run["status"]["checkpoints"][-1]["name"]}
+    newest = after_rollback(
+        team,
+        {
+            "models": [{"name": "tuned", "pin": pinned}],
+            "serving": None,
+            "strategy": strategy(ANSWERS, probe={"requests": 20, "minRows": 3}),
+        },
+    )
+    (figure,) = newest["analysis"]["figures"]
+    print(newest["message"])
+    assert (figure["model"], figure["value"], figure["stable"], figure["rows"]) == ("tuned", 0, 1, 3)
+    assert figure["high"] < 0.8
+    assert "exact_match of tuned 0 (at most" in newest["message"]
+    endpoint = team.get("InferenceDeployment", ENDPOINT)
+    assert [entry["state"] for entry in endpoint["status"]["revisions"]].count("Live") == 1
+    with client_of(ENDPOINT, team.namespace) as client:
+        answer = client.chat.completions.create(
+            model="tuned",
+            messages=[{"role": "user", "content": manifests.PROMPTS[0]}],
+            max_tokens=20,
+            temperature=0,
+        )
+    assert answer.choices[0].message.content == "billing"
 
 
 def test_no_pod_of_an_analysis_is_left(team: Team, rolled_back: Object) -> None:
