@@ -180,7 +180,7 @@ def _sheets(found: Mapping[str, Recorded]) -> list[Sheet]:
     if merged["rollouts"]:
         sheets.append(rollouts_sheet(merged["rollouts"]))
     sheets += map(cachestart.starts_sheet, merged["cachestarts"].values())
-    return sheets
+    return [each for each in sheets if each.rows]
 
 
 def _compared(found: Mapping[str, Recorded]) -> dict[str, list[StreamsPair]]:
