@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -56,17 +57,19 @@ ROUTER: Final = WeightsReference(
 QUESTION: Final = ROWS[0].messages[0].content
 
 
-def config_of_router(bench: Workbench, base: Digest) -> TrainConfig:
+def config_of_router(bench: Workbench, base: Digest, *, dora: bool = False) -> TrainConfig:
     """Training with which the tiny model learns its rows by heart."""
-    method = Method(lora=LoRA(r=8, alpha=16, dropout=0))
+    method = Method(lora=LoRA(r=8, alpha=16, dropout=0, dora=dora))
     return bench.train_config(base, bench.dataset(ROWS), method=method, **UNTIL_KNOWN)
 
 
 class FetchedPod:
     """The folder of a pod with fetched models and API keys."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_whole: bool = False) -> None:
         self.folder = folder
+        self.is_whole = is_whole
+        """Whether `router` is a whole model instead of an adapter."""
         self.models = folder / "models"
         self.keys = folder / "keys"
 
@@ -118,10 +121,11 @@ class PodServer(VLLMServer):
 
     def __init__(self, pod: FetchedPod, key: str | None) -> None:
         self.metrics_port = free_port()
+        weights = replace(ROUTER, type="Full", adapter=None) if pod.is_whole else ROUTER
         config = serve_config(
             pod.models,
-            base_folder="base",
-            models=(ServedModel(name="router", folder="router"),),
+            base_folder="router" if pod.is_whole else "base",
+            models=(ServedModel(name="router", folder="router", type=weights.type),),
             metrics_port=self.metrics_port,
             drain_seconds=1,
             api_keys_path=None if key is None else str(pod.keys),
@@ -130,7 +134,7 @@ class PodServer(VLLMServer):
             ServingConfig(
                 serve=config,
                 settings=Serving(),
-                weights=(ROUTER,),
+                weights=(weights,),
                 accelerators=0,
                 finish_seconds=60 + DEADLINE_MARGIN_SECONDS,
             )

@@ -40,6 +40,7 @@ PEERS: Final = (
             "tests/peers/test_vllm.py",
             "tests/peers/test_vllm_command.py",
             "tests/peers/test_vllm_evaluation.py",
+            "tests/peers/test_vllm_merged.py",
             "tests/peers/test_vllm_pod.py",
             "tests/peers/test_openai_conformance.py",
         ),
