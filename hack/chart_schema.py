@@ -161,7 +161,7 @@ def values_schema() -> str:
         priorityClassName=TEXT,
         podLabels=TEXTS,
         podAnnotations=TEXTS,
-        rbac=closed(aggregate=FLAG, approval=FLAG, listProfiles=FLAG),
+        rbac=closed(aggregate=FLAG, approval=FLAG, checkProfiles=FLAG, listProfiles=FLAG),
         defaultProfile=closed(
             create=FLAG,
             name={"type": "string", "pattern": DNS_LABEL, "maxLength": 40},

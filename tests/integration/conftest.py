@@ -10,6 +10,7 @@ import pytest
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api
+from tests.integration.installation import SYSTEM, rendered
 from tests.integration.operators import Operators
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
@@ -36,6 +37,22 @@ def api(control_plane: ControlPlane) -> Iterator[Api]:
     opened = Api(control_plane.client("user"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The chart in a namespace that enforces the restricted policy; no node runs its pod."""
+    kubectl, manifests = control_plane.kubectl, rendered()
+    if not kubectl.succeeds("get", "namespace", SYSTEM):
+        kubectl.run("create", "namespace", SYSTEM)
+    kubectl.run("label", "--overwrite", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
+    eventually(
+        "the default service account",
+        lambda: kubectl.succeeds("get", "serviceaccount/default", f"--namespace={SYSTEM}"),
+    )
+    kubectl.run("apply", "--server-side", "--validate=strict", "--filename=-", text=manifests)
+    yield control_plane
+    kubectl.run("delete", "--ignore-not-found", "--filename=-", text=manifests)
 
 
 @pytest.fixture

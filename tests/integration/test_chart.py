@@ -1,21 +1,15 @@
 """The chart's manifests on a real API server: they are accepted and grant exactly the intended rights."""
 
 import json
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+from tests.integration.installation import OPERATOR, SYSTEM, can
 from tests.integration.manifests import HYPERPARAMETERS
 from tests.waiting import eventually
-from tools.cluster import ClusterError, ControlPlane, program
-from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM
+from tools.cluster import ClusterError, ControlPlane
 
-CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
-SYSTEM = "finetune-system"
-OPERATOR = f"system:serviceaccount:{SYSTEM}:finetune-operator"
 DIGEST = "sha256:" + "a" * 64
 
 SPEC = {
@@ -39,35 +33,6 @@ CHECKPOINT = {
     "metadata": {"name": "routing-1"},
     "spec": SPEC,
 }
-
-
-@pytest.fixture(scope="module")
-def rendered() -> str:
-    ensure((HELM,))
-    command = [str(program("helm")), "template", "finetune-operator", str(CHART), f"--namespace={SYSTEM}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-@pytest.fixture(scope="module")
-def installed(control_plane: ControlPlane, rendered: str) -> Iterator[ControlPlane]:
-    """The chart in a namespace that enforces the restricted policy; no node runs its pod."""
-    control_plane.kubectl.run("create", "namespace", SYSTEM)
-    policy = "pod-security.kubernetes.io/enforce=restricted"
-    control_plane.kubectl.run("label", "namespace", SYSTEM, policy)
-    eventually(
-        "the default service account",
-        lambda: control_plane.kubectl.succeeds("get", "serviceaccount/default", f"--namespace={SYSTEM}"),
-    )
-    control_plane.kubectl.run("apply", "--server-side", "--validate=strict", "--filename=-", text=rendered)
-    yield control_plane
-    control_plane.kubectl.run("delete", "--ignore-not-found", "--filename=-", text=rendered)
-
-
-def can(cluster: ControlPlane, user: str, verb: str, resource: str, namespace: str = "") -> bool:
-    name, _, subresource = resource.partition("/")
-    options = [f"--namespace={namespace}"] if namespace else ["--all-namespaces"]
-    options += [f"--subresource={subresource}"] if subresource else []
-    return cluster.kubectl.succeeds("auth", "can-i", verb, name, f"--as={user}", *options, "--quiet")
 
 
 def test_the_pod_is_admitted_where_the_restricted_policy_is_enforced(installed: ControlPlane) -> None:

@@ -130,12 +130,21 @@ def test_without_approval_nothing_of_the_policy_is_left(manifests: list[Manifest
         return {
             m["kind"]
             for m in found
-            if m["kind"].startswith("ValidatingAdmissionPolicy") or "approve" in str(m.get("rules"))
+            if m["metadata"]["name"].endswith("-approval") or "approve" in str(m.get("rules"))
         }
 
     everything = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ClusterRole"}
     assert of_approval(manifests) == everything
     assert of_approval(rendered("rbac.approval=false")) == set()
+
+
+def test_the_policy_of_profiles_goes_with_its_value(manifests: list[Manifest]) -> None:
+    def policies(found: list[Manifest]) -> list[str]:
+        kind = "ValidatingAdmissionPolicy"
+        return [m["metadata"]["name"] for m in found if m["kind"] == kind]
+
+    assert "finetune-operator-profiles" in policies(manifests)
+    assert policies(rendered("rbac.checkProfiles=false")) == ["finetune-operator-approval"]
 
 
 def test_the_pod_satisfies_the_restricted_policy_with_a_read_only_root(manifests: list[Manifest]) -> None:

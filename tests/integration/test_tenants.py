@@ -1,0 +1,206 @@
+"""What users with a role in one namespace may do, and what the policy of profiles refuses."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL
+from tests.integration import manifests
+from tests.integration.api import Api, Object, path_of
+from tests.waiting import eventually
+from tools.cluster import ClusterError, ControlPlane
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "tenants.md"
+ROW: Final = re.compile(r"^\| [^|]+ \| `(\w+) ([\w/]+)` \|((?: (?:yes|no) \|)+)$", re.MULTILINE)
+ROLES: Final = ("", "view", "edit", "finetune-operator-approver", "admin")
+"""Columns of the table."""
+GROUPS: Final = {"pods": "", "secrets": ""}
+CLUSTER: Final = {"computeprofiles"}
+CONTENT: Final = {"POST": "application/json", "PATCH": "application/merge-patch+json"}
+SPECS: Final[dict[str, Object]] = {
+    "FineTuneJob": {
+        "model": "routing",
+        "baseModel": {"uri": "pvc://models/tiny"},
+        "dataset": {"ref": {"name": "tickets"}},
+    },
+    "Evaluation": {"checkpoints": ["routing-1"], "dataset": {"ref": {"name": "tickets"}}},
+    "InferenceDeployment": {
+        "baseModel": {"uri": "pvc://models/tiny"},
+        "models": [{"name": "routing", "follow": {"model": "routing"}}],
+    },
+}
+PROFILES: Final[dict[str, Object]] = {
+    "open": {},
+    "theirs": {"allowedNamespaces": ["team-b"]},
+    "withdrawn": {"allowedNamespaces": ["team-a"]},
+    "by-label": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team-a"}}},
+    "ours": {
+        "allowedNamespaces": ["team-a"],
+        "queues": {"train": "night"},
+        "queueing": {
+            "allowedQueues": ["spare"],
+            "workloadPriorityClasses": {"train": "low"},
+            "allowedWorkloadPriorityClasses": ["high"],
+        },
+    },
+}
+REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+
+
+def user_of(role: str) -> str:
+    return f"user-of-{role or 'no-role'}"
+
+
+def table() -> list[tuple[str, str, str, bool]]:
+    """Verb, resource, role and answer of each cell of the page's table."""
+    cells = []
+    for verb, resource, answers in ROW.findall(PAGE.read_text()):
+        given = [answer.strip() == "yes" for answer in answers.strip("|").split("|")]
+        cells += [(verb, resource, role, answer) for role, answer in zip(ROLES, given, strict=True)]
+    return cells
+
+
+class Tenant:
+    """A namespace with a user of each role."""
+
+    def __init__(self, api: Api, cluster: ControlPlane, namespace: str) -> None:
+        self.api = api
+        self.kubectl = cluster.kubectl
+        self.namespace = namespace
+        for role in filter(None, ROLES):
+            self.kubectl.run(
+                *("create", "rolebinding", user_of(role), f"--clusterrole={role}", f"--user={user_of(role)}"),
+                f"--namespace={namespace}",
+            )
+
+    def may(self, role: str, verb: str, resource: str, namespace: str | None = None) -> bool:
+        name, _, subresource = resource.partition("/")
+        attributes = {
+            "namespace": "" if name in CLUSTER else namespace or self.namespace,
+            "verb": verb,
+            "group": GROUPS.get(name, "finetune.dev"),
+            "resource": name,
+            "subresource": subresource,
+        }
+        spec = {"user": user_of(role), "groups": ["system:authenticated"], "resourceAttributes": attributes}
+        answer = self.api.request("POST", REVIEWS, {"spec": spec}).raise_for_status()
+        return bool(answer.json()["status"]["allowed"])
+
+    def refusal(self, verb: str, manifest: Object) -> str:
+        """The API server's refusal of an editor's request, or an empty string; POST changes nothing."""
+        path = path_of(
+            manifest["kind"], self.namespace, manifest["metadata"]["name"] if verb == "PATCH" else ""
+        )
+        query = "?dryRun=All" if verb == "POST" else ""
+        headers = {"Impersonate_User": user_of("edit"), "Content_Type": CONTENT[verb]}
+        answer = self.api.request(verb, path + query, manifest, **headers)
+        if answer.status_code == httpx.codes.FORBIDDEN:
+            return str(answer.json()["message"])
+        answer.raise_for_status()
+        return ""
+
+    def asks(self, kind: str = "FineTuneJob", **compute: str) -> str:
+        """The refusal of a new object with this `spec.compute`."""
+        return self.refusal("POST", new(kind, self.namespace, compute))
+
+
+def new(kind: str, namespace: str, compute: Object) -> Object:
+    return manifests.of(kind, namespace, "mine", SPECS[kind] | {"compute": compute})
+
+
+@pytest.fixture(scope="module")
+def other(api: Api) -> str:
+    """A namespace in which no user of the tenant has a role."""
+    api.request("POST", "/api/v1/namespaces", {"metadata": {"name": "other"}}).raise_for_status()
+    return "other"
+
+
+@pytest.fixture(scope="module")
+def tenant(api: Api, installed: ControlPlane) -> Tenant:
+    api.request("POST", "/api/v1/namespaces", {"metadata": {"name": "team-a"}}).raise_for_status()
+    made = Tenant(api, installed, "team-a")
+    eventually("the cluster's role edit has our kinds", lambda: made.may("edit", "create", "finetunejobs"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def profiles(api: Api, tenant: Tenant) -> Iterator[Tenant]:
+    """Profiles of several teams, and the active policy."""
+    for name, spec in PROFILES.items():
+        api.create(manifests.profile(name) | {"spec": spec})
+    eventually("the policy refuses a profile of another team", lambda: tenant.asks(profile="theirs"))
+    yield tenant
+    for name in PROFILES:
+        api.delete("ComputeProfile", "", name)
+
+
+def test_each_role_may_do_what_the_page_says_in_its_namespace_and_nothing_in_another(
+    tenant: Tenant, other: str
+) -> None:
+    cells = table()
+    assert {role for *_, role, _ in cells} == set(ROLES)
+    for verb, resource, role, answer in cells:
+        assert (verb, resource, role, tenant.may(role, verb, resource)) == (verb, resource, role, answer)
+        if resource not in CLUSTER:
+            assert not tenant.may(role, verb, resource, other), (verb, resource, role)
+
+
+def test_an_editor_lists_all_kinds_of_one_namespace_with_one_command(
+    api: Api, tenant: Tenant, other: str
+) -> None:
+    for namespace in (tenant.namespace, other):
+        api.create(manifests.finetunejob(namespace, f"run-of-{namespace}"))
+    editor = f"--as={user_of('edit')}"
+    listed = tenant.kubectl.run("get", "finetune", f"--namespace={tenant.namespace}", editor)
+    assert "run-of-team-a" in listed
+    assert "run-of-other" not in listed
+    with pytest.raises(ClusterError, match="forbidden"):
+        tenant.kubectl.run("get", "finetune", f"--namespace={other}", editor)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_profile_of_another_team_is_refused(profiles: Tenant, kind: str) -> None:
+    refusal = profiles.asks(kind, profile="theirs")
+    assert "namespace team-a is not allowed to use ComputeProfile theirs" in refusal
+    for allowed in ("ours", "by-label", "open", "not-there-yet"):
+        assert profiles.asks(kind, profile=allowed) == ""
+
+
+def test_an_object_without_a_profile_is_checked_against_the_default_one(api: Api, profiles: Tenant) -> None:
+    assert profiles.asks() == ""
+    marks = {"metadata": {"annotations": {DEFAULT_PROFILE_LABEL: None}}}
+    api.patch("ComputeProfile", "", "default", marks)
+    api.patch("ComputeProfile", "", "theirs", {"metadata": {"labels": {DEFAULT_PROFILE_LABEL: "true"}}})
+    eventually("the default profile is refused", lambda: "ComputeProfile theirs" in profiles.asks())
+    api.patch("ComputeProfile", "", "theirs", {"metadata": {"labels": {DEFAULT_PROFILE_LABEL: None}}})
+    eventually("no profile is the default", lambda: profiles.asks() == "")
+
+
+@pytest.mark.parametrize(
+    ("field", "offered", "words"),
+    [
+        ("queueName", ("night", "spare"), "queueing.allowedQueues of ComputeProfile ours"),
+        ("workloadPriorityClass", ("low", "high"), "allowedWorkloadPriorityClasses of ComputeProfile ours"),
+    ],
+)
+def test_a_queue_or_priority_that_the_profile_does_not_offer_is_refused(
+    profiles: Tenant, field: str, offered: tuple[str, ...], words: str
+) -> None:
+    for name in offered:
+        assert profiles.asks(profile="ours", **{field: name}) == ""
+    refusal = profiles.asks(profile="ours", **{field: "first-class"})
+    assert f"spec.compute.{field} first-class" in refusal
+    assert words in refusal
+
+
+def test_a_run_can_be_suspended_after_its_profile_was_withdrawn(api: Api, profiles: Tenant) -> None:
+    run = new("FineTuneJob", profiles.namespace, {"profile": "withdrawn"})
+    api.create(run)
+    api.patch("ComputeProfile", "", "withdrawn", {"spec": {"allowedNamespaces": ["other"]}})
+    eventually("the profile is refused", lambda: profiles.asks(profile="withdrawn"))
+    assert profiles.refusal("PATCH", run | {"spec": {"suspend": True}}) == ""
+    assert api.get("FineTuneJob", profiles.namespace, "mine")["spec"]["suspend"] is True
