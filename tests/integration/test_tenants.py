@@ -203,4 +203,6 @@ def test_a_run_can_be_suspended_after_its_profile_was_withdrawn(api: Api, profil
     api.patch("ComputeProfile", "", "withdrawn", {"spec": {"allowedNamespaces": ["other"]}})
     eventually("the profile is refused", lambda: profiles.asks(profile="withdrawn"))
     assert profiles.refusal("PATCH", run | {"spec": {"suspend": True}}) == ""
-    assert api.get("FineTuneJob", profiles.namespace, "mine")["spec"]["suspend"] is True
+    found = api.get("FineTuneJob", profiles.namespace, "mine")
+    assert found is not None
+    assert found["spec"]["suspend"] is True
