@@ -143,7 +143,7 @@ def test_the_policy_of_profiles_goes_with_its_value(manifests: list[Manifest]) -
         kind = "ValidatingAdmissionPolicy"
         return [m["metadata"]["name"] for m in found if m["kind"] == kind]
 
-    assert "finetune-operator-profiles" in policies(manifests)
+    assert "finetune-operator-profile-use" in policies(manifests)
     assert policies(rendered("rbac.checkProfiles=false")) == ["finetune-operator-approval"]
 
 
