@@ -122,7 +122,7 @@ class Buildah:
     def push(self, image: str, target: str) -> str:
         """Push `image` to a registry with the name `target`. Returns the digest of its manifest.
 
-        Its layers are compressed with zstd, in a tenth of the time of gzip.
+        Its layers are compressed with zstd.
         """
         with tempfile.TemporaryDirectory() as folder:
             digest = Path(folder) / "digest"
