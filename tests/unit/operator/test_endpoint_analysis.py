@@ -139,7 +139,7 @@ def test_the_pod_of_an_analysis_has_no_label_that_services_select_and_uses_no_de
     assert RUN in selector
     assert not selector.items() <= labels.items()
     assert labels["finetune.dev/analyzed"] == "endpoint-uid"
-    assert not {key for key in manifest["metadata"]["labels"] if "kueue" in key or "profile" in key}
+    assert not {key for key in manifest["metadata"]["labels"] if "kueue" in key}
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "384Mi"}
 
