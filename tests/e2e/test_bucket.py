@@ -1,4 +1,8 @@
-"""A run whose rows, base model and store are in buckets, without any claim, from rows to an answer."""
+"""A run whose rows, base model and store are in buckets, without any claim, from rows to an answer.
+
+Its profile is one for tenants: each namespace has a folder of its own, and pods have the uid that OpenShift
+would choose, a CPU limit and additions.
+"""
 
 import os
 import shutil
@@ -20,7 +24,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 SECRET = {"credentialsSecretRef": {"name": "artifacts-s3"}}
-STORE = {"uri": "s3://artifacts/team", **SECRET}
+STORE = {"uri": "s3://artifacts/{namespace}/finetune", **SECRET}
+PROFILE = f"e2e-tenants-{manifests.OWN}"
+USER = 1000680000
+"""A uid that the image does not know."""
 ROWS = {"uri": "s3://inputs/rows/bucket.jsonl", **SECRET}
 MODEL = {"uri": "s3://inputs/tiny"}
 
@@ -40,12 +47,38 @@ def server(team: Team, tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
-def test_a_run_over_buckets_alone_ends_in_an_answer(team: Team, server: S3Server, begun: None) -> None:
+@pytest.fixture
+def profile(team: Team) -> Iterator[str]:
+    """A profile for namespaces with a label, here the one that Kubernetes sets on each."""
+    tenants = manifests.profile(PROFILE)
+    tenants["spec"] |= {
+        "store": STORE,
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": team.namespace}},
+        "securityContext": {"runAsUser": USER, "fsGroup": USER},
+        "podTemplates": [
+            {
+                "labels": {"sidecar.istio.io/inject": "false"},
+                "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
+                "tolerations": [{"operator": "Exists"}],
+                "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname"}],
+                "cpuLimitRequestRatio": 20,
+            }
+        ],
+    }
+    team.apply(tenants)
+    yield PROFILE
+    team.kubectl("delete", "computeprofile", PROFILE)
+
+
+def test_a_run_over_buckets_alone_ends_in_an_answer(
+    team: Team, server: S3Server, profile: str, begun: None
+) -> None:
     rows = {"inline": {**manifests.source("none"), "source": ROWS}}
     endpoint_of_it = manifests.endpoint("bucket", "bucket")
-    endpoint_of_it["spec"]["baseModel"] = MODEL
+    compute = {"profile": profile}
+    endpoint_of_it["spec"] |= {"baseModel": MODEL, "compute": compute}
     team.apply(
-        manifests.finetunejob("bucket", dataset=rows, baseModel={**MODEL, **SECRET}, store=STORE),
+        manifests.finetunejob("bucket", dataset=rows, baseModel={**MODEL, **SECRET}, compute=compute),
         endpoint_of_it,
     )
 
@@ -54,12 +87,15 @@ def test_a_run_over_buckets_alone_ends_in_an_answer(team: Team, server: S3Server
 
     with open_endpoint(team.access, "bucket", team.namespace) as found, found.client() as client:
         assert ask(client, "tuned", "order late?") == "billing"
-    objects = server.root / "artifacts" / "team"
+    objects = server.root / "artifacts" / team.namespace / "finetune"
     (served,) = endpoint["status"]["models"]
     weights = objects / "checkpoints" / served["digest"].removeprefix("sha256:")
     assert (weights / "manifest.json").exists()
     assert (objects / "runs" / uid_of(run) / "train" / "result.json").exists()
     (pod,) = team.children("pods", uid_of(run), "train")
+    assert pod["spec"]["securityContext"]["runAsUser"] == USER
+    assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    assert "cpu" in pod["spec"]["containers"][0]["resources"]["limits"]
     claims = {
         volume["persistentVolumeClaim"]["claimName"]
         for volume in pod["spec"]["volumes"]
