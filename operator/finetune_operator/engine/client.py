@@ -74,6 +74,16 @@ class KubernetesClient:
             raise
         return any(each["name"] == type_.plural for each in found["resources"])
 
+    async def serves_group(self, type_: ResourceType) -> bool:
+        """Whether the API server has the API group of the type, in any version."""
+        try:
+            await self._transport.call(Request("get", "GET", f"/apis/{type_.api_version.partition('/')[0]}"))
+        except Rejected as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return False
+            raise
+        return True
+
     async def pages(
         self, type_: ResourceType, namespace: str = "", selector: str = ""
     ) -> AsyncGenerator[tuple[list[Manifest], str]]:

@@ -75,11 +75,15 @@ def _queued(message: str, later: float) -> Trouble:
 
 
 def _unreadable(job: Manifest, waits: str, refused: Manifest, later: float) -> Trouble:
-    if refused["code"] != HTTPStatus.NOT_FOUND:
+    if refused["code"] == HTTPStatus.FORBIDDEN:
         return _queued(
             f"{waits} for admission. The operator may not read the reason: set kueue.enabled in the"
             " operator's chart",
             later,
+        )
+    if refused["code"] != HTTPStatus.NOT_FOUND:
+        return _queued(
+            f"{waits} for admission. The operator cannot read the reason: {refused['message']}", later
         )
     profile = job["metadata"].get("labels", {}).get(PROFILE)
     return Trouble(

@@ -100,9 +100,12 @@ class Lookups:
         except Rejected as error:
             # A user without the right gets the same response whether the type is installed or not.
             found = refusal(error.code, error.message)
-        if (found is None or is_refusal(found)) and not await self._cluster.serves(type_):
-            return refusal(HTTPStatus.NOT_FOUND, f"{type_.plural} of {type_.api_version} are not installed")
-        return found
+        if (found is not None and not is_refusal(found)) or await self._cluster.serves(type_):
+            return found
+        if self._types[type_].any_version and await self._cluster.serves_group(type_):
+            message = f"the API server does not have {type_.api_version}, but other versions of it"
+            return refusal(HTTPStatus.NOT_IMPLEMENTED, message)
+        return refusal(HTTPStatus.NOT_FOUND, f"{type_.plural} of {type_.api_version} are not installed")
 
     async def _find(self, target: LookupTarget) -> Manifest | None:
         label = self._types[target.type].label

@@ -82,6 +82,12 @@ def test_without_the_right_the_message_says_how_to_grant_it() -> None:
     assert "set kueue.enabled" in trouble.message
 
 
+def test_another_version_of_kueues_api_hides_the_reason_and_is_no_problem() -> None:
+    trouble = admission_trouble(job(), refusal(501, "the API server does not have v1"), NOW)
+    assert (trouble.reason, trouble.expected) == ("Queued", True)
+    assert trouble.message.endswith("cannot read the reason: the API server does not have v1")
+
+
 def test_a_job_that_waits_where_kueue_is_gone_names_the_way_out() -> None:
     trouble = admission_trouble(job(), refusal(404, "workloads are not installed"), NOW)
     assert (trouble.reason, trouble.expected) == ("KueueNotInstalled", False)

@@ -102,8 +102,9 @@ def test_where_kueue_is_not_installed_no_job_starts_without_its_quota(kind: str)
     assert "localqueues are not installed: install Kueue" in message
 
 
-def test_without_the_right_to_read_queues_kueue_alone_decides(kind: str) -> None:
-    cluster, _, queue = made(kind, 403)
+@pytest.mark.parametrize("code", [403, 501])
+def test_where_queues_cannot_be_read_kueue_alone_decides(kind: str, code: int) -> None:
+    cluster, _, queue = made(kind, code)
     assert QUEUES[queue] in queues_of_jobs(cluster)
 
 

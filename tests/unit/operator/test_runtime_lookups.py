@@ -4,10 +4,21 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import Configuration
 
+from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected, Unavailable
 from finetune_operator.engine.refusals import is_refusal
-from finetune_operator.engine.resources import CLAIM, HTTP_ROUTE, WORKLOAD, ResourceType
+from finetune_operator.engine.resources import (
+    CLAIM,
+    HTTP_ROUTE,
+    LOCAL_QUEUE,
+    WORKLOAD,
+    ResourceType,
+    ResourceTypes,
+)
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
@@ -165,6 +176,22 @@ async def test_a_type_that_is_not_installed_is_an_answer_to_who_has_no_right_to_
     found = await route(server)
     assert found is not None
     assert found["code"] == 404
+
+
+@pytest.mark.parametrize(("groups", "code"), [(["kueue.x-k8s.io"], 501), ([], 404)])
+async def test_a_kueue_with_another_version_of_its_api_is_installed(groups: list[str], code: int) -> None:
+    async def discover(_: web.Request) -> web.Response:
+        return web.json_response({"kind": "APIGroup"})
+
+    app = web.Application()
+    for group in groups:
+        app.router.add_get(f"/apis/{group}", discover)
+    async with TestServer(app) as server:
+        client = KubernetesClient(Configuration(host=str(server.make_url(""))), ResourceTypes(), "test")
+        found = await Lookups(client).get(LOCAL_QUEUE, "team", "gpus")
+        await client.close()
+    assert found is not None
+    assert found["code"] == code
 
 
 async def test_a_workload_is_found_by_the_label_with_the_uid_of_its_job() -> None:

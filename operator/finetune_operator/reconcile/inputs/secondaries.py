@@ -99,6 +99,8 @@ class Lookup:
         is_lacking: whether the response can block an object. The operator then repeats the request
             periodically until the response changes.
         is_optional: whether a cluster may lack the type, or the operator the right to read it.
+        any_version: whether a cluster with only another version of the API counts as having the type, because
+            the operator uses the objects of others and makes none.
     """
 
     type: ResourceType
@@ -106,6 +108,7 @@ class Lookup:
     fresh_seconds: float = 10.0
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
     is_optional: bool = False
+    any_version: bool = False
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -166,9 +169,11 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Lookup(NAMESPACE, fresh_seconds=0.0, is_lacking=lambda _: False),
     # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
     Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
-    Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True),
+    Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True, any_version=True),
     # Not watched: most Workloads of a cluster belong to others. A Job's `suspend` shows its admission.
-    Lookup(WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
+    Lookup(
+        WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True, any_version=True
+    ),
 )
 
 
