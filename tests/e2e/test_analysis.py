@@ -38,7 +38,7 @@ QUEUED: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 64}
 LATENCY: Final = {"metric": "time_to_first_token_seconds", "quantile": 0.5, "maxRatio": 1.5}
 ANSWERS: Final = {"metric": "exact_match", "min": 0.8, "maxDecrease": 0.2}
 WRONG_LABELS: Final = ("shipping", "account", "returns")
-SHUFFLED: Final = "shuffled"
+SHUFFLED: Final = "shuffled-labels"
 """Run whose training rows have wrong labels at random."""
 
 

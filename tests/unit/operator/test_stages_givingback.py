@@ -61,7 +61,7 @@ def end_pods(cluster: MemoryCluster) -> None:
 
 def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growing_wait() -> None:
     cluster = partly_scheduled()
-    assert advance(cluster, 59)["reason"] == "Unschedulable"
+    assert advance(cluster, 299)["reason"] == "Unschedulable"
     assert cluster.plan("FineTuneJob", JOB).requeue_after == 30
     assert "gave their devices back: an older run of several pods" in advance(cluster, 1)["message"]
     assert not cluster.has_stage_job(STAGE)
@@ -115,7 +115,7 @@ def test_the_wait_doubles_each_time_and_a_failure_counts_from_one() -> None:
     cluster = partly_scheduled()
     before = {"stage": STAGE, "failures": 1, "lastFailureAt": at(cluster.now), "gaveBack": True}
     cluster.objects["FineTuneJob", JOB]["status"]["retry"] = before
-    advance(cluster, 60)
+    advance(cluster, 300)
     found = RetryStatus.model_validate(retry_of(cluster))
     assert (found.failures, found.gave_back) == (2, True)
     waits = (due_at(found, "uid") - found.last_failure_at).total_seconds()

@@ -22,8 +22,11 @@ from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import EventReason, Reason
 
-GIVE_BACK_AFTER: Final = timedelta(seconds=60)
-"""How long a run waits for its remaining pods before it gives its devices back."""
+GIVE_BACK_AFTER: Final = timedelta(minutes=5)
+"""How long a run waits for its remaining pods before it gives its devices back.
+
+An autoscaler needs a few minutes for a new node, and loses its reason to add one if pods are deleted.
+"""
 RECHECK_SECONDS: Final = 30.0
 """Time between two passes over a run that waits for its remaining pods: another run may join it."""
 
