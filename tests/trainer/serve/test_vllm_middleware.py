@@ -307,6 +307,35 @@ def test_a_schema_that_could_end_vllm_does_not_reach_it(
     assert guarded.counted("base", 400) == 1
 
 
+def rules(length: int, of: str) -> str:
+    """A grammar in which each rule refers to the next one."""
+    following = "".join(f'r{number} {of} "a" r{number + 1}\n' for number in range(length))
+    return f'{following}r{length} {of} "b"\n'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (f"start: %json {json.dumps(chain(3000))}", "%json is not supported"),
+        (f"start: r0\n{rules(5000, ':')}", "more than 1000 rules"),
+        (f"root ::= r0\n{rules(5000, '::=')}", "more than 1000 rules"),
+    ],
+    ids=["schema", "Lark", "EBNF"],
+)
+def test_a_grammar_that_could_end_vllm_does_not_reach_it(grammar: str, message: str) -> None:
+    body = json.dumps({"structured_outputs": {"grammar": grammar}})
+    answer = asyncio.run(Guarded().answer("/v1/completions", content=body))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "structured_outputs.grammar")
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("of", [":", "::="])
+def test_a_grammar_of_some_hundred_rules_reaches_vllm(of: str) -> None:
+    engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    body = json.dumps({"structured_outputs": {"grammar": rules(900, of)}})
+    assert asyncio.run(Guarded(engine).answer("/v1/completions", content=body)).status_code == 200
+
+
 @pytest.mark.parametrize("text", ["{", '{"$ref": "#/a", "$ref": "#/b"}', "[" * 100_000])
 def test_a_schema_whose_text_parsers_read_differently_is_refused(text: str) -> None:
     body = json.dumps({"structured_outputs": {"json": text}})

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.requestmetrics import UNKNOWN_MODEL, RequestMeasurement
-from finetune_trainer.serve.schemanesting import check_nesting
+from finetune_trainer.serve.schemanesting import check_grammar, check_nesting
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Enough for the token ids of two million tokens."""
@@ -41,6 +41,9 @@ class CheckBody:
             measurement.model = self._model(request)
             for field, schema in _schemas(request):
                 check_nesting(schema, field)
+            match request:
+                case {"structured_outputs": {"grammar": str(grammar)}}:
+                    check_grammar(grammar, "structured_outputs.grammar")
         except RequestError as error:
             await error.response()(scope, receive, send)
             return
