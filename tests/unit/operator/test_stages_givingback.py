@@ -19,7 +19,9 @@ EARLIER, LATER = at(NOW - timedelta(days=1)), at(NOW + timedelta(days=1))
 STAGE: Final[Stage] = "train"
 
 
-def partly_scheduled(other_created: str = EARLIER, other_profile: str = "cpu") -> MemoryCluster:
+def partly_scheduled(
+    other_created: str = EARLIER, other_profile: str = "cpu", other_message: str | None = None
+) -> MemoryCluster:
     """A run of which one pod runs and no node can take the other, next to another run in this state."""
     cluster = training()
     lacks = {
@@ -36,6 +38,9 @@ def partly_scheduled(other_created: str = EARLIER, other_profile: str = "cpu") -
     other = deepcopy(cluster.objects["FineTuneJob", JOB])
     other["metadata"] |= {"name": "other", "uid": "other-uid", "creationTimestamp": other_created}
     other["status"]["resolved"] |= {"profile": other_profile}
+    if other_message is not None:
+        (reconciling,) = (each for each in other["status"]["conditions"] if each["type"] == "Reconciling")
+        reconciling["message"] = other_message
     cluster.objects["FineTuneJob", "other"] = other
     return cluster
 
@@ -87,11 +92,21 @@ def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growi
     [
         pytest.param({"other_created": LATER}, id="the other one is younger"),
         pytest.param({"other_profile": "a100"}, id="the other one needs other devices"),
+        pytest.param({"other_profile": "elsewhere"}, id="the other one needs other nodes"),
+        pytest.param({"other_profile": "spot"}, id="the other one needs other nodes by its podTemplates"),
+        pytest.param(
+            {"other_message": "pod has unbound immediate PersistentVolumeClaims"},
+            id="the other one waits for its claim",
+        ),
     ],
 )
 def test_a_run_keeps_its_devices_if_no_older_run_competes_for_them(other: dict[str, str]) -> None:
     found = partly_scheduled(**other)
+    found.objects["ComputeProfile", "cpu"]["spec"]["nodeSelector"] = {"pool": "here", "spot": "false"}
     found.add(profile("a100", default=False, devices={"resource": "nvidia.com/gpu", "max": 4}))
+    found.add(profile("elsewhere", default=False, nodeSelector={"pool": "elsewhere"}))
+    spot = {"stages": ["train"], "nodeSelector": {"spot": "true"}}
+    found.add(profile("spot", default=False, podTemplates=[spot]))
     assert advance(found, 600)["reason"] == "Unschedulable"
     assert found.has_stage_job(STAGE)
 

@@ -3,11 +3,14 @@
 Without a queue that admits all pods of a Job together, two such runs would wait for each other forever.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Self
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.podtemplate import PodStage
+from finetune_operator.manifests.podshape import pod_additions
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
 from finetune_operator.observe.podstarts import lacks_capacity
@@ -20,7 +23,8 @@ from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Working
-from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.status import conditions
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 
 GIVE_BACK_AFTER: Final = timedelta(minutes=5)
 """How long a run waits for its remaining pods before it gives its devices back.
@@ -47,7 +51,7 @@ def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageR
     """
     snapshot = draft.snapshot
     since = max(filter(None, map(_unscheduled_since, pods)), default=snapshot.now)
-    if snapshot.now - since < GIVE_BACK_AFTER or not _is_younger(request.run, snapshot):
+    if snapshot.now - since < GIVE_BACK_AFTER or not _is_younger(request, snapshot):
         return None
     draft.remove(job)
     status = backoff.count_give_back(request.retry, request.stage, snapshot.now)
@@ -76,23 +80,50 @@ def held_back(request: StageRequest, now: datetime) -> Working | None:
     )
 
 
-def _is_younger(uid: str, snapshot: Snapshot) -> bool:
-    """Whether an older run waits in the same way for the same kind of devices."""
+def _is_younger(request: StageRequest, snapshot: Snapshot) -> bool:
+    """Whether an older run waits in the same way for the same kind of devices of the same nodes."""
     waiting = list(snapshot.partly_scheduled_everywhere)
-    own = next((run for run in waiting if run.uid == uid), None)
+    own = next((run for run in waiting if run.uid == request.run), None)
     if own is None:
         return False
-    return any(_age(other) < _age(own) for other in _competing(own, waiting, snapshot))
+    pool = _Pool.of(own, request.row.pods, snapshot)
+    return pool is not None and any(
+        _age(other) < _age(own)
+        and _needs_devices(other)
+        and pool.may_overlap(_Pool.of(other, request.row.pods, snapshot))
+        for other in waiting
+    )
 
 
-def _competing(own: FineTuneJob, waiting: Iterable[FineTuneJob], snapshot: Snapshot) -> Iterable[FineTuneJob]:
-    resource = _resource(own, snapshot)
-    return (each for each in waiting if each.uid != own.uid and _resource(each, snapshot) == resource)
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The devices that a run can get."""
+
+    resource: str
+    node_labels: Mapping[str, str]
+
+    @classmethod
+    def of(cls, run: FineTuneJob, stage: PodStage, snapshot: Snapshot) -> Self | None:
+        """Those of its ComputeProfile; None if the profile does not exist any more."""
+        profile = snapshot.profiles.get(run.status.resolved.profile or "")
+        if profile is None:
+            return None
+        labels = profile.spec.node_selector | pod_additions(profile, stage).node_selector
+        return cls(profile.spec.devices.resource, labels)
+
+    def may_overlap(self, other: Self | None) -> bool:
+        """Whether both are of the same kind, and no label tells their nodes apart."""
+        if other is None or self.resource != other.resource:
+            return False
+        labels, others = self.node_labels, other.node_labels
+        return all(labels[key] == others[key] for key in labels.keys() & others.keys())
 
 
-def _resource(run: FineTuneJob, snapshot: Snapshot) -> str | None:
-    profile = snapshot.profiles.get(run.status.resolved.profile or "")
-    return None if profile is None else profile.spec.devices.resource
+def _needs_devices(run: FineTuneJob) -> bool:
+    """Whether devices would let the run continue: one that only waits for its claim would not use them."""
+    reconciling = conditions.find(run.status.conditions, ConditionType.RECONCILING)
+    message = "" if reconciling is None else reconciling.message
+    return "Insufficient" in message or lacks_capacity(message)
 
 
 def _age(run: FineTuneJob) -> tuple[str, str]:
