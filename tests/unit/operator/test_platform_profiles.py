@@ -5,7 +5,7 @@ import pytest
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.platform.profiles import LABELS_RECHECK_SECONDS
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
-from tests.unit.operator.runobjects import JOB, claim, dataset, finetunejob, profile
+from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile
 
 SELECTOR = {"matchLabels": {"example.com/gpus": "true"}}
 
@@ -56,6 +56,25 @@ def test_a_run_notices_the_labels_of_its_namespace_within_a_minute() -> None:
     cluster.add(namespace(gpus="true"))
     cluster.settle()
     assert reason(cluster) != "ProfileNotAllowed"
+
+
+def test_a_dataset_waits_for_the_labels_of_its_namespace_too() -> None:
+    claims = (claim("artifacts", "ReadWriteMany"), claim("models"))
+    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), namespace(), *claims, dataset())
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "ProfileNotAllowed"}
+    assert cluster.plan("Dataset", DATASET).requeue_after == LABELS_RECHECK_SECONDS
+    cluster.add(namespace(gpus="true"))
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
+
+
+def test_a_dataset_with_a_store_of_its_own_needs_no_labels_of_its_namespace() -> None:
+    claims = (claim("artifacts", "ReadWriteMany"), claim("models"))
+    own = dataset(store={"uri": "pvc://artifacts"})
+    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), namespace(), *claims, own)
+    cluster.settle()
+    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
 
 
 def test_each_namespace_has_its_own_folder_in_the_store_of_a_profile() -> None:

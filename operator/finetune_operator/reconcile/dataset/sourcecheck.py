@@ -145,7 +145,9 @@ def profile_of(dataset: Dataset, snapshot: Snapshot) -> ComputeProfile | Blocked
     if dataset.spec.store is not None:
         accepted.add(Reason.DEFAULT_PROFILE_CONFLICT)
     if isinstance(profile, Blocked):
-        return None if profile.reason in accepted else profile
+        # Namespaces are not watched: only the repeated pass sees the label that allows the profile.
+        is_awaited = profile.requeue_after is not None and dataset.spec.store is None
+        return None if profile.reason in accepted and not is_awaited else profile
     return profiles.check_trainer(profile) or profile
 
 
