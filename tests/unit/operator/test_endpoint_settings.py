@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
 
@@ -70,12 +71,29 @@ def test_a_terminating_pod_finishes_the_longest_request() -> None:
     assert pod_of(serving(serving=SETTINGS)[0])["terminationGracePeriodSeconds"] == 320
 
 
+def analyzed(*gates: Manifest, requests: int | None = None) -> Manifest:
+    """A strategy with an analysis, as it was in the release without metrics of answers."""
+    probe = {} if requests is None else {"probe": {"requests": requests}}
+    steps = {"steps": [{"setWeight": 20}]}
+    return {"type": "Canary", "canary": steps, "analysis": {"gates": list(gates), **probe}}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({}, "bd86ec62beaf77e1"),
         ({"serving": {"apiKeysSecretRef": {"name": "keys"}}}, "e4c51b75a512e623"),
         ({"serving": {}}, "c68a68d4ca3fa6aa"),
+        ({"strategy": analyzed({"metric": "error_rate", "max": 0.05}, requests=200)}, "0d4fac08522b4b99"),
+        (
+            {
+                "strategy": analyzed(
+                    {"metric": "time_to_first_token_seconds", "quantile": 0.9, "maxRatio": 1.2},
+                    {"metric": "queue_depth", "max": 3, "maxIncrease": 1},
+                )
+            },
+            "f3c0d5bcd79fdc95",
+        ),
     ],
 )
 def test_an_upgrade_is_not_an_edit_that_tries_a_failed_revision_again(

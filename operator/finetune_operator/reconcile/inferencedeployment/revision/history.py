@@ -25,11 +25,23 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
             _set_since_first(step, "set_weight", "pause_seconds") for step in strategy["canary"]["steps"]
         ]
         spec["strategy"]["canary"] = {**strategy["canary"], "steps": steps}
+    if "analysis" in strategy:
+        spec["strategy"]["analysis"] = _analysis(strategy["analysis"])
     spec["compute"] = _set_since_first(spec["compute"], "profile", "devices")
     spec["models"] = [_set_since_first(model, "name", "follow", "pin") for model in spec["models"]]
     if "serving" in spec:
         spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")
     return short_hash(json.dumps(spec, sort_keys=True), length=16)
+
+
+def _analysis(analysis: dict[str, Any]) -> dict[str, Any]:
+    first = ("metric", "quantile", "max", "max_increase", "max_ratio", "confidence")
+    probe = analysis["probe"]
+    return {
+        **analysis,
+        "gates": [_set_since_first(gate, *first) for gate in analysis["gates"]],
+        "probe": None if probe is None else _set_since_first(probe, "requests"),
+    }
 
 
 def _set(fields: dict[str, Any]) -> dict[str, Any]:
