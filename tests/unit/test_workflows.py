@@ -1,6 +1,10 @@
 """The workflows in .github name targets, files and actions that exist, and ask for few rights."""
 
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +50,57 @@ def test_only_the_release_gets_a_token_for_signing() -> None:
         if "id-token" in job.get("permissions", {})
     }
     assert requested == {"release"}
+
+
+COSIGN = r"""#!/bin/sh
+set -eu
+case "$1 $*" in
+"attest "*--predicate*) cp "$RUNNER_TEMP/predicate.json" "$(mktemp -p "$RUNNER_TEMP/attested")" ;;
+"attest "*) echo "predicate cannot be empty" >&2; exit 1 ;;
+esac
+echo "$*" >> "$RUNNER_TEMP/calls"
+"""
+"""Refuses what cosign refuses: `cosign attest` has the option --statement, and does not read it."""
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="runners of GitHub have jq")
+def test_the_release_signs_every_artifact_and_attests_each_statement(tmp_path: Path) -> None:
+    (step,) = [
+        step
+        for step in steps(ROOT / ".github" / "workflows" / "release.yaml")
+        if step.get("name") == "Sign the statements"
+    ]
+    folder = tmp_path / "build" / "release"
+    for path in (folder, tmp_path / "programs", tmp_path / "temporary" / "attested"):
+        path.mkdir(parents=True)
+    (tmp_path / "programs" / "cosign").write_text(COSIGN)
+    (tmp_path / "programs" / "cosign").chmod(0o755)
+    artifacts = [
+        {"name": name, "repository": f"registry.test/{name}", "digest": f"sha256:{name}"}
+        for name in ("image", "chart")
+    ]
+    (folder / "release.json").write_text(json.dumps({"artifacts": artifacts}))
+    for name in ("image.provenance", "image.sbom", "chart.provenance"):
+        statement = {"predicateType": f"https://{name}.test", "predicate": {"of": name}}
+        (folder / f"{name}.json").write_text(json.dumps(statement))
+    temporary = tmp_path / "temporary"
+    programs = f"{tmp_path / 'programs'}:{os.environ['PATH']}"
+
+    subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path,
+        env={"PATH": programs, "RUNNER_TEMP": str(temporary)},
+        check=True,
+    )
+
+    calls = (temporary / "calls").read_text().splitlines()
+    for name, types in (("image", ("provenance", "sbom")), ("chart", ("provenance",))):
+        reference = f"registry.test/{name}@sha256:{name}"
+        assert f"sign --yes {reference}" in calls
+        for each in types:
+            (found,) = [call for call in calls if f"--type https://{name}.{each}.test " in call]
+            assert found.startswith("attest --yes")
+            assert found.endswith(f" {reference}")
+    assert len(calls) == 5
+    attested = [json.loads(file.read_text())["of"] for file in (temporary / "attested").iterdir()]
+    assert sorted(attested) == ["chart.provenance", "image.provenance", "image.sbom"]
