@@ -126,7 +126,7 @@ CRANE: Final = Tool(
     module="github.com/google/go-containerregistry",
     version_variables=("github.com/google/go-containerregistry/cmd/crane/cmd.Version={version}",),
 )
-"""An OCI registry (`crane registry serve`) and its client; built by what uses them."""
+"""An OCI registry (`crane registry serve`) and its client, for tests and releases."""
 ORAS: Final = Tool("oras", ("oras",), module="oras.land/oras")
 """Attaches documents to images, for `make release`."""
 VERIFY_BUNDLE: Final = Tool("verify-bundle", ("verify-bundle",))
@@ -140,7 +140,7 @@ KSTATUS: Final = Tool("kstatus", ("kstatus",))
 """Judge the health of objects as Argo CD, and as Flux and Helm do; for tests."""
 
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
-TEST_TOOLS: Final = (VERSITYGW, ARGO_HEALTH, KSTATUS)
+TEST_TOOLS: Final = (VERSITYGW, ARGO_HEALTH, KSTATUS, CRANE)
 """Programs of tests, which are not part of a cluster."""
 
 
@@ -150,7 +150,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, *TEST_TOOLS, CRANE, HELM3, ORAS, VERIFY_BUNDLE, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, *TEST_TOOLS, HELM3, ORAS, VERIFY_BUNDLE, KUBEFLOW_TRAINER):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")
