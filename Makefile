@@ -36,6 +36,7 @@ ci-times: packages-environment .venv ## Both for .ci/run in a fresh clone with e
 
 test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster, half an hour of Flux: two hours more
 	$(PYTEST) tests/trainer -m full
+	$(PYTEST) tests/integration -m full
 	$(PYTEST) tests/faults -m full --verbose
 	$(PYTEST) tests/e2e -m full
 	@$(RUN) -m tools.peers install flux
