@@ -44,10 +44,8 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
 
-    @classmethod
-    def measuring(cls) -> MeasuringClock:
-        clock = cls()
-        return MeasuringClock(lambda: clock.seconds, clock.sleep)
+    def measuring(self) -> MeasuringClock:
+        return MeasuringClock(lambda: self.seconds, self.sleep)
 
 
 Traffic = Callable[[ServingMetrics], None]
@@ -139,7 +137,7 @@ def analyze(
             gates=gates,
             **{"duration_seconds": 60, "max_duration_seconds": 240, "min_requests": 100} | settings,
         )
-        return stage.run(config, Clock.measuring())
+        return stage.run(config, Clock().measuring())
 
 
 def test_a_revision_like_the_stable_one_passes_with_its_figures() -> None:
@@ -209,7 +207,7 @@ def test_a_stable_revision_without_requests_is_compared_by_its_past() -> None:
             max_duration_seconds=60,
             min_requests=50,
         )
-        result = stage.run(config, Clock.measuring())
+        result = stage.run(config, Clock().measuring())
     assert (result.verdict, result.stable_requests) == ("Fail", 1000)
 
 
@@ -226,7 +224,7 @@ def test_pods_that_cannot_be_read_are_named() -> None:
         max_duration_seconds=60,
         min_requests=1,
     )
-    result = stage.run(config, Clock.measuring())
+    result = stage.run(config, Clock().measuring())
     assert result.verdict == "Inconclusive"
     assert result.problem.startswith(f"1 of 1 pods could not be read; {gone}: ConnectError")
 
@@ -242,9 +240,16 @@ def test_without_a_stable_revision_a_comparison_is_inconclusive_and_a_bound_deci
 ROWS = tuple(Row.pair(f"order {number}?", "billing") for number in range(4))
 
 
-def probed(root: Path, *, bad: bool, **settings: Any) -> tuple[AnalyzeResult, list[Any], list[Any]]:
+def probed(
+    root: Path, *, bad: bool, reply_seconds: float = 0, **settings: Any
+) -> tuple[AnalyzeResult, list[Any], list[Any]]:
     """The result of an analysis without traffic, and what was asked of both revisions."""
-    bench, keys = Workbench(root), root / "keys"
+    bench, keys, clock = Workbench(root), root / "keys", Clock()
+
+    def reply(_: Any) -> str:
+        clock.sleep(reply_seconds)
+        return "billing"
+
     digest = bench.dataset(ROWS[:1], test=ROWS)
     keys.mkdir()
     (keys / "a-key").write_text("sk-1\n")
@@ -252,7 +257,7 @@ def probed(root: Path, *, bad: bool, **settings: Any) -> tuple[AnalyzeResult, li
     stable_asked: list[Any] = []
     answer = answering("500" if bad else "200")
     with (
-        pod(lambda _: None, asked=new_asked, answer=answer) as new,
+        pod(lambda _: None, asked=new_asked, answer=answer, text=reply) as new,
         pod(lambda _: None, asked=stable_asked) as stable,
     ):
         probe = AnalysisProbe(
@@ -274,7 +279,7 @@ def probed(root: Path, *, bad: bool, **settings: Any) -> tuple[AnalyzeResult, li
             probe=probe,
             **{"duration_seconds": 60, "max_duration_seconds": 120, "min_requests": 50} | settings,
         )
-        return stage.run(config, Clock.measuring()), new_asked, stable_asked
+        return stage.run(config, clock.measuring()), new_asked, stable_asked
 
 
 @pytest.mark.parametrize(("bad", "verdict"), [(False, "Pass"), (True, "Fail")])
@@ -291,6 +296,11 @@ def test_probes_with_held_out_rows_decide_without_traffic(tmp_path: Path, verdic
 def test_too_few_probes_are_inconclusive(tmp_path: Path) -> None:
     result, _, _ = probed(tmp_path, bad=False, min_requests=100)
     assert (result.verdict, result.requests) == ("Inconclusive", 60)
+
+
+def test_probes_that_are_answered_slowly_end_after_the_max_duration(tmp_path: Path) -> None:
+    result, asked, _ = probed(tmp_path, bad=False, reply_seconds=60)
+    assert (result.verdict, result.seconds, len(asked)) == ("Inconclusive", 240, 2)
 
 
 def test_probes_without_rows_fail_before_anything_is_measured(tmp_path: Path) -> None:

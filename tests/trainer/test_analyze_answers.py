@@ -79,7 +79,7 @@ def analyze(
             probe=probe,
             **{**SHORT, "min_requests": 20} | settings,
         )
-        return stage.run(config, Clock.measuring())
+        return stage.run(config, Clock().measuring())
 
 
 def test_a_model_like_the_stable_one_passes_after_the_duration(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_an_adapter_that_answers_otherwise_fails(
             min_requests=1,
             probe=probe,
         )
-        result = stage.run(config, Clock.measuring())
+        result = stage.run(config, Clock().measuring())
     (figure,) = result.figures
     assert (result.verdict, result.problem) == (verdict, "")
     assert (figure.model, figure.stable) == ("tuned", 1)

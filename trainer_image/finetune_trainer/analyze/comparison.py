@@ -163,9 +163,14 @@ class RevisionComparison:
         return self._verdict
 
     def _send_rest(self, probing: Probing) -> None:
-        requests = probing.rest()
+        """Send requests until all are sent, or the max duration has passed once more."""
+        requests, clock = probing.rest(), self.readers.clock
+        end = clock.now() + self.config.max_duration_seconds
         logger.info("sending %d requests to each revision", len(requests))
         for request in requests:
+            if clock.now() >= end:
+                logger.warning("stopped, because the requests take longer than the measurement")
+                break
             probing.revisions.ask(request)
         self.readers.read()
 
