@@ -141,7 +141,7 @@ def _named_user(container: Manifest) -> Manifest:
 
 
 def _with_more(resources: Manifest, additions: PodTemplate) -> Manifest:
-    more = {**resources, "limits": {**resources["limits"], **additions.extended_resources}}
+    more = {**resources, "limits": {**additions.extended_resources, **resources["limits"]}}
     if additions.resource_claims:
         more["claims"] = [
             {"name": claim.name, **({"request": claim.request} if claim.request else {})}

@@ -100,6 +100,12 @@ def test_labels_of_the_operator_stay() -> None:
     assert labels == {"finetune.dev/run": "run", "team": "a"}
 
 
+def test_the_devices_of_a_run_are_those_that_it_requests() -> None:
+    gpus = profile_of(**GPUS, podTemplates=[{"extendedResources": {"nvidia.com/gpu": "8"}}])
+    (container,) = pod_of(built("train", gpus, 2))["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+
+
 def test_further_resources_are_those_of_the_main_container() -> None:
     claim = {"name": "nic", "resourceClaimTemplateName": "rdma", "request": "port"}
     spec = shaped_by({"extendedResources": {"rdma/hca": "1"}, "resourceClaims": [claim]})["spec"]
