@@ -50,6 +50,8 @@ class _Awaited:
     """uid at the last request; empty: the object did not exist."""
     since: float
     due: float
+    is_lacking: bool = True
+    """Whether the last response can block an object: without the right to read a queue, none does."""
     keys: set[Key] = field(default_factory=set)
 
 
@@ -157,7 +159,7 @@ class Lookups:
 
     async def _poll(self, target: LookupTarget, wake: Callable[[Key], None]) -> None:
         try:
-            found = await self._cluster.get(*target)
+            found = await self._request(target)
         except ApiError as error:
             logger.warning(
                 "cannot read %s %s of namespace %s: %s",
@@ -173,10 +175,11 @@ class Lookups:
         if awaited is None:
             return
         awaited.due = now + min(MAX_POLL_SECONDS, max(MIN_POLL_SECONDS, (now - awaited.since) / 4))
-        if unknown or _uid(found) == awaited.uid:
+        is_lacking = self._types[target.type].is_lacking(found)
+        if unknown or (_uid(found), is_lacking) == (awaited.uid, awaited.is_lacking):
             return
         self._answers[target] = (now, found)
-        awaited.uid, awaited.since = _uid(found), now
+        awaited.uid, awaited.is_lacking, awaited.since = _uid(found), is_lacking, now
         for key in tuple(awaited.keys):
             wake(key)
 

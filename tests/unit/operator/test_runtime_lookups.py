@@ -178,6 +178,22 @@ async def test_a_type_that_is_not_installed_is_an_answer_to_who_has_no_right_to_
     assert found["code"] == 404
 
 
+class KueueServer:
+    """A fake API server on which Kueue may be installed, and whose user may not read its objects."""
+
+    def __init__(self) -> None:
+        self.is_installed = False
+
+    async def get(self, *_: Any) -> Manifest | None:
+        raise Rejected(403, "Forbidden", "cannot get localqueues")
+
+    async def serves(self, _: ResourceType) -> bool:
+        return self.is_installed
+
+    async def serves_group(self, _: ResourceType) -> bool:
+        return self.is_installed
+
+
 @pytest.mark.parametrize(("groups", "code"), [(["kueue.x-k8s.io"], 501), ([], 404)])
 async def test_a_kueue_with_another_version_of_its_api_is_installed(groups: list[str], code: int) -> None:
     async def discover(_: web.Request) -> web.Response:
@@ -192,6 +208,23 @@ async def test_a_kueue_with_another_version_of_its_api_is_installed(groups: list
         await client.close()
     assert found is not None
     assert found["code"] == code
+
+
+def test_what_waits_for_kueue_is_woken_by_its_installation_without_the_right_to_read_queues() -> None:
+    async def test() -> None:
+        server = KueueServer()
+        lookups, woken = Lookups(cast(Any, server), clock=clock), list[Key]()
+        task = asyncio.create_task(lookups.keep_polling(woken.append))
+        found = await lookups.get(LOCAL_QUEUE, "team", "gpus")
+        lookups.note(NAMES[0], {LOCAL_QUEUE: {"gpus": found}})
+        await asyncio.sleep(600)
+        assert woken == []
+        server.is_installed = True
+        await asyncio.sleep(MAX_POLL_SECONDS + MIN_POLL_SECONDS)
+        assert woken == [NAMES[0]]
+        task.cancel()
+
+    run(test())
 
 
 async def test_a_workload_is_found_by_the_label_with_the_uid_of_its_job() -> None:
