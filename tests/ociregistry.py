@@ -11,6 +11,7 @@ import httpx
 from tests.waiting import eventually
 from tools.cluster.binaries import ensure
 from tools.cluster.ports import free_port
+from tools.cluster.processes import WITH_PARENT
 from tools.cluster.toolchain import CRANE, program
 
 LOOPBACK: Final = "127.0.0.1"
@@ -33,8 +34,9 @@ class OciRegistry:
     def start(self) -> None:
         ensure([CRANE])
         self.root.mkdir(exist_ok=True)
+        options = ("--address", self.address, "--disk", self.root)
         self._process = subprocess.Popen(
-            [program("crane"), "registry", "serve", "--address", self.address, "--disk", self.root],
+            [*WITH_PARENT, program("crane"), "registry", "serve", *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

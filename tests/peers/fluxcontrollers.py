@@ -62,9 +62,11 @@ def _running(plane: ControlPlane, name: str, options: tuple[str, ...], folder: P
         log.open("w") as output,
         subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
-        eventually(f"{name} is healthy", lambda: _is_up(health), START_SECONDS, log.read_text)
-        yield
-        process.terminate()
+        try:
+            eventually(f"{name} is healthy", lambda: _is_up(health), START_SECONDS, log.read_text)
+            yield
+        finally:
+            process.terminate()
 
 
 def _is_up(address: str) -> bool:
