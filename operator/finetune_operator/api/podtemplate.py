@@ -28,7 +28,10 @@ RESERVED_VARIABLES: Final = (
     "DO_NOT_TRACK",
     "VLLM_NO_USAGE_STATS",
     "JOB_COMPLETION_INDEX",
+    "RANK",
     "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
     "MASTER_PORT",
 )
 """Environment variables that the operator, Kubernetes or the trainer sets, apart from FINETUNE_*."""

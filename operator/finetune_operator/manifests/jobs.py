@@ -203,7 +203,13 @@ def build_stage_job(
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),
-            "template": shaped(template, profile, STAGES[stage].pods, {RUN: owner.uid, STAGE: stage}),
+            "template": shaped(
+                template,
+                profile,
+                STAGES[stage].pods,
+                {RUN: owner.uid, STAGE: stage},
+                isolated=STAGES[stage].isolated,
+            ),
         },
     }
 

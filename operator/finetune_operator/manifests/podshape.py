@@ -17,10 +17,17 @@ from finetune_operator.plan import Manifest
 
 USER_VARIABLE: Final = "USER"
 USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
+NETWORK_ANNOTATIONS: Final = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/")
+"""Begin of the names of annotations that attach further networks to a pod."""
 
 
 def shaped(
-    template: Manifest, profile: ComputeProfile | None, stage: PodStage, group: Mapping[str, str]
+    template: Manifest,
+    profile: ComputeProfile | None,
+    stage: PodStage,
+    group: Mapping[str, str],
+    *,
+    isolated: bool = False,
 ) -> Manifest:
     """The pod template with the additions of the profile; unchanged if it has none.
 
@@ -30,6 +37,7 @@ def shaped(
         stage: name of the pod's stage in `podTemplates`.
         group: labels of the pods of the same stage and run, or of the same revision. They are the default
             of selectors.
+        isolated: whether the pod may not get further networks, to which its NetworkPolicy does not apply.
     """
     if profile is None:
         return template
@@ -50,7 +58,12 @@ def shaped(
             for claim in additions.resource_claims
         ]
     labels = {**additions.labels, **metadata["labels"]}
-    annotations = {**additions.annotations, **metadata.get("annotations", {})}
+    added = {
+        name: value
+        for name, value in additions.annotations.items()
+        if not (isolated and name.startswith(NETWORK_ANNOTATIONS))
+    }
+    annotations = {**added, **metadata.get("annotations", {})}
     metadata = {**metadata, "labels": labels, **({"annotations": annotations} if annotations else {})}
     return {**template, "metadata": metadata, "spec": spec}
 

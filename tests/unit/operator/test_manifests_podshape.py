@@ -95,6 +95,19 @@ def test_variables_reach_every_container_and_replace_a_default() -> None:
     assert [environment(each) for each in (*spec["containers"], *spec["initContainers"])] == [expected] * 2
 
 
+def test_isolated_pods_get_no_further_network() -> None:
+    network, mesh = {"k8s.v1.cni.cncf.io/networks": "rdma"}, {"linkerd.io/inject": "disabled"}
+    uses = profile_of(podTemplates=[{"annotations": {**network, **mesh}}])
+    annotations = {
+        stage: built(stage, uses)["spec"]["template"]["metadata"]["annotations"] for stage in STAGES
+    }
+    isolated = {stage for stage, row in STAGES.items() if row.isolated}
+    assert {stage for stage, found in annotations.items() if network.items() <= found.items()} == (
+        set(STAGES) - isolated
+    )
+    assert all(mesh.items() <= found.items() for found in annotations.values())
+
+
 def test_labels_of_the_operator_stay() -> None:
     labels = shaped_by({"labels": {"finetune.dev/run": "other", "team": "a"}})["metadata"]["labels"]
     assert labels == {"finetune.dev/run": "run", "team": "a"}
