@@ -1,6 +1,7 @@
 """The commands of installation.md, quickstart.md, models.md and results.md are accepted by a real API server.
 
 It has no node, so lines that need running pods or a registry are left out, and the charts come from the tree.
+tests/peers/test_release.py runs all lines, on a node and from a registry.
 """
 
 import os

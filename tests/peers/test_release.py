@@ -1,6 +1,8 @@
-"""A release in a real registry: what it contains, and its signatures by Sigstore's own library."""
+"""A release in a real registry: its signatures by Sigstore's own library, and its use on a real node."""
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +11,16 @@ import pytest
 
 import finetune_operator
 from tests.docsblocks import blocks
+from tests.e2e.manifests import SMALL
 from tests.ociregistry import OciRegistry
+from tests.peers.documentedsteps import DocumentedSteps
 from tests.peers.signedrelease import SignedRelease, make_release
+from tests.trainer.remote.hubserver import HubServer, Repository
+from tools.cluster import TestCluster
 from tools.cluster.binaries import ensure
-from tools.cluster.layout import ISOLATED
+from tools.cluster.layout import ISOLATED, NODE_ADDRESS
 from tools.cluster.toolchain import VERIFY_BUNDLE
+from tools.models import tiny
 from tools.release.statements import BILL, PROVENANCE, SIGNATURE
 
 pytestmark = pytest.mark.skipif(
@@ -21,6 +28,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 MARKER = "run by tests/peers/test_release.py"
+PROFILE = {
+    "devices": {"resource": "cpu", "max": 2},
+    "device": None,
+    "singleNode": True,
+    "resources": SMALL,
+}
+IMAGE_NAMES = "{.items[*].spec.containers[*].image}"
 IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
 CHARTS = {"chart-finetune-operator"}
 
@@ -73,3 +87,94 @@ def test_a_statement_is_refused_for_another_artifact_and_by_another_key(
     other.write_bytes(subprocess.run(["bash", "-euc", generate], stdout=subprocess.PIPE, check=True).stdout)
     with pytest.raises(AssertionError, match="signatures do not match"):
         release.verify(bundle, digest, other)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def hub(cluster: TestCluster) -> Iterator[HubServer]:
+    """A hub that pods reach, with the tiny model under the name of the documented one, which is gated."""
+    with HubServer(str(NODE_ADDRESS)) as server:
+        server.authorization = "Bearer hf_TOKEN"
+        repository = server.repositories["models/google/gemma-3-270m-it"] = Repository()
+        repository.commit(contents(tiny()))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TestCluster]:
+    with TestCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def steps(
+    release: SignedRelease, cluster: TestCluster, hub: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> DocumentedSteps:
+    """A user's folder, which is not a checkout."""
+    names = {
+        "registry.example.com/finetune": release.prefix,
+        ":0.1.0": f":{finetune_operator.__version__}",
+        "mirror.example.com/finetune": f"{release.registry.address}/mirror",
+        # Loopback is the only registry that containerd uses without TLS; Helm and oras need an option.
+        "helm upgrade": "helm upgrade --plain-http",
+        "oras cp": "oras cp --from-plain-http --to-plain-http",
+        "https://huggingface.co": hub.endpoint,
+        # The test cluster has a local volume, and the tiny model learns one answer in 15 epochs.
+        "ReadWriteMany": "ReadWriteOnce",
+        "epochs: 5, learningRate: 0.001": "epochs: 15, learningRate: 0.01",
+        "shipping": "billing",
+    }
+    return DocumentedSteps(tmp_path_factory.mktemp("user"), cluster.kubeconfig, names)
+
+
+def test_a_platform_team_installs_from_the_registry(steps: DocumentedSteps) -> None:
+    steps.write_values("installation.md", "platform.yaml", PROFILE)
+
+    outputs = steps.run("installation.md")
+
+    assert outputs[-1].splitlines()[-2:] == ["yes", "yes"]
+
+
+@pytest.mark.timeout(1800)
+def test_the_quickstart_leads_from_a_registry_to_an_answer(
+    steps: DocumentedSteps, release: SignedRelease
+) -> None:
+    steps.write_values("quickstart.md", "values.yaml", PROFILE)
+
+    output = steps.run("quickstart.md")[-1]
+
+    # `kubectl port-forward` writes lines of its own.
+    answer = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    assert answer["choices"][0]["message"]["content"] == "billing"
+    pods = "kubectl get pods -A --field-selector metadata.namespace!=kube-system"
+    images = steps.shell(f"{pods} -o jsonpath='{IMAGE_NAMES}'").split()
+    assert {each.rpartition("/")[0] for each in images} == {release.prefix}
+
+
+def test_a_base_model_is_copied_to_a_claim(steps: DocumentedSteps, cluster: TestCluster) -> None:
+    shutil.copytree(tiny(), steps.folder / "gemma-3-270m")
+
+    steps.run("models.md")
+
+    (copied,) = cluster.layout.volumes.glob("*/gemma-3-270m")
+    assert contents(copied) == contents(tiny())
+
+
+def test_results_are_fetched_as_their_page_says(steps: DocumentedSteps) -> None:
+    steps.run("results.md")
+
+    files = {file.name for folder in ("checkpoints", "runs") for file in (steps.folder / folder).rglob("*")}
+    assert {"adapter_model.safetensors", "report.html", "evaluation.html", "predictions.jsonl"} <= files
+
+
+def test_an_upgrade_a_rollback_and_the_removal_restart_no_pod(steps: DocumentedSteps) -> None:
+    serving = "kubectl -n team-a get pods -l finetune.dev/revision -o jsonpath='{.items[*].metadata.uid}'"
+    before = steps.shell(serving)
+
+    steps.run("upgrading.md")
+
+    assert before
+    assert steps.shell(serving) == before

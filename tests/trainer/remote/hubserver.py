@@ -41,8 +41,8 @@ class Repository:
 class HubServer(WebServer):
     """Repositories by kind and name, such as `models/team/tiny`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__(address=address)
         self.repositories: dict[str, Repository] = {}
         self.content_host: str | None = None
         """Another server that requests for content are redirected to."""

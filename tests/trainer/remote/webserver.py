@@ -50,9 +50,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class WebServer:
-    """Serves `files` on a port of the loopback address, with TLS if it has an authority."""
+    """Serves `files` on a port of `address`, with TLS if it has an authority."""
 
-    def __init__(self, authority: Authority | None = None) -> None:
+    def __init__(self, authority: Authority | None = None, address: str = "127.0.0.1") -> None:
+        self._address = address
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.authorization: str | None = None
@@ -63,7 +64,7 @@ class WebServer:
         self.faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
         self._ended = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), self._handler())
+        self._server = _Server((address, 0), self._handler())
         self._server.daemon_threads = True
         self._scheme = "http" if authority is None else "https"
         if authority is not None:
@@ -75,7 +76,7 @@ class WebServer:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._address}:{self.port}"
 
     @property
     def endpoint(self) -> str:
