@@ -1,6 +1,8 @@
 """python -m tools.peers install|test"""
 
+import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,18 +40,32 @@ def run_peers(
     cached: Annotated[
         bool, typer.Option("--cached", help="Only peers whose programs are in the cache; leave the page.")
     ] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Minutes after which no other suite starts. Default: no limit."),
+    ] = None,
 ) -> None:
     """Run the suites of all peers, and write the results into docs/testing.md."""
     left_out = [peer.name for peer in PEERS if cached and not peer.is_installed()]
-    results = [_run(peer, arguments or ()) for peer in PEERS if peer.name not in left_out]
+    deadline = math.inf if limit is None else time.monotonic() + 60 * limit
+    results, late = [], []
+    for peer in PEERS:
+        if peer.name in left_out:
+            continue
+        if time.monotonic() > deadline:
+            late.append(peer.name)
+        else:
+            results.append(_run(peer, arguments or ()))
     table = sheet([result for result, _ in results])
     console = Console(highlight=False)
     console.print(table.to_terminal())
     if left_out:
         console.print(f"Left out, because the cache has no programs for them: {', '.join(left_out)}")
+    if late:
+        console.print(f"Left out, because {limit:g} min had passed: {', '.join(late)}")
     if not all(passed for _, passed in results):
         raise typer.Exit(1)
-    if not (cached or arguments):
+    if not (cached or late or arguments):
         put(PAGE, BEGIN, [table], "`make test-peers` with everything installed")
 
 

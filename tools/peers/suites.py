@@ -34,6 +34,20 @@ class PeerSuite:
 
 PEERS: Final = (
     PeerSuite(
+        "argocd",
+        f"Argo CD {argocd.version()}, its files",
+        ("tests/peers/test_argocd.py",),
+        argocd.install,
+        argocd.is_installed,
+    ),
+    PeerSuite(
+        "chromium",
+        "Chromium",
+        ("tests/peers/test_evaluation_page.py",),
+        chromium.install,
+        chromium.is_installed,
+    ),
+    PeerSuite(
         "vllm",
         f"vLLM {vllm.version()} on a CPU",
         (
@@ -93,19 +107,5 @@ PEERS: Final = (
         ("tests/peers/test_flux.py",),
         flux.install,
         flux.is_installed,
-    ),
-    PeerSuite(
-        "argocd",
-        f"Argo CD {argocd.version()}, its files",
-        ("tests/peers/test_argocd.py",),
-        argocd.install,
-        argocd.is_installed,
-    ),
-    PeerSuite(
-        "chromium",
-        "Chromium",
-        ("tests/peers/test_evaluation_page.py",),
-        chromium.install,
-        chromium.is_installed,
     ),
 )

@@ -88,6 +88,15 @@ def test_with_cached_a_peer_that_is_not_installed_is_left_out_by_name(peers: San
     assert "old" in peers.page.read_text()
 
 
+def test_no_suite_starts_after_the_time_is_over_and_those_left_out_are_named(peers: Sandbox) -> None:
+    code, output = peers("test", "--minutes", "0")
+
+    assert code == 0
+    assert peers.ran == []
+    assert "0 min had passed: here, absent" in output
+    assert "old" in peers.page.read_text()
+
+
 def test_a_failure_is_the_exit_code_and_leaves_the_page(peers: Sandbox) -> None:
     peers.status = 1
     assert peers("test")[0] == 1
