@@ -183,6 +183,11 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
         api.create(manifests.claim(NAMESPACE, name))
     api.create(manifests.dataset(NAMESPACE))
     api.create(manifests.inferencedeployment(NAMESPACE))
+    # It has no revision to roll out, and the cluster has no Gateway API that could accept a route.
+    routed = manifests.inferencedeployment(NAMESPACE, "routed")
+    routed["spec"]["models"][0]["follow"]["model"] = "none-of-this-name"
+    routed["spec"]["traffic"] = {"gateway": {"parentRefs": [{"name": "public"}]}}
+    api.create(routed)
     api.create(manifests.finetunejob(NAMESPACE))
     api.create(manifests.finetunejob(NAMESPACE, "broken"))
     homeless = manifests.dataset(NAMESPACE, "homeless")
