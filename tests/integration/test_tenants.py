@@ -108,8 +108,8 @@ class Tenant:
         return self.refusal("POST", new(kind, self.namespace, compute))
 
 
-def new(kind: str, namespace: str, compute: Object) -> Object:
-    return manifests.of(kind, namespace, "mine", SPECS[kind] | {"compute": compute})
+def new(kind: str, namespace: str, compute: Object, name: str = "new") -> Object:
+    return manifests.of(kind, namespace, name, SPECS[kind] | {"compute": compute})
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_queue_or_priority_that_the_profile_does_not_offer_is_refused(
 
 
 def test_a_run_can_be_suspended_after_its_profile_was_withdrawn(api: Api, profiles: Tenant) -> None:
-    run = new("FineTuneJob", profiles.namespace, {"profile": "withdrawn"})
+    run = new("FineTuneJob", profiles.namespace, {"profile": "withdrawn"}, "mine")
     api.create(run)
     api.patch("ComputeProfile", "", "withdrawn", {"spec": {"allowedNamespaces": ["other"]}})
     eventually("the profile is refused", lambda: profiles.asks(profile="withdrawn"))
