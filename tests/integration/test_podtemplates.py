@@ -128,6 +128,8 @@ def test_a_namespace_that_gets_the_labels_of_a_profile_may_use_it_and_has_its_ow
     ).raise_for_status()
     found = until_condition(api, (namespace, "FineTuneJob", "routing"), "Preflighted", operator)
     assert found["status"]["resolved"]["store"] == f"pvc://artifacts/{namespace}"
+    # With such a profile, the operators of later tests would read namespaces in every pass.
+    api.delete("ComputeProfile", "", manifests.profile_name(namespace))
 
 
 def cores(container: Any, kind: str) -> float:
