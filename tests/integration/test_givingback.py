@@ -1,6 +1,5 @@
 """Two runs of two pods and room for two pods: both train, one after the other, without a queue."""
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -9,14 +8,14 @@ import pytest
 from finetune_operator.observe.peerpods import index_of
 from finetune_operator.reconcile.stages.givingback import GIVE_BACK_AFTER
 from tests.fakekubelet import FakeKubelet
+from tests.fakenode import FakeNode
 from tests.integration import manifests
-from tests.integration.api import Api, Object, path_of
+from tests.integration.api import Api, Object
 from tests.integration.manifests import condition, profile_name
 from tests.integration.operators import Operators
 from tests.waiting import eventually
 
 NODE = "small"
-BEAT_SECONDS = 5.0
 WAIT_SECONDS = 240
 """A run that gave back requests its devices again after a minute."""
 
@@ -28,31 +27,19 @@ class SmallNode(FakeKubelet):
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._requests = api
-        self._beaten = 0.0
+        self._node = FakeNode(api, NODE)
         self._collided = False
-        api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
-        self._beat()
         super().__init__(api, namespace)
 
-    def _beat(self) -> None:
-        """Report the node as ready, or its pods would count as lost."""
-        if time.monotonic() - self._beaten < BEAT_SECONDS:
-            return
-        self._beaten = time.monotonic()
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
-        self._requests.patch("Node", "", NODE, {"status": {"conditions": [ready]}}, "status")
-
     def _step(self, pod: Object) -> None:
-        self._beat()
+        self._node.beat()
         is_bound = "nodeName" in pod["spec"]
         if "deletionTimestamp" in pod["metadata"] and is_bound:
-            path = path_of("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
-            self._requests.request("DELETE", f"{path}?gracePeriodSeconds=0")
+            self._node.remove(pod)
         elif pod["metadata"]["labels"].get("finetune.dev/stage") != "train" or is_bound:
             super()._step(pod)
         elif self._has_room(pod):
-            self._bind(pod)
+            self._node.bind(pod)
         elif not pod["status"].get("conditions"):
             self._refuse(pod)
 
@@ -64,13 +51,6 @@ class SmallNode(FakeKubelet):
         ]
         self._collided = self._collided or len(set(owners)) == 2
         return len(owners) < 2 and (self._collided or index_of(pod) == 0)
-
-    def _bind(self, pod: Object) -> None:
-        metadata = pod["metadata"]
-        path = path_of("Pod", metadata["namespace"], metadata["name"])
-        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
-        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": metadata["name"]}}
-        self._requests.request("POST", f"{path}/binding", binding | {"target": target})
 
     def _refuse(self, pod: Object) -> None:
         lacks = {

@@ -5,24 +5,19 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
-
-import httpx
 
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.environment import SERVE_PORT
 from tests.fakekubelet import FakeKubelet, Object
-from tests.integration.api import Api, NotFound, path_of
+from tests.fakenode import FakeNode
+from tests.integration.api import Api, NotFound
 from tools.cluster.toolchain import system_program
 
 NODE: Final = "node-1"
 NETWORK: Final = "10.99.0"
 """An EndpointSlice may not have addresses of 127.0.0.0/8."""
-BEAT_SECONDS: Final = 5.0
-GONE: Final = {httpx.codes.NOT_FOUND, httpx.codes.CONFLICT}
-"""Answers for a pod that was deleted after it was listed."""
 EVENTS: Final = 30
 EVENT_SECONDS: Final = 0.1
 """A streamed answer: events, and the time between two of them."""
@@ -42,13 +37,11 @@ class ServingKubelet(FakeKubelet):
     """
 
     def __init__(self, api: Api, namespace: str) -> None:
-        self._requests = api
         self._servers: dict[str, ThreadingHTTPServer] = {}
         self._removed: dict[str, float] = {}
         self._answered: dict[str, float] = defaultdict(float)
-        self._beaten = 0.0
-        api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
-        self._beat()
+        # Pods of a node that is not ready are not in an EndpointSlice.
+        self._node = FakeNode(api, NODE)
         super().__init__(api, namespace)
 
     def close(self) -> None:
@@ -62,31 +55,13 @@ class ServingKubelet(FakeKubelet):
         """The longest time between the removal of a pod and its last answer."""
         return max((self._answered[name] - at for name, at in self._removed.items()), default=0.0)
 
-    def _beat(self) -> None:
-        """Report the node as ready, because pods of another node are not in an EndpointSlice."""
-        if time.monotonic() - self._beaten < BEAT_SECONDS:
-            return
-        self._beaten = time.monotonic()
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
-        self._requests.patch("Node", "", NODE, {"status": {"conditions": [ready]}}, "status")
-
     def _step(self, pod: Object) -> None:
-        self._beat()
-        metadata = pod["metadata"]
-        path = path_of("Pod", metadata["namespace"], metadata["name"])
-        if "deletionTimestamp" in metadata:
-            self._removed.setdefault(metadata["name"], time.monotonic())
-            answer = self._requests.request("DELETE", f"{path}?gracePeriodSeconds=0")
-            if answer.status_code not in GONE:
-                answer.raise_for_status()
+        self._node.beat()
+        if "deletionTimestamp" in pod["metadata"]:
+            self._removed.setdefault(pod["metadata"]["name"], time.monotonic())
+            self._node.remove(pod)
         elif "nodeName" not in pod["spec"]:
-            target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
-            binding = {"metadata": {"name": metadata["name"]}, "target": target}
-            body = {"apiVersion": "v1", "kind": "Binding", **binding}
-            answer = self._requests.request("POST", f"{path}/binding", body)
-            if answer.status_code not in GONE:
-                answer.raise_for_status()
+            self._node.bind(pod)
         else:
             super()._step(pod)
 
