@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.e2e import manifests, pods
+from tests.e2e.pacing import RESUMED, SAVED
 from tests.e2e.team import (
     PATIENCE_SECONDS,
     PAUSE_SECONDS,
@@ -36,8 +37,6 @@ pytestmark = pytest.mark.skipif(
 
 QUEUED: Final = f"e2e-queued-{manifests.OWN}"
 """Profile whose train Jobs wait in the LocalQueue `gpus`."""
-RESUMED: Final = "resuming after step"
-SAVED: Final = "saved the state after step"
 API: Final = "kueue.x-k8s.io/v1beta2"
 SPEC: Final[dict[str, Any]] = {
     "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}},
