@@ -1,6 +1,7 @@
 """Generate the schema of the chart's values. It allows no other fields, so Helm rejects a misspelt name."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
@@ -34,6 +35,14 @@ def closed(**properties: Schema) -> Schema:
 
 
 ID: Final[Schema] = {"type": "integer", "minimum": 0}
+PROCESS: Final[Mapping[str, Schema]] = {
+    "runAsNonRoot": FLAG,
+    "runAsUser": ID,
+    "runAsGroup": ID,
+    "seccompProfile": closed(type=TEXT, localhostProfile=TEXT),
+    "seLinuxOptions": TEXTS,
+}
+"""Fields that the security contexts of a pod and of a container share."""
 SECRETS: Final[Schema] = {
     "type": "array",
     "items": {"oneOf": [NAME, {**closed(name=NAME), "required": ["name"]}]},
@@ -119,24 +128,16 @@ def values_schema() -> str:
         dashboard=closed(enabled=FLAG, labels=TEXTS),
         resources=closed(requests=QUANTITIES, limits=QUANTITIES),
         podSecurityContext=closed(
-            runAsNonRoot=FLAG,
-            runAsUser=ID,
-            runAsGroup=ID,
+            **PROCESS,
             fsGroup=ID,
             fsGroupChangePolicy=TEXT,
             supplementalGroups={"type": "array", "items": ID},
-            seccompProfile=closed(type=TEXT, localhostProfile=TEXT),
-            seLinuxOptions=TEXTS,
         ),
         securityContext=closed(
+            **PROCESS,
             allowPrivilegeEscalation=FLAG,
             readOnlyRootFilesystem=FLAG,
-            runAsNonRoot=FLAG,
-            runAsUser=ID,
-            runAsGroup=ID,
             capabilities=closed(add={"type": "array", "items": TEXT}, drop={"type": "array", "items": TEXT}),
-            seccompProfile=closed(type=TEXT, localhostProfile=TEXT),
-            seLinuxOptions=TEXTS,
         ),
         startupProbe=PROBE,
         livenessProbe=PROBE,
