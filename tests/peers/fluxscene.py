@@ -1,4 +1,4 @@
-"""The example of GitOps: its repository with our chart, reconciled by Flux beside the real operator."""
+"""The example of GitOps: its repository with our chart, reconciled by Flux next to the real operator."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Flux reconciles the repository of docs/gitops.md beside the real operator.
+"""Flux reconciles the repository of docs/gitops.md next to the real operator.
 
 It has our chart, profiles, Datasets, runs and endpoints.
 """

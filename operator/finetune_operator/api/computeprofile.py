@@ -36,7 +36,7 @@ BUILT_IN: Final = "Transformers"
 """Engine that is part of the trainer image."""
 
 NAMESPACE_PLACEHOLDER: Final = "{namespace}"
-"""Text in `store.uri` that stands for the namespace of the object that uses the store."""
+"""Text in `store.uri` that is replaced by the namespace of the object that uses the store."""
 
 CURRENCY: Final = r"^[A-Z]{3}$"
 
@@ -150,7 +150,7 @@ class ComputeProfileSpec(Model):
         StoreReference | None,
         Field(
             description="Default store of runs with this profile, and of Datasets if it is the default"
-            " profile. {namespace} in the uri stands for the namespace of the object, so that each namespace"
+            " profile. {namespace} in the uri becomes the namespace of the object, so that each namespace"
             " has a folder of its own, as in s3://artifacts/{namespace}."
         ),
     ] = None

@@ -27,7 +27,7 @@ class RetryStatus(Model):
         bool | None,
         Field(
             description="True if the stage did not fail: its pods, of which some had no device, gave the"
-            " devices of the others back to an older run."
+            " devices of the remaining pods back to an older run."
         ),
     ] = None
     reading: Annotated[

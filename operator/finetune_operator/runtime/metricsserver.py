@@ -71,7 +71,7 @@ def tls_context(folder: str, service: str, namespace: str) -> ssl.SSLContext:
         namespace: namespace of the Service.
 
     Raises:
-        OSError: a file cannot be read, or is no certificate or key.
+        OSError: a file cannot be read, or is not a certificate or key.
     """
     if not folder:
         return certificate.make(service, namespace, datetime.now(UTC)).context()

@@ -190,7 +190,7 @@ def _compared(found: Mapping[str, Recorded]) -> dict[str, list[StreamsPair]]:
 
 
 def _together(compared: Mapping[str, Sequence[StreamsPair]]) -> dict[str, Ratio]:
-    """Ratio of the middleware and each of the others."""
+    """Ratio of the middleware and each other way."""
     if MIDDLEWARE not in compared:
         return {}
     others = {name: pairs for name, pairs in compared.items() if name != MIDDLEWARE}

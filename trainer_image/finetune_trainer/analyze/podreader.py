@@ -14,7 +14,7 @@ MAX_PROBLEM_CHARACTERS: Final = 300
 
 
 def get_metrics(client: httpx.Client, url: str) -> str:
-    """The metrics of one pod. Raises httpx.HTTPError, and ValueError if they are no text or too large."""
+    """The metrics of one pod. Raises httpx.HTTPError, and ValueError if they are not text or too large."""
     with client.stream("GET", url) as response:
         response.raise_for_status()
         body = bytearray()

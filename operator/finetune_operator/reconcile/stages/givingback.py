@@ -112,7 +112,7 @@ class _Pool:
         return cls(profile.spec.devices.resource, labels)
 
     def may_overlap(self, other: Self | None) -> bool:
-        """Whether both are of the same kind, and no label tells their nodes apart."""
+        """Whether both are of the same kind, and no label distinguishes their nodes."""
         if other is None or self.resource != other.resource:
             return False
         labels, others = self.node_labels, other.node_labels
