@@ -44,7 +44,18 @@ def test_the_ratio_is_the_geometric_mean_with_its_interval() -> None:
     assert found.high == pytest.approx(math.exp(12.706 * math.log(2)), rel=1e-3)
     assert found.low == pytest.approx(1 / found.high)
     assert str(mean_ratio([0.99] * 3)) == "0.990 (0.990 to 0.990)"
+
+
+def test_the_ratio_of_two_additions_uses_all_pairs_of_both() -> None:
     assert str(product([pair(0.99)] * 3, [pair(0.5)] * 2)) == "0.495 (0.495 to 0.495)"
+    few, many = [pair(0.9), pair(1.1)], [pair(0.9), pair(1.1), pair(0.5), pair(0.5)]
+    found = product(few, many)
+    expected = mean_ratio(each.ratio for each in few).mean * mean_ratio(each.ratio for each in many).mean
+    assert found.mean == pytest.approx(expected)
+    # Welch's interval of two samples of equal size and spread: twice the degrees of freedom of one.
+    both = product(few, few)
+    error = math.log(1.1 / 0.9) / 2 * math.sqrt(2)
+    assert math.log(both.high / both.mean) == pytest.approx(4.3027 * error, rel=1e-4)
 
 
 def test_pairs_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:

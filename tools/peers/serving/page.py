@@ -96,8 +96,15 @@ def overhead_sheet(compared: Mapping[str, Sequence[StreamsPair]], together: Mapp
 
 
 def product(one: Sequence[StreamsPair], other: Sequence[StreamsPair]) -> Ratio:
-    """Ratio of two additions together that were measured one after the other."""
-    return mean_ratio(first.ratio * second.ratio for first, second in zip(one, other, strict=False))
+    """Ratio of two additions together that were measured one after the other, with Welch's interval."""
+    logs = [[math.log(pair.ratio) for pair in pairs] for pairs in (one, other)]
+    mean = sum(sum(each) / len(each) for each in logs)
+    variances = [max(stats.sem(each) ** 2, 1e-24) for each in logs]
+    freedom = sum(variances) ** 2 / sum(
+        variance**2 / (len(each) - 1) for variance, each in zip(variances, logs, strict=True)
+    )
+    low, high = stats.t.interval(CONFIDENCE, freedom, loc=mean, scale=math.sqrt(sum(variances)))
+    return Ratio(math.exp(mean), math.exp(low), math.exp(high))
 
 
 def rollouts_sheet(rollouts: Mapping[str, Sequence[float]]) -> Sheet:
