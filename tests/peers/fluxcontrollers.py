@@ -18,7 +18,7 @@ from tools.cluster import ControlPlane
 from tools.cluster.layout import LOOPBACK
 from tools.cluster.ports import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.peers import flux
+from tools.peers.toolchain import FLUX
 
 NAMESPACE: Final = "flux-system"
 START_SECONDS: Final = 60
@@ -43,7 +43,7 @@ def controllers(plane: ControlPlane, folder: Path) -> Iterator[None]:
         "kustomize-controller": ("--requeue-dependency=1s", CANCELLED),
     }
     with ExitStack() as stack:
-        for name in flux.CONTROLLERS:
+        for name in FLUX.programs:
             stack.enter_context(_running(plane, name, options[name], folder))
         yield
 
@@ -57,7 +57,7 @@ def _running(plane: ControlPlane, name: str, options: tuple[str, ...], folder: P
         "PATH": os.environ["PATH"],
         "TMPDIR": str(folder),
     }
-    command = [*WITH_PARENT, str(flux.program(name)), f"--health-addr={health}", *options, *COMMON]
+    command = [*WITH_PARENT, str(FLUX.program(name)), f"--health-addr={health}", *options, *COMMON]
     with (
         log.open("w") as output,
         subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,

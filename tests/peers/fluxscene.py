@@ -24,7 +24,7 @@ from tools.cluster import ControlPlane, program
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM
 from tools.fakepods import succeeded
-from tools.peers import flux
+from tools.peers.toolchain import FLUX_DEFINITIONS
 
 EXAMPLE: Final = ROOT / "examples" / "gitops"
 TEAM: Final = "support"
@@ -123,7 +123,7 @@ def scene(folder: Path) -> Iterator[Scene]:
         plane = ControlPlane(f"flux-{os.getpid()}")
         stack.callback(plane.purge)
         stack.enter_context(plane)
-        plane.kubectl.define(flux.definitions())
+        plane.kubectl.define(FLUX_DEFINITIONS)
         for name in (NAMESPACE, TEAM):
             plane.kubectl.run("create", "namespace", name)
         api = Api(plane.client("user"))

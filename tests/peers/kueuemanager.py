@@ -16,7 +16,7 @@ from tools.cluster import ControlPlane
 from tools.cluster.pki import Authority
 from tools.cluster.processes import WITH_PARENT
 from tools.cluster.toolchain import system_program
-from tools.peers import kueue
+from tools.peers.toolchain import KUEUE
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples" / "kueue"
 LOOPBACK: Final = "127.0.0.1"
@@ -86,7 +86,7 @@ def define_queues(plane: ControlPlane, manifests: str) -> None:
 
 
 def _install(plane: ControlPlane, authority: str) -> None:
-    rendered = plane.kubectl.run("kustomize", str(kueue.manifests()))
+    rendered = plane.kubectl.run("kustomize", str(KUEUE.folder / "config" / "default"))
     rights = (EXAMPLES / "clusterrole.yaml").read_text()
     found = [*yaml.safe_load_all(rendered), *yaml.safe_load_all(rights)]
     manifests = [each for each in found if each and each["kind"] in KINDS]
@@ -133,7 +133,7 @@ def _configuration(folder: Path, integrations: dict[str, Any]) -> dict[str, Any]
 
 def _command(folder: Path) -> list[str]:
     config, gates = f"--config={folder}/config.yaml", "--feature-gates=VisibilityOnDemand=false"
-    return [str(kueue.program()), config, gates, "--zap-log-level=2"]
+    return [str(KUEUE.program("kueue")), config, gates, "--zap-log-level=2"]
 
 
 def _with_certificates(plane: ControlPlane, folder: Path) -> str:

@@ -11,7 +11,7 @@ import yaml
 from tests.integration.api import Object
 from tests.integration.judges import argo_health
 from tools.cluster import ControlPlane
-from tools.peers import argocd
+from tools.peers.toolchain import APPLICATION_DEFINITION, HEALTH_CHECKS
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "gitops" / "argocd"
 WITHHELD: Final = re.compile(r"\b(string|math)\b|:(find|match|gsub|gmatch|lower|upper|sub|format|len)\(")
@@ -22,7 +22,7 @@ MIN_CASES: Final = 900
 def test_the_definition_of_argo_cd_accepts_the_applications() -> None:
     plane = ControlPlane(f"argocd-{os.getpid()}")
     with plane:
-        plane.kubectl.define(argocd.definitions())
+        plane.kubectl.define(APPLICATION_DEFINITION)
         plane.kubectl.run("create", "namespace", "argocd")
         for file in ("applications.yaml", "argocd-cm.yaml"):
             plane.kubectl.run("apply", "--server-side", "--validate=strict", f"--filename={EXAMPLE / file}")
@@ -33,7 +33,7 @@ def test_the_definition_of_argo_cd_accepts_the_applications() -> None:
 
 def cases() -> Iterator[tuple[Path, list[Object], list[Object]]]:
     """Each check of a single kind with the objects and the health of its cases."""
-    for file in sorted(argocd.health_checks().glob("*/*/health_test.yaml")):
+    for file in sorted(HEALTH_CHECKS.glob("*/*/health_test.yaml")):
         check = file.with_name("health.lua")
         if check.parent.name == "_" or WITHHELD.search(check.read_text()):
             continue

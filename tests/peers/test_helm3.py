@@ -28,7 +28,7 @@ from tools.demo.questions import ask
 from tools.images.tags import References
 
 pytestmark = pytest.mark.skipif(
-    ISOLATED not in os.environ or not HELM3.folder.exists(),
+    ISOLATED not in os.environ or not HELM3.is_built(),
     reason="make test-peers builds Helm 3, and runs this in namespaces with a cluster",
 )
 

@@ -44,19 +44,24 @@ class ControlPlane:
     agents: ClassVar[tuple[str, ...]] = ()
     """Processes of the node that follow the API server."""
 
-    def __init__(self, name: str = "integration") -> None:
+    def __init__(self, name: str = "integration", kubernetes: Tool = KUBERNETES) -> None:
         """Use the files of the cluster `name`.
+
+        Args:
+            name: name of the cluster.
+            kubernetes: API server and controllers.
 
         Raises:
             ClusterError: the name is not valid.
         """
         self.layout = Layout.of(name)
+        self._kubernetes = kubernetes
         self._processes = Processes(self.layout.run, self.layout.log)
         self._block = ExitStack()
 
     def __enter__(self) -> Self:
         self._processes = Processes(self.layout.run, self.layout.log, die_with_parent=True)
-        binaries.ensure(self.tools)
+        self._ensure_programs()
         with ExitStack() as stack:
             # Held to the end of the block: another process with this name waits and does not remove ours.
             stack.enter_context(exclusive(self.layout))
@@ -105,7 +110,7 @@ class ControlPlane:
         Raises:
             ClusterError: it did not become ready; the message contains the log of the failed program.
         """
-        binaries.ensure(self.tools)
+        self._ensure_programs()
         with exclusive(self.layout):
             problem = self._problem()
             if problem is None:
@@ -184,6 +189,9 @@ class ControlPlane:
             for name in self.controllers:
                 self._start_process(name, commands)
 
+    def _ensure_programs(self) -> None:
+        binaries.ensure(tuple(dict.fromkeys((*self.tools, self._kubernetes))))
+
     def _running_commands(self) -> dict[str, list[str]]:
         return self._commands(json.loads(self._ports_record.read_text()))
 
@@ -196,9 +204,15 @@ class ControlPlane:
         return {
             "etcd": control_plane_commands.etcd(self.layout, chosen),
             "kube-apiserver": control_plane_commands.api_server(
-                self.layout, chosen, self._endpoint(chosen), node=self.has_node
+                self.layout,
+                chosen,
+                self._endpoint(chosen),
+                node=self.has_node,
+                kubernetes=self._kubernetes,
             ),
-            "kube-controller-manager": control_plane_commands.controller_manager(self.layout, chosen),
+            "kube-controller-manager": control_plane_commands.controller_manager(
+                self.layout, chosen, self._kubernetes
+            ),
         }
 
     def _endpoint(self, chosen: dict[str, int]) -> ApiEndpoint:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from tools.cluster.layout import LOOPBACK, SERVICE_NETWORK, Layout
-from tools.cluster.toolchain import program
+from tools.cluster.toolchain import KUBERNETES, Tool, program
 
 PORTS: Final = ("etcd", "etcd-peer", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 # With one user per controller and the default limit of 20 requests per second, the start takes 5 s longer.
@@ -49,11 +49,18 @@ def etcd(layout: Layout, ports: dict[str, int]) -> list[str]:
     ]
 
 
-def api_server(layout: Layout, ports: dict[str, int], endpoint: ApiEndpoint, *, node: bool) -> list[str]:
+def api_server(
+    layout: Layout,
+    ports: dict[str, int],
+    endpoint: ApiEndpoint,
+    *,
+    node: bool,
+    kubernetes: Tool = KUBERNETES,
+) -> list[str]:
     """Command line for a cluster with a `node`, or for one that serves loopback only."""
     pki = layout.pki
     command = [
-        str(program("kube-apiserver")),
+        str(kubernetes.program("kube-apiserver")),
         f"--bind-address={endpoint.address}",
         f"--advertise-address={endpoint.address}",
         f"--secure-port={endpoint.port}",
@@ -101,10 +108,9 @@ def api_server(layout: Layout, ports: dict[str, int], endpoint: ApiEndpoint, *, 
     ]
 
 
-def controller_manager(layout: Layout, ports: dict[str, int]) -> list[str]:
-    name = "kube-controller-manager"
+def controller_manager(layout: Layout, ports: dict[str, int], kubernetes: Tool = KUBERNETES) -> list[str]:
     return [
-        *_controller(layout, ports, name),
+        *_controller(layout, ports, "kube-controller-manager", kubernetes),
         "--use-service-account-credentials",
         # The default is a system folder, which would be created.
         f"--flex-volume-plugin-dir={layout.config}/volume-plugins",
@@ -116,13 +122,13 @@ def controller_manager(layout: Layout, ports: dict[str, int]) -> list[str]:
 
 
 def scheduler(layout: Layout, ports: dict[str, int]) -> list[str]:
-    return _controller(layout, ports, "kube-scheduler")
+    return _controller(layout, ports, "kube-scheduler", KUBERNETES)
 
 
-def _controller(layout: Layout, ports: dict[str, int], name: str) -> list[str]:
+def _controller(layout: Layout, ports: dict[str, int], name: str, kubernetes: Tool) -> list[str]:
     kubeconfig = layout.config / f"{name}.kubeconfig"
     return [
-        str(program(name)),
+        str(kubernetes.program(name)),
         f"--kubeconfig={kubeconfig}",
         f"--authentication-kubeconfig={kubeconfig}",
         f"--authorization-kubeconfig={kubeconfig}",

@@ -1,14 +1,11 @@
 """The definitions of the Gateway API, from its Go module."""
 
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.cache import cache_directory
-from tools.cluster.commands import run
-from tools.cluster.toolchain import go_compiler
+from tools.cluster.gomodules import download, pinned
 
 MODULE: Final = "sigs.k8s.io/gateway-api"
 SOURCE: Final = Path(__file__).parent / "programs" / "gateway-api"
@@ -17,10 +14,7 @@ CHANNEL: Final = "standard"
 
 def version() -> str:
     """The pinned version, such as v1.6.1."""
-    (found,) = re.findall(
-        rf"^require {re.escape(MODULE)} (v\S+)", (SOURCE / "go.mod").read_text(), re.MULTILINE
-    )
-    return str(found)
+    return pinned(SOURCE, MODULE)
 
 
 def definitions() -> Path:
@@ -32,10 +26,7 @@ def definitions() -> Path:
     target = cache_directory() / "gateway-api" / f"{CHANNEL}-{version()}"
     if target.exists():
         return target
-    # go.sum is checked because the folder is a Go module.
-    query = ("mod", "download", "-json", f"{MODULE}@{version()}")
-    found = json.loads(run([go_compiler(), "-C", str(SOURCE), *query]))
-    released = Path(found["Dir"]) / "config" / "crd" / CHANNEL
+    released = download(SOURCE, MODULE) / "config" / "crd" / CHANNEL
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

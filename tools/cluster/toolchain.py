@@ -1,20 +1,31 @@
 """The programs of a cluster: one pinned Go module in programs/ for each tool."""
 
 import hashlib
-import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tools.bootstrap.cache import cache_directory
-from tools.cluster.commands import run
 from tools.cluster.errors import ClusterError
+from tools.cluster.gomodules import pinned
 
 _MODULES: Final = Path(__file__).parent / "programs"
-# The version that go.mod of every module requires.
-_MIN_GO_VERSION: Final = (1, 26)
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A module that is compiled without some of its folders.
+
+    Attributes:
+        module: its path.
+        folder: folder of the tool's module that replaces it in go.mod, and may have files for those left out.
+        left_out: folders of the module.
+    """
+
+    module: str
+    folder: str
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,12 +33,15 @@ class Tool:
     """A Go module whose `tool` directives name the programs to build.
 
     Attributes:
-        name: folder in programs/.
-        programs: names of the built programs.
+        name: folder in `modules`.
+        programs: names of the built programs; empty if only `files` are needed.
         module: Go module of the programs; None for a program of this repository.
         version_variables: assignments of Go variables with the program's own version, where `{version}`,
             `{major}` and `{minor}` are those of `module` in go.mod.
         tags: Go build tags.
+        files: folders of modules that are copied beside the programs, as (module, folder).
+        trimmed: modules that are compiled in part.
+        modules: folder of the tool's module.
     """
 
     name: str
@@ -35,26 +49,18 @@ class Tool:
     module: str | None = None
     version_variables: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    trimmed: tuple[Trimmed, ...] = ()
+    modules: Path = _MODULES
 
     @property
     def source(self) -> Path:
-        return _MODULES / self.name
+        return self.modules / self.name
 
     @property
     def version(self) -> str:
         """Pinned version, such as v1.37.2; empty for a program of this repository."""
-        if self.module is None:
-            return ""
-        pin = re.search(rf"^\s*(?:require )?{re.escape(self.module)} (v\S+)", self._go_mod, re.MULTILINE)
-        if pin is None:
-            raise ClusterError(
-                f"{self.source / 'go.mod'} does not pin a version of {self.module}: run `go get -tool` there"
-            )
-        return pin.group(1)
-
-    @property
-    def _go_mod(self) -> str:
-        return (self.source / "go.mod").read_text()
+        return "" if self.module is None else pinned(self.source, self.module)
 
     @property
     def build_arguments(self) -> list[str]:
@@ -73,26 +79,38 @@ class Tool:
     def key(self) -> str:
         """Hash of everything that determines the programs."""
         digest = hashlib.sha256("\0".join(self.build_arguments).encode())
-        for path in sorted(self.source.iterdir()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for choice in (*self.files, *self.trimmed):
+            digest.update(repr(choice).encode() + b"\0")
+        for path in sorted(path for path in self.source.rglob("*") if path.is_file()):
+            digest.update(path.relative_to(self.source).as_posix().encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
-        """Folder of the built programs."""
+        """Folder of the built programs and of the copied files; complete or absent."""
         return cache_directory().absolute() / "bin" / f"{self.name}-{self.key}"
+
+    def program(self, name: str) -> Path:
+        """Full path of one of its programs, built or not."""
+        return self.folder / name
+
+    def is_built(self) -> bool:
+        """Whether the cache has the programs and files of the present pins."""
+        return self.folder.exists()
 
 
 _KUBERNETES_VERSION: Final = "k8s.io/component-base/version"
+KUBERNETES_MODULE: Final = "k8s.io/kubernetes"
+KUBERNETES_VARIABLES: Final = (
+    f"{_KUBERNETES_VERSION}.gitVersion={{version}}",
+    f"{_KUBERNETES_VERSION}.gitMajor={{major}}",
+    f"{_KUBERNETES_VERSION}.gitMinor={{minor}}",
+)
 KUBERNETES: Final = Tool(
     "kubernetes",
     ("kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet"),
-    module="k8s.io/kubernetes",
-    version_variables=(
-        f"{_KUBERNETES_VERSION}.gitVersion={{version}}",
-        f"{_KUBERNETES_VERSION}.gitMajor={{major}}",
-        f"{_KUBERNETES_VERSION}.gitMinor={{minor}}",
-    ),
+    module=KUBERNETES_MODULE,
+    version_variables=KUBERNETES_VARIABLES,
 )
 ETCD: Final = Tool("etcd", ("etcd",), module="go.etcd.io/etcd/server/v3")
 CONTAINERD: Final = Tool(
@@ -166,26 +184,3 @@ def system_program(name: str, package: str) -> str:
     if found is None:
         raise ClusterError(f"{name} is not installed: install the distribution package {package}")
     return found
-
-
-def go_compiler() -> str:
-    """Path of `go` in PATH if it is new enough, otherwise in this Python environment.
-
-    Raises:
-        ClusterError: neither has a suitable version.
-    """
-    for folder in (None, str(Path(sys.executable).parent)):
-        found = shutil.which("go", path=folder)
-        if found is not None and _go_version(found) >= _MIN_GO_VERSION:
-            return found
-    version = ".".join(str(part) for part in _MIN_GO_VERSION)
-    raise ClusterError(
-        f"the build of Kubernetes needs Go {version} or newer: "
-        "run this in the environment of `make .venv`, which has it"
-    )
-
-
-def _go_version(go: str) -> tuple[int, ...]:
-    """Major and minor version; (0, 0) for a development build."""
-    release = re.match(r"go(\d+)\.(\d+)", run([go, "env", "GOVERSION"]))
-    return (0, 0) if release is None else (int(release[1]), int(release[2]))

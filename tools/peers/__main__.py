@@ -1,5 +1,6 @@
 """python -m tools.peers install|test"""
 
+import logging
 import math
 import sys
 import time
@@ -99,4 +100,5 @@ def _run(peer: PeerSuite, arguments: Sequence[str]) -> tuple[Result, bool]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     app()

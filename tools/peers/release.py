@@ -27,7 +27,7 @@ def install() -> None:
 
 def is_installed() -> bool:
     """Whether the images of the present sources and the programs are there."""
-    if shutil.which("buildah") is None or not all(tool.folder.exists() for tool in TOOLS):
+    if shutil.which("buildah") is None or not all(tool.is_built() for tool in TOOLS):
         return False
     buildah = Buildah()
     names = image_references(base_image(buildah), Variant.CPU, LOCAL)

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Final
 
 from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import CRANE, HELM3, program
+from tools.cluster.toolchain import CRANE, HELM3, Tool
 from tools.docs import chromium
-from tools.peers import argocd, flux, kueue, release, traefik, vllm, vllmimage
+from tools.peers import release, vllm, vllmimage
+from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, TRAEFIK
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,13 @@ class PeerSuite:
     is_isolated: bool = False
 
 
+def _of_tools(tool: Tool, title: str, tests: tuple[str, ...], *, is_isolated: bool = False) -> PeerSuite:
+    """Suite with the programs of a Go module."""
+    return PeerSuite(tool.name, title, tests, partial(ensure, (tool,)), tool.is_built, is_isolated)
+
+
 PEERS: Final = (
-    PeerSuite(
-        "argocd",
-        f"Argo CD {argocd.version()}, its files",
-        ("tests/peers/test_argocd.py",),
-        argocd.install,
-        argocd.is_installed,
-    ),
+    _of_tools(ARGOCD, f"Argo CD {ARGOCD.version}, its files", ("tests/peers/test_argocd.py",)),
     PeerSuite(
         "chromium",
         "Chromium",
@@ -69,30 +69,19 @@ PEERS: Final = (
         vllmimage.is_installed,
         is_isolated=True,
     ),
-    PeerSuite(
-        "traefik",
-        f"traefik {traefik.version()}",
+    _of_tools(
+        TRAEFIK,
+        f"traefik {TRAEFIK.version}",
         ("tests/peers/test_gateway.py", "tests/peers/test_gateway_node.py"),
-        traefik.install,
-        traefik.is_installed,
         is_isolated=True,
     ),
-    PeerSuite(
-        "kueue",
-        f"Kueue {kueue.version()}",
+    _of_tools(
+        KUEUE,
+        f"Kueue {KUEUE.version}",
         ("tests/peers/test_kueue.py", "tests/peers/test_kueue_node.py"),
-        kueue.install,
-        kueue.is_installed,
         is_isolated=True,
     ),
-    PeerSuite(
-        "helm3",
-        f"Helm {HELM3.version}",
-        ("tests/peers/test_helm3.py",),
-        partial(ensure, (HELM3,)),
-        lambda: program("helm3").exists(),
-        is_isolated=True,
-    ),
+    _of_tools(HELM3, f"Helm {HELM3.version}", ("tests/peers/test_helm3.py",), is_isolated=True),
     PeerSuite(
         "release",
         f"A release in a registry, by crane {CRANE.version} and Sigstore's library",
@@ -101,11 +90,5 @@ PEERS: Final = (
         release.is_installed,
         is_isolated=True,
     ),
-    PeerSuite(
-        "flux",
-        f"Flux {flux.version()}",
-        ("tests/peers/test_flux.py",),
-        flux.install,
-        flux.is_installed,
-    ),
+    _of_tools(FLUX, f"Flux {FLUX.version}", ("tests/peers/test_flux.py",)),
 )

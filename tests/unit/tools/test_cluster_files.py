@@ -1,5 +1,6 @@
 """Files of a cluster: configuration and image archives."""
 
+import dataclasses
 import hashlib
 import json
 import tarfile
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tools.cluster import node
+from tools.cluster import binaries, node
 from tools.cluster.errors import ClusterError
 from tools.cluster.imagearchive import write_program_image
 from tools.cluster.layout import Layout
 from tools.cluster.templates import render
-from tools.cluster.toolchain import TOOLS, Tool, program, system_program
+from tools.cluster.toolchain import TOOLS, Tool, Trimmed, program, system_program
 
 
 def test_the_kubelet_never_collects_an_image_that_nobody_can_pull_again(tmp_path: Path) -> None:
@@ -61,6 +62,63 @@ def test_an_image_archive_names_every_blob_by_its_digest(tmp_path: Path) -> None
 def test_every_tool_is_pinned_and_has_a_folder_of_its_own_in_the_cache(tool: Tool) -> None:
     assert tool.version.startswith("v") or tool.module is None
     assert program(tool.programs[0]).parent.name == f"{tool.name}-{tool.key}"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A downloaded module with a folder of files and a folder of source."""
+    files = ("go.mod", "main.go", "main_test.go", "README.md", "heavy/heavy.go", "config/crd/kinds.yaml")
+    for name in files:
+        path = tmp_path / "module" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(binaries, "download", lambda *_: tmp_path / "module")
+    return tmp_path / "module"
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Tool:
+    """A tool that replaces the folder `heavy` of a module by a file of its own."""
+    stub = tmp_path / "modules" / "peer" / "part" / "heavy" / "stub.go"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("stub")
+    trimmed = (Trimmed("example.com/part", "part", ("heavy",)),)
+    return Tool("peer", (), trimmed=trimmed, modules=tmp_path / "modules")
+
+
+def test_a_trimmed_module_is_compiled_without_its_tests_and_the_folders_left_out(
+    module: Path, peer: Tool
+) -> None:
+    with binaries._source(peer) as source:
+        found = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert found == {"part/go.mod", "part/main.go", "part/heavy/stub.go"}
+    assert not (peer.source / "part" / "go.mod").exists()
+
+
+def test_files_of_a_module_are_installed_beside_the_programs_and_can_be_removed(
+    module: Path, peer: Tool
+) -> None:
+    (module / "config" / "crd").chmod(0o555)
+    tool = dataclasses.replace(peer, files=(("example.com/peer", "config"),))
+    assert not tool.is_built()
+    binaries.ensure((tool,))
+    assert tool.is_built()
+    assert (tool.folder / "config" / "crd" / "kinds.yaml").read_text() == "config/crd/kinds.yaml"
+    assert (tool.folder / "config" / "crd").stat().st_mode & 0o200
+
+
+def test_what_decides_the_programs_decides_their_folder_and_nothing_else_does(peer: Tool) -> None:
+    others = [
+        dataclasses.replace(peer, files=(("example.com/peer", "config"),)),
+        dataclasses.replace(peer, trimmed=()),
+        dataclasses.replace(peer, tags=("no_btrfs",)),
+    ]
+    keys = [peer.key, *(each.key for each in others)]
+    (peer.source / "part" / "heavy" / "stub.go").write_text("another stub")
+    keys.append(peer.key)
+    assert len(set(keys)) == len(keys)
+    assert dataclasses.replace(peer, programs=("peer",)).key == peer.key
 
 
 def test_a_program_that_is_not_installed_is_named_with_its_package() -> None:

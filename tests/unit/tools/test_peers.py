@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
+from tools.cluster.gomodules import pinned
 from tools.images.errors import ImageError
 from tools.peers import __main__ as command
 from tools.peers import amx_permission, vllm, vllmimage
 from tools.peers.suites import PEERS, PeerSuite
+from tools.peers.toolchain import FLUX
 from tools.suites.durations import PAGE
 from tools.suites.lanes import LaneResult
 
@@ -130,6 +132,11 @@ def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) ->
     assert peers.commands["cluster"][0].endswith("unshare")
     peers("test")
     assert "unshare" not in peers.commands["here"][0]
+
+
+def test_both_controllers_of_flux_have_the_version_in_the_table() -> None:
+    versions = {pinned(FLUX.source, f"github.com/fluxcd/{name}") for name in FLUX.programs}
+    assert versions == {FLUX.version}
 
 
 class Store:

@@ -7,7 +7,6 @@ without leader election and without rate limits.
 import asyncio
 import base64
 import contextlib
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,11 +26,11 @@ from tools.bench.operator.requestledger import JOBSET, TRAINER, USER, RequestLed
 from tools.bench.usage import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane, binaries
 from tools.cluster.audit import AuditLog
-from tools.cluster.commands import run
+from tools.cluster.gomodules import download
 from tools.cluster.layout import LOOPBACK
 from tools.cluster.pki import Authority
 from tools.cluster.ports import free_port
-from tools.cluster.toolchain import KUBEFLOW_TRAINER, go_compiler, program
+from tools.cluster.toolchain import KUBEFLOW_TRAINER, program
 
 READY_SECONDS: Final = 60.0
 LOG_CHARACTERS: Final = 3000
@@ -201,8 +200,7 @@ def _tail(log: Path) -> str:
 
 def _install(plane: ControlPlane, controller: PeerController, url: str) -> None:
     """Install the released CRDs and webhooks, with URLs of the process instead of Services."""
-    listed = run([go_compiler(), "-C", KUBEFLOW_TRAINER.source, "list", "-m", "-json", controller.module])
-    module = Path(json.loads(listed)["Dir"])
+    module = download(KUBEFLOW_TRAINER.source, controller.module)
     authority = base64.b64encode(Authority(plane.layout.pki).certificate).decode()
     documents = [
         document

@@ -20,8 +20,9 @@ from tools.bench.start.measure import forget
 from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
 from tools.cluster import gatewayapi
+from tools.cluster.binaries import ensure
 from tools.cluster.isolation import isolated
-from tools.peers import traefik, vllm, vllmimage
+from tools.peers import vllm, vllmimage
 from tools.peers.serving import cachestart, rollouts, service
 from tools.peers.serving.page import (
     STREAMS,
@@ -37,6 +38,7 @@ from tools.peers.serving.page import (
 )
 from tools.peers.serving.servers import RunningServer, ServerCommand, ServersFolder, running
 from tools.peers.serving.streams import StreamsPair, StreamsResult, alternating, measure
+from tools.peers.toolchain import TRAEFIK
 
 MIDDLEWARE: Final = "the middleware"
 MIN_RATIO: Final = 0.98
@@ -115,7 +117,7 @@ def _built_in(console: Console, _: int) -> Recorded:
 def _service(console: Console, pairs: int) -> Recorded:
     """vLLM in a pod: its address, the Service of its endpoint, and a gateway."""
     vllmimage.install()
-    traefik.install()
+    ensure((TRAEFIK,))
     gatewayapi.definitions()
     return {"compared": _on_cluster(console, service.__name__, pairs)}
 

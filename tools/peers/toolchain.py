@@ -1,0 +1,62 @@
+"""The programs of peers and their files, from one pinned Go module in programs/ for each peer.
+
+They are for tests: nothing that the project ships has them.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from tools.cluster.toolchain import Tool, Trimmed
+
+_MODULES: Final = Path(__file__).parent / "programs"
+_FLUX_DEFINITIONS: Final = "config/crd/bases"
+
+KUEUE: Final = Tool(
+    "kueue",
+    ("kueue",),
+    module="sigs.k8s.io/kueue",
+    files=(("sigs.k8s.io/kueue", "config"),),
+    modules=_MODULES,
+)
+"""The controller manager, and Kueue's own kustomization in `config`."""
+FLUX: Final = Tool(
+    "flux",
+    ("source-controller", "kustomize-controller"),
+    module="github.com/fluxcd/source-controller",
+    files=(
+        ("github.com/fluxcd/source-controller", _FLUX_DEFINITIONS),
+        ("github.com/fluxcd/kustomize-controller", _FLUX_DEFINITIONS),
+    ),
+    modules=_MODULES,
+)
+"""Two controllers of Flux."""
+FLUX_DEFINITIONS: Final = FLUX.folder / _FLUX_DEFINITIONS
+"""Folder of the CustomResourceDefinitions of both."""
+TRAEFIK: Final = Tool(
+    "traefik",
+    ("traefik",),
+    module="github.com/traefik/traefik/v3",
+    # The clients of its DNS providers are most of a build.
+    trimmed=(Trimmed("github.com/go-acme/lego/v5", "lego", ("providers/dns", "cmd", "e2e")),),
+    modules=_MODULES,
+)
+"""A gateway of the Gateway API.
+
+Its module has stand-ins without function for modules that are not on every module proxy. A gateway uses
+neither those nor the folders that are left out.
+"""
+ARGOCD: Final = Tool(
+    "argocd",
+    (),
+    module="github.com/argoproj/argo-cd/v3",
+    files=(
+        ("github.com/argoproj/argo-cd/v3", "manifests/crds"),
+        ("github.com/argoproj/argo-cd/v3", "resource_customizations"),
+    ),
+    modules=_MODULES,
+)
+"""Files of Argo CD. It replaces modules by folders of its repository that no module proxy serves."""
+APPLICATION_DEFINITION: Final = ARGOCD.folder / "manifests" / "crds" / "application-crd.yaml"
+"""The definition of Applications."""
+HEALTH_CHECKS: Final = ARGOCD.folder / "resource_customizations"
+"""Folder of the health checks: GROUP/KIND/health.lua, with cases in health_test.yaml."""
