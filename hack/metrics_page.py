@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from finetune_operator.api.devicetime import LOST_CAUSES
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
@@ -64,6 +65,8 @@ def metrics_page() -> str:
         "queries": "\n".join(_queries()),
         "alerts": "\n".join(_alerts()),
         "namespace_series": str(_namespace_series()),
+        "profile_series": str(_profile_series()),
+        "lost_causes": "\n".join(f"- `{cause}`: {meaning}" for cause, meaning in LOST_CAUSES.items()),
         "series_limit": str(MAX_SERIES_PER_KIND),
         "serve_port": str(SERVE_PORT),
         "metrics_port": str(METRICS_PORT),
@@ -80,6 +83,14 @@ def _namespace_series() -> int:
     metrics.begin_namespace("team")
     families = metrics.registry.collect()
     return sum(sample.labels.get("namespace") == "team" for family in families for sample in family.samples)
+
+
+def _profile_series() -> int:
+    """Number of series that start with the first object of a namespace that uses a ComputeProfile."""
+    metrics = OperatorMetrics()
+    metrics.begin_profile("team", "a100")
+    labels = [sample.labels for family in metrics.registry.collect() for sample in family.samples]
+    return sum({"namespace", "profile"} <= each.keys() for each in labels)
 
 
 def _wrapped(metrics: object) -> Iterator[Family]:

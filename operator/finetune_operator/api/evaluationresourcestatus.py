@@ -4,14 +4,9 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
 from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
-from finetune_operator.api.finetunejobstatus import (
-    Cost,
-    ProgressStatus,
-    StageStatus,
-    StageUsage,
-    TrainerContract,
-)
+from finetune_operator.api.finetunejobstatus import ProgressStatus, TrainerContract
 from finetune_operator.api.meta import Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.retrystatus import RetryStatus
 

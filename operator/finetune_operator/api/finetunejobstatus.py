@@ -1,12 +1,12 @@
 """Status of a FineTuneJob."""
 
-from datetime import datetime
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.custommetric import CustomMetricSource
+from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
 from finetune_operator.api.evaluationtask import EvaluationTaskSources
@@ -190,34 +190,6 @@ class TrainingStatus(Model):
     ] = None
 
 
-class StageTimes(Model):
-    """Times of a stage, over all its pods."""
-
-    name: Annotated[Stage, Field(description="Name of the stage.")]
-    profile: Annotated[Name | None, Field(description="ComputeProfile of the stage.")] = None
-    queued_seconds: Annotated[
-        float, Field(description="Seconds from the creation of the Job to the start of its first container.")
-    ] = 0
-    seconds: Annotated[float, Field(description="Seconds in which at least one container ran.")] = 0
-    device_seconds: Annotated[
-        float,
-        Field(
-            description="Device seconds: the running time of each container, times the devices of its pod."
-        ),
-    ] = 0
-
-
-class StageStatus(StageTimes):
-    """Times of one finished stage."""
-
-
-class StageUsage(StageTimes):
-    """Time that an unfinished stage has used so far, over all its pods, including pods before a
-    suspension."""
-
-    until: Annotated[datetime, Field(description="Time up to which usage is counted.")]
-
-
 class LossPoint(Model):
     """Point of a loss curve, in nats per token; DPO, KTO and ORPO: per row."""
 
@@ -249,20 +221,6 @@ class CheckpointSummary(Model):
     ] = False
     final: Annotated[bool, Field(description="Whether these are the last weights of the run.")] = False
     probe: Annotated[Digest | None, Field(description="Probe of the weights, as in the Checkpoint.")] = None
-
-
-class Cost(Model):
-    """Device time that the run has used, and its price."""
-
-    device_seconds: Annotated[float, Field(description="Device seconds of all stages.")] = 0
-    amount: Annotated[
-        float | None,
-        Field(
-            description="Price of the device time by pricePerDeviceHour of the ComputeProfiles. Device time"
-            " on a profile without a price, or with another currency, is not included."
-        ),
-    ] = None
-    currency: Annotated[str | None, Field(description="Currency of the amount.")] = None
 
 
 class FineTuneJobStatus(Status):

@@ -7,6 +7,8 @@ twice.
 from collections import defaultdict
 from typing import Any, get_args
 
+from prometheus_client import Counter
+
 from finetune_operator.api.rolloutstrategy import Strategy
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
@@ -56,7 +58,6 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
     _stages(metrics, namespace, old, new)
     if old == new:
         return
-    _lost_time(metrics, namespace, old, new)
     metrics.checkpoints_recorded.labels(namespace).inc(
         len(_names(new.get("checkpoints", ())) - _names(old.get("checkpoints", ())))
     )
@@ -87,18 +88,11 @@ def _stages(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: 
             if "profile" in stage:
                 queued = metrics.stage_queued_seconds.labels(stage["name"], stage["profile"])
                 queued.observe(stage.get("queuedSeconds", 0.0))
-    before = _device_seconds(old)
-    for profile, seconds in _device_seconds(new).items():
-        used = seconds - before[profile]
-        if used > 0:
-            metrics.device_seconds.labels(namespace, profile).inc(used)
-
-
-def _lost_time(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    lost = (new.get("training") or {}).get("lostDeviceSeconds", 0.0)
-    if lost > 0 and not old.get("training"):
-        profile = next((s.get("profile", "") for s in new.get("stages", ()) if s["name"] == "train"), "")
-        metrics.lost_device_seconds.labels(namespace, profile).inc(lost)
+    before = _device_seconds(metrics, old)
+    for (counter, *labels), seconds in _device_seconds(metrics, new).items():
+        added = seconds - before[counter, *labels]
+        if added > 0:
+            counter.labels(namespace, *labels).inc(added)
 
 
 def _cost(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -149,11 +143,18 @@ def _rollout_result(verdict: str, *, has_fallback: bool) -> RolloutResult:
     return RolloutResult.ROLLED_BACK if has_fallback else RolloutResult.FAILED
 
 
-def _device_seconds(status: dict[str, Any]) -> defaultdict[str, float]:
-    """Device seconds by profile, of the finished stages and the running one."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for used in (*status.get("stages", ()), status.get("usage") or {}):
-        seconds[used.get("profile", "")] += used.get("deviceSeconds", 0.0)
+def _device_seconds(
+    metrics: OperatorMetrics, status: dict[str, Any]
+) -> defaultdict[tuple[Counter, *tuple[str, ...]], float]:
+    """Device seconds of all stages so far, by their counter and its labels without the namespace."""
+    seconds: defaultdict[tuple[Counter, *tuple[str, ...]], float] = defaultdict(float)
+    for times in (*status.get("stages", ()), status.get("usage") or {}):
+        profile, used = times.get("profile", ""), times.get("deviceSeconds", 0.0)
+        seconds[metrics.device_seconds, profile] += used
+        seconds[metrics.allocated_device_seconds, profile] += used + times.get("startingDeviceSeconds", 0.0)
+        seconds[metrics.queued_device_seconds, profile] += times.get("queuedDeviceSeconds", 0.0)
+        for lost in times.get("lost", ()):
+            seconds[metrics.lost_device_seconds, profile, lost["cause"]] += lost["deviceSeconds"]
     return seconds
 
 

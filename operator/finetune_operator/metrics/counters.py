@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 import finetune_operator
+from finetune_operator.api.devicetime import LOST_CAUSES
 from finetune_operator.api.endpointstatus import RevisionResult
 from finetune_operator.api.rolloutstrategy import StrategyType
 from finetune_trainer.contract.analysis import AnalysisVerdict
@@ -101,15 +102,29 @@ class OperatorMetrics:
         )
         self.device_seconds = Counter(
             "finetune_device_seconds",
-            "Devices requested times the time that pods held them.",
+            "Devices requested times the running time of containers.",
+            ("namespace", "profile"),
+            registry=self.registry,
+        )
+        self.allocated_device_seconds = Counter(
+            "finetune_allocated_device_seconds",
+            "Devices requested times the time from the scheduling of pods to their end:"
+            " finetune_device_seconds_total, and the time before containers start.",
+            ("namespace", "profile"),
+            registry=self.registry,
+        )
+        self.queued_device_seconds = Counter(
+            "finetune_queued_device_seconds",
+            "Devices requested times the time that pods waited for a node; counted from the start of the"
+            " first container.",
             ("namespace", "profile"),
             registry=self.registry,
         )
         self.lost_device_seconds = Counter(
             "finetune_lost_device_seconds",
-            "Device time of repeated training, because pods ended before they saved it; of runs"
-            " that completed training.",
-            ("namespace", "profile"),
+            "Allocated device time that led to no result, by cause, as in status.cost.lost; repeated training"
+            " is counted when training completes.",
+            ("namespace", "profile", "cause"),
             registry=self.registry,
         )
         self.cost = Counter(
@@ -219,7 +234,10 @@ class OperatorMetrics:
         """Start the counters of a ComputeProfile at 0."""
         self.profiles.add(profile)
         self.device_seconds.labels(namespace, profile)
-        self.lost_device_seconds.labels(namespace, profile)
+        self.allocated_device_seconds.labels(namespace, profile)
+        self.queued_device_seconds.labels(namespace, profile)
+        for cause in LOST_CAUSES:
+            self.lost_device_seconds.labels(namespace, profile, cause)
         for stage in get_args(Stage):
             self.stage_queued_seconds.labels(stage, profile)
 
@@ -228,6 +246,8 @@ class OperatorMetrics:
         self.namespaces.discard(namespace)
         for metric in (
             self.device_seconds,
+            self.allocated_device_seconds,
+            self.queued_device_seconds,
             self.lost_device_seconds,
             self.cost,
             self.checkpoints_recorded,
@@ -241,7 +261,13 @@ class OperatorMetrics:
     def forget_profile(self, profile: str) -> None:
         """Drop the series of a ComputeProfile. If the profile returns, they start again at 0."""
         self.profiles.discard(profile)
-        for metric in (self.device_seconds, self.lost_device_seconds, self.stage_queued_seconds):
+        for metric in (
+            self.device_seconds,
+            self.allocated_device_seconds,
+            self.queued_device_seconds,
+            self.lost_device_seconds,
+            self.stage_queued_seconds,
+        ):
             metric.remove_by_labels({"profile": profile})
 
     def requested(self, verb: str, code: str) -> None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from finetune_operator.api.finetunejobstatus import StageStatus, TrainingStatus
+from finetune_operator.api.devicetime import StageStatus
+from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.prediction import MeasuredTraining, Prediction
 from finetune_operator.status.conditions import shortened

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.observe.jobtrouble import job_trouble
 from finetune_operator.observe.podfailures import failure
-from finetune_operator.observe.stagetimes import stage_usage
+from finetune_operator.observe.stageusage import stage_usage
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.answerengine import AnswerEngine, EngineVersion
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig

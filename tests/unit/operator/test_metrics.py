@@ -9,6 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import finetune_operator
+from finetune_operator.api.devicetime import LOST_CAUSES
 from finetune_operator.api.endpointstatus import RevisionResult
 from finetune_operator.api.rolloutstrategy import StrategyType
 from finetune_operator.metrics.counters import OperatorMetrics
@@ -367,7 +368,7 @@ def test_namespaces_and_profiles_cost_as_many_series_as_the_documentation_says()
     assert series() - before == 8 + verdicts + analyses <= 40
     before = series()
     metrics.begin_profile("team", "a100")
-    assert series() - before == 2 + 80
+    assert series() - before == 3 + len(LOST_CAUSES) + 80
 
 
 def test_gone_and_conflict_are_no_errors() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.devicetime import LOST_CAUSES
 from finetune_operator.metrics.changes import record_pod_end, record_transition
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Manifest
@@ -78,20 +79,55 @@ def test_device_seconds_count_on_the_profile_that_each_stage_ran_on() -> None:
         assert metrics.registry.get_sample_value("finetune_device_seconds_total", labels) == seconds
 
 
-def test_lost_device_seconds_are_counted_once_on_the_profile_of_the_train_stage() -> None:
-    metrics = OperatorMetrics()
-    before = job(stages=[{"name": "preflight", "profile": "cpu"}], resolved={"profile": "a100"})
-    train = {"name": "train", "profile": "a100", "deviceSeconds": 100.0}
-    after = job(
-        stages=[train], resolved={"profile": "a100"}, training={"steps": 4, "lostDeviceSeconds": 34.5}
-    )
-    labels = {"namespace": "team", "profile": "a100"}
-    record_transition(metrics, job(), before)
-    assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 0
-    record_transition(metrics, before, after)
-    evaluated = {**after, "status": {**after["status"], "phase": "Evaluating"}}
-    record_transition(metrics, after, evaluated)
-    assert metrics.registry.get_sample_value("finetune_lost_device_seconds_total", labels) == 34.5
+def counted(metrics: OperatorMetrics, counter: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"finetune_{counter}_total", {"namespace": "team", **labels})
+
+
+@pytest.mark.parametrize("kind", ["FineTuneJob", "Evaluation"])
+def test_device_time_is_counted_once_by_what_it_was_for_also_after_a_restart(kind: str) -> None:
+    waited = {"cause": "Waiting", "deviceSeconds": 4.0}
+    begun = {
+        "name": "train",
+        "profile": "a100",
+        "queuedDeviceSeconds": 60.0,
+        "startingDeviceSeconds": 3.0,
+        "deviceSeconds": 100.0,
+        "lost": [waited],
+    }
+    ended = {
+        **begun,
+        "deviceSeconds": 150.0,
+        "lost": [waited, {"cause": "Preemption", "deviceSeconds": 34.5}],
+    }
+    evaluate = {**begun, "name": "evaluate", "profile": "l4"}
+    states = [
+        job(resolved={"profile": "a100"}),
+        job(usage=begun),
+        job(stages=[ended], usage=evaluate),
+        job(stages=[ended, evaluate], phase="Promoting"),
+        job(stages=[ended, evaluate], phase="Succeeded"),
+    ]
+    metrics, restarted = OperatorMetrics(), OperatorMetrics()
+    for number, (before, after) in enumerate(itertools.pairwise({**each, "kind": kind} for each in states)):
+        record_transition(metrics, before, after)
+        if number:
+            record_transition(restarted, before, after)
+
+    for profile, of_process, figures in (
+        ("a100", metrics, (60, 153, 150, 4, 34.5, 0)),
+        ("a100", restarted, (0, 50, 50, 0, 34.5, 0)),
+        ("l4", metrics, (60, 103, 100, 4, 0, 0)),
+    ):
+        assert figures == (
+            *(
+                counted(of_process, name, profile=profile) or 0
+                for name in ("queued_device_seconds", "allocated_device_seconds", "device_seconds")
+            ),
+            *(
+                counted(of_process, "lost_device_seconds", profile=profile, cause=cause) or 0
+                for cause in ("Waiting", "Preemption", "BadData")
+            ),
+        )
 
 
 def promotions(metrics: OperatorMetrics, result: str) -> float | None:
@@ -213,6 +249,9 @@ def test_what_is_counted_by_namespace_begins_at_zero_with_the_first_look_at_an_o
     value = metrics.registry.get_sample_value
     for name, labels in (
         ("finetune_device_seconds_total", {"profile": "a100"}),
+        ("finetune_queued_device_seconds_total", {"profile": "a100"}),
+        ("finetune_allocated_device_seconds_total", {"profile": "a100"}),
+        *(("finetune_lost_device_seconds_total", {"profile": "a100", "cause": each}) for each in LOST_CAUSES),
         ("finetune_rollouts_total", {"result": "rolled_back"}),
         ("finetune_rollout_verdicts_total", {"strategy": "BlueGreen", "verdict": "Aborted"}),
         ("finetune_promotions_total", {"result": "promoted"}),

@@ -169,6 +169,7 @@ def test_its_device_time_is_counted_and_priced() -> None:
         "profile": "gpu",
         "queuedSeconds": 5.0,
         "seconds": 30.0,
+        "queuedDeviceSeconds": 10.0,
         "deviceSeconds": 60.0,
     }
     assert status(cluster)["cost"] == {"deviceSeconds": 60.0, "amount": 0.06, "currency": "EUR"}

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, cast
 
 import pytest
 
-from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
+from finetune_operator.api.devicetime import StageStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.manifests.stageinputs import StageInputs

@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from finetune_operator.api.finetunejobstatus import ProgressStatus, StageStatus, StageUsage
+from finetune_operator.api.devicetime import StageStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import StageResources
 from finetune_operator.api.podtemplate import PodStage

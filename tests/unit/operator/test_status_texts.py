@@ -7,11 +7,13 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
+from finetune_operator.api.devicetime import Cost, StageUsage
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
-from finetune_operator.api.finetunejobstatus import Cost, ProgressStatus, StageUsage
+from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.api.meta import ReservedValues
-from finetune_operator.observe.stagetimes import Price, finished_stage, stage_usage, with_cost
+from finetune_operator.observe.stagetimes import Price, with_cost
+from finetune_operator.observe.stageusage import finished_stage, stage_usage
 from finetune_operator.plan import Manifest
 from finetune_operator.status.progress import completed, display, duration_text, merged, score_text
 from finetune_operator.status.reserved import not_implemented
@@ -34,12 +36,13 @@ def job(created: int = 0, devices: int = 2) -> Manifest:
 
 
 def pod(started: int, ended: int | None = None) -> Manifest:
+    metadata = {"uid": f"pod-{started}", "creationTimestamp": second(started).isoformat()}
     if ended is None:
         state: Manifest = {"running": {"startedAt": second(started).isoformat()}}
     else:
         times = {"startedAt": second(started).isoformat(), "finishedAt": second(ended).isoformat()}
         state = {"terminated": times}
-    return {"status": {"containerStatuses": [{"name": "trainer", "state": state}]}}
+    return {"metadata": metadata, "status": {"containerStatuses": [{"name": "trainer", "state": state}]}}
 
 
 def test_queued_is_until_the_first_container_starts_and_seconds_count_every_pod() -> None:

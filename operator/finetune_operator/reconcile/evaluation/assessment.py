@@ -12,6 +12,7 @@ from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrere
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.records.evaluationfolders import folder_name
+from finetune_operator.reconcile.stages.losses import total_losses
 from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Halt
@@ -55,6 +56,7 @@ class Assessment(StagePass[EvaluationResourceStatus]):
 
     def plan(self, halt: Halt) -> Plan:
         """The plan of a pass that ends with `halt`."""
+        total_losses(self)
         done = self.status.evaluations
         self.update(
             display=EvaluationDisplay(

@@ -12,6 +12,7 @@ from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job, keep
 from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.losses import lose_measurement, settle
 from finetune_operator.reconcile.stages.request import (
     Outcome,
     StageFailed,
@@ -115,6 +116,7 @@ def _champion_of(run: Assessment, digest: str | None) -> str | None:
 
 
 def _record(run: Assessment, entry: EvaluationStatus) -> None:
+    settle(run)
     run.update(evaluations=(*run.status.evaluations, entry), progress=None, retry=None, live=None)
     if entry.verdict in {"Failed", "Undecided"}:
         message = f"Checkpoint {entry.checkpoint}: {verdict_text(entry)}"
@@ -133,6 +135,7 @@ def _record(run: Assessment, entry: EvaluationStatus) -> None:
 
 def _record_failure(run: Assessment, reason: str, message: str) -> None:
     name = run.current or ""
+    lose_measurement(run, reason)
     failure = UnmeasuredCheckpoint(checkpoint=name, reason=reason, message=shortened(message))
     run.update(unmeasured=(*run.status.unmeasured, failure), progress=None, retry=None, live=None)
     text = f"{STAGE} failed. Checkpoint {name}: {message}"

@@ -1,6 +1,7 @@
 """The prediction of a run: recorded after preflight, and compared with what training took."""
 
-from finetune_operator.api.finetunejobstatus import StageStatus, TrainingStatus
+from finetune_operator.api.devicetime import StageStatus
+from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform.devicefacts import device_facts

@@ -10,12 +10,14 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.stages.losses import lose_stage, total_losses
 from finetune_operator.reconcile.stages.request import JobNames
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status import conditions, prediction, progress
 from finetune_operator.status.evaluationtable import evaluation_table
+from finetune_operator.status.finished import ends_run
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -69,10 +71,20 @@ class Run(StagePass[FineTuneJobStatus]):
         was_suspended = conditions.is_true(self.job.status.conditions, ConditionType.SUSPENDED)
         if was_suspended and not self.job.spec.suspend and isinstance(halt, Working | Blocked):
             self.draft.event(EventReason.RESUMED, "the run resumes from its saved state")
+        self._count_losses(halt)
         self._show(halt)
         result = finish_pass(self.job, self.status, halt, self.snapshot.now)
         self.draft.events += result.events
         return self.draft.plan(result.manifest, result.requeue_after)
+
+    def _count_losses(self, halt: Halt) -> None:
+        """A run that fails for good has lost the time of the stages without a recorded result."""
+        if isinstance(halt, Failed) and ends_run(ConditionType.STALLED, "True", halt.reason):
+            for times in self.status.stages:
+                condition = STAGES[times.name].condition
+                if condition is None or not conditions.is_true(self.status.conditions, condition):
+                    lose_stage(self, times.name, halt.reason)
+        total_losses(self)
 
     def _show(self, halt: Halt) -> None:
         if self.status.progress is None and self.status.evaluation is None:

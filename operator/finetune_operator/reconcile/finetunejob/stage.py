@@ -60,7 +60,7 @@ def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
         return outcome
     recorded = record(run, stage, outcome)
     if isinstance(recorded, StageResult | StageFailed):
-        finish(run, stage)
+        finish(run, stage, recorded if isinstance(recorded, StageResult) else recorded.result)
     if not isinstance(recorded, StageFailed):
         return recorded
     prepared = recorded.result.prepare if recorded.result is not None else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import stage_job_name
-from finetune_operator.observe import stagetimes
+from finetune_operator.observe.stageusage import stage_usage
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.jobstate import is_unfinished, running_orphans, until_ended
@@ -78,6 +78,6 @@ def _seconds_left(run: Run, limit: Limit) -> float:
     usage, stage = run.status.usage, limit.stage
     job = run.snapshot.children[JOB].get(stage_job_name(run.job, stage))
     if job is not None:
-        usage = stagetimes.stage_usage(usage, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+        usage = stage_usage(usage, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
     used = usage.seconds if usage is not None and usage.name == stage else 0
     return limit.seconds - used

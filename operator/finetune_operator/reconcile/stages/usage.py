@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from finetune_operator.api.finetunejobstatus import ProgressStatus, StageUsage
+from finetune_operator.api.devicetime import StageUsage
+from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe import stagetimes
+from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.observe.podends import with_ended
+from finetune_operator.observe.stagetimes import Price, with_cost
+from finetune_operator.observe.stageusage import finished_stage, stage_usage
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.losses import with_repeated
 from finetune_operator.reconcile.stages.request import Outcome, StageFailed
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.steps import Halt, Working
 from finetune_operator.status import progress
+from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -21,7 +26,7 @@ def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult |
     follow(run, stage)
     if isinstance(outcome, Working):
         run.update(progress=progress.entered(run.status.progress, stage))
-    if isinstance(outcome, StageResult | StageFailed | Retry):
+    if isinstance(outcome, StageResult | StageFailed | Retry) or _lost_a_pod(run, stage, outcome):
         count_usage(run, stage)
     if isinstance(outcome, Retry):
         run.update(retry=outcome.status)
@@ -46,22 +51,37 @@ def follow(run: StagePass[Any], stage: Stage) -> None:
         count_usage(run, stage)
 
 
+def _lost_a_pod(run: StagePass[Any], stage: Stage, outcome: Outcome) -> bool:
+    """Whether a pod has ended and another one follows, so that the pass writes the status in any case.
+
+    The pod is deleted before the next pass if it was preempted, evicted or drained.
+    """
+    job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
+    if job is None or DEVICES not in job["metadata"].get("labels", {}):
+        return False
+    if not isinstance(outcome, Working) or outcome.reason != Reason.QUEUED:
+        return False
+    usage = run.status.usage
+    known = usage.ended if usage is not None and usage.name == stage else None
+    return with_ended(known or (), pods_of(job, run.snapshot)) != (known or ())
+
+
 def count_usage(run: StagePass[Any], stage: Stage) -> None:
     """Add the time that the stage's pods have run since it was last counted."""
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     if job is None:
         return
     before = run.status.usage
-    usage = stagetimes.stage_usage(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
+    usage = stage_usage(before, stage, job, pods_of(job, run.snapshot), run.snapshot.now)
     if usage is None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
     profile = run.snapshot.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
-    price = stagetimes.Price(
+    price = Price(
         per_device_hour=profile.spec.price_per_device_hour if profile else None,
         currency=profile.spec.currency if profile else None,
     )
-    run.update(usage=usage, cost=stagetimes.with_cost(run.status.cost, usage.device_seconds - counted, price))
+    run.update(usage=usage, cost=with_cost(run.status.cost, usage.device_seconds - counted, price))
 
 
 def has_finished(run: StagePass[Any], stage: Stage) -> bool:
@@ -71,11 +91,16 @@ def has_finished(run: StagePass[Any], stage: Stage) -> bool:
     return is_recorded and (usage is None or usage.name != stage)
 
 
-def finish(run: StagePass[Any], stage: Stage) -> None:
-    """Record the stage's times; they are final until `reopen`."""
+def finish(run: StagePass[Any], stage: Stage, result: StageResult | None = None) -> None:
+    """Record the stage's times; they are final until `reopen`.
+
+    Args:
+        result: its result, if it has one.
+    """
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
-    run.update(stages=(*others, stagetimes.finished_stage(run.status.usage, stage)), usage=None, retry=None)
+    times = with_repeated(finished_stage(run.status.usage, stage), run.status.usage, result)
+    run.update(stages=(*others, times), usage=None, retry=None)
 
 
 def reopen(run: StagePass[Any], stage: Stage) -> None:

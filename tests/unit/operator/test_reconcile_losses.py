@@ -1,0 +1,193 @@
+"""Device time that led to no result, in the status of runs and Evaluations."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.stages.losses import cause_of
+from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from tests.unit.operator.evaluations import (
+    EVALUATION,
+    EVALUATION_UID,
+    SECOND,
+    evaluation,
+    measured,
+    second_checkpoint,
+    trained_cluster,
+)
+from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.runobjects import CHECKPOINT, JOB, evaluated, failed, trained
+from tests.unit.operator.runsteps import reached
+
+PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+
+
+def scheduled(cluster: MemoryCluster) -> Manifest:
+    return {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(cluster.now)}
+
+
+def status(cluster: MemoryCluster, kind: str = "FineTuneJob", name: str = JOB) -> Manifest:
+    found: Manifest = cluster.objects[kind, name]["status"]
+    return found
+
+
+def lost(found: Manifest) -> dict[str, float]:
+    return {each["cause"]: each["deviceSeconds"] for each in found.get("lost", ())}
+
+
+def stage(cluster: MemoryCluster, stage: str, kind: str = "FineTuneJob", name: str = JOB) -> Manifest:
+    return next(each for each in status(cluster, kind, name)["stages"] if each["name"] == stage)
+
+
+def lose_pod(cluster: MemoryCluster, which: str, code: int, *conditions: Manifest) -> None:
+    """Let a train pod run for ten seconds and end; the operator sees its end, and the pod is deleted."""
+    started = at(cluster.now)
+    cluster.pod("train", {"running": {"startedAt": started}}, which)
+    cluster.settle()
+    cluster.now += timedelta(seconds=10)
+    times = {"startedAt": started, "finishedAt": at(cluster.now), "exitCode": code}
+    pod = cluster.pod("train", {"terminated": times}, which, phase="Failed", conditions=[*conditions])
+    cluster.settle()
+    cluster.remove("Pod", pod["metadata"]["name"])
+
+
+def test_a_pod_holds_its_devices_while_it_starts_and_the_cost_says_what_was_lost() -> None:
+    cluster = reached("train", compute={"devices": 2})
+    cluster.now += timedelta(seconds=50)
+    conditions = [scheduled(cluster)]
+    cluster.now += timedelta(seconds=8)
+    started = at(cluster.now)
+    cluster.now += timedelta(seconds=100)
+    times = {"startedAt": started, "finishedAt": at(cluster.now), "exitCode": 0}
+    cluster.pod("train", {"terminated": {**times, "message": trained().to_json()}}, conditions=conditions)
+    cluster.end_job("train", "Complete")
+    cluster.settle()
+
+    train = stage(cluster, "train")
+    assert (train["queuedDeviceSeconds"], train["startingDeviceSeconds"]) == (100, 16)
+    assert (train["queuedSeconds"], train["deviceSeconds"]) == (58, 200)
+    assert lost(train) == lost(status(cluster)["cost"]) == {"Waiting": 16}
+    assert status(cluster)["cost"]["deviceSeconds"] == 200
+
+
+@pytest.mark.parametrize(
+    ("ends", "cause"),
+    [
+        ([(137, PREEMPTED)], "Preemption"),
+        ([(ExitCode.PREEMPTED_SAVED,), (1, PREEMPTED)], "Preemption"),
+        ([(1,)], "Failure"),
+        ([(1,), (137, PREEMPTED)], "Unknown"),
+        ([], "Unknown"),
+    ],
+    ids=["preempted", "preempted twice", "crashed", "both", "not observed"],
+)
+def test_repeated_training_is_lost_by_what_ended_the_pods_also_if_they_are_gone(
+    ends: list[tuple[Any, ...]], cause: str
+) -> None:
+    cluster = reached("train")
+    for number, (code, *conditions) in enumerate(ends):
+        lose_pod(cluster, f"pod-{number}", code, *conditions)
+    cluster.start("train")
+    result = trained()
+    assert result.train is not None
+    repeated = result.train.model_copy(update={"restarts": 2, "lost_device_seconds": 7.5})
+    cluster.succeed("train", result.model_copy(update={"train": repeated}), after=30)
+    cluster.settle()
+
+    assert lost(stage(cluster, "train")) == {cause: 7.5}
+    assert stage(cluster, "train")["deviceSeconds"] == 10 * len(ends) + 30
+    assert status(cluster)["training"]["lostDeviceSeconds"] == 7.5
+
+
+def test_the_end_of_a_pod_is_written_with_the_message_about_it_and_not_again() -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.settle()
+    cluster.now += timedelta(seconds=10)
+    times = {"startedAt": at(cluster.now - timedelta(seconds=10)), "finishedAt": at(cluster.now)}
+    before = cluster.writes
+    cluster.pod("train", {"terminated": {**times, "exitCode": 1}}, phase="Failed", conditions=[PREEMPTED])
+    cluster.settle()
+    assert cluster.writes == before + 1
+    cluster.now += timedelta(seconds=10)
+    cluster.settle()
+    assert cluster.writes == before + 1
+    assert status(cluster)["usage"]["deviceSeconds"] == 10
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"), [("InvalidData", "BadData"), ("LossDiverged", "BadData"), ("OutOfMemory", "Failure")]
+)
+def test_a_run_that_failed_has_lost_the_time_of_the_stage_that_failed(reason: str, cause: str) -> None:
+    cluster = reached("train", compute={"devices": 2})
+    cluster.start("train", after=5)
+    cluster.end("train", failed("train", reason, "row 3: no answer").to_json(), 10, after=20)
+    cluster.settle()
+
+    assert cluster.states("FineTuneJob", JOB) == {"DatasetReady": "Succeeded", "Preflighted": "Succeeded"} | {
+        "Stalled": reason
+    }
+    assert lost(stage(cluster, "train")) == lost(status(cluster)["cost"]) == {cause: 40}
+
+
+def test_a_run_whose_evaluation_failed_has_lost_the_evaluation_and_not_the_training() -> None:
+    cluster = reached("evaluate")
+    train = stage(cluster, "train")
+    cluster.start("evaluate")
+    cluster.end("evaluate", failed("evaluate", "InvalidData", "row 3: no answer").to_json(), 11, after=20)
+    cluster.settle()
+
+    assert "Stalled" in cluster.states("FineTuneJob", JOB)
+    assert stage(cluster, "train") == train
+    assert lost(status(cluster)["cost"]) == {"BadData": 20}
+
+
+def test_a_missed_gate_is_a_result_and_loses_nothing() -> None:
+    cluster = reached("evaluate")
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", evaluated(tuned=0.1), after=20)
+    cluster.settle()
+
+    assert cluster.states("FineTuneJob", JOB)["Stalled"] == "GateFailed"
+    assert lost(status(cluster)["cost"]) == {}
+
+
+def test_a_run_at_its_time_limit_has_lost_nothing_because_it_can_continue() -> None:
+    cluster = reached("train", compute={"maxRunSeconds": 60})
+    cluster.start("train")
+    cluster.now += timedelta(seconds=61)
+    cluster.settle()
+    for name in list(cluster.of("Job")):
+        if "-train-" in name:
+            cluster.remove("Job", name)
+    cluster.settle()
+
+    assert cluster.states("FineTuneJob", JOB)["Stalled"] == "MaxRunSecondsExceeded"
+    assert lost(status(cluster)["cost"]) == {}
+
+
+def test_an_evaluation_loses_the_measurements_that_failed_and_no_other() -> None:
+    cluster = trained_cluster()
+    second_checkpoint(cluster)
+    cluster.add(evaluation(checkpoints=[CHECKPOINT, SECOND]))
+    cluster.settle()
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(), after=30)
+    cluster.settle()
+    cluster.start("evaluate")
+    result = failed("evaluate", "OutOfMemory", "no memory", f"{EVALUATION_UID}-1")
+    cluster.end("evaluate", result.to_json(), 1, after=20)
+    cluster.settle()
+
+    of = ("Evaluation", EVALUATION)
+    assert cluster.states("Evaluation", EVALUATION)["Stalled"] == "OutOfMemory"
+    assert stage(cluster, "evaluate", *of)["deviceSeconds"] == 50
+    assert lost(stage(cluster, "evaluate", *of)) == lost(status(cluster, *of)["cost"]) == {"Failure": 20}
+
+
+def test_each_reason_of_a_failed_stage_has_a_cause() -> None:
+    of_inputs = {str(reason) for reason in FailureReason if cause_of(reason) == "BadData"}
+    assert {"InvalidConfig", "InvalidData", "NoTrainingRows"} <= of_inputs
+    assert of_inputs.isdisjoint({"OutOfMemory", "StoreUnavailable", "StepTimeout", "Internal"})
