@@ -1,6 +1,7 @@
 """Generate docs/metrics.md: every metric with type, labels and meaning, the queries and the alerts."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -11,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from finetune_operator.api.devicetime import LOST_CAUSES
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
@@ -105,10 +107,11 @@ def _wrapped(metrics: object) -> Iterator[Family]:
 def _computed() -> Iterator[Family]:
     kinds: dict[str, list[Any]] = {kind.name: [] for kind in KINDS}
     objects = ObjectStateCollector(kinds, lambda: True, lambda _: (), lambda _: None)
+    devices = DeviceCollector(defaultdict(list), lambda: True)
     process = ProcessStateCollector(
         depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True
     )
-    for family in (*objects.collect(), *process.collect()):
+    for family in (*objects.collect(), *devices.collect(), *process.collect()):
         labels = family._labelnames  # type: ignore[attr-defined]  # private in the library
         yield Family(family.name, family.type, labels, family.documentation)
 

@@ -131,6 +131,27 @@ class ServedModelStatus(Model):
     since: Annotated[datetime | None, Field(description="Time since which these weights are served.")] = None
 
 
+class EndpointCost(Model):
+    """Devices that the endpoint's pods hold, and their price."""
+
+    devices: Annotated[
+        int,
+        Field(
+            description="Number of devices of the pods of all revisions that have a node, ready or not: also"
+            " those that start, previews, and revisions kept warm."
+        ),
+    ] = 0
+    amount_per_hour: Annotated[
+        float | None,
+        Field(
+            description="Price of these devices per hour, by pricePerDeviceHour of their ComputeProfiles."
+            " Devices on a profile without a price are not included. Absent: there is no price, or the"
+            " profiles of the revisions have several currencies."
+        ),
+    ] = None
+    currency: Annotated[str | None, Field(description="Currency of the price.")] = None
+
+
 class EndpointDisplay(Model):
     """Text for the columns of kubectl get. Programs must not read it."""
 
@@ -143,6 +164,7 @@ class EndpointDisplay(Model):
     verdict: Annotated[
         str | None, Field(description="Verdict on the newest revision, or its state without one.")
     ] = None
+    cost_per_hour: Annotated[str | None, Field(description="Currency and price of `cost`.")] = None
 
 
 class InferenceDeploymentStatus(Status):
@@ -182,5 +204,6 @@ class InferenceDeploymentStatus(Status):
             description="URL of the endpoint: the hostname of its gateway, or that of its Service.",
         ),
     ] = ""
+    cost: EndpointCost | None = None
     display: EndpointDisplay | None = None
     conditions: Conditions = ()

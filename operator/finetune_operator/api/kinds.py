@@ -116,6 +116,8 @@ KINDS: Final[tuple[Kind, ...]] = (
             Column("Verdict", ".status.display.verdict"),
             Column("Ready", ".status.display.ready"),
             Column("URL", ".status.url"),
+            Column("Devices", ".status.cost.devices", "integer", wide=True),
+            Column("Cost-Per-Hour", ".status.display.costPerHour", wide=True),
             AGE,
         ),
         scale=True,

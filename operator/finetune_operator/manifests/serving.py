@@ -13,6 +13,7 @@ from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
+    DEVICES,
     PROFILE,
     REVISION,
     RUN,
@@ -111,7 +112,14 @@ def build_deployment(
     Args:
         image: the operator's default image, which the profile can replace.
     """
-    labels = child_labels(endpoint, **{REVISION: revision.name, PROFILE: revision.profile.name})
+    labels = child_labels(
+        endpoint,
+        **{
+            REVISION: revision.name,
+            PROFILE: revision.profile.name,
+            DEVICES: str(endpoint.spec.compute.devices),
+        },
+    )
     queueing = labels_of(queueing_of("serve", revision.profile, endpoint.spec.compute))
     spec = {
         "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,

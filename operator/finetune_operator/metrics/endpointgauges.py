@@ -5,25 +5,20 @@ from typing import Any
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from finetune_operator.api.computeprofile import is_marked_default
 from finetune_operator.metrics.objectstatus import (
     condition_status,
     object_names,
     object_status,
     true_reason,
 )
-from finetune_operator.observe.stagetimes import Price, parse_time
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
 from finetune_operator.status.reasons import ConditionType, Reason
 
 
-def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest]) -> Iterator[Metric]:
-    """Gauges of these InferenceDeployments and of their revisions with requests or a rollout.
-
-    `profiles`: all ComputeProfiles.
-    """
-    prices = _prices(profiles)
+def endpoint_gauges(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
+    """Gauges of these InferenceDeployments and of their revisions with requests or a rollout."""
     names = ("namespace", "inferencedeployment")
     models = GaugeMetricFamily(
         "finetune_endpoint_models", "Models in the spec of the InferenceDeployment.", labels=names
@@ -66,7 +61,8 @@ def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest])
     )
     cost = GaugeMetricFamily(
         "finetune_endpoint_hourly_cost",
-        "Cost per hour of the devices of its ready replicas, in the currency's unit; absent without a price.",
+        "Cost per hour of the devices that its pods hold, ready or not, in the currency's unit, as in"
+        " status.cost; absent without a price.",
         labels=(*names, "currency"),
     )
     for endpoint in endpoints:
@@ -86,11 +82,9 @@ def endpoint_gauges(endpoints: Iterable[Manifest], profiles: Iterable[Manifest])
             if revision.get("since"):
                 began = parse_time(revision["since"]).timestamp()
                 since.add_metric((*labels, revision["name"], revision["state"]), began)
-        compute = spec.get("compute") or {}
-        price = prices.get(compute.get("profile"), Price())
-        if price.per_device_hour is not None:
-            devices = compute.get("devices", 1) * status.get("readyReplicas", 0)
-            cost.add_metric((*labels, price.currency or ""), devices * price.per_device_hour)
+        held = status.get("cost") or {}
+        if "amountPerHour" in held:
+            cost.add_metric((*labels, held.get("currency", "")), held["amountPerHour"])
         outdated.add_metric(labels, float(condition_status(status, ConditionType.IMAGE_CURRENT) == "False"))
     yield from (
         models,
@@ -112,15 +106,3 @@ def _present(status: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for revision in status.get("revisions", ()):
         if revision.get("weight") or revision["state"] not in ENDED:
             yield revision
-
-
-def _prices(profiles: Iterable[Manifest]) -> dict[str | None, Price]:
-    """Prices by the name of the ComputeProfile; None: that of the default one."""
-    prices: dict[str | None, Price] = {}
-    for profile in profiles:
-        metadata, spec = profile["metadata"], profile.get("spec") or {}
-        price = Price(per_device_hour=spec.get("pricePerDeviceHour"), currency=spec.get("currency"))
-        prices[metadata["name"]] = price
-        if is_marked_default(metadata.get("annotations") or {}, metadata.get("labels") or {}):
-            prices[None] = price
-    return prices

@@ -59,7 +59,7 @@ class ObjectStateCollector(Collector):
         faulty = [dataset for dataset in datasets if object_status(dataset).get("problemCount")]
         yield from self._running(running[:MAX_SERIES_PER_KIND])
         yield _problems(faulty[:MAX_SERIES_PER_KIND])
-        yield from endpoint_gauges(endpoints[:MAX_SERIES_PER_KIND], self._kinds["ComputeProfile"])
+        yield from endpoint_gauges(endpoints[:MAX_SERIES_PER_KIND])
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
             f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",

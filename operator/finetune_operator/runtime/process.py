@@ -22,6 +22,7 @@ from finetune_operator.engine.watches import Watches
 from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
 from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.metrics.objectgauges import ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.plan import Key, Manifest
@@ -136,6 +137,9 @@ class Process:
                 since_progress=self._board.since_progress,
                 settled=self._caches.kinds["FineTuneJob"].notes,
             )
+        )
+        self._metrics.registry.register(
+            DeviceCollector(self._caches.by_kind, active=lambda: self._lease.held)
         )
         for store in self._caches.kinds.values():
             store.subscribe(self._forget_progress)

@@ -57,7 +57,6 @@ def collected(
     datasets: Iterable[Manifest] = (),
     endpoints: Iterable[Manifest] = (),
     evaluations: Iterable[Manifest] = (),
-    profiles: Iterable[Manifest] = (),
     *,
     active: bool = True,
     pods: Iterable[Manifest] = (),
@@ -71,7 +70,6 @@ def collected(
         "Dataset": datasets,
         "InferenceDeployment": endpoints,
         "Evaluation": evaluations,
-        "ComputeProfile": profiles,
     }
     registry.register(
         ObjectStateCollector(
@@ -242,23 +240,13 @@ def test_revisions_with_requests_or_a_rollout_show_their_weight_and_state() -> N
     assert since == {("new", "Canary"): 1_799_992_800, ("live", "Live"): 1_798_761_600}
 
 
-def test_an_endpoint_costs_the_price_of_the_devices_of_its_ready_replicas() -> None:
-    def profile(name: str, *, default: bool = False, **spec: Any) -> Manifest:
-        labels = {"finetune.dev/is-default-profile": "true"} if default else {}
-        return {"kind": "ComputeProfile", "metadata": {"name": name, "labels": labels}, "spec": spec}
-
-    profiles = [
-        profile("a100", pricePerDeviceHour=2.5, currency="EUR"),
-        profile("l4", default=True, pricePerDeviceHour=0.5, currency="USD"),
-        profile("cpu"),
-    ]
-    large, small, free = (endpoint(name, readyReplicas=3) for name in ("large", "small", "free"))
-    large["spec"]["compute"] = {"profile": "a100", "devices": 4}
-    free["spec"]["compute"] = {"profile": "cpu"}
-    registry = collected(endpoints=[large, small, free], profiles=profiles)
+def test_an_endpoint_has_the_cost_per_hour_of_its_status() -> None:
+    priced = endpoint("large", cost={"devices": 4, "amountPerHour": 10.0, "currency": "EUR"})
+    unnamed = endpoint("small", cost={"devices": 0, "amountPerHour": 0.0})
+    registry = collected(endpoints=[priced, unnamed, endpoint("free", cost={"devices": 2}), endpoint("new")])
     (family,) = (each for each in registry.collect() if each.name == "finetune_endpoint_hourly_cost")
     costs = {(s.labels["inferencedeployment"], s.labels["currency"]): s.value for s in family.samples}
-    assert costs == {("large", "EUR"): 30, ("small", "USD"): 1.5}
+    assert costs == {("large", "EUR"): 10, ("small", ""): 0}
 
 
 def test_an_endpoint_without_capacity_for_its_rollout_is_seen() -> None:

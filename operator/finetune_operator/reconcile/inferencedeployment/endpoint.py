@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.endpointstatus import EndpointDisplay, RevisionStatus
+from finetune_operator.api.endpointstatus import EndpointCost, EndpointDisplay, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import DEPLOYMENT, POD
@@ -13,6 +13,7 @@ from finetune_operator.observe.deployments import trouble_of
 from finetune_operator.observe.endpointhealth import EndpointHealth, availability, image_age, with_health
 from finetune_operator.plan import Apply, Create, Delete, Event, Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment import drift
+from finetune_operator.reconcile.inferencedeployment.devicecost import endpoint_cost
 from finetune_operator.reconcile.inferencedeployment.protection import protect
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_weights
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED
@@ -110,7 +111,9 @@ class ObservedEndpoint:
         ready: int = sum(status.get("readyReplicas", 0) for status in answering)
         shown = after if is_settled else {each.name: each.weight or 0 for each in endpoint.status.revisions}
         listed = with_weights(endpoint.status.revisions if revisions is None else revisions, shown)
+        cost = endpoint_cost(endpoint, self.snapshot)
         values: dict[str, Any] = {
+            "cost": cost,
             "replicas": sum(status.get("replicas", 0) for status in answering),
             "ready_replicas": ready,
             "revision": main_revision(before, endpoint.status.revision),
@@ -124,6 +127,7 @@ class ObservedEndpoint:
                 ready=f"{ready}/{endpoint.spec.replicas}",
                 weight=_shown_weights(main_revision(after, endpoint.status.revision), listed),
                 verdict=_shown_verdict(listed),
+                cost_per_hour=_shown_cost(cost),
             ),
             **(update or {}),
         }
@@ -193,3 +197,9 @@ def _shown_verdict(revisions: tuple[RevisionStatus, ...]) -> str | None:
     if newest is None:
         return None
     return newest.verdict.result if newest.verdict is not None else newest.state
+
+
+def _shown_cost(cost: EndpointCost) -> str | None:
+    if cost.amount_per_hour is None:
+        return None
+    return f"{cost.currency or ''} {cost.amount_per_hour:.2f}".lstrip()

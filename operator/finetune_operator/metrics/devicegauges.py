@@ -1,0 +1,84 @@
+"""Gauges of devices: what pods hold and wait for, by team, profile and workload."""
+
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, get_args
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME, PROFILE
+from finetune_operator.metrics.objectstatus import object_names
+from finetune_operator.observe.devicepods import (
+    DeviceState,
+    device_state,
+    devices_per_pod,
+    missing_job_pods,
+    missing_replicas,
+)
+from finetune_operator.plan import Manifest
+
+WORKLOADS: Final[Mapping[str, str]] = {
+    "FineTuneJob": "run",
+    "Evaluation": "evaluation",
+    "InferenceDeployment": "endpoint",
+}
+"""Values of the label `workload`, by the kind of the pods' owner. Only these kinds have pods with devices."""
+
+
+class DeviceCollector(Collector):
+    """Counts devices at each scrape. Only the active process exports them.
+
+    Args:
+        objects: cached objects by kind: Pod, Job, Deployment, InferenceDeployment and ComputeProfile.
+        active: whether this process is the active one.
+    """
+
+    def __init__(self, objects: Mapping[str, Iterable[Manifest]], active: Callable[[], bool]) -> None:
+        self._objects = objects
+        self._active = active
+
+    def collect(self) -> Iterator[Metric]:
+        devices = GaugeMetricFamily(
+            "finetune_devices",
+            "Devices of pods and of Jobs without pods, by state. waiting: no node yet, or queued. starting: a"
+            " node is assigned, and images or weights are on their way. running: a container of the stage"
+            " runs, or the replica is ready. ending: being deleted. All except waiting are held.",
+            labels=("namespace", "profile", "workload", "state"),
+        )
+        if self._active():
+            for labels, states in sorted(self._counted().items()):
+                for state in get_args(DeviceState):
+                    devices.add_metric((*labels, state), states[state])
+        yield devices
+
+    def _counted(self) -> Mapping[tuple[str, str, str], Tally[DeviceState]]:
+        """Devices by state, of each namespace, profile and workload with pods or Jobs."""
+        profiles = {profile["metadata"]["name"] for profile in self._objects["ComputeProfile"]}
+        replicas = {
+            object_names(endpoint): (endpoint["spec"].get("compute") or {}).get("devices", 1)
+            for endpoint in self._objects["InferenceDeployment"]
+        }
+        counted: defaultdict[tuple[str, str, str], Tally[DeviceState]] = defaultdict(Tally)
+        for obj, state, pods in self._states():
+            metadata = obj["metadata"]
+            labels = metadata.get("labels") or {}
+            profile, workload = labels.get(PROFILE, ""), WORKLOADS.get(labels.get(OWNER_KIND, ""))
+            owner = (metadata["namespace"], labels.get(OWNER_NAME, ""))
+            per_pod = devices_per_pod(obj, replicas.get(owner, 0) if workload == "endpoint" else 0)
+            # Labels of pods are not trusted: a profile that does not exist would be a series without bound.
+            if per_pod and workload is not None and profile in profiles:
+                counted[metadata["namespace"], profile, workload][state] += pods * per_pod
+        return counted
+
+    def _states(self) -> Iterator[tuple[Manifest, DeviceState, int]]:
+        """Pods, Jobs and Deployments with a state and the number of pods in it."""
+        for pod in self._objects["Pod"]:
+            state = device_state(pod)
+            if state is not None:
+                yield pod, state, 1
+        for job in self._objects["Job"]:
+            yield job, "waiting", missing_job_pods(job)
+        for deployment in self._objects["Deployment"]:
+            yield deployment, "waiting", missing_replicas(deployment)

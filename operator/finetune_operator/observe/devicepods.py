@@ -1,0 +1,78 @@
+"""Devices of pods, and whether the pods hold them or wait for them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from finetune_operator.manifests.labels import DEVICES, STAGE
+from finetune_operator.observe.podstatus import has_condition, has_ended
+from finetune_operator.observe.stagetimes import stage_states
+from finetune_operator.plan import Manifest
+
+DeviceState = Literal["waiting", "starting", "running", "ending"]
+"""waiting: the pod has no node. The others hold devices. starting: it pulls images, fetches weights or loads
+them. running: a container of the stage runs, or the replica is ready. ending: it is being deleted."""
+HELD: Final[frozenset[DeviceState]] = frozenset({"starting", "running", "ending"})
+
+ENDED_JOB: Final = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget")
+"""Conditions of a Job that creates no more pods."""
+
+
+def device_state(pod: Manifest) -> DeviceState | None:
+    """The state of the pod's devices; None if it has ended and holds none."""
+    if has_ended(pod):
+        return None
+    runs = _is_running(pod)
+    if not runs and not pod["spec"].get("nodeName"):
+        return "waiting"
+    if "deletionTimestamp" in pod["metadata"]:
+        return "ending"
+    return "running" if runs else "starting"
+
+
+def _is_running(pod: Manifest) -> bool:
+    if STAGE in _labels(pod):
+        return any("running" in state or "terminated" in state for state in stage_states(pod))
+    return has_condition(pod, "Ready", "True")
+
+
+def devices_per_pod(obj: Manifest, per_replica: int = 0) -> int:
+    """Number of devices of a pod, or of each pod of a Job or Deployment.
+
+    Args:
+        obj: the pod, Job or Deployment.
+        per_replica: devices of a replica of its endpoint. Earlier releases labelled only stages.
+    """
+    labels = _labels(obj)
+    text = labels.get(DEVICES)
+    if text is None:
+        return 0 if STAGE in labels else per_replica
+    # Anyone who may create pods may set their labels.
+    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else 0
+
+
+def missing_job_pods(job: Manifest) -> int:
+    """Number of pods that the Job wants and does not have: it waits in a queue, or a quota refuses them."""
+    if "deletionTimestamp" in job["metadata"] or any(
+        has_condition(job, type_, "True") for type_ in ENDED_JOB
+    ):
+        return 0
+    spec, status = job.get("spec", {}), job.get("status", {})
+    unfinished: int = spec.get("completions", 1) - status.get("succeeded", 0)
+    wanted: int = min(spec.get("parallelism", 1), unfinished)
+    active: int = status.get("active", 0)
+    return max(0, wanted - active)
+
+
+def missing_replicas(deployment: Manifest) -> int:
+    """Number of pods that the Deployment wants and does not have."""
+    if "deletionTimestamp" in deployment["metadata"]:
+        return 0
+    wanted: int = deployment["spec"].get("replicas", 1)
+    existing: int = deployment.get("status", {}).get("replicas", 0)
+    return max(0, wanted - existing)
+
+
+def _labels(obj: Manifest) -> Mapping[str, Any]:
+    labels: Mapping[str, Any] = obj["metadata"].get("labels") or {}
+    return labels
