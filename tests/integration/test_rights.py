@@ -307,6 +307,41 @@ def test_a_namespace_whose_rights_go_before_its_records_is_not_held_up(
     )
 
 
+def test_without_the_right_to_namespaces_only_profiles_that_select_them_by_labels_are_unusable(
+    api: Api, grants: Grants, processes: Processes, short_of_one: Operator
+) -> None:
+    user = "unlabelled"
+    namespace = make_namespace(api, f"{user}-team")
+    grants.in_namespace(user, OWN, make_namespace(api, user))
+    grants.in_namespace(user, NAMESPACES, namespace)
+    grants.in_the_cluster(user, "get namespaces")
+    selecting = manifests.profile(f"{PROFILE}-by-labels")
+    selecting["spec"]["namespaceSelector"] = {"matchLabels": {"example.com/gpus": "true"}}
+    api.create(selecting)
+    for claim in ("artifacts", "models"):
+        api.create(manifests.claim(namespace, claim))
+    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    for name, profile in (("waits", f"{PROFILE}-by-labels"), ("runs", PROFILE)):
+        compute = {"profile": profile}
+        api.create(manifests.finetunejob(namespace, name, dataset=inline, compute=compute))
+    operator = processes.start(user, user, [namespace]).wait_active()
+
+    def reason(name: str) -> str | None:
+        found = api.get("FineTuneJob", namespace, name)
+        return manifests.condition(found, "Reconciling").get("reason")
+
+    def describe() -> str:
+        return "\n".join([*conditions(api, "FineTuneJob", namespace), operator.log[-4000:]])
+
+    eventually("the one waits", lambda: reason("waits") == "Forbidden", PATIENCE_SECONDS, describe)
+    eventually("the other one runs", lambda: api.list("Job", namespace), PATIENCE_SECONDS, describe)
+    (job,) = api.list("Job", namespace)
+    assert job["metadata"]["ownerReferences"][0]["name"] == "runs"
+    expected = 'cannot get resource "namespaces" in API group'
+    assert any(expected in text for text in conditions(api, "FineTuneJob", namespace))
+    api.delete("ComputeProfile", "", f"{PROFILE}-by-labels")
+
+
 def test_what_was_refused_goes_on_when_the_right_is_there_again(
     api: Api, grants: Grants, short_of_one: Operator
 ) -> None:

@@ -67,7 +67,7 @@ class KubernetesClient:
     async def serves(self, type_: ResourceType) -> bool:
         """Whether the API server has the type, by its discovery document."""
         try:
-            found = await self._transport.call(Request("get", "GET", f"/apis/{type_.api_version}"))
+            found = await self._transport.call(Request("get", "GET", type_.discovery_path))
         except Rejected as error:
             if error.code == HTTPStatus.NOT_FOUND:
                 return False

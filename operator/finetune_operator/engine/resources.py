@@ -17,11 +17,15 @@ class ResourceType:
     plural: str
     namespaced: bool = True
 
+    @property
+    def discovery_path(self) -> str:
+        """URL path of the document that lists the types of the API version."""
+        return f"{'/apis' if '/' in self.api_version else '/api'}/{self.api_version}"
+
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """URL path of the collection or, with a name, of one object. No namespace: all namespaces."""
-        root = "/apis" if "/" in self.api_version else "/api"
         scope = f"/namespaces/{quote(namespace)}" if self.namespaced and namespace else ""
-        parts = [f"{root}/{self.api_version}{scope}/{self.plural}"]
+        parts = [f"{self.discovery_path}{scope}/{self.plural}"]
         parts += [quote(part) for part in (name, subresource) if part]
         return "/".join(parts)
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -14,6 +14,7 @@ from finetune_operator.api.unknown import keep_unknown
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.manifests.peerservice import KEY_BYTES
@@ -33,8 +34,6 @@ from finetune_operator.status.reasons import EventReason, Reason
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE_FRESH_SECONDS: Final = 15.0
-"""Seconds for which the labels of a namespace are reused, so that many runs share one request."""
 KNOWN_SECONDS: Final = 5.0
 """Seconds for which a service account counts as existing after it was created. A burst of runs then does not
 request it repeatedly, and a namespace takes longer to be deleted and created again."""
@@ -74,7 +73,6 @@ class Controller:
         self._facts = facts
         self._clock = clock
         self._service_accounts: dict[str, dict[str, float]] = {}
-        self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Execute one pass for the object.
@@ -152,7 +150,7 @@ class Controller:
         metadata = primary["metadata"]
         finalizers = metadata.get("finalizers", [])
         waits_for_operator = "deletionTimestamp" in metadata and FINALIZER in finalizers
-        if not waits_for_operator or not await self._is_terminating(metadata["namespace"]):
+        if not waits_for_operator or not is_terminating(await self._namespace(metadata["namespace"])):
             raise Rejected(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid", "this release cannot read the object")
         others = [each for each in finalizers if each != FINALIZER]
         await self._executor.carry_out(primary, Plan(metadata={"finalizers": others}))
@@ -170,31 +168,25 @@ class Controller:
         metadata = resource.metadata
         looked_up: LookedUp = {}
         if metadata.deletion_timestamp is not None and FINALIZER in metadata.finalizers:
-            looked_up = await self._lookups.get_all("", {NAMESPACE: frozenset({namespace})})
+            looked_up = {NAMESPACE: {namespace: await self._namespace(namespace)}}
             snapshot = replace(snapshot, looked_up=looked_up)
             if snapshot.is_namespace_terminating:
                 # Nothing can be created in it, and the operator's rights in it may be gone already.
                 return snapshot
-        snapshot = replace(snapshot, namespace_labels=await self._namespace_labels(namespace))
         needed = await self._lookups.get_all(namespace, RECONCILERS[resource.kind].needs(resource, snapshot))
         self._lookups.note(Key(resource.kind, namespace, resource.name), needed)
         return replace(snapshot, looked_up={**looked_up, **needed})
 
-    async def _namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        """Labels of the namespace; empty if no profile selects namespaces by labels."""
-        selects = any(profile.spec.namespace_selector for profile in self._reader.computeprofiles())
-        if not selects or not namespace:
-            return {}
-        now = self._clock()
-        read_at, labels = self._namespaces.get(namespace, (-NAMESPACE_FRESH_SECONDS, {}))
-        if now - read_at >= NAMESPACE_FRESH_SECONDS:
-            found = await self._lookups.get(NAMESPACE, "", namespace)
-            labels = {} if found is None else found["metadata"].get("labels", {})
-            self._namespaces[namespace] = (now, labels)
-        return labels
+    async def _namespace(self, name: str) -> Manifest | None:
+        """The namespace as it is now; None if it does not exist.
 
-    async def _is_terminating(self, namespace: str) -> bool:
-        return is_terminating(await self._lookups.get(NAMESPACE, "", namespace))
+        Raises:
+            Rejected: the operator has no right to read it.
+        """
+        found = await self._lookups.get(NAMESPACE, "", name, reuse=False)
+        if found is not None and is_refusal(found):
+            raise Rejected(found["code"], "Forbidden", found["message"])
+        return found
 
     async def _block(
         self, primary: Manifest, resource: Resource, reason: Reason, message: str, now: datetime

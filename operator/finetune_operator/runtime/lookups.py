@@ -77,15 +77,23 @@ class Lookups:
         self._awaited: dict[LookupTarget, _Awaited] = {}
         self._waits_for: dict[Key, frozenset[LookupTarget]] = {}
 
-    async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
+    async def get(
+        self, type_: ResourceType, namespace: str, name: str, *, reuse: bool = True
+    ) -> Manifest | None:
         """The object, None if it does not exist, or a `refusal` if its type is optional.
+
+        Args:
+            type_: type of the object.
+            namespace: namespace of the object; unused for a type without namespaces.
+            name: name of the object, or the value of the type's label.
+            reuse: whether a fresh response to an earlier request is good enough.
 
         Raises:
             KeyError: the type is not in the table.
         """
-        target, now = LookupTarget(type_, namespace, name), self._clock()
+        target, now = _target(type_, namespace, name), self._clock()
         known = self._answers.get(target)
-        if known is not None and self._is_fresh(target, now):
+        if reuse and known is not None and self._is_fresh(target, now):
             return known[1]
         self._answers = {each: self._answers[each] for each in self._answers if self._is_fresh(each, now)}
         found = await self._request(target)
@@ -128,7 +136,7 @@ class Lookups:
         `key` waits only for objects that its last pass lacked. A pass that needed none ends the wait.
         """
         lacking = {
-            LookupTarget(type_, key.namespace, name): found
+            _target(type_, key.namespace, name): found
             for type_, objects in looked_up.items()
             for name, found in objects.items()
             if self._types[type_].is_lacking(found)
@@ -185,6 +193,10 @@ class Lookups:
 
     def _is_fresh(self, target: LookupTarget, now: float) -> bool:
         return now - self._answers[target][0] < self._types[target.type].fresh_seconds
+
+
+def _target(type_: ResourceType, namespace: str, name: str) -> LookupTarget:
+    return LookupTarget(type_, namespace if type_.namespaced else "", name)
 
 
 def _uid(found: Manifest | None) -> str:

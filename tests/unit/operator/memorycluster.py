@@ -56,6 +56,8 @@ class MemoryCluster:
         self.writes = 0
         self.progress: RunProgress | None = None
         self.is_terminating = False
+        self.hides_namespace = False
+        """Whether the operator has no right to read the namespace."""
         self.kueue: int | None = HTTPStatus.FORBIDDEN
         """Status with which requests for objects of Kueue are refused; None: they are answered."""
         self._uids = 0
@@ -139,17 +141,17 @@ class MemoryCluster:
             service_accounts=frozenset(self.of("ServiceAccount")),
             progress=self.progress,
         )
-        labels = self.of("Namespace").get(NAMESPACE, {}).get("metadata", {}).get("labels", {})
-        snapshot = replace(snapshot, namespace_labels=labels)
         return resource, replace(snapshot, looked_up=self._looked_up(resource, snapshot))
 
     def _looked_up(self, resource: Resource, snapshot: Snapshot) -> LookedUp:
-        namespace = {"metadata": {"deletionTimestamp": at(self.now)} if self.is_terminating else {}}
-        needs = RECONCILERS[resource.kind].needs(resource, snapshot)
-        found = {type_: {name: self._find(type_, name) for name in needs[type_]} for type_ in needs}
-        return {**found, resources.NAMESPACE: {NAMESPACE: namespace}}
+        needs = {**RECONCILERS[resource.kind].needs(resource, snapshot)}
+        if resource.metadata.deletion_timestamp is not None:
+            needs[resources.NAMESPACE] = frozenset({NAMESPACE})
+        return {type_: {name: self._find(type_, name) for name in needs[type_]} for type_ in needs}
 
     def _find(self, type_: ResourceType, name: str) -> Manifest | None:
+        if type_ == resources.NAMESPACE:
+            return self._namespace(name)
         if type_ not in (LOCAL_QUEUE, WORKLOAD):
             return self.of(type_.kind).get(name)
         if self.kueue is not None:
@@ -160,6 +162,13 @@ class MemoryCluster:
         return next(
             (each for each in found.values() if each["metadata"]["labels"][WORKLOAD_JOB] == name), None
         )
+
+    def _namespace(self, name: str) -> Manifest:
+        if self.hides_namespace:
+            return refusal(HTTPStatus.FORBIDDEN, f'cannot get resource "namespaces" named {name}')
+        found = self.of("Namespace").get(name, {"kind": "Namespace", "metadata": {"name": name}})
+        times = {"deletionTimestamp": at(self.now)} if self.is_terminating else {}
+        return {**found, "metadata": {**found["metadata"], **times}}
 
     def plan(self, kind: str, name: str) -> Plan:
         """The plan of a pass over this object."""

@@ -2,8 +2,11 @@
 
 import pytest
 
+from finetune_operator.engine import resources
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.platform.profiles import LABELS_RECHECK_SECONDS
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint
+from tests.unit.operator.evaluations import evaluation
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile
 
@@ -75,6 +78,78 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_labels_of_its_namespace() ->
     cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), namespace(), *claims, own)
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
+
+
+def reads_namespace(cluster: MemoryCluster, kind: str, name: str) -> bool:
+    """Whether a pass over the object requests its namespace."""
+    _, snapshot = cluster.snapshot(kind, name)
+    return resources.NAMESPACE in snapshot.looked_up
+
+
+def by_labels(name: str = "labelled", **spec: object) -> Manifest:
+    return profile(name, default=False, namespaceSelector=SELECTOR, **spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reads"),
+    [
+        ({}, False),
+        ({"compute": {"profile": "cpu"}}, False),
+        ({"compute": {"profile": "labelled"}}, True),
+        ({"compute": {"profile": "by-name"}}, False),
+        ({"evaluation": {"profile": "labelled"}}, True),
+        ({"compute": {"profile": "missing"}}, True),
+        ({"compute": {"profile": "of-others"}}, True),
+        ({"compute": {"profile": "labelled"}, "suspend": True}, True),
+    ],
+)
+def test_a_run_reads_its_namespace_only_if_labels_decide_about_its_profiles(
+    spec: Manifest, reads: bool
+) -> None:
+    named = by_labels("by-name", allowedNamespaces=[NAMESPACE])
+    others = profile("of-others", default=False, allowedNamespaces=["other"])
+    cluster = cluster_of(profile(), by_labels(), named, others, namespace(), **spec)
+    assert reads_namespace(cluster, "FineTuneJob", JOB) is reads
+    assert not reads_namespace(cluster, "Dataset", DATASET)
+
+
+def test_every_kind_reads_its_namespace_for_the_labels_that_its_profile_selects() -> None:
+    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), dataset())
+    cluster.add(evaluation())
+    assert reads_namespace(cluster, "Dataset", DATASET)
+    assert reads_namespace(cluster, "Evaluation", evaluation()["metadata"]["name"])
+    desk = EndpointCluster(checkpoint("first", "1"))
+    assert not reads_namespace(desk.cluster, "InferenceDeployment", "desk")
+    desk.cluster.objects["ComputeProfile", "standard"]["spec"]["namespaceSelector"] = SELECTOR
+    assert reads_namespace(desk.cluster, "InferenceDeployment", "desk")
+    assert desk.reconcile().create == ()
+    assert desk.condition("Reconciling") == (
+        "ProfileNotAllowed",
+        (desk.condition("Reconciling") or ("", ""))[1],
+    )
+
+
+def test_without_the_right_to_namespaces_only_objects_of_profiles_that_select_by_labels_wait() -> None:
+    cluster = cluster_of(profile(), by_labels(), namespace(gpus="true"))
+    cluster.hides_namespace = True
+    for name, chosen in (("waits", "labelled"), ("runs", "cpu"), ("asks", "missing")):
+        run = finetunejob(compute={"profile": chosen})
+        cluster.add({**run, "metadata": {"name": name}})
+    cluster.settle()
+
+    def found(name: str) -> Manifest:
+        return cluster.condition("FineTuneJob", name, "Reconciling") or {}
+
+    assert found("waits")["reason"] == "Forbidden"
+    assert 'cannot get resource "namespaces"' in found("waits")["message"]
+    assert "helm upgrade restores" in found("waits")["message"]
+    assert cluster.plan("FineTuneJob", "waits").requeue_after == LABELS_RECHECK_SECONDS
+    assert found("runs")["reason"] == "WaitingForDataset"
+    assert found("asks")["message"].endswith("profiles for this namespace: cpu")
+    cluster.hides_namespace = False
+    cluster.settle()
+    assert found("waits")["reason"] == "WaitingForDataset"
+    assert found("asks")["message"].endswith("profiles for this namespace: cpu, labelled")
 
 
 def test_each_namespace_has_its_own_folder_in_the_store_of_a_profile() -> None:

@@ -32,17 +32,23 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
-    """Claims and queues to look up: none while a check of the source runs, or while none is due."""
-    is_idle = is_settled(dataset) and until_check(dataset, snapshot.now) != 0
-    if is_idle or is_stage_running(snapshot):
+    """Claims and queues to look up: none while a check of the source runs, or while none is due.
+
+    Until then, also the namespace, if its labels decide about the default profile.
+    """
+    if is_settled(dataset) and until_check(dataset, snapshot.now) != 0:
         return NOTHING
-    profile = profile_of(dataset, snapshot)
+    labels = profiles.label_needs((None,), dataset.namespace, snapshot)
+    if is_stage_running(snapshot):
+        return labels
+    profile = profile_of(dataset, snapshot, profiles.named_profile)
     store: StoreReference | Blocked | None = None
     if not isinstance(profile, Blocked):
         store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     store_uri = store.uri if isinstance(store, StoreReference) else None
     claims = storage.claims_of(store_uri, dataset.spec.source.uri)
-    return queues.merged(claims, queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE)))
+    queued = queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE))
+    return queues.merged(claims, labels, queued)
 
 
 def reconcile(dataset: Dataset, snapshot: Snapshot) -> Plan:

@@ -138,9 +138,11 @@ def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
     return RULE_VERSION
 
 
-def profile_of(dataset: Dataset, snapshot: Snapshot) -> ComputeProfile | Blocked | None:
+def profile_of(
+    dataset: Dataset, snapshot: Snapshot, find: profiles.FindProfile = profiles.resolve_profile
+) -> ComputeProfile | Blocked | None:
     """The default profile. A Dataset with its own store does not need one."""
-    profile = profiles.resolve_profile(None, "spec.store", dataset.namespace, snapshot)
+    profile = find(None, "spec.store", dataset.namespace, snapshot)
     accepted = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
     if dataset.spec.store is not None:
         accepted.add(Reason.DEFAULT_PROFILE_CONFLICT)

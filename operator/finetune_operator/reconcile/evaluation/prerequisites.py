@@ -35,20 +35,24 @@ class EvaluationPrerequisites:
 def needs(evaluation: Evaluation, snapshot: Snapshot) -> Needs:
     """Claims and queues to look up: none while a Job runs, because the pass creates nothing then.
 
-    For an Evaluation that is being deleted: the claims with its folders.
+    For an Evaluation that is being deleted: the claims with its folders. For each unfinished one: the
+    namespace, if its labels decide about the profile.
     """
     if evaluation.metadata.deletion_timestamp is not None:
         stores = evaluation.status.resolved.stores if has_finalizer(evaluation) else None
         return storage.claims_of(*(store.uri for store in stores or ()))
-    if evaluation.spec.suspend or is_finished(evaluation) or is_stage_running(snapshot):
+    if is_finished(evaluation):
         return NOTHING
+    labels = profiles.label_needs((_profile_name(evaluation),), evaluation.namespace, snapshot)
+    if evaluation.spec.suspend or is_stage_running(snapshot):
+        return labels
     checkpoints = (snapshot.checkpoints.get(name) for name in evaluation.spec.checkpoints)
     claims = storage.claims_of(*(WeightsReference.of(each).store for each in checkpoints if each is not None))
-    return queues.merged(claims, queues.queue_needs(_queues(evaluation, snapshot)))
+    profile = _profile(evaluation, snapshot, profiles.named_profile)
+    return queues.merged(claims, labels, queues.queue_needs(_queues(evaluation, profile)))
 
 
-def _queues(evaluation: Evaluation, snapshot: Snapshot) -> queues.Queues:
-    profile = _profile(evaluation, snapshot)
+def _queues(evaluation: Evaluation, profile: ComputeProfile | Blocked) -> queues.Queues:
     return queues.queues_of(profile, stages_with("evaluation"), evaluation.spec.compute)
 
 
@@ -58,7 +62,7 @@ def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisit
     if isinstance(profile, Blocked):
         return profile
     blocked = _unusable(evaluation, profile) or queues.check_queues(
-        _queues(evaluation, snapshot), evaluation.namespace, snapshot
+        _queues(evaluation, profile), evaluation.namespace, snapshot
     )
     if blocked is not None:
         return blocked
@@ -81,9 +85,14 @@ def known_contract(evaluation: Evaluation, snapshot: Snapshot) -> int:
     )
 
 
-def _profile(evaluation: Evaluation, snapshot: Snapshot) -> ComputeProfile | Blocked:
-    name = evaluation.status.resolved.profile or evaluation.spec.compute.profile
-    return profiles.resolve_profile(name, "spec.compute.profile", evaluation.namespace, snapshot)
+def _profile_name(evaluation: Evaluation) -> str | None:
+    return evaluation.status.resolved.profile or evaluation.spec.compute.profile
+
+
+def _profile(
+    evaluation: Evaluation, snapshot: Snapshot, find: profiles.FindProfile = profiles.resolve_profile
+) -> ComputeProfile | Blocked:
+    return find(_profile_name(evaluation), "spec.compute.profile", evaluation.namespace, snapshot)
 
 
 def _kept_trainer(evaluation: Evaluation) -> TrainerImage | None:

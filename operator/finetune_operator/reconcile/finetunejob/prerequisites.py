@@ -39,27 +39,35 @@ class Prerequisites:
 def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     """Claims and queues to look up: none while a stage runs, because the pass creates nothing then.
 
-    For a run that is being deleted: the claim with its folder.
+    For a run that is being deleted: the claim with its folder. For each unfinished one: the namespace, if its
+    labels decide about the profiles.
     """
     if job.metadata.deletion_timestamp is not None:
         return storage.claims_of(job.status.resolved.store) if has_finalizer(job) else NOTHING
-    if job.spec.suspend or is_finished(job) or is_stage_running(snapshot):
+    if is_finished(job):
         return NOTHING
-    profile = _profile(job, snapshot)
+    names = (_profile_name(job), *filter(None, [_evaluate_profile_name(job)]))
+    labels = profiles.label_needs(names, job.namespace, snapshot)
+    if job.spec.suspend or is_stage_running(snapshot):
+        return labels
+    profile = _profile(job, snapshot, profiles.named_profile)
     store = None if isinstance(profile, Blocked) else _store(job, profile)
     store_uri = store.uri if isinstance(store, StoreReference) else job.status.resolved.store
     claims = storage.claims_of(store_uri, *(uri for _, uri, _ in inputs_of(job)))
     if isinstance(profile, Blocked):
-        return claims
-    return queues.merged(claims, queues.queue_needs(_queues(job, profile, snapshot)))
+        return queues.merged(claims, labels)
+    evaluate_profile = _evaluate_profile(job, profile, snapshot, profiles.named_profile)
+    queued = queues.queue_needs(_queues(job, profile, evaluate_profile))
+    return queues.merged(claims, labels, queued)
 
 
-def _queues(job: FineTuneJob, profile: ComputeProfile, snapshot: Snapshot) -> queues.Queues:
+def _queues(
+    job: FineTuneJob, profile: ComputeProfile, evaluate_profile: ComputeProfile | Blocked
+) -> queues.Queues:
     """The queues of the run's stages."""
     found = queues.queues_of(profile, stages_with("compute"), job.spec.compute)
     if job.spec.evaluation is None:
         return found
-    evaluate_profile = _evaluate_profile(job, profile, snapshot)
     stages = stages_with("evaluation")
     return {**found, **queues.queues_of(evaluate_profile, stages, chosen_queueing(job, stages[0]))}
 
@@ -103,7 +111,7 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     if isinstance(store, Blocked):
         return store
     missing = _missing_claim(job, store, profile, snapshot) or queues.check_queues(
-        _queues(job, profile, snapshot), job.namespace, snapshot
+        _queues(job, profile, evaluate_profile), job.namespace, snapshot
     )
     if missing is not None:
         return missing
@@ -135,19 +143,28 @@ def _kept_trainer(resolved: Resolved) -> TrainerImage | None:
     return TrainerImage(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
 
 
-def _profile(job: FineTuneJob, snapshot: Snapshot) -> ComputeProfile | Blocked:
-    name = job.status.resolved.profile or job.spec.compute.profile
-    return profiles.resolve_profile(name, "spec.compute.profile", job.namespace, snapshot)
+def _profile_name(job: FineTuneJob) -> str | None:
+    return job.status.resolved.profile or job.spec.compute.profile
+
+
+def _evaluate_profile_name(job: FineTuneJob) -> str | None:
+    return None if job.spec.evaluation is None else job.spec.evaluation.profile
+
+
+def _profile(
+    job: FineTuneJob, snapshot: Snapshot, find: profiles.FindProfile = profiles.resolve_profile
+) -> ComputeProfile | Blocked:
+    return find(_profile_name(job), "spec.compute.profile", job.namespace, snapshot)
 
 
 def _evaluate_profile(
-    job: FineTuneJob, profile: ComputeProfile, snapshot: Snapshot
+    job: FineTuneJob,
+    profile: ComputeProfile,
+    snapshot: Snapshot,
+    find: profiles.FindProfile = profiles.resolve_profile,
 ) -> ComputeProfile | Blocked:
-    if job.spec.evaluation is None or job.spec.evaluation.profile is None:
-        return profile
-    return profiles.resolve_profile(
-        job.spec.evaluation.profile, "spec.evaluation.profile", job.namespace, snapshot
-    )
+    name = _evaluate_profile_name(job)
+    return profile if name is None else find(name, "spec.evaluation.profile", job.namespace, snapshot)
 
 
 def _store(job: FineTuneJob, profile: ComputeProfile) -> StoreReference | Blocked:

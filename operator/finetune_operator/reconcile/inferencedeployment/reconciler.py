@@ -20,7 +20,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.view import Endpoin
 from finetune_operator.reconcile.inferencedeployment.traffic.gateway import route_needs
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.platform.profiles import resolve_profile
+from finetune_operator.reconcile.platform.profiles import label_needs, named_profile
 from finetune_operator.reconcile.platform.queues import queue_needs, serving_queue
 from finetune_operator.reconcile.platform.storage import claims_of
 from finetune_operator.reconcile.steps import Blocked, Halt, Working
@@ -29,17 +29,20 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
-    """The claims that have the weights to serve, that of the model cache, and the route of the requests."""
-    profile = resolve_profile(
-        endpoint.spec.compute.profile, "spec.compute.profile", endpoint.namespace, snapshot
-    )
+    """The claims that have the weights to serve and that of the model cache, the queue, and the route.
+
+    Also the namespace, if its labels decide about the profile.
+    """
+    name = endpoint.spec.compute.profile
+    profile = named_profile(name, "spec.compute.profile", endpoint.namespace, snapshot)
     cache = None if isinstance(profile, Blocked) else profile.spec.model_cache
     queue = {} if isinstance(profile, Blocked) else serving_queue(profile, endpoint.spec.compute)
     claims = claims_of(
         *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),
         f"pvc://{cache.claim}" if cache is not None and cache.claim is not None else None,
     )
-    return {**claims, **queue_needs(queue), **route_needs(endpoint, snapshot)}
+    labels = label_needs((name,), endpoint.namespace, snapshot)
+    return {**claims, **labels, **queue_needs(queue), **route_needs(endpoint, snapshot)}
 
 
 def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:

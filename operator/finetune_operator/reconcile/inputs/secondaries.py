@@ -37,7 +37,7 @@ LookedUp = Mapping[ResourceType, Mapping[str, Manifest | None]]
 Of an optional type that the operator cannot read, a `Status` of the API server with the reason.
 """
 Needs = Mapping[ResourceType, frozenset[str]]
-"""Names of the objects that a pass reads, by type; they are in the namespace of its object."""
+"""Names of the objects that a pass reads, by type; if they have a namespace, it is that of its object."""
 
 JOB_UID: Final = "kueue.x-k8s.io/job-uid"
 """Label of a Workload with the uid of its Job."""
@@ -165,8 +165,8 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Child(NETWORK_POLICY),
     Child(POD_DISRUPTION_BUDGET),
     Lookup(CLAIM, is_lacking=_is_on_one_node),
-    # Requested in each pass that deletes an object; nothing waits for a namespace.
-    Lookup(NAMESPACE, fresh_seconds=0.0, is_lacking=lambda _: False),
+    # For its labels, which many runs read, and when an object is deleted. Nothing waits for a namespace.
+    Lookup(NAMESPACE, fresh_seconds=15.0, is_lacking=lambda _: False, is_optional=True),
     # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
     Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
     Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True, any_version=True),

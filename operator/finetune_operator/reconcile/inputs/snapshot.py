@@ -11,6 +11,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.plan import Manifest
@@ -71,8 +72,6 @@ class Snapshot:
     """
     looked_up: LookedUp = field(default_factory=dict)
     """By type and name, the objects that the kind's `needs` named; None if an object does not exist."""
-    namespace_labels: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the object's namespace, at most 15 seconds old; empty if no profile selects namespaces."""
     service_accounts: frozenset[str] = frozenset()
     finetunejobs: Mapping[str, FineTuneJob] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
@@ -130,6 +129,14 @@ class Snapshot:
             return None if record is None else record.spec.group_by
         dataset = self.datasets.get(record.spec.dataset)
         return None if dataset is None else dataset.spec.split.group_by
+
+    def namespace_labels(self, name: str) -> Mapping[str, str] | None:
+        """Labels of the namespace of this name; None if it was not looked up, or cannot be read."""
+        found = self.find(NAMESPACE, name)
+        if found is None or is_refusal(found):
+            return None
+        labels: Mapping[str, str] = found["metadata"].get("labels") or {}
+        return labels
 
     @property
     def is_namespace_terminating(self) -> bool:

@@ -1,5 +1,6 @@
 """The ComputeProfile and store of an object, or what the user has to do if there is none."""
 
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from finetune_operator.api.computeprofile import (
@@ -10,11 +11,17 @@ from finetune_operator.api.computeprofile import (
 )
 from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.storereference import StoreReference
+from finetune_operator.engine.refusals import is_refusal
+from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Contract
+
+FindProfile = Callable[[str | None, str, str, Snapshot], ComputeProfile | Blocked]
+"""Type of `resolve_profile` and `named_profile`."""
 
 MAX_NAMES_IN_MESSAGE: Final = 8
 LABELS_RECHECK_SECONDS: Final = 20.0
@@ -30,18 +37,76 @@ def _names(snapshot: Snapshot, namespace: str) -> str:
 
 def is_allowed(profile: ComputeProfile, namespace: str, snapshot: Snapshot) -> bool:
     """Whether objects of this namespace, that of the pass, are allowed to use the profile."""
+    selector = profile.spec.namespace_selector
+    if selector is None or not _depends_on_labels(profile, namespace):
+        return _is_named(profile, namespace)
+    labels = snapshot.namespace_labels(namespace)
+    return labels is not None and selector.match_labels.items() <= labels.items()
+
+
+def _is_named(profile: ComputeProfile, namespace: str) -> bool:
+    """Whether the profile allows the namespace by name, or allows all."""
     allowed, selector = profile.spec.allowed_namespaces, profile.spec.namespace_selector
-    if selector is None:
-        return not allowed or namespace in allowed
-    return namespace in allowed or selector.match_labels.items() <= snapshot.namespace_labels.items()
+    selects_all = not allowed if selector is None else not selector.match_labels
+    return selects_all or namespace in allowed
+
+
+def _depends_on_labels(profile: ComputeProfile, namespace: str) -> bool:
+    return profile.spec.namespace_selector is not None and not _is_named(profile, namespace)
+
+
+def label_needs(names: Iterable[str | None], namespace: str, snapshot: Snapshot) -> Needs:
+    """The namespace of an object, if a pass needs its labels for the profiles that the object names.
+
+    They decide whether it may use a profile, and which others a message about a profile lists.
+    """
+    for name in names:
+        profile = named_profile(name, "", namespace, snapshot)
+        listed = snapshot.profiles.values() if isinstance(profile, Blocked) else (profile,)
+        if any(_depends_on_labels(each, namespace) for each in listed):
+            return {NAMESPACE: frozenset({namespace})}
+    return NOTHING
 
 
 def resolve_profile(
     name: str | None, field: str, namespace: str, snapshot: Snapshot
 ) -> ComputeProfile | Blocked:
-    """The named profile, or the default one.
+    """The named profile, or the default one, if the namespace may use it.
 
-    `field` is the field of the spec that names the profile, for the message.
+    Args:
+        name: name of the profile; None for the default one.
+        field: field of the spec that names the profile, for the message.
+        namespace: namespace of the object.
+        snapshot: snapshot with what `label_needs` named.
+    """
+    profile = named_profile(name, field, namespace, snapshot)
+    if isinstance(profile, Blocked) or is_allowed(profile, namespace, snapshot):
+        return profile
+    found = snapshot.find(NAMESPACE, namespace)
+    if found is not None and is_refusal(found):
+        return Blocked(
+            Reason.FORBIDDEN,
+            f"ComputeProfile {profile.name} allows namespaces by labels (spec.namespaceSelector), but the"
+            f" operator cannot read those of namespace {namespace}: {found['message']}: the chart's roles"
+            " grant this right, and helm upgrade restores them",
+            requeue_after=LABELS_RECHECK_SECONDS,
+        )
+    return _not_allowed(
+        profile,
+        namespace,
+        snapshot,
+        "to give the namespace the labels of the profile's spec.namespaceSelector",
+        # Namespaces are not watched.
+        LABELS_RECHECK_SECONDS,
+    )
+
+
+def named_profile(
+    name: str | None, field: str, namespace: str, snapshot: Snapshot
+) -> ComputeProfile | Blocked:
+    """The named profile, or the default one, also if only labels can allow the namespace to use it.
+
+    For what a pass looks up before it knows the labels. The arguments are those of `resolve_profile`.
     """
     if name is None:
         defaults = sorted(p.name for p in snapshot.profiles.values() if p.is_default)
@@ -66,21 +131,21 @@ def resolve_profile(
             f"ComputeProfile {name} of {field} does not exist: create it, or name another"
             f"{_names(snapshot, namespace)}",
         )
-    if not is_allowed(profile, namespace, snapshot):
-        by_labels = profile.spec.namespace_selector is not None
-        how = (
-            "to give the namespace the labels of the profile's spec.namespaceSelector"
-            if by_labels
-            else "to add it to the profile's spec.allowedNamespaces"
-        )
-        return Blocked(
-            Reason.PROFILE_NOT_ALLOWED,
-            f"namespace {namespace} is not allowed to use ComputeProfile {name}: ask the platform team {how},"
-            f" or name another{_names(snapshot, namespace)}",
-            # Namespaces are not watched.
-            requeue_after=LABELS_RECHECK_SECONDS if by_labels else None,
-        )
+    if profile.spec.namespace_selector is None and not _is_named(profile, namespace):
+        how = "to add it to the profile's spec.allowedNamespaces"
+        return _not_allowed(profile, namespace, snapshot, how, None)
     return profile
+
+
+def _not_allowed(
+    profile: ComputeProfile, namespace: str, snapshot: Snapshot, how: str, requeue_after: float | None
+) -> Blocked:
+    return Blocked(
+        Reason.PROFILE_NOT_ALLOWED,
+        f"namespace {namespace} is not allowed to use ComputeProfile {profile.name}: ask the platform team"
+        f" {how}, or name another{_names(snapshot, namespace)}",
+        requeue_after=requeue_after,
+    )
 
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:

@@ -75,7 +75,8 @@ def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, 
     if run is None or _represents_run(checkpoint, run, snapshot):
         return None
     named = run.status.resolved.profile or run.spec.compute.profile
-    profile = profiles.resolve_profile(named, "spec.compute.profile", run.namespace, snapshot)
+    # The run has used the profile, so the present labels of the namespace do not matter.
+    profile = profiles.named_profile(named, "spec.compute.profile", run.namespace, snapshot)
     if not isinstance(profile, ComputeProfile) or profile.spec.checkpoint_history_limit is None:
         return None
     return profile.spec.checkpoint_history_limit, f"checkpointHistoryLimit of ComputeProfile {profile.name}"
