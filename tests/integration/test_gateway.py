@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
@@ -111,6 +112,41 @@ def test_a_route_of_another_owner_is_left_alone(
     message = team.until_reason("InferenceDeployment", "support", "Reconciling", "NameConflict")
     assert "HTTPRoute support exists" in message
     assert route_of(api, namespace)["spec"] == before
+
+
+@pytest.fixture
+def later_gateway_api(control_plane: ControlPlane) -> Iterator[None]:
+    """A Gateway API whose rules and backends have a field more, with a default."""
+    released = gatewayapi.route_definition()
+    definition = yaml.safe_load(released.read_text())
+    for version in definition["spec"]["versions"]:
+        rules = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rules"]
+        fields = rules["items"]["properties"]
+        for item in (fields, fields["backendRefs"]["items"]["properties"]):
+            item["later"] = {"type": "string", "default": "On"}
+    control_plane.kubectl.define(yaml.safe_dump(definition))
+    yield
+    control_plane.kubectl.define(released)
+
+
+def test_a_default_of_a_later_gateway_api_holds_up_no_rollout_and_a_filter_is_removed(
+    api: Api, namespace: str, team: Team, gateway: Gateway, later_gateway_api: None
+) -> None:
+    serve(api, namespace)
+    team.until_served(routing="first")
+    (rule,) = route_of(api, namespace)["spec"]["rules"]
+    assert (rule["later"], rule["backendRefs"][0]["later"]) == ("On", "On")
+    team.serve(pinned("second"))
+    team.until_served(routing="second")
+    written = route_of(api, namespace)["spec"]["rules"]
+    for change in ({"later": "Off"}, {"timeouts": {"request": "1s"}}):
+        edited = [{**rule, **change} for rule in written]
+        api.patch("HTTPRoute", namespace, "support", {"spec": {"rules": edited}})
+        # An edit causes a pass at once.
+        api.patch(
+            "InferenceDeployment", namespace, "support", {"metadata": {"annotations": {"seen": str(change)}}}
+        )
+        eventually("the rules are put back", lambda: route_of(api, namespace)["spec"]["rules"] == written)
 
 
 def test_the_route_goes_with_spec_traffic(api: Api, namespace: str, team: Team, gateway: Gateway) -> None:

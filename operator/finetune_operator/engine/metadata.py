@@ -25,6 +25,18 @@ def controller_uid(obj: Manifest) -> str:
     return uid
 
 
+def applied_whole(obj: Manifest, manager: str) -> frozenset[str]:
+    """Names of the fields of the spec that the manager applied as a whole, and nobody has changed since.
+
+    The API server owns no fields, so such a field differs from the applied one only by defaults.
+    """
+    fields: dict[str, Any] = {}
+    for entry in obj["metadata"].get("managedFields") or ():
+        if (entry["manager"], entry["operation"], entry.get("subresource", "")) == (manager, "Apply", ""):
+            fields = entry.get("fieldsV1", {}).get("f:spec", {})
+    return frozenset(name.removeprefix("f:") for name, parts in fields.items() if not parts)
+
+
 def without_field_names(obj: Manifest, *, keep_managers: bool) -> Manifest:
     """A copy of the object without `managedFields`, or with only the names of the managers."""
     metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}

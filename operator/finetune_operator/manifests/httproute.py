@@ -33,7 +33,8 @@ def build_http_route(
 ) -> Manifest:
     """The HTTPRoute.
 
-    All fields that the API server would set by default are given, so that a read route equals it.
+    All fields that the API server sets by default are given, so that a read route equals it until a newer
+    Gateway API has more of them.
 
     Args:
         endpoint: owner of the route.

@@ -505,6 +505,39 @@ def test_a_field_that_another_client_adds_to_the_rules_is_removed(place: str) ->
     assert routed(cluster) == {revision: 100}
 
 
+def with_a_default(cluster: EndpointCluster, manager: str, operation: str) -> list[str]:
+    """Give each rule a field that the operator does not know, and return the writes of the next passes."""
+    route = cluster.routes["desk"]
+    rules = [{**rule, "mirroring": "Off"} for rule in route["spec"]["rules"]]
+    fields: Manifest = {"f:spec": {f"f:{field}": {} for field in route["spec"]}}
+    entry = {"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": fields}
+    cluster.routes["desk"] = {
+        **route,
+        "metadata": {**route["metadata"], "managedFields": [entry]},
+        "spec": {**route["spec"], "rules": rules},
+    }
+    before = len(cluster.log)
+    settle(cluster)
+    return cluster.log[before:]
+
+
+def test_a_default_of_a_newer_gateway_api_holds_up_no_rollout() -> None:
+    cluster, old, _ = begun()
+    assert with_a_default(cluster, "finetune-operator", "Apply") == []
+    assert routing(cluster)[:2] == ("True", "RouteAccepted")
+    assert routed(cluster)[old] == 95
+
+
+@pytest.mark.parametrize(("manager", "operation"), [("kubectl", "Apply"), ("finetune-operator", "Update")])
+def test_an_unknown_field_that_another_client_or_a_webhook_adds_is_removed(
+    manager: str, operation: str
+) -> None:
+    cluster, _ = behind_gateway()
+    written = cluster.routes["desk"]["spec"]
+    assert with_a_default(cluster, manager, operation) == ["apply HTTPRoute desk"]
+    assert cluster.routes["desk"]["spec"] == written
+
+
 def test_behind_a_gateway_replicas_are_not_replaced_one_by_one() -> None:
     cluster, old = behind_gateway(strategy={"rollingUpdate": {"maxSurge": 1}}, replicas=3)
     cluster.put(checkpoint("second", "2", promoted=10))

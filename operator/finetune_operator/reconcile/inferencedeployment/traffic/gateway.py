@@ -10,11 +10,12 @@ from http import HTTPStatus
 
 from finetune_operator.api.endpointtraffic import EndpointGateway
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.metadata import controller_uid
+from finetune_operator.engine.applying import contains
+from finetune_operator.engine.metadata import applied_whole, controller_uid
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.httproute import build_http_route, build_revision_service
-from finetune_operator.manifests.labels import REVISION, RUN
+from finetune_operator.manifests.labels import OPERATOR, REVISION, RUN
 from finetune_operator.observe.endpointhealth import EndpointHealth
 from finetune_operator.observe.routestatus import is_stale, route_health
 from finetune_operator.plan import Apply, Create, Delete, Manifest
@@ -133,8 +134,12 @@ class GatewayTraffic:
         if self._route is None:
             return False
         read, wanted = self._route["spec"], self._build(weights)["spec"]
-        # Also without additions, such as a filter: fields with a default are all given.
-        return all(read.get(field) == value for field, value in wanted.items())
+        own = applied_whole(self._route, OPERATOR)
+        # Additions of others, such as a filter, do not count as written. Defaults of a newer Gateway API do.
+        return all(
+            read.get(field) == value or (field in own and contains(read.get(field), value))
+            for field, value in wanted.items()
+        )
 
     def _build(self, weights: Mapping[str, int]) -> Manifest:
         main = self._main(weights)
