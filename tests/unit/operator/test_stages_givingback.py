@@ -111,6 +111,20 @@ def test_a_run_keeps_its_devices_if_no_older_run_competes_for_them(other: dict[s
     assert found.has_stage_job(STAGE)
 
 
+def with_taint(value: str) -> list[Manifest]:
+    return [{"key": "dedicated", "value": value, "effect": "NoSchedule"}]
+
+
+def test_a_run_gives_back_late_to_one_that_tolerates_other_taints() -> None:
+    found = partly_scheduled(other_profile="theirs")
+    found.objects["ComputeProfile", "cpu"]["spec"]["tolerations"] = with_taint("ours")
+    found.add(profile("theirs", default=False, tolerations=with_taint("theirs")))
+    advance(found, 3599)
+    assert found.has_stage_job(STAGE)
+    advance(found, 1)
+    assert not found.has_stage_job(STAGE), "both can use nodes without taints"
+
+
 def test_a_run_in_a_queue_keeps_what_the_queue_admitted() -> None:
     cluster = partly_scheduled()
     cluster.stage_job(STAGE)["metadata"]["labels"][QUEUE_LABEL] = "gpus"

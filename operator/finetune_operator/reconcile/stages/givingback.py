@@ -3,14 +3,11 @@
 Without a queue that admits all pods of a Job together, two such runs would wait for each other forever.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Self
+from typing import Final
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.podtemplate import PodStage
-from finetune_operator.manifests.podshape import pod_additions
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
 from finetune_operator.observe.podstarts import lacks_capacity
@@ -21,6 +18,7 @@ from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages import backoff
 from finetune_operator.reconcile.stages.backoff import Retry
+from finetune_operator.reconcile.stages.nodepool import NodePool
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status import conditions
@@ -30,6 +28,11 @@ GIVE_BACK_AFTER: Final = timedelta(minutes=5)
 """How long a run waits for its remaining pods before it gives its devices back.
 
 An autoscaler needs a few minutes for a new node, and loses its reason to add one if pods are deleted.
+"""
+GIVE_BACK_TO_OTHER_TAINTS_AFTER: Final = timedelta(hours=1)
+"""How long it waits if the older run tolerates other taints, so that both rarely use the same nodes.
+
+Both may hold devices of nodes without taints, and then nothing else ends their wait.
 """
 RECHECK_SECONDS: Final = 30.0
 """Time between two passes over a run that waits for its remaining pods: another run may join it."""
@@ -51,7 +54,7 @@ def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageR
     """
     snapshot = draft.snapshot
     since = max(filter(None, map(_unscheduled_since, pods)), default=snapshot.now)
-    if snapshot.now - since < GIVE_BACK_AFTER or not _is_younger(request, snapshot):
+    if not _has_waited_for_older(snapshot.now - since, request, snapshot):
         return None
     draft.remove(job)
     status = backoff.count_give_back(request.retry, request.stage, snapshot.now)
@@ -80,43 +83,26 @@ def held_back(request: StageRequest, now: datetime) -> Working | None:
     )
 
 
-def _is_younger(request: StageRequest, snapshot: Snapshot) -> bool:
-    """Whether an older run waits in the same way for the same kind of devices of the same nodes."""
+def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Snapshot) -> bool:
+    """Whether the run has waited long enough beside an older one that waits in the same way for its nodes."""
     waiting = list(snapshot.partly_scheduled_everywhere)
     own = next((run for run in waiting if run.uid == request.run), None)
-    if own is None:
+    pool = None if own is None else _pool(own, request.row.pods, snapshot)
+    if own is None or pool is None:
         return False
-    pool = _Pool.of(own, request.row.pods, snapshot)
-    return pool is not None and any(
-        _age(other) < _age(own)
-        and _needs_devices(other)
-        and pool.may_overlap(_Pool.of(other, request.row.pods, snapshot))
-        for other in waiting
+    older = (run for run in waiting if _age(run) < _age(own) and _needs_devices(run))
+    rivals = (_pool(run, request.row.pods, snapshot) for run in older)
+    return any(
+        waited >= (GIVE_BACK_TO_OTHER_TAINTS_AFTER if pool.has_other_taints_than(rival) else GIVE_BACK_AFTER)
+        for rival in rivals
+        if rival is not None and pool.may_share_nodes_with(rival)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """The devices that a run can get."""
-
-    resource: str
-    node_labels: Mapping[str, str]
-
-    @classmethod
-    def of(cls, run: FineTuneJob, stage: PodStage, snapshot: Snapshot) -> Self | None:
-        """Those of its ComputeProfile; None if the profile does not exist any more."""
-        profile = snapshot.profiles.get(run.status.resolved.profile or "")
-        if profile is None:
-            return None
-        labels = profile.spec.node_selector | pod_additions(profile, stage).node_selector
-        return cls(profile.spec.devices.resource, labels)
-
-    def may_overlap(self, other: Self | None) -> bool:
-        """Whether both are of the same kind, and no label distinguishes their nodes."""
-        if other is None or self.resource != other.resource:
-            return False
-        labels, others = self.node_labels, other.node_labels
-        return all(labels[key] == others[key] for key in labels.keys() & others.keys())
+def _pool(run: FineTuneJob, stage: PodStage, snapshot: Snapshot) -> NodePool | None:
+    """The nodes of the run; None if its profile does not exist any more."""
+    profile = snapshot.profiles.get(run.status.resolved.profile or "")
+    return None if profile is None else NodePool.of(profile, stage)
 
 
 def _needs_devices(run: FineTuneJob) -> bool:
