@@ -161,6 +161,7 @@ def fill(tree: Path) -> None:
         for block in blocks()
         if block.page.name == "gitops.md" and (block.marker or "").startswith("run by")
     )
+    commands = commands.replace("oci://registry.example.com/finetune/charts", str(ROOT / "charts"))
     path = f"{program('helm').parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "REPOSITORY": str(tree)}
     subprocess.run(["bash", "-euc", commands], cwd=ROOT, env=environment, check=True)
