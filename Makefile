@@ -42,8 +42,8 @@ test-full: test ## Every test: every fault at every write of a chain, every way 
 	@$(RUN) -m tools.peers install flux
 	$(PYTEST) tests/peers/test_flux.py -m full
 
-test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster images) ## What needs programs of peers, such as vLLM; the results into docs/testing.md; CACHED=1, MINUTES=20, ARGS choose
-	@$(RUN) -m tools.peers test $(if $(CACHED),--cached) $(if $(MINUTES),--minutes $(MINUTES)) -- $(ARGS)
+test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster images) ## What needs programs of peers, such as vLLM; the results into docs/testing.md; PEERS="kueue flux", CACHED=1, MINUTES=20, ARGS choose
+	@$(RUN) -m tools.peers test $(foreach peer,$(PEERS),--peer $(peer)) $(if $(CACHED),--cached) $(if $(MINUTES),--minutes $(MINUTES)) -- $(ARGS)
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
 	$(PYTEST) tests/unit $(ARGS)

@@ -28,26 +28,58 @@ def put(page: Path, begin: str, sheets: Sequence[Sheet], measured: str) -> None:
     Raises:
         BenchError: the page has no markers.
     """
-    text = page.read_text()
-    before, found, rest = text.partition(begin)
-    _, end, after = rest.partition(END)
-    if not (found and end):
-        raise BenchError(f"{page} must have the line {begin!r} followed by {END!r}: put them back")
-    body = "\n\n".join([_circumstances(measured, page), *(sheet.to_markdown() for sheet in sheets)])
+    circumstances = f"{today()}, commit {commit(page)}; {measured}, {machine()}."
+    replace(page, begin, "\n\n".join([circumstances, *(sheet.to_markdown() for sheet in sheets)]))
+
+
+def replace(page: Path, begin: str, body: str) -> None:
+    """Replace the text between `begin` and the next END with `body`.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    before, _, after = _parts(page, begin)
     page.write_text(f"{before}{begin}\n{body}\n{END}{after}")
 
 
-def _circumstances(measured: str, page: Path) -> str:
+def between(page: Path, begin: str) -> str:
+    """Text between `begin` and the next END.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    return _parts(page, begin)[1]
+
+
+def today() -> str:
+    """Today's date."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def commit(page: Path) -> str:
+    """The commit, and whether files other than `page` have changes."""
     # The page itself changes after each measured size.
     others = [f":(exclude){page.relative_to(ROOT)}"] if page.is_relative_to(ROOT) else []
     changed = _git("status", "--porcelain", "--", ".", *others)
-    commit = _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
+    return _git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
+
+
+def machine() -> str:
+    """Python version, cores, memory and kernel of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}; {measured}, "
         f"Python {platform.python_version()}; {os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, "
-        f"Linux {platform.release().partition('-')[0]}."
+        f"Linux {platform.release().partition('-')[0]}"
     )
+
+
+def _parts(page: Path, begin: str) -> tuple[str, str, str]:
+    """Text before `begin`, between it and END, and after END."""
+    before, found, rest = page.read_text().partition(begin)
+    inside, end, after = rest.partition(END)
+    if not (found and end):
+        raise BenchError(f"{page} must have the line {begin!r} followed by {END!r}: put them back")
+    return before, inside, after
 
 
 def _processor() -> str:

@@ -7,19 +7,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tools.bench.page import put
-from tools.bench.sheet import Sheet
 from tools.cluster.isolation import isolated
+from tools.peers.results import PeerResult, summary, write_results
 from tools.peers.suites import PEERS, PeerSuite
-from tools.suites.durations import PAGE, Result, minutes
+from tools.suites.durations import Result
 from tools.suites.lanes import run_concurrently
-
-BEGIN: Final = "<!-- Written by make test-peers from here -->"
 
 app = typer.Typer(add_completion=False)
 
@@ -36,7 +33,10 @@ def install_peers(
 @app.command("test")
 def run_peers(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="Arguments for pytest, such as -k rank.")
+        list[str] | None, typer.Argument(help="Arguments for pytest, such as -k rank; leave the page.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--peer", help="Name of a peer; only the suites of these peers run.")
     ] = None,
     cached: Annotated[
         bool, typer.Option("--cached", help="Only peers whose programs are in the cache; leave the page.")
@@ -46,37 +46,33 @@ def run_peers(
         typer.Option("--minutes", help="Minutes after which no other suite starts. Default: no limit."),
     ] = None,
 ) -> None:
-    """Run the suites of all peers, and write the results into docs/testing.md."""
-    left_out = [peer.name for peer in PEERS if cached and not peer.is_installed()]
+    """Run the suites of peers, and write the results of those that pass into docs/testing.md."""
+    peers = _chosen(names)
+    left_out = [peer.name for peer in peers if cached and not peer.is_installed()]
     deadline = math.inf if limit is None else time.monotonic() + 60 * limit
-    results, late = [], []
-    for peer in PEERS:
+    results: list[PeerResult] = []
+    passed: list[PeerResult] = []
+    late = []
+    for peer in peers:
         if peer.name in left_out:
             continue
         if time.monotonic() > deadline:
             late.append(peer.name)
-        else:
-            results.append(_run(peer, arguments or ()))
-    table = sheet([result for result, _ in results])
+            continue
+        result, is_passed = _run(peer, arguments or ())
+        results.append((peer, result))
+        if is_passed:
+            passed.append((peer, result))
     console = Console(highlight=False)
-    console.print(table.to_terminal())
+    console.print(summary(results).to_terminal())
     if left_out:
         console.print(f"Left out, because the cache has no programs for them: {', '.join(left_out)}")
     if late:
         console.print(f"Left out, because {limit:g} min had passed: {', '.join(late)}")
-    if not all(passed for _, passed in results):
+    if passed and not (cached or arguments):
+        write_results(passed)
+    if len(passed) < len(results):
         raise typer.Exit(1)
-    if not (cached or late or arguments):
-        put(PAGE, BEGIN, [table], "`make test-peers` with everything installed")
-
-
-def sheet(results: Sequence[Result]) -> Sheet:
-    """One row per peer."""
-    rows = tuple(
-        (each.title, f"{each.tests.total():,}", f"{each.skipped:,}", minutes(each.seconds))
-        for each in results
-    )
-    return Sheet("Peers", ("peer", "tests", "skipped", "min:s"), rows)
 
 
 def _chosen(names: Sequence[str] | None) -> list[PeerSuite]:

@@ -1,5 +1,6 @@
 """The table of peers, and what `make test-peers` prints and writes; no program of a peer is needed."""
 
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import distributions
@@ -13,7 +14,8 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.gomodules import pinned
 from tools.images.errors import ImageError
 from tools.peers import __main__ as command
-from tools.peers import amx_permission, vllm, vllmimage
+from tools.peers import amx_permission, results, vllm, vllmimage
+from tools.peers.results import BEGIN
 from tools.peers.suites import PEERS, PeerSuite
 from tools.peers.toolchain import FLUX
 from tools.suites.durations import PAGE
@@ -30,13 +32,15 @@ class Sandbox:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.page = folder / "testing.md"
-        self.page.write_text(f"before\n{command.BEGIN}\nold\n{END}\nafter\n")
+        self.page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
         self.installed = {"here"}
         self.ran: list[str] = []
         self.commands: dict[str, list[str]] = {}
-        self.status = 0
-        monkeypatch.setattr(command, "PAGE", self.page)
-        monkeypatch.setattr(command, "PEERS", tuple(map(self._peer, ("here", "absent"))))
+        self.failing: set[str] = set()
+        monkeypatch.setattr(results, "PAGE", self.page)
+        peers = tuple(map(self._peer, ("here", "absent")))
+        for module in (command, results):
+            monkeypatch.setattr(module, "PEERS", peers)
         monkeypatch.setattr(command, "run_concurrently", self._run)
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
@@ -60,7 +64,12 @@ class Sandbox:
         self.commands[name] = arguments
         (report,) = (each for each in arguments if each.startswith("--junit-xml="))
         Path(report.removeprefix("--junit-xml=")).write_text(REPORT)
-        return {name: LaneResult(self.status, 65.2)}
+        return {name: LaneResult(int(name in self.failing), 65.2)}
+
+    def rows(self) -> dict[str, list[str]]:
+        """Cells of the table on the page, by the name of the suite."""
+        lines = [line.strip("| ").split(" | ") for line in self.page.read_text().splitlines()]
+        return {cells[0].partition(":")[0]: cells for cells in lines if ": " in cells[0]}
 
 
 @pytest.fixture
@@ -74,10 +83,41 @@ def test_all_peers_are_installed_and_their_results_written(peers: Sandbox) -> No
     assert code == 0
     assert peers.installed == {"here", "absent"}
     text = peers.page.read_text()
-    assert text.startswith(f"before\n{command.BEGIN}\n")
-    assert "commit " in text
-    assert "| here 1.0 | 2 | 1 | 1:05 |\n| absent 1.0 | 2 | 1 | 1:05 |" in text
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "cores" in text
     assert "old" not in text
+    for name, (title, date, commit, *figures) in peers.rows().items():
+        assert title == f"{name}: {name} 1.0"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+        assert re.match(r"[0-9a-f]{7}", commit)
+        assert figures == ["2", "1", "1:05"]
+    assert list(peers.rows()) == ["here", "absent"]
+
+
+def test_a_suite_alone_changes_its_row_only(peers: Sandbox) -> None:
+    assert peers("test")[0] == 0
+    date_and_commit = re.compile(r"(?<=here 1\.0 \|) [^|]* \| [^|]* \|")
+    peers.page.write_text(date_and_commit.sub(" then | there |", peers.page.read_text()))
+    peers.ran.clear()
+
+    assert peers("test", "--peer", "absent")[0] == 0
+
+    assert peers.ran == ["absent"]
+    assert peers.rows()["here"][1:3] == ["then", "there"]
+    assert peers.rows()["absent"][1] != "then"
+
+
+def test_a_suite_that_never_ran_has_a_row_that_says_so(peers: Sandbox) -> None:
+    assert peers("test", "--peer", "here")[0] == 0
+    assert peers.rows()["absent"][-1] == "not yet"
+
+
+def test_only_the_rows_of_suites_that_pass_are_written(peers: Sandbox) -> None:
+    peers.failing = {"here"}
+    assert peers("test")[0] == 1
+    assert peers.rows()["here"][-1] == "not yet"
+    assert peers.rows()["absent"][-1] == "1:05"
 
 
 def test_with_cached_a_peer_that_is_not_installed_is_left_out_by_name(peers: Sandbox) -> None:
@@ -99,12 +139,6 @@ def test_no_suite_starts_after_the_time_is_over_and_those_left_out_are_named(pee
     assert "old" in peers.page.read_text()
 
 
-def test_a_failure_is_the_exit_code_and_leaves_the_page(peers: Sandbox) -> None:
-    peers.status = 1
-    assert peers("test")[0] == 1
-    assert "old" in peers.page.read_text()
-
-
 def test_a_selection_of_tests_leaves_the_page(peers: Sandbox) -> None:
     assert peers("test", "--", "-k", "rank")[0] == 0
     assert "old" in peers.page.read_text()
@@ -121,7 +155,7 @@ def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> 
 def test_the_table_names_each_module_of_tests() -> None:
     modules = {f"tests/peers/{path.name}" for path in (ROOT / "tests" / "peers").glob("test_*.py")}
     assert {path for peer in PEERS for path in peer.tests} == modules
-    assert END in PAGE.read_text().partition(command.BEGIN)[2]
+    assert END in PAGE.read_text().partition(BEGIN)[2]
 
 
 def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) -> None:
