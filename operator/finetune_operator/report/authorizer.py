@@ -56,7 +56,7 @@ class Authorizer:
     ) -> None:
         self._cluster = cluster
         self._stores = stores
-        self._reviewed = ReviewedTokens(self._review, _seconds, clock)
+        self._reviewed = ReviewedTokens(self._review, _seconds, _is_accepted, clock)
 
     async def caller(self, token: str, source: str) -> Caller:
         """The caller that the token identifies.
@@ -120,6 +120,10 @@ class Authorizer:
             return False
         run = self._stores[owner["kind"]].get(namespace, owner["name"])
         return run is not None and run["metadata"]["uid"] == owner["uid"]
+
+
+def _is_accepted(answer: Caller | ReportDenied) -> bool:
+    return isinstance(answer, Caller)
 
 
 def _seconds(answer: Caller | ReportDenied) -> float:

@@ -1,28 +1,53 @@
-"""Results of token reviews, kept by the token's hash, and limits of reviews of unknown tokens."""
+"""Results of token reviews, kept by the token's hash, and limits of the reviews.
+
+Random tokens must not keep a caller with a good one from being served. So a token that was accepted before is
+reviewed again without the limits of unknown tokens, and unknown tokens from an address that has presented an
+accepted one, such as a renewed token, only have the limit of this address.
+"""
 
 import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from finetune_operator.report.rate import Buckets, TokenBucket
 
-MAX_REMEMBERED_TOKENS: Final = 10_000
+MAX_REMEMBERED: Final = 10_000
+"""Number of accepted tokens, of refused ones, and of addresses that are remembered."""
 
 REVIEWS_PER_SECOND: Final = 20
 REVIEW_BURST: Final = 100
 """Limit of token reviews for unknown tokens."""
 SOURCE_REVIEWS_PER_SECOND: Final = 1
 SOURCE_REVIEW_BURST: Final = 10
-"""Limit per address, so that a pod with random tokens does not use up the limit for all."""
-MAX_REMEMBERED_SOURCES: Final = 10_000
+"""Limit per address, so that a pod with random tokens does not use up the limit for all. It is also the limit
+per accepted token, whose result can be too old for several requests at once."""
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 
 class TooManyReviews(Exception):
     """The limit of reviews of unknown tokens is reached."""
+
+
+class _Reviewed(NamedTuple, Generic[Result]):
+    """Result of a review, and until when it holds, in monotonic seconds."""
+
+    until: float
+    result: Result
+
+
+class _Recent(OrderedDict[Key, Value]):
+    """The MAX_REMEMBERED keys that were set last."""
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > MAX_REMEMBERED:
+            self.popitem(last=False)
 
 
 class ReviewedTokens(Generic[Result]):
@@ -31,6 +56,7 @@ class ReviewedTokens(Generic[Result]):
     Args:
         review: reviews a token.
         seconds: returns for how long a result is kept.
+        is_accepted: whether a result accepts the token.
         clock: monotonic seconds.
     """
 
@@ -38,14 +64,19 @@ class ReviewedTokens(Generic[Result]):
         self,
         review: Callable[[str], Awaitable[Result]],
         seconds: Callable[[Result], float],
+        is_accepted: Callable[[Result], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._review = review
         self._seconds = seconds
+        self._is_accepted = is_accepted
         self._clock = clock
-        self._results: OrderedDict[bytes, tuple[float, Result]] = OrderedDict()
+        self._accepted: _Recent[bytes, _Reviewed[Result]] = _Recent()
+        self._refused: _Recent[bytes, _Reviewed[Result]] = _Recent()
+        self._trusted_sources: _Recent[str, None] = _Recent()
         self._reviews = TokenBucket(REVIEWS_PER_SECOND, REVIEW_BURST, clock)
-        self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED_SOURCES, clock)
+        self._sources = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock)
+        self._tokens = Buckets(SOURCE_REVIEWS_PER_SECOND, SOURCE_REVIEW_BURST, MAX_REMEMBERED, clock)
 
     async def result(self, token: str, source: str) -> Result:
         """The result of the token's review, from memory if it is known.
@@ -58,14 +89,22 @@ class ReviewedTokens(Generic[Result]):
             TooManyReviews: the limit of reviews is reached; try again later.
         """
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._results.get(digest)
-        if known is not None and known[0] > self._clock():
-            return known[1]
-        if not (self._sources.take(source) and self._reviews.take()):
+        known = self._accepted.get(digest) or self._refused.get(digest)
+        if known is not None and known.until > self._clock():
+            return known.result
+        if not self._may_review(digest, source):
             raise TooManyReviews
         result = await self._review(token)
-        self._results[digest] = (self._clock() + self._seconds(result), result)
-        self._results.move_to_end(digest)
-        while len(self._results) > MAX_REMEMBERED_TOKENS:
-            self._results.popitem(last=False)
+        reviewed = _Reviewed(self._clock() + self._seconds(result), result)
+        if self._is_accepted(result):
+            self._accepted[digest] = reviewed
+            self._trusted_sources[source] = None
+        else:
+            self._accepted.pop(digest, None)
+            self._refused[digest] = reviewed
         return result
+
+    def _may_review(self, digest: bytes, source: str) -> bool:
+        if digest in self._accepted:
+            return self._tokens.take(digest)
+        return self._sources.take(source) and (source in self._trusted_sources or self._reviews.take())

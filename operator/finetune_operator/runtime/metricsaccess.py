@@ -34,7 +34,9 @@ class MetricsAccess:
 
     def __init__(self, cluster: KubernetesClient) -> None:
         self._cluster = cluster
-        self._reviewed = ReviewedTokens(self._review, lambda _: REMEMBERED_SECONDS)
+        self._reviewed = ReviewedTokens(
+            self._review, seconds=lambda _: REMEMBERED_SECONDS, is_accepted=lambda refusal: refusal is None
+        )
 
     async def refusal(self, token: str, source: str) -> MetricsRefusal | None:
         """Why the caller with this token is refused; None if it may read the metrics.
