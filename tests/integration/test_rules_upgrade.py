@@ -16,9 +16,11 @@ CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.yaml"
 NEW_RULES = (
     "min is greater than max, so that no value passes the gate",
     "uri must not contain a user name or password",
+    "uri must not have text in braces",
 )
 
 REFUSED: dict[str, Object] = {
+    "placeholder-in-the-store": {"store": {"uri": "pvc://artifacts/{namespace}"}},
     "impossible-gate": {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.9, "max": 0.1}]}},
     "password-in-a-uri": {
         "dataset": {"inline": {"source": {"uri": "https://reader:hunter2@rows.example/tickets.jsonl"}}}

@@ -19,7 +19,7 @@ from finetune_operator.api.meta import (
 )
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.storereference import OwnStoreReference
 
 MAX_VERSIONS: Final = 10
 
@@ -42,7 +42,7 @@ class DatasetSpec(DataPreparation):
     """Desired state of a Dataset. A change of the preparation creates a new DatasetVersion."""
 
     store: Annotated[
-        StoreReference | None,
+        OwnStoreReference | None,
         Field(description="Store of the DatasetVersions. Default: the store of the default ComputeProfile."),
     ] = None
     refresh: Annotated[

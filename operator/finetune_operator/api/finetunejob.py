@@ -27,7 +27,7 @@ from finetune_operator.api.metricrules import (
     PAIR_METRICS,
 )
 from finetune_operator.api.preparation import DataPreparation
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.storereference import OwnStoreReference
 from finetune_trainer.contract.methods import PAIRS, methods_where
 from finetune_trainer.contract.vocabulary import listed
 
@@ -135,7 +135,7 @@ class _FineTuneJobFields(Model):
     hyperparameters: Hyperparameters = Hyperparameters()
     compute: Compute = Compute()
     store: Annotated[
-        StoreReference | None,
+        OwnStoreReference | None,
         Field(description="Store of the run. Default: the store of the ComputeProfile."),
     ] = None
     checkpoints: Checkpoints = Checkpoints()

@@ -74,9 +74,14 @@ class ReservedValues:
         return cls(frozenset(values))
 
 
+def pattern_rule(pattern: str, message: str) -> dict[str, JsonValue]:
+    """Rule of a string with a pattern: a message, because the API server's shows only the pattern."""
+    return {"rule": f"self.matches(r'{pattern}')", "message": message}
+
+
 def pattern_advice(pattern: str, message: str) -> dict[str, JsonValue]:
-    """Schema extra of a string with a pattern: a message, because the API server's shows only the pattern."""
-    return {"x-kubernetes-validations": [{"rule": f"self.matches(r'{pattern}')", "message": message}]}
+    """Schema extra of a string with a pattern, with its rule."""
+    return {"x-kubernetes-validations": [pattern_rule(pattern, message)]}
 
 
 LABEL_ADVICE: Final = pattern_advice(
@@ -99,9 +104,10 @@ Digest = Annotated[
         ),
     ),
 ]
-URI_ADVICE: Final = pattern_advice(
+URI_RULE: Final = pattern_rule(
     URI, "write SCHEME://PATH without blanks, for example pvc://models/gemma-3-270m"
 )
+URI_ADVICE: Final[dict[str, JsonValue]] = {"x-kubernetes-validations": [URI_RULE]}
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI, json_schema_extra=URI_ADVICE)]
 StoreUri = Annotated[str, Field(min_length=1, max_length=900, pattern=URI, json_schema_extra=URI_ADVICE)]
 """Shorter than Uri, so that the URI of an artifact in the store fits into a Uri."""
