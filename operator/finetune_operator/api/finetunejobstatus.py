@@ -4,6 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from finetune_operator.api.advice import AdviceList
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
@@ -252,5 +253,6 @@ class FineTuneJobStatus(Status):
     live: LiveComparison | None = None
     evaluation: EvaluationStatus | None = None
     cost: Cost | None = None
+    advice: AdviceList = ()
     display: JobDisplay | None = None
     conditions: Conditions = ()

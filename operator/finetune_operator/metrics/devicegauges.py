@@ -1,8 +1,8 @@
-"""Gauges of devices: what pods hold and wait for, by team, profile and workload."""
+"""Gauges of devices: what pods hold and wait for, by team, and how much of their memory runs used."""
 
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Final, get_args
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -33,11 +33,18 @@ class DeviceCollector(Collector):
     Args:
         objects: cached objects by kind: Pod, Job, Deployment, InferenceDeployment and ComputeProfile.
         active: whether this process is the active one.
+        memory_used: returns the median share of a device's memory that the last runs used, by profile.
     """
 
-    def __init__(self, objects: Mapping[str, Iterable[Manifest]], active: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        objects: Mapping[str, Iterable[Manifest]],
+        active: Callable[[], bool],
+        memory_used: Callable[[], Mapping[str, float]],
+    ) -> None:
         self._objects = objects
         self._active = active
+        self._memory_used = memory_used
 
     def collect(self) -> Iterator[Metric]:
         devices = GaugeMetricFamily(
@@ -47,15 +54,24 @@ class DeviceCollector(Collector):
             " runs, or the replica is ready. ending: being deleted. All except waiting are held.",
             labels=("namespace", "profile", "workload", "state"),
         )
+        used = GaugeMetricFamily(
+            "finetune_device_memory_used_ratio",
+            "Peak memory of training divided by the memory of a device: median of the last 20 runs with the"
+            " ComputeProfile; absent if the memory of its devices is unknown.",
+            labels=("profile",),
+        )
         if self._active():
-            for labels, states in sorted(self._counted().items()):
+            profiles = {profile["metadata"]["name"] for profile in self._objects["ComputeProfile"]}
+            for labels, states in sorted(self._counted(profiles).items()):
                 for state in get_args(DeviceState):
                     devices.add_metric((*labels, state), states[state])
-        yield devices
+            for profile, ratio in sorted(self._memory_used().items()):
+                if profile in profiles:
+                    used.add_metric((profile,), ratio)
+        yield from (devices, used)
 
-    def _counted(self) -> Mapping[tuple[str, str, str], Tally[DeviceState]]:
+    def _counted(self, profiles: Set[str]) -> Mapping[tuple[str, str, str], Tally[DeviceState]]:
         """Devices by state, of each namespace, profile and workload with pods or Jobs."""
-        profiles = {profile["metadata"]["name"] for profile in self._objects["ComputeProfile"]}
         replicas = {
             object_names(endpoint): (endpoint["spec"].get("compute") or {}).get("devices", 1)
             for endpoint in self._objects["InferenceDeployment"]

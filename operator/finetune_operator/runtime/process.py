@@ -139,7 +139,11 @@ class Process:
             )
         )
         self._metrics.registry.register(
-            DeviceCollector(self._caches.by_kind, active=lambda: self._lease.held)
+            DeviceCollector(
+                self._caches.by_kind,
+                active=lambda: self._lease.held,
+                memory_used=self._reader.calibration.memory_used_ratios,
+            )
         )
         for store in self._caches.kinds.values():
             store.subscribe(self._forget_progress)

@@ -53,6 +53,10 @@ class SnapshotReader:
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)
 
+    @property
+    def calibration(self) -> Calibration:
+        return self._calibration
+
     def subscribe_champions(self, listener: Callable[[str, str], None]) -> None:
         """Call the listener with namespace and name of each model line whose champion changed."""
         self._champion_listeners.append(listener)
@@ -122,6 +126,7 @@ class SnapshotReader:
             partly_scheduled_everywhere=self._of(FineTuneJob).indexed(BY_STATE, PARTLY_SCHEDULED),
             profiles=self._of(ComputeProfile).named(""),
             calibrated_mfu=self._calibration.mfu,
+            measured_memory=self._calibration.memory,
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),

@@ -167,6 +167,7 @@ class EventReason(StrEnum):
     REFRESH_FAILED = "RefreshFailed"
     PREDICTED_TIGHT = "PredictedTight"
     CHECKPOINT_CREATED = "CheckpointCreated"
+    PROFILE_ADVICE = "ProfileAdvice"
     EVALUATION_WARNING = "EvaluationWarning"
     EVALUATION_RENEWED = "EvaluationRenewed"
     GATE_FAILED = "GateFailed"

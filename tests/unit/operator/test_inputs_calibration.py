@@ -1,8 +1,8 @@
-"""The utilization of the last runs of a profile."""
+"""The utilization and memory of the last runs of a profile."""
 
 from typing import Any
 
-from finetune_operator.reconcile.inputs.calibration import MAX_RUNS, Calibration
+from finetune_operator.reconcile.inputs.calibration import MAX_RUNS, Calibration, MeasuredMemory
 
 
 def run(number: int, mfu: float | None, profile: str | None = "a100") -> dict[str, Any]:
@@ -33,3 +33,31 @@ def test_runs_without_a_measurement_and_of_other_profiles_do_not_count() -> None
     calibration.note(run(2, 0.4, profile=None))
     calibration.note(run(3, 0.4, profile="l4"))
     assert (calibration.mfu("a100"), calibration.mfu("l4")) == (None, 0.4)
+
+
+def trained(number: int, peak: int, device: int | None = 80, profile: str = "a100") -> dict[str, Any]:
+    """A run that was trained in minute `number` and used `peak` of `device` bytes."""
+    job = run(number, None, profile)
+    job["metadata"]["namespace"] = "team"
+    job["spec"] = {"model": "tickets"}
+    job["status"]["training"] = {"deviceMemoryBytes": peak}
+    if device is not None:
+        job["status"]["prediction"]["deviceMemoryAvailableBytes"] = device
+    return job
+
+
+def test_the_memory_of_the_last_runs_is_known_oldest_first() -> None:
+    calibration = Calibration()
+    for number in (3, 1, 2):
+        calibration.note(trained(number, 10 * number))
+    assert [each.peak_bytes for each in calibration.memory("a100")] == [10, 20, 30]
+    assert calibration.memory("a100")[0] == MeasuredMemory("team", "tickets", 10, 80)
+    assert calibration.memory("l4") == ()
+
+
+def test_the_used_share_of_memory_is_the_median_of_the_runs_whose_devices_are_known() -> None:
+    calibration = Calibration()
+    for number, peak in enumerate((8, 16, 80)):
+        calibration.note(trained(number, peak))
+    calibration.note(trained(4, 40, device=None, profile="unknown"))
+    assert calibration.memory_used_ratios() == {"a100": 0.2}

@@ -8,7 +8,9 @@ from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.plan import Manifest
 
 PROFILES = [{"metadata": {"name": "a100"}}, {"metadata": {"name": "l4"}}]
+USED = {"a100": 0.2, "deleted": 0.9}
 RUNNING = {"containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": "now"}}}]}
+Series = dict[tuple[str, ...], float]
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 
@@ -32,13 +34,16 @@ def pod(kind: str, devices: str | None = "4", *, status: Any, node: bool = True,
     return {**labelled(kind, devices, **labels), "spec": spec, "status": status}
 
 
-def series(active: bool = True, **objects: list[Manifest]) -> dict[tuple[str, ...], float]:
+def series(name: str = "finetune_devices", *, active: bool = True, **objects: list[Manifest]) -> Series:
+    """Values of the metric by the values of its labels."""
     registry = CollectorRegistry()
     empty: dict[str, list[Manifest]] = {
         kind: [] for kind in ("Pod", "Job", "Deployment", "InferenceDeployment")
     }
-    registry.register(DeviceCollector({**empty, "ComputeProfile": PROFILES, **objects}, lambda: active))
-    samples = [sample for family in registry.collect() for sample in family.samples]
+    registry.register(
+        DeviceCollector({**empty, "ComputeProfile": PROFILES, **objects}, lambda: active, lambda: USED)
+    )
+    (samples,) = (family.samples for family in registry.collect() if family.name == name)
     return {tuple(sample.labels.values()): sample.value for sample in samples}
 
 
@@ -92,3 +97,8 @@ def test_labels_that_anyone_may_set_make_no_series() -> None:
 
 def test_a_standby_exports_no_devices() -> None:
     assert series(active=False, Pod=[pod("FineTuneJob", status=RUNNING)]) == {}
+    assert series("finetune_device_memory_used_ratio", active=False) == {}
+
+
+def test_the_memory_that_runs_used_is_known_for_each_profile_that_exists() -> None:
+    assert series("finetune_device_memory_used_ratio") == {("a100",): 0.2}

@@ -10,6 +10,7 @@ from finetune_operator.manifests.labels import checkpoint_name, stage_job_name
 from finetune_operator.manifests.records import build_checkpoint
 from finetune_operator.observe.podstatus import image_by_digest
 from finetune_operator.plan import Create
+from finetune_operator.reconcile.finetunejob.advising import advise
 from finetune_operator.reconcile.finetunejob.predicting import record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -108,6 +109,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
     training = training_status(trained).model_copy(update={"image": image})
     times = next((each for each in run.status.stages if each.name == "train"), None)
     measured = record_measured(run, times, training, planned)
+    advise(run, training, times)
     run.succeed("train", trained_message(trained, planned, measured), trained.steps)
     run.update(
         checkpoints=tuple(summaries),

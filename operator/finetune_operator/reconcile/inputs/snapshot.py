@@ -15,6 +15,7 @@ from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.calibration import MeasuredMemory
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_trainer.contract.progress import Progress
@@ -100,6 +101,8 @@ class Snapshot:
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     calibrated_mfu: Callable[[str], float | None] = lambda _: None
     """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""
+    measured_memory: Callable[[str], Iterable[MeasuredMemory]] = lambda _: ()
+    """Returns the memory that a profile's last runs in all namespaces used, oldest first."""
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""
