@@ -14,7 +14,7 @@ from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_page import chart_pages
 from hack.chart_schema import values_schema
-from hack.dashboard import dashboard
+from hack.dashboard import dashboards
 from hack.metrics_page import metrics_page
 from hack.version import versioned_files
 
@@ -35,7 +35,10 @@ def generated() -> dict[Path, str]:
         ROOT / "charts" / "finetune-operator" / "values.schema.json": values_schema(),
         **{ROOT / "docs" / name: text for name, text in api_pages().items()},
         ROOT / "docs" / "metrics.md": metrics_page(),
-        ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json": dashboard(),
+        **{
+            ROOT / "charts" / "finetune-operator" / "dashboards" / name: text
+            for name, text in dashboards().items()
+        },
         **chart_pages(),
         **versioned_files(),
         argocd.FOLDER / "argocd-cm.yaml": argocd.health_checks(),

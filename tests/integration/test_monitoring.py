@@ -4,7 +4,9 @@ The scrape of vLLM is a recorded one: tests/peers/recordmetrics.py.
 """
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from tests.docsblocks import blocks
 from tests.fakekubelet import FakeKubelet
 from tests.forkserver import preload
 from tests.integration import manifests
@@ -29,7 +32,7 @@ from tests.integration.prometheus import RULES, Prometheus, Target
 from tests.integration.recordedscrape import RecordedScrape
 from tests.integration.trainingpod import TrainingPod
 from tests.waiting import eventually
-from tools.cluster import ControlPlane
+from tools.cluster import ControlPlane, program
 from tools.cluster.ports import free_port
 from tools.fakepods import succeeded
 
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
 preload("tests.trainer.loaded", "tests.trainer.processes")
 
 ROOT = Path(__file__).parents[2]
-DASHBOARD = ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json"
+DASHBOARDS = [
+    json.loads(file.read_text())
+    for file in sorted((ROOT / "charts" / "finetune-operator" / "dashboards").glob("*.json"))
+]
 QUERIES = [
     pytest.param(entry["query"], bool(entry.get("gpu")), id=entry["question"])
     for section in yaml.safe_load((ROOT / "docs" / "queries.yaml").read_text()).values()
@@ -48,17 +54,22 @@ QUERIES = [
 ]
 PANELS = [
     pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
-    for panel in json.loads(DASHBOARD.read_text())["panels"]
+    for dashboard in DASHBOARDS
+    for panel in dashboard["panels"]
     for target in panel.get("targets", ())
 ]
-TEMPLATES = [
-    variable["query"]["query"]
-    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]
-    if variable["type"] == "query"
-]
+TEMPLATES = sorted(
+    {
+        variable["query"]["query"]
+        for dashboard in DASHBOARDS
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
+    }
+)
 VARIABLES = {
     "$namespace": ".*",
     "$endpoint": ".*",
+    "$profile": ".*",
     "$job": "finetune-operator",
     "$__rate_interval": "5m",
     "$__range": "1h",
@@ -186,6 +197,10 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
         "currency": "EUR",
     }
     api.create(profile)
+    smaller = manifests.profile("smaller")
+    device = {"device": {"product": "NVIDIA-L40S"}, "pricePerDeviceHour": 0.5}
+    smaller["spec"] = {**profile["spec"], **device}
+    api.create(smaller)
     for name in ("artifacts", "models"):
         api.create(manifests.claim(NAMESPACE, name))
     api.create(manifests.dataset(NAMESPACE))
@@ -276,6 +291,25 @@ def test_the_figures_are_those_of_what_has_happened(site: Site, query: str, valu
         return [number for _, number in site.prometheus.query(query)]
 
     eventually(f"{query} is {value}", lambda: values() == [value], 20, values)
+
+
+def test_the_commands_of_the_page_on_costs_show_what_each_team_used(
+    site: Site, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    marked = [each for each in blocks() if each.page.name == "costs.md"]
+    assert {each.marker for each in marked} == {"run by tests/integration/test_monitoring.py"}
+    path = f"{program('kubectl').parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "KUBECONFIG": str(control_plane.kubeconfig), "HOME": str(tmp_path)}
+    command = ["bash", "-euo", "pipefail", "-c", "".join(each.text for each in marked)]
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    run = site.api.get("FineTuneJob", NAMESPACE, "routing")
+    assert run is not None
+    used = run["status"]["cost"]
+    row = rf"{NAMESPACE} +FineTuneJob +routing +{used['deviceSeconds']} +{used['amount']} +EUR"
+    assert re.search(row, shown)
+    assert re.search(r"support .* 1 +EUR 2\.50", shown)
+    assert re.search(rf"^{NAMESPACE} [0-9.]+ device hours$", shown, re.MULTILINE)
+    assert f"{NAMESPACE}/routing: this run used at most 30 of 80 GiB per device" in shown
 
 
 def test_what_is_about_a_team_carries_its_namespace_and_what_is_not_the_operators(site: Site) -> None:

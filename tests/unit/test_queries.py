@@ -13,10 +13,15 @@ from finetune_operator.metrics.counters import OperatorMetrics
 from hack.metrics_page import QUERIES, RECORDING, Family, families, recorded
 from tests.unit.test_alerts import ROOT, RULES, promtool
 
-DASHBOARD = json.loads(
-    (ROOT / "charts" / "finetune-operator" / "dashboards" / "finetune-operator.json").read_text()
-)
-PANELS: dict[str, list[Any]] = {panel["title"]: panel.get("targets", []) for panel in DASHBOARD["panels"]}
+DASHBOARDS = [
+    json.loads(file.read_text())
+    for file in sorted((ROOT / "charts" / "finetune-operator" / "dashboards").glob("*.json"))
+]
+PANELS: dict[str, list[Any]] = {
+    f"{dashboard['title']}: {panel['title']}": panel.get("targets", [])
+    for dashboard in DASHBOARDS
+    for panel in dashboard["panels"]
+}
 DOCUMENTED = [entry for section in yaml.safe_load(QUERIES.read_text()).values() for entry in section]
 RECORDING_RULES = [
     rule for group in yaml.safe_load(RECORDING.read_text())["groups"] for rule in group["rules"]
@@ -29,7 +34,8 @@ ASKED = [
     *(pytest.param(rule["expr"], id=alert) for alert, rule in RULES.items()),
     *(
         pytest.param(variable["query"]["query"], id=f"${variable['name']}")
-        for variable in DASHBOARD["templating"]["list"]
+        for dashboard in DASHBOARDS
+        for variable in dashboard["templating"]["list"]
         if variable["type"] == "query"
     ),
 ]
@@ -115,7 +121,24 @@ def test_a_query_about_gpus_is_answered_for_each_gpu(tmp_path: Path, query: str)
 
 
 def test_the_memory_panel_shows_the_gpu_and_the_process_only_where_there_is_none(tmp_path: Path) -> None:
-    (target,) = PANELS["Memory"]
+    (target,) = PANELS["Finetune operator: Memory"]
     gpu = 'finetune_trainer_device_memory_peak_bytes{device="0",instance="with",namespace="team",pod="with"}'
     process = 'process_resident_memory_bytes{instance="without",namespace="team",pod="without"}'
     answers(tmp_path, target["expr"].replace("$namespace", ".*"), {gpu, process})
+
+
+def test_an_endpoint_that_was_deleted_counts_with_the_hours_in_which_it_held_devices(tmp_path: Path) -> None:
+    """Two devices for an hour of five, and then no series."""
+    (target,) = PANELS["Finetune operator: who uses what: Hours of endpoints, by team"]
+    query = target["expr"].replace("$namespace", ".*").replace("$profile", ".*").replace("$__range", "5h")
+    labels = {"namespace": "team", "profile": "a100", "workload": "endpoint"}
+    given = [
+        series("finetune_devices", labels | {"state": state}) | {"values": f"_x59 {devices}x59 stale"}
+        for state, devices in (("starting", 0), ("running", 2), ("waiting", 4))
+    ]
+    check = {"expr": query, "eval_time": "5h", "exp_samples": [{"labels": '{namespace="team"}', "value": 2}]}
+    file = tmp_path / "case.yaml"
+    case = {"interval": "1m", "input_series": given, "promql_expr_test": [check]}
+    file.write_text(yaml.safe_dump({"tests": [case]}))
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr

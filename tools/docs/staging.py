@@ -37,6 +37,7 @@ NAVIGATION: Final = {
         "upgrading",
         "gitops",
         "profiles",
+        "costs",
         "tenants",
         "kueue",
         "failures",
