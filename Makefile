@@ -16,7 +16,7 @@ PYTEST := $(RUN) -m pytest
 # Each suite names its slowest tests; ARGS="-k name" chooses some.
 SUITE := $(PYTEST) --durations=15 --durations-min=2
 
-.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release generate docs pictures golden format constraints clean \
+.PHONY: help demo test test-times ci-times test-full test-peers unit trainer integration faults e2e verify cluster cluster-down images bench-data bench-train bench-evaluate bench-memory bench-serving bench-start bench-model-cache bench-operator sizing evaluation-tables gpu-smoke release release-tags generate docs pictures golden format constraints clean \
 	python packages-environment packages-peers packages prometheus programs .venv build/docs/venv
 
 help: ## List the targets
@@ -82,9 +82,12 @@ cluster-down: packages-environment .venv ## Stop the local Kubernetes and everyt
 images: packages .venv cluster ## Build the operator and trainer images and hand them to the cluster; VARIANT=cuda for GPUs
 	@$(RUN) -m tools.images build $(if $(VARIANT),--variant $(VARIANT))
 
-release: packages-environment .venv ## Push images, charts and signed statements to IMAGE_REGISTRY; VARIANTS="cpu", TRIAL=1
+release: packages-environment .venv ## Push images, charts and signed statements to IMAGE_REGISTRY, verify and tag them; VARIANTS="cpu", TRIAL=1
 	@$(PYTHON) -m tools.bootstrap.packages environment images
-	@$(RUN) -m tools.release $(foreach variant,$(VARIANTS),--variant $(variant)) $(if $(TRIAL),--trial)
+	@$(RUN) -m tools.release publish $(foreach variant,$(VARIANTS),--variant $(variant)) $(if $(TRIAL),--trial)
+
+release-tags: packages-environment .venv ## Tag what `make release` pushed, after another program has signed it
+	@$(RUN) -m tools.release tag
 
 bench-data: packages-environment .venv ## Prepare five million rows, and compare with Hugging Face datasets; ROWS=100000 for fewer
 	@$(RUN) -m tools.bench.data $(or $(ROWS),--page)

@@ -17,10 +17,10 @@ import pytest
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of
-from tests.ociregistry import OciRegistry
 from tools.demo.access import Object
 from tools.demo.connection import open_endpoint
 from tools.demo.questions import ask
+from tools.release.ociregistry import OciRegistry
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("KUBE_CONTEXT")), reason="only the local node pulls from this machine's loopback"

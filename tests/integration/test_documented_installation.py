@@ -1,7 +1,7 @@
 """The commands of installation.md, quickstart.md, models.md and results.md are accepted by a real API server.
 
-It has no node, so lines that need running pods or a registry are left out, and the charts come from the tree.
-tests/peers/test_release.py runs all lines, on a node and from a registry.
+tests/peers/test_release.py runs them on a node and from a registry. This is a quick check without a node:
+lines that need running pods or a registry are left out, and the charts come from the tree.
 """
 
 import os
@@ -20,12 +20,12 @@ from tools.cluster import ControlPlane, program
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM
 
-MARKER: Final = "run by tests/integration/test_documented_installation.py"
+MARKER: Final = "run by tests/peers/test_release.py"
 PAGES: Final = ("installation.md", "quickstart.md", "models.md", "results.md")
 VALUES: Final = {"installation.md": "platform.yaml", "quickstart.md": "values.yaml"}
 """Values file that a page writes."""
 NEEDS_PODS: Final = re.compile(
-    r"kubectl (-n \S+ )?(wait|rollout|cp|port-forward)|curl|  --(header|data)|kill|fetch"
+    r"kubectl (-n \S+ )?(wait|rollout|cp|port-forward)|oras|curl|  --(header|data)|kill|fetch"
 )
 IMAGE: Final = re.compile(r"\$\(kubectl .*trainerImage\}'\)")
 

@@ -13,11 +13,8 @@ import yaml
 from tests.docsblocks import ROOT, blocks
 from tools.cluster.toolchain import program
 
-MARKERS: Final = {
-    "run by tests/peers/test_release.py",
-    "run by tests/integration/test_documented_installation.py",
-}
-"""Of the blocks that are run: the second test leaves out the lines that need pods or a registry."""
+MARKER: Final = "run by tests/peers/test_release.py"
+"""Of the blocks that are run."""
 
 END_JOBS: Final = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"
 """Otherwise a `port-forward` would outlive a command that failed, and keep the output open."""
@@ -31,31 +28,40 @@ class DocumentedSteps:
         folder: current folder of the commands; not a checkout.
         kubeconfig: configuration of kubectl.
         names: texts on the pages, and those that replace them.
+        environment: more variables of the commands.
     """
 
     folder: Path
     kubeconfig: Path
     names: Mapping[str, str]
+    environment: Mapping[str, str]
 
     def run(self, page: str) -> list[str]:
-        """Run all blocks of a page that have one of the markers. Returns the output of each.
+        """Run all blocks of a page that have the marker. Returns the output of each.
 
         Raises:
             AssertionError: a command failed; the message has the block and its output.
         """
-        found = [block for block in blocks() if block.page.name == page and block.marker in MARKERS]
+        found = [block for block in blocks() if block.page.name == page and block.marker == MARKER]
         assert found, page
         return [self.shell(block.text) for block in found]
 
-    def write_values(self, page: str, name: str, profile: dict[str, Any]) -> None:
-        """Write the values file `name` of a page, with another default profile; None removes a field."""
-        text = (ROOT / "docs" / page).read_text()
-        found = re.search(rf"^```yaml\n# {re.escape(name)}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        assert found is not None, f"{page} has no {name}"
-        values = yaml.safe_load(found[1])
+    def write_values(self, page: str, name: str, profile: dict[str, Any], **more: object) -> None:
+        """Write the values file `name` of a page, with more values and another default profile.
+
+        None removes a field of the profile.
+        """
+        values = yaml.safe_load(self.file(page, name)) | more
         spec = values["defaultProfile"]["spec"] | profile
         values["defaultProfile"]["spec"] = {key: value for key, value in spec.items() if value is not None}
         (self.folder / name).write_text(yaml.safe_dump(values))
+
+    def file(self, page: str, name: str) -> str:
+        """Content of the file `name`, a block with its name as a comment, in which names are replaced."""
+        text = (ROOT / "docs" / page).read_text()
+        found = re.search(rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        assert found is not None, f"{page} has no {name}"
+        return self._replaced(found[1])
 
     def shell(self, text: str) -> str:
         """Output of commands, in which names of the pages are replaced.
@@ -63,14 +69,14 @@ class DocumentedSteps:
         Raises:
             AssertionError: a command failed.
         """
-        for name, replacement in self.names.items():
-            text = text.replace(name, replacement)
+        text = self._replaced(text)
         folders = {str(program(name).parent) for name in ("kubectl", "helm", "oras")}
         environment = {
             "PATH": os.pathsep.join([*folders, os.environ["PATH"]]),
             "KUBECONFIG": str(self.kubeconfig),
             "HOME": str(self.folder),
             "NO_PROXY": "127.0.0.1",
+            **self.environment,
         }
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{END_JOBS}\n{text}"],
@@ -82,3 +88,8 @@ class DocumentedSteps:
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def _replaced(self, text: str) -> str:
+        for name, replacement in self.names.items():
+            text = text.replace(name, replacement)
+        return text

@@ -1,7 +1,6 @@
-"""A release in a registry on this machine, and the statements that a client finds there."""
+"""A release in a private registry on this machine, and the statements that a client finds there."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.ociregistry import OciRegistry
+from tests.privateregistry import PrivateRegistry
 from tools.bootstrap.uv import ROOT
 from tools.cluster.toolchain import program
 
@@ -23,7 +22,7 @@ Document = dict[str, Any]
 class SignedRelease:
     """A release that `make release` pushed into `registry`, signed with the key of the file `public`."""
 
-    registry: OciRegistry
+    registry: PrivateRegistry
     artifacts: dict[str, Document]
     public: Path
 
@@ -36,9 +35,9 @@ class SignedRelease:
 
         The registry has no API for referrers; then their index has a tag that is made from the digest.
         """
-        artifact = self.artifacts[name]
-        repository = artifact["repository"].removeprefix(f"{self.registry.address}/")
-        index = self._get(repository, "manifests", artifact["digest"].replace(":", "-")).json()
+        repository = self._repository(name)
+        tag = self.artifacts[name]["digest"].replace(":", "-")
+        index = self._get(repository, "manifests", tag).json()
         found = []
         for number, each in enumerate(index["manifests"]):
             assert each["artifactType"] == BUNDLE
@@ -48,6 +47,12 @@ class SignedRelease:
             file.write_bytes(self._get(repository, "blobs", layer["digest"]).content)
             found.append(file)
         return found
+
+    def digest(self, name: str, tag: str) -> str:
+        """Digest of the manifest of an artifact that has a tag."""
+        repository = self._repository(name)
+        digest: str = self._get(repository, "manifests", tag).headers["docker-content-digest"]
+        return digest
 
     def verify(self, bundle: Path, digest: str, key: Path | None = None) -> Document:
         """The statement in a bundle, verified by Sigstore's library.
@@ -68,20 +73,23 @@ class SignedRelease:
         statement: Document = json.loads(done.stdout)
         return statement
 
+    def _repository(self, name: str) -> str:
+        repository: str = self.artifacts[name]["repository"]
+        return repository.removeprefix(f"{self.registry.address}/")
+
     def _get(self, repository: str, kind: str, digest: str) -> httpx.Response:
-        url = f"http://{self.registry.address}/v2/{repository}/{kind}/{digest}"
-        return httpx.get(url, trust_env=False).raise_for_status()
+        with self.registry.client() as client:
+            return client.get(f"{repository}/{kind}/{digest}").raise_for_status()
 
 
-def make_release(registry: OciRegistry, key: Path) -> SignedRelease:
-    """Run the module of `make release` for the CPU variant."""
+def make_release(registry: PrivateRegistry, key: Path) -> SignedRelease:
+    """Run the module of `make release` for the CPU variant, with the credentials in the folder of the key."""
     environment = {
-        **os.environ,
+        **registry.log_in(key.parent),
         "IMAGE_REGISTRY": f"{registry.address}/{FOLDER}",
-        "NO_PROXY": registry.address.partition(":")[0],
         "RELEASE_KEY": str(key),
     }
-    command = [sys.executable, "-m", "tools.release", "--variant=cpu", "--trial"]
+    command = [sys.executable, "-m", "tools.release", "publish", "--variant=cpu", "--trial"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     listed = json.loads((ROOT / "build" / "release" / "release.json").read_text())["artifacts"]
     public = key.with_suffix(".pub")

@@ -1,4 +1,4 @@
-"""A release in a real registry: its signatures by Sigstore's own library, and its use on a real node."""
+"""A release in a private registry: its signatures by Sigstore's own library, and its use on a real node."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import pytest
 import finetune_operator
 from tests.docsblocks import blocks
 from tests.e2e.manifests import SMALL
-from tests.ociregistry import OciRegistry
 from tests.peers.documentedsteps import DocumentedSteps
 from tests.peers.signedrelease import SignedRelease, make_release
+from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tools.cluster import TestCluster
 from tools.cluster.binaries import ensure
@@ -34,6 +34,11 @@ PROFILE = {
     "singleNode": True,
     "resources": SMALL,
 }
+HOSTS = "/etc/containerd/certs.d/registry.example.com/hosts.toml"
+PULL_SECRET = (
+    "kubectl -n team-a create secret docker-registry registry --docker-server=registry.example.com "
+    "--docker-username=USER --docker-password=PASSWORD"
+)
 IMAGE_NAMES = "{.items[*].spec.containers[*].image}"
 IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
 CHARTS = {"chart-finetune-operator"}
@@ -51,7 +56,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def release(key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignedRelease]:
     ensure([VERIFY_BUNDLE])
-    with OciRegistry(tmp_path_factory.mktemp("registry")) as registry:
+    with PrivateRegistry(tmp_path_factory.mktemp("registry")) as registry:
         yield make_release(registry, key)
 
 
@@ -59,9 +64,9 @@ def test_the_tags_of_a_release_are_its_version(release: SignedRelease) -> None:
     version = finetune_operator.__version__
     assert release.artifacts.keys() >= IMAGES | CHARTS
     assert release.artifacts["finetune-trainer-cpu"]["tags"] == [f"{version}-cpu", version]
-    for artifact in release.artifacts.values():
+    for name, artifact in release.artifacts.items():
         for tag in artifact["tags"]:
-            assert release.registry.crane("digest", f"{artifact['repository']}:{tag}") == artifact["digest"]
+            assert release.digest(name, tag) == artifact["digest"]
 
 
 def test_every_artifact_has_statements_that_sigstore_verifies(release: SignedRelease, tmp_path: Path) -> None:
@@ -115,22 +120,29 @@ def steps(
 ) -> DocumentedSteps:
     """A user's folder, which is not a checkout."""
     names = {
+        "kubectl create namespace team-a": f"kubectl create namespace team-a\n{PULL_SECRET}",
         "registry.example.com/finetune": release.prefix,
-        ":0.1.0": f":{finetune_operator.__version__}",
         "mirror.example.com/finetune": f"{release.registry.address}/mirror",
-        # Loopback is the only registry that containerd uses without TLS; Helm and oras need an option.
-        "helm upgrade": "helm upgrade --plain-http",
-        "oras cp": "oras cp --from-plain-http --to-plain-http",
+        "registry.example.com": release.registry.address,
+        "mirror.example.com": release.registry.address,
+        ":0.1.0": f":{finetune_operator.__version__}",
+        "/etc/ssl/registry-ca.crt": str(release.registry.ca),
         "https://huggingface.co": hub.endpoint,
         # The test cluster has a local volume, and the tiny model learns one answer in 15 epochs.
         "ReadWriteMany": "ReadWriteOnce",
         "epochs: 5, learningRate: 0.001": "epochs: 15, learningRate: 0.01",
         "shipping": "billing",
     }
-    return DocumentedSteps(tmp_path_factory.mktemp("user"), cluster.kubeconfig, names)
+    environment = {"SSL_CERT_FILE": str(release.registry.ca)}
+    return DocumentedSteps(tmp_path_factory.mktemp("user"), cluster.kubeconfig, names, environment)
 
 
-def test_a_platform_team_installs_from_the_registry(steps: DocumentedSteps) -> None:
+def test_a_platform_team_installs_from_the_registry(
+    steps: DocumentedSteps, release: SignedRelease, cluster: TestCluster
+) -> None:
+    node = cluster.layout.registries / release.registry.address / "hosts.toml"
+    node.parent.mkdir(parents=True, exist_ok=True)
+    node.write_text(steps.file("installation.md", HOSTS))
     steps.write_values("installation.md", "platform.yaml", PROFILE)
 
     outputs = steps.run("installation.md")
@@ -142,7 +154,9 @@ def test_a_platform_team_installs_from_the_registry(steps: DocumentedSteps) -> N
 def test_the_quickstart_leads_from_a_registry_to_an_answer(
     steps: DocumentedSteps, release: SignedRelease
 ) -> None:
-    steps.write_values("quickstart.md", "values.yaml", PROFILE)
+    secrets = [{"name": "registry"}]
+    runner = {"imagePullSecrets": secrets}
+    steps.write_values("quickstart.md", "values.yaml", PROFILE, imagePullSecrets=secrets, runner=runner)
 
     output = steps.run("quickstart.md")[-1]
 
@@ -152,6 +166,11 @@ def test_the_quickstart_leads_from_a_registry_to_an_answer(
     pods = "kubectl get pods -A --field-selector metadata.namespace!=kube-system"
     images = steps.shell(f"{pods} -o jsonpath='{IMAGE_NAMES}'").split()
     assert {each.rpartition("/")[0] for each in images} == {release.prefix}
+
+
+def test_members_of_a_team_get_their_rights(steps: DocumentedSteps) -> None:
+    (output,) = steps.run("tenants.md")
+    assert output.splitlines()[-1] == "yes"
 
 
 def test_a_base_model_is_copied_to_a_claim(steps: DocumentedSteps, cluster: TestCluster) -> None:

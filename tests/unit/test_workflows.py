@@ -55,6 +55,7 @@ def test_only_the_release_gets_a_token_for_signing() -> None:
 COSIGN = r"""#!/bin/sh
 set -eu
 case "$1 $*" in
+"verify-attestation "*|"verify "*) ;;
 "attest "*--predicate*) cp "$RUNNER_TEMP/predicate.json" "$(mktemp -p "$RUNNER_TEMP/attested")" ;;
 "attest "*) echo "predicate cannot be empty" >&2; exit 1 ;;
 esac
@@ -63,13 +64,13 @@ echo "$*" >> "$RUNNER_TEMP/calls"
 """Refuses what cosign refuses: `cosign attest` has the option --statement, and does not read it."""
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="runners of GitHub have jq")
-def test_the_release_signs_every_artifact_and_attests_each_statement(tmp_path: Path) -> None:
-    (step,) = [
-        step
-        for step in steps(ROOT / ".github" / "workflows" / "release.yaml")
-        if step.get("name") == "Sign the statements"
-    ]
+RELEASE = ROOT / ".github" / "workflows" / "release.yaml"
+needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="runners of GitHub have jq")
+
+
+def calls_of_cosign(tmp_path: Path, title: str) -> list[str]:
+    """Arguments with which a step of the release calls cosign, for an image and a chart."""
+    (step,) = [step for step in steps(RELEASE) if step.get("name") == title]
     folder = tmp_path / "build" / "release"
     for path in (folder, tmp_path / "programs", tmp_path / "temporary" / "attested"):
         path.mkdir(parents=True)
@@ -89,11 +90,16 @@ def test_the_release_signs_every_artifact_and_attests_each_statement(tmp_path: P
     subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
         cwd=tmp_path,
-        env={"PATH": programs, "RUNNER_TEMP": str(temporary)},
+        env={"PATH": programs, "RUNNER_TEMP": str(temporary), "IDENTITY": "https://workflow.test"},
         check=True,
     )
+    return (temporary / "calls").read_text().splitlines()
 
-    calls = (temporary / "calls").read_text().splitlines()
+
+@needs_jq
+def test_the_release_signs_every_artifact_and_attests_each_statement(tmp_path: Path) -> None:
+    calls = calls_of_cosign(tmp_path, "Sign the statements")
+
     for name, types in (("image", ("provenance", "sbom")), ("chart", ("provenance",))):
         reference = f"registry.test/{name}@sha256:{name}"
         assert f"sign --yes {reference}" in calls
@@ -102,5 +108,28 @@ def test_the_release_signs_every_artifact_and_attests_each_statement(tmp_path: P
             assert found.startswith("attest --yes")
             assert found.endswith(f" {reference}")
     assert len(calls) == 5
-    attested = [json.loads(file.read_text())["of"] for file in (temporary / "attested").iterdir()]
+    files = (tmp_path / "temporary" / "attested").iterdir()
+    attested = [json.loads(file.read_text())["of"] for file in files]
     assert sorted(attested) == ["chart.provenance", "image.provenance", "image.sbom"]
+
+
+@needs_jq
+def test_the_release_verifies_what_it_signed(tmp_path: Path) -> None:
+    signed = calls_of_cosign(tmp_path / "signing", "Sign the statements")
+    verified = calls_of_cosign(tmp_path / "verifying", "Verify the signatures")
+
+    assert all("--certificate-identity https://workflow.test" in call for call in verified)
+    assert len(verified) == len(signed)
+    for call in signed:
+        artifact, types = call.split()[-1], re.findall("--type .*? ", call)
+        command = "verify-attestation " if types else "verify "
+        assert any(
+            each.startswith(command) and each.endswith(artifact) and (not types or types[0] in each)
+            for each in verified
+        )
+
+
+def test_the_release_is_tagged_after_its_signatures_are_verified() -> None:
+    names = [step.get("name") or step.get("run") for step in steps(RELEASE)]
+    order = ["make release", "Sign the statements", "Verify the signatures", "make release-tags"]
+    assert [name for name in names if name in order] == order

@@ -53,6 +53,7 @@ class Containerd:
             run=self._layout.run,
             socket=self._layout.containerd_socket,
             pause_image=PAUSE_IMAGE,
+            registries=self._layout.registries,
             cni_plugins=_cni_plugins(),
             cni_config=self._layout.config / "cni",
             shim=program("containerd-shim-runc-v2"),

@@ -80,6 +80,11 @@ class Layout:
         return self.state / "config"
 
     @property
+    def registries(self) -> Path:
+        """Settings of the node for registries: a file HOST:PORT/hosts.toml for each one that needs some."""
+        return self.config / "registries"
+
+    @property
     def clients(self) -> Path:
         """Folder with one kubeconfig per named user."""
         return self.state / "clients"

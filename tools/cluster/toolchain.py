@@ -149,6 +149,10 @@ ORAS: Final = Tool("oras", ("oras",), module="oras.land/oras")
 """Attaches documents to images, for `make release`."""
 VERIFY_BUNDLE: Final = Tool("verify-bundle", ("verify-bundle",))
 """Verifies signatures of a release with Sigstore's library, for tests."""
+PRIVATE_REGISTRY: Final = Tool("private-registry", ("private-registry",))
+"""A registry with accounts and TLS, for tests of a release."""
+ACTIONLINT: Final = Tool("actionlint", ("actionlint",), module="github.com/rhysd/actionlint")
+"""Checks the workflows in .github, in `make verify`."""
 KUBEFLOW_TRAINER: Final = Tool(
     "kubeflow-trainer", ("trainer-controller-manager", "jobset"), module="github.com/kubeflow/trainer/v2"
 )
@@ -160,6 +164,8 @@ KSTATUS: Final = Tool("kstatus", ("kstatus",))
 TOOLS: Final = (KUBERNETES, ETCD, CONTAINERD, COREDNS, HELM, PAUSE)
 TEST_TOOLS: Final = (VERSITYGW, ARGO_HEALTH, KSTATUS, CRANE)
 """Programs of tests, which are not part of a cluster."""
+OTHER_TOOLS: Final = (HELM3, ORAS, VERIFY_BUNDLE, PRIVATE_REGISTRY, ACTIONLINT, KUBEFLOW_TRAINER)
+"""Programs that few commands need, and that are built when they are first used."""
 
 
 def program(name: str) -> Path:
@@ -168,7 +174,7 @@ def program(name: str) -> Path:
     Raises:
         ValueError: no tool builds the program.
     """
-    for tool in (*TOOLS, *TEST_TOOLS, HELM3, ORAS, VERIFY_BUNDLE, KUBEFLOW_TRAINER):
+    for tool in (*TOOLS, *TEST_TOOLS, *OTHER_TOOLS):
         if name in tool.programs:
             return tool.folder / name
     raise ValueError(f"no tool builds {name}")

@@ -4,13 +4,13 @@ import shutil
 from typing import Final
 
 from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import CRANE, HELM, ORAS, VERIFY_BUNDLE
+from tools.cluster.toolchain import CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE
 from tools.images.base import base_image
 from tools.images.build import build_complete
 from tools.images.buildah import Buildah
 from tools.images.tags import LOCAL, Variant, image_references
 
-TOOLS: Final = (CRANE, HELM, ORAS, VERIFY_BUNDLE)
+TOOLS: Final = (CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE)
 
 
 def install() -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import CRANE, HELM3, Tool
+from tools.cluster.toolchain import HELM3, Tool
 from tools.docs import chromium
 from tools.peers import release, vllm, vllmimage
 from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, TRAEFIK
@@ -84,8 +84,8 @@ PEERS: Final = (
     _of_tools(HELM3, f"Helm {HELM3.version}", ("tests/peers/test_helm3.py",), is_isolated=True),
     PeerSuite(
         "release",
-        f"A release in a registry, by crane {CRANE.version} and Sigstore's library",
-        ("tests/peers/test_release.py",),
+        "A release in a registry with accounts and TLS (Distribution), and Sigstore's library",
+        ("tests/peers/test_private_registry.py", "tests/peers/test_release.py"),
         release.install,
         release.is_installed,
         is_isolated=True,

@@ -1,8 +1,10 @@
-"""python -m tools.release"""
+"""python -m tools.release publish|tag"""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,9 @@ import typer
 from tools.cluster.errors import ClusterError
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
-from tools.release.publish import FOLDER, Release
+from tools.release.artifact import Artifact
+from tools.release.listing import FOLDER, tag_release
+from tools.release.publish import Release
 from tools.release.registry import Registry
 from tools.release.signing import SigningKey
 
@@ -20,8 +24,8 @@ LOCAL_BUILDER = "https://finetune.dev/builders/local"
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
-def main(
+@app.command("publish")
+def publish_release(
     variant: Annotated[
         list[Variant] | None,
         typer.Option(help="Variant of the trainer image; the first is the default of the chart."),
@@ -30,36 +34,57 @@ def main(
         bool,
         typer.Option(
             "--trial",
-            help="Accept changes without a commit, any base image, and a version that exists.",
+            help="Accept changes without a commit, any base image, a version that exists, and no key.",
         ),
     ] = False,
 ) -> None:
-    """Build the images and charts of this version, push them to IMAGE_REGISTRY, and sign them.
+    """Build the images and charts of this version, push them to IMAGE_REGISTRY, sign, verify and tag them.
 
     RELEASE_KEY is a file with a private key of the curve P-256 in PEM form; RELEASE_KEY_PASSWORD decrypts
-    it. Without a key nothing is signed. RELEASE_BUILDER is the URI of this machine in the provenance.
+    it. Without a key nothing is signed, and only a trial is tagged. RELEASE_BUILDER is the URI of this
+    machine in the provenance.
     """
+    with _reported():
+        registry = _registry()
+        key = os.environ.get("RELEASE_KEY")
+        signing = SigningKey.read(Path(key), os.environ.get("RELEASE_KEY_PASSWORD")) if key else None
+        builder = os.environ.get("RELEASE_BUILDER", LOCAL_BUILDER)
+        variants = tuple(variant or (Variant.CUDA, Variant.CPU))
+        Release(registry, variants, signing, builder, is_trial=trial).publish()
+        if signing or trial:
+            _print(tag_release(registry, may_replace=trial))
+    if signing is None:
+        print("RELEASE_KEY is not set: nothing is signed", file=sys.stderr)
+        if not trial:
+            print(f"Sign the statements in {FOLDER}, then run `make release-tags`", file=sys.stderr)
+
+
+@app.command("tag")
+def add_tags() -> None:
+    """Tag what `publish` pushed, after it has been signed with a key or by another program."""
+    with _reported():
+        _print(tag_release(_registry()))
+
+
+def _registry() -> Registry:
     prefix = os.environ.get("IMAGE_REGISTRY", "").rstrip("/")
     if not prefix:
-        print("release: set IMAGE_REGISTRY, such as registry.example.com/finetune", file=sys.stderr)
-        raise typer.Exit(1)
-    key = os.environ.get("RELEASE_KEY")
+        raise ImageError("set IMAGE_REGISTRY, such as registry.example.com/finetune")
+    return Registry(prefix)
+
+
+def _print(artifacts: Sequence[Artifact]) -> None:
+    for artifact in artifacts:
+        print(f"{artifact.repository}:{artifact.tags[0]}@{artifact.digest}")
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
     try:
-        release = Release(
-            Registry(prefix),
-            tuple(variant or (Variant.CUDA, Variant.CPU)),
-            SigningKey.read(Path(key), os.environ.get("RELEASE_KEY_PASSWORD")) if key else None,
-            os.environ.get("RELEASE_BUILDER", LOCAL_BUILDER),
-            is_trial=trial,
-        )
-        artifacts = release.publish()
+        yield
     except (ImageError, ClusterError, subprocess.CalledProcessError) as error:
         print(f"release: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    for artifact in artifacts:
-        print(f"{artifact.repository}:{artifact.tags[0]}@{artifact.digest}")
-    if key is None:
-        print(f"RELEASE_KEY is not set: nothing is signed; {FOLDER} has the statements", file=sys.stderr)
 
 
 if __name__ == "__main__":

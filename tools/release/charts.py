@@ -19,21 +19,25 @@ IMAGES: Final = ("image", "trainerImage")
 EMPTY: Final = re.compile(r'^  registry: ""$', re.MULTILINE)
 
 
+def chart_names() -> list[str]:
+    """Names of all charts."""
+    return sorted(path.parent.name for path in CHARTS.glob("*/Chart.yaml"))
+
+
 def package_charts(prefix: str, target: Path) -> Iterator[Path]:
     """Write each chart as an archive into the folder `target`, with images of the registry `prefix`.
 
     Raises:
         ImageError: the values name images in another form, or Helm failed.
     """
-    for source in sorted(path.parent for path in CHARTS.glob("*/Chart.yaml")):
+    for name in chart_names():
         with TemporaryDirectory() as folder:
-            chart = Path(folder) / source.name
-            shutil.copytree(source, chart)
+            chart = Path(folder) / name
+            shutil.copytree(CHARTS / name, chart)
             values = chart / "values.yaml"
             if values.exists():
                 values.write_text(with_registry(values.read_text(), prefix))
-            name = run("helm", "package", chart, "--destination", target).rpartition(": ")[2]
-            yield Path(name)
+            yield Path(run("helm", "package", chart, "--destination", target).rpartition(": ")[2])
 
 
 def with_registry(values: str, prefix: str) -> str:

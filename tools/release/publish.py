@@ -1,16 +1,19 @@
-"""Build the images and the charts, push them, and attach statements about them."""
+"""Build the images and the charts, push them without tags, and attach statements about them."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import finetune_operator
+from tools.bootstrap.cache import cache_directory
 from tools.bootstrap.uv import ROOT
 from tools.cluster.binaries import ensure
 from tools.images.base import base_image, require_pinned
@@ -19,12 +22,13 @@ from tools.images.buildah import Buildah
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact
-from tools.release.charts import package_charts
+from tools.release.charts import chart_names, package_charts
+from tools.release.listing import FOLDER, PUBLIC_KEY, write_list
+from tools.release.ociregistry import OciRegistry
 from tools.release.registry import PROGRAMS, Registry
 from tools.release.signing import BUNDLE, SigningKey
 from tools.release.statements import Build, SourceCommit, statements
 
-FOLDER: Final = ROOT / "build" / "release"
 OPERATOR: Final = "finetune-operator"
 TRAINER: Final = "finetune-trainer"
 
@@ -48,10 +52,13 @@ class Release:
     is_trial: bool = False
 
     def publish(self) -> list[Artifact]:
-        """Build and push everything. Writes statements, charts and a list of the artifacts to build/release.
+        """Build everything, push it, and attach the signed statements. Nothing has a tag of the version yet.
+
+        Writes statements, charts and a list of the artifacts to build/release.
 
         Raises:
-            ImageError: a build failed, or this is not a state to release; the message says what to do.
+            ImageError: a build failed, the registry refuses something, or this is not a state to release; the
+                message says what to do.
             subprocess.CalledProcessError: a tool failed; its message is on the terminal.
         """
         started = datetime.now(UTC)
@@ -61,55 +68,72 @@ class Release:
         ensure(PROGRAMS)
         if not self.is_trial:
             require_pinned(base_image(buildah))
-            self._require_new(version)
+            self.require_new(version)
         FOLDER.mkdir(parents=True, exist_ok=True)
         for leftover in FOLDER.iterdir():
             leftover.unlink()
-        artifacts = [*self._images(version, buildah), *self._charts(version)]
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache_directory()) as folder, OciRegistry(Path(folder)) as local:
+            # buildah and Helm push by tag only, and a registry computes the digest. So they push to this one.
+            staging = Registry(local.address)
+            artifacts = [*self._images(version, buildah, staging), *self._charts(version, staging)]
+            for artifact in artifacts:
+                staged = staging.prefix + artifact.reference.removeprefix(self.registry.prefix)
+                self.registry.copy(staged, artifact.repository)
         build = Build(source, version, self.builder, started, datetime.now(UTC), _pins())
         for artifact in artifacts:
             self._attach(artifact, build)
-        self._write_list(artifacts, version, source)
+        if self.key is not None:
+            PUBLIC_KEY.write_text(self.key.public)
+        write_list(artifacts, version, source.commit)
         return artifacts
 
-    def _require_new(self, version: str) -> None:
+    def require_new(self, version: str) -> None:
         """Refuse a version that the registry has."""
-        name = f"{self.registry.prefix}/{OPERATOR}:{version}"
-        try:
-            digest = self.registry.digest(name)
-        except ImageError:
-            return
-        raise ImageError(
-            f"{name} exists ({digest}): raise project.version in pyproject.toml, then `make generate`"
-        )
+        for name in self._names(version):
+            if digest := self.registry.digest(name):
+                raise ImageError(
+                    f"{name} exists ({digest}): raise project.version in pyproject.toml, then `make generate`"
+                )
 
-    def _images(self, version: str, buildah: Buildah) -> list[Artifact]:
+    def _names(self, version: str) -> Iterator[str]:
+        """Names with the tags of this release."""
+        prefix = self.registry.prefix
+        if self.variants:
+            yield f"{prefix}/{OPERATOR}:{version}"
+        for variant in self.variants:
+            yield from (f"{prefix}/{TRAINER}:{tag}" for tag in self._trainer_tags(version, variant))
+        yield from (f"{prefix}/charts/{name}:{version}" for name in chart_names())
+
+    def _trainer_tags(self, version: str, variant: Variant) -> tuple[str, ...]:
+        return (f"{version}-{variant}", *((version,) if variant is self.variants[0] else ()))
+
+    def _images(self, version: str, buildah: Buildah, staging: Registry) -> list[Artifact]:
         pushed: dict[str, Artifact] = {}
         for variant in self.variants:
             built = build_complete(variant)
             print(*built.sizes, sep="\n", file=sys.stderr)
-            trainer = f"{TRAINER}-{variant}"
-            tags = (f"{version}-{variant}", *((version,) if variant is self.variants[0] else ()))
-            for title, repository, image, names in (
+            for title, repository, image, tags in (
                 (OPERATOR, OPERATOR, built.names.operator, (version,)),
-                (trainer, TRAINER, built.names.trainer, tags),
+                (f"{TRAINER}-{variant}", TRAINER, built.names.trainer, self._trainer_tags(version, variant)),
             ):
                 if title not in pushed:
+                    digest = buildah.push(image, f"{staging.prefix}/{repository}:{tags[0]}")
                     target = f"{self.registry.prefix}/{repository}"
-                    digest = buildah.push(image, f"{target}:{names[0]}")
-                    for tag in names[1:]:
-                        self.registry.tag(f"{target}@{digest}", tag)
-                    pushed[title] = Artifact(title, target, names, digest, bill_file(title), built.base)
+                    pushed[title] = Artifact(title, target, tags, digest, bill_file(title), built.base)
         return list(pushed.values())
 
-    def _charts(self, version: str) -> list[Artifact]:
+    def _charts(self, version: str, staging: Registry) -> list[Artifact]:
         charts = []
         for package in package_charts(self.registry.prefix, FOLDER):
-            self.registry.push_chart(package)
+            staging.push_chart(package)
             name = package.name.removesuffix(f"-{version}.tgz")
-            repository = f"{self.registry.prefix}/charts/{name}"
-            digest = self.registry.digest(f"{repository}:{version}")
-            charts.append(Artifact(f"chart-{name}", repository, (version,), digest))
+            digest = staging.digest(f"{staging.prefix}/charts/{name}:{version}")
+            if digest is None:
+                raise ImageError(f"helm pushed no chart {name} {version}: change tools/release/publish.py")
+            charts.append(
+                Artifact(f"chart-{name}", f"{self.registry.prefix}/charts/{name}", (version,), digest)
+            )
         return charts
 
     def _attach(self, artifact: Artifact, build: Build) -> None:
@@ -126,16 +150,6 @@ class Release:
                 "dev.sigstore.bundle.predicateType": statement["predicateType"],
             }
             self.registry.attach(artifact.reference, bundle, BUNDLE, annotations)
-
-    def _write_list(self, artifacts: list[Artifact], version: str, source: SourceCommit) -> None:
-        if self.key is not None:
-            (FOLDER / "release.pub").write_text(self.key.public)
-        listed = [
-            {"name": each.name, "repository": each.repository, "tags": each.tags, "digest": each.digest}
-            for each in artifacts
-        ]
-        document = {"version": version, "commit": source.commit, "artifacts": listed}
-        (FOLDER / "release.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _source(*, is_trial: bool) -> SourceCommit:

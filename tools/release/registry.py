@@ -1,34 +1,76 @@
 """The registry of a release, by crane, oras and Helm with the credentials of `docker login`."""
 
+import json
+import re
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
-from tools.cluster.toolchain import CRANE, HELM, ORAS, program
+from tools.cluster.toolchain import CRANE, HELM, ORAS, VERIFY_BUNDLE, program
 from tools.images.errors import ImageError
 from tools.images.tags import plain_http
 
-PROGRAMS: Final = (CRANE, HELM, ORAS)
+PROGRAMS: Final = (CRANE, HELM, ORAS, VERIFY_BUNDLE)
+UNKNOWN: Final = re.compile(r"status code 404\b|\b(MANIFEST|NAME)_UNKNOWN\b")
+"""In crane's message if the registry has no manifest of this name."""
+ADVICE: Final = (
+    (
+        re.compile(r"x509: |tls: "),
+        "the certificate of {host} is not trusted: add its CA to the system's, or set SSL_CERT_FILE to it",
+    ),
+    (
+        re.compile(r"\b401\b|\bUNAUTHORIZED\b|basic credential not found"),
+        "set REGISTRY_AUTH_FILE=$HOME/.docker/config.json, and run `buildah login {host}`",
+    ),
+    (
+        re.compile(r"\b403\b|\bDENIED\b"),
+        "this account of {host} may not pull and push there: log in as another, or correct IMAGE_REGISTRY",
+    ),
+    (
+        re.compile(r"no such host|connection refused|i/o timeout|HTTP response to HTTPS client"),
+        "no registry with TLS answers at {host}: correct IMAGE_REGISTRY",
+    ),
+)
+"""What to do about a message of a client."""
 
 
 class Registry:
-    """The registry and folder `prefix`, such as registry.example.com/finetune."""
+    """The registry and folder `prefix`, such as registry.example.com/finetune.
+
+    All methods raise ImageError with the answer of the registry, and what to do about it.
+    """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self._plain_http = ("--plain-http",) if plain_http(prefix) else ()
+        self.host = prefix.partition("/")[0]
+        self._is_plain_http = bool(plain_http(prefix))
+        self._plain_http = ("--plain-http",) if self._is_plain_http else ()
 
-    def digest(self, reference: str) -> str:
-        """Digest of the manifest with this name."""
-        return run("crane", "digest", reference)
+    def digest(self, reference: str) -> str | None:
+        """Digest of the manifest with this name; None if the registry answers that it has none."""
+        done = _start("crane", "digest", reference)
+        if done.returncode and UNKNOWN.search(done.stderr):
+            return None
+        return _output(done, self.host)
 
     def tag(self, reference: str, tag: str) -> None:
         """Add a tag to a manifest."""
-        run("crane", "tag", reference, tag)
+        self._run("crane", "tag", reference, tag)
 
     def push_chart(self, package: Path) -> None:
         """Push a packaged chart into the folder `charts`."""
-        run("helm", "push", package, f"oci://{self.prefix}/charts", *self._plain_http)
+        self._run("helm", "push", package, f"oci://{self.prefix}/charts", *self._plain_http)
+
+    def copy(self, source: str, repository: str) -> None:
+        """Copy a manifest and its content from a registry on this machine, without a tag.
+
+        Args:
+            source: name of the manifest with its digest.
+            repository: name of the repository in this registry.
+        """
+        plain_http = ("--to-plain-http",) if self._is_plain_http else ()
+        self._run("oras", "cp", "--from-plain-http", *plain_http, source, repository)
 
     def attach(self, subject: str, document: Path, media_type: str, annotations: dict[str, str]) -> None:
         """Attach a document to a manifest, which clients find by the referrers API of the registry.
@@ -40,7 +82,7 @@ class Registry:
             annotations: annotations of the attached artifact.
         """
         options = [f"--annotation={name}={value}" for name, value in annotations.items()]
-        run(
+        self._run(
             "oras",
             "attach",
             *self._plain_http,
@@ -51,14 +93,38 @@ class Registry:
             folder=document.parent,
         )
 
+    def attached(self, subject: str, media_type: str) -> list[bytes]:
+        """Content of all documents of a type that are attached to a manifest.
 
-def run(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
+        Args:
+            subject: name of the manifest with its digest.
+            media_type: type of the attached artifacts.
+        """
+        kind = f"--artifact-type={media_type}"
+        options = ("--format=json", "--depth=1", kind, *self._plain_http)
+        found = json.loads(self._run("oras", "discover", *options, subject))
+        documents = []
+        for each in found["referrers"]:
+            with TemporaryDirectory() as folder:
+                self._run("oras", "pull", *self._plain_http, f"--output={folder}", each["reference"])
+                documents += [file.read_bytes() for file in Path(folder).iterdir()]
+        return documents
+
+    def _run(self, name: str, *arguments: str | Path, folder: Path | None = None) -> str:
+        return _output(_start(name, *arguments, folder=folder), self.host)
+
+
+def run(name: str, *arguments: str | Path) -> str:
     """Output of a program.
 
     Raises:
         ImageError: it failed; the message has its output.
     """
-    done = subprocess.run(
+    return _output(_start(name, *arguments))
+
+
+def _start(name: str, *arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [program(name), *arguments],
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -66,6 +132,13 @@ def run(name: str, *arguments: str | Path, folder: Path | None = None) -> str:
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise ImageError(f"{name} {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip()
+
+
+def _output(done: subprocess.CompletedProcess[str], host: str = "") -> str:
+    if done.returncode == 0:
+        return done.stdout.strip()
+    command = f"{Path(done.args[0]).name} {done.args[1]}"
+    message = done.stderr.strip() or done.stdout.strip()
+    found = (text.format(host=host) for pattern, text in ADVICE if host and pattern.search(message))
+    advice = next(found, None)
+    raise ImageError(f"{command} failed: {message}" + (f"\n{advice}" if advice else ""))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 from tools.bootstrap.uv import ROOT
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
-from tools.release import publish
+from tools.release import listing, publish, registry
 from tools.release.artifact import Artifact
 from tools.release.charts import with_registry
+from tools.release.listing import tag_release, write_list
 from tools.release.publish import Release
 from tools.release.registry import Registry
 from tools.release.signing import SigningKey
@@ -135,3 +137,88 @@ def test_a_base_image_without_a_digest_is_not_released(monkeypatch: pytest.Monke
     monkeypatch.setenv("BASE_IMAGE", "python:3.11")
     with pytest.raises(ImageError, match="base image with a digest"):
         release().publish()
+
+
+HEAD = f"HEAD request failed, falling back on GET: HEAD https://{REGISTRY}: unexpected status code"
+UNKNOWN = [
+    f"{HEAD} 404 Not Found (HEAD responses have no body)\nError: NOT_FOUND: artifact 1.2.3 not found",
+    f"{HEAD} 405 Method Not Allowed\nError: fetching {REGISTRY}: MANIFEST_UNKNOWN: manifest unknown",
+    f"{HEAD} 405 Method Not Allowed\nError: fetching {REGISTRY}: NAME_UNKNOWN: repository not known",
+]
+REFUSED = {
+    f"{HEAD} 401 Unauthorized\nError: UNAUTHORIZED: authentication required": r"buildah login registry\.ex",
+    f"{HEAD} 403 Forbidden\nError: DENIED: access denied": "this account of registry",
+    "Error: x509: certificate signed by unknown authority": "SSL_CERT_FILE",
+    "Error: dial tcp: lookup registry.example.com: no such host": "correct IMAGE_REGISTRY",
+    f"{HEAD} 500 Internal Server Error\nError: UNKNOWN: storage": "UNKNOWN: storage$",
+    f"{HEAD} 429 Too Many Requests\nError: TOOMANYREQUESTS: digest sha256:404403": "sha256:404403$",
+}
+"""Messages of crane, and what the error must say."""
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """Let all programs end with this message."""
+    done = subprocess.CompletedProcess(["/bin/crane", "digest"], 1, "", message)
+    monkeypatch.setattr(registry, "_start", lambda *_, **__: done)
+
+
+@pytest.mark.parametrize("message", UNKNOWN)
+def test_a_version_is_new_if_the_registry_has_no_manifest(
+    message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, message)
+    release().require_new("1.2.3")
+
+
+@pytest.mark.parametrize(("message", "advice"), REFUSED.items())
+def test_another_answer_of_the_registry_stops_the_release(
+    message: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, message)
+    with pytest.raises(ImageError, match=advice) as raised:
+        release().require_new("1.2.3")
+    assert message in str(raised.value)
+
+
+class TaggedRegistry(Registry):
+    """A registry that knows the digests of names, and writes down tags."""
+
+    def __init__(self, present: dict[str, str]) -> None:
+        super().__init__(REGISTRY)
+        self.present = present
+        self.tagged: list[tuple[str, str]] = []
+
+    def digest(self, reference: str) -> str | None:
+        return self.present.get(reference)
+
+    def tag(self, reference: str, tag: str) -> None:
+        self.tagged.append((reference, tag))
+
+
+@pytest.fixture
+def listed(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    monkeypatch.setattr(listing, "FOLDER", tmp_path)
+    monkeypatch.setattr(listing, "LIST", tmp_path / "release.json")
+    monkeypatch.setattr(listing, "PUBLIC_KEY", tmp_path / "release.pub")
+    write_list([artifact], "1.2.3", "0123abcd")
+    return artifact
+
+
+@pytest.mark.parametrize("present", [None, DIGEST])
+def test_tags_can_be_added_again(listed: Artifact, present: str | None) -> None:
+    found = TaggedRegistry({f"{listed.repository}:1.2.3": present} if present else {})
+    tag_release(found)
+    assert found.tagged == [(listed.reference, "1.2.3")]
+
+
+def test_a_tag_of_another_artifact_is_not_moved(listed: Artifact) -> None:
+    found = TaggedRegistry({f"{listed.repository}:1.2.3": "sha256:" + "ef" * 32})
+    with pytest.raises(ImageError, match="a version is never replaced"):
+        tag_release(found)
+    assert found.tagged == []
+
+
+@pytest.mark.usefixtures("listed")
+def test_the_list_of_another_registry_is_refused() -> None:
+    with pytest.raises(ImageError, match="of another IMAGE_REGISTRY"):
+        tag_release(Registry("another.example.com/finetune"))

@@ -8,14 +8,15 @@ from typing import Final, Self
 
 import httpx
 
-from tests.waiting import eventually
 from tools.cluster.binaries import ensure
 from tools.cluster.ports import free_port
 from tools.cluster.processes import WITH_PARENT
 from tools.cluster.toolchain import CRANE, program
+from tools.cluster.waiting import until
 
 LOOPBACK: Final = "127.0.0.1"
 """containerd, buildah, crane and Helm use plain HTTP for it, the first and third without a setting."""
+START_SECONDS: Final = 30
 
 
 @dataclass
@@ -32,6 +33,11 @@ class OciRegistry:
         return f"{LOOPBACK}:{self.port}"
 
     def start(self) -> None:
+        """Start the registry, and wait until it answers.
+
+        Raises:
+            ClusterError: crane could not be built, or the registry does not answer.
+        """
         ensure([CRANE])
         self.root.mkdir(exist_ok=True)
         options = ("--address", self.address, "--disk", self.root)
@@ -40,7 +46,7 @@ class OciRegistry:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        eventually("the registry answers", self._is_up)
+        until("the registry on this machine", self._is_up, START_SECONDS)
 
     def stop(self) -> None:
         if self._process is not None:

@@ -1,0 +1,50 @@
+"""Verify that a registry has the signed statements about an artifact, as a client does."""
+
+import json
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tools.cluster.toolchain import program
+from tools.images.errors import ImageError
+from tools.release.artifact import Artifact
+from tools.release.registry import Registry
+from tools.release.signing import BUNDLE
+
+
+def verify(registry: Registry, artifact: Artifact, predicate_types: Collection[str], public: str) -> None:
+    """Fetch the bundles of an artifact from the registry, and verify them with Sigstore's library.
+
+    Args:
+        registry: where the artifact is.
+        artifact: the artifact.
+        predicate_types: types of the statements that it must have.
+        public: public key in PEM form.
+
+    Raises:
+        ImageError: a statement is missing, or its signature or digest is another one.
+    """
+    verified, refused = set(), ""
+    with TemporaryDirectory() as folder:
+        key, bundle = Path(folder) / "release.pub", Path(folder) / "bundle.json"
+        key.write_text(public)
+        for content in registry.attached(artifact.reference, BUNDLE):
+            bundle.write_bytes(content)
+            done = subprocess.run(
+                [program("verify-bundle"), "-key", key, "-digest", artifact.digest, bundle],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                refused = done.stderr.strip()
+            else:
+                verified.add(json.loads(done.stdout)["predicateType"])
+    if missing := set(predicate_types) - verified:
+        reason = f" ({refused})" if refused else ""
+        raise ImageError(
+            f"nothing is tagged: in the registry {artifact.reference} has no valid statement "
+            f"{', '.join(sorted(missing))}{reason}; "
+            "check that the registry keeps attached artifacts, and run `make release` again"
+        )
