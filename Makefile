@@ -60,7 +60,7 @@ faults: packages .venv programs ## The operator disturbed at its writes; ARGS ch
 e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
-verify: packages-environment .venv build/docs/venv ## Generated files, lint, types, import rules, tables, charts, the site
+verify: packages-environment .venv build/docs/venv ## Generated files, lint, types, import rules, tables, charts, workflows, the site
 	$(RUN) -m hack.generate --check
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -68,6 +68,7 @@ verify: packages-environment .venv build/docs/venv ## Generated files, lint, typ
 	.venv/bin/lint-imports
 	$(PYTEST) --quiet tests/unit/test_tables.py
 	$(RUN) -m hack.charts
+	$(RUN) -m hack.workflows
 	build/docs/venv/bin/python -m tools.docs.pictures --check
 	build/docs/venv/bin/python -m tools.docs
 
