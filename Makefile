@@ -48,7 +48,7 @@ test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster image
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
 	$(PYTEST) tests/unit $(ARGS)
 
-trainer: packages .venv programs ## The trainer's tests: real processes, small models; ARGS="-k resume" chooses some
+trainer: packages prometheus .venv programs ## The trainer's tests: real processes, small models; ARGS="-k resume" chooses some
 	$(SUITE) tests/trainer -m "not full" $(ARGS)
 
 integration: packages prometheus .venv programs ## The operator on a real API server; ARGS chooses

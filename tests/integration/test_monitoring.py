@@ -28,9 +28,9 @@ from tests.integration import manifests
 from tests.integration.api import Api
 from tests.integration.chain import until_condition
 from tests.integration.operators import Operator, Operators
-from tests.integration.prometheus import RULES, Prometheus, Target
 from tests.integration.recordedscrape import RecordedScrape
 from tests.integration.trainingpod import TrainingPod
+from tests.prometheus import RULES, Prometheus, Target
 from tests.waiting import eventually
 from tools.cluster import ControlPlane, program
 from tools.cluster.ports import free_port

@@ -5,11 +5,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.custommetric import own_name
-from finetune_operator.api.meta import CELRule, Model, SecretReference, pattern_advice
+from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, pattern_advice
 from finetune_trainer.contract.judge import MAX_JUDGES, JudgeFields
 from finetune_trainer.contract.metrics import JUDGE
-
-ENDPOINT: Final = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
 
 
 class Judge(JudgeFields, Model):
@@ -23,11 +21,11 @@ class Judge(JudgeFields, Model):
         str,
         Field(
             max_length=1024,
-            pattern=ENDPOINT,
+            pattern=HTTP_URL,
             description="Base URL of an OpenAI-compatible API, for example https://api.openai.com/v1. Calls"
             " go to /chat/completions under it.",
             json_schema_extra=pattern_advice(
-                ENDPOINT,
+                HTTP_URL,
                 "write the base URL of the API without user, query and fragment, for example"
                 " https://api.openai.com/v1",
             ),

@@ -20,6 +20,8 @@ NAME_LIMIT: Final = 40
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
 SHA256: Final = r"^sha256:[0-9a-f]{64}$"
+HTTP_URL: Final = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
+"""Base URL of an API: without user, query and fragment."""
 URI: Final = r"^[a-z][a-z0-9]*://[^\s]+$"
 
 

@@ -1,11 +1,12 @@
 """Analysis of a rollout: gates on what the pods of a new revision measure and answer."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.meta import CELRule, Message, Model
+from finetune_operator.api.prometheussource import IS_QUERIED, QUERY_RULES, PrometheusSource
 from finetune_trainer.contract.analysis import (
     ANALYSIS_METRICS,
     ANSWER_METRICS,
@@ -18,13 +19,17 @@ from finetune_trainer.contract.analysis import (
     AnalysisGateFields,
     AnalysisVerdict,
 )
+from finetune_trainer.contract.prometheusqueries import PROMETHEUS
 from finetune_trainer.contract.vocabulary import listed
+
+QUERY_METRIC: Final = f"{PROMETHEUS}/NAME"
+"""Metrics of queries, in messages."""
 
 
 class AnalysisGate(AnalysisGateFields, Model):
     """Bound on a metric that a new revision must meet.
 
-    Set max, maxIncrease or maxRatio; for a metric of answers min or maxDecrease.
+    Set max, maxIncrease or maxRatio; for a metric of answers min or maxDecrease; for prometheus/NAME any.
     """
 
     rules: ClassVar[tuple[CELRule, ...]] = (
@@ -40,17 +45,20 @@ class AnalysisGate(AnalysisGateFields, Model):
             f"{listed(ANSWER_METRICS)} have lower bounds: use min or maxDecrease",
         ),
         CELRule(
-            f"!has(self.min) && !has(self.maxDecrease) || {is_one_of('self.metric', ANSWER_METRICS)}",
-            f"min and maxDecrease are for {listed(ANSWER_METRICS)}: use max, maxIncrease or maxRatio",
+            f"!has(self.min) && !has(self.maxDecrease) || {IS_QUERIED}"
+            f" || {is_one_of('self.metric', ANSWER_METRICS)}",
+            f"min and maxDecrease are for {listed((*ANSWER_METRICS, QUERY_METRIC))}: use max, maxIncrease or"
+            " maxRatio",
         ),
         CELRule(
-            f"!has(self.maxRatio) || {is_one_of('self.metric', (*LATENCIES, *ANSWER_METRICS))}",
-            "maxRatio is for latencies: use maxIncrease",
+            f"!has(self.maxRatio) || {IS_QUERIED}"
+            f" || {is_one_of('self.metric', (*LATENCIES, *ANSWER_METRICS))}",
+            f"maxRatio is for latencies and {QUERY_METRIC}: use maxIncrease",
             "maxRatio",
         ),
         CELRule(
             f"!has(self.maxIncrease) || {is_none_of('self.metric', LATENCIES)}",
-            "maxIncrease is for error_rate and queue_depth: use maxRatio, for example 1.5",
+            f"maxIncrease is for error_rate, queue_depth and {QUERY_METRIC}: use maxRatio, for example 1.5",
             "maxIncrease",
         ),
         CELRule(
@@ -63,6 +71,11 @@ class AnalysisGate(AnalysisGateFields, Model):
             " && (!has(self.maxIncrease) || self.maxIncrease <= 1.0)",
             "error_rate is a share between 0 and 1: write 5 % as 0.05",
         ),
+        CELRule(
+            f"{IS_QUERIED} || (!has(self.min) || self.min <= 1.0)"
+            " && (!has(self.maxDecrease) || self.maxDecrease <= 1.0)",
+            "scores of answers are between 0 and 1: write 80 % as 0.8",
+        ),
     )
 
     metric: Annotated[
@@ -74,9 +87,10 @@ class AnalysisGate(AnalysisGateFields, Model):
             json_schema_extra={
                 "x-kubernetes-validations": [
                     {
-                        "rule": is_one_of("self", ANALYSIS_METRICS),
-                        "message": f"unknown metric of a rollout: write {listed(ANALYSIS_METRICS, 'or')}."
-                        " Other metrics of an evaluation need more than the texts of a row, or PyTorch",
+                        "rule": f"{is_one_of('self', ANALYSIS_METRICS)} || self.startsWith('{PROMETHEUS}/')",
+                        "message": "unknown metric of a rollout: write"
+                        f" {listed((*ANALYSIS_METRICS, QUERY_METRIC), 'or')}. Other metrics of an evaluation"
+                        " need more than the texts of a row, or PyTorch",
                     }
                 ]
             },
@@ -132,6 +146,7 @@ class RolloutAnalysis(AnalysisFields, Model):
             f"a gate on {listed(ANSWER_METRICS, 'or')} needs answers: add probe, for example"
             " probe: {requests: 200}",
         ),
+        *QUERY_RULES,
     )
 
     gates: Annotated[
@@ -148,6 +163,13 @@ class RolloutAnalysis(AnalysisFields, Model):
             description="Requests that the analysis sends to the pods of both revisions: from the start if a"
             " gate is on answers, otherwise if it would be inconclusive after maxDurationSeconds. They count"
             " like others. Default: none, so a person decides."
+        ),
+    ] = None
+    prometheus: Annotated[
+        PrometheusSource | None,
+        Field(
+            description=f"Prometheus with queries that gates on {QUERY_METRIC} bound. The other metrics"
+            " are read from the pods, with or without it. Default: none."
         ),
     ] = None
 

@@ -7,6 +7,8 @@ from typing import Final
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.rolloutanalysis import RolloutAnalysis
+from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN
 from finetune_operator.manifests.locations import parse_store
@@ -24,6 +26,7 @@ from finetune_trainer.contract.configs.analyze import (
     ProbedModel,
 )
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, CONFIG_ENV, SERVE_PORT, STORE_MOUNT
+from finetune_trainer.contract.prometheusqueries import PrometheusQuery, PrometheusSource
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import ANALYZE
 
@@ -108,6 +111,7 @@ def analyze_config(
     contract: int,
     pods: MeasuredPods,
     *,
+    stable: str,
     duration_seconds: int,
     bake_seconds: int | None,
 ) -> AnalyzeConfig:
@@ -118,6 +122,7 @@ def analyze_config(
         revision: the new revision.
         contract: version of the contract that the trainer reads.
         pods: the pods to measure.
+        stable: name of the stable revision.
         duration_seconds: seconds of the measurement before it can pass.
         bake_seconds: seconds of the bake, in which only the new revision gets requests; None in a step.
     """
@@ -153,6 +158,25 @@ def analyze_config(
         whole_duration=bake_seconds is not None,
         min_requests=settings.min_requests,
         probe=probe,
+        prometheus=_prometheus(endpoint, settings, revision, stable),
+    )
+
+
+def _prometheus(
+    endpoint: InferenceDeployment, settings: RolloutAnalysis, revision: Revision, stable: str
+) -> PrometheusSource | None:
+    source = settings.prometheus
+    if source is None:
+        return None
+    secret = source.credentials_secret_ref
+    return PrometheusSource(
+        address=source.address,
+        credentials=secret_mount("prometheus", secret.name if secret else None),
+        endpoint=endpoint.name,
+        namespace=endpoint.namespace,
+        revision=revision.name,
+        stable_revision=stable,
+        queries=tuple(PrometheusQuery(**query.model_dump()) for query in source.queries),
     )
 
 
@@ -165,16 +189,21 @@ def build_analysis_job(
 ) -> Manifest:
     """The Job. Its pod has no label that a Service of the endpoint selects, so it gets no requests.
 
-    Only with probes does it mount the store, read-only, and the API keys.
+    Only with probes does it mount the store, read-only, and the API keys; with a Prometheus, its credentials.
     """
     store = parse_store(revision.store) if config.probe is not None else None
     secret = revision.store_credentials if config.probe is not None else None
+    settings = endpoint.spec.strategy.analysis
+    source = settings.prometheus if settings is not None else None
     placement = Placement(
         image=image.name,
         image_pull_policy=image.pull_policy,
         profile=revision.profile,
         storage=Storage(store=store),
-        credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
+        credentials=CredentialsMount(
+            store=SecretReference(name=secret) if secret else None,
+            prometheus=source.credentials_secret_ref if source is not None else None,
+        ),
     )
     job = build_stage_job(endpoint, name, config, ANALYZE, placement, nonce_key=image.nonce_key)
     template = job["spec"]["template"]

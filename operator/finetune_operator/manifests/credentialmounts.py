@@ -7,7 +7,7 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
 from finetune_trainer.contract.references import SecretMount
 
-Use = Literal["store", "source", "base-model", "judge-0", "judge-1", "judge-2", "judge-3"]
+Use = Literal["store", "source", "base-model", "judge-0", "judge-1", "judge-2", "judge-3", "prometheus"]
 """Purpose of a Secret in a pod. Judges have numbers, because a name can be too long for a volume."""
 JUDGE_USES: Final[tuple[Use, ...]] = ("judge-0", "judge-1", "judge-2", "judge-3")
 

@@ -75,6 +75,7 @@ class CredentialsMount:
     base_model: SecretReference | None = None
     judges: tuple[SecretReference | None, ...] = ()
     """Of each judge of the evaluation."""
+    prometheus: SecretReference | None = None
 
 
 def container_resources(
@@ -179,6 +180,7 @@ def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
         ("source", credentials.source),
         ("base-model", credentials.base_model),
         *zip(JUDGE_USES, credentials.judges, strict=False),
+        ("prometheus", credentials.prometheus),
     )
     mounts = (secret_mount(use, reference.name if reference else None) for use, reference in named)
     return [mount for mount in mounts if mount is not None]

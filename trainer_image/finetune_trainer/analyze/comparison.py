@@ -12,6 +12,8 @@ from finetune_trainer.analyze.gates import Evidence, combined, decide, look_seco
 from finetune_trainer.analyze.podreader import PodReader
 from finetune_trainer.analyze.probe import ProbeRequest, ProbeRequests
 from finetune_trainer.analyze.probing import BothRevisions, ProbeAnswers
+from finetune_trainer.analyze.prometheusreader import PrometheusReader, QueriedValues
+from finetune_trainer.analyze.querygates import decide_query
 from finetune_trainer.analyze.scores import Answers, decide_score
 from finetune_trainer.contract.analysis import (
     ANSWER_METRICS,
@@ -20,6 +22,7 @@ from finetune_trainer.contract.analysis import (
     AnalyzeResult,
 )
 from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig
+from finetune_trainer.contract.prometheusqueries import is_queried
 
 SECONDS_BETWEEN_READINGS: Final = 5.0
 ANSWER_LOOKS: Final = (0.25, 0.5, 1.0)
@@ -34,6 +37,8 @@ class MeasuringClock:
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    date: Callable[[], float] = time.time
+    """Seconds since 1970."""
 
 
 @dataclass(slots=True)
@@ -111,6 +116,7 @@ class RevisionComparison:
     config: AnalyzeConfig
     readers: RevisionReaders
     probing: Probing | None
+    prometheus: PrometheusReader | None = None
     _figures: list[AnalysisFigure] = field(init=False)
     _start: float = field(init=False)
 
@@ -137,12 +143,15 @@ class RevisionComparison:
             if is_last and self._has_rows_to_score:
                 self._look_at_answers(is_complete=True)
             is_long_enough = look >= shortest
+            if look >= config.duration_seconds:
+                self._read_queries()
             self._look_at_serving(num_looks, is_long_enough=is_long_enough)
             verdict = self._verdict
             if verdict == "Fail" or (verdict == "Pass" and is_long_enough):
                 return self._result()
         if self.probing is not None and self._serving_is_inconclusive:
             self._send_rest(self.probing)
+            self._read_queries()
             self._look_at_serving(num_looks, is_long_enough=True)
         return self._result()
 
@@ -182,11 +191,18 @@ class RevisionComparison:
                 self._figures[index] = decide_score(gate, answers)
         self._log(f"{len(answers.rows)} rows")
 
+    def _read_queries(self) -> None:
+        if self.prometheus is not None:
+            self.prometheus.read()
+
     def _look_at_serving(self, num_looks: int, *, is_long_enough: bool) -> None:
         new, stable = self.readers.new.metrics, self.readers.stable.metrics
         evidence = Evidence(new, stable, self.config.min_requests, num_looks, is_long_enough)
         for index, gate in enumerate(self.config.gates):
-            if gate.metric not in ANSWER_METRICS:
+            if is_queried(gate.metric):
+                values = self.prometheus.values if self.prometheus is not None else {}
+                self._figures[index] = decide_query(gate, values.get(gate.metric, QueriedValues()), evidence)
+            elif gate.metric not in ANSWER_METRICS:
                 self._figures[index] = decide(gate, evidence)
         self._log(f"{new.requests:.0f} requests")
 
@@ -215,5 +231,6 @@ class RevisionComparison:
             seconds=round(self.readers.clock.now() - self._start, 1),
             problem=new.problem
             or stable.problem
+            or (self.prometheus.problem if self.prometheus is not None else "")
             or (self.probing.problem if self.probing is not None else ""),
         )

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import Contract, SharedPart
 from finetune_trainer.contract.metrics import METRICS, Metric, metrics_where
+from finetune_trainer.contract.prometheusqueries import PROMETHEUS
 
 ServingMetric = Literal[
     "error_rate", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_depth"
@@ -35,7 +36,7 @@ class AnalysisGateFields(BaseModel):
             " queue_depth: mean number of waiting requests per replica. For each model, of its answers to the"
             " rows of `probe`: "
             + "; ".join(f"{metric}: {METRICS[metric].summary}" for metric in ANSWER_METRICS)
-            + "."
+            + f". {PROMETHEUS}/NAME: value of query NAME of `prometheus`."
         ),
     ]
     quantile: Annotated[
@@ -48,7 +49,7 @@ class AnalysisGateFields(BaseModel):
         Field(
             ge=0,
             description="Upper bound of the value minus that of the stable revision, inclusive. For"
-            " error_rate and queue_depth.",
+            f" error_rate, queue_depth and {PROMETHEUS}/NAME.",
         ),
     ] = None
     max_ratio: Annotated[
@@ -56,25 +57,24 @@ class AnalysisGateFields(BaseModel):
         Field(
             ge=1,
             description="Upper bound of the value divided by that of the stable revision, inclusive. For"
-            " latencies.",
+            f" latencies and {PROMETHEUS}/NAME.",
         ),
     ] = None
     min: Annotated[
         float | None,
         Field(
             ge=0,
-            le=1,
-            description="Lower bound of the value of each model, inclusive. For metrics of answers.",
+            description="Lower bound of the value of each model, inclusive, for metrics of answers. Lower"
+            f" bound of the value for {PROMETHEUS}/NAME.",
         ),
     ] = None
     max_decrease: Annotated[
         float | None,
         Field(
             ge=0,
-            le=1,
             description="Upper bound, inclusive, of the value of the stable revision minus that of the new"
-            " one, of each model, for the same rows. A model that the stable revision does not serve meets"
-            " it. For metrics of answers.",
+            " one. For metrics of answers: of each model, for the same rows; a model that the stable revision"
+            f" does not serve meets it. For {PROMETHEUS}/NAME too.",
         ),
     ] = None
     confidence: Annotated[
@@ -82,7 +82,8 @@ class AnalysisGateFields(BaseModel):
         Field(
             gt=0.5,
             lt=1,
-            description="Confidence level at which a figure must miss its bound to fail the gate.",
+            description="Confidence level at which a figure must miss its bound to fail the gate. Has no"
+            f" effect on queue_depth and {PROMETHEUS}/NAME, whose value decides.",
         ),
     ] = 0.95
 
@@ -134,17 +135,21 @@ class AnalysisFigureFields(BaseModel):
         int | None, Field(description="Number of rows that the model of the new revision answered.")
     ] = None
     value: Annotated[
-        float | None, Field(description="Value of the new revision. Absent: its pods have not reported it.")
+        float | None,
+        Field(description="Value of the new revision. Absent: its pods or Prometheus have not reported it."),
     ] = None
     low: Annotated[
         float | None,
-        Field(description="Lower bound of the value at the confidence of the gate. Absent for queue_depth."),
+        Field(
+            description="Lower bound of the value at the confidence of the gate. Absent for queue_depth and"
+            f" {PROMETHEUS}/NAME."
+        ),
     ] = None
     high: Annotated[
         float | None,
         Field(
-            description="Upper bound of the value at the confidence of the gate. Absent for queue_depth, and"
-            " for a quantile that the requests do not limit."
+            description="Upper bound of the value at the confidence of the gate. Absent for queue_depth and"
+            f" {PROMETHEUS}/NAME, and for a quantile that the requests do not limit."
         ),
     ] = None
     stable: Annotated[
@@ -175,4 +180,4 @@ class AnalyzeResult(Contract):
     stable_requests: int = 0
     seconds: float = 0
     problem: str = ""
-    """Why pods could not be read, as a sentence for the user; empty if all could."""
+    """Why pods or queries could not be read, as a sentence for the user; empty if all could."""

@@ -21,7 +21,7 @@ from finetune_trainer.remote.retries import Unreachable, pause_seconds
 from finetune_trainer.remote.web import authorized_options
 
 RESPONSE_SECONDS: Final = 300.0
-"""Max duration of one attempt."""
+"""Max duration of one attempt, unless the caller needs another one."""
 MAX_RESPONSE_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 1 << 16
 
@@ -41,7 +41,12 @@ class JsonApi:
     """The API under one URL. As an async context manager it keeps its connections open."""
 
     def __init__(
-        self, url: str, credentials: Credentials | None, on_attempt: Callable[[], None] = lambda: None
+        self,
+        url: str,
+        credentials: Credentials | None,
+        on_attempt: Callable[[], None] = lambda: None,
+        *,
+        attempt_seconds: float = RESPONSE_SECONDS,
     ) -> None:
         """Prepare requests to addresses under `url`; sends none yet.
 
@@ -49,6 +54,7 @@ class JsonApi:
             url: base address.
             credentials: sent as the header Authorization.
             on_attempt: called before each attempt.
+            attempt_seconds: max duration of one attempt.
 
         Raises StageFailure (INVALID_CREDENTIALS) if the credentials are not for the server of the URL.
         """
@@ -60,13 +66,14 @@ class JsonApi:
                     f"key endpoint is {credentials.endpoint}, which is not the server of {url}",
                 )
         self._url, self._credentials, self._on_attempt = url.rstrip("/"), credentials, on_attempt
+        self._attempt_seconds = attempt_seconds
         self._session: aiohttp.ClientSession | None = None
         self._successes = 0
 
     async def __aenter__(self) -> Self:
         guard_connections()
         options = await authorized_options(self._credentials, self._url)
-        timeout = aiohttp.ClientTimeout(total=RESPONSE_SECONDS, sock_connect=CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=self._attempt_seconds, sock_connect=CONNECT_SECONDS)
         self._session = aiohttp.ClientSession(**{**options, "timeout": timeout})
         return self
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from finetune_trainer.contract.judge import Judge
+from finetune_trainer.remote.advice import advice_about
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.jsonapi import JsonApi
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
@@ -23,18 +24,7 @@ class JudgeProblem(Exception):
 
 def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
     """The problem of an endpoint, with what to do."""
-    advice = "check its endpoint and model"
-    match problem.kind:
-        case ProblemKind.DENIED if judge.credentials is None:
-            advice = "name a Secret with a token in its credentialsSecretRef"
-        case ProblemKind.DENIED:
-            advice = f"correct Secret {judge.credentials.name}" if judge.credentials else ""
-        case ProblemKind.UNTRUSTED:
-            advice = "add the certificate of its authority as caBundle to the Secret of credentialsSecretRef"
-        case ProblemKind.FORBIDDEN_ADDRESS:
-            advice = "use another server"
-        case ProblemKind.TRANSIENT:
-            advice = "check that its server runs, and that pods of this namespace can connect to it"
+    advice = advice_about(problem, judge.credentials, "check its endpoint and model")
     return JudgeProblem(f"judge {judge.name}: {judge.endpoint}: {problem.text}; {advice}")
 
 

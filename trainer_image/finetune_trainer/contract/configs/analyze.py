@@ -5,6 +5,7 @@ from typing import Final, Literal
 from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound
 from finetune_trainer.contract.base import Contract, Digest
 from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.prometheusqueries import PrometheusSource
 from finetune_trainer.contract.vocabulary import ANALYZE
 
 MAX_ANALYZED_PODS: Final = 16
@@ -49,7 +50,7 @@ class AnalysisProbe(Contract):
 class AnalyzeConfig(StageConfig):
     """Measure the pods of a new revision, and decide its gates.
 
-    Its result is its termination message. Without probes the pod has no store and no credentials.
+    Its result is its termination message. Without probes the pod has no store.
     """
 
     stage: Literal["analyze"] = ANALYZE
@@ -67,3 +68,4 @@ class AnalyzeConfig(StageConfig):
     """Whether the measurement passes only after the max duration. It can fail earlier."""
     min_requests: int
     probe: AnalysisProbe | None = None
+    prometheus: PrometheusSource | None = None

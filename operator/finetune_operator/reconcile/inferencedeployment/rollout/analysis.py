@@ -158,6 +158,7 @@ class Analysis:
             self.revision,
             trainer.contract,
             pods,
+            stable=phase.stable,
             duration_seconds=phase.duration_seconds,
             bake_seconds=phase.bake_seconds,
         )
