@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import MethodType
-from finetune_trainer.contract.results import CheckpointResult, StageResult, TrainResult
+from finetune_trainer.contract.results import CheckpointResult, RepeatedTraining, StageResult, TrainResult
 from finetune_trainer.runtime import termination
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.states.losses import MAX_POINTS, MAX_SHOWN_POINTS, LossCurve
@@ -161,6 +161,8 @@ def long_result(points: int, checkpoints: int = 10, *, probes: bool = False) -> 
         device_memory_bytes=10**12,
         restarts=123,
         lost_device_seconds=123456.7,
+        repeats=(RepeatedTraining(after=1893553200.123456, before=1893553200.123456, device_seconds=1.5),)
+        * 8,
         loss_curve=tuple((99_999_900 + index, 0.00012345, 0.00012345) for index in range(points)),
         report_uri=f"s3://{'b' * 63}/artifacts/runs/{'u' * 36}/train/report.html",
         stopped_early=True,

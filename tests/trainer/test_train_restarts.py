@@ -1,10 +1,12 @@
 """Wasted training time: how it is measured, and how much a pod that saves wastes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.results import MAX_REPEATS
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states import restarts
@@ -34,10 +36,10 @@ class Pods:
         self.folder: RunFolder = bench.store.run_folder(RUN, "train")
         self.work = WastedTime(self.folder, clock=self.clock)
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, rungs: int = 0) -> None:
         """Start a new pod, a day after the last one."""
         self.clock.now += 86_400
-        self.work = WastedTime(self.folder, clock=self.clock)
+        self.work = WastedTime(self.folder, clock=self.clock, rungs=rungs, unix_time=self.clock)
         self.work.begin(step)
 
     def train(self, seconds: float) -> None:
@@ -92,6 +94,42 @@ def test_losses_of_several_pods_add_up(pods: Pods) -> None:
         pods.start(0)
 
     assert pods.lost == 30
+
+
+def test_each_loss_has_the_times_between_which_the_pods_ended(pods: Pods) -> None:
+    pods.train(20)
+    pods.work.saved(4)
+    pods.train(30)
+    ended_at = pods.clock.now
+    pods.start(4)
+    pods.train(10)
+    pods.start(4, rungs=1)
+    pods.start(4, rungs=1)
+
+    first, second = pods.work.repeats
+    assert (first.after, first.before) == (ended_at, ended_at + 86_400)
+    assert (first.device_seconds, first.out_of_memory) == (30, False)
+    assert second.before - second.after == 86_400
+    assert (second.device_seconds, second.out_of_memory) == (10, True)
+    assert pods.lost == 40
+
+
+def test_the_last_losses_are_kept_one_by_one_and_all_in_the_sum(pods: Pods) -> None:
+    for _ in range(MAX_REPEATS + 2):
+        pods.train(10)
+        pods.start(0)
+
+    assert [each.device_seconds for each in pods.work.repeats] == [10] * MAX_REPEATS
+    assert pods.lost == 10 * (MAX_REPEATS + 2)
+
+
+def test_a_record_of_an_earlier_release_is_read(pods: Pods) -> None:
+    record = {"seconds": 50.0, "lost_seconds": 5.0, "saved": {"4": 20.0}}
+    pods.folder.write(WASTED_TIME_FILE, json.dumps(record).encode())
+    pods.start(4)
+
+    assert (pods.lost, pods.work.seconds) == (35, 20)
+    assert [each.device_seconds for each in pods.work.repeats] == [30]
 
 
 def test_at_most_ten_seconds_are_not_known(pods: Pods) -> None:
@@ -188,3 +226,6 @@ def test_a_run_that_is_killed_loses_the_time_since_its_last_state(
 
     assert result.restarts == 1
     assert result.lost_device_seconds == 200, "two batches of step 4"
+    (repeat,) = result.repeats
+    assert (repeat.device_seconds, repeat.out_of_memory) == (200, False)
+    assert 0 < repeat.after <= repeat.before

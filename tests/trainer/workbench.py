@@ -42,6 +42,7 @@ OF_ONE_RUN: Final = {
     "tokens_per_second": None,
     "device_memory_bytes": None,
     "lost_device_seconds": 0,
+    "repeats": (),
     "report_uri": None,
 }
 """Fields that differ between any two runs."""

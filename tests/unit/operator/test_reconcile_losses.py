@@ -8,6 +8,7 @@ import pytest
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.losses import cause_of
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.results import RepeatedTraining
 from tests.unit.operator.evaluations import (
     EVALUATION,
     EVALUATION_UID,
@@ -18,6 +19,7 @@ from tests.unit.operator.evaluations import (
     trained_cluster,
 )
 from tests.unit.operator.memorycluster import MemoryCluster, at
+from tests.unit.operator.nodesteps import both_run, ended, training
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, evaluated, failed, trained
 from tests.unit.operator.runsteps import reached
 
@@ -99,6 +101,72 @@ def test_repeated_training_is_lost_by_what_ended_the_pods_also_if_they_are_gone(
     assert lost(stage(cluster, "train")) == {cause: 7.5}
     assert stage(cluster, "train")["deviceSeconds"] == 10 * len(ends) + 30
     assert status(cluster)["training"]["lostDeviceSeconds"] == 7.5
+
+
+def unix(cluster: MemoryCluster, seconds: float = 0) -> float:
+    return (cluster.now + timedelta(seconds=seconds)).timestamp()
+
+
+def test_each_repetition_is_lost_by_the_end_of_the_pods_before_it() -> None:
+    cluster = reached("train")
+    repeats = []
+    for number, (code, conditions, seconds) in enumerate(
+        [(1, (), 4.0), (137, (PREEMPTED,), 2.5), (20, (), 1.0), (21, (), 0.5)]
+    ):
+        lose_pod(cluster, f"pod-{number}", code, *conditions)
+        after = unix(cluster, -0.4 if number else 0.7)
+        cluster.now += timedelta(seconds=30)
+        repeats.append(RepeatedTraining(after=after, before=unix(cluster), device_seconds=seconds))
+    out_of_memory = RepeatedTraining(
+        after=unix(cluster, 20), before=unix(cluster, 21), device_seconds=8, out_of_memory=True
+    )
+    unseen = RepeatedTraining(after=unix(cluster, 40), before=unix(cluster, 50), device_seconds=0.25)
+    cluster.start("train")
+    result = trained()
+    assert result.train is not None
+    figures = {"lost_device_seconds": 20, "repeats": (*repeats, out_of_memory, unseen)}
+    repeated = result.train.model_copy(update=figures)
+    cluster.succeed("train", result.model_copy(update={"train": repeated}), after=60)
+    cluster.settle()
+
+    older = 20 - 4 - 2.5 - 1 - 0.5 - 8 - 0.25
+    assert lost(stage(cluster, "train")) == {
+        "Preemption": 2.5 + 1,
+        "Failure": 4 + 8,
+        "Unknown": 0.5 + 0.25 + older,
+    }
+
+
+@pytest.mark.parametrize(("first", "cause"), [(0, "Preemption"), (1, "Failure")])
+def test_of_pods_that_train_together_the_first_that_ended_by_itself_is_the_cause(
+    first: int, cause: str
+) -> None:
+    cluster = training()
+    both_run(cluster)
+    cluster.now += timedelta(seconds=20)
+    ends = [ended(cluster, 137), ended(cluster, 134)]
+    conditions: list[list[Manifest]] = [[PREEMPTED], []]
+    cluster.pod("train", ends[first], index=first, conditions=conditions[first], phase="Failed")
+    cluster.now += timedelta(seconds=2)
+    ends = [ended(cluster, 137), ended(cluster, 134)]
+    cluster.pod("train", ends[1 - first], index=1 - first, conditions=conditions[1 - first], phase="Failed")
+    cluster.settle()
+    repeat = RepeatedTraining(after=unix(cluster, -9), before=unix(cluster, 30), device_seconds=12)
+    for index in (0, 1):
+        cluster.remove("Pod", f"{cluster.stage_job('train')['metadata']['name']}-{index}-pod")
+    cluster.now += timedelta(seconds=40)
+    result = trained()
+    assert result.train is not None
+    repeated = result.train.model_copy(update={"lost_device_seconds": 12, "repeats": (repeat,)})
+    message = result.model_copy(update={"train": repeated}).to_json()
+    for index in (0, 1):
+        cluster.pod("train", ended(cluster, 0, message if index == 0 else ""), "second", index=index)
+    cluster.end_job("train", "Complete")
+    cluster.settle()
+
+    assert {key: value for key, value in lost(stage(cluster, "train")).items() if key != "Waiting"} == {
+        cause: 12
+    }
 
 
 def test_the_end_of_a_pod_is_written_with_the_message_about_it_and_not_again() -> None:

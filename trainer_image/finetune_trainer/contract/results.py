@@ -1,7 +1,7 @@
 """Results of the stages, written when the stage ends."""
 
 from contextlib import suppress
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Final, Literal, Self, cast
 
 from pydantic import Field
 
@@ -154,6 +154,22 @@ LossPoint = tuple[int, float, float | None]
 per token. A list on the wire, because a curve must fit into a termination message."""
 
 
+class RepeatedTraining(Contract):
+    """Training that was repeated after one end of the run's pods."""
+
+    after: float
+    """Unix time of the last record of the lost training. The pods ended later."""
+    before: float
+    """Unix time at which the next pods resumed. The pods had ended."""
+    device_seconds: float
+    """Seconds of lost training, times the run's processes."""
+    out_of_memory: bool = False
+    """The next attempt needs less memory, because this one ran out of it."""
+
+
+MAX_REPEATS: Final = 8
+
+
 class TrainResult(Contract):
     """Result of `train`."""
 
@@ -170,6 +186,8 @@ class TrainResult(Contract):
     restarts: int = 0
     lost_device_seconds: float = 0
     """Seconds of training repeated because pods ended before they saved it, times the run's processes."""
+    repeats: Annotated[tuple[RepeatedTraining, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Parts of `lost_device_seconds`: the last `MAX_REPEATS`. A termination message may omit them."""
     loss_curve: tuple[LossPoint, ...] = ()
     """At most 32 points. A termination message may omit them."""
     report_uri: str | None = None

@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 def bounded(result: StageResult) -> str:
     """Return the result as JSON of at most `MAX_TERMINATION_MESSAGE_BYTES` bytes.
 
-    Omits in this order: the loss curve; the learning curve; probes of checkpoints that are neither the best
-    nor the final one; warnings of preflight from the last one; warnings and then problems of prepare, from
-    the last one (their count stays); scores from the last one (the evidence of gates stays) and the ends of
-    sentences of evaluate, or scores of score; the end of the message; the stage's own fields. `result.json`
-    in the store has everything.
+    Omits in this order: the loss curve; the learning curve; the parts of the lost time; probes of checkpoints
+    that are neither the best nor the final one; warnings of preflight from the last one; warnings and then
+    problems of prepare, from the last one (their count stays); scores from the last one (the evidence of
+    gates stays) and the ends of sentences of evaluate, or scores of score; the end of the message; the
+    stage's own fields. `result.json` in the store has everything.
     """
-    for omitted in ({"loss_curve": ()}, {"learning_curve": None}):
+    for omitted in ({"loss_curve": ()}, {"learning_curve": None}, {"repeats": ()}):
         if not _fits(result) and result.train is not None:
             result = result.model_copy(update={"train": result.train.model_copy(update=omitted)})
     if not _fits(result) and result.train is not None:

@@ -128,7 +128,7 @@ class TrainingSession:
                 states=self.attempt.states,
                 ledger=ledger,
                 retention=Retention.of(config),
-                wasted_time=WastedTime(self.attempt.folder, group),
+                wasted_time=WastedTime(self.attempt.folder, group, rungs=self.attempt.ladder.rungs),
                 watchdog=self.watchdog,
                 metrics=metrics,
             )

@@ -154,6 +154,7 @@ def _result(config: TrainConfig, attempt: Attempt, outcome: TrainingOutcome, res
         device_memory_bytes=peak_memory(outcome.device),
         restarts=restarts,
         lost_device_seconds=round(wasted_time.lost_device_seconds, 1),
+        repeats=wasted_time.repeats,
         loss_curve=ledger.curve.shown(),
         stopped_early=outcome.stopped_early,
         overfit=ledger.overfit,

@@ -1,13 +1,15 @@
 """Device time that led to no result, by cause: repeated training, and stages that failed."""
 
+from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.api.devicetime import LostCause, StageStatus, StageUsage
+from finetune_operator.api.devicetime import EndedPod, LostCause, PodEndCause, StageStatus, StageUsage
 from finetune_operator.observe.stageusage import open_device_seconds, sum_lost, with_lost
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.results import RepeatedTraining, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 OF_INPUTS: Final[frozenset[str]] = frozenset(
@@ -26,22 +28,50 @@ OF_INPUTS: Final[frozenset[str]] = frozenset(
 """Reasons of failures after which the user has to change data, settings or base model."""
 
 
-def with_repeated(times: StageStatus, usage: StageUsage | None, result: StageResult | None) -> StageStatus:
-    """The times of a finished stage, with the training that it repeated as lost.
+CLOCK_SKEW: Final = timedelta(seconds=5)
+"""By how much clocks of nodes may differ; a node reports the end of a container in whole seconds."""
+ROUNDED_SECONDS: Final = 0.1
+"""Difference between a sum and its rounded parts that is no time of its own."""
 
-    Pods that ended for different causes leave open how much each of them lost.
-    """
+
+def with_repeated(times: StageStatus, usage: StageUsage | None, result: StageResult | None) -> StageStatus:
+    """The times of a finished stage, with the training that it repeated as lost."""
     if result is None or result.train is None:
         return times
-    ended = usage.ended if usage is not None and usage.name == times.name else None
-    causes = {each.cause for each in ended or () if each.cause != "PeerLost"}
-    cause: LostCause = "Unknown"
-    if causes == {"Preemption"}:
-        cause = "Preemption"
-    elif causes == {"Failure"}:
-        cause = "Failure"
-    lost = with_lost(times.lost, cause, result.train.lost_device_seconds)
+    ended = usage.ended or () if usage is not None and usage.name == times.name else ()
+    lost, rest = times.lost, result.train.lost_device_seconds
+    for cause, seconds in _repeats(result.train.repeats, ended):
+        lost, rest = with_lost(lost, cause, seconds), rest - seconds
+    if rest > ROUNDED_SECONDS:
+        lost = with_lost(lost, _only_cause(ended), rest)
     return times.model_copy(update={"lost": lost})
+
+
+def _repeats(
+    repeats: Iterable[RepeatedTraining], ended: Iterable[EndedPod]
+) -> Iterator[tuple[LostCause, float]]:
+    """The cause of each repetition: the first end of a pod, after the loss and before training resumed, that
+    was no consequence of another end.
+    """
+    left = list(ended)
+    for repeat in repeats:
+        after, before = (datetime.fromtimestamp(at, UTC) for at in (repeat.after, repeat.before))
+        past = [each for each in left if each.at <= before + CLOCK_SKEW]
+        left = [each for each in left if each not in past]
+        causes = [each.cause for each in past if each.at >= after - CLOCK_SKEW and each.cause != "PeerLost"]
+        yield "Failure" if repeat.out_of_memory else _lost_by(causes[:1]), repeat.device_seconds
+
+
+def _only_cause(ended: Iterable[EndedPod]) -> LostCause:
+    """The cause of time that is not attributed to one end: that of all ends, if they have the same one."""
+    return _lost_by({each.cause for each in ended if each.cause != "PeerLost"})
+
+
+def _lost_by(causes: Collection[PodEndCause]) -> LostCause:
+    match [*causes]:
+        case ["Preemption" | "Failure" as cause]:
+            return cause
+    return "Unknown"
 
 
 def lose_stage(run: StagePass[Any], stage: Stage, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.results import MAX_REPEATS, RepeatedTraining
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
@@ -114,17 +115,39 @@ class _TimeRecord(BaseModel):
     """Wasted training time."""
     saved: dict[int, float] = {}
     """`seconds` at the time of each save, by step."""
+    written_at: float = 0
+    """Unix time of the last write of this record."""
+    rungs: int = 0
+    """How often the need of memory had been reduced."""
+    repeats: tuple[RepeatedTraining, ...] = ()
+    """The last losses, with seconds of one process."""
 
 
 class WastedTime:
-    """The clock of one run, which stops between pods; only rank 0 writes it."""
+    """The clock of one run, which stops between pods; only rank 0 writes it.
+
+    Args:
+        folder: folder of the run.
+        group: processes of the run.
+        clock: returns the seconds since any moment.
+        rungs: how often the need of memory was reduced before this attempt.
+        unix_time: returns the Unix time.
+    """
 
     def __init__(
-        self, folder: RunFolder, group: Group = ALONE, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: RunFolder,
+        group: Group = ALONE,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        rungs: int = 0,
+        unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._group = group
         self._clock = clock
+        self._rungs = rungs
+        self._unix_time = unix_time
         self._record = _TimeRecord()
         self._updated_at = self._written_at = clock()
 
@@ -148,6 +171,14 @@ class WastedTime:
         """Wasted time, summed over all processes of the run."""
         return self.lost_seconds * self._group.size
 
+    @property
+    def repeats(self) -> tuple[RepeatedTraining, ...]:
+        """The last losses, summed over all processes of the run."""
+        return tuple(
+            each.model_copy(update={"device_seconds": round(each.device_seconds * self._group.size, 1)})
+            for each in self._record.repeats
+        )
+
     def begin(self, step: int) -> None:
         """Start or resume after `step`: training beyond it is wasted."""
         record = self._read()
@@ -158,8 +189,22 @@ class WastedTime:
         else:
             resumed_at = record.saved.get(step, 0.0)
         saved = {saved_step: at for saved_step, at in record.saved.items() if saved_step <= step}
-        lost = record.lost_seconds + record.seconds - resumed_at
-        self._record = _TimeRecord(seconds=resumed_at, lost_seconds=lost, saved=saved)
+        lost, repeats = record.seconds - resumed_at, record.repeats
+        if lost > 0:
+            repeat = RepeatedTraining(
+                after=record.written_at,
+                before=self._unix_time(),
+                device_seconds=lost,
+                out_of_memory=self._rungs > record.rungs,
+            )
+            repeats = (*repeats, repeat)[-MAX_REPEATS:]
+        self._record = _TimeRecord(
+            seconds=resumed_at,
+            lost_seconds=record.lost_seconds + lost,
+            saved=saved,
+            rungs=self._rungs,
+            repeats=repeats,
+        )
         self._updated_at = self._clock()
         self.flush()
 
@@ -196,5 +241,6 @@ class WastedTime:
     def flush(self) -> None:
         """Write the file."""
         self._written_at = self._updated_at
+        self._record.written_at = self._unix_time()
         if self._group.is_main_process:
             self._folder.note(WASTED_TIME_FILE, self._record.model_dump_json().encode())
