@@ -15,17 +15,35 @@ from tests.waiting import eventually
 from tools.cluster import ControlPlane
 from tools.cluster.pki import Authority
 from tools.cluster.processes import WITH_PARENT
-from tools.cluster.toolchain import system_program
 from tools.peers.toolchain import KUEUE
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples" / "kueue"
 LOOPBACK: Final = "127.0.0.1"
 WEBHOOK_PORT: Final = 9446
 HEALTH_PORT: Final = 8093
+VISIBILITY_PORT: Final = 8094
 NAMESPACE: Final = "kueue-system"
 FRAMEWORKS: Final = ("batch/job", "pod", "deployment")
 USER: Final = "kueue"
+UNSHARED: Final = ("unshare", "--mount", "--propagation", "private")
+IN_ROOT: Final = """
+folder=$1 root=$1/root
+shift
+mount -t tmpfs kueue "$root"
+for path in /*; do
+    if [ -L "$path" ]; then cp -P "$path" "$root$path"; fi
+    if [ -d "$path" ] && [ ! -L "$path" ]; then mkdir "$root$path" && mount --rbind "$path" "$root$path"; fi
+done
+mount -t overlay etc -o "lowerdir=/etc,upperdir=$folder/etc,workdir=$folder/work" "$root/etc"
+cp -r "$folder/visibility" "$root/visibility"
+exec chroot "$root" "$@"
+"""
+"""Runs the arguments after a folder in a root with certificates at two paths that Kueue has no setting for.
+
+The root is in a mount namespace of its own, so nothing is left on the machine.
+"""
 KINDS: Final = (
+    "APIService",
     "ClusterRole",
     "ClusterRoleBinding",
     "Role",
@@ -48,14 +66,18 @@ def running_kueue(plane: ControlPlane, folder: Path, integrations: dict[str, Any
         integrations: settings of `integrations` in its configuration, in addition to `frameworks`.
     """
     _issue(plane, folder / "webhook")
+    _issue(plane, folder / "visibility")
+    _issue(plane, folder / "etc" / "kueue" / "metrics" / "certs")
+    for made in ("root", "work"):
+        (folder / made).mkdir()
     _install(plane, base64.b64encode(Authority(plane.layout.pki).certificate).decode())
     (folder / "config.yaml").write_text(yaml.safe_dump(_configuration(folder, integrations)))
     log = folder / "log"
     with (
         log.open("w") as output,
         subprocess.Popen(
-            [*WITH_PARENT, "sh", "-c", _with_certificates(plane, folder), "sh", *_command(folder)],
-            env={"KUBECONFIG": str(plane.client(USER, administrator=False)), "PATH": os.environ["PATH"]},
+            [*WITH_PARENT, *UNSHARED, "sh", "-euc", IN_ROOT, "sh", str(folder), *_command(plane, folder)],
+            env={"PATH": os.environ["PATH"]},
             stdout=output,
             stderr=subprocess.STDOUT,
         ) as process,
@@ -94,13 +116,25 @@ def _install(plane: ControlPlane, authority: str) -> None:
         if "subjects" in manifest:
             # The process is a user and not a pod with Kueue's service account.
             manifest["subjects"] = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}]
+        if manifest["kind"] == "APIService":
+            manifest["spec"]["service"]["port"] = VISIBILITY_PORT
         for config in _client_configs(manifest):
             service = config.pop("service", None)
             if service is not None:
                 config["url"] = f"https://{LOOPBACK}:{WEBHOOK_PORT}{service.get('path', '/')}"
             config["caBundle"] = authority
     plane.kubectl.run("create", "namespace", NAMESPACE)
-    plane.kubectl.define(yaml.safe_dump_all(manifests))
+    plane.kubectl.define(yaml.safe_dump_all([*manifests, _visibility_service()]))
+
+
+def _visibility_service() -> dict[str, Any]:
+    """The Service through which the API server reaches the visibility API."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kueue-visibility-server", "namespace": NAMESPACE},
+        "spec": {"type": "ExternalName", "externalName": "localhost"},
+    }
 
 
 def _client_configs(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -123,6 +157,7 @@ def _configuration(folder: Path, integrations: dict[str, Any]) -> dict[str, Any]
         "health": {"healthProbeBindAddress": f"{LOOPBACK}:{HEALTH_PORT}"},
         "metrics": {"bindAddress": "0"},
         "webhook": {"port": WEBHOOK_PORT, "host": LOOPBACK, "certDir": str(folder / "webhook")},
+        "visibilityServer": {"bindAddress": LOOPBACK, "bindPort": VISIBILITY_PORT},
         "leaderElection": {"leaderElect": False},
         "internalCertManagement": {"enable": False},
         "clientConnection": {"qps": 500, "burst": 1000},
@@ -131,22 +166,9 @@ def _configuration(folder: Path, integrations: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _command(folder: Path) -> list[str]:
-    config, gates = f"--config={folder}/config.yaml", "--feature-gates=VisibilityOnDemand=false"
-    return [str(KUEUE.program("kueue")), config, gates, "--zap-log-level=2"]
-
-
-def _with_certificates(plane: ControlPlane, folder: Path) -> str:
-    """Shell text that runs its arguments with certificates at the path that Kueue has no setting for.
-
-    /etc of the manager's own mount namespace is an overlay, so nothing is left on the machine.
-    """
-    upper, work = folder / "upper", folder / "work"
-    work.mkdir()
-    _issue(plane, upper / "kueue" / "metrics" / "certs")
-    overlay = f"lowerdir=/etc,upperdir={upper},workdir={work}"
-    unshare = f"{system_program('unshare', 'util-linux')} --mount --propagation private"
-    return f'exec {unshare} sh -c \'mount -t overlay etc -o {overlay} /etc && exec "$@"\' sh "$@"'
+def _command(plane: ControlPlane, folder: Path) -> list[str]:
+    client = f"--kubeconfig={plane.client(USER, administrator=False)}"
+    return [str(KUEUE.program("kueue")), f"--config={folder}/config.yaml", client, "--zap-log-level=2"]
 
 
 def _issue(plane: ControlPlane, folder: Path) -> None:

@@ -49,10 +49,13 @@ class KubernetesClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
-        """The current object, or None if it does not exist."""
+    async def get(
+        self, type_: ResourceType, namespace: str, name: str, subresource: str = ""
+    ) -> Manifest | None:
+        """The current object or its subresource, or None if it does not exist."""
+        path = type_.path(namespace, name, subresource)
         try:
-            return await self._transport.call(Request("get", "GET", type_.path(namespace, name)))
+            return await self._transport.call(Request("get", "GET", path))
         except Rejected as error:
             if error.code == HTTPStatus.NOT_FOUND:
                 return None

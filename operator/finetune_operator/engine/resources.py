@@ -57,11 +57,13 @@ HTTP_ROUTE: Final = ResourceType("gateway.networking.k8s.io/v1", "HTTPRoute", "h
 LOCAL_QUEUE: Final = ResourceType("kueue.x-k8s.io/v1beta2", "LocalQueue", "localqueues")
 WORKLOAD: Final = ResourceType("kueue.x-k8s.io/v1beta2", "Workload", "workloads")
 """Both of Kueue, which a cluster may not have."""
+PENDING_WORKLOADS: Final = ResourceType("visibility.kueue.x-k8s.io/v1beta2", "LocalQueue", "localqueues")
+"""LocalQueues of Kueue's visibility API, which have only the subresource `pendingworkloads`."""
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
     SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW, DEFINITION, HTTP_ROUTE,
-    LOCAL_QUEUE, WORKLOAD,
+    LOCAL_QUEUE, WORKLOAD, PENDING_WORKLOADS,
 )  # fmt: skip
 
 

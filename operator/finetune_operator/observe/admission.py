@@ -1,6 +1,7 @@
 """Why a suspended Job waits, from its Workload of Kueue."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,6 +11,7 @@ from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.observe.peerpods import nodes_of
 from finetune_operator.observe.podstatus import Trouble, condition, has_condition, quoted, stage_of
+from finetune_operator.observe.queueposition import QueuePosition
 from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
@@ -23,18 +25,31 @@ INADMISSIBLE: Final = "Inadmissible"
 """Reason of `QuotaReserved` for a Workload that no free quota will admit."""
 
 
-def admission_trouble(job: Manifest, workload: Manifest | None, now: datetime) -> Trouble:
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What Kueue reports about a suspended Job.
+
+    Attributes:
+        workload: its Workload, or a refusal; None if there is none.
+        position: its position in the queue; None if it is unknown.
+    """
+
+    workload: Manifest | None = None
+    position: QueuePosition | None = None
+
+
+def admission_trouble(job: Manifest, admission: Admission, now: datetime) -> Trouble:
     """The reason that a suspended Job waits.
 
     Args:
         job: the Job.
-        workload: its Workload, or a refusal; None if there is none.
+        admission: what Kueue reports about it.
         now: time of the pass.
     """
     stage, name = stage_of(job), job["metadata"]["name"]
-    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-    waited = now - _suspended_since(job)
-    later = min(MAX_RECHECK_SECONDS, max(MIN_RECHECK_SECONDS, waited.total_seconds() / 4))
+    queue, workload = job["metadata"].get("labels", {}).get(QUEUE_LABEL), admission.workload
+    waited = now - waiting_since(job)
+    later = recheck_seconds(waited)
     if queue is None and (workload is None or is_refusal(workload)):
         return _queued(
             f"Job {name} is suspended, and not by the operator: kubectl get job {name} -o yaml shows who set"
@@ -53,7 +68,7 @@ def admission_trouble(job: Manifest, workload: Manifest | None, now: datetime) -
         )
     if is_refusal(workload):
         return _unreadable(job, waits, workload, later)
-    return _waiting(job, waits, workload, later)
+    return _waiting(job, waits, workload, admission.position, later)
 
 
 def changed_parallelism(job: Manifest) -> Trouble | None:
@@ -94,7 +109,9 @@ def _unreadable(job: Manifest, waits: str, refused: Manifest, later: float) -> T
     )
 
 
-def _waiting(job: Manifest, waits: str, workload: Manifest, later: float) -> Trouble:
+def _waiting(
+    job: Manifest, waits: str, workload: Manifest, position: QueuePosition | None, later: float
+) -> Trouble:
     if has_condition(workload, "Admitted", "True"):
         return _queued(f"the {stage_of(job)} Job is admitted and starts", later)
     if has_condition(workload, "QuotaReserved", "True"):
@@ -109,11 +126,12 @@ def _waiting(job: Manifest, waits: str, workload: Manifest, later: float) -> Tro
             f"{waits}, and Kueue cannot admit it: {message}",
             recheck_after_seconds=later,
         )
+    at = "" if position is None else f", {position}"
     evicted = condition(workload, "Evicted") or {}
     if evicted.get("status") == "True":
-        waits = f"{waits} since it was evicted ({evicted.get('reason')}): {quoted(evicted.get('message'))}"
-        return _queued(f"{waits}. {message}" if message else waits, later)
-    return _queued(f"{waits}: {message}" if message else f"{waits} for admission", later)
+        since = f"since it was evicted ({evicted.get('reason')}){at}: {quoted(evicted.get('message'))}"
+        return _queued(f"{waits} {since}. {message}" if message else f"{waits} {since}", later)
+    return _queued(f"{waits}{at}: {message}" if message else f"{waits} for admission{at}", later)
 
 
 def _unknown_priority(job: Manifest) -> str:
@@ -125,8 +143,13 @@ def _pending_checks(checks: Iterable[dict[str, Any]]) -> list[str]:
     return [f"AdmissionCheck {each['name']}" for each in checks if each.get("state") != "Ready"]
 
 
-def _suspended_since(job: Manifest) -> datetime:
-    """Start of the present wait: a preempted Job runs before it waits again."""
-    suspended = condition(job, "Suspended") or {}
+def waiting_since(obj: Manifest) -> datetime:
+    """Start of the present wait of a Job or pod: a preempted Job runs before it waits again."""
+    suspended = condition(obj, "Suspended") or {}
     at = suspended.get("lastTransitionTime") if suspended.get("status") == "True" else None
-    return parse_time(at or job["metadata"]["creationTimestamp"])
+    return parse_time(at or obj["metadata"]["creationTimestamp"])
+
+
+def recheck_seconds(waited: timedelta) -> float:
+    """Seconds until the next request for the reason of a wait."""
+    return min(MAX_RECHECK_SECONDS, max(MIN_RECHECK_SECONDS, waited.total_seconds() / 4))

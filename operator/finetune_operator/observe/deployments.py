@@ -8,6 +8,7 @@ from typing import Final
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podstatus import condition, quoted
+from finetune_operator.observe.queueposition import UNKNOWN, Positions
 from finetune_operator.observe.servingpods import ServingTrouble, crash_since, is_replaced, serving_trouble
 from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
@@ -25,15 +26,19 @@ def is_ready(deployment: Manifest, replicas: int) -> bool:
     return seen >= deployment["metadata"].get("generation", 1) and min(ready, updated) >= replicas
 
 
-def trouble_of(revision: str, pods: Mapping[str, Manifest], now: datetime) -> ServingTrouble | None:
+def trouble_of(
+    revision: str, pods: Mapping[str, Manifest], now: datetime, positions: Positions = UNKNOWN
+) -> ServingTrouble | None:
     """The first problem that prevents a pod of this revision from serving, or None.
 
     Pods that have ended or are being deleted are replaced. Their problems count only if no other pod has one.
     """
-    return next(_troubles(revision, pods, now), None)
+    return next(_troubles(revision, pods, now, positions), None)
 
 
-def capacity_shortage(deployment: Manifest, pods: Mapping[str, Manifest], now: datetime) -> str | None:
+def capacity_shortage(
+    deployment: Manifest, pods: Mapping[str, Manifest], now: datetime, positions: Positions = UNKNOWN
+) -> str | None:
     """The resources that pods of this revision wait for; None if each pod has a node.
 
     It is None, too, if a pod that is not ready has another problem: capacity would not solve it.
@@ -43,7 +48,8 @@ def capacity_shortage(deployment: Manifest, pods: Mapping[str, Manifest], now: d
         for pod in _own(deployment["metadata"]["name"], pods)
         if _is_starting(pod) and node_trouble(pod, "pod", now) is None
     ]
-    troubles = [trouble for pod in starting if (trouble := serving_trouble(pod, now)) is not None]
+    found = (serving_trouble(pod, now, positions) for pod in starting)
+    troubles = [trouble for trouble in found if trouble is not None]
     if not all(trouble.lacks_capacity for trouble in troubles):
         return None
     refused = condition(deployment, "ReplicaFailure")
@@ -103,8 +109,10 @@ def deadline_seconds(deployment: Manifest) -> int:
     return seconds
 
 
-def _troubles(revision: str, pods: Mapping[str, Manifest], now: datetime) -> Iterator[ServingTrouble]:
-    troubles = (serving_trouble(pod, now) for pod in sorted(_own(revision, pods), key=is_replaced))
+def _troubles(
+    revision: str, pods: Mapping[str, Manifest], now: datetime, positions: Positions = UNKNOWN
+) -> Iterator[ServingTrouble]:
+    troubles = (serving_trouble(pod, now, positions) for pod in sorted(_own(revision, pods), key=is_replaced))
     return (trouble for trouble in troubles if trouble is not None)
 
 

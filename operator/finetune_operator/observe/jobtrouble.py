@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.observe import lostnodes, podfailures, podstarts
-from finetune_operator.observe.admission import admission_trouble, changed_parallelism
+from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
 from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
 from finetune_operator.observe.podstatus import Trouble, has_ended, stage_of
 from finetune_operator.observe.stagetimes import container_state, stage_states
@@ -12,9 +12,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
 
-def job_trouble(
-    job: Manifest, pods: list[Manifest], workload: Manifest | None, now: datetime
-) -> Trouble | None:
+def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: datetime) -> Trouble | None:
     """The problem that stops an unfinished Job; None if its newest pod runs or has just ended.
 
     For a Job with several pods it is the problem of one pod. Problems that need user action have priority.
@@ -22,7 +20,7 @@ def job_trouble(
     Args:
         job: the Job.
         pods: its pods, newest first.
-        workload: its Workload or a refusal if it is suspended; None if there is none.
+        admission: what Kueue reports about it while it is suspended.
         now: time of the pass.
     """
     changed = changed_parallelism(job)
@@ -34,7 +32,7 @@ def job_trouble(
     if _lacks_a_pod(job, current):
         is_suspended = job.get("spec", {}).get("suspend")
         troubles.append(
-            admission_trouble(job, workload, now) if is_suspended else podstarts.missing_pod(job, now)
+            admission_trouble(job, admission, now) if is_suspended else podstarts.missing_pod(job, now)
         )
     if not troubles:
         return None

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.manifests.jobs import NON_RETRYABLE_EXIT_CODES
 from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.observe.admission import recheck_seconds, waiting_since
 from finetune_operator.observe.lostnodes import node_trouble
 from finetune_operator.observe.podfailures import eviction_advice
 from finetune_operator.observe.podstarts import (
@@ -15,6 +16,7 @@ from finetune_operator.observe.podstarts import (
     without_node_counts,
 )
 from finetune_operator.observe.podstatus import condition, container_statuses, has_ended, quoted
+from finetune_operator.observe.queueposition import UNKNOWN, Positions
 from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
@@ -32,6 +34,8 @@ class ServingTrouble:
     final: bool = False
     lacks_capacity: bool = False
     """Whether the pod has no node because none, or no quota, has room for it."""
+    recheck_after_seconds: float | None = None
+    """Seconds until the diagnosis may differ even if nothing changes."""
 
 
 def is_replaced(pod: Manifest) -> bool:
@@ -39,7 +43,12 @@ def is_replaced(pod: Manifest) -> bool:
     return has_ended(pod) or "deletionTimestamp" in pod["metadata"]
 
 
-def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
+def is_gated(pod: Manifest) -> bool:
+    """Whether the pod waits for its admission, so that no node is looked for."""
+    return bool(pod["spec"].get("schedulingGates"))
+
+
+def serving_trouble(pod: Manifest, now: datetime, positions: Positions = UNKNOWN) -> ServingTrouble | None:
     """The problem that prevents this pod from serving; None if it serves or is starting."""
     name = pod["metadata"]["name"]
     lost = node_trouble(pod, "pod", now)
@@ -49,7 +58,9 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     if scheduled is not None and scheduled["status"] == "False":
         message = without_node_counts(quoted(scheduled.get("message")))
         if scheduled.get("reason") == "SchedulingGated":
-            return ServingTrouble(Reason.QUEUED, _gated(pod, message), lacks_capacity=True)
+            later = recheck_seconds(now - waiting_since(pod))
+            gated = _gated(pod, positions, message)
+            return ServingTrouble(Reason.QUEUED, gated, lacks_capacity=True, recheck_after_seconds=later)
         return ServingTrouble(
             Reason.UNSCHEDULABLE,
             f"no node can take pod {name} yet: {message} ({scheduling_advice(pod, message)})",
@@ -61,14 +72,15 @@ def serving_trouble(pod: Manifest, now: datetime) -> ServingTrouble | None:
     return next((trouble for trouble in troubles if trouble is not None), None)
 
 
-def _gated(pod: Manifest, message: str) -> str:
+def _gated(pod: Manifest, positions: Positions, message: str) -> str:
     name, queue = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(QUEUE_LABEL)
     if queue is None:
         return f"pod {name} waits for admission: {message}"
-    namespace = pod["metadata"].get("namespace", "")
+    namespace, position = pod["metadata"].get("namespace", ""), positions.get(pod["metadata"]["uid"])
+    at = "" if position is None else f", {position}"
     return (
-        f"pod {name} waits in LocalQueue {queue} for admission (kubectl get workloads -n {namespace} shows"
-        " what its Workload lacks)"
+        f"pod {name} waits in LocalQueue {queue} for admission{at} (kubectl get workloads -n {namespace}"
+        " shows what its Workload lacks)"
     )
 
 

@@ -48,7 +48,7 @@ def _of(
     needs: Callable[[R, Snapshot], Needs] = lambda *_: NOTHING,
 ) -> Reconciler:
     def all_needs(resource: R, snapshot: Snapshot) -> Needs:
-        return queues.merged(needs(resource, snapshot), queues.workload_needs(snapshot))
+        return queues.merged(needs(resource, snapshot), queues.admission_needs(snapshot))
 
     return Reconciler(_checked(model, reconcile), _checked(model, all_needs))
 

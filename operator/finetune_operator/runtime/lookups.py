@@ -32,6 +32,10 @@ TICK_SECONDS: Final = 5.0
 MIN_POLL_SECONDS: Final = 15.0
 MAX_POLL_SECONDS: Final = 300.0
 """Bounds of the time between two polls of an object, which is a quarter of the time waited so far."""
+BEST_EFFORT_SECONDS: Final = 3.0
+"""Timeout of a request that a pass can do without."""
+PAUSE_SECONDS: Final = 60.0
+"""Time without such requests after the server of their type did not answer one."""
 
 
 class LookupTarget(NamedTuple):
@@ -74,6 +78,8 @@ class Lookups:
         self._types = {each.type: each for each in lookups_of(secondaries)}
         self._clock = clock
         self._answers: dict[LookupTarget, tuple[float, Manifest | None]] = {}
+        self._requests: dict[LookupTarget, asyncio.Task[Manifest | None]] = {}
+        self._paused_until: dict[ResourceType, float] = {}
         self._awaited: dict[LookupTarget, _Awaited] = {}
         self._waits_for: dict[Key, frozenset[LookupTarget]] = {}
 
@@ -96,13 +102,24 @@ class Lookups:
         if reuse and known is not None and self._is_fresh(target, now):
             return known[1]
         self._answers = {each: self._answers[each] for each in self._answers if self._is_fresh(each, now)}
-        found = await self._request(target)
-        if self._types[type_].fresh_seconds:
-            self._answers[target] = (now, found)
+        if not self._types[type_].fresh_seconds:
+            return await self._request(target)
+        found = await self._share(target)
+        self._answers[target] = (now, found)
         return found
+
+    async def _share(self, target: LookupTarget) -> Manifest | None:
+        """The response to one request of all passes that need it at the same time."""
+        request = self._requests.get(target)
+        if request is None:
+            request = self._requests[target] = asyncio.create_task(self._request(target))
+            request.add_done_callback(lambda _: self._requests.pop(target))
+        return await asyncio.shield(request)
 
     async def _request(self, target: LookupTarget) -> Manifest | None:
         type_ = target.type
+        if self._types[type_].is_best_effort:
+            return await self._attempt(target)
         if not self._types[type_].is_optional:
             return await self._find(target)
         try:
@@ -117,11 +134,27 @@ class Lookups:
             return refusal(HTTPStatus.NOT_IMPLEMENTED, message)
         return refusal(HTTPStatus.NOT_FOUND, f"{type_.plural} of {type_.api_version} are not installed")
 
+    async def _attempt(self, target: LookupTarget) -> Manifest | None:
+        """The object; None if it does not exist or cannot be read, for whatever reason."""
+        if self._clock() < self._paused_until.get(target.type, 0.0):
+            return None
+        try:
+            async with asyncio.timeout(BEST_EFFORT_SECONDS):
+                return await self._find(target)
+        except Rejected:
+            return None
+        except (ApiError, TimeoutError):
+            self._paused_until[target.type] = self._clock() + PAUSE_SECONDS
+            return None
+
     async def _find(self, target: LookupTarget) -> Manifest | None:
-        label = self._types[target.type].label
-        if label is None:
-            return await self._cluster.get(*target)
-        return await self._cluster.first(target.type, target.namespace, f"{label}={target.name}")
+        type_ = self._types[target.type]
+        if type_.label is None:
+            found = await self._cluster.get(*target, type_.subresource)
+        else:
+            selector = f"{type_.label}={target.name}"
+            found = await self._cluster.first(target.type, target.namespace, selector)
+        return None if found is None else type_.kept(found)
 
     async def get_all(self, namespace: str, needs: Needs) -> LookedUp:
         """All objects that a pass for an object of this namespace needs."""

@@ -11,10 +11,17 @@ from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
 from finetune_operator.engine.refusals import refusal
-from finetune_operator.engine.resources import HTTP_ROUTE, LOCAL_QUEUE, WORKLOAD, ResourceType
+from finetune_operator.engine.resources import (
+    HTTP_ROUTE,
+    LOCAL_QUEUE,
+    PENDING_WORKLOADS,
+    WORKLOAD,
+    ResourceType,
+)
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.observe.peerpods import INDEX
+from finetune_operator.observe.queueposition import UNKNOWN
 from finetune_operator.plan import Create, Event, Key, Manifest, Plan
 from finetune_operator.reconcile.inputs.secondaries import JOB_UID as WORKLOAD_JOB
 from finetune_operator.reconcile.inputs.secondaries import LookedUp
@@ -60,6 +67,8 @@ class MemoryCluster:
         """Whether the operator has no right to read the namespace."""
         self.kueue: int | None = HTTPStatus.FORBIDDEN
         """Status with which requests for objects of Kueue are refused; None: they are answered."""
+        self.positions = UNKNOWN
+        """Positions in all queues."""
         self._uids = 0
         for manifest in objects:
             self.add(manifest)
@@ -152,6 +161,8 @@ class MemoryCluster:
     def _find(self, type_: ResourceType, name: str) -> Manifest | None:
         if type_ == resources.NAMESPACE:
             return self._namespace(name)
+        if type_ == PENDING_WORKLOADS:
+            return {"kind": "PendingWorkloadsSummary", "metadata": {}, "positions": self.positions}
         if type_ not in (LOCAL_QUEUE, WORKLOAD):
             return self.of(type_.kind).get(name)
         if self.kueue is not None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pytest
 
+from finetune_operator.observe.admission import Admission
 from finetune_operator.observe.jobtrouble import job_trouble
 from finetune_operator.observe.podfailures import failure
 from finetune_operator.observe.stageusage import stage_usage
@@ -316,14 +317,14 @@ def evaluate_job() -> Manifest:
 def test_a_pod_whose_engine_answers_runs() -> None:
     pod = answering(running={"startedAt": stamp(1)})
 
-    assert job_trouble(evaluate_job(), [pod], None, NOW + timedelta(minutes=30)) is None
+    assert job_trouble(evaluate_job(), [pod], Admission(), NOW + timedelta(minutes=30)) is None
 
 
 def test_a_container_that_starts_late_is_reported_from_the_end_of_the_one_before() -> None:
     pod = answering(waiting={"reason": "PodInitializing"})
 
-    soon = job_trouble(evaluate_job(), [pod], None, NOW + timedelta(minutes=2))
-    late = job_trouble(evaluate_job(), [pod], None, NOW + timedelta(minutes=4))
+    soon = job_trouble(evaluate_job(), [pod], Admission(), NOW + timedelta(minutes=2))
+    late = job_trouble(evaluate_job(), [pod], Admission(), NOW + timedelta(minutes=4))
     assert soon is not None
     assert late is not None
     assert (soon.expected, late.expected) == (True, False)
@@ -332,7 +333,7 @@ def test_a_container_that_starts_late_is_reported_from_the_end_of_the_one_before
 def test_an_image_of_the_engine_that_cannot_be_pulled_is_named() -> None:
     pod = answering(waiting={"reason": "ErrImagePull", "message": "not found"})
 
-    trouble = job_trouble(evaluate_job(), [pod], None, NOW)
+    trouble = job_trouble(evaluate_job(), [pod], Admission(), NOW)
     assert trouble is not None
     assert "container answers of" in trouble.message
     assert "the platform adds" not in trouble.message

@@ -100,7 +100,7 @@ def test_each_child_type_is_watched_by_its_selector() -> None:
 @pytest.mark.parametrize("exists", [True, False])
 async def test_an_object_of_another_type_is_looked_up_for_the_pass_that_needs_it(exists: bool) -> None:
     class Server:
-        async def get(self, type_: ResourceType, namespace: str, name: str) -> Manifest | None:
+        async def get(self, type_: ResourceType, namespace: str, name: str, _: str) -> Manifest | None:
             assert (type_, namespace, name) == (QUEUE, "team", "gpus")
             return {"metadata": {"name": name, "uid": "uid-of-gpus"}} if exists else None
 

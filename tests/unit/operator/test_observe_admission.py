@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune_operator.engine.refusals import refusal
-from finetune_operator.observe.admission import admission_trouble, changed_parallelism
+from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
 from finetune_operator.plan import Manifest
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
@@ -71,36 +71,39 @@ def workload(*conditions: tuple[str, str, str, str], **status: object) -> Manife
     ],
 )
 def test_the_conditions_of_the_workload_are_the_reason(found: Manifest, reason: str, message: str) -> None:
-    trouble = admission_trouble(job(), found, NOW)
+    trouble = admission_trouble(job(), Admission(found), NOW)
     assert (trouble.reason, trouble.message) == (reason, message)
     assert trouble.expected is (reason == "Queued")
 
 
 def test_without_the_right_the_message_says_how_to_grant_it() -> None:
-    trouble = admission_trouble(job(), refusal(403, "workloads is forbidden"), NOW)
+    trouble = admission_trouble(job(), Admission(refusal(403, "workloads is forbidden")), NOW)
     assert (trouble.reason, trouble.expected) == ("Queued", True)
     assert "set kueue.enabled" in trouble.message
 
 
 def test_another_version_of_kueues_api_hides_the_reason_and_is_no_problem() -> None:
-    trouble = admission_trouble(job(), refusal(501, "the API server does not have v1"), NOW)
+    trouble = admission_trouble(job(), Admission(refusal(501, "the API server does not have v1")), NOW)
     assert (trouble.reason, trouble.expected) == ("Queued", True)
     assert trouble.message.endswith("cannot read the reason: the API server does not have v1")
 
 
 def test_a_job_that_waits_where_kueue_is_gone_names_the_way_out() -> None:
-    trouble = admission_trouble(job(), refusal(404, "workloads are not installed"), NOW)
+    trouble = admission_trouble(job(), Admission(refusal(404, "workloads are not installed")), NOW)
     assert (trouble.reason, trouble.expected) == ("KueueNotInstalled", False)
     assert "remove queues from ComputeProfile shared, and delete the Job" in trouble.message
 
 
 @pytest.mark.parametrize(("seconds", "reason"), [(29, "Queued"), (30, "NotAdmitted")])
 def test_a_job_that_kueue_does_not_see_is_reported_after_half_a_minute(seconds: float, reason: str) -> None:
-    assert admission_trouble(job(seconds), None, NOW).reason == reason
+    assert admission_trouble(job(seconds), Admission(), NOW).reason == reason
 
 
 def test_a_job_without_a_queue_was_suspended_by_someone() -> None:
-    assert "is suspended, and not by the operator" in admission_trouble(job(queue=None), None, NOW).message
+    assert (
+        "is suspended, and not by the operator"
+        in admission_trouble(job(queue=None), Admission(), NOW).message
+    )
 
 
 def test_the_wait_of_a_preempted_job_begins_with_its_suspension() -> None:
@@ -109,12 +112,12 @@ def test_the_wait_of_a_preempted_job_begins_with_its_suspension() -> None:
     preempted["status"] = {
         "conditions": [{"type": "Suspended", "status": "True", "lastTransitionTime": since}]
     }
-    assert admission_trouble(preempted, None, NOW).recheck_after_seconds == 5
+    assert admission_trouble(preempted, Admission(), NOW).recheck_after_seconds == 5
 
 
 @pytest.mark.parametrize(("waited", "seconds"), [(0, 2), (40, 10), (86400, 60)])
 def test_the_workload_is_requested_after_a_quarter_of_the_time_waited(waited: float, seconds: float) -> None:
-    assert admission_trouble(job(waited), workload(), NOW).recheck_after_seconds == seconds
+    assert admission_trouble(job(waited), Admission(workload()), NOW).recheck_after_seconds == seconds
 
 
 @pytest.mark.parametrize("parallelism", [0, 1, 3])

@@ -15,12 +15,13 @@ from finetune_operator.engine.resources import (
     CLAIM,
     HTTP_ROUTE,
     LOCAL_QUEUE,
+    PENDING_WORKLOADS,
     WORKLOAD,
     ResourceType,
     ResourceTypes,
 )
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, Lookups
+from finetune_operator.runtime.lookups import MAX_POLL_SECONDS, MIN_POLL_SECONDS, PAUSE_SECONDS, Lookups
 from tests.unit.operator.skippingclock import clock, run
 
 NAMES = [Key("FineTuneJob", "team", f"run-{number}") for number in range(1000)]
@@ -235,3 +236,69 @@ async def test_a_workload_is_found_by_the_label_with_the_uid_of_its_job() -> Non
     found = await Lookups(cast(Any, Server())).get(WORKLOAD, "team", "uid-1")
     assert found is not None
     assert found["metadata"]["name"] == "team kueue.x-k8s.io/job-uid=uid-1"
+
+
+class VisibilityServer:
+    """Kueue's visibility API with one Workload in each queue, or an error."""
+
+    def __init__(self, error: Exception | None = None, seconds: float = 0.0) -> None:
+        self.error = error
+        self.asked: list[str] = []
+        self._seconds = seconds
+
+    async def get(self, _: ResourceType, namespace: str, name: str, subresource: str) -> Manifest:
+        self.asked.append(f"{namespace}/{name}/{subresource}")
+        await asyncio.sleep(self._seconds)
+        if self.error is not None:
+            raise self.error
+        owner = {"uid": "uid-1"}
+        metadata = {"namespace": namespace, "ownerReferences": [owner]}
+        item = {"metadata": metadata, "positionInLocalQueue": 0, "positionInClusterQueue": 4}
+        return {"kind": "PendingWorkloadsSummary", "metadata": {}, "items": [item]}
+
+
+async def positions(lookups: Lookups, queue: str = "gpus") -> Manifest | None:
+    found = await lookups.get(PENDING_WORKLOADS, "team", queue)
+    return None if found is None else found["positions"]
+
+
+def test_all_that_wait_in_a_queue_share_one_request_for_their_positions() -> None:
+    async def test() -> None:
+        server = VisibilityServer(seconds=1)
+        lookups = Lookups(cast(Any, server), clock=clock)
+        found = await asyncio.gather(*(positions(lookups) for _ in range(500)))
+        assert found == [{"uid-1": (1, 5)}] * 500
+        await asyncio.sleep(25)
+        await positions(lookups)
+        assert server.asked == ["team/gpus/pendingworkloads"]
+        await asyncio.sleep(10)
+        await positions(lookups)
+        assert len(server.asked) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "error", [Rejected(403, "Forbidden", "cannot get"), Rejected(404, "NotFound", "no queue")]
+)
+async def test_a_position_that_cannot_be_read_is_unknown(error: ApiError) -> None:
+    assert await positions(Lookups(cast(Any, VisibilityServer(error)))) is None
+
+
+@pytest.mark.parametrize(("error", "seconds"), [(Unavailable("down"), 0), (None, 3600)])
+def test_a_visibility_api_that_does_not_answer_is_left_alone_for_a_minute(
+    error: ApiError | None, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        server = VisibilityServer(error, seconds)
+        lookups = Lookups(cast(Any, server), clock=clock)
+        assert await positions(lookups) is None
+        assert await positions(lookups, "another") is None
+        assert len(server.asked) == 1
+        assert clock() < 5
+        await asyncio.sleep(PAUSE_SECONDS + 1)
+        await positions(lookups)
+        assert len(server.asked) == 2
+
+    run(test())
+    assert not caplog.records

@@ -19,6 +19,7 @@ from finetune_operator.engine.resources import (
     LOCAL_QUEUE,
     NAMESPACE,
     NETWORK_POLICY,
+    PENDING_WORKLOADS,
     POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
@@ -27,6 +28,7 @@ from finetune_operator.engine.resources import (
 )
 from finetune_operator.engine.store import Indexer, Transform
 from finetune_operator.manifests.labels import ANALYZED, RUN, SELECTOR
+from finetune_operator.observe.queueposition import slim_summary
 from finetune_operator.plan import Manifest
 
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
@@ -87,6 +89,11 @@ class Child:
     verbs: ClassVar = ("get", "list", "watch")
     """RBAC verbs for reading the type."""
 
+    @property
+    def resource(self) -> str:
+        """Name of the resource in RBAC rules."""
+        return self.type.plural
+
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
@@ -101,6 +108,10 @@ class Lookup:
         is_optional: whether a cluster may lack the type, or the operator the right to read it.
         any_version: whether a cluster with only another version of the API counts as having the type, because
             the operator uses the objects of others and makes none.
+        subresource: the part of the object that is requested; empty: the object.
+        is_best_effort: whether a failed request counts as a missing object, because passes only show the
+            response.
+        kept: removes the fields of the response that no pass reads.
     """
 
     type: ResourceType
@@ -109,6 +120,14 @@ class Lookup:
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
     is_optional: bool = False
     any_version: bool = False
+    subresource: str = ""
+    is_best_effort: bool = False
+    kept: Transform = lambda obj: obj
+
+    @property
+    def resource(self) -> str:
+        """Name of the resource in RBAC rules."""
+        return f"{self.type.plural}/{self.subresource}" if self.subresource else self.type.plural
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -173,6 +192,14 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     # Not watched: most Workloads of a cluster belong to others. A Job's `suspend` shows its admission.
     Lookup(
         WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True, any_version=True
+    ),
+    Lookup(
+        PENDING_WORKLOADS,
+        fresh_seconds=30.0,
+        is_lacking=lambda _: False,
+        subresource="pendingworkloads",
+        is_best_effort=True,
+        kept=slim_summary,
     ),
 )
 

@@ -1,5 +1,6 @@
 """The objects that a pass may read in addition to its own."""
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,8 +13,10 @@ from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.refusals import is_refusal
-from finetune_operator.engine.resources import NAMESPACE, WORKLOAD, ResourceType
+from finetune_operator.engine.resources import NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
+from finetune_operator.observe.admission import Admission
+from finetune_operator.observe.queueposition import Positions
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.calibration import MeasuredMemory
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
@@ -118,9 +121,16 @@ class Snapshot:
         found = self.looked_up.get(type_, {})
         return name in found and found[name] is None
 
-    def workload_of(self, job: Manifest) -> Manifest | None:
-        """Kueue's Workload of a suspended Job, or a `refusal`; None if there is none."""
-        return self.find(WORKLOAD, job["metadata"]["uid"])
+    def admission_of(self, job: Manifest) -> Admission:
+        """What Kueue reports about a suspended Job."""
+        uid = job["metadata"]["uid"]
+        return Admission(self.find(WORKLOAD, uid), self.positions.get(uid))
+
+    @property
+    def positions(self) -> Positions:
+        """Positions of the object's Jobs and pods that wait in a queue, as far as they are known."""
+        queues = self.looked_up.get(PENDING_WORKLOADS, {}).values()
+        return ChainMap(*(queue["positions"] for queue in queues if queue is not None))
 
     def group_column(self, version: str | None) -> str | None:
         """The column whose rows are together in one split of a DatasetVersion; None if rows are independent.

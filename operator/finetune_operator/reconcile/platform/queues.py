@@ -1,14 +1,18 @@
 """The Kueue queues of an object: what a pass looks up, and what the user has to do if one is missing."""
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from http import HTTPStatus
+from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.queueing import QueueChoice, Queueing
 from finetune_operator.engine.refusals import is_refusal
-from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, WORKLOAD
-from finetune_operator.manifests.queueing import queueing_of, queueing_of_stage
-from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOADS, POD, WORKLOAD
+from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
+from finetune_operator.observe.admission import waiting_since
+from finetune_operator.observe.servingpods import is_gated
+from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage
@@ -16,6 +20,9 @@ from finetune_operator.status.reasons import Reason
 
 Queues = Mapping[str, str]
 """Names of LocalQueues by the field that names them, for messages."""
+
+MIN_WAIT: Final = timedelta(seconds=4)
+"""Time after which the position is requested. Most Jobs are admitted before."""
 
 
 def queues_of(
@@ -74,10 +81,20 @@ def queue_needs(queues: Queues) -> Needs:
     return {LOCAL_QUEUE: frozenset(queues.values())}
 
 
-def workload_needs(snapshot: Snapshot) -> Needs:
-    """The Workloads of the object's suspended Jobs, by the Job's uid."""
+def admission_needs(snapshot: Snapshot) -> Needs:
+    """The Workloads of the object's suspended Jobs, by the Job's uid, and the queues of what waits longer."""
     suspended = [job for job in snapshot.children[JOB].values() if job.get("spec", {}).get("suspend")]
-    return {WORKLOAD: frozenset(job["metadata"]["uid"] for job in suspended)} if suspended else NOTHING
+    gated = filter(is_gated, snapshot.children[POD].values())
+    queues = {
+        waiting["metadata"].get("labels", {}).get(QUEUE_LABEL, "")
+        for waiting in (*suspended, *gated)
+        if snapshot.now - waiting_since(waiting) >= MIN_WAIT
+    }
+    names = {
+        WORKLOAD: frozenset(job["metadata"]["uid"] for job in suspended),
+        PENDING_WORKLOADS: frozenset(queues - {""}),
+    }
+    return {type_: needed for type_, needed in names.items() if needed}
 
 
 def merged(*needs: Needs) -> Needs:

@@ -41,7 +41,7 @@ def follow(
         if left <= timedelta():
             draft.remove(job)
         return AttemptFailed(podfailures.failure(job, pods).message, max(1.0, left.total_seconds()))
-    trouble = job_trouble(job, pods, draft.snapshot.workload_of(job), now)
+    trouble = job_trouble(job, pods, draft.snapshot.admission_of(job), now)
     if trouble is None:
         return Working(reason, doing, recheck_after_seconds(pods, now))
     message = f"{doing}: {trouble.message}"

@@ -82,7 +82,7 @@ def _unread(draft: Draft, job: Manifest, pods: list[Manifest], request: StageReq
 
 def _collecting(job: Manifest, pods: list[Manifest], reading: str, snapshot: Snapshot) -> Working | Blocked:
     now = snapshot.now
-    trouble = job_trouble(job, pods, snapshot.workload_of(job), now)
+    trouble = job_trouble(job, pods, snapshot.admission_of(job), now)
     if trouble is None:
         return Working(Reason.COLLECTING, reading, recheck_after_seconds(pods, now))
     if trouble.reason == Reason.QUEUED:

@@ -61,7 +61,7 @@ def _probed(draft: Draft, job: Manifest, probe: Manifest, retry: Retry, request:
     if "deletionTimestamp" in probe["metadata"]:
         return replace(retry, halt=_checking(request, None))
     if is_unfinished(probe):
-        trouble = job_trouble(probe, pods, snapshot.workload_of(probe), snapshot.now)
+        trouble = job_trouble(probe, pods, snapshot.admission_of(probe), snapshot.now)
         if trouble is None or trouble.reason == Reason.QUEUED:
             later = (
                 trouble.recheck_after_seconds

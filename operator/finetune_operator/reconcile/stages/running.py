@@ -30,7 +30,7 @@ def under_way(
 ) -> Working | Blocked:
     """The stage's Job is unfinished: its pods run, wait, or follow each other."""
     now = snapshot.now
-    trouble, later = job_trouble(job, pods, snapshot.workload_of(job), now), recheck_after_seconds(pods, now)
+    trouble, later = job_trouble(job, pods, snapshot.admission_of(job), now), recheck_after_seconds(pods, now)
     together = newest_per_index(pods)
     ended = podfailures.deciding_pod([pod for pod in pods if pod in together])
     if ended is not None and (trouble is None or trouble.expected):

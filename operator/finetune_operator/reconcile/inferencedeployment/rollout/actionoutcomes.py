@@ -14,6 +14,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.replicas import rep
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import num_ready, rolling_limits
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import Action
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
+from finetune_operator.reconcile.inferencedeployment.traffic.routeaccepted import earliest
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import shortened
@@ -97,14 +98,17 @@ def start(view: EndpointView) -> RolloutOutcome:
 def wait_for_capacity(view: EndpointView) -> RolloutOutcome:
     """Report the resources that are missing. The pods start by themselves when these are free."""
     name, shortage = view.wanted.name, view.shortage or ""
+    later = None if view.trouble is None else view.trouble.recheck_after_seconds
     if not view.has_fallback:
         reason = view.trouble.reason if view.trouble is not None else Reason.UNSCHEDULABLE
-        return RolloutOutcome(Working(reason, f"revision {name} is not ready: {shortage}"))
+        return RolloutOutcome(Working(reason, f"revision {name} is not ready: {shortage}", later))
     message = (
         f"revision {name} ({view.models}) starts when there is room for it; {view.serving} serves until then:"
         f" {shortage}"
     )
-    return RolloutOutcome(Working(Reason.NO_CAPACITY_FOR_SURGE, message, view.seconds_to_fallback))
+    return RolloutOutcome(
+        Working(Reason.NO_CAPACITY_FOR_SURGE, message, earliest(view.seconds_to_fallback, later))
+    )
 
 
 def wait(view: EndpointView) -> RolloutOutcome:

@@ -82,8 +82,9 @@ class Analysis:
         if self.result is not None:
             return self.result.message
         job, snapshot = self._job, self.snapshot
-        workload = None if job is None else snapshot.workload_of(job)
-        trouble = None if job is None else job_trouble(job, self._pods, workload, snapshot.now)
+        if job is None:
+            return "it is being analyzed"
+        trouble = job_trouble(job, self._pods, snapshot.admission_of(job), snapshot.now)
         return "it is being analyzed" if trouble is None else f"its analysis waits: {trouble.message}"
 
     @cached_property

@@ -201,7 +201,8 @@ class EndpointView:
     @property
     def trouble(self) -> ServingTrouble | None:
         """The problem that prevents a pod of the wanted revision from serving."""
-        return trouble_of(self.wanted.name, self.snapshot.children[POD], self.snapshot.now)
+        snapshot = self.snapshot
+        return trouble_of(self.wanted.name, snapshot.children[POD], snapshot.now, snapshot.positions)
 
     @property
     def failure(self) -> str | None:
@@ -220,7 +221,8 @@ class EndpointView:
         """The resources that the wanted revision waits for; None if each of its pods has a node."""
         if self.deployment is None:
             return None
-        return capacity_shortage(self.deployment, self.snapshot.children[POD], self.snapshot.now)
+        snapshot = self.snapshot
+        return capacity_shortage(self.deployment, snapshot.children[POD], snapshot.now, snapshot.positions)
 
     @cached_property
     def analysis(self) -> Analysis | None:
