@@ -35,6 +35,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
     "FineTuneRolloutRolledBack.md": ENDPOINT,
     "FineTuneRolloutWithoutCapacity.md": ENDPOINT,
     "FineTuneRouteNotAccepted.md": ENDPOINT,
+    "FineTuneDeviceTimeLost.md": RUN,
     "FineTuneStagesFailing.md": RUN,
     "FineTuneStorageUnavailable.md": RUN,
     "FineTuneWatchStale.md": RUN,
