@@ -113,6 +113,7 @@ def test_the_endpoint_and_its_checkpoint_name_each_other(
     assert (served["name"], served["checkpoint"]) == ("tuned", name_of(checkpoint))
     assert served["digest"] == checkpoint["spec"]["digest"]
     assert support["status"]["url"] == f"http://support.{team.namespace}.svc/v1"
+    assert support["status"]["cost"]["devices"] == support["spec"]["compute"]["devices"]
     eventually(
         "the checkpoint knows its endpoint",
         lambda: team.checkpoint_of(routing)["status"].get("inUseBy") == ["support"],
