@@ -15,6 +15,7 @@ from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
+from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from finetune_trainer.serve.servingmetrics import ServingMetrics
 from finetune_trainer.train.trainingmetrics import TrainingMetrics
@@ -107,7 +108,7 @@ def _wrapped(metrics: object) -> Iterator[Family]:
 def _computed() -> Iterator[Family]:
     kinds: dict[str, list[Any]] = {kind.name: [] for kind in KINDS}
     objects = ObjectStateCollector(kinds, lambda: True, lambda _: (), lambda _: None)
-    devices = DeviceCollector(defaultdict(list), lambda: True, dict)
+    devices = DeviceCollector(defaultdict(list), lambda: True, Calibration())
     process = ProcessStateCollector(
         depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True
     )

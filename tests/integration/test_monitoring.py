@@ -281,6 +281,7 @@ def test_the_dashboard_has_something_to_choose_from(site: Site, template: str) -
         ('finetune_endpoint_hourly_cost{inferencedeployment="support",currency="EUR"}', 2.5),
         ('finetune_devices{workload="run",state="running"}', 1),
         ("finetune_device_memory_used_ratio", 30 / 80),
+        ("finetune_device_flops_used_ratio > bool 0.3", 1),
         ('finetune_devices{workload="endpoint",state="running"}', 1),
         ('sum(finetune_serve_requests_total{code="200",inferencedeployment="support"})', 2),
         ("max(resets(finetune_trainer_checkpoint_age_seconds[10m])) > bool 0", 1),

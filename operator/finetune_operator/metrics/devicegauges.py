@@ -18,6 +18,7 @@ from finetune_operator.observe.devicepods import (
     missing_replicas,
 )
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.calibration import Calibration
 
 WORKLOADS: Final[Mapping[str, str]] = {
     "FineTuneJob": "run",
@@ -33,18 +34,18 @@ class DeviceCollector(Collector):
     Args:
         objects: cached objects by kind: Pod, Job, Deployment, InferenceDeployment and ComputeProfile.
         active: whether this process is the active one.
-        memory_used: returns the median share of a device's memory that the last runs used, by profile.
+        calibration: what the last runs measured.
     """
 
     def __init__(
         self,
         objects: Mapping[str, Iterable[Manifest]],
         active: Callable[[], bool],
-        memory_used: Callable[[], Mapping[str, float]],
+        calibration: Calibration,
     ) -> None:
         self._objects = objects
         self._active = active
-        self._memory_used = memory_used
+        self._calibration = calibration
 
     def collect(self) -> Iterator[Metric]:
         devices = GaugeMetricFamily(
@@ -54,10 +55,17 @@ class DeviceCollector(Collector):
             " runs, or the replica is ready. ending: being deleted. All except waiting are held.",
             labels=("namespace", "profile", "workload", "state"),
         )
-        used = GaugeMetricFamily(
+        memory = GaugeMetricFamily(
             "finetune_device_memory_used_ratio",
             "Peak memory of training divided by the memory of a device: median of the last 20 runs with the"
             " ComputeProfile; absent if the memory of its devices is unknown.",
+            labels=("profile",),
+        )
+        flops = GaugeMetricFamily(
+            "finetune_device_flops_used_ratio",
+            "Model FLOPs utilization (MFU), the FLOPs of training divided by what its devices can compute in"
+            " that time: median of the last 20 runs with the ComputeProfile; absent if the peak of its"
+            " devices is unknown.",
             labels=("profile",),
         )
         if self._active():
@@ -65,10 +73,14 @@ class DeviceCollector(Collector):
             for labels, states in sorted(self._counted(profiles).items()):
                 for state in get_args(DeviceState):
                     devices.add_metric((*labels, state), states[state])
-            for profile, ratio in sorted(self._memory_used().items()):
-                if profile in profiles:
-                    used.add_metric((profile,), ratio)
-        yield from (devices, used)
+            for profile in sorted(profiles):
+                for family, ratio in (
+                    (memory, self._calibration.memory_used_ratio(profile)),
+                    (flops, self._calibration.mfu(profile)),
+                ):
+                    if ratio is not None:
+                        family.add_metric((profile,), ratio)
+        yield from (devices, memory, flops)
 
     def _counted(self, profiles: Set[str]) -> Mapping[tuple[str, str, str], Tally[DeviceState]]:
         """Devices by state, of each namespace, profile and workload with pods or Jobs."""

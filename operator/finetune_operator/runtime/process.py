@@ -142,7 +142,7 @@ class Process:
             DeviceCollector(
                 self._caches.by_kind,
                 active=lambda: self._lease.held,
-                memory_used=self._reader.calibration.memory_used_ratios,
+                calibration=self._reader.calibration,
             )
         )
         for store in self._caches.kinds.values():

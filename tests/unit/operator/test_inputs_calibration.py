@@ -60,4 +60,5 @@ def test_the_used_share_of_memory_is_the_median_of_the_runs_whose_devices_are_kn
     for number, peak in enumerate((8, 16, 80)):
         calibration.note(trained(number, peak))
     calibration.note(trained(4, 40, device=None, profile="unknown"))
-    assert calibration.memory_used_ratios() == {"a100": 0.2}
+    assert calibration.memory_used_ratio("a100") == 0.2
+    assert calibration.memory_used_ratio("unknown") is None

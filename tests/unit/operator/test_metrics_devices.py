@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry
 
 from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.calibration import Calibration
 
 PROFILES = [{"metadata": {"name": "a100"}}, {"metadata": {"name": "l4"}}]
-USED = {"a100": 0.2, "deleted": 0.9}
 RUNNING = {"containerStatuses": [{"name": "trainer", "state": {"running": {"startedAt": "now"}}}]}
 Series = dict[tuple[str, ...], float]
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -34,6 +34,23 @@ def pod(kind: str, devices: str | None = "4", *, status: Any, node: bool = True,
     return {**labelled(kind, devices, **labels), "spec": spec, "status": status}
 
 
+def measured() -> Calibration:
+    """Runs with profiles of which one was deleted."""
+    calibration = Calibration()
+    for profile in ("a100", "deleted"):
+        prediction = {"deviceMemoryAvailableBytes": 80, "measured": {"mfu": 0.4}}
+        trained = {"type": "Trained", "lastTransitionTime": "2030-01-01T00:00:00Z"}
+        status = {
+            "resolved": {"profile": profile},
+            "training": {"deviceMemoryBytes": 16},
+            "prediction": prediction,
+            "conditions": [trained],
+        }
+        metadata = {"namespace": "team", "uid": f"run-on-{profile}"}
+        calibration.note({"metadata": metadata, "spec": {"model": "tickets"}, "status": status})
+    return calibration
+
+
 def series(name: str = "finetune_devices", *, active: bool = True, **objects: list[Manifest]) -> Series:
     """Values of the metric by the values of its labels."""
     registry = CollectorRegistry()
@@ -41,7 +58,7 @@ def series(name: str = "finetune_devices", *, active: bool = True, **objects: li
         kind: [] for kind in ("Pod", "Job", "Deployment", "InferenceDeployment")
     }
     registry.register(
-        DeviceCollector({**empty, "ComputeProfile": PROFILES, **objects}, lambda: active, lambda: USED)
+        DeviceCollector({**empty, "ComputeProfile": PROFILES, **objects}, lambda: active, measured())
     )
     (samples,) = (family.samples for family in registry.collect() if family.name == name)
     return {tuple(sample.labels.values()): sample.value for sample in samples}
@@ -100,5 +117,6 @@ def test_a_standby_exports_no_devices() -> None:
     assert series("finetune_device_memory_used_ratio", active=False) == {}
 
 
-def test_the_memory_that_runs_used_is_known_for_each_profile_that_exists() -> None:
+def test_what_runs_used_is_known_for_each_profile_that_exists() -> None:
     assert series("finetune_device_memory_used_ratio") == {("a100",): 0.2}
+    assert series("finetune_device_flops_used_ratio") == {("a100",): 0.4}

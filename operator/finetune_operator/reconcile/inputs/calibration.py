@@ -2,7 +2,6 @@
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Mapping
 from statistics import median
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -44,10 +43,6 @@ class _LastRuns(Generic[V]):
     def of(self, profile: str) -> list[V]:
         """The values of the last runs with this profile, oldest first."""
         return [value for _, _, value in self._runs.get(profile, ())]
-
-    @property
-    def profiles(self) -> tuple[str, ...]:
-        return tuple(self._runs)
 
 
 class Calibration:
@@ -93,9 +88,7 @@ class Calibration:
         """The memory that the last runs with this profile used, oldest first."""
         return tuple(self._memory.of(profile))
 
-    def memory_used_ratios(self) -> Mapping[str, float]:
-        """By profile, the median of peak divided by memory of a device over its last runs."""
-        return {
-            profile: median(each.peak_bytes / each.device_bytes for each in self._memory.of(profile))
-            for profile in self._memory.profiles
-        }
+    def memory_used_ratio(self, profile: str) -> float | None:
+        """The median of peak divided by memory of a device over the last runs; None before the first."""
+        ratios = [each.peak_bytes / each.device_bytes for each in self._memory.of(profile)]
+        return median(ratios) if ratios else None
