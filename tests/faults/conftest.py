@@ -9,10 +9,10 @@ import pytest
 from tests.faults.laboratory import Laboratory, Outcome, Verdicts
 from tests.faults.trials import Trial
 from tests.integration.api import Api
-from tests.integration.conftest import api, control_plane
+from tests.integration.conftest import api, control_plane, kubernetes
 from tools.cluster import ControlPlane
 
-__all__ = ["api", "control_plane"]
+__all__ = ["api", "control_plane", "kubernetes"]
 
 MAX_CONCURRENT_CHAINS: Final = 16
 """More than the number of cores, because a chain waits most of the time."""

@@ -15,16 +15,34 @@ from tests.integration.operators import Operators
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
+from tools.cluster.toolchain import KUBERNETES, Tool
+from tools.peers.toolchain import OLDER_KUBERNETES
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = itertools.count()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kubernetes",
+        choices=tuple(OLDER_KUBERNETES),
+        help="older minor version of the API server and its controllers",
+    )
+
+
 @pytest.fixture(scope="session")
-def control_plane() -> Iterator[ControlPlane]:
+def kubernetes(request: pytest.FixtureRequest) -> Tool:
+    """API server and controllers: those of the test cluster, or of the version --kubernetes."""
+    # tests/faults uses the fixtures of this module, and has no such option.
+    version = request.config.getoption("--kubernetes", None)
+    return KUBERNETES if version is None else OLDER_KUBERNETES[version]
+
+
+@pytest.fixture(scope="session")
+def control_plane(kubernetes: Tool) -> Iterator[ControlPlane]:
     """A new control plane without a node, with our CRDs."""
     # Its own name, so that concurrent sessions on one machine do not share it.
-    plane = ControlPlane(f"it-{os.getpid()}")
+    plane = ControlPlane(f"it-{os.getpid()}", kubernetes)
     with plane:
         plane.kubectl.define(ROOT / "crds")
         yield plane

@@ -15,7 +15,7 @@ from tests.olderrelease import older_release
 from tools.cluster import ClusterError, ControlPlane, program
 from tools.cluster.binaries import ensure
 from tools.cluster.commands import run
-from tools.cluster.toolchain import HELM
+from tools.cluster.toolchain import HELM, Tool
 
 CHARTS: Final = Path(__file__).parents[2] / "charts"
 OPERATOR: Final = "finetune-operator"
@@ -57,10 +57,10 @@ class Releases:
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[ControlPlane]:
+def plane(kubernetes: Tool) -> Iterator[ControlPlane]:
     """A control plane without our definitions."""
     ensure((HELM,))
-    plane = ControlPlane(f"helm-{os.getpid()}")
+    plane = ControlPlane(f"helm-{os.getpid()}", kubernetes)
     with plane:
         yield plane
     plane.purge()

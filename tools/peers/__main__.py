@@ -88,7 +88,7 @@ def _run(peer: PeerSuite, arguments: Sequence[str]) -> tuple[Result, bool]:
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         pytest = (sys.executable, "-m", "pytest", "--no-header", "--durations=15", "--durations-min=2")
-        command = [*pytest, f"--junit-xml={report}", "-m", "not full", *peer.tests, *arguments]
+        command = [*pytest, f"--junit-xml={report}", "-m", "not full", *peer.options, *peer.tests, *arguments]
         ended = run_concurrently({peer.name: isolated(command) if peer.is_isolated else command})[peer.name]
         result.count([report] if report.exists() else [])
     result.seconds = ended.seconds

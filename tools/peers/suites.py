@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from tools.bootstrap.uv import ROOT
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM3, Tool
 from tools.docs import chromium
 from tools.peers import release, vllm, vllmimage
-from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, TRAEFIK
+from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, OLDER_KUBERNETES, TRAEFIK
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class PeerSuite:
         install: installs the programs, into the cache if they are not packages of the distribution.
         is_installed: whether they are there.
         is_isolated: whether the tests run in namespaces of their own, where they start a cluster.
+        options: options of pytest.
     """
 
     name: str
@@ -31,11 +33,34 @@ class PeerSuite:
     install: Callable[[], None]
     is_installed: Callable[[], bool]
     is_isolated: bool = False
+    options: tuple[str, ...] = ()
 
 
-def _of_tools(tool: Tool, title: str, tests: tuple[str, ...], *, is_isolated: bool = False) -> PeerSuite:
+def _of_tools(
+    tool: Tool,
+    title: str,
+    tests: tuple[str, ...],
+    *,
+    is_isolated: bool = False,
+    options: tuple[str, ...] = (),
+) -> PeerSuite:
     """Suite with the programs of a Go module."""
-    return PeerSuite(tool.name, title, tests, partial(ensure, (tool,)), tool.is_built, is_isolated)
+    return PeerSuite(tool.name, title, tests, partial(ensure, (tool,)), tool.is_built, is_isolated, options)
+
+
+_ON_OLDER_KUBERNETES: Final = (
+    *(f"tests/integration/{path.name}" for path in sorted(ROOT.glob("tests/integration/test_rules_*.py"))),
+    "tests/integration/test_chart.py",
+    "tests/integration/test_chart_definitions.py",
+    "tests/integration/test_definitions.py",
+    "tests/integration/test_drift.py",
+    "tests/integration/test_engine_process.py::test_rows_become_a_promoted_checkpoint_and_an_endpoint_that_serves_it",
+    "tests/integration/test_podtemplates.py",
+    "tests/integration/test_promotion.py",
+    "tests/integration/test_protection.py",
+    "tests/integration/test_tenants.py",
+)
+"""Definitions, rules, policies, charts, server-side apply, and the operator from rows to an endpoint."""
 
 
 PEERS: Final = (
@@ -91,4 +116,13 @@ PEERS: Final = (
         is_isolated=True,
     ),
     _of_tools(FLUX, f"Flux {FLUX.version}", ("tests/peers/test_flux.py",)),
+    *(
+        _of_tools(
+            tool,
+            f"Kubernetes {tool.version}, API server and controllers",
+            _ON_OLDER_KUBERNETES,
+            options=(f"--kubernetes={version}",),
+        )
+        for version, tool in OLDER_KUBERNETES.items()
+    ),
 )

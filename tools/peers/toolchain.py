@@ -1,4 +1,4 @@
-"""The programs of peers and their files, from one pinned Go module in programs/ for each peer.
+"""The programs of peers and of an older Kubernetes, from one pinned Go module in programs/ for each.
 
 They are for tests: nothing that the project ships has them.
 """
@@ -6,7 +6,7 @@ They are for tests: nothing that the project ships has them.
 from pathlib import Path
 from typing import Final
 
-from tools.cluster.toolchain import Tool, Trimmed
+from tools.cluster.toolchain import KUBERNETES_MODULE, KUBERNETES_VARIABLES, Tool, Trimmed
 
 _MODULES: Final = Path(__file__).parent / "programs"
 _FLUX_DEFINITIONS: Final = "config/crd/bases"
@@ -60,3 +60,12 @@ APPLICATION_DEFINITION: Final = ARGOCD.folder / "manifests" / "crds" / "applicat
 """The definition of Applications."""
 HEALTH_CHECKS: Final = ARGOCD.folder / "resource_customizations"
 """Folder of the health checks: GROUP/KIND/health.lua, with cases in health_test.yaml."""
+KUBERNETES_1_34: Final = Tool(
+    "kubernetes-1.34",
+    ("kube-apiserver", "kube-controller-manager"),
+    module=KUBERNETES_MODULE,
+    version_variables=KUBERNETES_VARIABLES,
+    modules=_MODULES,
+)
+OLDER_KUBERNETES: Final = {"1.34": KUBERNETES_1_34}
+"""Control planes of older minor versions."""

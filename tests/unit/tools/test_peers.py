@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tools.peers import __main__ as command
 from tools.peers import amx_permission, results, vllm, vllmimage
 from tools.peers.results import BEGIN
 from tools.peers.suites import PEERS, PeerSuite
-from tools.peers.toolchain import FLUX
+from tools.peers.toolchain import FLUX, OLDER_KUBERNETES
 from tools.suites.durations import PAGE
 from tools.suites.lanes import LaneResult
 
@@ -154,7 +155,9 @@ def test_chosen_peers_are_installed_and_unknown_ones_refused(peers: Sandbox) -> 
 
 def test_the_table_names_each_module_of_tests() -> None:
     modules = {f"tests/peers/{path.name}" for path in (ROOT / "tests" / "peers").glob("test_*.py")}
-    assert {path for peer in PEERS for path in peer.tests} == modules
+    listed = {path for peer in PEERS for path in peer.tests}
+    assert {path for path in listed if path.startswith("tests/peers/")} == modules
+    assert all((ROOT / path.partition("::")[0]).is_file() for path in listed)
     assert END in PAGE.read_text().partition(BEGIN)[2]
 
 
@@ -171,6 +174,14 @@ def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) ->
 def test_both_controllers_of_flux_have_the_version_in_the_table() -> None:
     versions = {pinned(FLUX.source, f"github.com/fluxcd/{name}") for name in FLUX.programs}
     assert versions == {FLUX.version}
+
+
+def test_a_suite_on_an_older_kubernetes_has_the_tests_of_the_newest_with_its_option(peers: Sandbox) -> None:
+    for version, tool in OLDER_KUBERNETES.items():
+        (suite,) = (peer for peer in PEERS if peer.name == tool.name)
+        command._run(replace(suite, install=lambda: None), ())
+        assert f"--kubernetes={version}" in peers.commands[tool.name]
+        assert tool.version.startswith(f"v{version}.")
 
 
 class Store:
