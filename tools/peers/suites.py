@@ -9,7 +9,7 @@ from tools.bootstrap.uv import ROOT
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM3, Tool
 from tools.docs import chromium
-from tools.peers import release, vllm, vllmimage
+from tools.peers import oldkubernetes, release, vllm, vllmimage
 from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, OLDER_KUBERNETES, TRAEFIK
 
 
@@ -116,6 +116,13 @@ PEERS: Final = (
         is_isolated=True,
     ),
     _of_tools(FLUX, f"Flux {FLUX.version}", ("tests/peers/test_flux.py",)),
+    PeerSuite(
+        "kubernetes-schemas",
+        f"Schemas of Kubernetes {min(oldkubernetes.pins())} to {max(oldkubernetes.pins())}",
+        ("tests/peers/test_old_kubernetes.py",),
+        oldkubernetes.install,
+        oldkubernetes.is_installed,
+    ),
     *(
         _of_tools(
             tool,

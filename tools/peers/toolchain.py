@@ -69,3 +69,5 @@ KUBERNETES_1_34: Final = Tool(
 )
 OLDER_KUBERNETES: Final = {"1.34": KUBERNETES_1_34}
 """Control planes of older minor versions."""
+CEL_CHECK: Final = Tool("cel-check", ("cel-check",), modules=_MODULES)
+"""Validates definitions and admission policies as an API server of an older minor version does."""
