@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
+from finetune_operator.api.devicetime import RecordedCost
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
@@ -133,6 +134,14 @@ class _CheckpointFields(Model):
             description="Digest of the folder in the store with the weights' most likely next tokens after a"
             " few fixed prompts, recorded when they were published. Evaluation compares with it. Absent: an"
             " earlier release trained the weights, or the prompts cannot be used with their chat template.",
+        ),
+    ] = None
+    cost: Annotated[
+        RecordedCost | None,
+        Field(
+            description="Device time that the run had used when it recorded its Checkpoints, and its price,"
+            " without their evaluation. All Checkpoints of a run have the same cost. Absent: the run used no"
+            " devices, or an earlier release recorded the Checkpoint."
         ),
     ] = None
     lineage: Lineage

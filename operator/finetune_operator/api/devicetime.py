@@ -106,8 +106,8 @@ class StageUsage(StageTimes):
     ] = None
 
 
-class Cost(Model):
-    """Device time that the run has used, and its price."""
+class RecordedCost(Model):
+    """Device time that was used until a time, and its price."""
 
     device_seconds: Annotated[float, Field(description="Device seconds of all stages.")] = 0
     amount: Annotated[
@@ -118,4 +118,9 @@ class Cost(Model):
         ),
     ] = None
     currency: Annotated[str | None, Field(description="Currency of the amount.")] = None
+
+
+class Cost(RecordedCost):
+    """Device time that the run has used, and its price."""
+
     lost: LostDeviceTimes = None

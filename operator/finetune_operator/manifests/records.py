@@ -19,6 +19,7 @@ from finetune_operator.api.datasetversion import (
     SourceRecord,
     SplitRecord,
 )
+from finetune_operator.api.devicetime import Cost, RecordedCost
 from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import LossPoint
@@ -125,11 +126,13 @@ def build_checkpoint(
     lora: LoRA | None,
     trainer_image: str,
     loss_curve: Sequence[ContractLossPoint],
+    cost: Cost | None,
     recorded_at: datetime,
 ) -> Manifest:
     """The record of published weights, with their lineage.
 
-    `lora` has the settings of an adapter that the run continues; `loss_curve` is the curve of the whole run.
+    `lora` has the settings of an adapter that the run continues; `loss_curve` is the curve of the whole run;
+    `cost` is that of the run so far.
     """
     metrics: tuple[Score, ...] = ()
     if result.validation_loss is not None:
@@ -151,6 +154,7 @@ def build_checkpoint(
         metrics=metrics,
         loss_curve=_until(result.step, loss_curve),
         probe=result.probe,
+        cost=RecordedCost(**cost.model_dump(exclude={"lost"})) if cost is not None else None,
         lineage=Lineage(
             base_model=BaseModelRecord(
                 uri=base_model_uri,

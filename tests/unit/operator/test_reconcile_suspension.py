@@ -118,6 +118,8 @@ def test_device_seconds_cover_the_time_before_and_after_a_suspension() -> None:
     assert (train.queued_seconds, train.seconds, train.device_seconds) == (7, 100, 200)
     assert status.cost is not None
     assert (status.cost.device_seconds, status.cost.amount, status.cost.currency) == (200, 0.2, "EUR")
+    (checkpoint,) = cluster.of("Checkpoint").values()
+    assert checkpoint["spec"]["cost"] == {"deviceSeconds": 200.0, "amount": 0.2, "currency": "EUR"}
 
 
 def test_a_job_that_is_terminating_under_suspension_is_waited_for() -> None:

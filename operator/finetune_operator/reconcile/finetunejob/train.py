@@ -91,6 +91,7 @@ def _record(run: Run, trained: TrainResult, planned: ResolvedHyperparameters) ->
             lora=resolved.lora,
             trainer_image=image or resolved.trainer_image or "",
             loss_curve=trained.loss_curve,
+            cost=run.status.cost,
             recorded_at=run.snapshot.now,
         )
         run.draft.create.append(Create(record, same="Digest"))
