@@ -167,10 +167,16 @@ def test_a_form_that_cannot_be_kept_is_refused(
 
 @pytest.mark.parametrize(
     ("schema", "message"),
-    [(linked(300), "too many references"), (nested(150), "recursion limit")],
-    ids=["references", "levels"],
+    [
+        (linked(300), "too many references"),
+        (nested(150), "recursion limit"),
+        ({"enum": ["a" * 1024] * 129}, "more than 131072 characters"),
+        ({"properties": {str(number): {} for number in range(501)}}, "one object may have 500"),
+        ({"type": "array", "items": {}, "maxItems": 2**31 - 1}, "more than 100000"),
+    ],
+    ids=["references", "levels", "characters", "properties", "items"],
 )
-def test_a_schema_that_could_overflow_the_stack_is_refused(
+def test_a_schema_that_could_overflow_the_stack_or_take_long_is_refused(
     endpoint: Endpoint, schema: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=message):

@@ -329,6 +329,74 @@ def test_a_grammar_that_could_end_vllm_does_not_reach_it(grammar: str, message: 
     assert message in answer.json()["error"]["message"]
 
 
+def with_properties(*numbers: int) -> dict[str, Any]:
+    """A schema of objects with these numbers of properties."""
+    objects = [{"type": "object", "properties": {f"p{each}": {} for each in range(n)}} for n in numbers]
+    return {"anyOf": objects}
+
+
+LONG: Final = "a" * (128 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "value", "field"),
+    [
+        (of_content, {"enum": ["a" * 1024] * 128}, "response_format"),
+        (of_content, {"enum": [1234567] * 20_000}, "response_format"),
+        (of_content, {"type": "string", "pattern": LONG}, "response_format"),
+        (of_content, with_properties(501), "response_format"),
+        (of_tool, with_properties(*[100] * 26), "tools"),
+        (of_option, {"enum": [LONG]}, "structured_outputs.json"),
+        (of_text, {LONG: 1}, "structured_outputs.structural_tag"),
+        (
+            lambda text: {"structured_outputs": {"grammar": f"start: {text}"}},
+            LONG,
+            "structured_outputs.grammar",
+        ),
+        (lambda text: {"structured_outputs": {"regex": f"{text}+"}}, LONG, "structured_outputs.regex"),
+        (lambda text: {"structured_outputs": {"choice": [text, "b"]}}, LONG, "structured_outputs.choice"),
+        (of_content, {"pattern": "^((a|bc){1001}d){1000}$"}, "response_format"),
+        (of_content, {"patternProperties": {r"(a[(]b{2,2000}){1001}": {}}}, "response_format"),
+        (of_content, {"type": "array", "maxItems": 2**31 - 1}, "response_format"),
+        (of_content, {"type": "array", "minItems": float("inf")}, "response_format"),
+        (lambda text: {"structured_outputs": {"regex": text}}, "(a{9999999}b)", "structured_outputs.regex"),
+    ],
+)
+def test_what_vllm_would_compile_for_long_is_refused_by_the_name_of_its_field(
+    request_of: Callable[[Any], dict[str, Any]], value: Any, field: str
+) -> None:
+    body = json.dumps(request_of(value))
+    answer = asyncio.run(Guarded().answer("/v1/chat/completions", content=body))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    limits = (
+        "more than 131072 characters",
+        "one object may have 500",
+        "more than 1000000 repetitions",
+        "minItems or maxItems is more than 100000",
+    )
+    assert any(limit in answer.text for limit in limits)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: of_content({"enum": [f"label {number}" for number in range(5000)]}),
+        lambda: of_content(with_properties(500)),
+        lambda: of_tool(with_properties(*[50] * 40)),
+        lambda: of_content({"pattern": r"^(?:[a-z](?:[-a-z]{0,61}[a-z])?\.){1,100}\([a-z]{2,63}\){0,9}$"}),
+        lambda: of_content({"pattern": "[(]{1000}a{1000}" * 20, "maxLength": 2**31 - 1}),
+        lambda: {"structured_outputs": {"choice": [f"label {number}" for number in range(5000)]}},
+        lambda: {"messages": [{"role": "user", "content": LONG * 2}]},
+    ],
+)
+def test_large_schemas_of_real_requests_and_long_prompts_reach_vllm(
+    request_of: Callable[[], dict[str, Any]],
+) -> None:
+    engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    body = json.dumps(request_of())
+    assert asyncio.run(Guarded(engine).answer("/v1/chat/completions", content=body)).status_code == 200
+
+
 @pytest.mark.parametrize("of", [":", "::="])
 def test_a_grammar_of_some_hundred_rules_reaches_vllm(of: str) -> None:
     engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])

@@ -16,10 +16,10 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.serve.constraintlimits import check_schema, unusable
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.readers import AnswerReaders
-from finetune_trainer.serve.schemanesting import check_nesting, unusable
 from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
 
 FIELD: Final = "response_format"
@@ -129,7 +129,7 @@ class Grammars:
             model: served name.
             choices: number of choices.
         """
-        check_nesting(schema, FIELD)
+        check_schema(schema, FIELD)
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=OPTIONS)
         except ValueError as error:

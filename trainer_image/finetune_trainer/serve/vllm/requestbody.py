@@ -1,15 +1,20 @@
 """The body of a request to vLLM, read once as a whole before vLLM reads it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from finetune_trainer.serve.constraintlimits import (
+    check_grammar,
+    check_regex,
+    check_schema,
+    check_text,
+)
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.requestmetrics import UNKNOWN_MODEL, RequestMeasurement
-from finetune_trainer.serve.schemanesting import check_grammar, check_nesting
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Enough for the token ids of two million tokens."""
@@ -39,11 +44,7 @@ class CheckBody:
             # As vLLM reads it. Bodies that are not JSON get vLLM's own error.
             request = _parsed(body)
             measurement.model = self._model(request)
-            for field, schema in _schemas(request):
-                check_nesting(schema, field)
-            match request:
-                case {"structured_outputs": {"grammar": str(grammar)}}:
-                    check_grammar(grammar, "structured_outputs.grammar")
+            _check(request or {})
         except RequestError as error:
             await error.response()(scope, receive, send)
             return
@@ -88,17 +89,26 @@ def _parsed(body: bytes) -> Mapping[str, Any] | None:
     return request if isinstance(request, dict) else None
 
 
-def _schemas(request: Mapping[str, Any] | None) -> Iterator[tuple[str, object]]:
-    """What vLLM compiles, by the field that has it. Raises RequestError if text in it is not JSON."""
+def _check(request: Mapping[str, Any]) -> None:
+    """Check what vLLM compiles. Raises RequestError if it is beyond a limit, or if text in it is not JSON."""
     for field in ("response_format", "tools"):
-        if (value := (request or {}).get(field)) is not None:
-            yield field, value
-    match request:
-        case {"structured_outputs": {**settings}}:
-            for name in ("json", "structural_tag"):
-                if (value := settings.get(name)) is not None:
-                    field = f"structured_outputs.{name}"
-                    yield field, _of_text(value, field) if isinstance(value, str) else value
+        check_schema(request.get(field), field)
+    settings = request.get("structured_outputs")
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        _check_setting(name, value, f"structured_outputs.{name}")
+
+
+def _check_setting(name: str, value: object, field: str) -> None:
+    if not isinstance(value, str):
+        check_schema(value, field)
+        return
+    check_text(value, field)
+    if name == "grammar":
+        check_grammar(value, field)
+    elif name == "regex":
+        check_regex(value, field)
+    elif name in {"json", "structural_tag"}:
+        check_schema(_of_text(value, field), field)
 
 
 def _of_text(text: str, field: str) -> object:
