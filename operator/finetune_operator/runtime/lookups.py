@@ -50,8 +50,8 @@ class LookupTarget(NamedTuple):
 class _Awaited:
     """Object that other objects wait for."""
 
-    uid: str
-    """uid at the last request; empty: the object did not exist."""
+    state: str
+    """`_state` at the last request."""
     since: float
     due: float
     is_lacking: bool = True
@@ -183,7 +183,7 @@ class Lookups:
             self._waits_for[key] = frozenset(lacking)
         now = self._clock()
         for target, found in lacking.items():
-            new = _Awaited(_uid(found), now, now + MIN_POLL_SECONDS)
+            new = _Awaited(_state(found), now, now + MIN_POLL_SECONDS)
             self._awaited.setdefault(target, new).keys.add(key)
 
     async def keep_polling(self, wake: Callable[[Key], None]) -> None:
@@ -217,10 +217,10 @@ class Lookups:
             return
         awaited.due = now + min(MAX_POLL_SECONDS, max(MIN_POLL_SECONDS, (now - awaited.since) / 4))
         is_lacking = self._types[target.type].is_lacking(found)
-        if unknown or (_uid(found), is_lacking) == (awaited.uid, awaited.is_lacking):
+        if unknown or (_state(found), is_lacking) == (awaited.state, awaited.is_lacking):
             return
         self._answers[target] = (now, found)
-        awaited.uid, awaited.is_lacking, awaited.since = _uid(found), is_lacking, now
+        awaited.state, awaited.is_lacking, awaited.since = _state(found), is_lacking, now
         for key in tuple(awaited.keys):
             wake(key)
 
@@ -232,7 +232,6 @@ def _target(type_: ResourceType, namespace: str, name: str) -> LookupTarget:
     return LookupTarget(type_, namespace if type_.namespaced else "", name)
 
 
-def _uid(found: Manifest | None) -> str:
-    """uid of the object, or an empty string. A re-created object has another uid."""
-    uid: str = "" if found is None else found["metadata"].get("uid", "")
-    return uid
+def _state(found: Manifest | None) -> str:
+    """uid, which a re-created object does not have, or the code of a refusal; empty: there is no object."""
+    return "" if found is None else str(found["metadata"].get("uid") or found.get("code", ""))

@@ -180,12 +180,15 @@ async def test_a_type_that_is_not_installed_is_an_answer_to_who_has_no_right_to_
 
 
 class KueueServer:
-    """A fake API server on which Kueue may be installed, and whose user may not read its objects."""
+    """A fake API server on which Kueue may be installed, without LocalQueues."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_readable: bool) -> None:
         self.is_installed = False
+        self._is_readable = is_readable
 
     async def get(self, *_: Any) -> Manifest | None:
+        if self._is_readable:
+            return None
         raise Rejected(403, "Forbidden", "cannot get localqueues")
 
     async def serves(self, _: ResourceType) -> bool:
@@ -211,9 +214,12 @@ async def test_a_kueue_with_another_version_of_its_api_is_installed(groups: list
     assert found["code"] == code
 
 
-def test_what_waits_for_kueue_is_woken_by_its_installation_without_the_right_to_read_queues() -> None:
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_what_waits_for_kueue_is_woken_by_its_installation(is_readable: bool) -> None:
+    """With the right to read queues, its queue is still missing then, which is another message."""
+
     async def test() -> None:
-        server = KueueServer()
+        server = KueueServer(is_readable=is_readable)
         lookups, woken = Lookups(cast(Any, server), clock=clock), list[Key]()
         task = asyncio.create_task(lookups.keep_polling(woken.append))
         found = await lookups.get(LOCAL_QUEUE, "team", "gpus")
