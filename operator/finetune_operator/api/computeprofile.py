@@ -41,6 +41,20 @@ NAMESPACE_PLACEHOLDER: Final = "{namespace}"
 CURRENCY: Final = r"^[A-Z]{3}$"
 
 
+class SelectedNamespaces(LabelSelector):
+    """Namespaces that have all of these labels."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *LabelSelector.rules,
+        CELRule(
+            "size(self.matchLabels) > 0",
+            "namespaceSelector needs matchLabels, because an empty selector would allow all namespaces:"
+            " name labels (matchExpressions is not supported), or omit namespaceSelector",
+            "matchLabels",
+        ),
+    )
+
+
 class ComputeProfileSpec(Model):
     """Desired state of a ComputeProfile."""
 
@@ -199,7 +213,7 @@ class ComputeProfileSpec(Model):
         ),
     ] = ()
     namespace_selector: Annotated[
-        LabelSelector | None,
+        SelectedNamespaces | None,
         Field(
             description="Labels of namespaces that may use the profile. A change of a namespace's labels"
             " takes effect within a minute. Default: allowedNamespaces decides."
