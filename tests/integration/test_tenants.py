@@ -170,6 +170,17 @@ def test_a_profile_of_another_team_is_refused(profiles: Tenant, kind: str) -> No
         assert profiles.asks(kind, profile=allowed) == ""
 
 
+def test_a_run_cannot_evaluate_with_a_profile_of_another_team(profiles: Tenant) -> None:
+    def refusal(profile: str) -> str:
+        run = new("FineTuneJob", profiles.namespace, {"profile": "ours"})
+        run["spec"]["evaluation"] = {"profile": profile}
+        return profiles.refusal("POST", run)
+
+    assert "ComputeProfile theirs: name another one in spec.evaluation.profile" in refusal("theirs")
+    for allowed in ("ours", "by-label", "open", "not-there-yet"):
+        assert refusal(allowed) == ""
+
+
 def test_an_object_without_a_profile_is_checked_against_the_default_one(api: Api, profiles: Tenant) -> None:
     assert profiles.asks() == ""
     marks = {"metadata": {"annotations": {DEFAULT_PROFILE_LABEL: None}}}
