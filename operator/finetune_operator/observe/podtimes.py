@@ -47,7 +47,6 @@ class _PodTimes:
     started: datetime | None
     ended: datetime
     """The time of the pass if it has not ended."""
-    succeeded: bool
 
 
 def pod_seconds(job: Manifest, pods: Iterable[Manifest], window: Window, now: datetime) -> PodSeconds:
@@ -94,7 +93,6 @@ def _times(job: Manifest, pods: list[Manifest], now: datetime) -> Iterator[_PodT
             scheduled=scheduled,
             started=None if span is None else span[0],
             ended=_ended_at(pod, now) if span is None else span[1],
-            succeeded=pod.get("status", {}).get("phase") == "Succeeded",
         )
 
 
@@ -106,9 +104,9 @@ def _joined_at(pod: _PodTimes, started: datetime, times: list[_PodTimes], nodes:
     """
     joined = started
     for index in range(nodes):
-        peers = [peer for peer in times if peer.index == index]
-        if index == pod.index or any(peer.succeeded for peer in peers):
+        if index == pod.index:
             continue
+        peers = [peer for peer in times if peer.index == index]
         had_ended = any(peer.ended <= started for peer in peers)
         waited_for = [
             peer for peer in peers if peer.ended > started and (had_ended or peer.created <= started)

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.losses import cause_of
+from finetune_operator.reconcile.steps import Failed
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import RepeatedTraining
 from tests.unit.operator.evaluations import (
@@ -137,6 +140,26 @@ def test_each_repetition_is_lost_by_the_end_of_the_pods_before_it() -> None:
     }
 
 
+def test_the_end_of_a_pod_is_the_cause_of_one_repetition_only() -> None:
+    cluster = reached("train")
+    begun = unix(cluster)
+    lose_pod(cluster, "first", 1)
+    cluster.now += timedelta(seconds=1)
+    lose_pod(cluster, "second", 137, PREEMPTED)
+    cluster.start("train", after=2)
+    result = trained()
+    assert result.train is not None
+    repeats = tuple(
+        RepeatedTraining(after=begun + after, before=begun + before, device_seconds=seconds)
+        for after, before, seconds in ((9, 11.5, 3), (12, 23, 5))
+    )
+    repeated = result.train.model_copy(update={"lost_device_seconds": 8, "repeats": repeats})
+    cluster.succeed("train", result.model_copy(update={"train": repeated}), after=30)
+    cluster.settle()
+
+    assert lost(stage(cluster, "train")) == {"Preemption": 5, "Failure": 3}
+
+
 @pytest.mark.parametrize(("first", "cause"), [(0, "Preemption"), (1, "Failure")])
 def test_of_pods_that_train_together_the_first_that_ended_by_itself_is_the_cause(
     first: int, cause: str
@@ -234,6 +257,18 @@ def test_a_run_at_its_time_limit_has_lost_nothing_because_it_can_continue() -> N
 
     assert cluster.states("FineTuneJob", JOB)["Stalled"] == "MaxRunSecondsExceeded"
     assert lost(status(cluster)["cost"]) == {}
+
+
+@pytest.mark.parametrize(("reason", "is_lost"), [("NotImplemented", False), ("ResultLost", True)])
+def test_a_run_that_can_continue_keeps_the_time_of_its_stages(reason: str, *, is_lost: bool) -> None:
+    cluster = reached("train")
+    status(cluster)["stages"].append({"name": "train", "deviceSeconds": 30.0})
+    job, snapshot = cluster.snapshot("FineTuneJob", JOB)
+    assert isinstance(job, FineTuneJob)
+    plan = Run(job, snapshot).plan(Failed(reason, "it ends here"))
+
+    assert plan.status is not None
+    assert lost(plan.status["stages"][-1]) == ({"Failure": 30} if is_lost else {})
 
 
 def test_an_evaluation_loses_the_measurements_that_failed_and_no_other() -> None:
