@@ -111,7 +111,8 @@ def _install(plane: ControlPlane, authority: str) -> None:
     rendered = plane.kubectl.run("kustomize", str(KUEUE.folder / "config" / "default"))
     rights = (EXAMPLES / "clusterrole.yaml").read_text()
     found = [*yaml.safe_load_all(rendered), *yaml.safe_load_all(rights)]
-    manifests = [each for each in found if each and each["kind"] in KINDS]
+    bound = {each["roleRef"]["name"] for each in found if each and "roleRef" in each}
+    manifests = [each for each in found if each and each["kind"] in KINDS and _is_used(each, bound)]
     for manifest in manifests:
         if "subjects" in manifest:
             # The process is a user and not a pod with Kueue's service account.
@@ -125,6 +126,11 @@ def _install(plane: ControlPlane, authority: str) -> None:
             config["caBundle"] = authority
     plane.kubectl.run("create", "namespace", NAMESPACE)
     plane.kubectl.define(yaml.safe_dump_all([*manifests, _visibility_service()]))
+
+
+def _is_used(manifest: dict[str, Any], bound: set[str]) -> bool:
+    """Whether the manager needs the manifest: most of Kueue's roles are for users."""
+    return not manifest["kind"].endswith("Role") or manifest["metadata"]["name"] in bound
 
 
 def _visibility_service() -> dict[str, Any]:

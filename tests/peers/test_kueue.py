@@ -189,6 +189,26 @@ def test_the_pods_of_a_run_are_admitted_together_and_a_run_that_waits_shows_what
     assert queued["train"] > 0
 
 
+def test_runs_that_wait_show_their_positions_and_move_up(
+    scene: Scene, queue: None, control_plane: ControlPlane
+) -> None:
+    scene.start("first", {"devices": 8, "nodes": 2, "workloadPriorityClass": "finetune-urgent"})
+    scene.until_state("first", "Training")
+    control_plane.kubectl.run("create", "--filename=-", text=yaml.safe_dump(urgent_job()))
+    scene.start("modest", {"devices": 8})
+    scene.start("pressing", {"devices": 8, "workloadPriorityClass": "finetune-urgent"})
+    scene.until_state("pressing", "Queued", "LocalQueue gpus, at position 1 (2 in its ClusterQueue): ")
+    scene.until_state("modest", "Queued", "LocalQueue gpus, at position 2 (3 in its ClusterQueue): ")
+
+    scene.kubelet.held.clear()
+    scene.until_ready("first")
+    scene.until_state("modest", "Queued", "at position 2 (2 in its ClusterQueue): ")
+    scene.until_state("pressing", "Queued", "at position 1 (1 in its ClusterQueue): ")
+    control_plane.kubectl.run("delete", "job", "urgent", f"--namespace={OTHERS}")
+    scene.until_ready("pressing")
+    scene.until_ready("modest")
+
+
 def test_a_preempted_run_shows_why_it_waits_and_trains_on_without_a_failed_attempt(
     scene: Scene, queue: None, control_plane: ControlPlane
 ) -> None:
