@@ -22,7 +22,7 @@ class ApiServer:
 
     def __init__(self, *, terminating: bool) -> None:
         self.patches: list[Manifest] = []
-        self._namespace: Manifest = {"metadata": {"name": "team"}}
+        self._namespace: Manifest = {"kind": "Namespace", "metadata": {"name": "team"}}
         if terminating:
             self._namespace["metadata"]["deletionTimestamp"] = DELETED
 
