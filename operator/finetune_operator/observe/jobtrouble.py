@@ -1,7 +1,9 @@
 """The problem that stops a Job, from all its current pods."""
 
+import re
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from finetune_operator.observe import lostnodes, podfailures, podstarts
 from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
@@ -10,6 +12,9 @@ from finetune_operator.observe.podstatus import Trouble, has_ended, stage_of
 from finetune_operator.observe.stagetimes import container_state, stage_states
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
+
+SHARE: Final = re.compile(r"(\d+) of \d+ pods (is|are) running; ")
+"""Begin of the message about a Job with several pods."""
 
 
 def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: datetime) -> Trouble | None:
@@ -46,6 +51,12 @@ def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: 
         share = f"{running} of {nodes} pods {'is' if running == 1 else 'are'} running"
         first = replace(first, message=f"{share}; {first.message}")
     return replace(first, recheck_after_seconds=later)
+
+
+def shows_running_pods(message: str) -> bool:
+    """Whether pods of the Job run, by the message of its problem. Those of a Job with one pod do not."""
+    found = SHARE.match(message)
+    return found is not None and found[1] != "0"
 
 
 def _lacks_a_pod(job: Manifest, pods: list[Manifest]) -> bool:

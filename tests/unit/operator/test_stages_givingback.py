@@ -95,8 +95,12 @@ def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growi
         pytest.param({"other_profile": "elsewhere"}, id="the other one needs other nodes"),
         pytest.param({"other_profile": "spot"}, id="the other one needs other nodes by its podTemplates"),
         pytest.param(
-            {"other_message": "pod has unbound immediate PersistentVolumeClaims"},
+            {"other_message": "1 of 2 pods is running; pod has unbound immediate PersistentVolumeClaims"},
             id="the other one waits for its claim",
+        ),
+        pytest.param(
+            {"other_message": "0 of 2 pods are running; no node can take train pod 0 yet: Insufficient cpu"},
+            id="the other one holds no devices",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Final
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.podtemplate import PodStage
 from finetune_operator.manifests.queueing import QUEUE_LABEL
+from finetune_operator.observe.jobtrouble import shows_running_pods
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
 from finetune_operator.observe.podstarts import lacks_capacity
 from finetune_operator.observe.podstatus import condition, has_ended
@@ -90,7 +91,7 @@ def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Sn
     pool = None if own is None else _pool(own, request.row.pods, snapshot)
     if own is None or pool is None:
         return False
-    older = (run for run in waiting if _age(run) < _age(own) and _needs_devices(run))
+    older = (run for run in waiting if _age(run) < _age(own) and _is_partly_placed(run))
     rivals = (_pool(run, request.row.pods, snapshot) for run in older)
     return any(
         waited >= (GIVE_BACK_TO_OTHER_TAINTS_AFTER if pool.has_other_taints_than(rival) else GIVE_BACK_AFTER)
@@ -105,11 +106,15 @@ def _pool(run: FineTuneJob, stage: PodStage, snapshot: Snapshot) -> NodePool | N
     return None if profile is None else NodePool.of(profile, stage)
 
 
-def _needs_devices(run: FineTuneJob) -> bool:
-    """Whether devices would let the run continue: one that only waits for its claim would not use them."""
+def _is_partly_placed(run: FineTuneJob) -> bool:
+    """Whether the run holds devices, and more of them would let it continue.
+
+    One that holds none waits for the end of other runs, or forever for a node that does not exist. One that
+    only waits for its claim would not use them.
+    """
     reconciling = conditions.find(run.status.conditions, ConditionType.RECONCILING)
     message = "" if reconciling is None else reconciling.message
-    return "Insufficient" in message or lacks_capacity(message)
+    return shows_running_pods(message) and ("Insufficient" in message or lacks_capacity(message))
 
 
 def _age(run: FineTuneJob) -> tuple[str, str]:
