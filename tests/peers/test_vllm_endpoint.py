@@ -31,6 +31,7 @@ from tests.peers.clusterendpoint import (
     Change,
     PublishedCopies,
     Served,
+    answer,
     client_of,
     pod_of,
     served,
@@ -54,6 +55,9 @@ pytestmark = pytest.mark.skipif(
 
 ENGINE: Final = f"e2e-vllm-{manifests.OWN}"
 """Profile with the engine VLLM."""
+CACHED: Final = f"e2e-vllm-cached-{manifests.OWN}"
+"""The same with a model cache."""
+DORA: Final = {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0, "dora": True}}
 SETTINGS: Final[dict[str, Any]] = {
     "contextLength": 512,
     "maxConcurrentRequests": 8,
@@ -78,9 +82,11 @@ def access() -> Iterator[Access]:
             "allowedEngineArguments": [
                 argument.partition("=")[0] for argument in SETTINGS["extraEngineArguments"]
             ],
-            "resources": manifests.SMALL | {"serve": {"cpu": "200m", "memory": "4Gi"}},
+            "resources": manifests.SMALL
+            | {"serve": {"cpu": "200m", "memory": "4Gi"}, "merge": {"cpu": "150m", "memory": "2Gi"}},
         }
-        for each in (profile, manifests.profile(manifests.CPU)):
+        cached = manifests.of("ComputeProfile", CACHED, profile["spec"] | {"modelCache": {"claim": "cache"}})
+        for each in (profile, cached, manifests.profile(manifests.CPU)):
             access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(each))
         yield access
 
@@ -126,6 +132,7 @@ def rollout(team: Team, keeper: Keeper) -> Rollout:
         manifests.configmap("tickets", manifests.jsonl("billing")),
         manifests.dataset("tickets", "tickets"),
         manifests.finetunejob("routing"),
+        manifests.finetunejob("dora", method=DORA),
         endpoint("desk", manifests.CPU, {"follow": {"model": "routing"}}),
     )
     first = team.until("InferenceDeployment", "desk", "Ready")
@@ -242,6 +249,22 @@ def test_metrics_are_on_their_own_port_only(team: Team, rollout: Rollout) -> Non
         refused = client.get(f"http://{address}:{SERVE_PORT}/metrics")
     assert "vllm:" not in refused.text
     assert refused.status_code == 404
+
+
+def test_a_dora_checkpoint_is_served_merged_and_in_place(team: Team, rollout: Rollout) -> None:
+    model = {"follow": {"model": "dora"}, "merge": True}
+    team.apply(manifests.claim("cache"), endpoint("merged", CACHED, model, **SETTINGS))
+    merged = team.until("InferenceDeployment", "merged", "Ready")
+
+    client = client_of(team, "merged")
+    assert {answer(client, "tuned", question).text for question in QUESTIONS} == {"billing"}
+    assert {each.id for each in client.models.list()} == {"tuned"}
+    folder = team.kubectl(
+        "exec", name_of(pod_of(team, merged)), "-c", "engine", "--", "readlink", "-f", "/mnt/models/tuned"
+    )
+    assert folder.startswith("/mnt/model-cache/checkpoints/")
+    team.kubectl("delete", "infd", "merged")
+    team.until_gone("pods", uid_of(merged))
 
 
 def damage(keeper: Keeper, digest: str) -> None:
