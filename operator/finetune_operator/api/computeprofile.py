@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.budget import ProfileBudget, ProfileBudgetStatus
 from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue, NodeLimit
 from finetune_operator.api.endpointaccess import LabelSelector
 from finetune_operator.api.images import Images
@@ -76,6 +77,11 @@ class ComputeProfileSpec(Model):
             f"!has(self.store) || !self.store.uri.replace('{NAMESPACE_PLACEHOLDER}', '').matches(r'[{{}}]')",
             f"of text in braces, store.uri may only have {NAMESPACE_PLACEHOLDER}, the namespace of the run",
             "store.uri",
+        ),
+        CELRule(
+            "!has(self.budget) || !has(self.budget.costPerNamespace) || has(self.pricePerDeviceHour)",
+            "budget.costPerNamespace needs pricePerDeviceHour: set it, or limit deviceHoursPerNamespace",
+            "budget",
         ),
     )
 
@@ -204,6 +210,7 @@ class ComputeProfileSpec(Model):
             description="Currency of pricePerDeviceHour as in ISO 4217, such as EUR.",
         ),
     ] = None
+    budget: ProfileBudget = None
     allowed_namespaces: Annotated[
         tuple[Name, ...],
         Field(
@@ -267,6 +274,7 @@ class ComputeProfileStatus(Status):
     """Observed state of a profile."""
 
     conditions: Conditions = ()
+    budget: ProfileBudgetStatus = None
 
 
 class ComputeProfile(Resource):

@@ -148,6 +148,8 @@ def _event(halt: Halt, announce_failure: EventReason | None) -> Event | None:
             return Event("Warning", EventReason.NOT_IMPLEMENTED, message)
         case Failed() if announce_failure is not None:
             return Event("Warning", announce_failure, message)
+        case Working(reason=Reason.BUDGET_EXHAUSTED):
+            return Event("Normal", EventReason.BUDGET_EXHAUSTED, message)
         case Suspended():
             return Event("Normal", EventReason.SUSPENDED, message)
     return None

@@ -1,7 +1,7 @@
 """Read the caches: snapshots for passes, at the cost of reading the children of one object, and lookups."""
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -15,10 +15,11 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.metadata import controller
-from finetune_operator.engine.resources import JOB, ResourceType
+from finetune_operator.engine.resources import JOB, POD, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.calibration import Calibration
+from finetune_operator.reconcile.inputs.deviceuse import DeviceUse
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,
     BY_CONTENT,
@@ -50,8 +51,10 @@ class SnapshotReader:
         self._lines: dict[str, CheckpointIndex] = {}
         self._champion_listeners: list[Callable[[str, str], None]] = []
         self._calibration = Calibration()
+        self._device_use = DeviceUse(partial(datetime.now, UTC))
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)
+        caches.children[POD].subscribe(self._device_use.note)
 
     @property
     def calibration(self) -> Calibration:
@@ -127,6 +130,7 @@ class SnapshotReader:
             profiles=self._of(ComputeProfile).named(""),
             calibrated_mfu=self._calibration.mfu,
             measured_memory=self._calibration.memory,
+            device_use=self._device_use.of,
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),

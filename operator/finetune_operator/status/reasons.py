@@ -48,6 +48,7 @@ class Reason(StrEnum):
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
     MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
     SUSPENDING = "Suspending"
     CLEANING_UP = "CleaningUp"
     # done
@@ -151,6 +152,7 @@ UNDER_WAY: Final = frozenset(
         Reason.NO_CAPACITY_FOR_SURGE,
         Reason.UNSCHEDULABLE,
         Reason.ROUTE_PENDING,
+        Reason.BUDGET_EXHAUSTED,
     }
 )
 """Reasons of `Reconciling` that need no user action; with any other reason the object is blocked."""
@@ -174,6 +176,7 @@ class EventReason(StrEnum):
     VETOED = "Vetoed"
     PROMOTED = "Promoted"
     DEVICES_GIVEN_BACK = "DevicesGivenBack"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     RECORDS_DELETED = "RecordsDeleted"

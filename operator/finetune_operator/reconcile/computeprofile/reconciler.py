@@ -1,7 +1,8 @@
-"""Report whether objects can use a ComputeProfile."""
+"""Report whether objects can use a ComputeProfile, and what they have used of its budget."""
 
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.plan import Plan
+from finetune_operator.reconcile.computeprofile.accounting import account
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
 from finetune_operator.reconcile.steps import Done, Failed
@@ -11,8 +12,12 @@ from finetune_operator.status.reserved import not_implemented
 
 def reconcile(profile: ComputeProfile, snapshot: Snapshot) -> Plan:
     """Plan one pass over a ComputeProfile."""
-    result = finish_pass(profile, profile.status, _state(profile, snapshot), snapshot.now)
-    return Plan(status=result.manifest, events=result.events)
+    # Of a namespace whose objects are not all listed, a part of the use would be left out for good.
+    uses = [use for use in snapshot.device_use(profile.name) if use.namespace not in snapshot.facts.unlisted]
+    budget = account(profile, uses, snapshot.now)
+    status = profile.status.model_copy(update={"budget": budget.status})
+    result = finish_pass(profile, status, _state(profile, snapshot), snapshot.now)
+    return Plan(status=result.manifest, events=result.events, requeue_after=budget.recheck_seconds)
 
 
 def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:

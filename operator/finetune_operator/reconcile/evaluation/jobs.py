@@ -16,10 +16,11 @@ from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.inputs import weights_of
 from finetune_operator.reconcile.evaluation.live import live_adapter, live_model
 from finetune_operator.reconcile.platform import storage
+from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.request import JobPurpose, StageRequest
-from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 
@@ -37,7 +38,7 @@ def keep(run: Assessment) -> None:
 
 def build_job(
     run: Assessment, request: StageRequest, purpose: JobPurpose, checkpoint: Checkpoint
-) -> Manifest | Blocked:
+) -> Manifest | Blocked | Working:
     """The Job that `advance` needs, or which prerequisite is missing."""
     found = run.prerequisites
     if isinstance(found, Blocked):
@@ -61,6 +62,9 @@ def build_job(
     judges = evaluation.spec.judges if purpose == "stage" else ()
     config: StageConfig | None
     if purpose == "stage":
+        waiting = check_budget(found.profile, request.stage, evaluation.namespace, run.snapshot.now)
+        if waiting is not None:
+            return waiting
         keep(run)
         config = _config(run, inputs, checkpoint, found.profile)
         unsent = check_config(config, found.profile)

@@ -27,10 +27,11 @@ from finetune_operator.reconcile.finetunejob import prerequisites
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import limit_of
+from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.devicefacts import device_facts
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.stages.request import JobPurpose, PeerObjects, StageRequest
-from finetune_operator.reconcile.steps import Blocked
+from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.vocabulary import Stage
@@ -41,7 +42,7 @@ ConfigBuilder = Callable[[StageInputs], StageConfig | Blocked]
 
 def build_job(
     run: Run, request: StageRequest, purpose: JobPurpose, build_config: ConfigBuilder
-) -> Manifest | Blocked:
+) -> Manifest | Blocked | Working:
     """The Job that `advance` needs, or which prerequisite is missing."""
     found = run.prerequisites
     if isinstance(found, Blocked):
@@ -50,6 +51,9 @@ def build_job(
     stage: JobStage = request.stage
     config: StageConfig | Blocked
     if purpose == "stage":
+        waiting = check_budget(found.profile_of(stage), request.stage, run.job.namespace, run.snapshot.now)
+        if waiting is not None:
+            return waiting
         run.keep(found)
         config = build_config(inputs)
         if isinstance(config, Blocked):

@@ -30,7 +30,7 @@ BY_DIGEST: Final = "digest"
 BY_DATASET_OF: Final = "versions"
 """DatasetVersions by `version_owner` of the Dataset or run that made them."""
 BY_STATE: Final = "state"
-"""Objects by UNSETTLED, QUEUED, ROLLING or PARTLY_SCHEDULED."""
+"""Objects by UNSETTLED, QUEUED, ROLLING, PARTLY_SCHEDULED or OVER_BUDGET."""
 
 DEFAULT_PROFILE: Final = ""
 """Value for objects that use the default profile."""
@@ -38,6 +38,7 @@ UNSETTLED: Final = "unsettled"
 QUEUED: Final = "queued"
 ROLLING: Final = "rolling"
 PARTLY_SCHEDULED: Final = "partly scheduled"
+OVER_BUDGET: Final = "over budget"
 
 
 def address(namespace: str, name: str) -> str:
@@ -185,6 +186,12 @@ def _run_by_state(job: Manifest) -> Iterator[str]:
     several = (_spec(job).get("compute") or {}).get("nodes", 1) > 1
     if several and (ConditionType.RECONCILING, "True", Reason.UNSCHEDULABLE) in _conditions(job):
         yield PARTLY_SCHEDULED
+    yield from _waits_for_budget(job)
+
+
+def _waits_for_budget(job: Manifest) -> Iterator[str]:
+    if (ConditionType.RECONCILING, "True", Reason.BUDGET_EXHAUSTED) in _conditions(job):
+        yield OVER_BUDGET
 
 
 def _endpoint_by_state(endpoint: Manifest) -> Iterator[str]:
@@ -257,6 +264,7 @@ INDEXERS: Final[Mapping[str, Mapping[str, Indexer]]] = {
         BY_DATASET: _evaluation_by_dataset,
         BY_PROFILE: _evaluation_by_profile,
         BY_CONTENT: contents,
+        BY_STATE: _waits_for_budget,
     },
     "InferenceDeployment": {
         BY_LINE: _endpoint_by_line,

@@ -16,6 +16,7 @@ from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.observe.admission import Admission
+from finetune_operator.observe.poduse import PodUse
 from finetune_operator.observe.queueposition import Positions
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.calibration import MeasuredMemory
@@ -106,6 +107,8 @@ class Snapshot:
     """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""
     measured_memory: Callable[[str], Iterable[MeasuredMemory]] = lambda _: ()
     """Returns the memory that a profile's last runs in all namespaces used, oldest first."""
+    device_use: Callable[[str], Iterable[PodUse]] = lambda _: ()
+    """Returns the use of a profile's devices by pods of all namespaces, also by pods deleted just now."""
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""

@@ -9,6 +9,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
+from finetune_operator.observe.poduse import use_of
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
     BY_CHECKPOINT,
@@ -19,6 +20,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_PROFILE,
     BY_STATE,
     DEFAULT_PROFILE,
+    OVER_BUDGET,
     QUEUED,
     UNSETTLED,
     address,
@@ -29,6 +31,7 @@ from finetune_operator.reconcile.inputs.indexes import (
 )
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.users import waits_for_users
+from finetune_operator.status.budgetuse import exhausted
 
 
 class IndexedObjects(Protocol):
@@ -188,7 +191,8 @@ def _of_inferencedeployment(change: Change, objects: IndexedObjects) -> Iterator
 def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     old, new = change.old, change.new
     if old is not None and new is not None and _profile_text(old) == _profile_text(new):
-        # Other objects do not read its status.
+        # Of its status, other objects read only whether their namespace may use more.
+        yield from _waiting_for_budget(exhausted(old) - exhausted(new), objects)
         return
     names = [change.name]
     if any(map(_is_default, change.states)):
@@ -201,6 +205,25 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
         for name in names:
             yield from map(_key, objects.indexed(kind, BY_PROFILE, name))
     yield from map(_key, objects.indexed("Dataset", BY_STATE, UNSETTLED))
+
+
+def _waiting_for_budget(namespaces: frozenset[str], objects: IndexedObjects) -> Iterator[Key]:
+    for kind in ("FineTuneJob", "Evaluation") if namespaces else ():
+        waiting = map(_key, objects.indexed(kind, BY_STATE, OVER_BUDGET))
+        yield from (key for key in waiting if key.namespace in namespaces)
+
+
+def _of_pod(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    """Its owner, and a ComputeProfile with a budget when the pod begins or ends to use devices."""
+    yield from _owner(change, objects)
+    before, after = (use_of(pod) if pod is not None else None for pod in (change.old, change.new))
+    had_ended = before is not None and before.ended_at is not None
+    if before == after or (after is None and had_ended):
+        return
+    for name in {use.profile for use in (before, after) if use is not None}:
+        profile = objects.child("ComputeProfile", "", name)
+        if profile is not None and profile.get("spec", {}).get("budget"):
+            yield Key("ComputeProfile", "", name)
 
 
 def _profile_text(profile: Manifest) -> tuple[object, ...]:
@@ -221,4 +244,5 @@ RELATIONS: Final[Mapping[str, Callable[[Change, IndexedObjects], Iterator[Key]]]
     "Evaluation": _of_evaluation,
     "InferenceDeployment": _of_inferencedeployment,
     "ComputeProfile": _of_computeprofile,
+    "Pod": _of_pod,
 }

@@ -4,19 +4,19 @@ from finetune_operator.engine.resources import NETWORK_POLICY, SERVICE
 from finetune_operator.plan import Create, Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.request import Outcome, StageRequest, StartNeeded
-from finetune_operator.reconcile.steps import Blocked, Failed
+from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.status.reasons import EventReason
 
 
 def start(
-    draft: Draft, request: StageRequest, needed: StartNeeded, job: Manifest | Blocked | Failed
+    draft: Draft, request: StageRequest, needed: StartNeeded, job: Manifest | Blocked | Failed | Working
 ) -> Outcome:
     """Create the Job, and before a stage's own Job what its pods need of each other.
 
     Args:
-        job: what the caller built for `needed.purpose`, or why it cannot be built.
+        job: what the caller built for `needed.purpose`, or why it cannot be built now.
     """
-    if isinstance(job, Blocked | Failed):
+    if isinstance(job, Blocked | Failed | Working):
         return job
     if needed.purpose == "stage":
         add_peer_objects(draft, request)

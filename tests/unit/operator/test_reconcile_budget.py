@@ -1,0 +1,187 @@
+"""A namespace that has used its budget of a ComputeProfile waits before stages with devices."""
+
+from datetime import timedelta
+from typing import Any
+
+from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.scheduling.relations import related
+from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
+from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at
+from tests.unit.operator.runobjects import JOB, preflighted, trained
+from tests.unit.operator.runsteps import reached, started
+
+PROFILE = "cpu"
+HOURS = {"period": "Day", "deviceHoursPerNamespace": 2}
+
+
+def set_usage(cluster: MemoryCluster, namespace: str = NAMESPACE, **usage: Any) -> None:
+    """Let a namespace have used something of the profile's budget, which begins again at midnight."""
+    manifest = cluster.objects["ComputeProfile", PROFILE]
+    manifest["status"]["budget"] = {
+        "period": manifest["spec"]["budget"]["period"],
+        "since": "2030-01-02T00:00:00Z",
+        "resetsAt": "2030-01-03T00:00:00Z",
+        "usage": [{"namespace": namespace, "countedUntil": at(cluster.now), **usage}],
+    }
+
+
+def exhausted(stage: str = "preflight", **budget: Any) -> MemoryCluster:
+    """A run in this stage whose namespace has used the budget."""
+    cluster = started() if stage == "preflight" else reached(stage)
+    cluster.change("ComputeProfile", PROFILE, budget=budget or HOURS)
+    cluster.settle()
+    set_usage(cluster, deviceSeconds=7260)
+    return cluster
+
+
+def waits(cluster: MemoryCluster) -> Manifest:
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] == "BudgetExhausted"
+    return condition
+
+
+def at_train(cluster: MemoryCluster) -> MemoryCluster:
+    cluster.succeed("preflight", preflighted(), after=10)
+    cluster.settle()
+    return cluster
+
+
+def test_a_run_waits_before_its_first_stage_with_devices_and_says_until_when() -> None:
+    cluster = at_train(exhausted())
+    assert not cluster.has_stage_job("train")
+    message = waits(cluster)["message"]
+    assert "namespace team has used its budget of ComputeProfile cpu: 2.02 of 2 device hours today" in message
+    assert "The train stage starts after the reset at 2030-01-03T00:00:00Z" in message
+    assert cluster.job(JOB).status.phase == "BudgetExhausted"
+    assert [event.reason for event in cluster.events].count("BudgetExhausted") == 1
+    before = cluster.objects["FineTuneJob", JOB]["status"]
+    cluster.now += timedelta(hours=1)
+    cluster.settle()
+    assert cluster.objects["FineTuneJob", JOB]["status"] == before
+    assert [event.reason for event in cluster.events].count("BudgetExhausted") == 1
+
+
+def test_a_waiting_run_starts_at_the_reset_although_the_usage_is_not_reset_yet() -> None:
+    cluster = at_train(exhausted())
+    cluster.now += timedelta(hours=20, minutes=30)
+    seconds = cluster.plan("FineTuneJob", JOB).requeue_after
+    assert seconds is not None
+    cluster.now += timedelta(seconds=seconds)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
+
+
+def test_a_waiting_run_starts_when_the_budget_is_raised_or_removed() -> None:
+    for budget in ({**HOURS, "deviceHoursPerNamespace": 3}, None):
+        cluster = at_train(exhausted())
+        waits(cluster)
+        cluster.change("ComputeProfile", PROFILE, budget=budget)
+        cluster.settle()
+        assert cluster.has_stage_job("train")
+
+
+def test_a_budget_of_cost_is_compared_with_the_cost() -> None:
+    cluster = started()
+    cost = {"period": "Month", "costPerNamespace": 300}
+    cluster.change("ComputeProfile", PROFILE, budget=cost, pricePerDeviceHour=2.0, currency="EUR")
+    cluster.settle()
+    set_usage(cluster, deviceSeconds=10**6, cost=312.5)
+    assert "312.5 of 300 EUR this month" in waits(at_train(cluster))["message"]
+
+
+def test_the_budget_of_another_namespace_stops_nothing() -> None:
+    cluster = exhausted()
+    set_usage(cluster, "other", deviceSeconds=10**6)
+    at_train(cluster)
+    assert cluster.has_stage_job("train")
+
+
+def test_what_runs_continues_and_the_next_stage_with_devices_waits() -> None:
+    cluster = exhausted("train")
+    cluster.start("train")
+    cluster.settle()
+    assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Training"
+    cluster.succeed("train", trained(), after=60)
+    cluster.settle()
+    assert waits(cluster)["message"].count("The evaluate stage starts after the reset") == 1
+
+
+def test_a_suspended_run_waits_when_it_is_resumed() -> None:
+    cluster = exhausted("train")
+    cluster.start("train")
+    for suspend in (True, False):
+        cluster.change("FineTuneJob", JOB, suspend=suspend)
+        cluster.settle()
+    waits(cluster)
+
+
+def test_an_evaluation_waits_before_it_measures_and_keeps_no_profile_before_that() -> None:
+    cluster = trained_cluster()
+    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    cluster.settle()
+    set_usage(cluster, deviceSeconds=7260)
+    cluster.add(evaluation())
+    cluster.settle()
+    assert cluster.states("Evaluation", EVALUATION)["Reconciling"] == "BudgetExhausted"
+    assert "resolved" not in cluster.objects["Evaluation", EVALUATION]["status"] or (
+        "profile" not in cluster.objects["Evaluation", EVALUATION]["status"]["resolved"]
+    )
+    cluster.change("ComputeProfile", PROFILE, budget=None)
+    cluster.settle()
+    assert cluster.states("Evaluation", EVALUATION)["Reconciling"] == "Queued"
+
+
+def test_pods_of_runs_are_counted_and_a_deleted_run_takes_nothing_away() -> None:
+    cluster = reached("train", compute={"devices": 2})
+    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    cluster.settle()
+    cluster.start("train", after=60)
+    cluster.settle()
+    cluster.now += timedelta(seconds=400)
+    cluster.settle()
+    (usage,) = cluster.objects["ComputeProfile", PROFILE]["status"]["budget"]["usage"]
+    assert usage["deviceSeconds"] == 2 * (400 - 10)
+    cluster.remove("FineTuneJob", JOB)
+    cluster.settle()
+    assert cluster.objects["ComputeProfile", PROFILE]["status"]["budget"]["usage"] == [usage]
+
+
+def test_the_namespaces_that_are_free_again_wake_their_waiting_runs_and_no_other_change_does() -> None:
+    cluster = at_train(exhausted())
+    before = cluster.objects["ComputeProfile", PROFILE]
+    key = Key("FineTuneJob", NAMESPACE, JOB)
+
+    def woken(**budget: Any) -> frozenset[Key]:
+        status = {**before["status"], "budget": {**before["status"]["budget"], **budget}}
+        return related("ComputeProfile", before, {**before, "status": status}, cluster.reader())
+
+    assert woken(usage=[]) == {key}
+    (entry,) = before["status"]["budget"]["usage"]
+    assert woken(usage=[{**entry, "deviceSeconds": 9000}]) == frozenset()
+    assert woken(usage=[entry, {**entry, "namespace": "other"}]) == frozenset()
+
+
+def test_a_pod_wakes_the_profile_with_a_budget_when_it_starts_ends_or_is_deleted() -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    pod = next(pod for name, pod in cluster.of("Pod").items() if "-train-" in name)
+    waiting = {**pod, "status": {"phase": "Pending"}}
+    ready = {**pod, "status": {**pod["status"], "conditions": [{"type": "Ready", "status": "True"}]}}
+    finished = {"startedAt": at(cluster.now), "finishedAt": at(cluster.now), "exitCode": 0}
+    ended = {
+        **pod,
+        "status": {
+            "phase": "Succeeded",
+            "containerStatuses": [{"name": "trainer", "state": {"terminated": finished}}],
+        },
+    }
+    key = Key("ComputeProfile", "", PROFILE)
+    changes = ((waiting, pod, True), (pod, ready, False), (pod, ended, True), (ended, None, False))
+    for old, new, _ in changes:
+        assert key not in related("Pod", old, new, cluster.reader())
+    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    for old, new, wakes in (*changes, (pod, None, True)):
+        keys = related("Pod", old, new, cluster.reader())
+        assert (key in keys) == wakes
+        assert Key("FineTuneJob", NAMESPACE, JOB) in keys
