@@ -28,6 +28,47 @@ class LabelSelector(Model):
     ] = Field(default={})
 
 
+class LabelRequirement(Model):
+    """Condition on one label, in the form of v1.LabelSelectorRequirement."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "(self.operator in ['In', 'NotIn']) == (size(self.values) > 0)",
+            "operators In and NotIn need values, Exists and DoesNotExist must not have them",
+            "values",
+        ),
+    )
+
+    key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=LABEL_KEY,
+            json_schema_extra=pattern_advice(
+                LABEL_KEY, "a label name is needed, for example kubernetes.io/metadata.name"
+            ),
+            description="Name of the label.",
+        ),
+    ]
+    operator: Annotated[
+        Literal["In", "NotIn", "Exists", "DoesNotExist"],
+        Field(description="Relation of the label's value to `values`."),
+    ]
+    values: Annotated[
+        tuple[LabelValue, ...], Field(max_length=32, description="Values, for In and NotIn.")
+    ] = ()
+
+
+class PeerSelector(LabelSelector):
+    """Selector of objects that have all of these labels and meet all of these conditions."""
+
+    match_expressions: Annotated[
+        tuple[LabelRequirement, ...],
+        Field(max_length=8, description="Conditions on labels, in addition to matchLabels. Empty: none."),
+    ] = ()
+
+
 class IPBlock(Model):
     """Range of addresses."""
 
@@ -55,11 +96,11 @@ class NetworkPeer(Model):
     )
 
     namespace_selector: Annotated[
-        LabelSelector | None,
+        PeerSelector | None,
         Field(description="Namespaces of the peer. Default: the endpoint's own namespace."),
     ] = None
     pod_selector: Annotated[
-        LabelSelector | None, Field(description="Pods of the peer. Default: all pods of those namespaces.")
+        PeerSelector | None, Field(description="Pods of the peer. Default: all pods of those namespaces.")
     ] = None
     ip_block: Annotated[
         IPBlock | None, Field(description="Addresses of the peer, for clients that are not pods.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.endpointaccess import NetworkPeer
+from finetune_operator.api.endpointaccess import NetworkPeer, PeerSelector
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, stage_job_name
@@ -45,11 +45,17 @@ def _peer(peer: NetworkPeer) -> Manifest:
     if peer.ip_block is not None:
         return {"ipBlock": {"cidr": peer.ip_block.cidr}}
     selectors = {"namespaceSelector": peer.namespace_selector, "podSelector": peer.pod_selector}
-    return {
-        name: {"matchLabels": selector.match_labels} if selector.match_labels else {}
-        for name, selector in selectors.items()
-        if selector is not None
-    }
+    return {name: _selector(selector) for name, selector in selectors.items() if selector is not None}
+
+
+def _selector(selector: PeerSelector) -> Manifest:
+    """The selector without empty fields, which the API server omits."""
+    expressions = [_without_empty(each.to_dict()) for each in selector.match_expressions]
+    return _without_empty({"matchLabels": selector.match_labels, "matchExpressions": expressions})
+
+
+def _without_empty(fields: Manifest) -> Manifest:
+    return {name: value for name, value in fields.items() if value}
 
 
 def build_disruption_budget(endpoint: InferenceDeployment, revision: str) -> Manifest:

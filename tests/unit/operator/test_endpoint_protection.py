@@ -86,6 +86,22 @@ def test_a_policy_that_lists_nobody_admits_monitoring_alone() -> None:
     [
         ({"podSelector": {}}, {"podSelector": {}}),
         (
+            {
+                "namespaceSelector": {
+                    "matchExpressions": [{"key": "team", "operator": "In", "values": ["web"]}]
+                }
+            },
+            {
+                "namespaceSelector": {
+                    "matchExpressions": [{"key": "team", "operator": "In", "values": ["web"]}]
+                }
+            },
+        ),
+        (
+            {"podSelector": {"matchExpressions": [{"key": "batch", "operator": "DoesNotExist"}]}},
+            {"podSelector": {"matchExpressions": [{"key": "batch", "operator": "DoesNotExist"}]}},
+        ),
+        (
             {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "shop"}}},
             {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "shop"}}},
         ),
