@@ -35,10 +35,11 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
 
 
 def _analysis(analysis: dict[str, Any]) -> dict[str, Any]:
+    parts = ("duration_seconds", "max_duration_seconds", "min_requests", "gates", "probe")
     first = ("metric", "quantile", "max", "max_increase", "max_ratio", "confidence")
     probe = analysis["probe"]
     return {
-        **analysis,
+        **_set_since_first(analysis, *parts),
         "gates": [_set_since_first(gate, *first) for gate in analysis["gates"]],
         "probe": None if probe is None else _set_since_first(probe, "requests"),
     }
