@@ -208,6 +208,29 @@ def test_the_end_of_a_pod_is_written_with_the_message_about_it_and_not_again() -
     assert status(cluster)["usage"]["deviceSeconds"] == 10
 
 
+@pytest.mark.parametrize("follows", ["waits for a node", "runs"])
+def test_the_end_of_a_pod_is_kept_if_its_successor_is_seen_with_it(follows: str) -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.settle()
+    cluster.now += timedelta(seconds=10)
+    times = {"startedAt": at(cluster.now - timedelta(seconds=10)), "finishedAt": at(cluster.now)}
+    cluster.pod("train", {"terminated": {**times, "exitCode": 1}}, phase="Failed", conditions=[PREEMPTED])
+    cluster.now += timedelta(seconds=5)
+    if follows == "runs":
+        cluster.pod("train", {"running": {"startedAt": at(cluster.now)}}, "next")
+    else:
+        refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        cluster.pod("train", {}, "next", conditions=[{**refused, "message": "0/3 nodes are available"}])
+    cluster.settle()
+
+    assert [each["cause"] for each in status(cluster)["usage"]["ended"]] == ["Preemption"]
+    before = cluster.writes
+    cluster.now += timedelta(seconds=60)
+    cluster.settle()
+    assert cluster.writes == before
+
+
 @pytest.mark.parametrize(
     ("reason", "cause"), [("InvalidData", "BadData"), ("LossDiverged", "BadData"), ("OutOfMemory", "Failure")]
 )

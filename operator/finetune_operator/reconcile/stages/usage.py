@@ -7,14 +7,15 @@ from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.observe.podends import with_ended
-from finetune_operator.observe.stagetimes import Price, with_cost
+from finetune_operator.observe.podstatus import has_ended
+from finetune_operator.observe.stagetimes import Price, container_state, with_cost
 from finetune_operator.observe.stageusage import finished_stage, stage_usage
 from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import pods_of
 from finetune_operator.reconcile.stages.losses import with_repeated
 from finetune_operator.reconcile.stages.request import Outcome, StageFailed
 from finetune_operator.reconcile.stages.stagepass import StagePass
-from finetune_operator.reconcile.steps import Halt, Working
+from finetune_operator.reconcile.steps import Blocked, Halt, Working
 from finetune_operator.status import progress
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import StageResult
@@ -52,18 +53,20 @@ def follow(run: StagePass[Any], stage: Stage) -> None:
 
 
 def _lost_a_pod(run: StagePass[Any], stage: Stage, outcome: Outcome) -> bool:
-    """Whether a pod has ended and another one follows, so that the pass writes the status in any case.
+    """Whether a pod has ended and the stage continues.
 
-    The pod is deleted before the next pass if it was preempted, evicted or drained.
+    The end is recorded at once, because a pod that was preempted, evicted or drained is soon gone. The end of
+    the last pod is recorded with that of the stage.
     """
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     if job is None or DEVICES not in job["metadata"].get("labels", {}):
         return False
-    if not isinstance(outcome, Working) or outcome.reason != Reason.QUEUED:
+    pods, usage = pods_of(job, run.snapshot), run.status.usage
+    continues = any("terminated" not in container_state(pod) and not has_ended(pod) for pod in pods)
+    if not isinstance(outcome, Working | Blocked) or not (continues or outcome.reason == Reason.QUEUED):
         return False
-    usage = run.status.usage
     known = usage.ended if usage is not None and usage.name == stage else None
-    return with_ended(known or (), pods_of(job, run.snapshot)) != (known or ())
+    return with_ended(known or (), pods) != (known or ())
 
 
 def count_usage(run: StagePass[Any], stage: Stage) -> None:
