@@ -1,4 +1,4 @@
-"""Run the blocks of a page in order, in one folder, as a user who has only kubectl, Helm and oras."""
+"""Run the blocks of a page in order, in one folder, as a user who has only kubectl, Helm, oras and cosign."""
 
 import os
 import re
@@ -12,6 +12,7 @@ import yaml
 
 from tests.docsblocks import ROOT, blocks
 from tools.cluster.toolchain import program
+from tools.peers.toolchain import COSIGN
 
 MARKER: Final = "run by tests/peers/test_release.py"
 """Of the blocks that are run."""
@@ -70,7 +71,7 @@ class DocumentedSteps:
             AssertionError: a command failed.
         """
         text = self._replaced(text)
-        folders = {str(program(name).parent) for name in ("kubectl", "helm", "oras")}
+        folders = {str(COSIGN.folder), *(str(program(name).parent) for name in ("kubectl", "helm", "oras"))}
         environment = {
             "PATH": os.pathsep.join([*folders, os.environ["PATH"]]),
             "KUBECONFIG": str(self.kubeconfig),

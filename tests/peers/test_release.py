@@ -44,12 +44,18 @@ IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
 CHARTS = {"chart-finetune-operator"}
 
 
+def documented(command: str) -> str:
+    """The block of releases.md with a command."""
+    marked = (each.text for each in blocks() if each.page.name == "releases.md" and each.marker == MARKER)
+    (text,) = (text for text in marked if command in text)
+    return text
+
+
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A signing key, made as releases.md says."""
     folder = tmp_path_factory.mktemp("key")
-    (block,) = [each for each in blocks() if each.page.name == "releases.md" and each.marker == MARKER]
-    subprocess.run(["bash", "-euc", block.text], cwd=folder, check=True)
+    subprocess.run(["bash", "-euc", documented("openssl")], cwd=folder, check=True)
     return folder / "release.pem"
 
 
@@ -148,6 +154,18 @@ def test_a_platform_team_installs_from_the_registry(
     outputs = steps.run("installation.md")
 
     assert outputs[-1].splitlines()[-2:] == ["yes", "yes"]
+
+
+def test_cosign_verifies_an_image_as_documented(steps: DocumentedSteps, release: SignedRelease) -> None:
+    key = steps.folder / "release.pub"
+    shutil.copy(release.public, key)
+    statements = steps.shell(documented("cosign"))
+    assert release.artifacts["finetune-operator"]["digest"] in statements
+
+    other = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkey -pubout"
+    steps.shell(f"{other} > release.pub")
+    with pytest.raises(AssertionError, match="could not verify envelope"):
+        steps.shell(documented("cosign"))
 
 
 @pytest.mark.timeout(1800)

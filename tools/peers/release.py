@@ -9,8 +9,9 @@ from tools.images.base import base_image
 from tools.images.build import build_complete
 from tools.images.buildah import Buildah
 from tools.images.tags import LOCAL, Variant, image_references
+from tools.peers.toolchain import COSIGN
 
-TOOLS: Final = (CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE)
+TOOLS: Final = (CRANE, HELM, ORAS, PRIVATE_REGISTRY, VERIFY_BUNDLE, COSIGN)
 
 
 def install() -> None:

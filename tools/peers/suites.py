@@ -10,7 +10,7 @@ from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM3, Tool
 from tools.docs import chromium
 from tools.peers import oldkubernetes, release, vllm, vllmimage
-from tools.peers.toolchain import ARGOCD, FLUX, KUEUE, OLDER_KUBERNETES, TRAEFIK
+from tools.peers.toolchain import ARGOCD, COSIGN, FLUX, KUEUE, OLDER_KUBERNETES, TRAEFIK
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ PEERS: Final = (
     _of_tools(HELM3, f"Helm {HELM3.version}", ("tests/peers/test_helm3.py",), is_isolated=True),
     PeerSuite(
         "release",
-        "A release in a registry with accounts and TLS (Distribution), and Sigstore's library",
+        f"A release in a registry with accounts and TLS (Distribution), and cosign {COSIGN.version}",
         ("tests/peers/test_private_registry.py", "tests/peers/test_release.py"),
         release.install,
         release.is_installed,

@@ -45,6 +45,8 @@ TRAEFIK: Final = Tool(
 Its module has stand-ins without function for modules that are not on every module proxy. A gateway uses
 neither those nor the folders that are left out.
 """
+COSIGN: Final = Tool("cosign", ("cosign",), module="github.com/sigstore/cosign/v3", modules=_MODULES)
+"""Verifies a release as its users do."""
 ARGOCD: Final = Tool(
     "argocd",
     (),
