@@ -124,10 +124,20 @@ class Buildah:
 
         Its layers are compressed with zstd.
         """
+        return self._push(image, f"docker://{target}", *plain_http(target))
+
+    def save(self, image: str, layout: Path) -> str:
+        """Write `image` to a new folder, as an OCI image layout. Returns the digest of its manifest.
+
+        Its layers are compressed with zstd.
+        """
+        return self._push(image, f"oci:{layout}")
+
+    def _push(self, image: str, destination: str, *more: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
             digest = Path(folder) / "digest"
             options = ("--format", "oci", "--compression-format", "zstd", "--digestfile", digest)
-            self.run("push", *plain_http(target), *options, image, f"docker://{target}")
+            self.run("push", *more, *options, image, destination)
             return digest.read_text().strip()
 
     @contextmanager

@@ -32,6 +32,9 @@ from tools.release.statements import Build, SourceCommit, statements
 OPERATOR: Final = "finetune-operator"
 TRAINER: Final = "finetune-trainer"
 
+Staged = tuple[Artifact, tuple[str, str]]
+"""An artifact on this machine, and where `Registry.copy` finds it."""
+
 
 @dataclass(frozen=True)
 class Release:
@@ -73,13 +76,15 @@ class Release:
         for leftover in FOLDER.iterdir():
             leftover.unlink()
         cache_directory().mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache_directory()) as folder, OciRegistry(Path(folder)) as local:
-            # buildah and Helm push by tag only, and a registry computes the digest. So they push to this one.
-            staging = Registry(local.address)
-            artifacts = [*self._images(version, buildah, staging), *self._charts(version, staging)]
-            for artifact in artifacts:
-                staged = staging.prefix + artifact.reference.removeprefix(self.registry.prefix)
-                self.registry.copy(staged, artifact.repository)
+        with (
+            TemporaryDirectory(dir=cache_directory()) as folder,
+            OciRegistry(Path(folder) / "charts") as local,
+        ):
+            images = self._images(version, buildah, Path(folder))
+            staged = [*images, *self._charts(version, Registry(local.address))]
+            for artifact, place in staged:
+                self.registry.copy(place, artifact.repository)
+        artifacts = [artifact for artifact, _ in staged]
         build = Build(source, version, self.builder, started, datetime.now(UTC), _pins())
         for artifact in artifacts:
             self._attach(artifact, build)
@@ -108,8 +113,9 @@ class Release:
     def _trainer_tags(self, version: str, variant: Variant) -> tuple[str, ...]:
         return (f"{version}-{variant}", *((version,) if variant is self.variants[0] else ()))
 
-    def _images(self, version: str, buildah: Buildah, staging: Registry) -> list[Artifact]:
-        pushed: dict[str, Artifact] = {}
+    def _images(self, version: str, buildah: Buildah, folder: Path) -> list[Staged]:
+        """Build the images, and write each to a folder of its own."""
+        found: dict[str, Staged] = {}
         for variant in self.variants:
             built = build_complete(variant)
             print(*built.sizes, sep="\n", file=sys.stderr)
@@ -117,24 +123,24 @@ class Release:
                 (OPERATOR, OPERATOR, built.names.operator, (version,)),
                 (f"{TRAINER}-{variant}", TRAINER, built.names.trainer, self._trainer_tags(version, variant)),
             ):
-                if title not in pushed:
-                    digest = buildah.push(image, f"{staging.prefix}/{repository}:{tags[0]}")
+                if title not in found:
+                    layout = folder / title
+                    digest = buildah.save(image, layout)
                     target = f"{self.registry.prefix}/{repository}"
-                    pushed[title] = Artifact(title, target, tags, digest, bill_file(title), built.base)
-        return list(pushed.values())
+                    artifact = Artifact(title, target, tags, digest, bill_file(title), built.base)
+                    found[title] = (artifact, ("--from-oci-layout", f"{layout}@{digest}"))
+        return list(found.values())
 
-    def _charts(self, version: str, staging: Registry) -> list[Artifact]:
-        charts = []
+    def _charts(self, version: str, staging: Registry) -> Iterator[Staged]:
+        """Package the charts, and push them to a registry on this machine: Helm pushes by tag only."""
         for package in package_charts(self.registry.prefix, FOLDER):
             staging.push_chart(package)
             name = package.name.removesuffix(f"-{version}.tgz")
             digest = staging.digest(f"{staging.prefix}/charts/{name}:{version}")
             if digest is None:
                 raise ImageError(f"helm pushed no chart {name} {version}: change tools/release/publish.py")
-            charts.append(
-                Artifact(f"chart-{name}", f"{self.registry.prefix}/charts/{name}", (version,), digest)
-            )
-        return charts
+            chart = Artifact(f"chart-{name}", f"{self.registry.prefix}/charts/{name}", (version,), digest)
+            yield chart, ("--from-plain-http", f"{staging.prefix}/charts/{name}@{digest}")
 
     def _attach(self, artifact: Artifact, build: Build) -> None:
         """Write the statements about an artifact; with a key, sign and attach them."""

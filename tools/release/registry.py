@@ -62,15 +62,15 @@ class Registry:
         """Push a packaged chart into the folder `charts`."""
         self._run("helm", "push", package, f"oci://{self.prefix}/charts", *self._plain_http)
 
-    def copy(self, source: str, repository: str) -> None:
-        """Copy a manifest and its content from a registry on this machine, without a tag.
+    def copy(self, source: tuple[str, str], repository: str) -> None:
+        """Copy a manifest and its content from this machine, without a tag.
 
         Args:
-            source: name of the manifest with its digest.
+            source: option of oras that says where the manifest is, and its name with its digest.
             repository: name of the repository in this registry.
         """
         plain_http = ("--to-plain-http",) if self._is_plain_http else ()
-        self._run("oras", "cp", "--from-plain-http", *plain_http, source, repository)
+        self._run("oras", "cp", *plain_http, *source, repository)
 
     def attach(self, subject: str, document: Path, media_type: str, annotations: dict[str, str]) -> None:
         """Attach a document to a manifest, which clients find by the referrers API of the registry.
