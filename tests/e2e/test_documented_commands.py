@@ -25,6 +25,8 @@ PAGES: Final[dict[str, dict[str, str]]] = {
     "promotion.md": RUN,
     "troubleshooting.md": RUN,
     "FineTuneBlocked.md": RUN,
+    "FineTuneBudgetExhausted.md": RUN,
+    "FineTuneBudgetNearlyExhausted.md": RUN,
     "FineTuneCheckpointStale.md": RUN,
     "FineTuneEndpointErrors.md": ENDPOINT,
     "FineTuneEndpointWithoutModel.md": ENDPOINT,

@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_operator.metrics.budgetgauges import budget_gauge, used_shares
 from finetune_operator.metrics.endpointgauges import endpoint_gauges
 from finetune_operator.metrics.objectstatus import object_names, object_status, true_reason
 from finetune_operator.observe.stagetimes import container_state, parse_time
@@ -49,9 +50,9 @@ class ObjectStateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         active = self._active()
-        jobs, evaluations, datasets, endpoints = (
+        jobs, evaluations, datasets, endpoints, profiles = (
             list(self._kinds[kind]) if active else []
-            for kind in ("FineTuneJob", "Evaluation", "Dataset", "InferenceDeployment")
+            for kind in ("FineTuneJob", "Evaluation", "Dataset", "InferenceDeployment", "ComputeProfile")
         )
         yield _phases(jobs, self._settled() if active else {})
         yield _blocked((*jobs, *evaluations), datasets)
@@ -60,18 +61,21 @@ class ObjectStateCollector(Collector):
         yield from self._running(running[:MAX_SERIES_PER_KIND])
         yield _problems(faulty[:MAX_SERIES_PER_KIND])
         yield from endpoint_gauges(endpoints[:MAX_SERIES_PER_KIND])
+        shares = used_shares(profiles)
+        yield budget_gauge(shares[:MAX_SERIES_PER_KIND])
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
             f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",
             labels=("kind",),
         )
         if active:
-            for kind, objects in (
-                ("FineTuneJob", running),
-                ("Dataset", faulty),
-                ("InferenceDeployment", endpoints),
+            for kind, number in (
+                ("FineTuneJob", len(running)),
+                ("Dataset", len(faulty)),
+                ("InferenceDeployment", len(endpoints)),
+                ("ComputeProfile", len(shares)),
             ):
-                dropped.add_metric((kind,), max(0, len(objects) - MAX_SERIES_PER_KIND))
+                dropped.add_metric((kind,), max(0, number - MAX_SERIES_PER_KIND))
         yield dropped
 
     def _running(self, jobs: Iterable[Manifest]) -> Iterator[Metric]:

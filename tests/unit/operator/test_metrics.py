@@ -57,6 +57,7 @@ def collected(
     datasets: Iterable[Manifest] = (),
     endpoints: Iterable[Manifest] = (),
     evaluations: Iterable[Manifest] = (),
+    profiles: Iterable[Manifest] = (),
     *,
     active: bool = True,
     pods: Iterable[Manifest] = (),
@@ -70,6 +71,7 @@ def collected(
         "Dataset": datasets,
         "InferenceDeployment": endpoints,
         "Evaluation": evaluations,
+        "ComputeProfile": profiles,
     }
     registry.register(
         ObjectStateCollector(
@@ -285,6 +287,24 @@ def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_un
         for name in ("old", "new", "odd")
     }
     assert values == {"old": 1, "new": 0, "odd": 0}
+
+
+def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_cost() -> None:
+    def profile(name: str, limit: dict[str, float], *usage: dict[str, Any]) -> Manifest:
+        spec = {"budget": {"period": "Week", **limit}} if limit else {}
+        return {"metadata": {"name": name}, "spec": spec, "status": {"budget": {"usage": list(usage)}}}
+
+    hours = {"namespace": "a", "deviceSeconds": 5400, "cost": 9.0}
+    profiles = [
+        profile("hours", {"deviceHoursPerNamespace": 2}, hours, {"namespace": "b", "deviceSeconds": 7200}),
+        profile("cost", {"costPerNamespace": 6}, hours),
+        profile("removed", {}, hours),
+        {"metadata": {"name": "new"}, "spec": {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}}},
+    ]
+    registry = collected(profiles=profiles)
+    (family,) = (each for each in registry.collect() if each.name == "finetune_budget_used_ratio")
+    shares = {(s.labels["namespace"], s.labels["profile"]): s.value for s in family.samples}
+    assert shares == {("a", "hours"): 0.75, ("b", "hours"): 1, ("a", "cost"): 1.5}
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
