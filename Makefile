@@ -57,7 +57,7 @@ integration: packages prometheus .venv programs ## The operator on a real API se
 faults: packages .venv programs ## The operator disturbed at its writes; ARGS chooses
 	$(SUITE) tests/faults -m "not full" $(ARGS)
 
-e2e: packages .venv cluster programs images ## Everything on a real node; ARGS chooses
+e2e: packages prometheus .venv cluster programs images ## Everything on a real node; ARGS chooses
 	@$(RUN) -m tools.suites --suite e2e -- $(ARGS)
 
 verify: packages-environment .venv build/docs/venv ## Generated files, lint, types, import rules, tables, charts, workflows, the site

@@ -1,24 +1,31 @@
 """Revisions with errors, high latencies or a worse model are rolled back by themselves, with figures."""
 
 import json
+import os
 import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml
 from openai import OpenAI, OpenAIError
 
-from finetune_operator.manifests.labels import ANALYZED
+from finetune_operator.manifests.labels import ANALYZED, RUN
 from tests.e2e import manifests
 from tests.e2e.newconnections import client_of
+from tests.e2e.poddiscovery import discovery_of
 from tests.e2e.pods import Keeper
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, Team, condition_of, name_of, uid_of
+from tests.prometheus import Prometheus
 from tests.waiting import eventually
+from tools.cluster.layout import NODE_ADDRESS
 from tools.demo.access import Object
 
+ROOT: Final = Path(__file__).parents[2]
 ENDPOINT: Final = "analyzed"
 CLIENTS: Final = 6
 STRATEGY: Final[Object] = {
@@ -36,6 +43,12 @@ ONE_AT_A_TIME: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 0}
 QUEUED: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 64}
 """Settings of a revision that answers slowly: requests wait until those before them have all their tokens."""
 LATENCY: Final = {"metric": "time_to_first_token_seconds", "quantile": 0.5, "maxRatio": 1.5}
+OF_REVISION: Final = '{namespace="{{ namespace }}", revision="{{ revision }}"}[{{ interval }}]'
+FIRST_TOKEN_SECONDS: Final = (
+    f"sum(rate(finetune_serve_time_to_first_token_seconds_sum{OF_REVISION}))"
+    f" / sum(rate(finetune_serve_time_to_first_token_seconds_count{OF_REVISION}))"
+)
+"""Query for the mean time to the first token of a revision."""
 ANSWERS: Final = {"metric": "exact_match", "min": 0.8, "maxDecrease": 0.2}
 WRONG_LABELS: Final = ("shipping", "account", "returns")
 SHUFFLED: Final = "shuffled-labels"
@@ -91,8 +104,10 @@ def clients(team: Team) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rolled_back(team: Team, analyzed: Object) -> Object:
     """The endpoint after the rollout of a revision that refuses requests."""
+    before = newest(team)["name"]
+    team.patch("infd", ENDPOINT, {"serving": ONE_AT_A_TIME})
+    until_newest(team, before, "Canary")
     with clients(team):
-        team.patch("infd", ENDPOINT, {"serving": ONE_AT_A_TIME})
         return team.until("InferenceDeployment", ENDPOINT, "Stalled", "RolledBack")
 
 
@@ -120,17 +135,21 @@ def test_an_event_has_the_figures(team: Team, rolled_back: Object) -> None:
     assert "error_rate" in events[0]["message"]
 
 
-def after_rollback(team: Team, spec: Object) -> Object:
-    """The newest entry of the status when the revision of a new spec was rolled back."""
-    before = team.get("InferenceDeployment", ENDPOINT)["status"]["revisions"][0]["name"]
-    team.patch("infd", ENDPOINT, spec)
+def newest(team: Team) -> Object:
+    """The newest entry of the status."""
+    entry: Object = team.get("InferenceDeployment", ENDPOINT)["status"]["revisions"][0]
+    return entry
+
+
+def until_newest(team: Team, before: str, state: str) -> Object:
+    """Wait until a newer revision than `before` has a state. Returns its entry of the status."""
 
     def found() -> Object | None:
-        newest: Object = team.get("InferenceDeployment", ENDPOINT)["status"]["revisions"][0]
-        return newest if newest["name"] != before and newest["state"] == "RolledBack" else None
+        entry = newest(team)
+        return entry if entry["name"] != before and entry["state"] == state else None
 
     return eventually(
-        "the new revision is rolled back",
+        f"the new revision is {state}",
         found,
         PATIENCE_SECONDS,
         describe=lambda: team.describe("InferenceDeployment", ENDPOINT),
@@ -138,18 +157,65 @@ def after_rollback(team: Team, spec: Object) -> Object:
     )
 
 
+def after_rollback(team: Team, spec: Object, *, with_clients: bool) -> Object:
+    """The newest entry of the status when the revision of a new spec was rolled back.
+
+    Clients begin with the canary: before it they would only slow its start.
+    """
+    before = newest(team)["name"]
+    team.patch("infd", ENDPOINT, spec)
+    until_newest(team, before, "Canary")
+    with clients(team) if with_clients else nullcontext():
+        return until_newest(team, before, "RolledBack")
+
+
 def strategy(gate: Object, **analysis: Any) -> Object:
-    return {**STRATEGY, "analysis": {**STRATEGY["analysis"], "gates": [gate], **analysis}}
+    """A patch for a strategy with one gate, which removes the Prometheus of an earlier one."""
+    settings = {**STRATEGY["analysis"], "prometheus": None, "gates": [gate], **analysis}
+    return {**STRATEGY, "analysis": settings}
 
 
 def test_a_slow_revision_is_rolled_back_by_its_latency(team: Team, rolled_back: Object) -> None:
-    with clients(team):
-        newest = after_rollback(team, {"serving": QUEUED, "strategy": strategy(LATENCY)})
-    (figure,) = newest["analysis"]["figures"]
-    print(newest["message"])
+    entry = after_rollback(team, {"serving": QUEUED, "strategy": strategy(LATENCY)}, with_clients=True)
+    (figure,) = entry["analysis"]["figures"]
+    print(entry["message"])
     assert figure["verdict"] == "Fail"
     assert figure["value"] > 1.5 * figure["stable"]
-    assert f"time_to_first_token_seconds p50 {figure['value']:g}" in newest["message"]
+    assert f"time_to_first_token_seconds p50 {figure['value']:g}" in entry["message"]
+
+
+@pytest.fixture
+def prometheus(team: Team, rolled_back: Object, tmp_path: Path) -> Iterator[str]:
+    """The address of a Prometheus that finds the serving pods as docs/prometheus.yaml says."""
+    documented = yaml.safe_load((ROOT / "docs" / "prometheus.yaml").read_text())["scrape_configs"]
+    (serving,) = [config for config in documented if config["job_name"] == "finetune-serving"]
+    del serving["kubernetes_sd_configs"]
+    with discovery_of(team, f"{RUN}={uid_of(rolled_back)}") as url:
+        serving["http_sd_configs"] = [{"url": url, "refresh_interval": "3s"}]
+        server = Prometheus(tmp_path, {}, scraped=[serving], host=str(NODE_ADDRESS))
+        yield server.address
+        server.close()
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("KUBE_CONTEXT")), reason="pods reach this machine at the local cluster's node only"
+)
+def test_a_slow_revision_is_rolled_back_by_a_query_to_a_prometheus(
+    team: Team, rolled_back: Object, prometheus: str
+) -> None:
+    gate = {"metric": "prometheus/first-token-seconds", "maxRatio": 1.5}
+    source = {
+        "address": prometheus,
+        "queries": [{"name": "first-token-seconds", "query": FIRST_TOKEN_SECONDS}],
+    }
+    settings = strategy(gate, durationSeconds=10, minRequests=3, prometheus=source)
+    slow = {**QUEUED, "maxQueuedRequests": 63}
+    entry = after_rollback(team, {"serving": slow, "strategy": settings}, with_clients=True)
+    (figure,) = entry["analysis"]["figures"]
+    print(entry["message"])
+    assert figure["verdict"] == "Fail"
+    assert figure["value"] > 1.5 * figure["stable"]
+    assert f"prometheus/first-token-seconds {figure['value']:g}" in entry["message"]
 
 
 def test_a_model_trained_on_shuffled_labels_is_rolled_back_by_its_answers(
@@ -157,19 +223,20 @@ def test_a_model_trained_on_shuffled_labels_is_rolled_back_by_its_answers(
 ) -> None:
     run = team.until("FineTuneJob", SHUFFLED, "Ready")
     pinned = {"checkpoint": run["status"]["checkpoints"][-1]["name"]}
-    newest = after_rollback(
+    entry = after_rollback(
         team,
         {
             "models": [{"name": "tuned", "pin": pinned}],
             "serving": None,
             "strategy": strategy(ANSWERS, probe={"requests": 20, "minRows": 3}),
         },
+        with_clients=False,
     )
-    (figure,) = newest["analysis"]["figures"]
-    print(newest["message"])
+    (figure,) = entry["analysis"]["figures"]
+    print(entry["message"])
     assert (figure["model"], figure["value"], figure["stable"], figure["rows"]) == ("tuned", 0, 1, 3)
     assert figure["high"] < 0.8
-    assert "exact_match of tuned 0 (at most" in newest["message"]
+    assert "exact_match of tuned 0 (at most" in entry["message"]
     endpoint = team.get("InferenceDeployment", ENDPOINT)
     assert [entry["state"] for entry in endpoint["status"]["revisions"]].count("Live") == 1
     with client_of(ENDPOINT, team.namespace) as client:
