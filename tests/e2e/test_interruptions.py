@@ -129,8 +129,6 @@ def a_run_that_everything_happens_to_ends_with_the_weights_of_one_that_is_left_a
     ended = team.until("FineTuneJob", "unlucky", "Ready", "Promoted")
 
     assert "3 restarts" in condition_of(ended, "Trained")["message"]
-    lost = {each["cause"] for each in ended["status"]["cost"].get("lost", ())}
-    assert lost <= {"Waiting", "Preemption", "Failure"}, "the operator has seen how each pod ended"
     calm = team.until("FineTuneJob", "calm", "Ready", "Promoted")
     assert "restarts" not in condition_of(calm, "Trained")["message"]
     assert digests(ended) == digests(calm)

@@ -114,6 +114,15 @@ def test_each_loss_has_the_times_between_which_the_pods_ended(pods: Pods) -> Non
     assert pods.lost == 40
 
 
+def test_the_parts_of_the_lost_time_add_up_to_it(pods: Pods) -> None:
+    for _ in range(4):
+        pods.clock.now += 10.06
+        pods.work.update()
+        pods.start(0)
+
+    assert sum(each.device_seconds for each in pods.work.repeats) == pytest.approx(pods.lost, abs=0.01)
+
+
 def test_the_last_losses_are_kept_one_by_one_and_all_in_the_sum(pods: Pods) -> None:
     for _ in range(MAX_REPEATS + 2):
         pods.train(10)

@@ -175,7 +175,7 @@ class WastedTime:
     def repeats(self) -> tuple[RepeatedTraining, ...]:
         """The last losses, summed over all processes of the run."""
         return tuple(
-            each.model_copy(update={"device_seconds": round(each.device_seconds * self._group.size, 1)})
+            each.model_copy(update={"device_seconds": round(each.device_seconds * self._group.size, 3)})
             for each in self._record.repeats
         )
 
