@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import Kind
+from finetune_operator.api.meta import pattern_rule
 from tests.integration.api import Object
 from tests.integration.rules.requests import without_indexes
 
@@ -34,7 +35,7 @@ class Breach:
         keyword: the keyword.
         refused: a value that violates it.
         accepted: values that just satisfy it. Rules of enclosing objects may refuse them.
-        advice: messages of the field's own rules that the violation must show.
+        advice: messages of the rule that repeats the pattern, which the violation must show.
         around: messages of the other rules: the field's own, and those of enclosing objects.
     """
 
@@ -136,22 +137,26 @@ def _inner(schema: Schema, name: str) -> Schema | None:
 def _at(
     schema: Schema, value: Any, path: Path, around: tuple[str, ...] = ()
 ) -> Iterator[tuple[Path, Breach]]:
-    advice = tuple(each["message"] for each in schema.get("x-kubernetes-validations", []))
+    rules = schema.get("x-kubernetes-validations", [])
+    messages = (*around, *(each["message"] for each in rules))
     for keyword, refused, accepted in _keywords(schema, value):
+        advice: tuple[str, ...] = ()
         if keyword == "pattern":
-            yield path, Breach(keyword, refused, accepted, advice, around)
-        else:
-            yield path, Breach(keyword, refused, accepted, (), (*around, *advice))
+            advice = tuple(
+                each["message"] for each in rules if each == pattern_rule(schema["pattern"], each["message"])
+            )
+        others = tuple(message for message in messages if message not in advice)
+        yield path, Breach(keyword, refused, accepted, advice, others)
     for name in schema.get("required", []):
         yield (*path, name), Breach("required", None, (), (), ())
     if isinstance(value, dict):
         for name, child in value.items():
             inner = _inner(schema, name)
             if inner is not None:
-                yield from _at(inner, child, (*path, name), (*around, *advice))
+                yield from _at(inner, child, (*path, name), messages)
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from _at(schema["items"], child, (*path, index), (*around, *advice))
+            yield from _at(schema["items"], child, (*path, index), messages)
 
 
 def _keywords(schema: Schema, value: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
