@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.scheduling.relations import related
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving_pod
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at
 from tests.unit.operator.runobjects import JOB, preflighted, trained
@@ -145,6 +146,27 @@ def test_pods_of_runs_are_counted_and_a_deleted_run_takes_nothing_away() -> None
     cluster.remove("FineTuneJob", JOB)
     cluster.settle()
     assert cluster.objects["ComputeProfile", PROFILE]["status"]["budget"]["usage"] == [usage]
+
+
+def test_an_endpoint_uses_the_budget_and_starts_and_serves_whatever_is_left_of_it() -> None:
+    desk = EndpointCluster(checkpoint("first", "1"))
+    desk.cluster.change("ComputeProfile", "standard", budget=HOURS)
+    desk.cluster.reconcile("ComputeProfile", "standard")
+    desk.settle()
+    (first,) = desk.deployments
+    desk.make_ready(first)
+    running = {"name": "engine", "state": {"running": {"startedAt": at(desk.cluster.now)}}}
+    pod = serving_pod(first, phase="Running", containerStatuses=[running])
+    pod["spec"]["containers"] = [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
+    desk.put(pod)
+    desk.cluster.now += timedelta(hours=2)
+    desk.cluster.reconcile("ComputeProfile", "standard")
+    (usage,) = desk.cluster.objects["ComputeProfile", "standard"]["status"]["budget"]["usage"]
+    assert usage["deviceSeconds"] == 2 * (7200 - 10) > 2 * 3600
+    desk.put(checkpoint("second", "2", promoted=10))
+    desk.settle()
+    assert {each["spec"]["replicas"] for each in desk.deployments.values()} == {1}
+    assert len(desk.deployments) == 2
 
 
 def test_the_namespaces_that_are_free_again_wake_their_waiting_runs_and_no_other_change_does() -> None:
