@@ -48,7 +48,7 @@ def create(layout: Layout) -> None:
     run([ip, "link", "set", layout.bridge, "up"])
     # Without this route the host, and so the API server, would reach Services only through a default route.
     run([ip, "route", "add", str(SERVICE_NETWORK), "dev", layout.bridge])
-    run([_nft(), "-f", "-"], text=render("masquerade.nft", table=layout.name, pod_network=POD_NETWORK))
+    create_masquerading(layout)
     folder = layout.config / "cni"
     folder.mkdir(exist_ok=True)
     conflist = render(
@@ -62,6 +62,11 @@ def create(layout: Layout) -> None:
     (folder / f"10-{layout.name}.conflist").write_text(conflist)
 
 
+def create_masquerading(layout: Layout) -> None:
+    """Masquerade what pods send to other networks."""
+    run([_nft(), "-f", "-"], text=render("masquerade.nft", table=layout.bridge, pod_network=POD_NETWORK))
+
+
 def exists(layout: Layout) -> bool:
     """Whether the cluster's bridge exists."""
     return layout.bridge in (name for _, name in socket.if_nameindex())
@@ -70,7 +75,7 @@ def exists(layout: Layout) -> bool:
 def remove(layout: Layout) -> None:
     """Remove the bridge and all tables, including those of kube-proxy."""
     nft = _nft()
-    for family, table in (("ip", layout.name), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
+    for family, table in (("ip", layout.bridge), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
         if succeeds([nft, "list", "table", family, table]):
             run([nft, "delete", "table", family, table])
     if exists(layout):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_what_an_isolated_command_has_started_ends_with_it(tmp_path: Path, end: 
         command.wait(10)
 
     eventually("the process has ended", lambda: file.exists() and not _running(str(file)))
+
+
+@root_only
+def test_a_cluster_can_have_the_name_of_a_keyword_of_nftables() -> None:
+    script = "from tools.cluster import network; from tools.cluster.layout import Layout\n"
+    script += "network.create_masquerading(Layout.of('position'))"
+    command = isolated([sys.executable, "-c", script], "position")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _running(argument: str) -> list[int]:
