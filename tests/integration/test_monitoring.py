@@ -195,6 +195,7 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
         "device": {"product": "NVIDIA-H100-80GB-HBM3"},
         "pricePerDeviceHour": 2.5,
         "currency": "EUR",
+        "budget": {"period": "Month", "deviceHoursPerNamespace": 1000},
     }
     api.create(profile)
     smaller = manifests.profile("smaller")
