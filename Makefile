@@ -69,6 +69,7 @@ verify: packages-environment .venv build/docs/venv ## Generated files, lint, typ
 	$(PYTEST) --quiet tests/unit/test_tables.py
 	$(RUN) -m hack.charts
 	$(RUN) -m hack.workflows
+	$(RUN) -m hack.license_headers
 	build/docs/venv/bin/python -m tools.docs.pictures --check
 	build/docs/venv/bin/python -m tools.docs
 

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate and check files of the repository."""

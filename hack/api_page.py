@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate docs/api.md and docs/api/KIND.md from the models: fields with type, default, bounds and rules."""
 
 from collections.abc import Iterator

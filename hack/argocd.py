@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The health check of every kind as keys of Argo CD's ConfigMap."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README.md of each chart, with a table of its values from the comments in values.yaml."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate the schema of the chart's values. It allows no other fields, so Helm rejects a misspelt name."""
 
 import json

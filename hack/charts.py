@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lint the Helm charts with the Helm of the test cluster.
 
 python -m hack.charts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate the Grafana dashboards from their rows and panels: dashboard.yaml and usage_dashboard.yaml."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the generated files, or with --check list the stale ones.
 
 python -m hack.generate [--check]

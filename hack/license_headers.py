@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that each source file names its license in its first lines, or with --write add that line.
 
 python -m hack.license_headers [--write]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate docs/metrics.md: every metric with type, labels and meaning, the queries and the alerts."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The project's version in the files that repeat it. Its source is `project.version` of pyproject.toml."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check the workflows in .github with actionlint.
 
 python -m hack.workflows

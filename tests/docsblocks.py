@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The blocks of commands in the documentation, with the comments that mark them."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fake kubelet for control planes without nodes: it patches the status of pods.
 
 The pod of a stage runs, and then ends with a result for its config, unless its stage is held. A serving pod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node without a kubelet for tests: it reports itself as ready, and binds pods as a scheduler does."""
 
 import time

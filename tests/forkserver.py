@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that are forked from a server that has already imported their modules.
 
 Starting Python and importing the operator or PyTorch takes seconds of processor time; a fork takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON merge patch (RFC 7386), as `kubectl patch --type merge` applies it."""
 
 from typing import Any

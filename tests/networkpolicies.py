@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate NetworkPolicies by the documentation of Kubernetes; no network plugin enforces them in tests."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The previous release, from the repository's history."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real registry with an account and TLS by a CA of its own: that of CNCF Distribution."""
 
 import base64

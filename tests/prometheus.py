@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Prometheus that scrapes servers on this machine once per second, or has recorded series.
 
 Its targets are static, with the labels that service discovery would add. So these tests cover neither service

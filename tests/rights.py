@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rights that the chart grants to the operator, and those that it used according to the audit log."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wait for a condition with a deadline instead of a fixed time."""
 
 import time

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the product needs to be tried, built and measured."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statuses and results of pods that never run, for control planes without nodes."""
 
 import hashlib

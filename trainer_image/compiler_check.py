@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compile Triton's CUDA driver as Triton does before its first kernel. Fail if that would fail in a pod.
 
 It runs when the CUDA image is built. It needs no GPU: without one, only libcuda is missing, and the

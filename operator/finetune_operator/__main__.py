@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entry point of the operator. It handles signals before the imports, which take a second."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a pass: creates, applies, deletes, status and events, from the pure core to the engine."""
 
 from dataclasses import dataclass

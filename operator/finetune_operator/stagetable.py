@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operator knows about each stage, one row per stage; the config of a stage has its own builder.
 
 `Stage` of the contract is the vocabulary. Fields of a ComputeProfile and of statuses that name stages are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures: the operator, installed with its chart on a cluster with a node, and a team's namespace.
 
 The cluster is the local one, or that of the context KUBE_CONTEXT. In isolated namespaces

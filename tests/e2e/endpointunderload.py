@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint that gets requests at a fixed rate, none of which is retried, while its revisions change."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests of a team and of the platform team for the end-to-end tests."""
 
 import json

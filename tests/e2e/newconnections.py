@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client that resolves the host in the cluster's DNS and opens a new connection for every request."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pods of the installed operator, and their answers at their own addresses."""
 
 from typing import Final, cast

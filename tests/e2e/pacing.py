@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run whose training lasts as long as a test wants: its pods get little processor time until then."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Service discovery of pods for a Prometheus without a client of Kubernetes, such as that of Debian."""
 
 import json

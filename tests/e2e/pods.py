@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods of the tests: one with access to the claims, one that holds GPUs, one that kills processes."""
 
 import subprocess

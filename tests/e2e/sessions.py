@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of the sessions' requests, for a later session that checks the rights of all lanes."""
 
 import json

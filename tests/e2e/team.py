@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A team that applies objects in its namespace and waits for their states."""
 
 import json

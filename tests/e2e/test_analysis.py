@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Revisions with errors, high latencies or a worse model are rolled back by themselves, with figures."""
 
 import json

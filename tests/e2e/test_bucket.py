@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run whose rows, base model and store are in buckets, without any claim, from rows to an answer.
 
 Its profile is one for tenants: each namespace has a folder of its own, and pods have the uid that OpenShift

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of rows and credentials, planted on claims, in Secrets and in uris, are in no record of the cluster.
 
 Rows are on a claim only, so no key of etcd may have their words, in its history neither. A credential is in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From one YAML to an answer: three concurrent runs, two of which pass their gates."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows in every format become versions, invalid rows are named, and a changed source makes one version."""
 
 import json

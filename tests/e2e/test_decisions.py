@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations that decide: what is promoted, what is not, and why; and one that is interrupted."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens to a cluster in years, one after the other, while clients ask an endpoint and a run trains.
 
 The tests are the steps of one story, in their order, and begin with the release before this one. They damage

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the documented commands that only read the cluster, on objects that the other tests create.
 
 The marker above such a block is `run by tests/e2e/test_documented_commands.py`.

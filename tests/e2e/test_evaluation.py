@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An Evaluation of the session's trained Checkpoint on the rows of another Dataset."""
 
 import json

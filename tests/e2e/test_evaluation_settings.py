@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run with slices, a learning curve and custom metrics, and two runs whose custom metrics are refused."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example `brand-voice`, applied with kustomize: from rows in CSV to an answer, with an approval."""
 
 import os

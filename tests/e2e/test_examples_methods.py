@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example `methods`: every run is accepted; DPO and QLoRA train, the others only in `make test-full`."""
 
 import os

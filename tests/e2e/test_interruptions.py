@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that are interrupted during training. They run concurrently, because they mostly wait."""
 
 from collections.abc import Callable, Iterator, Mapping

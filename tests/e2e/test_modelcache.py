@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints read whole models in place in the model cache, and never from a file that was changed."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints read their base model in place in an OCI image from a registry, and refuse a wrong image."""
 
 import base64

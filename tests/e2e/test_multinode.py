@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in two pods: they find each other by name, and go on together when one of them is killed.
 
 One after the other: two runs that each hold one pod and have no room for their second would wait for ever.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Uninstall and reinstall the operator: objects stay, endpoints serve, and new work waits."""
 
 from tests.e2e import manifests

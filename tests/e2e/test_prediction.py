@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preflight predicts a model of 8B on cards that the cluster does not have, before it asks for one."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs need the same GPU: one waits with a message, and trains when the other has ended."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that cannot succeed stop before they request a device and say what to fix; others recover."""
 
 import json

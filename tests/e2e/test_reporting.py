@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports are optional: the chain completes without them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator's rights are those that it used while all other tests of this folder ran, in one lane or two.
 
 They run as the last: see `pytest_collection_modifyitems` in conftest.py, and tools/suites/sessions.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint rolls out its line's champion without losing a request, or stays if that cannot serve."""
 
 import json

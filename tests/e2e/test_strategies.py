@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint under load while its revisions and its pods change.
 
 The tests are steps in their order: each starts from the revision that serves after the one before.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A chain of user actions from rows to an endpoint; each step waits for the result of the previous one."""
 
 from collections.abc import Callable

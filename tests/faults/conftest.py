@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A control plane for all chains, the outcome of an undisturbed one, and the disturbed ones in parallel."""
 
 from collections.abc import Iterator

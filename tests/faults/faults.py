@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disturbances between the operator and the API server; a chain has at most one."""
 
 from dataclasses import dataclass

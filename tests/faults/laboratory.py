@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run chains with disturbances, each in its own namespace with its own operator."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of disturbances: every write and event in two files, with every fault.
 
 Both files are recorded from an undisturbed chain (`UPDATE_GOLDEN=1 pytest tests/faults -k undisturbed`). So

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A proxy between one operator and the API server that names every request and disturbs one of them.
 
 It uses plain HTTP on loopback to the operator, and HTTPS with a client certificate to the API server.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of the operator with edits in their sources."""
 
 import shutil

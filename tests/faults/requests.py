@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Identities of the operator's requests that are equal in every run of the same chain.
 
 The order of requests depends on timing, but not their subjects. The identity of a request consists of verb,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of the stages of a chain."""
 
 from finetune_trainer.contract.configs.collect import CollectConfig

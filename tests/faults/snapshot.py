@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All objects of a namespace in a normalised form, equal for two namespaces with the same history."""
 
 import json

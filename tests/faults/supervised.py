@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An operator process that is restarted whenever it ends, as the kubelet restarts its container."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix detects an operator that breaks one of its rules."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A chain has the same outcome whatever fault one of its writes has, and whichever event is lost."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains to run, with their disturbance and their operator."""
 
 from dataclasses import dataclass

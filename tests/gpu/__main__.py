@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tests.gpu [STEP...]: run the steps that have no result yet, and print all results.
 
 Each step is a process of its own and ends within MAX_STEP_SECONDS. Its result is a file in build/gpu, so a

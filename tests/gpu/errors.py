@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a step did not show what it should."""
 
 

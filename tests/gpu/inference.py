@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that use what was trained: evaluation and the built-in engine."""
 
 import json

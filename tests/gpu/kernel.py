@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Triton kernel; a module of its own, because Triton reads its source."""
 
 import torch

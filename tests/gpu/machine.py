@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine: its GPU, and the kernels that need its compiler."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tests.gpu.peer MODEL ROWS TOKENS FOLDER CHECKPOINTING: LoRA with TRL's SFTTrainer.
 
 Its best settings: Liger's kernels, packing without padding and FlashAttention where they are installed. The

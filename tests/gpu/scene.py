@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The folders of a step, its models and rows, and the product's stages on them."""
 
 import itertools

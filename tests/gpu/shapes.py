@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models with random weights, made from a config: no download, and every size that a GPU holds."""
 
 from collections.abc import Mapping

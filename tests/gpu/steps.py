@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of the smoke test, in order."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that train: every method, long rows compared with TRL, quantized weights, and pods that end early."""
 
 import json

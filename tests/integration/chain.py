@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waits for states of runs and of the operator."""
 
 from finetune_operator.api import kinds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures: a control plane with our CRDs, a namespace per test, and operator processes."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the controller of a Gateway does with an HTTPRoute: it reports that it has taken it."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The health of objects in Argo CD with our check, and their status in Flux and Helm, by kstatus."""
 
 import json

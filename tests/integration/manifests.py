@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests of users and of the platform team for the integration tests."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operator processes as in a cluster: `python -m finetune_operator` with an environment.
 
 They are forked, except processes of another release and those of `start_fresh`. tests/trainer/test_signals.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server whose metrics are those of a recorded scrape, under load."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cases of missing rights of the operator: the situation that needs the right, and where it is reported."""
 
 from collections.abc import Callable

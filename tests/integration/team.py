@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Actions and views of a team in its namespace, with Checkpoints and endpoints."""
 
 from tests.integration import manifests

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advice to use a smaller ComputeProfile, on a real API server."""
 
 from typing import Any

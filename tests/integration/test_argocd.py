@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The health check, run by the interpreter of Argo CD, agrees with kstatus for every kind and state."""
 
 from collections.abc import Iterable

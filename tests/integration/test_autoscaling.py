@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Autoscalers of an endpoint: the documented objects, on a real API server with its controllers."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small run of the operator's benchmark: figures that do not depend on the machine stay within bounds."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets of a ComputeProfile on a real API server: what is counted, who waits, and until when."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's manifests on a real API server: they are accepted and grant exactly the intended rights."""
 
 import json

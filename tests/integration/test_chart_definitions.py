@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart of the definitions, installed by Helm on a real API server: no object is lost with them."""
 
 import os

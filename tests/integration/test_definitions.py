@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An operator with older definitions reports them, waits, and continues after they are applied."""
 
 from pathlib import Path

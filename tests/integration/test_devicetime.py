@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time of runs whose pods end early, in their status and in the counters of a restarted operator."""
 
 from datetime import datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands of installation.md, quickstart.md, models.md and results.md are accepted by a real API server.
 
 tests/peers/test_release.py runs them on a node and from a registry. This is a quick check without a node:

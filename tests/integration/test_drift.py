@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes by others in the Deployment of an endpoint, on a real API server."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engine's requests with a real API server, and what they refuse to do."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leader election by the Lease on a real API server."""
 
 import asyncio

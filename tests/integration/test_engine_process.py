@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operator processes on a real API server: restarts, other installations, foreign objects and retries."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report endpoint of a running operator, with requests like those of a train pod."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """etcd is restored while the operator runs: the operator continues from the restored objects."""
 
 from tests.fakekubelet import FakeKubelet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An evaluation whose answers an engine generates, on a real API server."""
 
 from tests.fakekubelet import FakeKubelet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations of Checkpoints on the rows of another Dataset, on a real API server."""
 
 from typing import Any

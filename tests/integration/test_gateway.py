@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints behind a gateway, on a real API server without and with the Gateway API."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs of two pods and room for two pods: both train, one after the other, without a queue."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """History limits on a real API server, with real field managers and deletions."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the command of docs/ownership.md that removes old runs."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kstatus and Argo CD judge every version of objects that a real API server stored: none is Current early."""
 
 from collections import defaultdict

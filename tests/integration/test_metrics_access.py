@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Protected metrics: the operator asks the API server who a caller is and whether it may read them."""
 
 import ssl

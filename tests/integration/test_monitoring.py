@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Prometheus scrapes operator, training process and model servers, and runs the documented queries.
 
 The scrape of vLLM is a recorded one: tests/peers/recordmetrics.py.

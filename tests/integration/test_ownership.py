@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deletion of owned objects and restores from a backup, on a real API server."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run in two pods on a real Job controller: which failures count, and which pods are replaced."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What controllers of a real control plane do to pods, and what the operator says of it.
 
 All stories start at once and mostly wait: for a minute, Kubernetes does not give a silent node up.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods that a ComputeProfile shapes, in a namespace with a quota and a limit range, on a real API server.
 
 The quota counts CPU limits, so it refuses a container without one. The default limit of the limit range is

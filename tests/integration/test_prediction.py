@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions of runs on a profile with GPUs, on a real API server."""
 
 from finetune_trainer.contract.configs.train import TrainConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The served Checkpoint after an evaluation, an approval, a rejection or a pin, on a real API server."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation says about a promotion: the champion it compares with, vetoes, and undecided gates."""
 
 from collections.abc import Iterator

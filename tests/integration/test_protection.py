@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint's Service, NetworkPolicy and PodDisruptionBudget on a real API server."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run in a queue on an API server without Kueue."""
 
 from tests.fakekubelet import FakeKubelet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Upgrades and rollbacks of the operator during a run, between this release and the previous one."""
 
 from collections.abc import Iterator

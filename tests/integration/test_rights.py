@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's rights with one missing: the operator reports which one, and no process ends because of it."""
 
 from collections.abc import Iterator

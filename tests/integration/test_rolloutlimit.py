@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts of the endpoints on a profile after its edit, on a real API server."""
 
 from tests.fakekubelet import FakeKubelet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts of an endpoint on a real API server: capacity, and the strategies."""
 
 import pytest

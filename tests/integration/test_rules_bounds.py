@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types, bounds, patterns, enums and required fields, each with valid and invalid values."""
 
 import pytest

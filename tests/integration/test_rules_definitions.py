@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The definitions on a real API server: structure, columns, names, defaults, scale."""
 
 import pytest

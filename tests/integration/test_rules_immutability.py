@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Immutable and mutable fields of records and runs."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names must be short enough for the names of children, and have no dots."""
 
 import pytest

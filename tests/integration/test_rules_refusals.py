@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the API server refuses, with a message that names the field and says what to do."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Misspelt field names are reported instead of dropped."""
 
 import pytest

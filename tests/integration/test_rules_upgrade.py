@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects that an earlier release accepted stay usable with the rules of this one."""
 
 from functools import partial

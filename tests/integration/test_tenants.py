@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users with a role in one namespace may do, and what the policy of profiles refuses."""
 
 import re

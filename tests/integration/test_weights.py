@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The share of requests in an endpoint's status, across an upgrade on a real API server."""
 
 from tests.fakekubelet import FakeKubelet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training pod that reports its progress."""
 
 import ssl

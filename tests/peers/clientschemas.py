@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compares objects with the models of a Python client of Kubernetes, which are generated from its schemas.
 
     PYTHONPATH=FOLDER python clientschemas.py < objects.jsonl

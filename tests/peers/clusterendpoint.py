@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of an endpoint on a cluster, and copies of its weights that are wrong."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the blocks of a page in order, in one folder, as a user who has only kubectl, Helm, oras and cosign."""
 
 import os

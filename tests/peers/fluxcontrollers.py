@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real controllers of Flux as processes, and what they report about Kustomizations."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example of GitOps: its repository with our chart, reconciled by Flux next to the real operator."""
 
 import os

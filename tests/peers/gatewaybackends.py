@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods that answer: a fake kubelet that gives each serving pod an address and an HTTP server on it."""
 
 import json

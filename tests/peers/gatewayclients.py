@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of an endpoint behind the gateway."""
 
 import http.client

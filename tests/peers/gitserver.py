@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Git repository that is served over HTTP by the server of Git itself."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Kueue for a control plane or a cluster, as a process of this network namespace."""
 
 import base64

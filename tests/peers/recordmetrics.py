@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record what the real vLLM exports, for the tests of the recording rules.
 
 python -m tests.peers.recordmetrics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A release in a private registry on this machine, and the statements that a client finds there."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argo CD accepts our Applications, and our judge of health agrees with the cases of its own checks."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The script of the evaluation page in a browser: search, filters, and that no other script runs."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flux reconciles the repository of docs/gitops.md next to the real operator.
 
 It has our chart, profiles, Datasets, runs and endpoints.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint behind a real gateway, traefik: exact weights, pinned requests, and rollouts under load."""
 
 import os

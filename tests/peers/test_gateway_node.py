@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint of a real node behind traefik: no request fails while its pods are replaced."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helm 3 on a cluster with a node: from the previous release to this one and back, while a run trains.
 
 The tests are the steps of one story, in their order. tests/e2e/test_disasters.py does the same with Helm 4.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in queues of a real Kueue, on a control plane whose pods a fake kubelet runs."""
 
 import os

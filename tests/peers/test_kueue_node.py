@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preemption by a real Kueue on a cluster with a node: what training keeps.
 
 `make test-peers` runs it in namespaces of its own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects of the charts and of the operator, by the schemas and the CEL of older versions of Kubernetes."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table of requests by OpenAI's client, to vLLM and to the built-in engine: both answer them alike."""
 
 import json

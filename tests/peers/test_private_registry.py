@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A release goes into a registry with an account and TLS, and has no tag before its statements are verified.
 
 It has the charts only, so that no image is built.

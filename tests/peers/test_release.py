@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A release in a private registry: its signatures by Sigstore's own library, and its use on a real node."""
 
 import json

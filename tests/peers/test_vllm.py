@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints in vLLM: it answers as transformers and PEFT do, from the folders that our trainer published.
 
 The options of the command are those of docs/storage.md.

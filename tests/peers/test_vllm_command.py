@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command that the operator builds for vLLM: vLLM's own parser reads each option as it is meant."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint with the engine VLLM, on a cluster with a node: the operator, its pods and their clients.
 
 `make test-peers` runs it in namespaces of its own. Answers are compared in float32.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of an evaluation by the real vLLM: the predictions are those of the trainer, in float32."""
 
 import os

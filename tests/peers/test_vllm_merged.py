@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A serving pod of vLLM with a DoRA Checkpoint, which vLLM cannot load, merged and in the model cache."""
 
 from pathlib import Path

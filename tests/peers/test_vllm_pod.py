@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A serving pod of vLLM: fetched models, the middleware in vLLM's process, self-test, drain."""
 
 import json

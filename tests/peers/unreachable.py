@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routes of vLLM that clients of an endpoint do not reach."""
 
 from typing import Final

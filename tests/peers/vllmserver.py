@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM as a process, with a model small enough for a CPU."""
 
 import os

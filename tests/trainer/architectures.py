@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models of the causal architectures in use, each with random weights."""
 
 import inspect

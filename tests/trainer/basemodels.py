@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of the tiny model with other templates and tokens."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A certificate for a server on this machine."""
 
 from datetime import UTC, datetime, timedelta

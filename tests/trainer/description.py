@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Describes a process from inside. Has no slow imports, for processes that the interpreter starts."""
 
 import json

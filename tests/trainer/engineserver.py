@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server with the completions API of an engine, which generates as the trainer does.
 
 Run as `python -m tests.trainer.engineserver PORT BASE [NAME=ADAPTER …]`.

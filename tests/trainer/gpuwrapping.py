@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train on a CPU as on a GPU: the base model is bfloat16, and accelerate wraps the forward pass.
 
 On a GPU the Trainer has `bf16=True`. Then accelerate runs the forward pass under autocast and converts its

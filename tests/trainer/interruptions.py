@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interruptions of a trainer process at an exact moment.
 
 PyTorch and Python announce optimizer steps and file accesses by themselves, so the trainer is not changed.

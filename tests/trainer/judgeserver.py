@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An OpenAI-compatible endpoint whose model is a function of the test."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The imports of a trainer process, for the server that forks the processes of tests.
 
 TRL is excluded: importing it changes transformers, and most runs do not need it.

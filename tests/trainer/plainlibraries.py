@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published folders as transformers and PEFT use them, without our code."""
 
 from pathlib import Path

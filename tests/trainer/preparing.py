@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A source, a store, and runs of the stage `prepare` on them."""
 
 import json

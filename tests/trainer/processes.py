@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs `python -m finetune_trainer` as a pod does, and reads its results.
 
 `start` forks the process from a server that has already imported everything, so that it starts in

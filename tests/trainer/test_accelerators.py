@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stages that were given accelerators refuse an image or a node without them before any work."""
 
 from pathlib import Path

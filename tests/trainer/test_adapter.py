@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An adapter is fetched for serving only beside the base model that it was trained from."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stage that analyzes a new revision, against real servers with the metrics of the engines."""
 
 import json

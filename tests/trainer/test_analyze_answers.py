@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gates on answers: rows are sent to real servers of both revisions, and each model is scored alone."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gates on queries of the user, against a real Prometheus with recorded series of two revisions."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The intervals by which a rollout is analyzed."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every causal architecture in use: what an adapter adapts, what it leaves out, and that it gets gradients.
 
 The table is `data/architectures.json`. `UPDATE_GOLDEN=1` writes it anew, for review.

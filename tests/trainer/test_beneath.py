@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths of users name files in the folder that the user fills, and nothing else."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints with the files of their bundle: plain PEFT and transformers use them as our engine does."""
 
 import json

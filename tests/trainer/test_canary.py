@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens and texts of rows, planted wherever a user can, are in nothing that a pod leaves but their report.
 
 The pods are real processes. What they leave is the termination message, the log, and in the store whatever is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console script: its output, its files and its exit codes."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cleanup pod removes the content of a record or run from the store, and nothing else."""
 
 import shutil

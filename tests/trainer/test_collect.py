@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the stored result of a stage, and checking that the store is usable."""
 
 from pathlib import Path

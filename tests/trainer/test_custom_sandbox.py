@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's metric runs without network, programs and other processes, and within its limits."""
 
 import os

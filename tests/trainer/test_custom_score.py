@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stage that computes metrics of the user, as its pod runs it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the processes of a run find each other, detect a lost peer, and share rows."""
 
 import itertools

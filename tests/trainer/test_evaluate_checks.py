@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks that can veto a promotion: weights that change nothing, are not those recorded, or leak secrets."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of an evaluation by a serving engine, which runs before the trainer."""
 
 import json

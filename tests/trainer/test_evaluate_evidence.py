@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the rows of an evaluation say about scores and gates."""
 
 import math

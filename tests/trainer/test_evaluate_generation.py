@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of a model in an evaluation: the same in any batch, with the settings of an endpoint."""
 
 from dataclasses import replace

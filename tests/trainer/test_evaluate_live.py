@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subject Live: the champion of the model line, measured on the rows of the new Checkpoint."""
 
 import json

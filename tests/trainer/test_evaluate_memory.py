@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations whose batches do not fit into memory."""
 
 import json

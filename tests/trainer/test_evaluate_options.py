@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics that need more than the row: labels, a schema, a pattern, tool calls."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation on preference data: pairs of answers, and answers with a label."""
 
 from dataclasses import replace

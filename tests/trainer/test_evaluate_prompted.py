@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subject Prompted: which rows its prompt shows, and how it is measured."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations that are stopped, killed, or hang, and the next process that continues them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Intervals of an evaluation: values from the literature and from SciPy, coverage, and properties."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """General ability: tasks of lm-evaluation-harness, compared with the library's own command."""
 
 import json

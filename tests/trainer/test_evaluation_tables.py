@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of docs/evaluation.md about intervals."""
 
 from tools.bench.page import END

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The copies that the init container of a serving pod makes."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that the init container of a vLLM pod makes in addition to the models."""
 
 import json

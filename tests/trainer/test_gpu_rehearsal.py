@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps for a GPU run here on a CPU, so that they work on the first machine that has one."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges: both orders, budgets, replies that cannot be read, endpoints that fail, and restarts."""
 
 import json

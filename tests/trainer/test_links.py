@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links in a claim that lead to files of the pod: their content is never shown, copied or removed."""
 
 import json

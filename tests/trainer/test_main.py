@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainer processes from config to exit code and termination message."""
 
 import json

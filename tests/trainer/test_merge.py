@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merging an adapter into its base model: what is written, and what refuses it."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of answers: each equals the library that computes it, to the last digit."""
 
 import math

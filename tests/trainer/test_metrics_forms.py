@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the form of answers: JSON, patterns and tool calls."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of classifications: each equals scikit-learn, to the last digit."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DoRA with constant factors gives the logits of PEFT, which computes the factors in every pass."""
 
 import pytest

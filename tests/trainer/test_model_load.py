@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dtype of weights in inference."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss compared with that of transformers, and what must not change it."""
 
 from collections.abc import Callable, Iterator

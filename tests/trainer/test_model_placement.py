@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models whose layers are on several devices.
 
 Where no machine has two accelerators, two kinds of tests take their place: fake tensors on two devices, where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model cache: what fills it, and what a serving pod reads in place."""
 
 import os

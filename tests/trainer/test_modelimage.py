@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole models in OCI images: what a serving pod reads in place, and what it refuses."""
 
 import shutil

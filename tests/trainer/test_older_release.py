@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainers and operators one release apart, as real processes: what each reads of what the other wrote."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base model: its files, its digest, and models that are rejected."""
 
 import json

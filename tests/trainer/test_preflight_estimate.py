@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory and the operations of a step that preflight predicts, compared with real steps."""
 
 from contextlib import nullcontext

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that are longer than the max sequence length are left out, truncated, or a reason to fail."""
 
 import json

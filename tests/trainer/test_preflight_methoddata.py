@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preference data: the methods that use it, the lengths of its rows, and the default weights of KTO."""
 
 from collections.abc import Sequence

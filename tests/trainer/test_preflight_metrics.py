@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preflight refuses metrics that the options or the rows cannot serve, before training takes time."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What preflight predicts for a run, what it chooses by that, and what it refuses."""
 
 from dataclasses import replace

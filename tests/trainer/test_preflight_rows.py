@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lengths of rows in tokens of the base model's tokenizer."""
 
 import json

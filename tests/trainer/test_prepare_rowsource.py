@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The version of a source on a volume, which changes with its content."""
 
 import os

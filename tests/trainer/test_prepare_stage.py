@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole stage `prepare`: published versions, rejected sources, and reports."""
 
 import gzip

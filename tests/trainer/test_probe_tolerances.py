@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far rounding alone moves the predictions of a probe: the measurements behind the tolerances.
 
 `pytest -s tests/trainer/test_probe_tolerances.py -m ""` prints them.

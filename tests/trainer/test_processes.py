@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A forked trainer process is like one that the interpreter starts."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rates of progress reports to the operator and to the log."""
 
 import logging

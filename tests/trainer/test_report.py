@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report as JSON with a schema, and as a self-contained page."""
 
 import json

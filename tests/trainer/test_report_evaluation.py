@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation report: which rows are shown first, what is stated, and that nothing in it can run."""
 
 import hashlib

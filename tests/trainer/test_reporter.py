@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress reports, against a real HTTPS endpoint."""
 
 import logging

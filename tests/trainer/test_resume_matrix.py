@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kind of run with every kind of interruption: bit-identical weights, or a refusal with the reason.
 
 The moment is the third dimension. `make test` takes each pair of values of two dimensions once, `make

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text that leaves a process never contains a credential, in any form."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGTERM during the whole life of process 1 of a container."""
 
 import ctypes

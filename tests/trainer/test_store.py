@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store on a mounted file system."""
 
 import ctypes

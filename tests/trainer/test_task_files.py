@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of tasks: what preflight refuses, with the file and the field, and what templates cannot do."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chat template of a tokenizer, and the tokens that end an answer."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of a row are learned."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that preflight tokenized are read from disk exactly as they were encoded."""
 
 import tracemalloc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reasoning and content of an answer, whole and in pieces."""
 
 import pytest

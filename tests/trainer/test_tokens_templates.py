@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is learned, accepted and served with the published templates of model families.
 
 `make golden` writes `tests/trainer/data/templates.txt` anew, for review. The templates are TRL's copies of

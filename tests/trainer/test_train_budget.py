@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizer steps whose rows are split into batches by a token budget."""
 
 import random

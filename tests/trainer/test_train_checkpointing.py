@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient checkpointing: less memory, and the same run."""
 
 from pathlib import Path

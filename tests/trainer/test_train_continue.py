@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that continues from a Checkpoint starts from its weights."""
 
 from pathlib import Path

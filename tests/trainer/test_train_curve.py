@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss curve of a run: bounded, even, and exact across restarts."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes train a run like a single process, also when one of them is interrupted."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection of divergence, and the states that remain."""
 
 from collections.abc import Iterable

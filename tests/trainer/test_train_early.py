@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Early stopping when the validation loss does not improve, and detection of overfitting."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems of saved folders are reported with the URI, not with the pod's path."""
 
 from pathlib import Path

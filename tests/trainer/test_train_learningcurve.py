@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning curve of a run: nested subsets, resumed, compared on the validation rows."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a run counts as overfitting."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The folder of a finished run has its result and report, and no resume states."""
 
 from pathlib import Path

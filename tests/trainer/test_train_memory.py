@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs whose batches do not fit into memory."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every method with a model as on a GPU: steps, validation, and resuming after a stop."""
 
 import os

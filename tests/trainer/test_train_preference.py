@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DPO, KTO and ORPO: what they learn from which tokens, and interrupted runs."""
 
 import math

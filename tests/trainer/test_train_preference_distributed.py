@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes train on preference data like a single one, whichever rows each of them has."""
 
 from pathlib import Path

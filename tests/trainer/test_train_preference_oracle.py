@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DPO, KTO and ORPO have the losses, gradients and rewards of TRL for a batch with all rows of a step."""
 
 import os

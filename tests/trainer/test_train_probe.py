@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The probe of published weights: what they predict after the fixed prompts, beside the checkpoint."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QLoRA: a base model in 4 bits, and an ordinary adapter."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wasted training time: how it is measured, and how much a pod that saves wastes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of training on a few rows, and its form."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An interrupted run ends exactly like an uninterrupted one."""
 
 import signal

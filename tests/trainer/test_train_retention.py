@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kept weights, in addition to the best and final ones."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters over a base model that the processes of a run shard: the weights of replicas, in less memory."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of several processes: written in the background, and read by any number of processes."""
 
 import json

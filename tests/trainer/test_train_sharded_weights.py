@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that are sharded while they are loaded, and gathered tensor by tensor while they are written."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trained model ends its answers by itself when it is served."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of tensors are those of safetensors, and are read by ranges of rows."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training starts from the tokens that preflight made, and ends as if it had made them itself."""
 
 import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a run validates, on which rows, and what follows from it."""
 
 import json

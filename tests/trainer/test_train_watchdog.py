@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hanging training process ends, and the next one resumes."""
 
 import os

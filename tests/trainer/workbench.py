@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store with the tiny model and a few rows, and the stages that need a model."""
 
 import functools

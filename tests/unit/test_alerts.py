@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every alert has a firing test, a silent test and a runbook; promtool comes from `make prometheus`."""
 
 import re

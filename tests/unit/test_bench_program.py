@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs are run in alternation."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's values that charts of other projects have too, rendered by the real Helm."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart, rendered by the real Helm. Skipped if `make cluster` or `make verify` has not built Helm."""
 
 import subprocess

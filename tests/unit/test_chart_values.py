@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schema of the chart's values, as Helm checks it."""
 
 import copy

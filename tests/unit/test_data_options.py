@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of a Dataset are the same in the API, the contract and the registry of formats."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's view of objects, and its counts of requests."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documentation names all reasons, metrics and events that it lists, and its links are valid."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands in the documentation: run those that need no cluster, and check the markers of all others.
 
 The line above a block is a comment: `run`, `run by TEST`, `output`, or `not run: REASON`.

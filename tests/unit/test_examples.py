@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples are valid and consistent, and their rows follow the rules that their pages state."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests' fake kubelet records a stage as started when its pod's status says so."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes of the tests' fork server end with the session that started them."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The versions of Kubernetes in the documentation are those that the charts accept and the tests have."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The line with the license: where it goes, and which files have none."""
 
 import subprocess

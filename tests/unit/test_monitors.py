@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's monitors and docs/prometheus.yaml scrape the pods that the operator builds."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A name has one meaning in the product and its tools."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and digests that objects of an earlier release already carry: no release may compute others.
 
 The literal values were computed with the code at ec8a5a2. A change here rolls endpoints, trains runs again,

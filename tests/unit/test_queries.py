@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queries, panels and alerts use existing metrics and labels, including those of nodes with a GPU."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rights that the end-to-end tests need not use, and the rights in the audit logs of their lanes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which runs shard their weights: by request, method, number of processes and prediction."""
 
 import pytest

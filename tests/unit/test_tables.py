@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of a table occur only in the table and in their own module, and nowhere else in the product."""
 
 import ast

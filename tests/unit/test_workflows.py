@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The workflows in .github name targets, files and actions that exist, and ask for few rights."""
 
 import json

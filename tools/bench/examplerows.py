@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepared training rows of two examples."""
 
 from dataclasses import dataclass, field

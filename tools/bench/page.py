@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replace the measured parts of docs/benchmarks.md and docs/testing.md."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run programs and measure the time and peak memory of all their processes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table for a terminal and for a page of the documentation."""
 
 from typing import NamedTuple

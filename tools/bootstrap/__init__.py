@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that run before the virtual environment exists, with the standard library only."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache of downloads and builds, shared by all checkouts."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write constraints/*.txt: every dependency with its version and hashes, without the address of an index.
 
 python3 -m tools.bootstrap.constraints [--upgrade]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make build/docs/venv match constraints/docs.txt: the generator of the site and its theme.
 
 python3 -m tools.bootstrap.docs

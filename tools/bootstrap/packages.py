@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List and install the distribution packages that groups of make targets need.
 
 python3 -m tools.bootstrap.packages GROUP…

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This machine's pip settings for index and network, which uv and image builds use too."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unpack the distribution's Prometheus and promtool into the cache if they are not on PATH.
 
 python3 -m tools.bootstrap.prometheus

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """uv, installed by pip into the cache from a constraints file with version and hashes."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make .venv match constraints/dev.txt, with the project itself as an editable package.
 
 python3 -m tools.bootstrap.venv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Kubernetes on this machine, without a container engine or an image registry."""
 
 from tools.cluster.cluster import TestCluster

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The API server's audit log: every answered request with its user and time."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the programs of a cluster once, and keep them in the cache by content."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cgroup of a cluster in every hierarchy of cgroup version 1 and in version 2.
 
 The kubelet puts pods below it. The cluster's own processes enter it in one hierarchy, so that all their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes for claims of the StorageClass `local`, and when their data is deleted."""
 
 from pathlib import Path

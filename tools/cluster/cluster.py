@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Kubernetes with one real node: containers, network, Services, DNS, volumes and simulated GPUs."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a short system command, and turn its failure into an error with a message."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Kubernetes without a node: API server, etcd and controllers on their own ports."""
 
 import json

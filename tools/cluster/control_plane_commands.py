@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command lines of etcd, API server, controller manager and scheduler."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Send one query to a name server, to check that the cluster's DNS and Services work."""
 
 import secrets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Go modules at the versions that the go.mod of a folder pins."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Change the host's settings and folders for a node, and restore them afterwards."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write an OCI image archive with one program, without a container tool."""
 
 import hashlib

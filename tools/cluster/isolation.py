@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Network, mount and process namespaces in which a second cluster runs next to the first.
 
 Addresses, ports, links and packet filters there belong to the second cluster only, and no outside network is

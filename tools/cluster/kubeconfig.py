@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kubeconfig files with embedded certificates, so that a copy works anywhere on this machine."""
 
 from base64 import b64encode

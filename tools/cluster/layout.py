@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files, names and addresses of a cluster on this machine."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private mount namespace in which the hard-coded paths of containerd and the kubelet are our own folders.
 
 It contains all overlay, tmpfs and network namespace mounts, which disappear with its last process.

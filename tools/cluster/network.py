@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pod network: a bridge with the node's address, and masquerading to the outside."""
 
 import json

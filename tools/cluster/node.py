@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kubelet and kube-proxy of the node, and its simulated devices."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The certificate authority of a cluster, and the certificates that it signs."""
 
 from collections.abc import Iterable

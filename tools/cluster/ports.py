@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose free ports on loopback, for a cluster or for one process."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The long-running processes of a cluster, with record files by which later commands find them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Provision volumes of the StorageClass `local`: one folder on the node per claim, removed with the claim.
 
 python -m tools.cluster.provisioner KUBECONFIG FOLDER

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lock for the state of a cluster."""
 
 import fcntl

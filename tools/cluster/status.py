@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output of the command `status`."""
 
 from tools.cluster.control_plane import ControlPlane

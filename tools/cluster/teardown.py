@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stop a cluster in any state, and undo its changes to the machine."""
 
 import logging

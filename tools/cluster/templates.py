@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill the configuration templates of this package with a cluster's values."""
 
 from pathlib import Path

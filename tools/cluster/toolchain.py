@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of a cluster: one pinned Go module in programs/ for each tool."""
 
 import hashlib

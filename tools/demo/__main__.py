@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.demo: run the demo; `make demo` starts the cluster and builds the images before."""
 
 import sys

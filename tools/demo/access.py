@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Access to the cluster of the demo: the local cluster, or that of the context KUBE_CONTEXT."""
 
 import json

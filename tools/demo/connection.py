@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reach an endpoint from this machine: by its ClusterIP, or through the API server's proxy."""
 
 import re

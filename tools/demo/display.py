@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show a run: redrawn in place on a terminal, otherwise one line per change."""
 
 import time

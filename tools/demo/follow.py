@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Poll a run until it reaches a state, and show its progress."""
 
 import time

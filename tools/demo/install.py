@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Install the operator with its Helm chart."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Send requests to the endpoint at a fixed rate, and count every one."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy the base model to a claim in the demo's namespace, once."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Create the demo's namespace, and remove the objects of an earlier demo from it."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare the answers of base and tuned model to held-out questions."""
 
 from dataclasses import dataclass

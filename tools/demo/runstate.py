@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of a run and its endpoint, from their objects and events."""
 
 from collections.abc import Sequence

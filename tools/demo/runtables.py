@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of a run's scores, records and answers."""
 
 from collections.abc import Sequence

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documentation as a site: Sphinx builds `docs`, README and CONTRIBUTING into `build/docs/html`."""

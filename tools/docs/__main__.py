@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.docs
 
 Build the site into build/docs/html. A warning of Sphinx, such as a broken link, is an error. Runs in the

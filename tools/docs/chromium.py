@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chromium of the distribution, which shows the pages that the trainer writes."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of Sphinx. A page loads nothing from the network; it uses the system's fonts."""
 
 project = "finetune-operator"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.docs.pictures [--check]
 
 Draw docs/pictures/*.dot as SVG with Graphviz, or with --check list the drawings that are stale.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.docs.reportpictures
 
 Take the pictures of the evaluation page in docs/pictures with Chromium, at the width of a desktop and of a

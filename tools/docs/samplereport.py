@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An evaluation as the page shows it: tickets to teams, by four models. The answers are made up."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy the pages to the folder that Sphinx reads.
 
 README becomes the first page, and CONTRIBUTING a page of its own. A link to a file that is not a page, such

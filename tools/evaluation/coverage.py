@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often the intervals contain the true value, on samples whose true value is known."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many rows which claim needs, and what a number of rows shows."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OCI image archives without the layers that the receiver already has."""
 
 import hashlib

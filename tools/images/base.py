@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base image: that of the Dockerfiles, or one that is built here if no registry is reachable."""
 
 import hashlib

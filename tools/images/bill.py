@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bills of materials of the images as CycloneDX JSON: packages with versions and licenses."""
 
 import json

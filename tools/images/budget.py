@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Size budgets of the images; an image that exceeds its budget is not delivered."""
 
 from typing import Final

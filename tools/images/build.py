@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the images from the sources and deliver them, with only the missing steps."""
 
 import fcntl

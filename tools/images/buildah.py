@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """buildah with its own store, separate from the images of other tools."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainer's Python packages for machines without a GPU, as a folder in the cache."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the dependencies and symbols of shared libraries, as the dynamic loader does."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List the content of an image. Runs in the image with its Python, so it imports only the standard library.
 
 python3 -c "$(cat inventory.py)"

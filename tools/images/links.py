@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy folders as hard links."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image store of the local cluster's node."""
 
 import tempfile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small stubs of CUDA libraries: they satisfy the loader, and any call into them aborts.
 
 PyPI's torch for Linux is linked against CUDA, so the loader requires gigabytes of libraries that a machine

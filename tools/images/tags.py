@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of the images. A tag is a hash of the content, so that equal content is built once."""
 
 import hashlib

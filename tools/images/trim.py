@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Create a tree of the trainer's packages without GPU code, as hard links to the full tree."""
 
 import re

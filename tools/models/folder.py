@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model folders in the cache; each is complete or absent."""
 
 import fcntl

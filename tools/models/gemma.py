@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gemma 3 270M, the base model of the demo, from a Python package that carries its weights.
 
 The package holds them quantized to 4 bits (GGUF, Q4_K_M); training wants them as bfloat16 safetensors. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes of published Llamas, and models of such shapes with random weights."""
 
 import shutil

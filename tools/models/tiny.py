@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny Llama with random weights, for tests: everything real about it but its knowledge.
 
 Two layers of width 64 memorize a handful of rows within seconds on a CPU.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suites that need programs of peers, which no other suite installs."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plugin for vLLM that asks Linux for the permission to use AMX tiles.
 
 vLLM for CPUs selects its AMX kernel by CPUID alone. Without the permission the first request in bfloat16 ends

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schemas of older minor versions of Kubernetes, as the Python clients that are generated from them.
 
 An environment has one version of a package, so each is in a folder of its own in the cache.

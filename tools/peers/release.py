@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the suite of a release needs: complete images in buildah's store, and programs of a registry."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of results in docs/testing.md, with one row per suite of peers."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peers: their suites of tests, and the programs that these need."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of peers and of an older Kubernetes, from one pinned Go module in programs/ for each.
 
 They are for tests: nothing that the project ships has them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """traefik as a process that serves Gateways."""
 
 import os

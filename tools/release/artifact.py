@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a release pushes."""
 
 from dataclasses import dataclass

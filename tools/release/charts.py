@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The charts, packaged with the names of the released images."""
 
 import re

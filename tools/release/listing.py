@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of what a release pushed, and its tags, which make it a release."""
 
 import json

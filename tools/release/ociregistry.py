@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real OCI registry (`crane registry serve`) whose content is a folder."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the images and the charts, push them without tags, and attach statements about them."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry of a release, by crane, oras and Helm with the credentials of `docker login`."""
 
 import json

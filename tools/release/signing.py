@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sign statements with a key, as bundles of Sigstore, which cosign and sigstore-go verify."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statements about artifacts, in the format of in-toto: signature, bill of materials, provenance."""
 
 import json

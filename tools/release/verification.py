@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verify that a registry has the signed statements about an artifact, as a client does."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predicted memory of a step compared with the measured peak of a real one, on a CPU."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peak memory of real steps of training on a CPU."""
 
 import random

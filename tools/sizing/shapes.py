@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes of models for the table, with the numbers of their published configs."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of memory, devices and speed."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.suites [--suite NAME] [--page] [-- ARGUMENTS OF PYTEST]"""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Number of tests and duration of each suite, as a table for the terminal and docs/testing.md."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.suites.fresh [--caches FOLDER]: measure .ci/run in a fresh clone with empty caches."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The suites of `make test` and their pytest sessions, which run in parallel because each waits at times."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entry point of every trainer process. Handles signals before slow imports."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens paths of users, and nothing outside of the folder that the user fills.
 
 A user may put a symbolic link into a volume, to a file that only the pod may read: its mounted Secrets, its

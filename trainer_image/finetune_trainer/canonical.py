@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Canonical JSON: equal values have equal bytes and equal hashes."""
 
 import json

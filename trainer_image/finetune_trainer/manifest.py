@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifest of a folder: its files with sizes and hashes. The hash of the manifest names the content."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Number of processors that this process may use."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a prepared dataset: one JSON object per line, each a conversation that ends with an answer.
 
     {"prompt": text, "completion": text}                        PromptCompletion

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advice of the operator for later runs."""
 
 from typing import Annotated, Final

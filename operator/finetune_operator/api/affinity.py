@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Affinity of pods to nodes and to other pods, in the form of v1.Affinity.
 
 Without `matchFields` and selectors by expressions of other pods. The schema of a pod's affinity is closed, so

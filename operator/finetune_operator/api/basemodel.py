@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base model of a run, and the rules for its source."""
 
 from typing import Annotated, ClassVar, Final

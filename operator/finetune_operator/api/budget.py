@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budget of a ComputeProfile, and what the namespaces have used of it."""
 
 from datetime import datetime

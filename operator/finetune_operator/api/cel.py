@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CEL expressions over lists of names."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments for the chat template. The values are JSON scalars, which a structural schema cannot express."""
 
 import json

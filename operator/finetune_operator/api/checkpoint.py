@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint: the immutable record of trained weights, with lineage. A user may approve or reject it."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices and time limits of a run."""
 
 from typing import Annotated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CustomResourceDefinitions from the pydantic models.
 
 A CRD's schema is a structural subset of JSON Schema: references are inlined, `X | None` becomes X,

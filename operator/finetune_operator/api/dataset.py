@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dataset: a source of rows and how to prepare it; independent of any model."""
 
 from datetime import datetime

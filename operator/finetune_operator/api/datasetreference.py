@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference to a Dataset."""
 
 from typing import Annotated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DatasetVersion: the immutable, content-addressed record of prepared rows."""
 
 from typing import Annotated, ClassVar, Final

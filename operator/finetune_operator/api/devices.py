@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of a ComputeProfile: what pods request, and what one device can do."""
 
 from typing import Annotated, ClassVar, Final

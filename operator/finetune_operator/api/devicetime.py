@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time of stages: asked, used and lost, and its price."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that a run leaves out."""
 
 from typing import Annotated

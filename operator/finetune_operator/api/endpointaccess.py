@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NetworkPolicy, disruption budget and topology spread of an endpoint."""
 
 from typing import Annotated, ClassVar, Final, Literal

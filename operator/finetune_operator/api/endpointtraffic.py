@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routing of an endpoint's requests by a gateway."""
 
 from typing import Annotated, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of a trained model, and its gates."""
 
 from typing import Annotated, ClassVar, Literal

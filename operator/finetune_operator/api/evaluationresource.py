@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation: measures existing Checkpoints on rows of a Dataset. Its spec is immutable."""
 
 from typing import Annotated, ClassVar, Final

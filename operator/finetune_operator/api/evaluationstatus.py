@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and verdicts of an evaluation, for the status of FineTuneJob and Checkpoint."""
 
 from datetime import datetime

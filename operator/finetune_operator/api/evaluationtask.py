@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """General ability: tasks of lm-evaluation-harness, whose files are in ConfigMaps."""
 
 from typing import Annotated

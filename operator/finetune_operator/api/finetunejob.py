@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FineTuneJob: one run, from rows to a promoted Checkpoint. Its spec is immutable."""
 
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of a FineTuneJob."""
 
 from typing import Annotated, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requested and used hyperparameters of a run. The contract declares their fields."""
 
 from finetune_operator.api.meta import Model

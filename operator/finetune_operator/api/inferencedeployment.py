@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """InferenceDeployment: a long-lived endpoint that follows model lines or pins checkpoints."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kinds in one table: names, scope, columns. The CRD generator, the watches and RBAC read it."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning curve of a run in its status."""
 
 from typing import Annotated, Final

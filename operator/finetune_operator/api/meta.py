@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of all kinds: base class, metadata, conditions, and the markers that the CRD generator reads."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training method and its settings: rules for the fields that the contract declares."""
 
 from typing import Annotated, ClassVar, Final

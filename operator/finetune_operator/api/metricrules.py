@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules and descriptions of fields that hold metrics, from the contract's table."""
 
 from collections.abc import Iterable

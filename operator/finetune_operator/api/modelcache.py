@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model cache of a ComputeProfile."""
 
 from typing import Annotated, ClassVar, Final

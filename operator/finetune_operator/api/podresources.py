@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU, memory and storage of pods."""
 
 from fractions import Fraction

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User and groups of pods."""
 
 from typing import Annotated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a platform team adds to the pods of runs and endpoints.
 
 A typed part of v1.PodTemplateSpec: what could weaken the pods' security, or change what the operator relies

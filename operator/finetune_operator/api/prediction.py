@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What preflight predicts about a run, and what the run took."""
 
 from typing import Annotated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source of rows, and how to prepare them."""
 
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Prometheus as a source of an analysis: queries of the user whose values gates can bound."""
 
 from typing import Annotated, ClassVar, Final

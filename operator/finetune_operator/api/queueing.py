@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queues and priorities of Kueue: what a ComputeProfile offers, and what an object chooses."""
 
 from typing import Annotated, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status of retries. They succeed once the store or its credentials are repaired."""
 
 from datetime import datetime

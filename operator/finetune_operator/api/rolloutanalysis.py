@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Analysis of a rollout: gates on what the pods of a new revision measure and answer."""
 
 from typing import Annotated, ClassVar, Final

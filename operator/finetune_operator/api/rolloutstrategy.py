@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a new revision of an InferenceDeployment replaces the old one."""
 
 from typing import Annotated, ClassVar, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of an endpoint's server, which mean the same for each engine."""
 
 from typing import Annotated, Final

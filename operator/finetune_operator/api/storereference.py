@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference to the store."""
 
 from typing import Annotated, ClassVar, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Toleration of a taint, in the form of v1.Toleration."""
 
 from typing import Annotated, ClassVar, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep the fields and values that a newer release has written and this one does not know."""
 
 import types

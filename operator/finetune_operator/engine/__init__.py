@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queue, caches, API calls, lease and worker loop; knows nothing about fine-tuning."""

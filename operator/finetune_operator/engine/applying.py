@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detect from the cache whether an apply would change nothing."""
 
 import hashlib

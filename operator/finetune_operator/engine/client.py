@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client of the API server: its verbs, on plain dicts. Each failure is one of three errors."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of requests to the API server. Callers reconcile again, report to the user, or wait."""
 
 from finetune_operator.plan import Manifest

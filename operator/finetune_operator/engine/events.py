@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kubernetes events, each posted at most once per hour."""
 
 import hashlib

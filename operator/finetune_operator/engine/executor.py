@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Execute plans in an order in which neither a stale cache nor a crash at any line does harm."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fair queues of keys and locks for them. Shares, such as namespaces, are served in rotation."""
 
 from collections import OrderedDict

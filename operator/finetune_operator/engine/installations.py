@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other active installations of this operator that watch the same namespaces.
 
 The Lease of each installation records the namespaces that it watches. An active installation stays active: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leader election by a `coordination.k8s.io` Lease, with the protocol of client-go."""
 
 import asyncio

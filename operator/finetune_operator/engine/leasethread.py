@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Lease in a thread and an event loop of its own, so that a busy main loop does not delay renewals.
 
 A blocked main loop must not hold the Lease for ever. So the main loop records a heartbeat, and the Lease is

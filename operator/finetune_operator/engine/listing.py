@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a complete list into a store, page by page, so that at most one unprocessed page is in memory."""
 
 from typing import Final, NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accessors for the metadata of objects of any type."""
 
 from typing import Any, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress objects that are seldom read to a tenth of the memory: JSON with another object as dictionary."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work queue: each key at most once, one worker per key and per lock, with fairness, delays and back-off.
 
 It belongs to one event loop and is not thread-safe.

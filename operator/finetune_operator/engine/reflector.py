@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep the store of one type current: list, watch for a while, list again."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The response in place of an object of a type that the cluster lacks, or that the operator may not read."""
 
 from finetune_operator.plan import Manifest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of objects, and their URL paths in the API."""
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cache of the newest known objects of one type. A watch feeds it, lists repair it, passes read it."""
 
 import sys

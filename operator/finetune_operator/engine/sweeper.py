@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Periodic full lists of the types that Kopf watches.
 
 Kopf lists again after a gap, but reports no deletions in it, and a watch may freeze without an error. A list

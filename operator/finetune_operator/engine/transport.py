@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTP requests to the API server: address, authentication, count, and the errors of failures."""
 
 import asyncio

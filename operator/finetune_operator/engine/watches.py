@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State of the watches: when each was last alive, and which namespaces have complete first lists.
 
 A frozen watch shows no error: only the time since its last event reveals it. A watch that is refused is not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workers: take a key, reconcile it, and decide by the error when to retry."""
 
 import asyncio

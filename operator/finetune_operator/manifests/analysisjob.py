@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Job that analyzes a revision of an endpoint."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which engine generates the answers of an evaluation: that of the ComputeProfile, if it loads all models."""
 
 from collections.abc import Iterator, Sequence

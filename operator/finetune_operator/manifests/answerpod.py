@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers of an evaluate pod in which a serving engine generates the answers.
 
 They run before the trainer, one after the other, so that each has all devices of the pod, and none needs a

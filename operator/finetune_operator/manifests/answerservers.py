@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The servers of an engine for the subjects of an evaluation: one per base model or whole model."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builders of the config of each stage, from the API's types."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment variable with the config of a container."""
 
 from finetune_trainer.contract.base import Contract

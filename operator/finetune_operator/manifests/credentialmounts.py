@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of Secrets of type `finetune.dev/credentials`: each is a folder in the pod, with one file per
 key."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pods mount for metrics of the user: their sources, and folders of the store instead of the store."""
 
 from collections.abc import Mapping

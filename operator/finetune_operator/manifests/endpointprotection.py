@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NetworkPolicy and PodDisruptionBudget of an endpoint."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builder of the config of evaluate, for runs and for Evaluations."""
 
 from collections.abc import Mapping, Sequence

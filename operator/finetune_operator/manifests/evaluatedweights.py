@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that an evaluate Job measures, from a Checkpoint or from the run that has just made them."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pods mount for tasks of general ability: the whole ConfigMap of each."""
 
 from collections.abc import Mapping

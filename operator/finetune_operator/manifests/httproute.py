@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTPRoute of an endpoint, and the Services of its revisions, to which it routes."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Job of one stage."""
 
 from collections.abc import Mapping

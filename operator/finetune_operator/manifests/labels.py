@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels, annotations and deterministic names of everything the operator creates."""
 
 import hashlib

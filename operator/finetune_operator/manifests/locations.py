@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parse URIs of volumes in the cluster and of locations in the network."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model cache: its volume or image, the models in it, and the config that fills it."""
 
 from finetune_operator.manifests.revision import Revision

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies of the operator's pods.
 
 They restrict only ingress, except those of pods that run code of a user. Administrators restrict the egress

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects by which the pods of a run find each other and refuse other connections.
 
 A headless Service gives each pod a name. A Secret has the key that each pod must prove to have. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Node selection of pods with devices."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Additions of a ComputeProfile to pods: `podTemplates` and `securityContext`."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory, shared memory and grace period of a stage's pods, where the ComputeProfile does not set them."""
 
 import math

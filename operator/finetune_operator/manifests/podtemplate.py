@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pod template of a stage: security, storage, resources and placement."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Service in front of a revision that gets no requests of the endpoint yet."""
 
 from finetune_operator.api.inferencedeployment import InferenceDeployment

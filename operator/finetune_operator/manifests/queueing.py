@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The queue and the priority with which Kueue admits the pods of a stage or an endpoint."""
 
 from typing import Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DatasetVersions and Checkpoints: immutable records without an owner, so they outlive a deleted run."""
 
 from collections.abc import Sequence

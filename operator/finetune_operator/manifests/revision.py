@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A revision of an endpoint. Its name is a hash of what users of the endpoint chose."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields of profiles and endpoints in the hash of a revision's name, chosen so that no upgrade starts one."""
 
 from datetime import UTC

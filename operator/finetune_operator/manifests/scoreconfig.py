@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builder of the config of the stage that computes the user's metrics."""
 
 from collections.abc import Mapping

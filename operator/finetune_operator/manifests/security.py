@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Security settings of all pods in users' namespaces: Pod Security `restricted`, and a read-only root."""
 
 from typing import Final

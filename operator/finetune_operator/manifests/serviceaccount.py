@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Service accounts of pods in users' namespaces."""
 
 from collections.abc import Mapping

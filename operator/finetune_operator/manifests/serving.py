@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests of an endpoint: one Deployment per revision, and the Service in front of them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes of an endpoint's pods: the store of its models, API keys and temporary files."""
 
 from finetune_operator.manifests.credentialmounts import secret_volume

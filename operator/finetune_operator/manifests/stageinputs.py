@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the builders of all configs get, and the parts of a config that follow from it."""
 
 from dataclasses import dataclass

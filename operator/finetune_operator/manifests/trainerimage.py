@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainer image of a pod, and the version of the contract that the image reads."""
 
 from dataclasses import dataclass

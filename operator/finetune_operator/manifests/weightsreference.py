@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References to weights in a store, from a Checkpoint or from the pin of an endpoint."""
 
 from dataclasses import dataclass, field, replace

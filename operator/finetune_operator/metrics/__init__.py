@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus metrics of the operator.
 
 Counters have no object names as labels except the namespace and the ComputeProfile. Their series end 10 to 20

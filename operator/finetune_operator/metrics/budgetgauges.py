@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauge of the budgets of ComputeProfiles."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count what changed between two states of one object.
 
 Counters increase by the difference, after the second state was written. A restarted process counts nothing

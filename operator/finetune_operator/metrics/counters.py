@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counters and histograms of this process, and the values of their labels."""
 
 from enum import StrEnum

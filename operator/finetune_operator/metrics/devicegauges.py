@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauges of devices: what pods hold and wait for, by team, and how much of their memory runs used."""
 
 from collections import Counter as Tally

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauges of endpoints and their revisions."""
 
 from collections.abc import Iterable, Iterator

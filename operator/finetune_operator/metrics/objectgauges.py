@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gauges about objects, computed from the caches at each scrape."""
 
 import time

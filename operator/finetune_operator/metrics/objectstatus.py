@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, status and conditions of objects of any kind."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics about the process itself."""
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drop series of namespaces and ComputeProfiles some time after the last object that they count."""
 
 import asyncio

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure diagnosis of Jobs, pods and Deployments as reasons, messages and times."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a suspended Job waits, from its Workload of Kueue."""
 
 from collections.abc import Iterable

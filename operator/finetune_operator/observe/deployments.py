@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readiness of the Deployment of an endpoint's revision."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of pods, and whether the pods hold them or wait for them."""
 
 import re

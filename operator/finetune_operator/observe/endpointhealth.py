@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conditions of an endpoint: whether a replica is ready, and whether its image is recent enough."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The problem that stops a Job, from all its current pods."""
 
 import re

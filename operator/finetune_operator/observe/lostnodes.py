@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods whose node does not respond.
 
 A deleted pod stays until its node reports that its containers have ended. A dead node never reports: the pod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pods of an Indexed Job, which work together. Each index has one pod at a time."""
 
 from collections.abc import Iterable

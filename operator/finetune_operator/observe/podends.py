@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the pods of a stage ended, as far as the cause of lost time depends on it."""
 
 from collections.abc import Iterable

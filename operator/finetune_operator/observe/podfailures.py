@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems of a stage's pods that failed or do not end, with advice."""
 
 import re

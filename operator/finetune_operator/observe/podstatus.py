@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conditions and container statuses of pods, for stages and endpoints."""
 
 from collections.abc import Iterable, Iterator

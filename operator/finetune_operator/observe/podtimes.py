@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long the pods of a Job waited for a node, started, and waited for each other.
 
 From timestamps of the Job and its pods alone. A pod holds its devices from its scheduling to its end.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a pod uses how many devices of which ComputeProfile."""
 
 from collections.abc import Mapping

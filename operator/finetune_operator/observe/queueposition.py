@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions of Jobs and pods in their queues, from Kueue's visibility API."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The status of an HTTPRoute, which the controllers of its gateways write."""
 
 from collections.abc import Iterator

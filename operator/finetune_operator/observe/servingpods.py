@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems of pods of endpoints that do not serve, with advice."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States and running times of the containers of a stage, and the price of their devices."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time of a stage, over all its pods: asked for, held, used and lost."""
 
 from collections.abc import Iterable

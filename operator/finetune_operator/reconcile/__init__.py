@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pure core: `(resource, snapshot) -> Plan`, one package per kind.
 
 Each kind has its logic in `reconciler.py`; `registry.py` lists them. Kinds do not import each other. Shared

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decisions of one pass so far."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a pass as conditions, phase and event. All kinds write their kstatus state here.
 
 An event announces a block only when its reason is new. The conditions before the pass show what was announced

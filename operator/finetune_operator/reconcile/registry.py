@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reconcilers of all kinds in one table."""
 
 from collections.abc import Callable, Mapping

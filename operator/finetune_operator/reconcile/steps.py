@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a step of a reconcile ends if the chain does not continue."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Authorize reports: from the token to the pod, its Job, and the run that controls the Job."""
 
 import time

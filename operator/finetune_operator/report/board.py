@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The newest report of each run, and limits on the status writes that reports cause."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificate of the report endpoint. The active process creates it once, in a Secret of its namespace."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EndpointSlice that routes the report Service, which has no selector, to the active process."""
 
 import ipaddress

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publish the report endpoint from the active process: certificate, server and EndpointSlice."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of token reviews, kept by the token's hash, and limits of the reviews.
 
 Random tokens must not keep a caller with a good one from being served. So a token that was accepted before is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTPS server of `POST /v1/reports`.
 
 Reports only show progress. A run whose reports are all lost has the same result.

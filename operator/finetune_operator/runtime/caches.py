@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The caches of the process: the operator's kinds and their children, with indexes."""
 
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass for one object: read the snapshot, compute the plan, execute it, record metrics."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that the CustomResourceDefinitions in the cluster have all fields of this release.
 
 Definitions have a chart of their own, which may be older than the operator. With older definitions the API

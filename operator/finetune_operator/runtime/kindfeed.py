@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep the caches of the operator's kinds current: Kopf's watches, and lists that repair what they miss."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kopf's watch of the operator's kinds: it sends every event to a sink.
 
 Kopf runs in a thread with an event loop of its own. At its end it cancels every task of its loop that it does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terms as the active process: work only while this process holds the Lease.
 
 A process may be frozen at any time. The fence (`Lease.check`) ensures that it then sends no late write.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs on standard output: one JSON object per line, or text."""
 
 import logging

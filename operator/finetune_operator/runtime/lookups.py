@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users' objects that are not watched: the operator requests them when a pass needs them.
 
 If an object is missing or unusable, the operator polls it once for all objects that wait for it, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may read the metrics: callers that Kubernetes authenticates and authorizes."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTPS server of /metrics for callers that may read it."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Typed views of a store. Each state of an object is parsed once, when it is first read.
 
 Settled objects are many and seldom read, so only the most recently read of their models are kept.

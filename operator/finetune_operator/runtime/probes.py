@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTP server of /healthz, /readyz and, unless they are protected, /metrics."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator process: it connects the parts, and starts and stops them in order."""
 
 import asyncio

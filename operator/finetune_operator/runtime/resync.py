@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resync: reconcile all objects without a change, at the beginning of a term and once per period.
 
 The first resync handles everything that happened before this process became active. Later ones repair what a

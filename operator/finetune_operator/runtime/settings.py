@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the process. Each is read from the environment variable of the same name in capitals."""
 
 import json

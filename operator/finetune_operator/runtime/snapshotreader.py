@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the caches: snapshots for passes, at the cost of reading the children of one object, and lookups."""
 
 from collections.abc import Callable, Iterable, Iterator

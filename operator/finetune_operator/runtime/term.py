@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The work of the active process: passes for the keys of the queue, and the tasks that run in parallel."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queue keys after changes in the caches: of the changed object, and of the objects that depend on it."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of the advice in `status.advice`."""
 
 from typing import Final

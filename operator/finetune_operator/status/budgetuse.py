@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of a ComputeProfile's budget that each namespace has used, read from the profile's manifest."""
 
 from finetune_operator.plan import Manifest

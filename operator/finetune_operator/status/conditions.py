@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conditions, as kstatus reads them.
 
 An object is in exactly one state: working (`Reconciling`), done (`Ready`), failed (`Stalled`) or suspended

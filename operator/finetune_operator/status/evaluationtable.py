@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scores of an evaluation as lines of text, for `kubectl describe`."""
 
 from typing import Final

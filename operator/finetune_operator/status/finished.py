@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a run and of the preparation of a Dataset, read from their conditions."""
 
 from typing import Final

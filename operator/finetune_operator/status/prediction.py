@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prediction of a run in its status, in messages and in the columns of `kubectl get -o wide`."""
 
 from dataclasses import dataclass

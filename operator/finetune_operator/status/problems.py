@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems and warnings of data preparation, for statuses and events."""
 
 from typing import Final

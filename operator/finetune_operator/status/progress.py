@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of the running stage, and its columns in `kubectl get`."""
 
 from typing import Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All reasons of conditions and events."""
 
 from enum import StrEnum

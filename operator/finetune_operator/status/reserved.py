@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields and values of a spec that this release validates but does not implement.
 
 Each of them stalls its object with a message that names it, so none is silently ignored.

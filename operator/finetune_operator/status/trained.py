@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The condition Trained, and the figures of a training in the status."""
 
 from finetune_operator.api.finetunejobstatus import TrainingStatus

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the examples in this folder: per kind a minimal object, objects with every field, and refusals."""
 
 from dataclasses import dataclass

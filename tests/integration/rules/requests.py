@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test with dry runs whether the API server accepts an object, and read the reasons of a refusal."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The constraints of a CRD's schema, with values that satisfy and that violate each."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers that write files of rows in various formats and read them."""
 
 import gzip

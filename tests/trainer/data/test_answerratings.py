@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels that rate an answer: a rejected answer is never learned."""
 
 from pathlib import Path

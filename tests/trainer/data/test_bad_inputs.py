@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad rows and files: each is reported with its position, the issue, what was expected and what to do."""
 
 import json

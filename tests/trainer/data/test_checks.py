@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets and personal data in the texts of rows."""
 
 from dataclasses import replace

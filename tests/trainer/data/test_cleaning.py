@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalization of white space and Unicode, if it is on."""
 
 import unicodedata

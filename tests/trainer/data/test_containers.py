@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers: which records are read, and with which positions."""
 
 import datetime

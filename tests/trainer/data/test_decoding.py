@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """orjson reads JSON that it reads like Python's reader; Python's reader reads the rest."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of each format, read from files in the form of the tools' current versions."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pairs and preferences with lists of messages, as in TRL and in the OpenAI API."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shortcuts that must equal the general computation: splits, files and digests depend on them."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Columns of the source that stay beside a row, in all formats."""
 
 import json

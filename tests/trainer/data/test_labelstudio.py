@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Label Studio's templates for generative AI, as JSON, JSON_MIN and CSV, without columns in the recipe."""
 
 import csv

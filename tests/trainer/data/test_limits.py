@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sources that unpack to a large size, change during the read, or have an unsupported kind."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows and headers with which a naive check takes quadratic time: hours for a row of the maximum size.
 
 Each takes about a second where the work is linear, and minutes where it is quadratic.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new format, which is one class and one row of the registry, is detected, read and shown."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a dataset, and removal of rows from them."""
 
 from pathlib import Path

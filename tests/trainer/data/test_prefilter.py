@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefilter of the detectors: the findings are the same with and without it."""
 
 import random

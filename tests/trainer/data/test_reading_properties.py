@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Properties for all inputs: nothing crashes the reader, and rows are read back as they were written."""
 
 import csv

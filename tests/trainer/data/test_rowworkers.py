@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Worker processes find the same as one process, and end with their parent."""
 
 import gzip

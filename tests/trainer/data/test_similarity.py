@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Near duplicates: nearly equal inputs with the same answer."""
 
 import numpy as np

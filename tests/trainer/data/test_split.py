@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rule that splits rows; it can never change."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of the rows, and warnings about all rows together."""
 
 from collections.abc import Sequence

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Network access: sources, base models and stores, against real servers."""

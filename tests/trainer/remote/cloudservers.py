@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fake object stores of Google and Azure, with the requests that reading a folder needs."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers of these tests: a shared S3 server and certificate authority, and web servers per test."""
 
 from collections.abc import Iterator

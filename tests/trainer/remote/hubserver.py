@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fake Hugging Face Hub, with the requests that its library needs to read."""
 
 import hashlib

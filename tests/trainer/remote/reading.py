@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens sources over the network, and prepares them as a pod does."""
 
 import threading

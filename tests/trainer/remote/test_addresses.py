@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections to addresses of the node and of the cloud's metadata services are refused."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every stage with a store in a bucket, each in its own pod."""
 
 import json

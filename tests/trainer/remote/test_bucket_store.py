@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store in a bucket, on a real S3 server whose buckets are folders."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`gs://` and `abfs://` sources, through their own clients, from fake servers."""
 
 from pathlib import Path

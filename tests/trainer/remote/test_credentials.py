@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets of type `finetune.dev/credentials`, as mounted in a pod."""
 
 from pathlib import Path

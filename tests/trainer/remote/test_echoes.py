@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers that echo credentials: the pod writes none of them anywhere."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`hf://` sources and base models, through the Hub's own library, from a fake server."""
 
 import os

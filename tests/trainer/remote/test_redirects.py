@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redirects that clients follow, and the credentials that they send to the target."""
 
 from collections.abc import Iterator

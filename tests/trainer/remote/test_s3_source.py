@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`s3://` sources and base models, from a real S3 server."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`https://` sources, from a server with its own certificate authority."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A web server for a few files, which records its requests and can fail on demand."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: models are made once, and one server answers all tests of the API."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a server for clients, on its own port, in this process or another one."""
 
 import threading

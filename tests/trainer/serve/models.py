@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models for the serving tests: a Llama and a Gemma 3 with a short window, with random adapters."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An analysis of a rollout scores the answers of two real servers, whose models it knows by their digests."""
 
 import shutil

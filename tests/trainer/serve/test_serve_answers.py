@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers, compared with plain transformers and PEFT, which answer one request at a time."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """API keys of an endpoint: admitted and rejected requests, and rotation of keys."""
 
 import hmac

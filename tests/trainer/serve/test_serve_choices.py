@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several answers to one prompt, log-probabilities, and comments in streams that wait."""
 
 import math

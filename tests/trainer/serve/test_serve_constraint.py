@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers that match a JSON Schema, whatever the model would write."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streamed text: whole characters, complete, and without a stop string."""
 
 import pytest

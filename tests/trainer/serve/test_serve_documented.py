@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of fields in docs/endpoints.md is what the built-in engine does with them."""
 
 import re

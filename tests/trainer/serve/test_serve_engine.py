@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model thread, pass by pass: requests that get a slot, wait, leave and fail."""
 
 import queue

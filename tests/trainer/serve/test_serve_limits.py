@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """More requests than slots: requests that wait or are rejected, and the metrics."""
 
 import threading

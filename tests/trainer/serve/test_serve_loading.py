@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading of models: valid ones are served, and invalid ones end the server with the reason."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Digests and types that a server reports for its models."""
 
 from pathlib import Path

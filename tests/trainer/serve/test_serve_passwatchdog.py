@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model thread that hangs ends the process; an idle or slow one does not."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's process in its pod: start, drain, exit and failure."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reasoning of an answer gets its own field, as with vLLM's reasoning parsers."""
 
 import json

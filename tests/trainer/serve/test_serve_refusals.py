@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every refusal has the shape of the OpenAI API and names the invalid field."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the server for requests that do not have their own: limits, deadline, sampling, parser."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments for the chat template: those of the served model, and those of a request."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of tools, by a model that answers each chat with the same text."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The middleware in vLLM's process, around a server with more routes than clients may reach."""
 
 import asyncio

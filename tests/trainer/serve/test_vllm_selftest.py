@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The self-test in vLLM's process, with predictions in the form of vLLM's API."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints, checkpoints and their prerequisites for the serving tests."""
 
 from collections.abc import Iterator, MutableMapping

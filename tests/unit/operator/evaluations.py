@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An Evaluation of a run's Checkpoint on a Dataset of its own, for the tests of its reconciler."""
 
 from typing import Any, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cases of the golden tests: base objects, and merge patches for those that a case changes.
 
 tests/golden/README.md describes the files.

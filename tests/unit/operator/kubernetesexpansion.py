@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The replacement of variables that Kubernetes makes in commands, arguments and variables of containers."""
 
 import re

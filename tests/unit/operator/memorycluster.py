@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster in memory that carries out plans, to test the reconcilers without an API server."""
 
 from copy import deepcopy

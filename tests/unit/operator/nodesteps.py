@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in several pods at certain stages, and states of their pods."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects and stage results of a small run, for the tests of the reconcilers."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs at certain stages, for the tests of later stages."""
 
 from collections.abc import Callable

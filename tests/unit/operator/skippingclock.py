@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An event loop that skips waiting times, so that tests of hours are fast and deterministic."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields that API and contract share: the API bounds them, and the contract accepts all values."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Descriptions of the API, which `kubectl explain` prints."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models are frozen, lenient towards newer releases, and camelCase on the wire."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What namespaces use of a budget: every device second is counted once, whenever the passes are."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two versions of the contract at once: what a trainer of the older one gets, and what is read from it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The generated definitions are current and bounded, and the API server accepts them."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Analyses of rollouts: which Job measures a revision, and what each verdict does."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Previews, bakes, and the return of the requests to the revision before."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Canaries by replicas: steps of weight and time, their replicas, and their ends."""
 
 from typing import Any

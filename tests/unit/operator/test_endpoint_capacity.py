@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rollout without capacity waits, names what is missing, and continues when there is room."""
 
 import pytest

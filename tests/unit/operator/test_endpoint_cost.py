@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices and price per hour of an endpoint in its status."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control of a rollout by people: a pause, decisions that are obeyed once, and the history."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes by others in the Deployment of a revision: the operator restores it, once per change."""
 
 from copy import deepcopy

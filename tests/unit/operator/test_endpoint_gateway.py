@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints behind a gateway: the HTTPRoute, its weights in each transition, and what gateways report."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conditions Available and ImageCurrent of an endpoint."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of endpoints that are merged into their base model: the Job, the pods, and what is refused."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints whose ComputeProfile has a model cache: the Job that fills it, and pods that read in place."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints that read a whole model in place in an OCI image, which their pods mount as a volume."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Analyses with queries to a Prometheus: what their Job gets, and what a failed query gate does."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies and PodDisruptionBudgets of endpoints, and how their replicas are spread."""
 
 from collections.abc import Mapping

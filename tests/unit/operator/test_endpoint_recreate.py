@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts that stop the old revision first: by strategy Recreate, or by a fallback without capacity."""
 
 from typing import Any

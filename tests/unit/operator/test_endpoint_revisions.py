@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of an endpoint's revisions: which edits retry a failed one, and what an entry keeps."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts that replace replica by replica, within the limits of `rollingUpdate`."""
 
 from random import Random

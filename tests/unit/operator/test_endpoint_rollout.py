@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts: which revision starts, when the Service switches, and what happens if a revision cannot start."""
 
 from typing import Any

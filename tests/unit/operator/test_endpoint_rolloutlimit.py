@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`maxConcurrentRollouts` of a profile limits how many endpoints replace their revision at once."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The serving revision stays if the Service is deleted, and if no replicas can prove a new revision."""
 
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, rolling, serving, states

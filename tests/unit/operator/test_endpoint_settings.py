@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of `spec.serving` reach the engine, change the revision only if set, or are refused by name."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that an endpoint serves: withdrawn champions, pins by uri, several models."""
 
 from typing import Any

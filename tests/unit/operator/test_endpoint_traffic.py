@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routing of an endpoint's requests by the Service, and the weights in the status."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rollout's state machine: its table, a pass for each row of it, and the picture of it in the docs."""
 
 from datetime import timedelta

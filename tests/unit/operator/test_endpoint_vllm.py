@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints with the engine VLLM: the command, the pod, and what is refused before a pod starts."""
 
 import json

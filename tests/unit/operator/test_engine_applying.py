@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detecting from the cache whether an apply would change anything."""
 
 from finetune_operator.engine.applying import Stamp

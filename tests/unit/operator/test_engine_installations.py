@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of two installations that watch the same namespaces gives way."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Lease survives a busy event loop, expires with a frozen one, and fences every write."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settled objects take a tenth of the memory and read like all others."""
 
 import json

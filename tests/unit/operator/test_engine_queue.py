@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The work queue with a fake clock, which advances only when all tasks wait."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reflectors and sweepers that may not list: they keep trying, and record the refusals."""
 
 import asyncio

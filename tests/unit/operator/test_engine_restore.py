@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After a restore of etcd, older versions replace what the stores knew before."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store only moves forward, in whatever order changes arrive."""
 
 from typing import Any

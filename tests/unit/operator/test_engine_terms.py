@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects created in this term need no GET before their children are created; all others do."""
 
 from typing import Any, cast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The errors for responses of the API server."""
 
 import json

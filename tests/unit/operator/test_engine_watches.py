@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Namespaces with complete first lists, and namespaces that are left out."""
 
 import asyncio

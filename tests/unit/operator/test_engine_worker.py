@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workers share the event loop with the rest of the process."""
 
 import asyncio

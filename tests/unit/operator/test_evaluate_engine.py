@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate Jobs of a ComputeProfile with the engine VLLM: containers, config, fallback and status."""
 
 import json

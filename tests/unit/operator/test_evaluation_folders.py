@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of the folders of an Evaluation when it is deleted with `deletionPolicy: Delete`."""
 
 from datetime import timedelta

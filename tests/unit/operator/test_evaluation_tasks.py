@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of general ability: the pods that mount their files, and a gate on what the trainer measured."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an Evaluation wakes, which records it needs, and which endpoints ask for its scores."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The utilization and memory of the last runs of a profile."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pods use devices, from when until when, and how long deleted ones stay known."""
 
 from datetime import UTC, datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new type of secondary resource is one entry of the table; everything else follows from it."""
 
 from datetime import UTC, datetime

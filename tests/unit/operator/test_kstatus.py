@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of every kind after every end of a pass, and the events that announce them."""
 
 from datetime import UTC, datetime, timedelta

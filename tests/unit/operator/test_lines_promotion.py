@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each branch of the promotion rule: the verdict of the run, and approval or rejection by a person."""
 
 from typing import Any

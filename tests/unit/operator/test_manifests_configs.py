@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parts of a run's spec reach the trainer, and by which names."""
 
 from dataclasses import replace

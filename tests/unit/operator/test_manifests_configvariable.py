@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config that a container reads is the one that the operator built."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Checkpoint says about how its weights are measured."""
 
 from typing import Any

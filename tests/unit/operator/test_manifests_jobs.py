@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage Jobs: rights, mounts and resources of their pods."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """URIs of claims and ConfigMaps."""
 
 import re

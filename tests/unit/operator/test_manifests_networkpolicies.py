@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies name their peers, and never allow all connections by accident."""
 
 import pytest

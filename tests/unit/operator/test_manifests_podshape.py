@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Additions of a ComputeProfile to the pods of stages and endpoints."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory, /dev/shm and grace period of pods where the profile does not set them."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parts of a Dataset's spec reach its prepare pod, and which of the result its DatasetVersion."""
 
 from dataclasses import fields

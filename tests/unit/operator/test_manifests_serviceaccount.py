@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What service accounts of pods get when the operator creates them."""
 
 from datetime import UTC, datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output of /metrics, parsed as Prometheus parses it."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What counters count between two states of an object."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gauge of devices, parsed as Prometheus parses it."""
 
 from typing import Any

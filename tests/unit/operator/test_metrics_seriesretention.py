@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Series of deleted namespaces and profiles end, but not before Prometheus can scrape them."""
 
 from finetune_operator.metrics.counters import OperatorMetrics

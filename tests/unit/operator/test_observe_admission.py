@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a suspended Job waits for, from its Workload as Kueue v0.17 writes it."""
 
 from datetime import UTC, datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that pods hold, and pods that Jobs and Deployments lack."""
 
 from typing import Any

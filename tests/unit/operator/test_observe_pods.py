@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each way in which a pod can fail or not start, and the message about it.
 
 The statuses are those of kubelet, scheduler and controllers of Kubernetes 1.37, shortened.

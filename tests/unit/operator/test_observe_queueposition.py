@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions in queues: from a summary of Kueue v0.17, as text, and as messages of runs and endpoints."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time of a stage: waiting for a node, starting and waiting for peers, and the ends of its pods."""
 
 from datetime import UTC, datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts about a profile's devices: given, from the node label, or from the table of known cards."""
 
 import re

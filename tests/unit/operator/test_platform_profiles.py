@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which namespaces may use a ComputeProfile, and what each of them gets."""
 
 import pytest

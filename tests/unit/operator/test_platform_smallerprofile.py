@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choice of a ComputeProfile with less memory."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advice in the status of a run, from what it and the runs before it measured."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stage whose Job has several pods, or whose pods are not alone."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What blocks a run: each state reports what to repair, and ends by itself once it is repaired."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store in a bucket: no claim, a folder in its place, and the Secret that opens it wherever it is read."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A namespace that has used its budget of a ComputeProfile waits before stages with devices."""
 
 from datetime import timedelta

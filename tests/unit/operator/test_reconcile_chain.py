@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole chain of a run, carried out in memory."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that continues from an earlier Checkpoint."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data of a run: a Dataset's version, a named one, or rows of the run's own."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets: prepared once a generation, with rows named where they are wrong."""
 
 import json

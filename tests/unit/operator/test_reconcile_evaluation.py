@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An Evaluation from its spec to the scores on its Checkpoints."""
 
 import json

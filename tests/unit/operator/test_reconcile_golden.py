@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Golden tests: objects of `tests/golden/input/CASE.yaml` in, plan of `tests/golden/output/CASE.yaml` out.
 
 `UPDATE_GOLDEN=1 pytest tests/unit/operator/test_reconcile_golden.py` writes the outputs anew, for review.

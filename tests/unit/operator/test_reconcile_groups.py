@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The column whose rows are together in one split, from prepare to the config of evaluate."""
 
 import json

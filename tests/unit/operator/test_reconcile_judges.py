@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges: what the evaluate pod gets, and how gates on their win rates are decided."""
 
 from typing import Any

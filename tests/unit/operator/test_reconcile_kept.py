@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of `checkpoints.keepSteps`: recorded like others, and removed only as records."""
 
 from typing import Any

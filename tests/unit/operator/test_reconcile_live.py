@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gates over Live: the champion that an evaluation compares with, and what happens when it changes."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time that led to no result, in the status of runs and Evaluations."""
 
 from datetime import timedelta

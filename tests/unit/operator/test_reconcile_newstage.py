@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new stage is one row in `STAGES` and one builder: it starts, runs, is retried, collected and recorded.
 
 The stage checks the best Checkpoint for unsafe answers between evaluation and promotion.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run whose train stage has several pods at once."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of pods that trained together: the message of their run, and their usage."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prediction of a run: from the profile to preflight, into the status, and compared with what it took."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Promotion and approval: which Checkpoint a model line stands for."""
 
 from typing import Any

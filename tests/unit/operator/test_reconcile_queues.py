@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queues of a ComputeProfile: which Jobs wait in them, and what an object does until they exist."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets whose source is checked again: when, how often, and with which outcome."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sources and base models that pods read over the network."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that come back from a backup under another uid, and runs that are only made again."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of a run's folder in the store when the run is deleted with `deletionPolicy: Delete`."""
 
 from datetime import timedelta

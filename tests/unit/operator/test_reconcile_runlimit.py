@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """maxRunSeconds: how long a run may use devices, and how it continues."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the user: a Job that mounts what it reads, denies connections, and adds to the evaluation."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stage's pod that waits, fails or disappears, and the condition of its run."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A suspended run: its state is saved, its devices are free, and passes without a change write nothing."""
 
 from datetime import timedelta

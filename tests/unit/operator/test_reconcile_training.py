@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training in a run's status: its progress, an early stop, overfitting."""
 
 from typing import Any

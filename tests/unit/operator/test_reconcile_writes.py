@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes that are spared, because a cluster with thousands of runs has to take all of them."""
 
 from tests.unit.operator.runobjects import CHECKPOINT, JOB

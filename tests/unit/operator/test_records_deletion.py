@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deletion of a record with `deletionPolicy: Delete`, and of its content in the store."""
 
 from dataclasses import replace

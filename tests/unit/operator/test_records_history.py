@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """History limits: which records are deleted, and which stay regardless of the limit."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records that are deleted with a run or Dataset that has `deletionPolicy: Delete`, and those that stay."""
 
 from typing import Any

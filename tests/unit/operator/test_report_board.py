@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many status writes the progress of runs causes."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report endpoint's certificate works for TLS."""
 
 import socket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A report endpoint that cannot be published, or whose certificate is replaced; a real cluster tests the
 rest."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rate limits by token buckets."""
 
 from finetune_operator.report.rate import Buckets, TokenBucket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of token reviews: random tokens of some clients do not keep others from being served."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Responses of the report endpoint without an API server; a real one tests the rest."""
 
 import ssl

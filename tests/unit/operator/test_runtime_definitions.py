@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields of this release that installed definitions lack."""
 
 from copy import deepcopy

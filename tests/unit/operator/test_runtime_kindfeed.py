@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The caches of the kinds stay current if Kopf's watches end or have gaps, or if etcd is restored."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parallel passes with a slow API server."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thousands of objects that wait for a claim cost one periodic request and no passes."""
 
 import asyncio

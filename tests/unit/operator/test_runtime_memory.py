@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory for thousands of objects: caches keep only fields that are read, and models share equal parts."""
 
 from finetune_operator.api.finetunejob import FineTuneJob

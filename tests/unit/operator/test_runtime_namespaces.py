@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deletion of content in a bucket that objects in other namespaces use, with real caches."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Responses to the kubelet's probes."""
 
 from collections.abc import AsyncIterator, Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which objects are reconciled without a change, and when."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots of the caches for passes."""
 
 from datetime import UTC, datetime

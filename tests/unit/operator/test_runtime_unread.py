@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An object that this release cannot read, as after a rollback of the operator alone."""
 
 import json

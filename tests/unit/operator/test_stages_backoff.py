@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stage whose store or credentials fail is retried after growing waits, with devices once they work."""
 
 from datetime import datetime, timedelta

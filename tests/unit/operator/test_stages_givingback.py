@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs of several pods that each hold a part of the devices: the younger one gives its part back."""
 
 from copy import deepcopy

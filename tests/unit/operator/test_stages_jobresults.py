@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose result counts: that of a pod that the Job controller made for a Job that the operator made."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the pods of two ComputeProfiles can get devices of the same nodes."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of stages: what the API and the contract say of stages agrees with it."""
 
 from typing import get_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conditions: an object is in exactly one kstatus state, and transition times change only with the status."""
 
 from datetime import UTC, datetime, timedelta

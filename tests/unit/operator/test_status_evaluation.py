@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The size of a status with a large evaluation, and the table that kubectl describe shows."""
 
 import json

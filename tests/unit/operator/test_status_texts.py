@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times, progress and texts of a status."""
 
 from datetime import UTC, datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields and values of a newer release are read and kept."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gates: by measured values, by the bounds at a confidence, and against a line without a champion."""
 
 from typing import Any

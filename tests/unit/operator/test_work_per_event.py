@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cost of an event depends on the objects it concerns, not on the size of a line or past runs."""
 
 import random

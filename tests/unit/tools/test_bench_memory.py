@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory benchmark fails for a process that needs more than its share."""
 
 from tools.bench.memory.page import Peaks, problems, sheet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time limits of the operator's benchmark."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The resources of a measured program are those of all its processes."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting in the operator's benchmark: limits, messages, and work that continues meanwhile."""
 
 import asyncio

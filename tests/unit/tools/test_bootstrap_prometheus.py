@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search for the programs of Prometheus."""
 
 from pathlib import Path

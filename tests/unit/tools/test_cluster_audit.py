@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the audit log: answered requests, or all events."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates and kubeconfigs of a cluster."""
 
 from base64 import b64decode

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a cluster: configuration and image archives."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands in isolated namespaces, and the settings that a teardown from outside restores."""
 
 import json

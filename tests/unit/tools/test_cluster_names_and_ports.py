@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, paths and ports of a cluster."""
 
 import json

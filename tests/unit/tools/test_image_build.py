@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make images` with a buildah that builds nothing."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules for the images: a base image that can be pinned, a user other than root, a size budget."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of peers, and what `make test-peers` prints and writes; no program of a peer is needed."""
 
 import re

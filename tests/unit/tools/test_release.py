@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a release says about its artifacts, and what it refuses to release."""
 
 import base64

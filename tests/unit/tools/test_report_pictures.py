@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation of the pictures in the documentation shows every part of the page."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of serving: pairs in turns, their ratio, and what is kept of a step. No server is started."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The suites of `make test`: clusters of the sessions, parallel sessions, and the table of times."""
 
 import os

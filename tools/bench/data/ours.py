@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.data.ours FILE FOLDER: prepare rows with the defaults of a new Dataset."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.data.peer FILE FOLDER: a script as a team would write it with Hugging Face datasets.
 
 It does less than a preparation: no search for near duplicates, secrets or personal data, and no report.

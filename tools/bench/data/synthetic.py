@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate a JSON Lines file of synthetic rows of about 400 bytes; equal on every machine."""
 
 import hashlib

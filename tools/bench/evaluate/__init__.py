@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed of the answers of an evaluation compared with one row at a time."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.evaluate.ours MODEL WORKLOAD ROWS FOLDER: answer rows as the evaluate stage does."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.evaluate.peer MODEL WORKLOAD ROWS FOLDER: answer rows one by one."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows of both programs, and the base model in float32, in which rounding changes no answer."""
 
 from pathlib import Path

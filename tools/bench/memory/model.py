@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base model of 300 million parameters with random weights, in the shape of Llama."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.memory.rank FOLDER: one process of a run, as in a pod, that records its memory.
 
 Writes one line of JSON per phase into FOLDER. The trainer's config and rank come from the environment.

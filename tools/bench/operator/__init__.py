@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed and cost of reconciling many FineTuneJobs from creation to completion."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a measurement that has its own control plane and its own table in docs/benchmarks.md."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fake kubelet for thousands of Jobs on a control plane without nodes; it follows a watch."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A control plane for one measurement, and its clients; each client is its own user in the audit log."""
 
 import asyncio

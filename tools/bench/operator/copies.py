@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of one completed run and its Checkpoint."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the cost of each request before a run's first Job for the control plane.
 
 python -m tools.bench.operator.costs [OBJECTS]

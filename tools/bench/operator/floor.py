@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the same number of bare Jobs, created by a user: the lower bound for one Job per run."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the start of an operator on a cluster with runs that have all ended.
 
 python -m tools.bench.operator.history [RUNS]

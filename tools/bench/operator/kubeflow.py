@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the same number of TrainJobs with Kubeflow Trainer and JobSet on a control plane of their own.
 
 Both controllers run as processes on the machine of the API server, like the operator in its measurement,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure one size: bare Jobs, Kubeflow Trainer and the operator, one after another on one machine."""
 
 from collections.abc import Callable

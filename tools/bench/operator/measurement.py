@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure one operator with a number of runs on an empty control plane."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how long a run waits for its first Job while another team creates runs.
 
 python -m tools.bench.operator.neighbour [RUNS]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the operator as a process, as in a cluster, and observe it through its probes and metrics."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of the operator's benchmark to docs/benchmarks.md."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate the audit log of a measurement: requests by client and verb, and the progress of each run."""
 
 import asyncio

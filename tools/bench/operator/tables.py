@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The results as tables for a terminal and for docs/benchmarks.md."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests of the benchmark: a team's runs on one Dataset, each with its own model line."""
 
 from typing import Any, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time to read files, to start the train stage until its first step, and to start a serving pod."""
 
 import os

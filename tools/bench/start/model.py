@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base models with random weights, in the shapes of small Llamas."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of the results, written to docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.start.serving [SIZES]: start of a serving pod, with and without the model cache."""
 
 import os

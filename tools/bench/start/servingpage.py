@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of starts of serving pods, written to docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence

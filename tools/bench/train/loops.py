@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.train.loops [STEPS] [ROUNDS]: compare transformers' Trainer with a plain torch loop.
 
 Both train the tiny model on the same batches with the same loss, in alternation in one process, without saves

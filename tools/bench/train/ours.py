@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.train.ours MODEL WORKLOAD STEPS FOLDER: run the train stage as in a pod."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.bench.train.peer MODEL WORKLOAD STEPS FOLDER: the same training with TRL's SFTTrainer.
 
 SFTTrainer gets the rows as token ids with a completion mask, and packs batches without padding, like the

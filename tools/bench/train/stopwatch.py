@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time the optimizer steps with a hook of PyTorch, in the same way for both programs."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The workload of both programs: the same tokens, adapter and schedule."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A namespace with one endpoint, on a cluster of its own, that serves Gemma 3 270M from a claim."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start of a serving pod of vLLM that copies its model, and of one that reads it in the model cache."""
 
 from collections.abc import Mapping, Sequence

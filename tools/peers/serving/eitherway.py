@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two ways to one vLLM: through the middleware of an endpoint, and past it.
 
 The speeds of two processes of vLLM differ by more than the middleware costs, for as long as they run. vLLM's

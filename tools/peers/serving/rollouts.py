@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.peers.serving.rollouts ROUNDS: how long a rollout takes by each strategy.
 
 Runs in the namespaces of tools/cluster/isolation.py, with a cluster that it starts and stops.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The servers that are compared, as processes on this machine. Each computes with one thread."""
 
 import os

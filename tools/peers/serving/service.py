@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """python -m tools.peers.serving.service PAIRS: what the Service of an endpoint and a gateway cost vLLM.
 
 All streams come from one pod, by its own address, that of the Service, and the gateway. Runs in the

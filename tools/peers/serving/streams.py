@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that read streams at the same time, and what they cost the server."""
 
 import asyncio

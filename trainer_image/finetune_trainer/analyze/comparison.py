@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure both revisions until a verdict is certain, or the max duration has passed."""
 
 import logging

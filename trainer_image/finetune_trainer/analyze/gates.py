@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide the gates of an analysis from the counts of both revisions.
 
 A gate fails if the requests show, at its confidence, that a bound is missed. It passes if there are enough

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the metrics of the pods of one revision, again and again, and add up what they count."""
 
 from collections.abc import Sequence

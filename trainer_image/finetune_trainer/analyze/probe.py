@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The requests that an analysis sends itself: held-out rows of the datasets of the models."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Send rows to pods of both revisions, and keep the answers.
 
 The operator has seen the addresses of the pods when the Job began. A pod that ends leaves its address to

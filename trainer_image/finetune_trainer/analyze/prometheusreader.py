@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate the queries of the user for both revisions."""
 
 import asyncio

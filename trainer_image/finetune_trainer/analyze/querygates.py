@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide the gates on queries of the user.
 
 The value alone decides: a query does not say how many requests it rests on, so it has no interval.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide the gates on answers. Each model of the endpoint has scores of its own, and the worst one decides.
 
 A gate fails if the rows show, at its confidence, that a model misses a bound. It passes if all models have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The metrics of a serving pod, from the text that it serves. Each engine has its own names for them."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the stage that analyzes a new revision of an endpoint."""
 
 from concurrent.futures import Executor, ThreadPoolExecutor

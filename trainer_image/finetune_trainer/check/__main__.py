@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`finetune-check FILE…`: check whether rows can be trained on."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn command line options into parts of a recipe. Errors name the option."""
 
 from collections.abc import Mapping, Sequence

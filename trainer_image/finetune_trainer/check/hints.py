@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Translate hints for the command line: fields of a Dataset become options."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that `finetune-check` writes in addition to the rows."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar on the terminal for preparations that take a while."""
 
 import sys

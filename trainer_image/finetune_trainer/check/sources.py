@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the files that the user names: single files, folders and patterns."""
 
 import glob

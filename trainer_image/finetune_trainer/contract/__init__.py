@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract between operator and trainer: the only package that both import.
 
 Input: one JSON config in the environment variable `FINETUNE_CONFIG`. Fields at their default are omitted,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Analysis of a rollout: gates on what the pods of a new revision measure and answer, and the figures."""
 
 from typing import Annotated, Final, Literal, get_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engine that generates the answers of an evaluation."""
 
 from typing import Annotated

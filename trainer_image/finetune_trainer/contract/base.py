@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base of all messages: their wire form, and the fields to omit for a reader of the previous version."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the user: Python functions in ConfigMaps."""
 
 from typing import Annotated, Final

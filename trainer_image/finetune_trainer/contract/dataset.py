@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of a Dataset for both sides: how rows are read, split, cleaned and checked.
 
 These are dataclasses without pydantic, so that rows can be prepared without it. As fields of a config they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory and peak of known accelerators, by the product name that the nodes of a cluster have as a label.
 
 Sources: the data sheets of NVIDIA (B200, GB200: DGX and HGX Blackwell; H100, H200, A100, A30, A10, A40, L4,

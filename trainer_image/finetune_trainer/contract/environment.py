@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Environment of a pod: names of environment variables, mounts and ports, and their limits."""
 
 from typing import Final

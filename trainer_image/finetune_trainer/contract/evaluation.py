@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options."""
 
 from typing import Annotated, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hyperparameters that the user requests, and hyperparameters that the run uses.
 
 The API has the same fields. Declare a new one only here, as a requested and as a recorded value.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges: models behind an endpoint of the user that compare two answers."""
 
 from typing import Annotated, Final, Literal

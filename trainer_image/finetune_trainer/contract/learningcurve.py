@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning curve of a run: what trainings on shares of its rows say about more rows."""
 
 from collections.abc import Mapping

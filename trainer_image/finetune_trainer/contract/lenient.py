@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read what a newer release wrote: treat its enum values, and values beyond today's bounds, as data.
 
 Only JSON types are checked. A field or value unknown to this release never makes an object unreadable.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training method and its settings. The API shares the fields of LoRA and Preference."""
 
 from typing import Annotated

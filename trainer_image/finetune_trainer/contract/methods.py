@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training methods. All other code reads their properties from `METHODS`.
 
 A new method is a row here, a member of `MethodType`, and the module that trains it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of an evaluation. All other code reads their properties from `METRICS`.
 
 A new metric is a row here and the module that computes it, with its row in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a stage ends: exit codes of its process, and failure reasons."""
 
 from enum import IntEnum, StrEnum

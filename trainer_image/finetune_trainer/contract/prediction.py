@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run will take: device facts from the operator, and the prediction that preflight makes with them."""
 
 from typing import Annotated, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of a stage, reported while it runs. The chain completes without these reports."""
 
 from typing import Self

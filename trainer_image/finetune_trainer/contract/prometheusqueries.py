@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queries of the user to a Prometheus, which an analysis evaluates for both revisions."""
 
 from typing import Annotated, Final

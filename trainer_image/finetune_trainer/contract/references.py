@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References in messages: to the owner, the store, its artifacts, and Secrets."""
 
 from typing import Literal

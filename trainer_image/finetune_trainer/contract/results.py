@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of the stages, written when the stage ends."""
 
 from contextlib import suppress

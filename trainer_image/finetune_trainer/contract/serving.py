@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of a server that the API shares, and the names of the engine's reasoning parsers."""
 
 from typing import Annotated, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the processes of a run shard the weights of the model, or each has a replica."""
 
 from typing import Literal

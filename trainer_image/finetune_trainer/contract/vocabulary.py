@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Enum values of messages, without pydantic, so that the preparation of rows can import them."""
 
 from collections.abc import Sequence

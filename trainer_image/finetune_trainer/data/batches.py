@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns batches of records into lines, digests and findings, each row by itself.
 
 A batch does not depend on other batches, so several processes can work on the batches of a source.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cleaning of texts as the recipe specifies, after each row has its split."""
 
 import re

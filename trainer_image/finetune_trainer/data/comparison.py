@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparison of the rows of two versions."""
 
 from collections.abc import Iterable

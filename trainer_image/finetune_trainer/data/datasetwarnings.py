@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warnings about all rows together."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

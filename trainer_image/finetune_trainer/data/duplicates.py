@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selection of the rows to keep: removes leaked and duplicate rows, and finds conflicts.
 
 The rules apply in this order, each to the remaining rows:

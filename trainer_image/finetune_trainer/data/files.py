@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a source: read once from beginning to end, decompressed and hashed on the way."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection of the format of a file's records."""
 
 from collections import Counter

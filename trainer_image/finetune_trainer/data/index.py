@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Index of all rows: digests and numbers, 70 bytes per row.
 
 Rows are numbered from 0 in the order in which they are added and written.

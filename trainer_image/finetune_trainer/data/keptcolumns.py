@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Columns of the source that stay with a prepared row, as texts. A model never sees them."""
 
 import json

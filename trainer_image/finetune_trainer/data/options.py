@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of a preparation. All of them enter a version's preparation digest."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a dataset: one per split, with one row per line."""
 
 from collections.abc import Iterator

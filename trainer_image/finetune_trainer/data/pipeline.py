@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepares files: writes their rows to split files and reports all findings.
 
 One pass, with several processes if there are many rows, writes every usable row to the file of its split and

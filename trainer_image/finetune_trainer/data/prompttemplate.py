@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt template: a text with `{column}` for each column to insert."""
 
 import json

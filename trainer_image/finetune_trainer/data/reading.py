@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads all rows of a source in one format, file by file."""
 
 import logging

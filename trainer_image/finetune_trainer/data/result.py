@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Result of a preparation, as plain data for the cluster's records and for the report."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems of rows: each issue names what is wrong, what was expected and what to do.
 
 The report, which is in the store next to the rows, may quote them. Status, events and logs may not. So

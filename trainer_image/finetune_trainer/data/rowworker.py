@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Process that prepares batches: python -m finetune_trainer.data.rowworker, started by `rowworkers`."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepares batches of rows in worker processes, and returns them in order.
 
 A worker is a separate Python process. It is not forked: that is unsafe with threads, and not the default on

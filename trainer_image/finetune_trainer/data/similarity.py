@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
 
 Two rows are near if the sets of word trigrams of their inputs (in lower case) have a Jaccard similarity of

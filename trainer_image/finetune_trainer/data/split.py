@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split of a row. This rule never changes: it keeps training rows out of the test split for ever.
 
 The fraction of a row is the first 8 bytes, big-endian, of SHA-256 over this canonical JSON (UTF-8, no spaces,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of the kept rows."""
 
 from typing import TYPE_CHECKING, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decompression of files, with a limit on the unpacked size."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A group of several processes over torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives between the processes of a run. `Group` is the group of a single process, at no cost."""
 
 from collections.abc import Iterator, Sequence

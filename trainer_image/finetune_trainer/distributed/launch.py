@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launcher of a pod that trains with other processes: starts one per device and combines their exit codes.
 
 torchrun differs at the end: it treats a process that saved its state and exits as failed, and ends the other

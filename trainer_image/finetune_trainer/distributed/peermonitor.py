@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detects that another process is gone, even while this process hangs in a collective with it."""
 
 import logging

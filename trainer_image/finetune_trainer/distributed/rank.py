@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rank of this process among the processes of a run."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rendezvous: how the processes of a run find each other, through a TCPStore that rank 0 serves.
 
 The store listens on loopback. Processes in other pods connect through a tunnel with the run's key (see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An authenticated tunnel to rank 0's store for processes in other pods.
 
 torch's TCPStore listens on all addresses and authenticates no one: whoever reaches it can join the run. So it

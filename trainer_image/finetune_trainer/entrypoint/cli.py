@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of a trainer process: one config in, one result out. See `contract`."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a stage and ends its process with a result in the store, a termination message and an exit code."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch."""
 
 from finetune_trainer.contract.base import Digest

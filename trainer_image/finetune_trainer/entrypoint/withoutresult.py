@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup."""
 
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers as labels: what accuracy, macro-F1 and the confusion matrix count."""
 
 from collections.abc import Collection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and gains of the measured rows, as estimates for all rows of their kind."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores with their intervals, and what the measured rows say about each gate at its confidence."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encodes the rows of the evaluated split for the metrics."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of JSON lines in the run's folder, which a later process of the stage continues.
 
 The first line is a header with the format of the file; every other line is one record.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hides secrets and personal data in what people read of an evaluation, as the report of the data does."""
 
 from finetune_trainer.contract.base import Digest

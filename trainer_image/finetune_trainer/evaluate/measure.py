@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a metric measures a row, how much the row counts, and how the score follows from the rows.
 
 Every score is a function of sums over the rows, so that a score of some of the rows costs a sum and not

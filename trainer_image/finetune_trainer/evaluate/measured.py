@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One model and a batch of rows of the evaluated split, as the metrics use them."""
 
 import math

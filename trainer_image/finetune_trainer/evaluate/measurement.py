@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures all rows with one model, in batches that fit into memory."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
 
 While the stage runs, the rows are in parts, each written at once. At the end, one file replaces them. Both

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation report in the run's folder, as JSON and as an HTML page."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluate stage: computes each metric of each subject on the held-out split."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks that a stage which was given accelerators can use them, before it does any work."""
 
 from pathlib import Path

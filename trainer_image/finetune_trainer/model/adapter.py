@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings and base model of an adapter, read from its own files."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over packed rows at the cost of each row alone: FlashAttention with row bounds, from PyTorch.
 
 transformers has the same kernels through the package `flash-attn`, which has no wheels at PyPI, or through

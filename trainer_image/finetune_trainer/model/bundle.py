@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files next to published weights with which other software uses them as they were trained.
 
 An adapter loads with PEFT from its folder and the base model alone; its tokenizer, chat template and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss on completion tokens only."""
 
 from collections.abc import Callable, Iterable, Mapping

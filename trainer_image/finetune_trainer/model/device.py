@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device that a model runs on, its memory, and the number of threads."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DoRA adapters in inference: as fast as plain LoRA, and in one batch with other adapters.
 
 A layer computes W'x with W' = m / ‖W + s·BA‖ · (W + s·BA), where m are the trained magnitudes and the norm is

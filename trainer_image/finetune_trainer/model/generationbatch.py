@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of the running requests. One forward pass computes one token for each of them.
 
 Inputs are on the device of the embedding, and the keys and values of each layer on the device of that layer.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output head, computed for a few positions at a time.
 
 With a large vocabulary the logits are the largest tensor of a step: 300 tokens and a vocabulary of 262,144

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load base models and adapters: only safetensors, and never code that comes with a model."""
 
 import warnings

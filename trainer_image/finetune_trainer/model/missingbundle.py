@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chat template and stop tokens for an adapter without a bundle, read from the files of its base model.
 
 Adapters of older releases have weights only. The container that fetches models has little memory and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers of a model that an adapter adapts, and the weights that it leaves out.
 
 An adapter adapts the linear layers of the text decoder. Left out are:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exhausted memory as one exception, with the figures of the device."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The devices that hold the layers of one model, for evaluation and serving.
 
 Several devices compute the layers of a model one after the other: it gets their memory, and not their speed.

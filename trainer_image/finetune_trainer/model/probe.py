@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The probe: what trained weights predict after a few fixed prompts, recorded when they are published.
 
 Whoever loads the weights later computes the same predictions and compares them with the record. The record is

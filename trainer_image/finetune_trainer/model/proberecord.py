@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record of a probe: what trained weights predicted after a few fixed prompts when they were published.
 
 Does not import PyTorch: a serving pod reads the record in processes that do not have ours.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much predictions may differ from their record, by what computed them.
 
 Does not import PyTorch: vLLM's process has another version. docs/decisions/0038 has the measurements of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base models in 4 bits, as QLoRA trains on them and as its adapters are evaluated."""
 
 import logging

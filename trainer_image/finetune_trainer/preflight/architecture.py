@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that transformers can train a model, from its config and without its weights."""
 
 from copy import deepcopy

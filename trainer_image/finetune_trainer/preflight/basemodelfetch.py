@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Put the base model into the store, once for all runs that use it."""
 
 import os

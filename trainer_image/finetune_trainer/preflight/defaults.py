@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose the hyperparameters that the user did not set, by the rules below. The run records them.
 
 epochs

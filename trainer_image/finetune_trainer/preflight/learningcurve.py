@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a learning curve adds to a run: the duration of its trainings, which must fit the time of the run."""
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lengths of rows in tokens, what the user should know of them, and rows that are too long."""
 
 from collections.abc import Mapping

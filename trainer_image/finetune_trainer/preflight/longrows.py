@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that are longer than the max sequence length: left out, truncated, or a reason to fail."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that rows suit the training method, and resolve the settings for preference data."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose the files of a base model among those of its folder."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of the base model, on a volume of this pod, in the store, or downloaded."""
 
 import logging

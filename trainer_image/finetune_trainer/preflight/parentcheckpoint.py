@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check the Checkpoint that a run continues from, and take over the settings of its adapter."""
 
 from typing import Any, Final

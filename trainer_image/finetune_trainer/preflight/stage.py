@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenize the rows of a dataset once, for every process and every run that trains on them."""
 
 from collections.abc import Iterable, Iterator, Mapping

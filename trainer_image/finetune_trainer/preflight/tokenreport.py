@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report about the rows' lengths in tokens, in the run's folder, as JSON and as a page."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the files of a source on a volume: one file, a folder of files, or a pattern of names."""
 
 import fnmatch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log files of problems and of similar rows, in the run's folder."""
 
 import io

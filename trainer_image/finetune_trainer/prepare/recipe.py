@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the recipe of a preparation from its config, and the digest that identifies the preparation."""
 
 import dataclasses

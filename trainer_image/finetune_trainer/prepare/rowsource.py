@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of the source, on a volume of this pod or downloaded."""
 
 import logging

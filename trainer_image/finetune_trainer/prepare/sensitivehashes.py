@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publishes the hashes of a dataset's secrets and personal data."""
 
 from finetune_trainer.contract.base import Digest

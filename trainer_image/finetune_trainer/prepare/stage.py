@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the stage: find the source, prepare and validate its rows, publish them, and write the report."""
 
 import dataclasses

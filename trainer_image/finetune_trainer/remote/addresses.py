@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Refuses connections to addresses of the node and of the cloud's metadata services.
 
 The check is an audit hook on `connect`. It sees the address after name resolution, on every attempt and every

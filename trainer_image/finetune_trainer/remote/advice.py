@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user can do about a JSON API of theirs that cannot be used."""
 
 from finetune_trainer.contract.references import SecretMount

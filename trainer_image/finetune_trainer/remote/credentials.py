@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credentials from a mounted Secret of type `finetune.dev/credentials`, with one file per key."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Download of remote files. A file gets its final name only when it is complete."""
 
 import glob

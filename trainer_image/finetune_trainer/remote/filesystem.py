@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens the fsspec file system of a uri, with all rules of this package in force."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`gs://BUCKET/PATH`: Google Cloud Storage over its JSON API."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`hf://ORG/NAME` and `hf://datasets/ORG/NAME/PATH`: the Hugging Face Hub, or a compatible server."""
 
 import ssl

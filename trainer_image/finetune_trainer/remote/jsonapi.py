@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixed limits of time and size, so that a stage fails with a message of its own and not by its deadline."""
 
 from typing import Final

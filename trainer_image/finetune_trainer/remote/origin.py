@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Origins (scheme, host and port), to which credentials are bound."""
 
 from typing import Final, NamedTuple

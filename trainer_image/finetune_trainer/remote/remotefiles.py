@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists the files of a remote folder, and reads them from any offset."""
 
 from collections import deque

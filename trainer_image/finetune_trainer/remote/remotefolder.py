@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types that this package shares: a remote folder, its files, and their content."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classification of errors of all clients: five libraries have five families of exceptions."""
 
 import ssl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retries of requests after transient failures: servers restart, connections break, and quotas refill."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`s3://BUCKET/PATH`: Amazon S3 and compatible stores."""
 
 import os

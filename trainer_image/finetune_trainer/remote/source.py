@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file or folder that a stage reads over the network: its listing and its download."""
 
 import threading

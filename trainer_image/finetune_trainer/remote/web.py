@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`https://HOST/PATH`: one file on a web server, and the options of all aiohttp clients."""
 
 import asyncio

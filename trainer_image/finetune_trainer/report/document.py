@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report as JSON. docs/report.md and docs/report.schema.json describe its versioned schema."""
 
 import json

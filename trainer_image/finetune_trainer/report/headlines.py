@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Headlines for kinds of problems and for relations between rows."""
 
 from collections.abc import Mapping

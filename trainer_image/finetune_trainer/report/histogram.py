@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Geometry of a histogram. The page draws it as SVG."""
 
 import math

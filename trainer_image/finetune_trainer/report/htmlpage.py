@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reports as self-contained HTML pages, without network access and without scripts of others."""
 
 import hashlib

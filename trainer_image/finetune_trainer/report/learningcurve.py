@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning curve of a run on its page: the geometry of its chart, and the texts of its table.
 
 A curve is `{validationRows, outlook, points}`. A point has `share`, `rows`, `loss` with `lossLow` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content of the page about a run's losses: its verdict, its figures, and the geometry of its chart."""
 
 import math

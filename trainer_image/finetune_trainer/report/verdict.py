@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verdicts of the reports: a sentence each."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parses configs. Every error names the field and says what to do."""
 
 import json

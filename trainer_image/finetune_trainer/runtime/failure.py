@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved."""
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs on standard output: text on a terminal, otherwise one JSON object per line."""
 
 import json

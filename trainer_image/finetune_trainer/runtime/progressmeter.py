@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports progress of work to the operator and to the log, at limited rates."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sends progress to the operator. A stage never waits for it and never fails because of it."""
 
 import logging

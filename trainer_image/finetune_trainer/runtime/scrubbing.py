@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Redacts credentials in text that leaves this process.
 
 Servers quote what they receive: in reason phrases, in bodies, in redirect locations. These texts reach logs,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handles SIGTERM and SIGINT during the whole life of a process.
 
 Process 1 of a container ignores a signal without a handler, and the kubelet sends it once. A blocked signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Termination message of the pod: the kubelet copies the content of this file to the container's status."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
 
 jsonschema matches patterns with Python's `re`, which can take exponential time for an answer.

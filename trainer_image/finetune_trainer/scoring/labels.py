@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of a classification, and the label that an answer names."""
 
 from collections import Counter

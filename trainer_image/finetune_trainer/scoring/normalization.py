@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of a text that a reader compares."""
 
 import unicodedata

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regular expressions of users, by RE2: the time to match grows with the text and not exponentially."""
 
 from functools import cache

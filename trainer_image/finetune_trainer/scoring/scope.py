@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What metrics compare answers with, in addition to the correct answer of the row."""
 
 from dataclasses import dataclass

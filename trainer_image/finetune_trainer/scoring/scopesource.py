@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tool calls in the text of answers: JSON objects with a name and arguments, in any wrapping.
 
 Qwen, Hermes and others write them inside of tags, Llama and Mistral without, as one object each or as a list.

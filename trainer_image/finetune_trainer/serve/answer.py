@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The answer to one request while the engine makes it: one choice, or several for the same prompt."""
 
 import asyncio

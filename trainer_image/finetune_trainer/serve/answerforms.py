@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forms that a chat request can demand of its answer, as in the OpenAI API."""
 
 from typing import Any, Final, Literal

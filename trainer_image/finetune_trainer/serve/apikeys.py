@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Authentication of clients by API key.
 
 The folder is a mounted Secret with one key per file; file names have no meaning. The kubelet updates the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process of the Transformers engine: an OpenAI-compatible server for one base model and its adapters.
 
 `names` lists the served models, `engine` generates answers, and `drain` stops the process.

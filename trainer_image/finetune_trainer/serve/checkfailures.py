@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failures of the checks before the first request, which are the same for both engines."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Restricts the content of an answer to a JSON Schema: no token is chosen that would leave it.
 
 The grammars are those of llguidance, <https://github.com/guidance-ai/llguidance>, which vLLM uses, too.

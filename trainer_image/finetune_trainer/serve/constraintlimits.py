@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of the JSON Schemas, grammars and expressions by which clients constrain answers, for both engines.
 
 Their compilers are recursive, follow each reference, and need more than linear time for some inputs. A stack

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Incremental detokenization: whole characters only, truncated at a stop string."""
 
 from collections.abc import Callable, Sequence

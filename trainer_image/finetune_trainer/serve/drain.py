@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graceful shutdown: a pod stops taking requests without refusing any.
 
 1. SIGTERM starts the drain: /health returns 503, and every response has `Connection: close`, so that clients

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model thread: continuous batching, with one token per running request per pass.
 
 A request joins at the next pass with a free slot and leaves when it is complete, so that long answers do not

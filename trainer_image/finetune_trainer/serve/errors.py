@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Error responses in the shape of the OpenAI API, which its clients understand."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Provide models for a serving pod, each verified before its folder gets its final name.
 
 A model is copied from the store, or read in place in the model cache or an OCI image. It is the same for both

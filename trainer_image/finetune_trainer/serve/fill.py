@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill the model cache of a namespace, from which its serving pods read whole models in place."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Socket and signal handling of the HTTP server."""
 
 import os

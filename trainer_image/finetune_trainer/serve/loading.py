@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load models from folders. An invalid model ends the server before it is ready.
 
 Weights keep their stored dtype, usually bfloat16. On a CPU that multiplies bfloat16, a token takes less time

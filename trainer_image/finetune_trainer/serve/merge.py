@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge an adapter into its base model, so that an engine that cannot load the adapter serves it.
 
 The merged weights are bfloat16, in the form of a whole model. They are derived from the Checkpoint in the

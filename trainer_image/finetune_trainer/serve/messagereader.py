@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the text of one answer to a chat: reasoning, content and calls of tools."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of a serving pod in addition to those of its models, whose names cannot begin with a dot."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Digest and type of each served model, for the metrics."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of the models that an endpoint serves."""
 
 from typing import Final

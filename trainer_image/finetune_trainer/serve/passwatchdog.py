@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ends a server whose model thread hangs, so that the kubelet restarts it.
 
 A GPU that no longer responds blocks a call forever: requests wait, and the rest of the process works. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenize the prompt of a request, and check that it fits into the context."""
 
 from collections.abc import Mapping, Sequence

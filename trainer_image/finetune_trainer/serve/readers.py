@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the answers of each served model are read."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTP responses for a running generation: whole, or as server-sent events."""
 
 import asyncio

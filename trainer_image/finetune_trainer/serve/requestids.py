@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An id for each request, in the header of its response and in the engine's log.
 
 A client or a gateway can choose the id. OpenAI's client shows it as `_request_id`.

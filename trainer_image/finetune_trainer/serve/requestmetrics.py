@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus metrics of served models and of requests to them, which both engines have.
 
 Requests for other models share the label `unknown`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests of the OpenAI API that this server supports. Unsupported fields are refused by name."""
 
 from collections.abc import Mapping

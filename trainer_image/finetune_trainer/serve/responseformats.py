@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Formats of a response: chat or completion, whole or in chunks."""
 
 import time

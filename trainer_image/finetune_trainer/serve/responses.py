@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Responses of the OpenAI API."""
 
 from typing import Literal

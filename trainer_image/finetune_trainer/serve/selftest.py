@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-test before the first request: every model generates, and predicts what it did when it was trained."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One running request: samples tokens, detokenizes them, and detects the end."""
 
 import math

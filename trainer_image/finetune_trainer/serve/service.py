@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State that the routes share: the engine once it is loaded, the drain, the metrics."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of tools in the content of an answer, read by the response parser of transformers.
 
 A chat template tells the model in which form to write calls. The forms below are told by their templates; the

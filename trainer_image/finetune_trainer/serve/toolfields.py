@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields of a chat request about tools, as in the OpenAI API."""
 
 import json

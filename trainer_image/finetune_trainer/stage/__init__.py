@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Context and progress that all stages share."""

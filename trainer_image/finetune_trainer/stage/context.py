@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The runtime context of a stage, in addition to its config."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tasks of general ability that a run evaluates: built from the files that its pod mounts."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint of a judge: its check before training, and what to do if it cannot be used."""
 
 import asyncio

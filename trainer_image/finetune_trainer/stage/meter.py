@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of a stage whose amount of work is known in advance; stops the stage after a signal."""
 
 import logging

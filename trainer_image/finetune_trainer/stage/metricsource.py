@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The source of a user's metric: its digest, and whether it has the function. Nothing of it is executed."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ends a process that hangs in training or evaluation, so that the next pod can resume.
 
 A GPU or storage that stops responding blocks a call forever, and with it the main thread.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any other figure, by the BCa bootstrap: the bias-corrected and accelerated percentiles of resampled data.
 
 Efron, B. (1987). Better bootstrap confidence intervals. Journal of the American Statistical Association

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A figure that was computed from rows, and the interval of what it estimates."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that are not independent, because they share a group."""
 
 from collections.abc import Iterable, Mapping, Sequence

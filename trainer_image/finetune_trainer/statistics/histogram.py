@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A quantile of values of which only the counts in the buckets of a histogram are known."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Difference of the shares of two independent samples, by the score interval of Miettinen and Nurminen.
 
 Miettinen, O. and Nurminen, M. (1985). Comparative analysis of two rates. Statistics in Medicine 4(2),

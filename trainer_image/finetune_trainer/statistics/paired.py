@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Difference of two shares of the same rows, by the score interval of Tango.
 
 Tango, T. (1998). Equivalence test and confidence interval for the difference in proportions for the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many rows decide a gate, by the power formula of a one-sided test.
 
 Rows = ((z(confidence) × deviation at the bound + z(power) × deviation at the value) / distance)², where z is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of rows that are right, by Wilson's score interval or the exact one of Clopper and Pearson."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interval of a difference of shares by a score statistic."""
 
 from collections.abc import Callable

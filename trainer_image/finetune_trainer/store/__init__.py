@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store: content-addressed artifacts, and folders of runs, on a volume or in a bucket.
 
 Layout of every store: `datasets/<digits>/`, `models/<digits>/`, `checkpoints/<digits>/` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interface of all stores, and the code that they share."""
 
 import logging

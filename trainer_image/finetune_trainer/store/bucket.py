@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store in a bucket, through fsspec, with a scratch folder in the pod.
 
 Objects cannot be renamed, so an artifact is uploaded to its final keys, and is valid once its manifest, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects below one prefix of a bucket, by relative keys. Failures say what to check."""
 
 import math

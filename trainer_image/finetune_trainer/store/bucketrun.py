@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folder of a run in a bucket: written in the pod, uploaded in the background, read by the next pod."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removes the content of a deleted record or run from the store."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the result of a stage whose pod, and with it the termination message, no longer exists."""
 
 from finetune_trainer.contract.configs.collect import CollectConfig

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes verified copies of artifacts on another volume, which is the pod's own or the model cache."""
 
 import hashlib

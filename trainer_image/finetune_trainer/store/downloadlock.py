@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lock so that only one process downloads a content into a store. Others wait and then find it there.
 
 The process that downloads writes a note into the store, and renews it every few seconds. A note that no

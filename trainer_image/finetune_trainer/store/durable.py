@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes that survive a power loss: first the content, then its name, each flushed to the disk."""
 
 import os

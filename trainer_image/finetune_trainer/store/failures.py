@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failures of a store, of an artifact and of the pod's own volume, with their remedies."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hashes files while they are written, so that a manifest needs no second read."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a store has artifacts, derived folders and runs: keys relative to the store, with `/`."""
 
 from typing import Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model cache: a volume with whole models that serving pods read in place.
 
 It has the layout of a store. A file is hashed once, after it was copied. The volume then has a record of

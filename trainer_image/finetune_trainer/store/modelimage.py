@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An OCI image with one whole model, which a serving pod mounts and reads in place."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of artifacts on the pod's own volume, made once for all processes of the pod."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read an artifact into the page cache while the process still imports its libraries."""
 
 import logging

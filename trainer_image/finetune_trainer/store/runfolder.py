@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interface of the folder of one stage of a run, in all stores."""
 
 from abc import ABC, abstractmethod

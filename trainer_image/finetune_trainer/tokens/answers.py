@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encodes preference data as token ids: a prompt and its answers as separate sequences.
 
 The ids are those of `RowEncoder`: the prompt is what serving sends, and an answer ends with its end-of-turn

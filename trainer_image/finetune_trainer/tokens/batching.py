@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split rows into batches, and collate encoded rows to tensors."""
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
 
 Prompts and completions are trained and served as a chat, so a request with the prompt as its user message

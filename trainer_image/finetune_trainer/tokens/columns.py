@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of int32 on disk, one per row: written row by row, and read by mapping the files into memory.
 
 A column `name` has two files, both little-endian: `name.int32` with the values of all rows, and

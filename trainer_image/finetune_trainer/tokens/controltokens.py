@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control tokens that occur in the text of rows.
 
 The tokenizer reads such text as the control token itself: a user's `<|im_end|>` ends the turn.

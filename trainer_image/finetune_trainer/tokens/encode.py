@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encodes rows as token ids and labels.
 
 The model learns every assistant turn except those of weight 0: the text from the end of the prompt to the end

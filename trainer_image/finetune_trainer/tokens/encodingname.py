@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names an encoding of rows: equal names mean equal tokens for equal rows."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixed prompts after which the predictions of trained weights are recorded and compared."""
 
 from typing import Final

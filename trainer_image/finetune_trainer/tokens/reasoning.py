@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Separates the reasoning of an answer from its content, as the engines do before they answer a client.
 
 The built-in engine and the evaluation use the same parsers, so a score is that of the text that clients get.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Renders rows with the chat template, and finds the text that the model generates in each assistant turn.
 
 A turn begins where its prompt ends: the prompt is what serving sends, so the model learns to continue it.

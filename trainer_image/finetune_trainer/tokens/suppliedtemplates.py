@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chat templates for base models without one.
 
 The first whose control tokens are in the model's vocabulary is used:

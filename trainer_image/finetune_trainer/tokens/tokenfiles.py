@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoded rows on disk: made once by preflight, and mapped into memory by every process that trains.
 
 The folder has `tokens.json`, and a folder per split with the columns of its rows. Rows are not truncated.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chat templates with markers around what the assistant generates, `{% generation %}`.
 
 TRL has such a copy of the templates of many model families, found by the text of the published template. They

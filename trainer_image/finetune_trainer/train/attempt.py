@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One attempt at a run: the state it resumes from, and its batch size."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests a model: how rows share a batch, packed into one sequence or padded, and how its head is computed."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Creates the trainer of a method."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The norm of a step's gradients, as clipping computes it."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Held-out rows in batches, of which one at a time is on the device."""
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inputs of a run: base model, tokenizer and encoded rows."""
 
 import logging

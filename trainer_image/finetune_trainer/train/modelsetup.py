@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepares a model for training: base weights, adapter, precision and quantization."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface between the training loop and the trainers of all methods."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The validation loss by row, which the points of a learning curve are compared by."""
 
 from collections.abc import Sequence

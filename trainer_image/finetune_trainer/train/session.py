@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training session: loads the model, watches it, and trains to the last step."""
 
 import logging

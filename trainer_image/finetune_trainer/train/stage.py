@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The train stage: load, open, run, result, publish; again with less memory if it runs out."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of optimizer steps, and their averages: loss, rewards, tokens per second, time left."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an engine needs to generate the answers of an evaluation."""
 
 from collections.abc import Callable

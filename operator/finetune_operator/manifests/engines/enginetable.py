@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engines by the name of `ComputeProfile.spec.engine`."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a replica serves and how, the same for each engine."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The built-in engine: a stage of the trainer image."""
 
 from finetune_operator.manifests.configvariable import config_variable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM: its command, from the config of the endpoint, and its container.
 
 The init container, which has the trainer image, writes the files that the options name: chat template, stop

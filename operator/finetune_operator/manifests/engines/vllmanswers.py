@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM in an evaluate pod."""
 
 from collections.abc import Iterator

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reconcile Checkpoints: decide the promotion, and record evaluations and users."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scores of a Checkpoint: those of the run that made it, and those of Evaluations."""
 
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide the promotion of a Checkpoint, and record its evaluations and users in its status."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Count what each namespace uses of a ComputeProfile with a budget.
 
 Usage is an integral over pods: devices × seconds. Each namespace is counted up to a time of its own, and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report whether objects can use a ComputeProfile, and what they have used of its budget."""
 
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile

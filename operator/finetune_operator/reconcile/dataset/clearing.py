@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delete Jobs of a Dataset that are no longer needed."""
 
 from datetime import datetime, timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepare a Dataset: the first check of its source with a spec, and checks that a user requests after a
 failure."""
 

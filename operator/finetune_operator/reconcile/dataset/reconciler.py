@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dataset: prepare each generation once, re-check the source when that is due, and record new rows as a
 DatasetVersion.
 

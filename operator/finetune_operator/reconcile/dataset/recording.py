@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record a result of prepare: its DatasetVersion, fields of the status, and events."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Re-check the source of a Dataset that is Ready, and that stays Ready whatever the check finds."""
 
 from typing import Any, Final, Literal

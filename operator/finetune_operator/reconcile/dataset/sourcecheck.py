@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One check of a Dataset's source: its prepare Job, and the status once it has ended."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When the source of a Dataset is checked again."""
 
 import math

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reconcile DatasetVersions: record which stores hold the content."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record in the status of a DatasetVersion which stores hold its content."""
 
 from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reconcile Evaluations: measure existing Checkpoints, one after the other."""

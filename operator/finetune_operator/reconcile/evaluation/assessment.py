@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass over an Evaluation: its new status and its draft."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An Evaluation that is being deleted: with `deletionPolicy: Delete`, remove its pods and its folders."""
 
 from finetune_operator.api.evaluationresource import Evaluation

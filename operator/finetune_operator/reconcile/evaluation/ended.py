@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluations that measure nothing: finished or suspended."""
 
 from finetune_operator.api.evaluationresource import Evaluation

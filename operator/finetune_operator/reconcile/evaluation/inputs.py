@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`."""
 
 from finetune_operator.api.checkpoint import Checkpoint

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the Jobs that measure one Checkpoint."""
 
 from finetune_operator.api.checkpoint import Checkpoint

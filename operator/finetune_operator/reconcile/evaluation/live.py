@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The champion that the current Checkpoint is compared with.
 
 It is recorded in the status before the Job that measures it is created, so that its content is not removed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the Checkpoints one after the other, each by an evaluate Job of its own.
 
 One whose measurement fails does not keep the following ones from being measured.

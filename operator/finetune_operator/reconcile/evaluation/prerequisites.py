@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the Jobs of an Evaluation need before they start: a profile, a trainer image and the claims."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation: measure existing Checkpoints on rows of a Dataset, one after the other.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advice for later runs, from what this run and those before it measured."""
 
 from collections.abc import Iterator

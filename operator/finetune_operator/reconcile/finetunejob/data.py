@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data of a run: a DatasetVersion, from a Dataset or from the run's inline source."""
 
 from finetune_operator.api.datasetreference import DatasetReference

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that is being deleted: with `deletionPolicy: Delete`, remove its pods, its folder and its records."""
 
 from finetune_operator.api.finetunejob import FineTuneJob

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that train nothing: finished, restored from a backup, or suspended."""
 
 from typing import get_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run that a FineTuneJob represents: its own, or the run of a backup that was restored with another uid.
 
 A backup keeps annotations and loses uid and status; a manifest from Git has neither. The operator writes an

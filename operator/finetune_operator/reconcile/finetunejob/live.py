@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The champion that an evaluation compares with, and the renewal of the comparison when it changes.
 
 The champion is recorded in the status before the Job that measures it is created. A Job of another champion

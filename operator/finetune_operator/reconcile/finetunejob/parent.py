@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Checkpoint that a run continues from, and the base model that comes with it."""
 
 from pydantic import JsonValue

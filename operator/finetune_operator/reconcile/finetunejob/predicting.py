@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prediction of a run: recorded after preflight, and compared with what training took."""
 
 from finetune_operator.api.devicetime import StageStatus

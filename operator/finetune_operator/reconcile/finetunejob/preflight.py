@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
 from finetune_operator.api.custommetric import CustomMetricSource

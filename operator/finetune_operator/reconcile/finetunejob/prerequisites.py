@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a stage of a run needs before it starts: profiles, a store, claims and a trainer image."""
 
 from dataclasses import dataclass

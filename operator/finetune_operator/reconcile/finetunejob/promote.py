@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a run ends: promoted, waiting for approval, or below its gates."""
 
 from typing import Final

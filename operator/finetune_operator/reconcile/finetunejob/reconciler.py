@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FineTuneJob: from its spec and the snapshot to a plan.
 
 Every pass walks the same chain from the start. A step with a recorded result lets the chain continue; the

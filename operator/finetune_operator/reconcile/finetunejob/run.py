@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass over a FineTuneJob: its new status and its draft."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Score: add the user's metrics to what an evaluation measured."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
 
 from finetune_operator.reconcile.finetunejob.predicting import start_note

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the Jobs of a run's stages from the run, its prerequisites and the row of the stage."""
 
 from collections.abc import Callable

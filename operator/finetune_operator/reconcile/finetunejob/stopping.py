@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The time limit of a stage: a run that has used its time is stopped, with its state saved."""
 
 from dataclasses import dataclass, replace

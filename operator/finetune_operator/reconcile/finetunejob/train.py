@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train: the only stage that uses all the run's devices. Each published checkpoint becomes a record."""
 
 from typing import get_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validate a run before its first stage."""
 
 from finetune_operator.api.chattemplate import invalid_arguments

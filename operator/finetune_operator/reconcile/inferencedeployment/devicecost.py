@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that an endpoint holds, and their price per hour."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detect and correct changes by others in a revision's Deployment.
 
 A later release can build a different Deployment for the same revision. So a live Deployment is compared with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The observed state of an endpoint, and the plan that writes it to the status."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Protection of an endpoint's pods: a NetworkPolicy, and a PodDisruptionBudget against evictions."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plan one pass over an endpoint: start the wanted revision, route requests to it, delete older ones."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Utilization and memory of devices that the last runs of each ComputeProfile measured, in all namespaces."""
 
 from bisect import insort

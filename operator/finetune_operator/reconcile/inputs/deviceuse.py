@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Use of devices by the pods of each ComputeProfile, also by pods that were deleted a moment ago."""
 
 from collections import defaultdict, deque

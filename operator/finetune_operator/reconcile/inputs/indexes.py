@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Indexes that find the objects which another object concerns, at a cost proportional to their number.
 
 Indexers read objects as the API server sends them, because most objects are never parsed. Finished runs are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secondary resources: the types of objects, in addition to our kinds, that passes read.
 
 The caches and their content, the watches, requests by name, the relations, `Snapshot.children` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The objects that a pass may read in addition to its own."""
 
 from collections import ChainMap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An index of Checkpoints that knows the champion of each model line."""
 
 from bisect import bisect_left, bisect_right, insort

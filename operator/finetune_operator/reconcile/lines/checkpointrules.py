@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Approval, age and deletion of a Checkpoint."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The promotion rule: whether a Checkpoint becomes the champion of its model line, or why it does not.
 
 A run ends with `verdict`. The Checkpoint's reconciler, which alone writes `promotedAt` (decision 3), uses

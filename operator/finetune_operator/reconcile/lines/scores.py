@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose scores of a Checkpoint count where: those of the run that made it, or those of an Evaluation."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a namespace may start another stage with devices of a ComputeProfile that has a budget."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known about one device of a ComputeProfile."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

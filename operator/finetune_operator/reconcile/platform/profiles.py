@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ComputeProfile and store of an object, or what the user has to do if there is none."""
 
 from collections.abc import Callable, Iterable

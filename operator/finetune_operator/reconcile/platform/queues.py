@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Kueue queues of an object: what a pass looks up, and what the user has to do if one is missing."""
 
 from collections.abc import Iterable, Mapping

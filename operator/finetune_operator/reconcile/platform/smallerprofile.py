@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose a ComputeProfile with less memory for runs that do not use the memory of theirs."""
 
 from collections.abc import Iterable

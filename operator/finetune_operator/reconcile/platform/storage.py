@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the claims that a stage's pod mounts exist and can be shared."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

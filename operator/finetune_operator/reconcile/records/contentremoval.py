@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove a folder of a record or run from a store with a small Job, with retries for one day."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a record that is being deleted. With `deletionPolicy: Delete` its content is removed first.
 
 The finalizer is removed when the content is gone or will stay. The content stays if another record has the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders in stores with the results of Evaluations: answers, values of rows and pages."""
 
 from finetune_operator.api.checkpoint import Checkpoint

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The finalizer of records and their owners. It delays deletion until the content is removed."""
 
 from finetune_operator.api.checkpoint import Checkpoint

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a run or an Evaluation with `deletionPolicy: Delete`: stop its pods, and remove its folders."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delete records beyond a history limit, except those that are still needed.
 
 Each record is checked in its own pass, so the cost does not grow with the history. As after a deletion by a

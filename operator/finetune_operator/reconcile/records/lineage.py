@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Checkpoint was made by."""
 
 from finetune_operator.api.checkpoint import Checkpoint

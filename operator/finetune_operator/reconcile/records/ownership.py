@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records that are deleted together with the Dataset or run that made them."""
 
 from collections.abc import Iterable

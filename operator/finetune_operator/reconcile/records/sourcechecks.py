@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schedule of the checks of a Dataset's source, which also decides whether a record may be removed."""
 
 from datetime import datetime

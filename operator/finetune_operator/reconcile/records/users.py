@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs, Evaluations and endpoints that need the content of a record."""
 
 from finetune_operator.api.datasetversion import DatasetVersion

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The DatasetVersion that a run or an Evaluation reads, by its reference to a Dataset."""
 
 from finetune_operator.api.dataset import Dataset

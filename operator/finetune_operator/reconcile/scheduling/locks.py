@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locks for passes that must not overlap, because each one depends on what the other ones write."""
 
 from collections.abc import Mapping

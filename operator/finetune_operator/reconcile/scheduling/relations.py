@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The objects to reconcile after a change of another one. The cost is proportional to their number."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Follow the Job of one stage to its result."""
 
 from functools import partial

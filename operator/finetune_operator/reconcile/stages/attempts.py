@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Follow a Job whose end is its result, and repeat it every few minutes while it fails."""
 
 from dataclasses import dataclass

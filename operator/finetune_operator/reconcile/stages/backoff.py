@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When the operator retries a stage that failed because of its source, store or credentials.
 
 The wait grows with each failure in a row.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the result of a stage from the store if its pod is gone."""
 
 from finetune_operator.engine.resources import JOB

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of several pods that each hold a part of the devices that another one needs: the younger gives back.
 
 Without a queue that admits all pods of a Job together, two such runs would wait for each other forever.

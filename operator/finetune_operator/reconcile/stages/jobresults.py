@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the pods of a Job, and the result of its stage among their termination messages.
 
 Users who can create pods or Jobs in a namespace can give them any label and owner. The operator accepts a

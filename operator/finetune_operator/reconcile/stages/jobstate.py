@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of a stage's Jobs and pods: running, ended, being deleted, or created by someone else."""
 
 from collections.abc import Iterable

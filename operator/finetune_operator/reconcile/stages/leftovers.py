@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Children of an object that has ended: its finished Jobs, and what their pods shared."""
 
 from datetime import timedelta

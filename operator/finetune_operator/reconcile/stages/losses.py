@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device time that led to no result, by cause: repeated training, and stages that failed."""
 
 from collections.abc import Collection, Iterable, Iterator

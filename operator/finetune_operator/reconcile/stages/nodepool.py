@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes whose devices the pods of a stage can get, and whether two stages compete for the same ones."""
 
 from collections import defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a caller requests of a stage, and what `advance` can answer."""
 
 from dataclasses import dataclass

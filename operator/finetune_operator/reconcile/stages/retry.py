@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retry a failed stage. A stage that uses devices is retried only after a check of the store without them."""
 
 from dataclasses import replace

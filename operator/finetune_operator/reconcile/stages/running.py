@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a pass ends while the Job of a stage is unfinished."""
 
 from dataclasses import replace

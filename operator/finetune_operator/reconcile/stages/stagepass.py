@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass over an object with stages: its new status and its draft."""
 
 from abc import ABC, abstractmethod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Create the Job that `advance` needs."""
 
 from finetune_operator.engine.resources import NETWORK_POLICY, SERVICE

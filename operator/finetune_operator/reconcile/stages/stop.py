@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stop the Jobs of an object: the grace period of their pods saves the state."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress, times and failures of an object's stages, from the reports and the timestamps of its pods."""
 
 from typing import Any

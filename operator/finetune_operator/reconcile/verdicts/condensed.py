@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entries of Evaluations, shortened so that a status with all of them stays below 32 KiB."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The status of an evaluation, from the result of its stage."""
 
 from typing import Final

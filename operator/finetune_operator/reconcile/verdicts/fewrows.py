@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Warn about gates that are decided by the point value of few rows."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide whether what a trainer measured passes the gates.
 
 A gate without `confidence` is decided by the measured values, a gate with it by the one-sided bounds that the

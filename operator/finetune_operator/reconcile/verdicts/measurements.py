@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trainer measured, in the form in which gates and statuses use it."""
 
 import re

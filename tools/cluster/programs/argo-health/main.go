@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // argo-health runs a health check of Argo CD in the interpreter that Argo CD uses, with the same libraries.
 //
 //	argo-health health.lua < objects.jsonl

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The cluster's DNS server: CoreDNS with the plugins that templates/coredns.yaml names, and none of the clients of
 // clouds and tracers that its own program links.
 package main

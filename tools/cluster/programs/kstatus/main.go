@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // kstatus prints the status of Kubernetes objects as the library kstatus computes it for Flux and Helm.
 //
 //	kstatus < objects.jsonl

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Pause is the first process of every pod: it holds the pod's namespaces and, where containers share one
 // process namespace, reaps their orphans.
 package main

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command private-registry serves the registry of CNCF Distribution, with accounts (htpasswd), TLS and a folder.
 //
 //	private-registry config.yml

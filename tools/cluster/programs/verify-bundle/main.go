@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command verify-bundle verifies a Sigstore bundle with a public key, and prints the in-toto statement in it.
 //
 // A release that is signed with a key has neither certificates nor timestamps, which the command of sigstore-go

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // cel-check validates definitions and admission policies with the CEL environment of an older Kubernetes.
 //
 //	cel-check 1.30 < objects.jsonl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of the stage that analyzes a new revision of an endpoint."""
 
 from typing import Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configs of the containers in which a serving engine generates the answers of an evaluation."""
 
 from typing import Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parse a config of any process."""
 
 from typing import Annotated, Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of a process that removes a folder from the store."""
 
 from typing import Annotated, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of a process that reads the result of a stage."""
 
 from typing import Annotated, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of a process that merges an adapter into its base model, and its result."""
 
 from typing import Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of the stage that checks the base model against the data."""
 
 from typing import Annotated, ClassVar, Literal

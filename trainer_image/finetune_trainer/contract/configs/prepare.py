@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of the stage that prepares rows."""
 
 from typing import Annotated, Literal

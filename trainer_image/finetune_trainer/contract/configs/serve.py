@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configs of a serving pod, of its init container and of the engine, and of the model cache."""
 
 from typing import Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of the stage that trains."""
 
 from typing import Annotated, ClassVar, Literal

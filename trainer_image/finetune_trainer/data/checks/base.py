@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interface of detectors, which find spans of text that should not be learned."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Personal data: e-mail addresses, payment cards, IBANs and phone numbers."""
 
 import re

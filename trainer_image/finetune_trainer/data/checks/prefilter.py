@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selection of the detectors to run on a text, in one pass over the text.
 
 An RE2 set reads a text once, regardless of the number of expressions. RE2 has no lookaround, and its

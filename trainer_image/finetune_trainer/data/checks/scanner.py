@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scans all texts of a row for sensitive text, and redacts it as the recipe specifies."""
 
 import json

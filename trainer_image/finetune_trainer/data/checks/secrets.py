@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets, found by detect-secrets without its detectors for random strings and for IP addresses.
 
 Its detectors run on the lines of a text directly. Each runs only if a line has one of its hints.

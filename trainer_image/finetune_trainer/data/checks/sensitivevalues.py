@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Salted hashes of the secrets and personal data in training rows, to find them in answers of a model.
 
 The texts themselves are never stored. Like the rows next to it, the file must stay private: with it, guesses

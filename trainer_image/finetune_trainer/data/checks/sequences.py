@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text."""
 
 import re

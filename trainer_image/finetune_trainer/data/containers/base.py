@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interface of containers, which read a file into raw records with their positions."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decodes JSON like Python's own reader, and detects names that occur twice in one object."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CSV as in RFC 4180, and TSV: a header, texts with separators or line ends in double quotes, in UTF-8."""
 
 import codecs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON Lines: one object per line, in UTF-8."""
 
 import codecs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A JSON list of objects, in UTF-8, read value by value: a list may be larger than memory.
 
 It uses Python's own reader, not ijson, which replaces surrogates with "?", stops at NaN and at integers of

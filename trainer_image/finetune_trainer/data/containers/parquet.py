@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parquet, read in batches of rows."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Alpaca: an instruction, its input and output; optionally a system text and history as in LLaMA-Factory."""
 
 from typing import Any, ClassVar

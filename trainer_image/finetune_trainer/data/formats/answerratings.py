@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels that rate an answer: rows that have one are KTO, or the user must set the format."""
 
 from typing import Any, Final

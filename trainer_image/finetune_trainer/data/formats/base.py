@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base class of formats, which turn a record into a row or issues."""
 
 from abc import ABC, abstractmethod

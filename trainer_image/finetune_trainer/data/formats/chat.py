@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversations, as in the chat API of OpenAI, with tools."""
 
 from typing import ClassVar

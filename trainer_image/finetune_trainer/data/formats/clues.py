@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clues for recognizing formats: the fields of a record, the names in the recipe, the container."""
 
 from copy import copy

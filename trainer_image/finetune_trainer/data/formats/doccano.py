@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exports of doccano: text classification and sequence to sequence, as JSON Lines, JSON or CSV."""
 
 from typing import Any, ClassVar, Final

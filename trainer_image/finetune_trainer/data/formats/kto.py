@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KTO as in TRL: a prompt, a completion, and whether the completion is good."""
 
 from typing import ClassVar

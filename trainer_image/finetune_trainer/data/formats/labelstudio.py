@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exports of Label Studio: JSON (tasks with annotations), JSON_MIN, CSV and TSV (flat)."""
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers in annotations of Label Studio, by the names of their control tags."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Issues of tasks of Label Studio."""
 
 from collections.abc import Sequence

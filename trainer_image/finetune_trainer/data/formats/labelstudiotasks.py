@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values of Label Studio's tasks for generative AI: conversations, selected answers, chat messages."""
 
 import ast

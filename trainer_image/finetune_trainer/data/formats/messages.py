@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of messages, as in the chat API of OpenAI."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt and completion in two fields or columns: texts, or lists of messages as in TRL."""
 
 from dataclasses import replace

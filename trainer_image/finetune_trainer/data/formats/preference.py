@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preference pairs as in TRL (a prompt, a chosen and a rejected answer) and as in the OpenAI API."""
 
 from collections.abc import Sequence

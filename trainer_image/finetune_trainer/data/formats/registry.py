@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All formats. Each one describes, recognizes and reads its records; see `Format`."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ShareGPT: conversations of turns with `from` and `value`."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tools and tool calls, as in the chat API of OpenAI."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of the order of a conversation's turns, and of which turns are learned."""
 
 import json

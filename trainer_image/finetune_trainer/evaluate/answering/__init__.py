@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of an evaluation by a serving engine, in a container of its own before the trainer's.
 
 `prompts` writes what to answer, in the trainer image. `engineanswers` starts the engine and sends it the

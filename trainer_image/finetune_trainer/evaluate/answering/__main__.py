@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entry point in the image of the engine. Handles signals before slow imports."""
 
 import sys

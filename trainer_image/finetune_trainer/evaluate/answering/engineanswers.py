@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets a serving engine answer the prompts of an evaluation.
 
 It always ends with exit code 0, so that the trainer starts, which reports why a subject has no answers.

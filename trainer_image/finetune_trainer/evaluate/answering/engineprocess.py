@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server of a serving engine as a child process."""
 
 import os

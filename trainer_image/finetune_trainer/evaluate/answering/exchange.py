@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that the containers of an evaluation exchange: the prompts of each subject, and its answers.
 
 A file begins with a header; every other line is a record as JSON.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the prompts that a serving engine answers for an evaluation."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers that a serving engine generated before the trainer started."""
 
 from collections.abc import Sequence

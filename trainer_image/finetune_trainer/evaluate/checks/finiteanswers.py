@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds answers of the tuned model that ended because it predicted NaN or infinity."""
 
 from collections.abc import Iterable

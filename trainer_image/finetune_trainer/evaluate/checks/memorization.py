@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds secrets and personal data of the training rows that the model repeats in its answers.
 
 Prepare stores salted hashes of what it found in the training rows. The same detectors find candidates in each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of rows in a finding."""
 
 from collections.abc import Sequence

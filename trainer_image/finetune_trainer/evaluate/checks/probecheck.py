@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compares what weights predict after the fixed prompts with the base model, and with their record."""
 
 import logging

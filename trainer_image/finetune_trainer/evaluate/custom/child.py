@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program of the process that calls a user's function. Its arguments are function and limits.
 
 Reads a JSON object per line: the source, then rows with answers. Writes one per line: value or error.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and gains of the user's metrics, as estimates for all rows of their kind."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls a user's function in a process of its own, with limits of time and memory."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the stage that computes the user's metrics of the answers that an evaluation has generated."""
 
 import json

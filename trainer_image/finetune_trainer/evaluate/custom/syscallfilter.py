@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A seccomp filter for a process that runs code of a user: no sockets, no programs, no other processes.
 
 The kernel refuses the calls, also those of native code. The filter is a small program for the kernel's

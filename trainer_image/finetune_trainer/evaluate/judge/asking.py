@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the calls of a judge, several at a time, and keeps each reply as it arrives."""
 
 import asyncio

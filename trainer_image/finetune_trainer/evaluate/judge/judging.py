@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets the judges of an evaluation compare the answers that it has measured."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a judge reads, and how its reply is read."""
 
 import json

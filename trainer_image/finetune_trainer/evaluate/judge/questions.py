@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls of one judge: which rows, in which order of the answers, and what has been replied."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ends the calls of a judge whose replies cannot be used."""
 
 from collections.abc import Callable, Iterable

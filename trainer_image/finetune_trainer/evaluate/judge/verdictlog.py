@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The replies of a judge: a file of the run, so that no process repeats a call that was paid for.
 
 The first line is a header with the prompt. Every other line is a `JudgeReply` as JSON.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the replies of a judge say about each row, and about the judge."""
 
 from collections.abc import Callable, Mapping, Sequence

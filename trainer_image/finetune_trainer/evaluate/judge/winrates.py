@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Win rates of the tuned model, as estimates for all rows of their kind."""
 
 from collections.abc import Collection, Mapping

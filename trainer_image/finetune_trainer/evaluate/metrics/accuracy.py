@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of rows whose answer names the correct label. An answer that names none is wrong."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean length of the answers."""
 
 from finetune_trainer.evaluate.examples import Example

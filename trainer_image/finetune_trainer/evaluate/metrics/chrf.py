@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """chrF: F2 of character n-grams (Popović, 2015), by sacrebleu with its defaults, as a fraction.
 
 The score is that of sacrebleu's corpus: the n-grams of all rows are counted together, so a long answer weighs

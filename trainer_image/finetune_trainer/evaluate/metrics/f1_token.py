@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """F1 of the words of an answer and the correct answer, as in SQuAD (Rajpurkar et al., 2016)."""
 
 from collections.abc import Collection

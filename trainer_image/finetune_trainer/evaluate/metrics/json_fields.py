@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean share of the expected fields of a JSON answer that are right."""
 
 from collections.abc import Collection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of answers that are JSON, and valid by the schema if there is one."""
 
 from finetune_trainer import canonical

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean loss of the correct answers."""
 
 from finetune_trainer.evaluate.measured import MeasuredBatch

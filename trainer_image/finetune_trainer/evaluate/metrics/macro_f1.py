@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean of the F1 of each label: a rare label counts as much as a frequent one.
 
 It equals `f1_score(average="macro", zero_division=nan)` of scikit-learn for the given labels: a label that no

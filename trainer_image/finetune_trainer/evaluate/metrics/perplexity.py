@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity of the correct answers: exp of their loss."""
 
 import math

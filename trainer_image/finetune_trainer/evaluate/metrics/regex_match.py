@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of answers that match the pattern as a whole."""
 
 from finetune_trainer.evaluate.measure import Measure, of_texts

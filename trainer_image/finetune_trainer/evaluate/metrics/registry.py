@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measure of each metric of the contract's table."""
 
 from collections.abc import Callable, Iterable, Mapping

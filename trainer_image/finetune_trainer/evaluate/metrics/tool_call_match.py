@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of rows whose answer makes the expected tool calls."""
 
 from finetune_trainer.evaluate.examples import Example

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of answers that are not complete."""
 
 from finetune_trainer.evaluate.examples import Example

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model that is measured, ready to load."""
 
 from collections.abc import Sequence

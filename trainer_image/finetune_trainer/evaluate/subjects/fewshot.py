@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chooses the training rows that a prompt shows as examples.
 
 The rule:

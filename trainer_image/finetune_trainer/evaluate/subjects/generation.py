@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generates the answers of one model to a batch of prompts, with the settings of an endpoint.
 
 A row leaves the batch when its answer is complete, so that the remaining rows take less time. Answers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models in memory: one base model at a time, with the adapters of the subjects that share it."""
 
 import logging

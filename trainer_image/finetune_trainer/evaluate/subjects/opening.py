@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens the subjects of an evaluation: their files in the store, and the rows as each is prompted."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subject Prompted: the base model with a system prompt and training rows as examples.
 
 It shows what a good prompt alone would have given. The examples are turns of the conversation, in the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the predictions of a subject depend on."""
 
 import hashlib

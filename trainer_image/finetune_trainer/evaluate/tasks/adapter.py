@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does the tasks that a subject has not finished."""
 
 import logging

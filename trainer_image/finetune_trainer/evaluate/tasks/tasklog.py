@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The values of finished tasks in the run's folder: a file per task and subject. They are not done again."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predicts what training will take, without weights and without a device, and chooses what fits.
 
 One step of the real Trainer runs on fake tensors, which have shapes and no content (`fakestep`). The live

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a deep model from those of two shallow ones with the same layers."""
 
 import copy

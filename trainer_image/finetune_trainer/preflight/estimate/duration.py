@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating-point operations of a run, and how long devices take for them."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training step of a method on fake tensors: peak bytes of a process, and floating-point operations."""
 
 import os

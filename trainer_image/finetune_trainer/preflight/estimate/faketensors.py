@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fake tensors: shapes and dtypes without content, on which real training code runs."""
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts the bytes of live tensors and the floating-point operations of a block."""
 
 import weakref

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes that one process of train needs: what a fake step measures, and what only formulas give.
 
 By formula, because it needs a device or several processes:

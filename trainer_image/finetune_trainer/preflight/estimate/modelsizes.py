@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of parameters of a base model, from its layers without weights."""
 
 from dataclasses import dataclass

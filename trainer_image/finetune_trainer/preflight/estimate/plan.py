@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose batches and gradient checkpointing so that a step fits the memory of a device.
 
 Batches of rows are halved, and then activations are recomputed: the rungs that train takes when memory runs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict what training will take, and choose the settings that make it fit."""
 
 import logging

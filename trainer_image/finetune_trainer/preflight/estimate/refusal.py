@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The failure of a run that cannot fit its devices, and what would fit."""
 
 from collections.abc import Iterator

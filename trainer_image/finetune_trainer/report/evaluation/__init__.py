@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of an evaluation: its scores, and what each model answered to each row, the worst first.
 
 EvaluationFacts -> content.evaluation_report -> evaluation.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which label was answered for which: the confusion matrix of a classification."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report as JSON. docs/report.md describes it. Its size is limited, whatever the models answered."""
 
 from collections import Counter

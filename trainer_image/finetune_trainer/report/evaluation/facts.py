@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that the report of an evaluation states, as plain data."""
 
 from collections.abc import Mapping, Sequence

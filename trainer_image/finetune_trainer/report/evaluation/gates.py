@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gates in words: what each asks for, and what the rows say. The operator decides, by the same figures."""
 
 from dataclasses import dataclass

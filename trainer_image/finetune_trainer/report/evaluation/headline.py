@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sentence at the top of the page: is the tuned model better, than what, and how sure is that."""
 
 from finetune_trainer.contract.vocabulary import listed

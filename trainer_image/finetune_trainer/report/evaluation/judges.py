@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges in the report of an evaluation: their win rates, and what says how far to trust them."""
 
 from dataclasses import asdict, dataclass

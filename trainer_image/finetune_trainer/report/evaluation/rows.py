@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows with the answers of all models: which row went how, and the order in which people read them."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of lm-evaluation-harness: the library renders prompts and rates answers, with templates in a sandbox.
 
 The library itself renders templates without a sandbox. This module is the only one that uses its tasks.

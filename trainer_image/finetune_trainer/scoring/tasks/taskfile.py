@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task file may have: the part of lm-evaluation-harness's format that executes and downloads nothing.
 
 A file of this part means the same to the library. Every other field is refused by its name.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of a task: read once, checked, and known by a digest. Nothing of them is executed."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of rows whose answer equals a correct text."""
 
 from collections.abc import Collection

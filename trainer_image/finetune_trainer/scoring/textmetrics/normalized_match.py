@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Share of rows whose answer equals a correct text in all that a reader would not call a difference."""
 
 from collections.abc import Collection

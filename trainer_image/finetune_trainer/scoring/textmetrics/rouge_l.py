@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ROUGE-L: F1 of the longest common subsequence of words (Lin, 2004), without stemming.
 
 Its length is counted in the bits of one number (Hyyrö, "Bit-parallel LCS-length computation revisited",

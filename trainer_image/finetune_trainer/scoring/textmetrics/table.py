@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The metrics of texts. An evaluation computes them, and the analysis of a rollout, which has no PyTorch."""
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of a serving pod whose engine is vLLM: files, and a middleware.
 
 The init container, which has the trainer image, runs `enginefiles`. vLLM's process imports `middleware` from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a vLLM server computes, and how much, which decides what can be compared and how exactly."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The deadline of requests, which vLLM does not have."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that vLLM needs in addition to the models. The init container writes them after verification.
 
 vLLM takes chat template and stop tokens from the base model, so options of its command replace them by those

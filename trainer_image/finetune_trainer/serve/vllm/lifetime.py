@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The life of a vLLM server: metrics and self-test at its start, a drain at its end."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ASGI middleware in vLLM's process: what an endpoint adds to vLLM's server.
 
 vLLM alone answers more routes than those of the API, some of them without a key, and has metrics on the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The body of a request to vLLM, read once as a whole before vLLM reads it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-test before the first request: every model generates a token, and predicts what it did when trained.
 
 Its requests are those of a client, through vLLM's own API, within the process.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callbacks between optimizer steps, one concern per module, over one run state.
 
 `events` passes each event to the callbacks in this order: Heartbeat, Reporting, Divergence, Keeping,

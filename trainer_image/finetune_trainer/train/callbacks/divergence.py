@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ends a run whose loss is not finite or has diverged."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heartbeats, and the moment from which a signal must save a state."""
 
 from typing_extensions import override

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports the figures of each step to the ledger, the operator, Prometheus and the log."""
 
 import logging

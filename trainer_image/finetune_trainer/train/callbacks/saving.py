@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saves kept weights, the best weights and resume states, and ends the run after a signal."""
 
 import logging

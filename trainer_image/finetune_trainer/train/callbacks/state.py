@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state that the callbacks of a run share, and their base class."""
 
 from dataclasses import dataclass, field

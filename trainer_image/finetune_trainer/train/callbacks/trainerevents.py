@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapts the events of transformers' Trainer to our callbacks."""
 
 from collections.abc import Sequence

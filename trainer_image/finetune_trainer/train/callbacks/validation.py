@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validates after each interval, and saves the weights with the lowest validation loss."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Handles exhausted memory: halves batches, then recomputes activations, then fails with advice.
 
 A step reads the same rows in any split, so the schedule and the number of steps do not change.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train on nested subsets of the rows, one after the other, and compare their validation losses."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Intervals of a learning curve, and what they say about more rows.
 
 Differences are paired: both losses are those of the same validation rows. Intervals do not cover what another

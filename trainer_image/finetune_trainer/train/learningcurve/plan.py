@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainings of a run with a learning curve, and the progress of all of them together."""
 
 from dataclasses import dataclass, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a restarted pod continues a learning curve from: the result of the main run, and finished subsets."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nested subsets of the training rows."""
 
 import math

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training one model in several processes: sharding of weights and batches."""

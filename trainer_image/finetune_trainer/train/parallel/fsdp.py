@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Full training with the weights sharded across the processes of a run: PyTorch's FSDP2.
 
 Each process holds its rows of every layer with their gradients and optimizer state, and gathers a layer only

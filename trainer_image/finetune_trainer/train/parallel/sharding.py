@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shards the batches of a step across processes, so that together they make the steps of one process."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How transformers shards a model across the processes of a run while it loads the weights (FSDP2)."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads and writes this process's rows of weights and optimizer state, with any number of processes.
 
 A sharded state has one file of tensors per process. The number of processes may differ when it is read,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preference data in batches, each row with an answer to another prompt."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Direct Preference Optimization."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kahneman-Tversky Optimization."""
 
 from collections.abc import Sequence

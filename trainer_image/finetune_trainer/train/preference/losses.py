@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What DPO, KTO and ORPO have in common: a loss that is a mean over rows, however they are split.
 
 The loss of an optimizer step is the one that TRL computes for a single batch of all rows of the step. It

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of the methods that train on preference data."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Odds Ratio Preference Optimization."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """transformers' Trainer with the losses of preference methods."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

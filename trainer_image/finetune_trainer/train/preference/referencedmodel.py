@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model that is trained, and the model that training starts from.
 
 That reference model is the base model with its adapter disabled or, if the run continues from a Checkpoint, a

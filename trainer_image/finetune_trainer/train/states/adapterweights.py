@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights of an adapter in training."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publishes the best, final and kept weights of a run as checkpoints in the store."""
 
 from pathlib import Path

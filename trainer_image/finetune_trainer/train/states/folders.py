@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of a run that appear complete or not at all: the manifest is written last, then the final name."""
 
 import shutil

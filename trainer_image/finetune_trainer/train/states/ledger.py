@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a run that its states carry, in addition to weights, optimizer and random numbers."""
 
 from math import prod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of a run: detection of divergence, and a loss curve of bounded size.
 
 A loss is high if it exceeds the median of the previous steps by `HIGH_LOSS_FACTOR`. Unusual rows cause a few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a whole model as `save_pretrained` does, but gathers its tensors one after another.
 
 Of a sharded model no process ever holds more than one tensor in full. If the files have other names or shapes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A state that is written while training continues."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records what weights predict when they are written, while they are in memory."""
 
 import logging

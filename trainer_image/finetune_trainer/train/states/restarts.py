@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Restarts of a run: their limit, the training time, and the part of it that was wasted.
 
 Kubernetes does not count disrupted pods as failed and restarts them without limit, so `RestartBudget` ends a

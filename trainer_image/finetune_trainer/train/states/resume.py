@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resume states of a run in `step-N` folders: training resumes from the newest valid one; two are kept.
 
 Like an artifact of the store, such a folder is complete if it has a `manifest.json`. It is synced to disk

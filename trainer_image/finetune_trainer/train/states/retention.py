@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retention: the steps whose weights are kept, in addition to the best and final, to become Checkpoints."""
 
 from collections.abc import Sequence

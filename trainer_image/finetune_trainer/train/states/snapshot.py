@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collects the state that training resumes from: weights, optimizer, position and random numbers."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Safetensors files that are written and read in small pieces, also by ranges of rows.
 
 safetensors itself needs a file's content in memory to write it to a stream, and maps a file into memory to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes weights as files in the form of published checkpoints: equal weights give equal bytes.
 
 The other files of a checkpoint are its `Bundle`, which is added when the weights are published.

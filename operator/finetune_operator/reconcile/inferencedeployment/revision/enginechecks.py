@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the engine of an endpoint does not support, found before a pod starts."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of revisions in an endpoint's status."""
 
 import json

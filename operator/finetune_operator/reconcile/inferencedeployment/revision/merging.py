@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge the adapter of a revision into its base model, before pods of the revision exist."""
 
 from datetime import timedelta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill the model cache with the whole model of a revision, before pods of the revision exist.
 
 Each endpoint has a Job of its own for each model. It belongs to the endpoint, so that no endpoint waits for a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resolve the weights that each model name of an endpoint should serve, or why it cannot."""
 
 from dataclasses import dataclass, replace

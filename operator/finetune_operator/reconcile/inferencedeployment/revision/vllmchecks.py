@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM cannot serve, by the field that asks for it, before a pod starts.
 
 What only the files of the weights show is checked by the init container: chat templates that differ, and

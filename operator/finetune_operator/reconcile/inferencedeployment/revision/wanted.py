@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Determine the revision that an endpoint should serve, or why there is none."""
 
 from finetune_operator.api.computeprofile import ComputeProfile

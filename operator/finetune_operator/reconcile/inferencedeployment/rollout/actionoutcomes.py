@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The outcome of a pass for each action of the rollout table."""
 
 from collections.abc import Callable, Mapping

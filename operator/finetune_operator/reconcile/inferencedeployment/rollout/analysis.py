@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The analysis of the wanted revision: the Job that measures it, and what the Job found.
 
 The Job's name depends on when the step or the bake began, so the result of an earlier attempt does not count.

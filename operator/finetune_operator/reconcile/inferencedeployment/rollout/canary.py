@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of a canary: replicas and weight of the new revision at each of them."""
 
 from dataclasses import dataclass

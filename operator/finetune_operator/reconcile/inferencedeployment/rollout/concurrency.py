@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The limit of endpoints of one ComputeProfile that replace their revision at the same time."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state and the observation of an endpoint's wanted revision, by which the table is read."""
 
 from finetune_operator.observe.deployments import is_ready

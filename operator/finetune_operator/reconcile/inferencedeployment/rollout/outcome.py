@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pass over the wanted revision writes."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Service in front of a revision in preview, which exists only as long as there is one."""
 
 from typing import NamedTuple

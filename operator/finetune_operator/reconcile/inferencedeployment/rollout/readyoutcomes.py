@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The outcomes of actions on a revision that is ready, serves, or has failed."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replicas of each revision of an endpoint."""
 
 from finetune_operator.engine.resources import DEPLOYMENT

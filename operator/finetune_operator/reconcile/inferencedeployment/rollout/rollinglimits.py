@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of replicas while one revision replaces another one replica by replica."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass of an endpoint toward the revision that it should serve.
 
 A revision serves if requests are routed to it (`traffic.py`). A new revision starts next to the old one. When

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that two revisions share, and their return to one of them."""
 
 from finetune_operator.engine.resources import DEPLOYMENT, POD

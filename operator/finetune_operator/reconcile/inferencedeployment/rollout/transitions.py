@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rollout as a state machine.
 
 A pass takes the state of the wanted revision, reduces what it reads to one `Observation`, and looks up the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of an endpoint and its wanted revision, for one pass."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routing of an endpoint's requests by an HTTPRoute, with exact weights.
 
 The route names a Service per revision. The Service of the endpoint selects the stable revision, for clients

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an endpoint's route means for the end of a pass: its state, and the time of the next pass."""
 
 from datetime import datetime

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routing of an endpoint's requests to its revisions. No other module knows how requests are routed.
 
 The objects that route requests decide which revision serves; the status only repeats it.
