@@ -11,7 +11,7 @@ from finetune_operator.api.podresources import quantity_value
 from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
 from finetune_operator.observe.podstatus import container_statuses, has_ended
-from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.observe.stagetimes import container_span
 from finetune_operator.plan import Manifest
 
 MAX_DEVICES: Final = 64
@@ -46,17 +46,18 @@ def use_of(pod: Manifest) -> PodUse | None:
     profile, devices = labels.get(PROFILE), _labeled(labels)
     if not profile or (devices is None and STAGE in labels):
         return None
-    parts = [part for status in container_statuses(pod) for part in status.get("state", {}).values()]
-    starts = [parse_time(part["startedAt"]) for part in parts if part.get("startedAt")]
-    if not starts:
+    spans = [
+        span
+        for status in container_statuses(pod)
+        if (span := container_span(status.get("state", {}), pod)) is not None
+    ]
+    if not spans:
         return None
-    ends = [parse_time(part["finishedAt"]) for part in parts if part.get("finishedAt")]
     return PodUse(
         namespace=metadata["namespace"],
         profile=profile,
-        started_at=min(starts),
-        # A pod of a lost node can end without the times of its containers: no more is counted then.
-        ended_at=max(ends, default=min(starts)) if has_ended(pod) else None,
+        started_at=min(start for start, _ in spans),
+        ended_at=max(end or start for start, end in spans) if has_ended(pod) else None,
         labeled=devices,
         engine_requests={} if devices is not None else _engine_requests(pod),
     )

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """States and running times of the containers of a stage, and the price of their devices."""
 
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from finetune_operator.api.devicetime import Cost
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.podtemplate import CONTAINER
+from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.plan import Manifest
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""The start that runtimes report of a container that they could not start."""
+NOT_STARTED: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""Reasons of containers that ended without having run."""
 
 
 def parse_time(text: str) -> datetime:
@@ -33,17 +40,30 @@ def stage_states(pod: Manifest) -> list[dict[str, Any]]:
     return [*before, container_state(pod)]
 
 
+def container_span(state: Mapping[str, Any], pod: Manifest) -> tuple[datetime, datetime | None] | None:
+    """Start and end of a container in this state. No end while it runs; None before it starts.
+
+    The span is empty for a container that could not be started, and for one of a lost node, whose end is
+    unknown.
+    """
+    part = state.get("running") or state.get("terminated") or {}
+    if not part.get("startedAt"):
+        return None
+    start = parse_time(part["startedAt"])
+    end = parse_time(part["finishedAt"]) if part.get("finishedAt") else None
+    if end is None:
+        return start, start if has_ended(pod) else None
+    has_run = part.get("reason") not in NOT_STARTED and start > EPOCH
+    return start if has_run else end, end
+
+
 def running_span(pod: Manifest, now: datetime) -> tuple[datetime, datetime] | None:
     """Start and end of the stage's containers, `now` if they run; None before the first one starts."""
-    begun = [
-        part
-        for state in stage_states(pod)
-        if (part := state.get("running", state.get("terminated", {}))).get("startedAt") is not None
-    ]
-    if not begun:
+    spans = [span for state in stage_states(pod) if (span := container_span(state, pod)) is not None]
+    if not spans:
         return None
-    finished = begun[-1].get("finishedAt")
-    return parse_time(begun[0]["startedAt"]), parse_time(finished) if finished else now
+    start, end = spans[0][0], spans[-1][1]
+    return start, now if end is None else end
 
 
 class Price(Model):

@@ -37,7 +37,8 @@ def stage_usage(
         return usage
     labels = job["metadata"].get("labels", {})
     devices = int(labels.get(DEVICES, "0"))
-    window = Window(usage.until if usage is not None else None, max(end for _, end in spans))
+    after, until = usage.until if usage is not None else None, max(end for _, end in spans)
+    window = Window(after, until if after is None else max(after, until))
     old = usage or StageUsage(name=stage, until=window.until)
     created = parse_time(job["metadata"]["creationTimestamp"])
     times = pod_seconds(job, pods, window, now)

@@ -26,6 +26,15 @@ def terminated(start: float, end: float) -> Manifest:
     return {"state": {"terminated": {"startedAt": at(start), "finishedAt": at(end), "exitCode": 0}}}
 
 
+EPOCH = "1970-01-01T00:00:00Z"
+
+
+def not_started(end: float, reason: str = "StartError") -> Manifest:
+    """What containerd reports of a container that it cannot start."""
+    times = {"startedAt": EPOCH, "finishedAt": at(end)}
+    return {"state": {"terminated": {**times, "exitCode": 128, "reason": reason}}}
+
+
 def pod(
     *statuses: Manifest, labels: dict[str, str] = STAGE_POD, profile: str = "gpu", **more: Any
 ) -> Manifest:
@@ -56,6 +65,9 @@ def span(found: PodUse | None) -> tuple[float, float | None] | None:
         pytest.param(pod(terminated(5, 50), running(7)), (5, None), id="with a sidecar that still runs"),
         pytest.param(pod(terminated(5, 50), terminated(7, 55), phase="Failed"), (5, 55), id="ended"),
         pytest.param(pod(running(5), phase="Failed"), (5, 5), id="ended at an unknown time"),
+        pytest.param(pod(not_started(9), phase="Failed"), (9, 9), id="not started"),
+        pytest.param(pod(not_started(9, "Error"), phase="Failed"), (9, 9), id="without a start"),
+        pytest.param(pod(initContainerStatuses=[not_started(9)], labels={}), (9, None), id="fetch"),
         pytest.param(pod(running(5), labels={"finetune.dev/stage": "preflight"}), None, id="without devices"),
         pytest.param(pod(running(5), labels={**STAGE_POD, "finetune.dev/devices": "-1"}), None, id="forged"),
         pytest.param(

@@ -220,3 +220,23 @@ def test_lost_time_is_added_by_cause() -> None:
     usage = StageUsage(name="train", until=START, device_seconds=10, starting_device_seconds=2, lost=both)
     assert open_device_seconds(usage) == 12 - 4.75
     assert sum_lost((usage, usage)) == with_lost(with_lost(None, "Waiting", 3), "BadData", 6.5)
+
+
+@pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun", "Error"])
+def test_a_container_that_cannot_be_started_has_not_run(reason: str) -> None:
+    failed = pod(0, scheduled=10, started=0, ended=15, code=128, phase="Failed")
+    ended = failed["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended |= {"startedAt": "1970-01-01T00:00:00Z", "reason": reason}
+    usage = stage_usage(None, "train", job(), [failed], second(20))
+    assert times(usage) == (10, 5, 0, 5)
+    assert usage is not None
+    assert (usage.seconds, usage.queued_seconds) == (0, 15)
+
+
+def test_a_pod_of_a_lost_node_uses_no_more_and_what_was_counted_stays() -> None:
+    before = stage_usage(None, "train", job(), [pod(0, 0, 10)], second(100))
+    lost_pod = pod(0, 0, 10, phase="Failed")
+    after = stage_usage(before, "train", job(), [lost_pod], second(200))
+    assert after == before
+    later = stage_usage(after, "train", job(), [lost_pod, pod(90, 100, 110)], second(210))
+    assert times(later)[2] == 90 + 100
