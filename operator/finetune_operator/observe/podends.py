@@ -11,13 +11,18 @@ from finetune_trainer.contract.outcomes import ExitCode
 
 
 def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
-    """The known ends, and those of the pods that ran and did not succeed, in the order of their ends."""
+    """The known ends, and those of the pods that ran and did not succeed, in the order of their ends.
+
+    If there are too many, those that other ends caused are left out first, then the oldest. The result with
+    the same pods again is the same.
+    """
     ends = {each.pod: each for each in known}
     for pod in pods:
         end = _end_of(pod)
         if end is not None:
             ends.setdefault(end.pod, end)
-    return tuple(sorted(ends.values(), key=lambda each: each.at)[-MAX_ENDED_PODS:])
+    kept = sorted(ends.values(), key=lambda each: (each.cause != "PeerLost", each.at, each.pod))
+    return tuple(sorted(kept[-MAX_ENDED_PODS:], key=lambda each: (each.at, each.pod)))
 
 
 def _end_of(pod: Manifest) -> EndedPod | None:

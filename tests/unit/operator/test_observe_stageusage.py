@@ -5,11 +5,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from finetune_operator.api.devicetime import LostDeviceTime, StageUsage
+from finetune_operator.api.devicetime import MAX_ENDED_PODS, LostDeviceTime, StageUsage
 from finetune_operator.observe.peerpods import INDEX
+from finetune_operator.observe.podends import with_ended
 from finetune_operator.observe.stageusage import open_device_seconds, stage_usage, sum_lost, with_lost
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.outcomes import ExitCode
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 DEVICES = 2
@@ -240,3 +244,22 @@ def test_a_pod_of_a_lost_node_uses_no_more_and_what_was_counted_stays() -> None:
     assert after == before
     later = stage_usage(after, "train", job(), [lost_pod, pod(90, 100, 110)], second(210))
     assert times(later)[2] == 90 + 100
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1, ExitCode.PEER_LOST])), max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_the_same_pods_change_no_recorded_ends(pods: list[tuple[int, int]], random: Any) -> None:
+    ended = [pod(number, 0, 0, at, code=code) for number, (at, code) in enumerate(pods)]
+    known = with_ended((), ended)
+    random.shuffle(ended)
+    assert with_ended(known, ended) == known
+    assert len(known) == min(len(pods), MAX_ENDED_PODS)
+
+
+def test_ends_that_another_one_caused_are_left_out_before_it() -> None:
+    first = pod(0, 0, 0, 10)
+    peers = [pod(number, 0, 0, 10 + number, code=ExitCode.PEER_LOST) for number in range(1, 32)]
+    known = with_ended((), [first, *peers])
+    assert [each.cause for each in known] == ["Failure", *["PeerLost"] * (MAX_ENDED_PODS - 1)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.devicetime import MAX_ENDED_PODS
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -207,6 +208,23 @@ def test_the_end_of_a_pod_is_written_with_the_message_about_it_and_not_again() -
     cluster.settle()
     assert cluster.writes == before + 1
     assert status(cluster)["usage"]["deviceSeconds"] == 10
+
+
+def test_the_ends_of_more_pods_than_are_recorded_are_written_once() -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    cluster.settle()
+    started = at(cluster.now)
+    for number in range(MAX_ENDED_PODS + 2):
+        cluster.now += timedelta(seconds=number % 3 == 0)
+        times = {"startedAt": started, "finishedAt": at(cluster.now), "exitCode": 1}
+        cluster.pod("train", {"terminated": times}, f"pod-{number}", phase="Failed")
+    cluster.settle()
+    before = cluster.writes
+    for _ in range(3):
+        cluster.reconcile("FineTuneJob", JOB)
+    assert len(status(cluster)["usage"]["ended"]) == MAX_ENDED_PODS
+    assert cluster.writes == before
 
 
 @pytest.mark.parametrize("follows", ["waits for a node", "runs"])
