@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pods use devices, from when until when, and how long deleted ones stay known."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +34,9 @@ def not_started(end: float, reason: str = "StartError") -> Manifest:
     """What containerd reports of a container that it cannot start."""
     times = {"startedAt": EPOCH, "finishedAt": at(end)}
     return {"state": {"terminated": {**times, "exitCode": 128, "reason": reason}}}
+
+
+WAITING: Manifest = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}
 
 
 def pod(
@@ -133,3 +137,47 @@ def test_a_pod_whose_labels_change_uses_nothing_of_its_old_profile_any_more() ->
     known.note(pod(running(0)), pod(running(0), profile="other"))
     assert [span(each) for each in known.of("gpu")] == [(0, 30)]
     assert [span(each) for each in known.of("other")] == [(0, None)]
+
+
+def named(manifest: Manifest, uid: str) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
+
+
+def test_a_pod_whose_container_restarts_stays_known_from_its_first_start() -> None:
+    clock = Clock()
+    known = DeviceUse(clock)
+    for old, new in itertools.pairwise([None, pod(running(5)), pod(WAITING), pod(running(60))]):
+        known.note(old, new)
+        assert [span(each) for each in known.of("gpu")] == [(5, None)]
+    clock.now += KEPT + timedelta(seconds=1)
+    known.note(named(pod(running(5)), "other"), None)
+    assert (5, None) in [span(each) for each in known.of("gpu")]
+
+
+def test_a_pod_that_ends_while_its_container_waits_has_ended() -> None:
+    clock = Clock()
+    known = DeviceUse(clock)
+    known.note(None, pod(running(5)))
+    clock.now += timedelta(seconds=30)
+    known.note(pod(running(5)), pod(WAITING, phase="Failed"))
+    assert [span(each) for each in known.of("gpu")] == [(5, 30)]
+
+
+def test_a_pod_whose_labels_changed_back_is_not_forgotten() -> None:
+    clock = Clock()
+    known = DeviceUse(clock)
+    here, there = pod(running(0)), pod(running(0), profile="other")
+    for old, new in itertools.pairwise([None, here, there, here]):
+        known.note(old, new)
+    clock.now += KEPT + timedelta(seconds=1)
+    known.note(named(here, "second"), None)
+    assert (0, None) in [span(each) for each in known.of("gpu")]
+
+
+def test_a_pod_that_another_one_of_its_name_replaced_has_ended() -> None:
+    clock = Clock()
+    known = DeviceUse(clock)
+    known.note(None, pod(running(0)))
+    clock.now += timedelta(seconds=30)
+    known.note(pod(running(0)), named(pod(running(20)), "next"))
+    assert [span(each) for each in known.of("gpu")] == [(0, 30), (20, None)]

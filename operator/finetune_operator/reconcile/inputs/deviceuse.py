@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.poduse import PodUse, use_of
 from finetune_operator.plan import Manifest
 
@@ -28,23 +30,47 @@ class DeviceUse:
 
     def note(self, old: Manifest | None, new: Manifest | None) -> None:
         """Take a change of a pod."""
-        before, after = (use_of(pod) if pod is not None else None for pod in (old, new))
-        uid = (new or old or {})["metadata"]["uid"]
-        if after is not None:
-            self._uses[after.profile][uid] = after
-        if before is not None and (after is None or after.profile != before.profile):
-            now = self._clock().replace(microsecond=0)
-            self._uses[before.profile][uid] = replace(before, ended_at=before.ended_at or now)
-            self._deleted.append((now, before.profile, uid))
-            self._forget(now)
+        if old is not None and (new is None or _identity(old) != _identity(new)):
+            self._end(old)
+        if new is not None:
+            self._take(new)
 
     def of(self, profile: str) -> tuple[PodUse, ...]:
         """The pods of a profile."""
         return tuple(self._uses.get(profile, {}).values())
 
+    def _take(self, pod: Manifest) -> None:
+        profile, uid = _identity(pod)
+        known, found = self._uses.get(profile, {}).get(uid), use_of(pod)
+        if found is not None:
+            started = found.started_at if known is None else min(known.started_at, found.started_at)
+            self._uses[profile][uid] = replace(found, started_at=started)
+        elif known is not None and has_ended(pod):
+            self._end(pod)
+        # A pod whose container waits for its next start holds its devices.
+
+    def _end(self, pod: Manifest) -> None:
+        profile, uid = _identity(pod)
+        use = self._uses.get(profile, {}).get(uid) or use_of(pod)
+        if use is None:
+            return
+        now = self._clock().replace(microsecond=0)
+        self._uses[profile][uid] = replace(use, ended_at=use.ended_at or now)
+        self._deleted.append((now, profile, uid))
+        self._forget(now)
+
     def _forget(self, now: datetime) -> None:
         while self._deleted and now - self._deleted[0][0] > KEPT:
             _, profile, uid = self._deleted.popleft()
-            self._uses[profile].pop(uid, None)
-            if not self._uses[profile]:
-                del self._uses[profile]
+            uses = self._uses.get(profile, {})
+            # The labels of a pod can change back.
+            if uid in uses and uses[uid].ended_at is not None:
+                del uses[uid]
+            if not uses:
+                self._uses.pop(profile, None)
+
+
+def _identity(pod: Manifest) -> tuple[str, str]:
+    """Profile and uid."""
+    metadata = pod["metadata"]
+    return metadata.get("labels", {}).get(PROFILE, ""), metadata["uid"]
