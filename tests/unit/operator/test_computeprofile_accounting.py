@@ -189,6 +189,7 @@ def test_cost_is_added_at_the_price_of_the_time() -> None:
         pytest.param([use(-4000)], MAX_PASS_SECONDS, id="exhausted"),
         pytest.param([use(-60, -5)], MIN_PASS_SECONDS, id="with an end to count"),
         pytest.param([use(-60, -20)], 3600, id="with all ends counted"),
+        pytest.param([use(-5, -5)], 3600, id="with an end of a pod that used nothing"),
         pytest.param([use(-60, -5, devices=0)], 3600, id="with an end without devices"),
     ],
 )

@@ -155,7 +155,7 @@ def _recheck_seconds(
         devices = use.devices(profile.spec.devices.resource)
         if use.ended_at is None:
             running[use.namespace].append(use)
-        elif devices and _awaits_count(current, use.namespace, use.ended_at):
+        elif devices and _awaits_count(current, use):
             waits.append(MIN_PASS_SECONDS)
     for namespace, pods in running.items():
         used_up = _used_up_at(profile, budget, current, namespace, pods)
@@ -182,6 +182,8 @@ def _used_up_at(
     return since + timedelta(seconds=min(left / per_second, IDLE_SECONDS))
 
 
-def _awaits_count(current: BudgetStatus, namespace: str, ended_at: datetime) -> bool:
-    is_left_out = current.of(namespace) is None and _is_full(current)
-    return ended_at > _counted_until(current, namespace) and not is_left_out
+def _awaits_count(current: BudgetStatus, use: PodUse) -> bool:
+    """Whether a pod that has ended has used something that is not counted."""
+    is_left_out = current.of(use.namespace) is None and _is_full(current)
+    start = max(use.started_at, _counted_until(current, use.namespace))
+    return use.ended_at is not None and use.ended_at > start and not is_left_out
