@@ -6,6 +6,7 @@ twice.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, get_args
 
 from prometheus_client import Counter
@@ -35,9 +36,9 @@ def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifes
     old, new = before.get("status") or {}, after.get("status") or {}
     match after["kind"]:
         case "FineTuneJob":
-            _finetunejob(metrics, namespace, old, new)
+            _finetunejob(metrics, namespace, old, new, _profiles(after))
         case "Evaluation":
-            _stages(metrics, namespace, old, new)
+            _stages(metrics, namespace, old, new, _profiles(after))
         case "Checkpoint":
             _checkpoint(metrics, namespace, old, new)
         case "InferenceDeployment":
@@ -55,8 +56,14 @@ def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest
         metrics.pods_ended.labels(stage, _cause(new)).inc()
 
 
-def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    _stages(metrics, namespace, old, new)
+def _finetunejob(
+    metrics: OperatorMetrics,
+    namespace: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    profiles: Collection[str],
+) -> None:
+    _stages(metrics, namespace, old, new, profiles)
     if old == new:
         return
     metrics.checkpoints_recorded.labels(namespace).inc(
@@ -68,11 +75,26 @@ def _finetunejob(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], 
         metrics.promotions.labels(namespace, result).inc()
 
 
-def _stages(metrics: OperatorMetrics, namespace: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _profiles(obj: Manifest) -> set[str]:
+    """ComputeProfiles of the stages of an Evaluation or a run, also of those that follow."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    resolved = (status.get("resolved") or {}).get("profile")
+    of_stages = [each.get("profile") for each in (*status.get("stages", ()), status.get("usage") or {})]
+    # Names in the spec are checked before a profile is resolved.
+    of_evaluation = (spec.get("evaluation") or {}).get("profile") if resolved else None
+    return {each for each in (resolved, of_evaluation, *of_stages) if each}
+
+
+def _stages(
+    metrics: OperatorMetrics,
+    namespace: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    profiles: Collection[str],
+) -> None:
     """Count the stages and devices of an Evaluation or a run."""
     metrics.begin_namespace(namespace)
-    profile = (new.get("resolved") or {}).get("profile")
-    if profile is not None:
+    for profile in profiles:
         metrics.begin_profile(namespace, profile)
     _cost(metrics, namespace, old.get("cost") or {}, new.get("cost") or {})
     if old == new:

@@ -131,6 +131,33 @@ def test_device_time_is_counted_once_by_what_it_was_for_also_after_a_restart(kin
         )
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        {**job(resolved={"profile": "a100"}), "spec": {"evaluation": {"profile": "l4"}}},
+        job(resolved={"profile": "a100"}, usage={"name": "evaluate", "profile": "l4"}),
+        job(stages=[{"name": "train", "profile": "a100"}, {"name": "evaluate", "profile": "l4"}]),
+    ],
+    ids=["before the stage", "in the stage", "after it"],
+)
+def test_the_counters_of_all_profiles_of_a_run_begin_at_0(run: Manifest) -> None:
+    metrics = OperatorMetrics()
+    record_transition(metrics, run, run)
+    for profile in ("a100", "l4"):
+        for counter in ("device_seconds", "allocated_device_seconds", "queued_device_seconds"):
+            assert counted(metrics, counter, profile=profile) == 0
+        for cause in LOST_CAUSES:
+            assert counted(metrics, "lost_device_seconds", profile=profile, cause=cause) == 0
+    assert metrics.profiles == {"a100", "l4"}
+
+
+def test_the_counters_of_a_profile_that_is_not_checked_yet_do_not_begin() -> None:
+    metrics = OperatorMetrics()
+    run = {**job(), "spec": {"evaluation": {"profile": "typo"}}}
+    record_transition(metrics, run, run)
+    assert metrics.profiles == set()
+
+
 def promotions(metrics: OperatorMetrics, result: str) -> float | None:
     labels = {"namespace": "team", "result": result}
     return metrics.registry.get_sample_value("finetune_promotions_total", labels)
