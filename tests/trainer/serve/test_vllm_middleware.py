@@ -314,6 +314,13 @@ def rules(length: int, of: str) -> str:
     return f'{following}r{length} {of} "b"\n'
 
 
+def tag_with(grammar: str) -> dict[str, Any]:
+    """A structural tag whose content is a grammar."""
+    content = {"type": "grammar", "grammar": grammar}
+    tag = {"type": "tag", "begin": "<a>", "content": content, "end": "</a>"}
+    return {"type": "structural_tag", "format": {"type": "sequence", "elements": [tag]}}
+
+
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
@@ -323,11 +330,45 @@ def rules(length: int, of: str) -> str:
     ],
     ids=["schema", "Lark", "EBNF"],
 )
-def test_a_grammar_that_could_end_vllm_does_not_reach_it(grammar: str, message: str) -> None:
-    body = json.dumps({"structured_outputs": {"grammar": grammar}})
+@pytest.mark.parametrize(
+    ("request_of", "field"),
+    [
+        (lambda grammar: {"structured_outputs": {"grammar": grammar}}, "structured_outputs.grammar"),
+        (lambda grammar: {"response_format": tag_with(grammar)}, "response_format"),
+        (lambda grammar: of_text(tag_with(grammar)), "structured_outputs.structural_tag"),
+        (
+            lambda grammar: {"structured_outputs": {"structural_tag": tag_with(grammar)}},
+            "structured_outputs.structural_tag",
+        ),
+    ],
+    ids=["option", "response format", "structural tag as text", "structural tag"],
+)
+def test_a_grammar_that_could_end_vllm_does_not_reach_it(
+    grammar: str, message: str, request_of: Callable[[str], dict[str, Any]], field: str
+) -> None:
+    body = json.dumps(request_of(grammar))
     answer = asyncio.run(Guarded().answer("/v1/completions", content=body))
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "structured_outputs.grammar")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= (("a"){10000}){10000}',
+        'root ::= ( [ab{] { 1 , 2000 } # "\n ("b") ) {2} )\n {1001}',
+        'root ::= (Regex("(a\\\\){1001}b"){1000} "c")',
+        'start: (/a{1001}/ "}"){1000}',
+        'start: ("a"~1..1001 "b") ~ 1000',
+    ],
+    ids=["EBNF", "blanks", "macro", "expression", "Lark"],
+)
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_grammar_with_too_many_repetitions_does_not_reach_vllm(grammar: str, is_nested: bool) -> None:
+    option, tag = {"grammar": grammar}, {"structural_tag": tag_with(grammar)}
+    body = json.dumps({"structured_outputs": tag if is_nested else option})
+    answer = asyncio.run(Guarded().answer("/v1/completions", content=body))
+    assert (answer.status_code, "more than 1000000 repetitions" in answer.text) == (400, True)
 
 
 def with_properties(*numbers: int) -> dict[str, Any]:
@@ -361,6 +402,16 @@ LONG: Final = "a" * (128 * 1024)
         (of_content, {"type": "array", "maxItems": 2**31 - 1}, "response_format"),
         (of_content, {"type": "array", "minItems": float("inf")}, "response_format"),
         (lambda text: {"structured_outputs": {"regex": text}}, "(a{9999999}b)", "structured_outputs.regex"),
+        (
+            lambda text: {"structured_outputs": {"json": {}, "whitespace_pattern": text}},
+            "( {9999999}|\n)",
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            lambda text: of_text({"format": {"type": "regex", "pattern": text}}),
+            "(a{9999999}b)",
+            "structured_outputs.structural_tag",
+        ),
     ],
 )
 def test_what_vllm_would_compile_for_long_is_refused_by_the_name_of_its_field(
@@ -396,6 +447,19 @@ def test_large_schemas_of_real_requests_and_long_prompts_reach_vllm(
     engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
     body = json.dumps(request_of())
     assert asyncio.run(Guarded(engine).answer("/v1/chat/completions", content=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= (("(" [a-z]{1,999} ")"){1,999}) # {9999999}\nnext ::= "a{9999999}" [{9999999}]',
+        'start: "(" (/\\({1,999}/ "b") ~ 1..999',
+    ],
+)
+def test_repetitions_are_not_counted_in_texts_and_comments(grammar: str) -> None:
+    engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
+    body = json.dumps({"structured_outputs": {"structural_tag": tag_with(grammar)}})
+    assert asyncio.run(Guarded(engine).answer("/v1/completions", content=body)).status_code == 200
 
 
 @pytest.mark.parametrize("of", [":", "::="])

@@ -7,7 +7,7 @@ that overflows ends the process, and all requests in it. A long compilation hold
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_trainer.serve.errors import RequestError
@@ -22,7 +22,7 @@ MAX_PROPERTIES: Final = 500
 With 500 optional properties xgrammar took 0.7 s for 32,000 tokens and 1.6 s for 128,000; with 2,000, 20 s.
 """
 MAX_REPETITIONS: Final = 1_000_000
-"""Of a part of a regular expression, times those of the parts that contain it.
+"""Of a part of a regular expression or of a rule, times those of the parts that contain it.
 
 xgrammar took 0.6 s for 1,000 times 1,000, and 53 s for 10,000 times 10,000.
 """
@@ -31,6 +31,13 @@ MAX_ITEMS: Final = 100_000
 _MAX_DIGITS: Final = 12
 _PARTS: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|[()]|\{(\d*),?(\d*)\}|.", re.DOTALL)
 """Parts of a regular expression: escapes, character classes, parentheses, repetitions, characters."""
+_GRAMMAR_PARTS: Final = re.compile(
+    r"(?P<skipped>\s+|#[^\n]*|//[^\n]*)|\bRegex\(\s*\"(?P<macro>(?:\\.|[^\"\\])*)\"|/(?P<expression>(?:\\.|[^/\\\n])+)/"
+    r"|(?P<text>\"(?:\\.|[^\"\\])*\")|(?P<class>\[(?:\\.|[^\]\\])*\])"
+    r"|\{\s*(?P<low>\d*)\s*,?\s*(?P<high>\d*)\s*\}|~\s*(?P<first>\d+)(?:\s*\.\.\s*(?P<last>\d*))?",
+    re.DOTALL,
+)
+"""Parts of a grammar whose form differs from that of a regular expression."""
 
 
 @dataclass
@@ -45,6 +52,8 @@ class _Extent:
     """Sum of the squares of the numbers of properties."""
     repetitions: int = 0
     """The most repetitions of a part of a regular expression."""
+    grammars: list[str] = field(default_factory=list)
+    """Grammars in structural tags."""
     items: float = 0
     """The largest bound of a number of items."""
 
@@ -53,13 +62,15 @@ class _Extent:
         expressions = (schema.get("pattern"), *_names(schema.get("patternProperties")))
         repetitions = [_repetitions(each) for each in expressions if isinstance(each, str)]
         bounds = (schema.get(name) for name in ("minItems", "maxItems"))
+        if isinstance(grammar := schema.get("grammar"), str):
+            self.grammars.append(grammar)
         self.squares += len(_names(schema.get("properties"))) ** 2
         self.repetitions = max([self.repetitions, *repetitions])
         self.items = max([self.items, *(each for each in bounds if isinstance(each, int | float))])
 
 
 def check_schema(schema: object, field: str) -> None:
-    """Refuse a schema, or a value that contains schemas, that is beyond a limit. Raises RequestError."""
+    """Refuse a schema, or a value that contains schemas or grammars, beyond a limit. Raises RequestError."""
     extent = _extent(schema)
     if extent.nesting > MAX_NESTING:
         raise unusable("it has too many references, or is nested too deeply", field)
@@ -74,6 +85,7 @@ def check_schema(schema: object, field: str) -> None:
         raise unusable(f"a part of a pattern has more than {MAX_REPETITIONS} repetitions", field)
     if extent.items > MAX_ITEMS:
         raise unusable(f"minItems or maxItems is more than {MAX_ITEMS}", field)
+    check_grammar("\n".join(extent.grammars), field)
 
 
 def check_text(text: str, field: str) -> None:
@@ -93,12 +105,13 @@ def check_regex(regex: str, field: str) -> None:
 
 
 def check_grammar(grammar: str, field: str) -> None:
-    """Refuse a grammar, in Lark's form or EBNF, that has too many rules or a schema. Raises RequestError."""
+    """Refuse a grammar, in Lark's form or EBNF, beyond a limit or with a schema. Raises RequestError."""
     if "%json" in grammar:
         raise RequestError.invalid(f"{field}: %json is not supported. Use structured_outputs.json.", field)
     # Each rule has a colon.
     if grammar.replace("::=", ":").count(":") > MAX_NESTING:
         raise RequestError.invalid(f"{field}: the grammar has more than {MAX_NESTING} rules.", field)
+    check_regex(_GRAMMAR_PARTS.sub(_as_expression, grammar), field)
 
 
 def _extent(schema: object) -> _Extent:
@@ -122,6 +135,24 @@ def _extent(schema: object) -> _Extent:
 
 def _names(value: object) -> list[str]:
     return list(value) if isinstance(value, dict) else []
+
+
+def _as_expression(part: re.Match[str]) -> str:
+    """A part of a grammar, as a regular expression with the same repetitions."""
+    kind, text = part.lastgroup, part[0]
+    if kind == "skipped":
+        return ""
+    if kind == "macro":
+        # The parenthesis after the text closes it.
+        return "(" + re.sub(r"\\(.)", r"\1", part["macro"])
+    if kind == "expression":
+        return f"({part['expression']})"
+    if kind == "text":
+        return "x"
+    if kind == "class":
+        return text
+    low, high = part["low"] or part["first"], part["high"] or part["last"]
+    return f"{{{low or ''},{high or ''}}}"
 
 
 def _repetitions(regex: str) -> int:

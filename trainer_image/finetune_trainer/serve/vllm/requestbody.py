@@ -106,7 +106,7 @@ def _check_setting(name: str, value: object, field: str) -> None:
     check_text(value, field)
     if name == "grammar":
         check_grammar(value, field)
-    elif name == "regex":
+    elif name in {"regex", "whitespace_pattern"}:
         check_regex(value, field)
     elif name in {"json", "structural_tag"}:
         check_schema(_of_text(value, field), field)
