@@ -19,7 +19,7 @@ from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tools.images.errors import ImageError
 from tools.release import listing
-from tools.release.listing import PUBLIC_KEY, tag_release
+from tools.release.listing import tag_release
 from tools.release.publish import Release
 from tools.release.registry import Registry
 from tools.release.signing import SigningKey
@@ -108,18 +108,20 @@ def test_a_release_that_another_key_signed_is_not_tagged(server: PrivateRegistry
     folder = Folder(server, "another", key)
     folder.release.publish()
     other = ec.generate_private_key(ec.SECP256R1())
-    PUBLIC_KEY.write_text(SigningKey(other).public)
+    document = json.loads(listing.LIST.read_text())
+    listing.LIST.write_text(json.dumps({**document, "publicKey": SigningKey(other).public}))
 
     with pytest.raises(ImageError, match="signatures do not match"):
         tag_release(folder.registry)
 
     assert folder.tags() == set()
-    PUBLIC_KEY.unlink()
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_version_that_exists_is_refused_before_anything_is_built(server: PrivateRegistry) -> None:
-    folder = Folder(server, "twice", None)
+def test_a_version_that_exists_is_refused_before_anything_is_built(
+    server: PrivateRegistry, key: SigningKey
+) -> None:
+    folder = Folder(server, "twice", key)
     folder.release.publish()
     tag_release(folder.registry)
     document = json.loads(listing.LIST.read_text())

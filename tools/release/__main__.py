@@ -53,7 +53,7 @@ def publish_release(
         variants = tuple(variant or (Variant.CUDA, Variant.CPU))
         Release(registry, variants, signing, builder, is_trial=trial).publish()
         if signing or trial:
-            _print(tag_release(registry, may_replace=trial))
+            _print(tag_release(registry, is_trial=trial))
     if signing is None:
         print("RELEASE_KEY is not set: nothing is signed", file=sys.stderr)
         if not trial:

@@ -2,76 +2,90 @@
 """The list of what a release pushed, and its tags, which make it a release."""
 
 import json
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 from tools.bootstrap.uv import ROOT
 from tools.images.errors import ImageError
 from tools.release.artifact import Artifact
 from tools.release.registry import Registry
-from tools.release.verification import verify
+from tools.release.verification import require_statements, verify
 
 FOLDER: Final = ROOT / "build" / "release"
-PUBLIC_KEY: Final = FOLDER / "release.pub"
 LIST: Final = FOLDER / "release.json"
 
 
-def write_list(artifacts: Sequence[Artifact], version: str, commit: str) -> None:
-    """Write the list of the artifacts to build/release."""
+def write_list(
+    released: Mapping[Artifact, Sequence[str]], version: str, commit: str, public: str | None
+) -> None:
+    """Write the list of the artifacts to build/release.
+
+    Args:
+        released: the predicate types of the statements about each artifact.
+        version: version of the release.
+        commit: commit of the release.
+        public: public key in PEM form; None if another program signs the statements.
+    """
     listed = [
-        {"name": each.name, "repository": each.repository, "tags": each.tags, "digest": each.digest}
-        for each in artifacts
+        {
+            "name": each.name,
+            "repository": each.repository,
+            "tags": each.tags,
+            "digest": each.digest,
+            "statements": predicate_types,
+        }
+        for each, predicate_types in released.items()
     ]
-    document = {"version": version, "commit": commit, "artifacts": listed}
+    document = {"version": version, "commit": commit, "publicKey": public, "artifacts": listed}
     LIST.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def tag_release(registry: Registry, *, may_replace: bool = False) -> list[Artifact]:
-    """Verify the listed artifacts in the registry if they were signed with a key, and then add their tags.
+def tag_release(registry: Registry, *, is_trial: bool = False) -> list[Artifact]:
+    """Add their tags to the listed artifacts, whose statements must all be in the registry.
 
-    Can be repeated. Returns the artifacts.
+    Signatures with the key of the release are verified. If another program has signed, that program verifies
+    its signatures. Can be repeated. Returns the artifacts.
 
     Args:
         registry: where the artifacts are.
-        may_replace: whether tags may move from other artifacts.
+        is_trial: accept artifacts that nothing has signed, and tags that move from other artifacts.
 
     Raises:
         ImageError: there is no list, a statement is missing, or a tag exists.
     """
-    artifacts = _read_list(registry)
-    if PUBLIC_KEY.exists():
-        for artifact in artifacts:
-            verify(registry, artifact, _predicate_types(artifact), PUBLIC_KEY.read_text())
-    for artifact in artifacts:
+    document = _read_list()
+    public: str | None = document["publicKey"]
+    released = dict(_artifact(registry, each) for each in document["artifacts"])
+    for artifact, predicate_types in released.items():
+        if public is not None:
+            verify(registry, artifact, predicate_types, public)
+        elif not is_trial:
+            require_statements(registry, artifact, predicate_types)
+    for artifact in released:
         for tag in artifact.tags:
             present = registry.digest(f"{artifact.repository}:{tag}")
-            if not may_replace and present not in {None, artifact.digest}:
+            if not is_trial and present not in {None, artifact.digest}:
                 raise ImageError(
                     f"{artifact.repository}:{tag} exists ({present}): a version is never replaced"
                 )
-    for artifact in artifacts:
+    for artifact in released:
         for tag in artifact.tags:
             registry.tag(artifact.reference, tag)
-    return artifacts
+    return list(released)
 
 
-def _read_list(registry: Registry) -> list[Artifact]:
+def _read_list() -> dict[str, Any]:
     if not LIST.exists():
         raise ImageError(f"{LIST} does not exist: run `make release`")
-    listed = json.loads(LIST.read_text())["artifacts"]
-    artifacts = [
-        Artifact(each["name"], each["repository"], tuple(each["tags"]), each["digest"]) for each in listed
-    ]
-    for artifact in artifacts:
-        if not artifact.repository.startswith(f"{registry.prefix}/"):
-            raise ImageError(f"{LIST} is of another IMAGE_REGISTRY: {artifact.repository}")
-    return artifacts
+    document: dict[str, Any] = json.loads(LIST.read_text())
+    if "publicKey" not in document or not all(each.get("statements") for each in document["artifacts"]):
+        raise ImageError(f"{LIST} does not name the statements of each artifact: run `make release` again")
+    return document
 
 
-def _predicate_types(artifact: Artifact) -> set[str]:
-    """Types of the statements about an artifact, which build/release has."""
-    return {
-        json.loads(file.read_text())["predicateType"]
-        for file in FOLDER.glob(f"{artifact.name}.*.json")
-        if not file.name.endswith(".sigstore.json")
-    }
+def _artifact(registry: Registry, listed: Mapping[str, Any]) -> tuple[Artifact, Collection[str]]:
+    """A listed artifact, and the predicate types of its statements."""
+    artifact = Artifact(listed["name"], listed["repository"], tuple(listed["tags"]), listed["digest"])
+    if not artifact.repository.startswith(f"{registry.prefix}/"):
+        raise ImageError(f"{LIST} is of another IMAGE_REGISTRY: {artifact.repository}")
+    return artifact, listed["statements"]

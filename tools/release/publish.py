@@ -24,7 +24,7 @@ from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact
 from tools.release.charts import chart_names, package_charts
-from tools.release.listing import FOLDER, PUBLIC_KEY, write_list
+from tools.release.listing import FOLDER, write_list
 from tools.release.ociregistry import OciRegistry
 from tools.release.registry import PROGRAMS, Registry
 from tools.release.signing import BUNDLE, SigningKey
@@ -87,11 +87,11 @@ class Release:
                 self.registry.copy(place, artifact.repository)
         artifacts = [artifact for artifact, _ in staged]
         build = Build(source, version, self.builder, started, datetime.now(UTC), _pins())
-        for artifact in artifacts:
-            self._attach(artifact, build)
-        if self.key is not None:
-            PUBLIC_KEY.write_text(self.key.public)
-        write_list(artifacts, version, source.commit)
+        released = {artifact: self._attach(artifact, build) for artifact in artifacts}
+        public = self.key.public if self.key else None
+        if public is not None:
+            (FOLDER / "release.pub").write_text(public)
+        write_list(released, version, source.commit, public)
         return artifacts
 
     def require_new(self, version: str) -> None:
@@ -143,9 +143,13 @@ class Release:
             chart = Artifact(f"chart-{name}", f"{self.registry.prefix}/charts/{name}", (version,), digest)
             yield chart, ("--from-plain-http", f"{staging.prefix}/charts/{name}@{digest}")
 
-    def _attach(self, artifact: Artifact, build: Build) -> None:
-        """Write the statements about an artifact; with a key, sign and attach them."""
-        for name, statement in statements(artifact, build).items():
+    def _attach(self, artifact: Artifact, build: Build) -> list[str]:
+        """Write the statements about an artifact; with a key, sign and attach them.
+
+        Returns the predicate types of the statements.
+        """
+        found = statements(artifact, build)
+        for name, statement in found.items():
             file = FOLDER / f"{artifact.name}.{name}.json"
             file.write_text(json.dumps(statement))
             if self.key is None:
@@ -157,6 +161,7 @@ class Release:
                 "dev.sigstore.bundle.predicateType": statement["predicateType"],
             }
             self.registry.attach(artifact.reference, bundle, BUNDLE, annotations)
+        return [statement["predicateType"] for statement in found.values()]
 
 
 def _source(*, is_trial: bool) -> SourceCommit:

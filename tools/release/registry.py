@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from tools.cluster.toolchain import CRANE, HELM, ORAS, VERIFY_BUNDLE, program
@@ -94,8 +93,8 @@ class Registry:
             folder=document.parent,
         )
 
-    def attached(self, subject: str, media_type: str) -> list[bytes]:
-        """Content of all documents of a type that are attached to a manifest.
+    def attached(self, subject: str, media_type: str) -> list[str]:
+        """Text of all documents of a type that any program has attached to a manifest.
 
         Args:
             subject: name of the manifest with its digest.
@@ -104,11 +103,12 @@ class Registry:
         kind = f"--artifact-type={media_type}"
         options = ("--format=json", "--depth=1", kind, *self._plain_http)
         found = json.loads(self._run("oras", "discover", *options, subject))
+        repository = subject.partition("@")[0]
         documents = []
         for each in found["referrers"]:
-            with TemporaryDirectory() as folder:
-                self._run("oras", "pull", *self._plain_http, f"--output={folder}", each["reference"])
-                documents += [file.read_bytes() for file in Path(folder).iterdir()]
+            # `oras pull` leaves out the documents that cosign attaches: they have no file name.
+            layers = json.loads(self._run("crane", "manifest", each["reference"]))["layers"]
+            documents += [self._run("crane", "blob", f"{repository}@{layer['digest']}") for layer in layers]
         return documents
 
     def _run(self, name: str, *arguments: str | Path, folder: Path | None = None) -> str:

@@ -3,7 +3,9 @@
 
 import base64
 import json
+import re
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_public_key,
 )
+from typing_extensions import override
 
 from tools.bootstrap.uv import ROOT
 from tools.images.errors import ImageError
@@ -31,6 +34,7 @@ from tools.release.signing import SigningKey
 from tools.release.statements import BILL, PROVENANCE, SIGNATURE, Build, SourceCommit, statements
 
 REGISTRY = "registry.example.com/finetune"
+TYPES = [SIGNATURE, PROVENANCE, BILL]
 DIGEST = "sha256:" + "ab" * 32
 BASE = "python:3.11@sha256:" + "cd" * 32
 BUILD = Build(
@@ -182,12 +186,17 @@ def test_another_answer_of_the_registry_stops_the_release(
 
 
 class TaggedRegistry(Registry):
-    """A registry that knows the digests of names, and writes down tags."""
+    """A registry that knows the digests of names and the attached bundles, and writes down tags."""
 
-    def __init__(self, present: dict[str, str]) -> None:
+    def __init__(self, present: dict[str, str], bundles: Sequence[str] = ()) -> None:
         super().__init__(REGISTRY)
         self.present = present
+        self.bundles = list(bundles)
         self.tagged: list[tuple[str, str]] = []
+
+    @override
+    def attached(self, subject: str, media_type: str) -> list[str]:
+        return self.bundles
 
     def digest(self, reference: str) -> str | None:
         return self.present.get(reference)
@@ -200,23 +209,76 @@ class TaggedRegistry(Registry):
 def listed(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     monkeypatch.setattr(listing, "FOLDER", tmp_path)
     monkeypatch.setattr(listing, "LIST", tmp_path / "release.json")
-    monkeypatch.setattr(listing, "PUBLIC_KEY", tmp_path / "release.pub")
-    write_list([artifact], "1.2.3", "0123abcd")
+    write_list({artifact: TYPES}, "1.2.3", "0123abcd", None)
     return artifact
+
+
+def bundle_of_another_program(predicate_type: str, digest: str = DIGEST) -> str:
+    """A bundle as cosign attaches it, with what tags depend on."""
+    algorithm, _, value = digest.partition(":")
+    statement = {"predicateType": predicate_type, "subject": [{"digest": {algorithm: value}}]}
+    payload = base64.b64encode(json.dumps(statement).encode()).decode()
+    return json.dumps({"dsseEnvelope": {"payload": payload}})
+
+
+SIGNED = [json.dumps({"messageSignature": {}}), *(bundle_of_another_program(each) for each in TYPES)]
 
 
 @pytest.mark.parametrize("present", [None, DIGEST])
 def test_tags_can_be_added_again(listed: Artifact, present: str | None) -> None:
-    found = TaggedRegistry({f"{listed.repository}:1.2.3": present} if present else {})
+    found = TaggedRegistry({f"{listed.repository}:1.2.3": present} if present else {}, SIGNED)
     tag_release(found)
     assert found.tagged == [(listed.reference, "1.2.3")]
 
 
 def test_a_tag_of_another_artifact_is_not_moved(listed: Artifact) -> None:
-    found = TaggedRegistry({f"{listed.repository}:1.2.3": "sha256:" + "ef" * 32})
+    found = TaggedRegistry({f"{listed.repository}:1.2.3": "sha256:" + "ef" * 32}, SIGNED)
     with pytest.raises(ImageError, match="a version is never replaced"):
         tag_release(found)
     assert found.tagged == []
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize(
+    ("bundles", "missing"),
+    [
+        ([], SIGNATURE),
+        (SIGNED[:-1], BILL),
+        ([*SIGNED[:-1], bundle_of_another_program(BILL, "sha256:" + "ef" * 32)], BILL),
+    ],
+    ids=["nothing is signed", "one is not signed", "one is about another artifact"],
+)
+def test_a_release_that_nothing_has_signed_is_not_tagged(bundles: list[str], missing: str) -> None:
+    found = TaggedRegistry({}, bundles)
+    with pytest.raises(ImageError, match=f"no signed statement .*{re.escape(missing)}.*RELEASE_KEY"):
+        tag_release(found)
+    assert found.tagged == []
+
+
+def test_a_trial_is_tagged_without_signatures(listed: Artifact) -> None:
+    found = TaggedRegistry({})
+    tag_release(found, is_trial=True)
+    assert found.tagged == [(listed.reference, "1.2.3")]
+
+
+def test_with_a_key_the_list_and_not_the_files_says_which_statements_are_verified(listed: Artifact) -> None:
+    public = SigningKey(ec.generate_private_key(ec.SECP256R1())).public
+    write_list({listed: TYPES}, "1.2.3", "0123abcd", public)
+    found = TaggedRegistry({})
+    with pytest.raises(ImageError, match="no valid statement"):
+        tag_release(found)
+    assert found.tagged == []
+
+
+@pytest.mark.parametrize("lost", ["statements", "publicKey"])
+def test_a_list_without_statements_is_refused(listed: Artifact, lost: str) -> None:
+    document = json.loads(listing.LIST.read_text())
+    for each in (document, *document["artifacts"]):
+        each.pop(lost, None)
+    listing.LIST.write_text(json.dumps(document))
+    found = TaggedRegistry({f"{listed.repository}:1.2.3": DIGEST}, SIGNED)
+    with pytest.raises(ImageError, match="does not name the statements"):
+        tag_release(found)
 
 
 @pytest.mark.usefixtures("listed")
