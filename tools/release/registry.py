@@ -12,8 +12,13 @@ from tools.images.errors import ImageError
 from tools.images.tags import plain_http
 
 PROGRAMS: Final = (CRANE, HELM, ORAS, VERIFY_BUNDLE)
-UNKNOWN: Final = re.compile(r"status code 404\b|\b(MANIFEST|NAME)_UNKNOWN\b")
-"""In crane's message if the registry has no manifest of this name."""
+UNKNOWN: Final = re.compile(
+    r"^Error: .*(status code 404\b|\b(MANIFEST_UNKNOWN|NAME_UNKNOWN|NOT_FOUND):)", re.MULTILINE
+)
+"""In crane's message if the registry has no manifest of this name.
+
+Lines before the error are about HEAD requests, whose answers do not count: crane repeats them with GET.
+"""
 ADVICE: Final = (
     (
         re.compile(r"x509: |tls: "),

@@ -149,6 +149,7 @@ UNKNOWN = [
     f"{HEAD} 404 Not Found (HEAD responses have no body)\nError: NOT_FOUND: artifact 1.2.3 not found",
     f"{HEAD} 405 Method Not Allowed\nError: fetching {REGISTRY}: MANIFEST_UNKNOWN: manifest unknown",
     f"{HEAD} 405 Method Not Allowed\nError: fetching {REGISTRY}: NAME_UNKNOWN: repository not known",
+    f"{HEAD} 404 Not Found\nError: GET https://{REGISTRY}: unexpected status code 404 Not Found: page",
 ]
 REFUSED = {
     f"{HEAD} 401 Unauthorized\nError: UNAUTHORIZED: authentication required": r"buildah login registry\.ex",
@@ -156,6 +157,8 @@ REFUSED = {
     "Error: x509: certificate signed by unknown authority": "SSL_CERT_FILE",
     "Error: dial tcp: lookup registry.example.com: no such host": "correct IMAGE_REGISTRY",
     f"{HEAD} 500 Internal Server Error\nError: UNKNOWN: storage": "UNKNOWN: storage$",
+    f"{HEAD} 404 Not Found\nError: GET https://{REGISTRY}: unexpected status code 500": "status code 500$",
+    f"{HEAD} 404 Not Found\nError: UNAUTHORIZED: authentication required": r"buildah login registry\.ex",
     f"{HEAD} 429 Too Many Requests\nError: TOOMANYREQUESTS: digest sha256:404403": "sha256:404403$",
 }
 """Messages of crane, and what the error must say."""
