@@ -11,13 +11,14 @@ from typing import Annotated
 
 import typer
 
+from tools.cluster.binaries import ensure
 from tools.cluster.errors import ClusterError
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release.artifact import Artifact
 from tools.release.listing import FOLDER, tag_release
 from tools.release.publish import Release
-from tools.release.registry import Registry
+from tools.release.registry import PROGRAMS, Registry
 from tools.release.signing import SigningKey
 
 LOCAL_BUILDER = "https://finetune.dev/builders/local"
@@ -64,7 +65,9 @@ def publish_release(
 def add_tags() -> None:
     """Tag what `publish` pushed, after it has been signed with a key or by another program."""
     with _reported():
-        _print(tag_release(_registry()))
+        registry = _registry()
+        ensure(PROGRAMS)
+        _print(tag_release(registry))
 
 
 def _registry() -> Registry:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -22,9 +23,12 @@ from cryptography.hazmat.primitives.serialization import (
 from typing_extensions import override
 
 from tools.bootstrap.uv import ROOT
+from tools.cluster import binaries
+from tools.cluster.errors import ClusterError
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
 from tools.release import listing, publish, registry
+from tools.release.__main__ import add_tags
 from tools.release.artifact import Artifact
 from tools.release.charts import with_registry
 from tools.release.listing import tag_release, write_list
@@ -282,6 +286,25 @@ def test_a_list_without_statements_is_refused(listed: Artifact, lost: str) -> No
     found = TaggedRegistry({f"{listed.repository}:1.2.3": DIGEST}, SIGNED)
     with pytest.raises(ImageError, match="does not name the statements"):
         tag_release(found)
+
+
+@pytest.mark.usefixtures("listed")
+def test_adding_tags_needs_the_programs_of_a_release(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.cluster.toolchain.cache_directory", lambda: tmp_path)
+    message = "there is no Go compiler"
+
+    def no_compiler() -> str:
+        raise ClusterError(message)
+
+    monkeypatch.setattr(binaries, "go_compiler", no_compiler)
+    monkeypatch.setenv("IMAGE_REGISTRY", REGISTRY)
+
+    with pytest.raises(typer.Exit):
+        add_tags()
+
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("listed")
