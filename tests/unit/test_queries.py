@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from finetune_operator.metrics.counters import OperatorMetrics
+from finetune_trainer.serve.requestmetrics import RequestMetrics
 from hack.metrics_page import QUERIES, RECORDING, Family, families, recorded
 from tests.unit.test_alerts import ROOT, RULES, promtool
 
@@ -140,6 +142,39 @@ def test_an_endpoint_that_was_deleted_counts_with_the_hours_in_which_it_held_dev
     check = {"expr": query, "eval_time": "5h", "exp_samples": [{"labels": '{namespace="team"}', "value": 2}]}
     file = tmp_path / "case.yaml"
     case = {"interval": "1m", "input_series": given, "promql_expr_test": [check]}
+    file.write_text(yaml.safe_dump({"tests": [case]}))
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def served(without: str) -> Iterator[dict[str, str]]:
+    """Series of a server of a revision that gives 10 answers per minute, without those of this code."""
+    metrics = RequestMetrics(CollectorRegistry())
+    metrics.begin_requests("routing")
+    for sample in (sample for family in metrics.registry.collect() for sample in family.samples):
+        grows = sample.labels.get("code", "200") == "200"
+        if sample.labels.get("code") != without:
+            labels = sample.labels | {"namespace": "team", "revision": "desk-2"}
+            yield series(sample.name, labels) | {"values": "0+10x10" if grows else "0x10"}
+
+
+@pytest.mark.parametrize("without", ["", "499"], ids=["new server", "server without the series"])
+def test_the_queries_of_the_rollout_example_have_a_value_before_a_client_gives_up(
+    tmp_path: Path, without: str
+) -> None:
+    example = yaml.safe_load((ROOT / "examples" / "rollouts" / "prometheus.yaml").read_text())
+    queries = example["spec"]["strategy"]["analysis"]["prometheus"]["queries"]
+    filled = {"namespace": "team", "revision": "desk-2", "interval": "5m"}
+    checks = [
+        {
+            "expr": re.sub(r"{{ (\w+) }}", lambda found: filled[found[1]], f"({each['query']}) >= bool 0"),
+            "eval_time": "10m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for each in queries
+    ]
+    case = {"interval": "1m", "input_series": [*served(without)], "promql_expr_test": checks}
+    file = tmp_path / "case.yaml"
     file.write_text(yaml.safe_dump({"tests": [case]}))
     done = promtool("test", "rules", file)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -255,6 +255,7 @@ def test_a_request_is_counted_for_its_model(body: str, model: str, code: int) ->
     engine = Starlette(routes=[Route("/{path:path}", _complete, methods=["POST"])])
     guarded = Guarded(engine, models=(ROUTER,))
     assert guarded.counted("router", 200) == 0
+    assert guarded.counted("router", 499) == 0
     answer = asyncio.run(guarded.answer("/v1/completions", content=body))
     assert (answer.status_code, answer.json()) == (code, len(body))
     assert guarded.counted(model, code) == 1

@@ -47,7 +47,7 @@ class RequestMetrics:
 
     def begin_requests(self, model: str) -> None:
         """Create the series of a served model, starting at 0."""
-        for code in (HTTPStatus.OK, HTTPStatus.INTERNAL_SERVER_ERROR):
+        for code in (HTTPStatus.OK, CLIENT_CLOSED_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR):
             self.requests.labels(model, str(int(code)))
         self.duration.labels(model)
 
