@@ -99,6 +99,7 @@ def analyze(
     query: str = REFUSALS,
     stable: str = STABLE,
     new: Traffic | None = None,
+    more_pods: tuple[str, ...] = (),
     **settings: Any,
 ) -> AnalyzeResult:
     """The result of an analysis of the revision NEW."""
@@ -117,7 +118,7 @@ def analyze(
             owner=OWNER,
             run="e1",
             store=StoreConfig(uri="", path=""),
-            pods=(stack.enter_context(pod(new or traffic())),),
+            pods=(stack.enter_context(pod(new or traffic())), *more_pods),
             stable_pods=(stack.enter_context(pod(traffic())),),
             gates=gates,
             prometheus=source,
@@ -152,6 +153,30 @@ def test_values_within_all_bounds_pass(
     result = analyze(prometheus.address, credentials, gate(**bounds), ERRORS)
     assert (result.verdict, result.seconds) == ("Pass", 60)
     assert [figure.verdict for figure in result.figures] == ["Pass", "Pass"]
+
+
+@pytest.mark.parametrize(("offset", "stable"), [("0.01", 0), ("0.5", -0.49)], ids=["zero", "negative"])
+def test_a_ratio_to_a_value_that_is_not_above_0_decides_nothing_and_the_problem_says_why(
+    prometheus: Prometheus, credentials: SecretMount, offset: str, stable: float
+) -> None:
+    query = f"round({REFUSALS} - {offset}, 0.01)"
+    result = analyze(prometheus.address, credentials, gate(max_ratio=1.5), query=query, **ONE_LOOK)
+    assert (result.verdict, result.figures[0].stable) == ("Inconclusive", stable)
+    assert result.problem == (
+        f"prometheus/refusals: the stable revision has {stable:g}, and maxRatio needs a value above 0: use"
+        " maxIncrease"
+    )
+
+
+def test_the_problem_of_a_query_is_named_although_a_pod_could_not_be_read(
+    prometheus: Prometheus, credentials: SecretMount
+) -> None:
+    ended = f"http://127.0.0.1:{free_port()}/metrics"
+    result = analyze(
+        prometheus.address, credentials, gate(max=0.5), query="sum(", more_pods=(ended,), **ONE_LOOK
+    )
+    assert result.problem.startswith(f"prometheus/refusals of {NEW}: {prometheus.address}: status 400")
+    assert "1 of 2 pods" in result.problem
 
 
 def test_a_value_below_that_of_the_stable_revision_fails(

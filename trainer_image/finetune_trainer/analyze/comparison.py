@@ -4,7 +4,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,7 +14,7 @@ from finetune_trainer.analyze.podreader import PodReader
 from finetune_trainer.analyze.probe import ProbeRequest, ProbeRequests
 from finetune_trainer.analyze.probing import BothRevisions, ProbeAnswers
 from finetune_trainer.analyze.prometheusreader import PrometheusReader, QueriedValues
-from finetune_trainer.analyze.querygates import decide_query
+from finetune_trainer.analyze.querygates import decide_query, ratio_problem
 from finetune_trainer.analyze.scores import Answers, decide_score
 from finetune_trainer.contract.analysis import (
     ANSWER_METRICS,
@@ -230,8 +230,16 @@ class RevisionComparison:
             requests=round(new.metrics.requests),
             stable_requests=round(stable.metrics.requests),
             seconds=round(self.readers.clock.now() - self._start, 1),
-            problem=new.problem
-            or stable.problem
-            or (self.prometheus.problem if self.prometheus is not None else "")
-            or (self.probing.problem if self.probing is not None else ""),
+            problem="; ".join(filter(None, self._problems())),
         )
+
+    def _problems(self) -> Iterator[str]:
+        """Why there is no verdict, those of the queries first, and why pods could not be read."""
+        if self.prometheus is not None:
+            yield self.prometheus.problem
+            values = self.prometheus.values
+            for gate in self.config.gates:
+                yield ratio_problem(gate, values.get(gate.metric, QueriedValues()))
+        yield self.readers.new.problem or self.readers.stable.problem
+        if self.probing is not None:
+            yield self.probing.problem

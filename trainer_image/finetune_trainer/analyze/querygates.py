@@ -36,6 +36,16 @@ def decide_query(gate: AnalysisGateBound, values: QueriedValues, evidence: Evide
     )
 
 
+def ratio_problem(gate: AnalysisGateBound, values: QueriedValues) -> str:
+    """Why the ratio to the stable revision has no meaning; empty if it has one, or if no gate needs it."""
+    if gate.max_ratio is None or values.stable is None or values.stable > 0:
+        return ""
+    return (
+        f"{gate.metric}: the stable revision has {rounded(values.stable):g}, and maxRatio needs a value above"
+        " 0: use maxIncrease"
+    )
+
+
 def _verdict(excess: float | None, evidence: Evidence, *, is_decided: bool) -> AnalysisVerdict:
     """The verdict on one bound that is missed by `excess`; None if it could not be compared."""
     if excess is None or not is_decided:
@@ -54,10 +64,10 @@ def _excesses(gate: AnalysisGateBound, new: float) -> Iterator[float]:
 
 
 def _relative_excesses(gate: AnalysisGateBound, new: float, stable: float | None) -> Iterator[float | None]:
-    """By how much each bound relative to the stable revision is missed; None without a value of it."""
+    """By how much each bound relative to the stable revision is missed; None if it has no usable value."""
     if gate.max_increase is not None:
         yield None if stable is None else new - stable - gate.max_increase
     if gate.max_decrease is not None:
         yield None if stable is None else stable - new - gate.max_decrease
     if gate.max_ratio is not None:
-        yield None if stable is None else new - gate.max_ratio * stable
+        yield None if stable is None or stable <= 0 else new - gate.max_ratio * stable

@@ -58,7 +58,7 @@ class AnalysisGateFields(BaseModel):
         Field(
             ge=1,
             description="Upper bound of the value divided by that of the stable revision, inclusive. For"
-            f" latencies and {PROMETHEUS}/NAME.",
+            f" latencies and {PROMETHEUS}/NAME. A stable value of 0 or less is inconclusive.",
         ),
     ] = None
     min: Annotated[
