@@ -7,8 +7,19 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from finetune_operator.api.meta import Model
 
-IDENTITIES: Final = ("name", "type", "digest", "stage", "step")
-"""Fields that identify an item of a list, in the order in which they are tried."""
+IDENTITIES: Final = (
+    ("name",),
+    ("type",),
+    ("digest",),
+    ("stage",),
+    ("step",),
+    ("namespace",),
+    ("pod",),
+    ("cause",),
+    ("checkpoint", "reason"),
+    ("reason",),
+)
+"""Required fields that identify an item of a list, in the order in which they are tried."""
 
 
 def keep_unknown(model: type[Model], live: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,14 +44,24 @@ def _keep(model: type[Model], live: Any, new: Any) -> Any:
     if isinstance(new, dict) and isinstance(live, dict):
         return keep_unknown(model, live, new)
     if isinstance(new, list | tuple) and isinstance(live, list | tuple):
-        return [keep_unknown(model, _same(item, live), item) for item in new]
+        identity = identity_of(model)
+        return [keep_unknown(model, _same(identity, item, live), item) for item in new]
     return new
 
 
-def _same(item: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+def identity_of(model: type[Model]) -> tuple[str, ...]:
+    """Fields that identify an item in a list of this model; empty if a list is always written as a whole."""
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    return next((names for names in IDENTITIES if required.issuperset(names)), ())
+
+
+def _same(
+    identity: tuple[str, ...], item: Mapping[str, Any], among: Iterable[Mapping[str, Any]]
+) -> Mapping[str, Any]:
     """The item of the same identity, or an empty one."""
-    key = next((name for name in IDENTITIES if name in item), None)
-    return next((each for each in among if key is not None and each.get(key) == item[key]), {})
+    if not identity:
+        return {}
+    return next((each for each in among if all(each.get(name) == item.get(name) for name in identity)), {})
 
 
 def _model_in(annotation: Any) -> type[Model] | None:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields and values of a newer release are read and kept."""
 
+from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
-from finetune_operator.api.unknown import keep_unknown
+from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.meta import Model
+from finetune_operator.api.unknown import identity_of, keep_unknown
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.runtime.models import Models
 from finetune_operator.status.conditions import status_manifest
@@ -116,3 +119,63 @@ def test_another_json_type_is_not_read() -> None:
 
 def test_an_object_of_this_release_has_nothing_unknown() -> None:
     assert read(finished())[1] == ()
+
+
+MEASURED = {
+    "EvaluationStatus",
+    "Score",
+    "GateResult",
+    "CheckFinding",
+    "LearningCurvePoint",
+    "AnalysisFigureStatus",
+    "ResultStore",
+}
+"""Items that are replaced as a whole by a new measurement."""
+
+
+def items_in(model: type[Model]) -> Iterator[type[Model]]:
+    """The models of all lists of a status."""
+    for field in model.model_fields.values():
+        for part, is_item in parts_of(field.annotation):
+            if is_item:
+                yield part
+            yield from items_in(part)
+
+
+def parts_of(annotation: Any, is_item: bool = False) -> Iterator[tuple[type[Model], bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        yield annotation, is_item
+    for argument in get_args(annotation):
+        yield from parts_of(argument, is_item or get_origin(annotation) is tuple)
+
+
+def test_the_items_of_each_list_have_an_identity() -> None:
+    items = {
+        item.__name__: identity_of(item)
+        for kind in KINDS
+        for status, _ in parts_of(kind.model.model_fields["status"].annotation)
+        for item in items_in(status)
+    }
+    assert {name for name, identity in items.items() if not identity} == MEASURED
+    assert items["EndedPod"] == ("pod",)
+    assert items["UnmeasuredCheckpoint"] == ("checkpoint", "reason")
+
+
+def test_unknown_fields_of_device_time_and_advice_stay() -> None:
+    live: dict[str, Any] = {
+        "usage": {
+            "name": "train",
+            "until": "2030-01-02T03:00:00Z",
+            "ended": [
+                {"pod": uid, "at": "2030-01-02T03:00:00Z", "cause": "Failure", "node": f"node-{uid}"}
+                for uid in "ab"
+            ],
+        },
+        "cost": {"lost": [{"cause": "Failure", "deviceSeconds": 3, "energy": 7}]},
+        "advice": [{"reason": "SmallerProfile", "message": "m", "saves": 4}],
+    }
+    written = deepcopy(live)
+    for item in (*written["usage"]["ended"], written["cost"]["lost"][0], written["advice"][0]):
+        for key in ("node", "energy", "saves"):
+            item.pop(key, None)
+    assert keep_unknown(FineTuneJobStatus, live, written) == live
