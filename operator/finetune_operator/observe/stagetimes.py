@@ -76,14 +76,15 @@ class Price(Model):
 def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:
     """The cost after these additional device seconds.
 
-    Device time of a profile without a price or with another currency counts in `deviceSeconds`, but not in
-    `amount`.
+    The currency is that of the first profile with a price. Device time of a profile without a price or with
+    another currency counts in `deviceSeconds`, but not in `amount`.
     """
     if device_seconds <= 0:
         return cost
     old = cost or Cost(currency=price.currency)
-    amount = old.amount
-    if price.per_device_hour is not None and price.currency == old.currency:
+    amount, currency = old.amount, old.currency
+    if price.per_device_hour is not None and (amount is None or price.currency == currency):
+        currency = price.currency
         amount = round((amount or 0) + device_seconds / 3600 * price.per_device_hour, 6)
     total = round(old.device_seconds + device_seconds, 3)
-    return old.model_copy(update={"device_seconds": total, "amount": amount})
+    return old.model_copy(update={"device_seconds": total, "amount": amount, "currency": currency})

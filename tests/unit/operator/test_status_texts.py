@@ -86,6 +86,12 @@ def test_cost_is_added_as_time_passes_and_only_in_one_currency() -> None:
     assert with_cost(None, 0, euro) is None
 
 
+@pytest.mark.parametrize("unpriced", [Price(), Price(currency="USD")])
+def test_the_currency_of_the_cost_is_that_of_the_first_price(unpriced: Price) -> None:
+    cost = with_cost(with_cost(None, 60, unpriced), 1800, Price(per_device_hour=2, currency="EUR"))
+    assert cost == Cost(device_seconds=1860, amount=1, currency="EUR")
+
+
 def test_a_report_of_a_resumed_pod_does_not_move_progress_back() -> None:
     first = merged(None, "train", Progress(step=30, total_steps=40, loss=0.123456789, eta_seconds=12.6))
     assert (first.percent, first.loss, first.eta_seconds) == (75, 0.12346, 13)
