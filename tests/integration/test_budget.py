@@ -137,7 +137,7 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
     assert usage["deviceSeconds"] == expected(usage)
     api.create(manifests.finetunejob(namespace, "second", evaluation=None))
     message = team.until_reason("FineTuneJob", "second", "Reconciling", "BudgetExhausted")
-    assert "of 1 device hours this month. The train stage starts after the reset at" in message
+    assert ": 1 device hours this month. The train stage starts after the reset at" in message
     assert condition(api.get("FineTuneJob", namespace, "first"), "Reconciling")["reason"] == "Training"
 
     # A restarted operator counts what it did not see, and nothing twice.

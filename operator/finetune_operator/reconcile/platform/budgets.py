@@ -26,11 +26,12 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, now: dat
     usage = status.of(namespace)
     if usage is None or budget.used(usage) < budget.limit:
         return None
+    # The usage, which grows, is in the profile's status: a waiting object writes its status once.
     unit = (profile.spec.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
     return Working(
         Reason.BUDGET_EXHAUSTED,
         f"namespace {namespace} has used its budget of ComputeProfile {profile.name}:"
-        f" {_figure(budget.used(usage))} of {_figure(budget.limit)} {unit} {PERIODS.get(budget.period, '')}."
+        f" {_figure(budget.limit)} {unit} {PERIODS.get(budget.period, '')}."
         f" The {stage} stage starts after the reset at {status.resets_at:%Y-%m-%dT%H:%M:%SZ}. To start it"
         " earlier, ask the platform team to raise the profile's spec.budget, or use another profile in a new"
         " object",
