@@ -19,6 +19,8 @@ from finetune_trainer.remote.retries import Unreachable
 QUERY_SECONDS: Final = 30.0
 """Max duration of one attempt of one query."""
 ATTEMPTS: Final = 3
+LOOK_SECONDS: Final = 60.0
+"""Max duration of all queries of one look. No pod is read meanwhile."""
 MAX_PROBLEM_LENGTH: Final = 600
 """Max characters of a problem. What a server says has at most 300 of them."""
 PLACEHOLDER: Final = re.compile(r"\{\{ ?(\w+) ?\}\}")
@@ -78,15 +80,28 @@ class PrometheusReader:
     async def _read(self) -> dict[str, QueriedValues]:
         now = self._now()
         interval = f"{max(round(now - self._began), 1)}s"
+        deadline = asyncio.get_running_loop().time() + LOOK_SECONDS
         async with self._api as api:
+
+            async def value(query: PrometheusQuery, revision: str, time: float) -> float | None:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        return await self._value(api, query, revision, interval, time)
+                except TimeoutError:
+                    self._note(
+                        query,
+                        revision,
+                        f"no response within {LOOK_SECONDS:g} s; simplify the queries",
+                    )
+                    return None
 
             async def both(query: PrometheusQuery) -> QueriedValues:
                 source = self._source
-                new = await self._value(api, query, source.revision, interval, now)
+                new = await value(query, source.revision, now)
                 if query.metric not in self._compared:
                     return QueriedValues(new)
                 at = self._began if self._is_stable_past else now
-                return QueriedValues(new, await self._value(api, query, source.stable_revision, interval, at))
+                return QueriedValues(new, await value(query, source.stable_revision, at))
 
             found = await asyncio.gather(*map(both, self._source.queries))
         return {query.metric: values for query, values in zip(self._source.queries, found, strict=True)}
@@ -112,9 +127,13 @@ class PrometheusReader:
             why = f"{error.problem.text}; {advice}"
         except UnusableResponse as error:
             why = str(error)
-        self.problem = f"{query.metric} of {revision}: {source.address}: {why}"[:MAX_PROBLEM_LENGTH]
-        logger.warning("%s; the query was: %s", self.problem, expression)
+        self._note(query, revision, why)
+        logger.warning("the query was: %s", expression)
         return None
+
+    def _note(self, query: PrometheusQuery, revision: str, why: str) -> None:
+        self.problem = f"{query.metric} of {revision}: {self._source.address}: {why}"[:MAX_PROBLEM_LENGTH]
+        logger.warning("%s", self.problem)
 
 
 def number_of(response: Any) -> float:
