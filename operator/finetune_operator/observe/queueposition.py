@@ -3,7 +3,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -40,13 +39,19 @@ def slim_summary(summary: Manifest) -> Manifest:
     """
     positions: dict[str, QueuePosition] = {}
     counts: Counter[str] = Counter()
-    for item in sorted(summary.get("items") or (), key=itemgetter("positionInClusterQueue")):
+    for item in sorted(summary.get("items") or (), key=_position):
         namespace = item["metadata"]["namespace"]
         counts[namespace] += 1
-        position = QueuePosition(counts[namespace], item["positionInClusterQueue"] + 1)
+        position = QueuePosition(counts[namespace], _position(item) + 1)
         owners = item["metadata"].get("ownerReferences") or ()
         positions |= {owner["uid"]: position for owner in owners}
     return {"kind": summary["kind"], "metadata": {}, "positions": positions}
+
+
+def _position(item: Manifest) -> int:
+    """Position in the ClusterQueue, from 0. A version of the API may omit 0."""
+    position: int = item.get("positionInClusterQueue", 0)
+    return position
 
 
 def _shown(position: int) -> str:

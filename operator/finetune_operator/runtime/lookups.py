@@ -144,6 +144,10 @@ class Lookups:
                 return await self._find(target)
         except Rejected:
             return None
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            logger.warning("a response with %s has another form: %r", target.type.plural, error)
+            self._paused_until[target.type] = self._clock() + PAUSE_SECONDS
+            return None
         except (ApiError, TimeoutError):
             self._paused_until[target.type] = self._clock() + PAUSE_SECONDS
             return None

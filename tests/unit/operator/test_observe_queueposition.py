@@ -41,6 +41,11 @@ def test_positions_are_found_by_the_uid_of_the_job_and_begin_with_1() -> None:
     assert slim_summary(SUMMARY)["positions"] == {"uid-1": (1, 3)}
 
 
+def test_a_position_that_is_omitted_is_0() -> None:
+    head = {key: value for key, value in ITEM.items() if key != "positionInClusterQueue"}
+    assert slim_summary({**SUMMARY, "items": [head]})["positions"] == {"uid-1": (1, 1)}
+
+
 def test_a_queue_of_the_same_name_in_another_namespace_is_another_queue() -> None:
     """As Kueue v0.17.0 answers for either of two LocalQueues `gpus` of one ClusterQueue."""
     ahead = {"name": "other", "namespace": "others", "ownerReferences": [{"uid": "uid-2"}]}

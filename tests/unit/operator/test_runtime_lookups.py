@@ -292,6 +292,17 @@ async def test_a_position_that_cannot_be_read_is_unknown(error: ApiError) -> Non
     assert await positions(Lookups(cast(Any, VisibilityServer(error)))) is None
 
 
+@pytest.mark.parametrize(
+    "items", [[{}], ["text"], 1, [{"metadata": {"namespace": "team"}, "positionInClusterQueue": "first"}]]
+)
+async def test_a_response_of_another_form_has_no_positions(items: Any) -> None:
+    class Other(VisibilityServer):
+        async def get(self, *target: Any) -> Manifest:
+            return {**await super().get(*target), "items": items}
+
+    assert await positions(Lookups(cast(Any, Other()))) is None
+
+
 @pytest.mark.parametrize(("error", "seconds"), [(Unavailable("down"), 0), (None, 3600)])
 def test_a_visibility_api_that_does_not_answer_is_left_alone_for_a_minute(
     error: ApiError | None, seconds: float, caplog: pytest.LogCaptureFixture
