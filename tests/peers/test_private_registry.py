@@ -5,6 +5,7 @@ It has the charts only, so that no image is built.
 """
 
 import json
+import subprocess
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -17,8 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import finetune_operator
 from tests.privateregistry import PrivateRegistry
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
+from tools.cluster.binaries import ensure
 from tools.images.errors import ImageError
+from tools.peers.toolchain import COSIGN
 from tools.release import listing
+from tools.release.artifact import Artifact
 from tools.release.listing import tag_release
 from tools.release.publish import Release
 from tools.release.registry import Registry
@@ -115,6 +119,43 @@ def test_a_release_that_another_key_signed_is_not_tagged(server: PrivateRegistry
         tag_release(folder.registry)
 
     assert folder.tags() == set()
+
+
+def cosign(*arguments: str) -> None:
+    ensure([COSIGN])
+    done = subprocess.run([COSIGN.program("cosign"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def sign_with_cosign(artifact: Artifact, folder: Path) -> None:
+    """Sign and attest as the workflow in .github does, but with a key: no public service is reached."""
+    options = ("--yes", f"--key={folder / 'cosign.key'}", "--tlog-upload=false", "--use-signing-config=false")
+    cosign("sign", *options, artifact.reference)
+    statement = json.loads((listing.FOLDER / f"{artifact.name}.provenance.json").read_text())
+    predicate = folder / "predicate.json"
+    predicate.write_text(json.dumps(statement["predicate"]))
+    types = (f"--type={statement['predicateType']}", f"--predicate={predicate}")
+    cosign("attest", *options, *types, artifact.reference)
+
+
+@pytest.mark.usefixtures("environment", "key")
+def test_a_release_without_a_key_is_tagged_after_cosign_has_signed_it(
+    server: PrivateRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSIGN_PASSWORD", "")
+    prefix = f"--output-key-prefix={tmp_path / 'cosign'}"
+    cosign("import-key-pair", f"--key={tmp_path / 'key.pem'}", prefix)
+    folder = Folder(server, "cosign", None)
+    artifacts = folder.release.publish()
+
+    with pytest.raises(ImageError, match=r"no signed statement .*sign/v1.*slsa\.dev"):
+        tag_release(folder.registry)
+    assert folder.tags() == set()
+
+    for each in artifacts:
+        sign_with_cosign(each, tmp_path)
+    tag_release(folder.registry)
+    assert folder.tags() == {finetune_operator.__version__}
 
 
 @pytest.mark.usefixtures("environment")
