@@ -32,6 +32,14 @@ def test_the_table_says_how_each_version_is_tested() -> None:
     assert rows == [minor(KUBERNETES.version), *OLDER_KUBERNETES, f"{OLDEST} to {SCHEMAS[-1]}"]
 
 
+@pytest.mark.parametrize("version", OLDER_KUBERNETES)
+def test_the_row_of_an_older_server_refers_to_the_results_of_its_suite(version: str) -> None:
+    (row,) = re.findall(rf"^\| {version} \| (.*)$", (ROOT / "docs" / "versions.md").read_text(), re.MULTILINE)
+    assert f"suite `kubernetes-{version}`" in row
+    assert "(testing.md#peers)" in row
+    assert f"\n| kubernetes-{version}: " in (ROOT / "docs" / "testing.md").read_text()
+
+
 def test_every_version_below_the_newest_has_a_schema() -> None:
     newest = number(minor(KUBERNETES.version))
     assert [number(version) for version in SCHEMAS] == list(range(number(OLDEST), newest))
