@@ -44,7 +44,7 @@ def problems(value: Any, kind: str, path: str) -> Iterator[str]:
         return
     if kind in TYPES:
         if not isinstance(value, TYPES[kind]) or (kind == "int" and isinstance(value, bool)):
-            yield f"{path} is no {kind}"
+            yield f"{path} is not a value of type {kind}"
     elif found := LIST.fullmatch(kind):
         for each in value:
             yield from problems(each, found[1], f"{path}[]")

@@ -150,8 +150,8 @@ def test_a_field_a_type_and_a_kind_that_a_version_does_not_have_are_named() -> N
     other = {"apiVersion": "batch/v1", "kind": "Pod"}
     assert unknown(None, (pod, {**other, "kind": "Oracle"})) == {
         "Pod: spec.containers[].imagination",
-        "Pod: spec.containers[].name is no str",
-        "Pod: spec.priority is no int",
+        "Pod: spec.containers[].name is not a value of type str",
+        "Pod: spec.priority is not a value of type int",
         "Oracle: kind",
     }
 
