@@ -45,8 +45,8 @@ def test_a_run_names_the_cheaper_profile_that_its_namespace_may_use(
     assert (advice["reason"], advice["profile"]) == ("SmallerProfile", small)
     assert advice["message"] == (
         f"this run used at most 30 of 80 GiB per device: ComputeProfile {small} (45 GiB, EUR 0.90 instead of"
-        " EUR 3.00 per device hour) would do; by the peaks of the devices, training takes about 2.7 times as"
-        " long, at 82% of the cost"
+        " EUR 3.00 per device hour) is large enough; by the peaks of the devices, training takes about 2.7"
+        " times as long, at 82% of the cost"
     )
     (event,) = [each for each in api.list("Event", namespace) if each["reason"] == "ProfileAdvice"]
     assert (event["type"], event["message"]) == ("Normal", advice["message"])

@@ -17,8 +17,8 @@ class Advice(Model):
         str,
         Field(
             max_length=64,
-            description="Kind of the advice. SmallerProfile: a ComputeProfile with less device memory would"
-            " do for this model line.",
+            description="Kind of the advice. SmallerProfile: a ComputeProfile with less device memory is"
+            " large enough for this model line.",
         ),
     ]
     profile: Annotated[Name | None, Field(description="ComputeProfile that the advice names.")] = None

@@ -38,7 +38,9 @@ class BudgetStatus(Model):
     period: Annotated[BudgetPeriod, Field(description="Period that is counted.")]
     since: Annotated[
         datetime,
-        Field(description="Begin of the count: that of the period, or the time at which the budget was set."),
+        Field(
+            description="Start of the count: the start of the period, or the time when the budget was set."
+        ),
     ]
     resets_at: Annotated[datetime, Field(description="Time at which the count begins again from 0.")]
     usage: Annotated[
@@ -46,8 +48,7 @@ class BudgetStatus(Model):
         Field(
             max_length=MAX_BUDGET_NAMESPACES,
             json_schema_extra={"x-list-map-keys": ["namespace"]},
-            description="Namespaces that have used devices. Of more than 256, those that used least are left"
-            " out.",
+            description="Namespaces that have used devices. Limit: the 256 namespaces with the most usage.",
         ),
     ] = ()
 
@@ -57,7 +58,7 @@ class BudgetStatus(Model):
 
 
 class DeviceBudget(Model):
-    """Limit of what each namespace may use of the profile's devices in a period."""
+    """Limit of device use per namespace and period."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
@@ -114,9 +115,9 @@ ProfileBudget = Annotated[
     DeviceBudget | None,
     Field(
         description="What each namespace may use of the profile's devices per period. If it is used up,"
-        " further stages with devices wait for the next period; what runs continues, and endpoints serve."
-        " status.budget has the usage of each namespace, which all users who may list profiles can read."
-        " Default: no budget."
+        " further stages with devices wait for the next period; running pods are never stopped, and endpoints"
+        " serve. status.budget has the usage of each namespace, which all users who may list profiles can"
+        " read. Default: no budget."
     ),
 ]
 ProfileBudgetStatus = Annotated[

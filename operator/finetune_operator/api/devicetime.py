@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device time of stages: asked, used and lost, and its price."""
+"""Device time of stages: requested, used and lost, and its price."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -45,8 +45,8 @@ LostDeviceTimes = Annotated[
 class StageTimes(Model):
     """Times of a stage, over all its pods.
 
-    The stage asked for `queuedDeviceSeconds` + `startingDeviceSeconds` + `deviceSeconds`, and held the last
-    two.
+    Requested = `queuedDeviceSeconds` + `startingDeviceSeconds` + `deviceSeconds`. Held =
+    `startingDeviceSeconds` + `deviceSeconds`.
     """
 
     name: Annotated[Stage, Field(description="Name of the stage.")]
@@ -115,7 +115,7 @@ class RecordedCost(Model):
         float | None,
         Field(
             description="Price of the device time by pricePerDeviceHour of the ComputeProfiles. Device time"
-            " on a profile without a price, or with another currency, is not included."
+            " on a profile without a price, or with another currency than the first price, is not included."
         ),
     ] = None
     currency: Annotated[str | None, Field(description="Currency of the amount.")] = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device time of a stage, over all its pods: asked for, held, used and lost."""
+"""Device time of a stage, over all its pods: requested, held, used and lost."""
 
 from collections.abc import Iterable
 from datetime import datetime

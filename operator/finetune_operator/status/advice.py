@@ -38,7 +38,7 @@ def smaller_profile_message(
         details += f", {unit}{price_then:.2f} instead of {unit}{price_now:.2f} per device hour"
     return (
         f"{whose} used at most {gibibytes(peak_bytes)} of {gibibytes(now)} GiB per device: ComputeProfile"
-        f" {profile} ({details}) would do{_duration(slowdown, price_now, price_then)}"
+        f" {profile} ({details}) is large enough{_duration(slowdown, price_now, price_then)}"
     )
 
 

@@ -100,7 +100,7 @@ def test_a_cheaper_profile_that_is_large_enough_is_named_once() -> None:
     cluster = finished(SMALL, gpus("medium", 40, 1.5), gpus("tiny", 10, 0.1))
     message = (
         "this run used at most 9.2 of 80 GiB per device: ComputeProfile small (24 GiB, EUR 0.60 instead of"
-        " EUR 2.90 per device hour) would do"
+        " EUR 2.90 per device hour) is large enough"
     )
     assert advice(cluster) == [{"reason": "SmallerProfile", "profile": "small", "message": message}]
     events = [event for event in cluster.events if event.reason == "ProfileAdvice"]
@@ -175,5 +175,6 @@ def test_a_slower_device_is_named_with_how_long_it_takes() -> None:
     fast = gpus("large", 80, 2.9, default=True, device={"memory": "80Gi", "peakTeraflops": 1000})
     (found,) = advice(finished(slow, fast))
     assert found["message"].endswith(
-        "would do; by the peaks of the devices, training takes about 5.0 times as long, at 86% of the cost"
+        "is large enough; by the peaks of the devices, training takes about 5.0 times as long, at 86%"
+        " of the cost"
     )
