@@ -90,9 +90,8 @@ def make_release(registry: PrivateRegistry, key: Path) -> SignedRelease:
         "IMAGE_REGISTRY": f"{registry.address}/{FOLDER}",
         "RELEASE_KEY": str(key),
     }
+    folder = key.parent / "release"
     command = [sys.executable, "-m", "tools.release", "publish", "--variant=cpu", "--trial"]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    listed = json.loads((ROOT / "build" / "release" / "release.json").read_text())["artifacts"]
-    public = key.with_suffix(".pub")
-    public.write_bytes((ROOT / "build" / "release" / "release.pub").read_bytes())
-    return SignedRelease(registry, {each["name"]: each for each in listed}, public)
+    subprocess.run([*command, f"--folder={folder}"], cwd=ROOT, env=environment, check=True)
+    listed = json.loads((folder / "release.json").read_text())["artifacts"]
+    return SignedRelease(registry, {each["name"]: each for each in listed}, folder / "release.pub")

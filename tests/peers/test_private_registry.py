@@ -21,9 +21,8 @@ from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tools.cluster.binaries import ensure
 from tools.images.errors import ImageError
 from tools.peers.toolchain import COSIGN
-from tools.release import listing
 from tools.release.artifact import Artifact
-from tools.release.listing import tag_release
+from tools.release.listing import LIST, tag_release
 from tools.release.publish import Release
 from tools.release.registry import Registry
 from tools.release.signing import SigningKey
@@ -56,11 +55,19 @@ def key(tmp_path: Path) -> SigningKey:
 class Folder:
     """A release in a folder of its own of the registry."""
 
-    def __init__(self, server: PrivateRegistry, name: str, key: SigningKey | None) -> None:
+    def __init__(self, server: PrivateRegistry, name: str, key: SigningKey | None, files: Path) -> None:
         self.name = name
         self.registry = Registry(f"{server.address}/{name}")
-        self.release = Release(self.registry, (), key, "https://builder.example.com", is_trial=True)
+        builder = "https://builder.example.com"
+        self.release = Release(self.registry, (), key, builder, is_trial=True, folder=files / "release")
         self._server = server
+
+    @property
+    def list(self) -> Path:
+        return self.release.folder / LIST
+
+    def add_tags(self) -> None:
+        tag_release(self.registry, self.release.folder)
 
     def tags(self) -> set[str]:
         """Tags of the chart that users install, without those that replace an API for referrers."""
@@ -84,39 +91,44 @@ def test_nobody_reads_the_registry_without_the_account(server: PrivateRegistry) 
 
 @pytest.mark.usefixtures("environment")
 def test_a_release_has_no_tag_before_its_statements_are_verified(
-    server: PrivateRegistry, key: SigningKey
+    server: PrivateRegistry, key: SigningKey, tmp_path: Path
 ) -> None:
-    folder = Folder(server, "signed", key)
+    folder = Folder(server, "signed", key, tmp_path)
 
     folder.release.publish()
+    assert folder.list.exists()
     assert folder.tags() == set()
-    tag_release(folder.registry)
+    folder.add_tags()
 
     assert folder.tags() == {finetune_operator.__version__}
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_release_whose_statements_are_lost_is_not_tagged(server: PrivateRegistry, key: SigningKey) -> None:
-    folder = Folder(server, "lost", key)
+def test_a_release_whose_statements_are_lost_is_not_tagged(
+    server: PrivateRegistry, key: SigningKey, tmp_path: Path
+) -> None:
+    folder = Folder(server, "lost", key, tmp_path)
     (chart,) = (each for each in folder.release.publish() if each.repository.endswith(CHART))
     folder.delete_statements(chart.digest)
 
     with pytest.raises(ImageError, match=r"has no valid statement .*sign/v1.*slsa\.dev"):
-        tag_release(folder.registry)
+        folder.add_tags()
 
     assert folder.tags() == set()
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_release_that_another_key_signed_is_not_tagged(server: PrivateRegistry, key: SigningKey) -> None:
-    folder = Folder(server, "another", key)
+def test_a_release_that_another_key_signed_is_not_tagged(
+    server: PrivateRegistry, key: SigningKey, tmp_path: Path
+) -> None:
+    folder = Folder(server, "another", key, tmp_path)
     folder.release.publish()
     other = ec.generate_private_key(ec.SECP256R1())
-    document = json.loads(listing.LIST.read_text())
-    listing.LIST.write_text(json.dumps({**document, "publicKey": SigningKey(other).public}))
+    document = json.loads(folder.list.read_text())
+    folder.list.write_text(json.dumps({**document, "publicKey": SigningKey(other).public}))
 
     with pytest.raises(ImageError, match="signatures do not match"):
-        tag_release(folder.registry)
+        folder.add_tags()
 
     assert folder.tags() == set()
 
@@ -127,11 +139,11 @@ def cosign(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def sign_with_cosign(artifact: Artifact, folder: Path) -> None:
+def sign_with_cosign(artifact: Artifact, statements: Path, folder: Path) -> None:
     """Sign and attest as the workflow in .github does, but with a key: no public service is reached."""
     options = ("--yes", f"--key={folder / 'cosign.key'}", "--tlog-upload=false", "--use-signing-config=false")
     cosign("sign", *options, artifact.reference)
-    statement = json.loads((listing.FOLDER / f"{artifact.name}.provenance.json").read_text())
+    statement = json.loads((statements / f"{artifact.name}.provenance.json").read_text())
     predicate = folder / "predicate.json"
     predicate.write_text(json.dumps(statement["predicate"]))
     types = (f"--type={statement['predicateType']}", f"--predicate={predicate}")
@@ -145,39 +157,41 @@ def test_a_release_without_a_key_is_tagged_after_cosign_has_signed_it(
     monkeypatch.setenv("COSIGN_PASSWORD", "")
     prefix = f"--output-key-prefix={tmp_path / 'cosign'}"
     cosign("import-key-pair", f"--key={tmp_path / 'key.pem'}", prefix)
-    folder = Folder(server, "cosign", None)
+    folder = Folder(server, "cosign", None, tmp_path)
     artifacts = folder.release.publish()
 
     with pytest.raises(ImageError, match=r"no signed statement .*sign/v1.*slsa\.dev"):
-        tag_release(folder.registry)
+        folder.add_tags()
     assert folder.tags() == set()
 
     for each in artifacts:
-        sign_with_cosign(each, tmp_path)
-    tag_release(folder.registry)
+        sign_with_cosign(each, folder.release.folder, tmp_path)
+    folder.add_tags()
     assert folder.tags() == {finetune_operator.__version__}
 
 
 @pytest.mark.usefixtures("environment")
 def test_a_version_that_exists_is_refused_before_anything_is_built(
-    server: PrivateRegistry, key: SigningKey
+    server: PrivateRegistry, key: SigningKey, tmp_path: Path
 ) -> None:
-    folder = Folder(server, "twice", key)
+    folder = Folder(server, "twice", key, tmp_path)
     folder.release.publish()
-    tag_release(folder.registry)
-    document = json.loads(listing.LIST.read_text())
+    folder.add_tags()
+    document = json.loads(folder.list.read_text())
 
     with pytest.raises(ImageError, match=r"exists .*raise project\.version"):
         folder.release.require_new(document["version"])
     folder.release.publish()
     with pytest.raises(ImageError, match="a version is never replaced"):
-        tag_release(folder.registry)
+        folder.add_tags()
 
 
-def test_without_credentials_the_message_names_the_login(server: PrivateRegistry, environment: Path) -> None:
+def test_without_credentials_the_message_names_the_login(
+    server: PrivateRegistry, environment: Path, tmp_path: Path
+) -> None:
     environment.write_text("{}")
     with pytest.raises(ImageError, match=rf"UNAUTHORIZED.*\n.*buildah login {server.address}"):
-        Folder(server, "private", None).release.require_new("1.2.3")
+        Folder(server, "private", None, tmp_path).release.require_new("1.2.3")
 
 
 @pytest.mark.usefixtures("environment")
@@ -186,7 +200,7 @@ def test_an_unknown_certificate_is_named(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     with pytest.raises(ImageError, match=r"(?s)x509: .*SSL_CERT_FILE"):
-        Folder(server, "private", None).release.require_new("1.2.3")
+        Folder(server, "private", None, tmp_path).release.require_new("1.2.3")
 
 
 class Refusing(WebServer):

@@ -39,6 +39,9 @@ def publish_release(
             help="Accept changes without a commit, any base image, a version that exists, and no key.",
         ),
     ] = False,
+    folder: Annotated[
+        Path, typer.Option(help="Where to write the list and the statements; its files are deleted first.")
+    ] = FOLDER,
 ) -> None:
     """Build the images and charts of this version, push them to IMAGE_REGISTRY, sign, verify and tag them.
 
@@ -52,13 +55,13 @@ def publish_release(
         signing = SigningKey.read(Path(key), os.environ.get("RELEASE_KEY_PASSWORD")) if key else None
         builder = os.environ.get("RELEASE_BUILDER", LOCAL_BUILDER)
         variants = tuple(variant or (Variant.CUDA, Variant.CPU))
-        Release(registry, variants, signing, builder, is_trial=trial).publish()
+        Release(registry, variants, signing, builder, trial, folder).publish()
         if signing or trial:
-            _print(tag_release(registry, is_trial=trial))
+            _print(tag_release(registry, folder, is_trial=trial))
     if signing is None:
         print("RELEASE_KEY is not set: nothing is signed", file=sys.stderr)
         if not trial:
-            print(f"Sign the statements in {FOLDER}, then run `make release-tags`", file=sys.stderr)
+            print(f"Sign the statements in {folder}, then run `make release-tags`", file=sys.stderr)
 
 
 @app.command("tag")

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from tools.bootstrap.uv import ROOT
@@ -12,15 +13,17 @@ from tools.release.registry import Registry
 from tools.release.verification import require_statements, verify
 
 FOLDER: Final = ROOT / "build" / "release"
-LIST: Final = FOLDER / "release.json"
+LIST: Final = "release.json"
+"""Name of the list in the folder of a release."""
 
 
 def write_list(
-    released: Mapping[Artifact, Sequence[str]], version: str, commit: str, public: str | None
+    folder: Path, released: Mapping[Artifact, Sequence[str]], version: str, commit: str, public: str | None
 ) -> None:
-    """Write the list of the artifacts to build/release.
+    """Write the list of the artifacts to a folder.
 
     Args:
+        folder: folder of the release.
         released: the predicate types of the statements about each artifact.
         version: version of the release.
         commit: commit of the release.
@@ -37,10 +40,10 @@ def write_list(
         for each, predicate_types in released.items()
     ]
     document = {"version": version, "commit": commit, "publicKey": public, "artifacts": listed}
-    LIST.write_text(json.dumps(document, indent=2) + "\n")
+    (folder / LIST).write_text(json.dumps(document, indent=2) + "\n")
 
 
-def tag_release(registry: Registry, *, is_trial: bool = False) -> list[Artifact]:
+def tag_release(registry: Registry, folder: Path = FOLDER, *, is_trial: bool = False) -> list[Artifact]:
     """Add their tags to the listed artifacts, whose statements must all be in the registry.
 
     Signatures with the key of the release are verified. If another program has signed, that program verifies
@@ -48,14 +51,16 @@ def tag_release(registry: Registry, *, is_trial: bool = False) -> list[Artifact]
 
     Args:
         registry: where the artifacts are.
+        folder: where the list is.
         is_trial: accept artifacts that nothing has signed, and tags that move from other artifacts.
 
     Raises:
         ImageError: there is no list, a statement is missing, or a tag exists.
     """
-    document = _read_list()
+    file = folder / LIST
+    document = _read_list(file)
     public: str | None = document["publicKey"]
-    released = dict(_artifact(registry, each) for each in document["artifacts"])
+    released = dict(_artifact(registry, each, file) for each in document["artifacts"])
     for artifact, predicate_types in released.items():
         if public is not None:
             verify(registry, artifact, predicate_types, public)
@@ -74,18 +79,18 @@ def tag_release(registry: Registry, *, is_trial: bool = False) -> list[Artifact]
     return list(released)
 
 
-def _read_list() -> dict[str, Any]:
-    if not LIST.exists():
-        raise ImageError(f"{LIST} does not exist: run `make release`")
-    document: dict[str, Any] = json.loads(LIST.read_text())
+def _read_list(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise ImageError(f"{file} does not exist: run `make release`")
+    document: dict[str, Any] = json.loads(file.read_text())
     if "publicKey" not in document or not all(each.get("statements") for each in document["artifacts"]):
-        raise ImageError(f"{LIST} does not name the statements of each artifact: run `make release` again")
+        raise ImageError(f"{file} does not name the statements of each artifact: run `make release` again")
     return document
 
 
-def _artifact(registry: Registry, listed: Mapping[str, Any]) -> tuple[Artifact, Collection[str]]:
+def _artifact(registry: Registry, listed: Mapping[str, Any], file: Path) -> tuple[Artifact, Collection[str]]:
     """A listed artifact, and the predicate types of its statements."""
     artifact = Artifact(listed["name"], listed["repository"], tuple(listed["tags"]), listed["digest"])
     if not artifact.repository.startswith(f"{registry.prefix}/"):
-        raise ImageError(f"{LIST} is of another IMAGE_REGISTRY: {artifact.repository}")
+        raise ImageError(f"{file} is of another IMAGE_REGISTRY: {artifact.repository}")
     return artifact, listed["statements"]

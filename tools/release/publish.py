@@ -47,6 +47,7 @@ class Release:
         key: signs; None leaves the artifacts unsigned.
         builder: URI of what runs the build.
         is_trial: accept uncommitted changes, a base image without a digest, and a version that exists.
+        folder: for statements, charts and the list of the artifacts; its files are deleted first.
     """
 
     registry: Registry
@@ -54,11 +55,12 @@ class Release:
     key: SigningKey | None
     builder: str
     is_trial: bool = False
+    folder: Path = FOLDER
 
     def publish(self) -> list[Artifact]:
         """Build everything, push it, and attach the signed statements. Nothing has a tag of the version yet.
 
-        Writes statements, charts and a list of the artifacts to build/release.
+        Writes statements, charts and a list of the artifacts to `folder`.
 
         Raises:
             ImageError: a build failed, the registry refuses something, or this is not a state to release; the
@@ -73,8 +75,8 @@ class Release:
         if not self.is_trial:
             require_pinned(base_image(buildah))
             self.require_new(version)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        for leftover in FOLDER.iterdir():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.iterdir():
             leftover.unlink()
         cache_directory().mkdir(parents=True, exist_ok=True)
         with (
@@ -90,8 +92,8 @@ class Release:
         released = {artifact: self._attach(artifact, build) for artifact in artifacts}
         public = self.key.public if self.key else None
         if public is not None:
-            (FOLDER / "release.pub").write_text(public)
-        write_list(released, version, source.commit, public)
+            (self.folder / "release.pub").write_text(public)
+        write_list(self.folder, released, version, source.commit, public)
         return artifacts
 
     def require_new(self, version: str) -> None:
@@ -134,7 +136,7 @@ class Release:
 
     def _charts(self, version: str, staging: Registry) -> Iterator[Staged]:
         """Package the charts, and push them to a registry on this machine: Helm pushes by tag only."""
-        for package in package_charts(self.registry.prefix, FOLDER):
+        for package in package_charts(self.registry.prefix, self.folder):
             staging.push_chart(package)
             name = package.name.removesuffix(f"-{version}.tgz")
             digest = staging.digest(f"{staging.prefix}/charts/{name}:{version}")
@@ -150,11 +152,11 @@ class Release:
         """
         found = statements(artifact, build)
         for name, statement in found.items():
-            file = FOLDER / f"{artifact.name}.{name}.json"
+            file = self.folder / f"{artifact.name}.{name}.json"
             file.write_text(json.dumps(statement))
             if self.key is None:
                 continue
-            bundle = FOLDER / f"{artifact.name}.{name}.sigstore.json"
+            bundle = self.folder / f"{artifact.name}.{name}.sigstore.json"
             bundle.write_text(self.key.sign(statement))
             annotations = {
                 "dev.sigstore.bundle.content": "dsse-envelope",

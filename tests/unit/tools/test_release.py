@@ -27,11 +27,11 @@ from tools.cluster import binaries
 from tools.cluster.errors import ClusterError
 from tools.images.errors import ImageError
 from tools.images.tags import Variant
-from tools.release import listing, publish, registry
+from tools.release import publish, registry
 from tools.release.__main__ import add_tags
 from tools.release.artifact import Artifact
 from tools.release.charts import with_registry
-from tools.release.listing import tag_release, write_list
+from tools.release.listing import LIST, tag_release, write_list
 from tools.release.publish import Release
 from tools.release.registry import Registry
 from tools.release.signing import SigningKey
@@ -213,10 +213,8 @@ class TaggedRegistry(Registry):
 
 
 @pytest.fixture
-def listed(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    monkeypatch.setattr(listing, "FOLDER", tmp_path)
-    monkeypatch.setattr(listing, "LIST", tmp_path / "release.json")
-    write_list({artifact: TYPES}, "1.2.3", "0123abcd", None)
+def listed(artifact: Artifact, tmp_path: Path) -> Artifact:
+    write_list(tmp_path, {artifact: TYPES}, "1.2.3", "0123abcd", None)
     return artifact
 
 
@@ -232,16 +230,16 @@ SIGNED = [json.dumps({"messageSignature": {}}), *(bundle_of_another_program(each
 
 
 @pytest.mark.parametrize("present", [None, DIGEST])
-def test_tags_can_be_added_again(listed: Artifact, present: str | None) -> None:
+def test_tags_can_be_added_again(listed: Artifact, tmp_path: Path, present: str | None) -> None:
     found = TaggedRegistry({f"{listed.repository}:1.2.3": present} if present else {}, SIGNED)
-    tag_release(found)
+    tag_release(found, tmp_path)
     assert found.tagged == [(listed.reference, "1.2.3")]
 
 
-def test_a_tag_of_another_artifact_is_not_moved(listed: Artifact) -> None:
+def test_a_tag_of_another_artifact_is_not_moved(listed: Artifact, tmp_path: Path) -> None:
     found = TaggedRegistry({f"{listed.repository}:1.2.3": "sha256:" + "ef" * 32}, SIGNED)
     with pytest.raises(ImageError, match="a version is never replaced"):
-        tag_release(found)
+        tag_release(found, tmp_path)
     assert found.tagged == []
 
 
@@ -255,37 +253,41 @@ def test_a_tag_of_another_artifact_is_not_moved(listed: Artifact) -> None:
     ],
     ids=["nothing is signed", "one is not signed", "one is about another artifact"],
 )
-def test_a_release_that_nothing_has_signed_is_not_tagged(bundles: list[str], missing: str) -> None:
+def test_a_release_that_nothing_has_signed_is_not_tagged(
+    bundles: list[str], missing: str, tmp_path: Path
+) -> None:
     found = TaggedRegistry({}, bundles)
     with pytest.raises(ImageError, match=f"no signed statement .*{re.escape(missing)}.*RELEASE_KEY"):
-        tag_release(found)
+        tag_release(found, tmp_path)
     assert found.tagged == []
 
 
-def test_a_trial_is_tagged_without_signatures(listed: Artifact) -> None:
+def test_a_trial_is_tagged_without_signatures(listed: Artifact, tmp_path: Path) -> None:
     found = TaggedRegistry({})
-    tag_release(found, is_trial=True)
+    tag_release(found, tmp_path, is_trial=True)
     assert found.tagged == [(listed.reference, "1.2.3")]
 
 
-def test_with_a_key_the_list_and_not_the_files_says_which_statements_are_verified(listed: Artifact) -> None:
+def test_with_a_key_the_list_and_not_the_files_says_which_statements_are_verified(
+    listed: Artifact, tmp_path: Path
+) -> None:
     public = SigningKey(ec.generate_private_key(ec.SECP256R1())).public
-    write_list({listed: TYPES}, "1.2.3", "0123abcd", public)
+    write_list(tmp_path, {listed: TYPES}, "1.2.3", "0123abcd", public)
     found = TaggedRegistry({})
     with pytest.raises(ImageError, match="no valid statement"):
-        tag_release(found)
+        tag_release(found, tmp_path)
     assert found.tagged == []
 
 
 @pytest.mark.parametrize("lost", ["statements", "publicKey"])
-def test_a_list_without_statements_is_refused(listed: Artifact, lost: str) -> None:
-    document = json.loads(listing.LIST.read_text())
+def test_a_list_without_statements_is_refused(listed: Artifact, lost: str, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / LIST).read_text())
     for each in (document, *document["artifacts"]):
         each.pop(lost, None)
-    listing.LIST.write_text(json.dumps(document))
+    (tmp_path / LIST).write_text(json.dumps(document))
     found = TaggedRegistry({f"{listed.repository}:1.2.3": DIGEST}, SIGNED)
     with pytest.raises(ImageError, match="does not name the statements"):
-        tag_release(found)
+        tag_release(found, tmp_path)
 
 
 @pytest.mark.usefixtures("listed")
@@ -308,6 +310,6 @@ def test_adding_tags_needs_the_programs_of_a_release(
 
 
 @pytest.mark.usefixtures("listed")
-def test_the_list_of_another_registry_is_refused() -> None:
+def test_the_list_of_another_registry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="of another IMAGE_REGISTRY"):
-        tag_release(Registry("another.example.com/finetune"))
+        tag_release(Registry("another.example.com/finetune"), tmp_path)
