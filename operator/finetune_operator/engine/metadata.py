@@ -27,7 +27,7 @@ def controller_uid(obj: Manifest) -> str:
 
 
 def applied_whole(obj: Manifest, manager: str) -> frozenset[str]:
-    """Names of the fields of the spec that the manager applied as a whole, and nobody has changed since.
+    """Names of the fields of the spec that the manager applied as a whole, and no other manager has changed.
 
     The API server owns no fields, so such a field differs from the applied one only by defaults.
     """

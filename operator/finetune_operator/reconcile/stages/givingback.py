@@ -86,7 +86,7 @@ def held_back(request: StageRequest, now: datetime) -> Working | None:
 
 
 def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Snapshot) -> bool:
-    """Whether the run has waited long enough beside an older one that waits in the same way for its nodes."""
+    """Whether the run has waited long enough for nodes that an older, partly scheduled run may use."""
     waiting = list(snapshot.partly_scheduled_everywhere)
     own = next((run for run in waiting if run.uid == request.run), None)
     pool = None if own is None else _pool(own, request.row.pods, snapshot)
