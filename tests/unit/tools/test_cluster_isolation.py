@@ -12,8 +12,10 @@ import pytest
 
 from tests.waiting import eventually
 from tools.cluster import host as host_module
+from tools.cluster.errors import ClusterError
 from tools.cluster.host import Host
 from tools.cluster.isolation import isolated
+from tools.cluster.toolchain import system_program
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root")
 
@@ -43,7 +45,15 @@ def test_what_an_isolated_command_has_started_ends_with_it(tmp_path: Path, end: 
     eventually("the process has ended", lambda: file.exists() and not _running(str(file)))
 
 
+def _has_nftables() -> bool:
+    try:
+        return bool(system_program("nft", "nftables"))
+    except ClusterError:
+        return False
+
+
 @root_only
+@pytest.mark.skipif(not _has_nftables(), reason="make cluster installs nftables, make unit does not")
 def test_a_cluster_can_have_the_name_of_a_keyword_of_nftables() -> None:
     script = "from tools.cluster import network; from tools.cluster.layout import Layout\n"
     script += "network.create_masquerading(Layout.of('position'))"
