@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.prediction import Prediction
-from tests.unit.operator.memorycluster import MemoryCluster
+from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     JOB,
     claim,
@@ -178,3 +178,12 @@ def test_a_slower_device_is_named_with_how_long_it_takes() -> None:
         "is large enough; by the peaks of the devices, training takes about 5.0 times as long, at 86%"
         " of the cost"
     )
+
+
+@pytest.mark.parametrize(("team", "names"), [("ml", ["small"]), ("web", [])])
+def test_a_profile_that_selects_the_namespace_by_its_labels_is_advised(team: str, names: list[str]) -> None:
+    """The profile of the run is open, so the run itself needs no labels."""
+    selected = gpus("small", 24, 0.6, namespaceSelector={"matchLabels": {"team": "ml"}})
+    namespace = {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {"team": team}}}
+    cluster = finished(selected, namespace)
+    assert [each["profile"] for each in advice(cluster)] == names

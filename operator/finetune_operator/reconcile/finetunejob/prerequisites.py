@@ -9,13 +9,14 @@ from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
 from finetune_operator.api.storereference import StoreReference
+from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
-from finetune_operator.reconcile.stages.jobstate import is_stage_running
+from finetune_operator.reconcile.stages.jobstate import has_result, is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage, stages_with
 from finetune_operator.status.finished import is_finished
@@ -41,13 +42,14 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     """Claims and queues to look up: none while a stage runs, because the pass creates nothing then.
 
     For a run that is being deleted: the claim with its folder. For each unfinished one: the namespace, if its
-    labels decide about the profiles.
+    labels decide about its profiles, or, when it has trained, about those that advice may name.
     """
     if job.metadata.deletion_timestamp is not None:
         return storage.claims_of(job.status.resolved.store) if has_finalizer(job) else NOTHING
     if is_finished(job):
         return NOTHING
-    names = (_profile_name(job), *filter(None, [_evaluate_profile_name(job)]))
+    advised = snapshot.profiles if _awaits_advice(job, snapshot) else ()
+    names = (_profile_name(job), *filter(None, [_evaluate_profile_name(job)]), *advised)
     labels = profiles.label_needs(names, job.namespace, snapshot)
     if job.spec.suspend or is_stage_running(snapshot):
         return labels
@@ -60,6 +62,12 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     evaluate_profile = _evaluate_profile(job, profile, snapshot, profiles.named_profile)
     queued = queues.queue_needs(_queues(job, profile, evaluate_profile))
     return queues.merged(claims, labels, queued)
+
+
+def _awaits_advice(job: FineTuneJob, snapshot: Snapshot) -> bool:
+    """Whether a stage has ended, and what training measured is not in the status yet."""
+    has_ended = any(has_result(each) for each in snapshot.children[JOB].values())
+    return job.status.training is None and has_ended and not is_stage_running(snapshot)
 
 
 def _queues(
