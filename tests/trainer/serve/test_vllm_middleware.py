@@ -357,12 +357,14 @@ def test_a_grammar_that_could_end_vllm_does_not_reach_it(
     "grammar",
     [
         'root ::= (("a"){10000}){10000}',
-        'root ::= ( [ab{] { 1 , 2000 } # "\n ("b") ) {2} )\n {1001}',
+        'root ::= ( ( [ab{] { 1 , 2000 } # "\n ("b") ) {2} )\n {1001}',
         'root ::= (Regex("(a\\\\){1001}b"){1000} "c")',
         'start: (/a{1001}/ "}"){1000}',
         'start: ("a"~1..1001 "b") ~ 1000',
+        'root ::= r{0,1000}\nr ::= "x" | (s "c"){1,10}\ns ::= [a-z]{1,101} | "(" root ")"',
+        'start: r~10001\ns.1: t{101}\nt[lazy]: "a"\nr: s',
     ],
-    ids=["EBNF", "blanks", "macro", "expression", "Lark"],
+    ids=["EBNF", "blanks", "macro", "expression", "Lark", "rules", "rules in Lark"],
 )
 @pytest.mark.parametrize("is_nested", [False, True])
 def test_a_grammar_with_too_many_repetitions_does_not_reach_vllm(grammar: str, is_nested: bool) -> None:
@@ -455,6 +457,7 @@ def test_large_schemas_of_real_requests_and_long_prompts_reach_vllm(
     [
         'root ::= (("(" [a-z]{1,999} ")"){1,999}) # {9999999}\nnext ::= "a{9999999}" [{9999999}]',
         'start: "(" (/\\({1,999}/ "b") ~ 1..999',
+        'root ::= "[" (root ","){0,999} "]" | a{1,999} | b{1,999}\na ::= "a"{999}\nb ::= "{" b*',
     ],
 )
 def test_repetitions_are_not_counted_in_texts_and_comments(grammar: str) -> None:

@@ -8,13 +8,9 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finetune_trainer.serve.constraintlimits import (
-    check_grammar,
-    check_regex,
-    check_schema,
-    check_text,
-)
+from finetune_trainer.serve.constraintlimits import check_schema, check_text
 from finetune_trainer.serve.errors import RequestError
+from finetune_trainer.serve.grammarlimits import check_grammar, check_regex
 from finetune_trainer.serve.requestmetrics import UNKNOWN_MODEL, RequestMeasurement
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
