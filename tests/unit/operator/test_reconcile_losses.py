@@ -162,6 +162,23 @@ def test_the_end_of_a_pod_is_the_cause_of_one_repetition_only() -> None:
     assert lost(stage(cluster, "train")) == {"Preemption": 5, "Failure": 3}
 
 
+@pytest.mark.parametrize("times", [(1e20, 1e20), (-1e20, 1e20)])
+def test_impossible_times_of_a_repetition_stop_no_run(times: tuple[float, float]) -> None:
+    cluster = reached("train")
+    cluster.start("train")
+    result = trained()
+    assert result.train is not None
+    after, before = times
+    repeats = tuple(
+        RepeatedTraining(after=after, before=before, device_seconds=seconds) for seconds in (-500.0, 3.0)
+    )
+    repeated = result.train.model_copy(update={"lost_device_seconds": 3, "repeats": repeats})
+    cluster.succeed("train", result.model_copy(update={"train": repeated}), after=30)
+    cluster.settle()
+
+    assert lost(stage(cluster, "train")) == {"Unknown": 3}
+
+
 @pytest.mark.parametrize(("first", "cause"), [(0, "Preemption"), (1, "Failure")])
 def test_of_pods_that_train_together_the_first_that_ended_by_itself_is_the_cause(
     first: int, cause: str

@@ -31,6 +31,7 @@ OF_INPUTS: Final[frozenset[str]] = frozenset(
 
 CLOCK_SKEW: Final = timedelta(seconds=5)
 """By how much clocks of nodes may differ; a node reports the end of a container in whole seconds."""
+LATEST_UNIX_SECONDS: Final = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 ROUNDED_SECONDS: Final = 0.1
 """Difference between a sum and its rounded parts that is no time of its own."""
 
@@ -56,11 +57,16 @@ def _repeats(
     """
     left = list(ended)
     for repeat in repeats:
-        after, before = (datetime.fromtimestamp(at, UTC) for at in (repeat.after, repeat.before))
+        after, before = _time(repeat.after), _time(repeat.before)
         past = [each for each in left if each.at <= before + CLOCK_SKEW]
         left = [each for each in left if each not in past]
         causes = [each.cause for each in past if each.at >= after - CLOCK_SKEW and each.cause != "PeerLost"]
-        yield "Failure" if repeat.out_of_memory else _lost_by(causes[:1]), repeat.device_seconds
+        yield "Failure" if repeat.out_of_memory else _lost_by(causes[:1]), max(0.0, repeat.device_seconds)
+
+
+def _time(unix_seconds: float) -> datetime:
+    """The time, within the limits of what can be compared: the trainer's message is data."""
+    return datetime.fromtimestamp(min(LATEST_UNIX_SECONDS, max(0.0, unix_seconds)), UTC)
 
 
 def _only_cause(ended: Iterable[EndedPod]) -> LostCause:
