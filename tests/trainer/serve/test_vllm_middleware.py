@@ -20,6 +20,7 @@ from starlette.routing import Route
 from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.grammarlimits import check_grammar
 from finetune_trainer.serve.vllm import requestbody
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
@@ -307,6 +308,18 @@ def test_a_schema_that_could_end_vllm_does_not_reach_it(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
     assert "too many references" in refused.json()["error"]["message"]
     assert guarded.counted("base", 400) == 1
+
+
+@pytest.mark.parametrize("part", ['"\\', "[", "/", "{ ", "a {", "Regex( ", "~ 1 .", "a", " "])
+def test_the_checks_of_a_grammar_take_linear_time(part: str) -> None:
+    """Quadratic time would be minutes. A check that refuses the grammar exits with 1."""
+    grammar = f"root ::= a{{{part * (120_000 // len(part))}"
+    module = check_grammar.__module__
+    script = f"import sys; from {module} import *; check_grammar(sys.stdin.read(), 'a')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=grammar, text=True, timeout=60, check=False, capture_output=True
+    )
+    assert done.returncode == 0 or "RequestError" in done.stderr
 
 
 def rules(length: int, of: str) -> str:
