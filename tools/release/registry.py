@@ -33,7 +33,10 @@ ADVICE: Final = (
         "this account of {host} may not pull and push there: log in as another, or correct IMAGE_REGISTRY",
     ),
     (
-        re.compile(r"no such host|connection refused|i/o timeout|HTTP response to HTTPS client"),
+        re.compile(
+            r"no such host|connection refused|network is unreachable|i/o timeout"
+            r"|HTTP response to HTTPS client"
+        ),
         "no registry with TLS answers at {host}: correct IMAGE_REGISTRY",
     ),
 )

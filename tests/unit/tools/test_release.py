@@ -160,6 +160,9 @@ REFUSED = {
     f"{HEAD} 403 Forbidden\nError: DENIED: access denied": "this account of registry",
     "Error: x509: certificate signed by unknown authority": "SSL_CERT_FILE",
     "Error: dial tcp: lookup registry.example.com: no such host": "correct IMAGE_REGISTRY",
+    "Error: dial tcp: lookup registry.example.com on 10.0.0.1:53: connect: network is unreachable": (
+        "correct IMAGE_REGISTRY"
+    ),
     f"{HEAD} 500 Internal Server Error\nError: UNKNOWN: storage": "UNKNOWN: storage$",
     f"{HEAD} 404 Not Found\nError: GET https://{REGISTRY}: unexpected status code 500": "status code 500$",
     f"{HEAD} 404 Not Found\nError: UNAUTHORIZED: authentication required": r"buildah login registry\.ex",
