@@ -78,3 +78,16 @@ class Plan:
     metadata: Manifest | None = None
     """Desired `finalizers` (all of them) and `annotations` (those to set) of the reconciled object. The
     operator writes nothing else to an object that a user owns."""
+
+
+def without_empty(node: dict[str, Any]) -> dict[str, Any]:
+    """The node and the objects in it without empty fields, as statuses are written.
+
+    The API server adds some of them as defaults.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        inner = without_empty(value) if isinstance(value, dict) else value
+        if inner not in ({}, [], ""):
+            kept[key] = inner
+    return kept

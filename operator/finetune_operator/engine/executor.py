@@ -12,7 +12,7 @@ from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.metadata import controller_uid, version
 from finetune_operator.engine.resources import ResourceType
 from finetune_operator.engine.store import ObjectStore
-from finetune_operator.plan import NEVER_OBSERVED, Apply, Create, Delete, Manifest, Plan
+from finetune_operator.plan import NEVER_OBSERVED, Apply, Create, Delete, Manifest, Plan, without_empty
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Executor:
         Raises:
             Conflict: the primary changed in the meantime; reconcile again.
         """
-        if primary.get("status") == status:
+        if without_empty(primary.get("status") or {}) == status:
             return primary
         metadata = primary["metadata"]
         identifying = ("name", "namespace", "uid", "resourceVersion")

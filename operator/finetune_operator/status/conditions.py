@@ -8,10 +8,10 @@ and a remaining `Stalled` as failed. Domain conditions (`Trained`, `Evaluated`, 
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from finetune_operator.api.meta import Condition, Model
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Manifest, without_empty
 from finetune_operator.status.reasons import ConditionType
 
 MESSAGE_LIMIT: Final = 1024
@@ -90,13 +90,4 @@ def enter(
 
 def status_manifest(status: Model) -> Manifest:
     """A status as the operator writes it: in camelCase, without empty fields."""
-    return _without_empty(status.to_dict())
-
-
-def _without_empty(node: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in node.items():
-        inner = _without_empty(value) if isinstance(value, dict) else value
-        if inner not in ({}, [], ""):
-            kept[key] = inner
-    return kept
+    return without_empty(status.to_dict())
