@@ -80,13 +80,18 @@ def differences(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     timing: retries of a refused write, and intermediate states of a pod that ended quickly."""
     actual, recorded_ = set(map(_unnumbered, found)), set(map(_unnumbered, expected))
     return [
-        *(f"new: {each}" for each in sorted(actual - recorded_)),
+        *(f"new: {each}" for each in sorted(actual - recorded_) if not _is_creation(each)),
         *(f"missing: {each}" for each in sorted(recorded_ - actual) if not _is_intermediate(each)),
     ]
 
 
 def _unnumbered(identity: str) -> str:
     return identity.partition(" #")[0]
+
+
+def _is_creation(identity: str) -> bool:
+    """Whether it is the watch event of a creation, which does not occur if the first list has the object."""
+    return len(identity.split()) == 2
 
 
 def _is_intermediate(identity: str) -> bool:
