@@ -23,7 +23,7 @@ TYPES: Final = {
     "bool": bool,
     "object": object,
 }
-"""Types of the models that are no models, as they appear in JSON."""
+"""Types of fields that are not models, as they appear in JSON."""
 LIST: Final = re.compile(r"[Ll]ist\[(.+)\]")
 MAP: Final = re.compile(r"[Dd]ict[(\[]str, (.+)[)\]]")
 

@@ -27,7 +27,7 @@ def ensure(tools: Sequence[Tool] = TOOLS) -> None:
     """Build the tools that are not in the cache, and log the progress.
 
     Raises:
-        ClusterError: there is no Go compiler, a module could not be downloaded, or a build failed; the
+        ClusterError: the Go compiler is missing, a module could not be downloaded, or a build failed; the
             message has the compiler's last lines.
     """
     missing = [tool for tool in tools if not tool.is_built()]

@@ -22,7 +22,7 @@ def definitions() -> Path:
     """Folder of the CustomResourceDefinitions of the standard channel, in the cache.
 
     Raises:
-        ClusterError: there is no Go compiler, or the module could not be downloaded.
+        ClusterError: the Go compiler is missing, or the module could not be downloaded.
     """
     target = cache_directory() / "gateway-api" / f"{CHANNEL}-{version()}"
     if target.exists():

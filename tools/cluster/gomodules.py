@@ -34,7 +34,7 @@ def download(source: Path, module: str) -> Path:
     """Read-only folder of a module that the folder `source` pins; its go.sum is checked.
 
     Raises:
-        ClusterError: there is no Go compiler, or the module could not be downloaded.
+        ClusterError: the Go compiler is missing, or the module could not be downloaded.
     """
     query = ("mod", "download", "-json", f"{module}@{pinned(source, module)}")
     return Path(json.loads(run([go_compiler(), "-C", str(source), *query]))["Dir"])

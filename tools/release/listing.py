@@ -55,7 +55,7 @@ def tag_release(registry: Registry, folder: Path = FOLDER, *, is_trial: bool = F
         is_trial: accept artifacts that nothing has signed, and tags that move from other artifacts.
 
     Raises:
-        ImageError: there is no list, a statement is missing, or a tag exists.
+        ImageError: the list or a statement is missing, or a tag exists.
     """
     file = folder / LIST
     document = _read_list(file)

@@ -74,7 +74,7 @@ class Registry:
         """Copy a manifest and its content from this machine, without a tag.
 
         Args:
-            source: option of oras that says where the manifest is, and its name with its digest.
+            source: option of oras for the place of the manifest, and its name with its digest.
             repository: name of the repository in this registry.
         """
         plain_http = ("--to-plain-http",) if self._is_plain_http else ()

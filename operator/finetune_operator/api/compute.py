@@ -5,12 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from finetune_operator.api.devices import MAX_DEVICES
 from finetune_operator.api.meta import Name
 from finetune_operator.api.queueing import QueueChoice
 from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
 from finetune_trainer.contract.sharding import Sharding
 
-DeviceCount = Annotated[int, Field(ge=1, le=64)]
+DeviceCount = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 """Number of devices of one pod."""
 StepTimeoutSeconds = Annotated[int, Field(ge=60, le=86400)]
 """Seconds without progress after which a pod is ended as hung."""

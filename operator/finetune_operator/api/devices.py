@@ -13,6 +13,9 @@ CUDA_RESOURCES: Final = "nvidia.com/"
 """Begin of the names of devices that PyTorch reaches through CUDA, such as nvidia.com/mig-1g.10gb."""
 """Resource of devices that are CPU cores."""
 
+MAX_DEVICES: Final = 64
+"""Limit of the devices of a pod. A label or a request above it is not of the operator."""
+
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$"
 
 LabelValue = Annotated[
@@ -50,7 +53,7 @@ class Devices(Model):
             " core.",
         ),
     ] = "nvidia.com/gpu"
-    max: Annotated[int, Field(ge=1, le=64, description="Max number of devices per pod.")] = 8
+    max: Annotated[int, Field(ge=1, le=MAX_DEVICES, description="Max number of devices per pod.")] = 8
 
 
 class NodeLimit(Model):

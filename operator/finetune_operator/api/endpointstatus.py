@@ -138,15 +138,15 @@ class EndpointCost(Model):
     devices: Annotated[
         int,
         Field(
-            description="Number of devices of the pods of all revisions that have a node, ready or not: also"
-            " those that start, previews, and revisions kept warm."
+            description="Number of devices of the pods of all revisions that have a node, ready or not,"
+            " including starting pods, previews, and revisions kept warm."
         ),
     ] = 0
     amount_per_hour: Annotated[
         float | None,
         Field(
             description="Price of these devices per hour, by pricePerDeviceHour of their ComputeProfiles."
-            " Devices on a profile without a price are not included. Absent: there is no price, or the"
+            " Devices on a profile without a price are not included. Absent: without a price, or if the"
             " profiles of the revisions have several currencies."
         ),
     ] = None

@@ -76,7 +76,7 @@ def _finetunejob(
 
 
 def _profiles(obj: Manifest) -> set[str]:
-    """ComputeProfiles of the stages of an Evaluation or a run, also of those that follow."""
+    """ComputeProfiles of the stages of an Evaluation or a run, including later ones."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     resolved = (status.get("resolved") or {}).get("profile")
     of_stages = [each.get("profile") for each in (*status.get("stages", ()), status.get("usage") or {})]

@@ -13,7 +13,7 @@ from finetune_trainer.contract.outcomes import ExitCode
 def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
     """The known ends, and those of the pods that ran and did not succeed, in the order of their ends.
 
-    If there are too many, those that other ends caused are left out first, then the oldest. The result with
+    If there are too many, ends that other ends caused are left out first, then the oldest. The result with
     the same pods again is the same.
     """
     ends = {each.pod: each for each in known}

@@ -5,17 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
-from typing import Final
 
+from finetune_operator.api.devices import MAX_DEVICES
 from finetune_operator.api.podresources import quantity_value
 from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
 from finetune_operator.observe.podstatus import container_statuses, has_ended
 from finetune_operator.observe.stagetimes import container_span
 from finetune_operator.plan import Manifest
-
-MAX_DEVICES: Final = 64
-"""Limit of a pod's devices in the API. A label or a request above it is not of the operator."""
 
 
 @dataclass(frozen=True, slots=True)

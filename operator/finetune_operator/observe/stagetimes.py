@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devicetime import Cost
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
@@ -71,6 +72,13 @@ class Price(Model):
 
     per_device_hour: float | None = None
     currency: str | None = None
+
+    @classmethod
+    def of(cls, profile: ComputeProfile | None) -> "Price":
+        """The price of a profile; without an amount if it has none, or does not exist."""
+        if profile is None:
+            return cls()
+        return cls(per_device_hour=profile.spec.price_per_device_hour, currency=profile.spec.currency)
 
 
 def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:

@@ -238,5 +238,5 @@ def _target(type_: ResourceType, namespace: str, name: str) -> LookupTarget:
 
 
 def _state(found: Manifest | None) -> str:
-    """uid, which a re-created object does not have, or the code of a refusal; empty: there is no object."""
+    """uid, which a re-created object does not have, or the code of a refusal; empty: it does not exist."""
     return "" if found is None else str(found["metadata"].get("uid") or found.get("code", ""))

@@ -14,8 +14,9 @@ def shares_used(profile: Manifest) -> dict[str, float]:
     if "costPerNamespace" in budget:
         return {each["namespace"]: each.get("cost", 0.0) / budget["costPerNamespace"] for each in usage}
     if "deviceHoursPerNamespace" in budget:
-        seconds = budget["deviceHoursPerNamespace"] * 3600
-        return {each["namespace"]: each["deviceSeconds"] / seconds for each in usage}
+        # Divided as in `DeviceBudget.used`, so that both agree when a budget is exhausted.
+        hours = budget["deviceHoursPerNamespace"]
+        return {each["namespace"]: each["deviceSeconds"] / 3600 / hours for each in usage}
     return {}
 
 

@@ -32,11 +32,15 @@ class Ratio(NamedTuple):
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def mean_ratio(ratios: Iterable[float]) -> Ratio:
-    """Mean of at least two ratios."""
-    logs = [math.log(each) for each in ratios]
-    mean = sum(logs) / len(logs)
-    low, high = stats.t.interval(CONFIDENCE, len(logs) - 1, loc=mean, scale=max(stats.sem(logs), 1e-12))
+def mean_ratio(*samples: Iterable[float]) -> Ratio:
+    """Mean of at least two ratios, or product of the means of several such samples with Welch's interval."""
+    logs = [[math.log(each) for each in ratios] for ratios in samples]
+    mean = sum(sum(each) / len(each) for each in logs)
+    variances = [max(stats.sem(each), 1e-12) ** 2 for each in logs]
+    freedom = sum(variances) ** 2 / sum(
+        variance**2 / (len(each) - 1) for variance, each in zip(variances, logs, strict=True)
+    )
+    low, high = stats.t.interval(CONFIDENCE, freedom, loc=mean, scale=math.sqrt(sum(variances)))
     return Ratio(math.exp(mean), math.exp(low), math.exp(high))
 
 
@@ -97,15 +101,8 @@ def overhead_sheet(compared: Mapping[str, Sequence[StreamsPair]], together: Mapp
 
 
 def product(one: Sequence[StreamsPair], other: Sequence[StreamsPair]) -> Ratio:
-    """Ratio of two additions together that were measured one after the other, with Welch's interval."""
-    logs = [[math.log(pair.ratio) for pair in pairs] for pairs in (one, other)]
-    mean = sum(sum(each) / len(each) for each in logs)
-    variances = [max(stats.sem(each) ** 2, 1e-24) for each in logs]
-    freedom = sum(variances) ** 2 / sum(
-        variance**2 / (len(each) - 1) for variance, each in zip(variances, logs, strict=True)
-    )
-    low, high = stats.t.interval(CONFIDENCE, freedom, loc=mean, scale=math.sqrt(sum(variances)))
-    return Ratio(math.exp(mean), math.exp(low), math.exp(high))
+    """Ratio of two additions together that were measured one after the other."""
+    return mean_ratio(*([pair.ratio for pair in pairs] for pairs in (one, other)))
 
 
 def rollouts_sheet(rollouts: Mapping[str, Sequence[float]]) -> Sheet:

@@ -22,7 +22,7 @@ ATTEMPTS: Final = 3
 LOOK_SECONDS: Final = 60.0
 """Max duration of all queries of one look. No pod is read meanwhile."""
 MAX_PROBLEM_LENGTH: Final = 600
-"""Max characters of a problem. What a server says has at most 300 of them."""
+"""Max characters of a problem. The message of a server has at most 300 of them."""
 PLACEHOLDER: Final = re.compile(r"\{\{ ?(\w+) ?\}\}")
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class QueriedValues:
-    """Values of a query for both revisions; None if Prometheus has no data, or was not asked."""
+    """Values of a query for both revisions; None if Prometheus has no data, or was not queried."""
 
     new: float | None = None
     stable: float | None = None
 
 
 class UnusableResponse(Exception):
-    """A response whose value is not one number. The text says what it is, and what to do."""
+    """A response whose value is not one number. The text describes it, and what to do."""
 
 
 class PrometheusReader:

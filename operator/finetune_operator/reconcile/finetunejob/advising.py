@@ -31,7 +31,7 @@ MAX_RUNS: Final = 5
 def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> None:
     """Take advice into the status, and announce it with one event.
 
-    A prediction alone is no reason for advice. CPU cores have no memory of their own, so they get none.
+    Predictions alone give no advice. CPU cores have no memory of their own, so runs on them get none.
 
     Args:
         training: results of the train stage.

@@ -19,7 +19,8 @@ def endpoint_cost(endpoint: InferenceDeployment, snapshot: Snapshot) -> Endpoint
     for pod in snapshot.children[POD].values():
         if device_state(pod) in HELD:
             held[pod["metadata"].get("labels", {}).get(PROFILE)] += devices_per_pod(pod, per_replica)
-    prices = {profile: _price(profile, snapshot) for profile in (*held, _own_profile(endpoint, snapshot))}
+    names = (*held, _own_profile(endpoint, snapshot))
+    prices = {name: Price.of(snapshot.profiles.get(name or "")) for name in names}
     priced = {profile: price for profile, price in prices.items() if price.per_device_hour is not None}
     currencies = {price.currency for price in priced.values()}
     if len(currencies) != 1:
@@ -32,10 +33,3 @@ def _own_profile(endpoint: InferenceDeployment, snapshot: Snapshot) -> str | Non
     """The profile of the next pods, so that an endpoint without pods has the price 0."""
     default = next((name for name, profile in snapshot.profiles.items() if profile.is_default), None)
     return endpoint.spec.compute.profile or default
-
-
-def _price(profile: str | None, snapshot: Snapshot) -> Price:
-    found = snapshot.profiles.get(profile or "")
-    if found is None:
-        return Price()
-    return Price(per_device_hour=found.spec.price_per_device_hour, currency=found.spec.currency)

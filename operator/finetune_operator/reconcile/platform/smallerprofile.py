@@ -64,7 +64,7 @@ def smaller_offer(
 
     Args:
         current: the offer that the run used.
-        offers: the others.
+        offers: those of the remaining profiles.
         required_bytes: memory that a device needs.
         seconds: seconds of the train stage with the current offer.
     """

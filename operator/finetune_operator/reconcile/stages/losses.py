@@ -33,7 +33,7 @@ CLOCK_SKEW: Final = timedelta(seconds=5)
 """By how much clocks of nodes may differ; a node reports the end of a container in whole seconds."""
 LATEST_UNIX_SECONDS: Final = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 ROUNDED_SECONDS: Final = 0.1
-"""Difference between a sum and its rounded parts that is no time of its own."""
+"""Max difference between a sum and its rounded parts."""
 
 
 def with_repeated(times: StageStatus, usage: StageUsage | None, result: StageResult | None) -> StageStatus:
@@ -52,8 +52,8 @@ def with_repeated(times: StageStatus, usage: StageUsage | None, result: StageRes
 def _repeats(
     repeats: Iterable[RepeatedTraining], ended: Iterable[EndedPod]
 ) -> Iterator[tuple[LostCause, float]]:
-    """The cause of each repetition: the first end of a pod, after the loss and before training resumed, that
-    was no consequence of another end.
+    """The cause of each repetition: the first end of a pod, after the loss and before training resumed,
+    except ends that other ends caused.
     """
     left = list(ended)
     for repeat in repeats:

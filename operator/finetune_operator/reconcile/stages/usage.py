@@ -81,11 +81,8 @@ def count_usage(run: StagePass[Any], stage: Stage) -> None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
     profile = run.snapshot.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
-    price = Price(
-        per_device_hour=profile.spec.price_per_device_hour if profile else None,
-        currency=profile.spec.currency if profile else None,
-    )
-    run.update(usage=usage, cost=with_cost(run.status.cost, usage.device_seconds - counted, price))
+    added = usage.device_seconds - counted
+    run.update(usage=usage, cost=with_cost(run.status.cost, added, Price.of(profile)))
 
 
 def has_finished(run: StagePass[Any], stage: Stage) -> bool:
