@@ -16,7 +16,7 @@ from rich.console import Console
 from tools.cluster.isolation import isolated
 from tools.peers.results import PeerResult, summary, write_results
 from tools.peers.suites import PEERS, PeerSuite
-from tools.suites.durations import Result
+from tools.suites.durations import Result, print_results
 from tools.suites.lanes import run_concurrently
 
 app = typer.Typer(add_completion=False)
@@ -65,7 +65,7 @@ def run_peers(
         if is_passed:
             passed.append((peer, result))
     console = Console(highlight=False)
-    console.print(summary(results).to_terminal())
+    print_results(console, summary(results), [result for _, result in results])
     if left_out:
         console.print(f"Left out, because the cache has no programs for them: {', '.join(left_out)}")
     if late:
@@ -93,7 +93,7 @@ def _run(peer: PeerSuite, arguments: Sequence[str]) -> tuple[Result, bool]:
         ended = run_concurrently({peer.name: isolated(command) if peer.is_isolated else command})[peer.name]
         result.count([report] if report.exists() else [])
     result.seconds = ended.seconds
-    return result, ended.status == 0
+    return result, result.end(peer.name, ended.status) and result.tests.total() > 0
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
-import pytest
 import typer
 from rich.console import Console
 
 from tools.cluster.isolation import isolated
-from tools.suites.durations import Result, sheet, write
+from tools.suites.durations import Result, print_results, sheet, write
 from tools.suites.lanes import run_concurrently
 from tools.suites.sessions import Suite, TestSession, suites
 
@@ -21,7 +20,6 @@ PYTEST: Final = (
     *(sys.executable, "-m", "pytest", "-m", "not full"),
     *("--no-header", "--durations=15", "--durations-min=2"),
 )
-PASSED: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
 
 app = typer.Typer(add_completion=False)
 
@@ -40,7 +38,7 @@ def run_suites(
         folder = Path(name)
         selected = [each for each in suites(folder) if suite in (None, each.name)]
         passed = all(_passes(each, folder, arguments or (), results) for each in selected)
-    Console(highlight=False).print(sheet(results).to_terminal())
+    print_results(Console(highlight=False), sheet(results), results)
     if not passed:
         raise typer.Exit(1)
     if page:
@@ -52,7 +50,7 @@ def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[
     result = Result(suite.title)
     results.append(result)
     started = time.monotonic()
-    statuses = []
+    passed = True
     for number, sessions in enumerate(suite.steps):
         reports = [folder / f"{suite.name}-{number}-{each}.xml" for each in range(len(sessions))]
         finished = run_concurrently(
@@ -61,12 +59,13 @@ def _passes(suite: Suite, folder: Path, arguments: Sequence[str], results: list[
                 for session, report in zip(sessions, reports, strict=True)
             }
         )
-        statuses += [each.status for each in finished.values()]
+        for name, each in finished.items():
+            passed &= result.end(name, each.status)
         result.count(report for report in reports if report.exists())
         if len(sessions) > 1:
             result.sessions |= {name: each.seconds for name, each in finished.items()}
     result.seconds = time.monotonic() - started
-    return result.tests.total() > 0 and PASSED.issuperset(statuses)
+    return result.tests.total() > 0 and passed
 
 
 def _command(session: TestSession, report: Path, arguments: Sequence[str]) -> list[str]:

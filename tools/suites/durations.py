@@ -4,9 +4,13 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
 
 from tools.bench.page import put
 from tools.bench.sheet import Sheet
@@ -15,6 +19,7 @@ from tools.bootstrap.uv import ROOT
 PAGE: Final = ROOT / "docs" / "testing.md"
 BEGIN: Final = "<!-- Written by make test-times from here -->"
 BEGIN_FRESH: Final = "<!-- Written by make ci-times from here -->"
+PASSED: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
 
 
 @dataclass
@@ -27,6 +32,8 @@ class Result:
         sessions: seconds of each parallel session, by name.
         tests: number of tests, by folder below `tests`.
         skipped: number of skipped tests.
+        failures: failed tests, as `module::test` with the first line of the message, and sessions that
+            ended for another reason, such as a signal.
     """
 
     title: str
@@ -34,13 +41,26 @@ class Result:
     sessions: dict[str, float] = field(default_factory=dict)
     tests: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def end(self, session: str, status: int) -> bool:
+        """Record the exit status of one pytest session; returns whether its tests passed."""
+        passed = status in PASSED
+        if not passed and status != pytest.ExitCode.TESTS_FAILED:
+            self.failures.append(f"{session}: pytest ended with status {status}")
+        return passed
 
     def count(self, reports: Iterable[Path]) -> None:
         """Add the tests of these JUnit files of pytest."""
         for report in reports:
             for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
-                self.tests[case.attrib["classname"].split(".")[1]] += 1
+                name, module = case.attrib["name"], case.attrib["classname"]
+                if module:  # pytest writes a module that cannot be imported as a test without one
+                    self.tests[module.split(".")[1]] += 1
                 self.skipped += case.find("skipped") is not None
+                for outcome in (*case.iterfind("failure"), *case.iterfind("error")):
+                    message = outcome.get("message", "").partition("\n")[0]
+                    self.failures.append(f"{module and f'{module}::'}{name}: {message}")
 
 
 def sheet(results: Sequence[Result]) -> Sheet:
@@ -60,6 +80,13 @@ def sheet(results: Sequence[Result]) -> Sheet:
     return Sheet(
         "Duration, min:s", ("suite", "tests", "skipped", "parallel sessions", "total"), (*lines, total)
     )
+
+
+def print_results(console: Console, table: Sheet, results: Iterable[Result]) -> None:
+    """Print a table of results, then a line for each failed test, because a log is read from its end."""
+    console.print(table.to_terminal())
+    for failure in chain.from_iterable(each.failures for each in results):
+        console.print(f"FAILED {failure}", markup=False, soft_wrap=True)
 
 
 def write(results: Sequence[Result]) -> None:

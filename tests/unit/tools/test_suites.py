@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.waiting import eventually
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
-from tools.suites.durations import BEGIN, PAGE, Result, sheet
+from tools.suites.durations import BEGIN, PAGE, Result, print_results, sheet
 from tools.suites.lanes import run_concurrently
 from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, suites
 
@@ -121,6 +123,39 @@ def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_pa
         ("other", "", "0", "", "1:00"),
         ("all", "3", "1", "", "3:05"),
     )
+
+
+def test_the_tests_that_failed_are_named_below_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "tests" / "unit"
+    folder.mkdir(parents=True)
+    (folder / "test_some.py").write_text(
+        "import pytest\n\n\n@pytest.fixture\ndef broken(): raise OSError('no disk')\n\n\n"
+        "def test_passes(): pass\n\n\ndef test_fails(): raise ValueError('[1]\\nmore')\n\n\n"
+        "def test_never_begins(broken): pass\n"
+    )
+    (folder / "test_unreadable.py").write_text("import absent_package\n")
+    report = tmp_path / "report.xml"
+    pytest_run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    subprocess.run(
+        [*pytest_run, f"--rootdir={tmp_path}", "--import-mode=importlib", f"--junit-xml={report}", tmp_path],
+        cwd=tmp_path,
+        check=False,
+        stdout=subprocess.DEVNULL,
+    )
+    result = Result("unit")
+    result.count([report])
+    assert [result.end(str(status), status) for status in (0, 5, 1, -9)] == [True, True, False, False]
+    text = StringIO()
+
+    print_results(Console(file=text, width=60), sheet([result]), [result])
+
+    assert result.tests == {"unit": 3}
+    assert text.getvalue().splitlines()[-4:] == [
+        "FAILED tests.unit.test_unreadable: collection failure",
+        "FAILED tests.unit.test_some::test_fails: ValueError: [1]",
+        'FAILED tests.unit.test_some::test_never_begins: failed on setup with "OSError: no disk"',
+        "FAILED -9: pytest ended with status -9",
+    ]
 
 
 def test_the_page_has_the_markers_of_the_table() -> None:
