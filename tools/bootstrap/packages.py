@@ -15,6 +15,7 @@ from typing import Final
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "environment": {
         "ca-certificates": "certificates for downloads",
+        "jq": "steps of the release workflow, which the unit tests run",
         "python3-venv": "the virtual environment",
     },
     "images": {

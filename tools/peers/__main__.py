@@ -44,7 +44,10 @@ def run_peers(
     ] = False,
     limit: Annotated[
         float | None,
-        typer.Option("--minutes", help="Minutes after which no other suite starts. Default: no limit."),
+        typer.Option(
+            "--minutes",
+            help="Minutes after which no other suite starts; none starts if not positive. Default: no limit.",
+        ),
     ] = None,
 ) -> None:
     """Run the suites of peers, and write the results of those that pass into docs/testing.md."""
@@ -69,7 +72,7 @@ def run_peers(
     if left_out:
         console.print(f"Left out, because the cache has no programs for them: {', '.join(left_out)}")
     if late:
-        console.print(f"Left out, because {limit:g} min had passed: {', '.join(late)}")
+        console.print(f"Left out, because their time was over: {', '.join(late)}")
     if passed and not (cached or arguments):
         write_results(passed)
     if len(passed) < len(results):

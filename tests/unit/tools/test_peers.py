@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of peers, and what `make test-peers` prints and writes; no program of a peer is needed."""
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -132,13 +134,36 @@ def test_with_cached_a_peer_that_is_not_installed_is_left_out_by_name(peers: San
     assert "old" in peers.page.read_text()
 
 
-def test_no_suite_starts_after_the_time_is_over_and_those_left_out_are_named(peers: Sandbox) -> None:
-    code, output = peers("test", "--minutes", "0")
+@pytest.mark.parametrize("minutes", ["0", "-5"])
+def test_no_suite_starts_after_the_time_is_over_and_those_left_out_are_named(
+    peers: Sandbox, minutes: str
+) -> None:
+    code, output = peers("test", "--minutes", minutes)
 
     assert code == 0
     assert peers.ran == []
-    assert "0 min had passed: here, absent" in output
+    assert "time was over: here, absent" in output
     assert "old" in peers.page.read_text()
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(40 * 60, 30), (75 * 60, -5)])
+def test_ci_gives_the_suites_of_peers_the_minutes_that_the_other_suites_left(
+    tmp_path: Path, seconds: int, minutes: int
+) -> None:
+    programs = {
+        "make": f'echo "$@" >> {tmp_path}/calls; echo {1_700_000_000 + seconds} > {tmp_path}/now',
+        "date": f'test "$*" = +%s; cat {tmp_path}/now',
+    }
+    (tmp_path / "now").write_text("1700000000")
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh -e\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([ROOT / ".ci" / "run"], env=environment, check=True)
+
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["verify", "test", f"test-peers CACHED=1 MINUTES={minutes}", "cluster-down"]
 
 
 def test_a_selection_of_tests_leaves_the_page(peers: Sandbox) -> None:
