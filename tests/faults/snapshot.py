@@ -65,34 +65,38 @@ def numbered(text: str) -> str:
 def _normalised(kind: str, obj: Object) -> Object:
     metadata = dict(obj["metadata"])
     created = metadata.pop("creationTimestamp")
-    spec = _plain(obj.get("spec", {}))
-    kept = {"kind": kind, "created": created, "metadata": _plain(metadata), "spec": spec}
+    spec = comparable(obj.get("spec", {}))
+    kept = {"kind": kind, "created": created, "metadata": comparable(metadata), "spec": spec}
     if kind in OURS:
-        kept["status"] = _plain(obj.get("status", {}))
+        kept["status"] = comparable(obj.get("status", {}))
     elif kind == "Pod":
         kept = {**kept, "spec": {}, "phase": obj["status"]["phase"]}
     return kept
 
 
-def _plain(node: Any) -> Any:
+def comparable(node: Any) -> Any:
     """The node without incidental fields, and without the report endpoint, which may not have been up yet."""
     if isinstance(node, dict) and node.get("name") == CONFIG_ENV:
         return {"config": {key: value for key, value in json.loads(node["value"]).items() if key != "report"}}
     if isinstance(node, dict):
         return dict(_fields(node))
     if isinstance(node, list):
-        return [_plain(each) for each in node if not _is_for_reports(each)]
+        return [comparable(each) for each in node if not _is_incidental(each)]
     return node
 
 
-def _is_for_reports(node: Any) -> bool:
-    return isinstance(node, dict) and node.get("name") == "report-token"
+def _is_incidental(node: Any) -> bool:
+    """Whether a list can lack this element: the token of reports, or device time for which pods waited.
+
+    Pods that start within the second in which they are created have waited 0 s, and no cause is recorded.
+    """
+    return isinstance(node, dict) and (node.get("name") == "report-token" or node.get("cause") == "Waiting")
 
 
 def _fields(node: Object) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if key in INCIDENTAL or key.endswith(INCIDENTAL_ENDINGS):
             continue
-        kept = _plain(value)
-        if kept != {}:
+        kept = comparable(value)
+        if kept not in ({}, []):
             yield key, kept

@@ -12,7 +12,7 @@ from tests.faults.faults import DisturbedWrite, Fault, LostEvent
 from tests.faults.laboratory import Verdicts
 from tests.faults.matrix import IMPATIENT_SECONDS
 from tests.faults.releases import Edit, release
-from tests.faults.snapshot import numbered
+from tests.faults.snapshot import comparable, numbered
 from tests.faults.trials import Trial
 
 PATIENCE_SECONDS = 60.0
@@ -149,6 +149,14 @@ def test_a_name_that_ends_with_the_digits_of_a_number_is_another_identity() -> N
 
     assert first["name"] == second["name"] == second["owner"] == "train-<1>"
     assert first["runAsUser"] == second["runAsUser"] == 65532
+
+
+def test_pods_that_wait_for_a_second_equal_pods_that_start_at_once() -> None:
+    failed = {"cause": "Failure", "deviceSeconds": 30}
+    waited = {"cause": "Waiting", "deviceSeconds": 1}
+
+    assert comparable({"cost": {"deviceSeconds": 5, "lost": [waited]}}) == comparable({"cost": {}})
+    assert comparable({"lost": [failed, waited]}) == {"lost": [{"cause": "Failure"}]}
 
 
 @pytest.mark.parametrize(("trial", "shows"), BROKEN)
