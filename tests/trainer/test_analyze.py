@@ -327,6 +327,15 @@ def test_few_slow_requests_do_not_fail() -> None:
     assert decide(gate, evidence(many)).verdict == "Fail"
 
 
+def test_a_metric_of_a_newer_operator_decides_nothing_and_the_problem_says_what_to_do() -> None:
+    newer = AnalysisGateBound(metric="cost/token", max=0.01)
+    result = analyze([traffic(errors=30)], [traffic()], newer)
+    assert (result.verdict, result.figures[0].value) == ("Inconclusive", None)
+    assert result.problem == (
+        "the trainer image does not know the metric cost/token: update images.trainer of the ComputeProfile"
+    )
+
+
 def test_requests_beyond_the_highest_edge_do_not_pass() -> None:
     gate = AnalysisGateBound(metric="time_to_first_token_seconds", max=1)
     counts = {0.5: 93.0, 1.0: 93.0, float("inf"): 100.0}

@@ -227,6 +227,7 @@ def test_progress_counts_each_judged_row(tmp_path: Path, server: JudgeServer) ->
         ('I compare {"better": "A" or "B"}.\n</think>{"better": "TIE"}', "tie"),
         ("{'better': 'Answer B'}", "B"),
         ('{"better": "A", "reason": "cut o', "A"),
+        pytest.param(f'{{"better": "A", "reason": {"[" * 9999}', "A", id="nested"),
         ("**B**", "B"),
         (" tie. ", "tie"),
         ("Both answers are fine.", None),

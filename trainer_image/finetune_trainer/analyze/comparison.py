@@ -5,11 +5,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass, field
 from typing import Final
 
-from finetune_trainer.analyze.gates import Evidence, combined, decide, look_seconds
+from finetune_trainer.analyze.gates import Evidence, combined, decide, look_seconds, unknown_metric_problem
 from finetune_trainer.analyze.podreader import PodReader
 from finetune_trainer.analyze.probe import ProbeRequest, ProbeRequests
 from finetune_trainer.analyze.probing import BothRevisions, ProbeAnswers
@@ -144,16 +144,17 @@ class RevisionComparison:
             if is_last and self._has_rows_to_score:
                 self._look_at_answers(is_complete=True)
             is_long_enough = look >= shortest
-            if look >= config.duration_seconds:
-                self._read_queries()
-            self._look_at_serving(num_looks, is_long_enough=is_long_enough)
+            self._look_at_pods(num_looks, is_long_enough=is_long_enough)
+            if look >= config.duration_seconds and self._verdict != "Fail":
+                self._look_at_queries(num_looks, is_long_enough=is_long_enough)
             verdict = self._verdict
             if verdict == "Fail" or (verdict == "Pass" and is_long_enough):
                 return self._result()
         if self.probing is not None and self._serving_is_inconclusive:
             self._send_rest(self.probing)
-            self._read_queries()
-            self._look_at_serving(num_looks, is_long_enough=True)
+            self._look_at_pods(num_looks, is_long_enough=True)
+            if self._verdict != "Fail":
+                self._look_at_queries(num_looks, is_long_enough=True)
         return self._result()
 
     @property
@@ -192,20 +193,31 @@ class RevisionComparison:
                 self._figures[index] = decide_score(gate, answers)
         self._log(f"{len(answers.rows)} rows")
 
-    def _read_queries(self) -> None:
-        if self.prometheus is not None:
-            self.prometheus.read()
+    def _look_at_pods(self, num_looks: int, *, is_long_enough: bool) -> None:
+        evidence = self._evidence(num_looks, is_long_enough=is_long_enough)
+        for index, gate in enumerate(self.config.gates):
+            if gate.metric not in ANSWER_METRICS and not is_queried(gate.metric):
+                self._figures[index] = decide(gate, evidence)
+        self._log(f"{evidence.new.requests:.0f} requests")
 
-    def _look_at_serving(self, num_looks: int, *, is_long_enough: bool) -> None:
-        new, stable = self.readers.new.metrics, self.readers.stable.metrics
-        evidence = Evidence(new, stable, self.config.min_requests, num_looks, is_long_enough)
+    def _look_at_queries(self, num_looks: int, *, is_long_enough: bool) -> None:
+        """Evaluate the queries, and read the pods meanwhile."""
+        if self.prometheus is None:
+            return
+        reading = self.readers.executor.submit(self.prometheus.read)
+        while wait([reading], SECONDS_BETWEEN_READINGS).not_done:
+            self.readers.read()
+        reading.result()
+        evidence = self._evidence(num_looks, is_long_enough=is_long_enough)
         for index, gate in enumerate(self.config.gates):
             if is_queried(gate.metric):
-                values = self.prometheus.values if self.prometheus is not None else {}
-                self._figures[index] = decide_query(gate, values.get(gate.metric, QueriedValues()), evidence)
-            elif gate.metric not in ANSWER_METRICS:
-                self._figures[index] = decide(gate, evidence)
-        self._log(f"{new.requests:.0f} requests")
+                values = self.prometheus.values.get(gate.metric, QueriedValues())
+                self._figures[index] = decide_query(gate, values, evidence)
+        self._log("the queries")
+
+    def _evidence(self, num_looks: int, *, is_long_enough: bool) -> Evidence:
+        new, stable = self.readers.new.metrics, self.readers.stable.metrics
+        return Evidence(new, stable, self.config.min_requests, num_looks, is_long_enough)
 
     @property
     def _verdict(self) -> AnalysisVerdict:
@@ -240,6 +252,7 @@ class RevisionComparison:
             values = self.prometheus.values
             for gate in self.config.gates:
                 yield ratio_problem(gate, values.get(gate.metric, QueriedValues()))
+        yield from map(unknown_metric_problem, self.config.gates)
         yield self.readers.new.problem or self.readers.stable.problem
         if self.probing is not None:
             yield self.probing.problem

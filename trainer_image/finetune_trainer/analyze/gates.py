@@ -8,16 +8,19 @@ requests and the measured value meets the bounds. Otherwise it is inconclusive.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from finetune_trainer.analyze.series import PodMetrics
 from finetune_trainer.contract.analysis import (
+    ANALYSIS_METRICS,
     DEFAULT_QUANTILE,
     LATENCIES,
     AnalysisFigure,
     AnalysisGateBound,
     AnalysisVerdict,
+    ServingMetric,
 )
+from finetune_trainer.contract.prometheusqueries import is_queried
 from finetune_trainer.statistics.histogram import HistogramQuantile
 from finetune_trainer.statistics.independent import IndependentProportions
 from finetune_trainer.statistics.proportion import Proportion
@@ -44,12 +47,24 @@ class Evidence:
 
 
 def decide(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure:
-    """The figure and the verdict of one gate."""
+    """The figure and the verdict of one gate on what pods measure."""
+    if gate.metric not in get_args(ServingMetric):
+        return AnalysisFigure(metric=gate.metric, verdict="Inconclusive")
     if gate.metric == "queue_depth":
         return _decide_queue(gate, evidence)
     if gate.metric in LATENCIES:
         return _decide_latency(gate, evidence)
     return _decide_errors(gate, evidence)
+
+
+def unknown_metric_problem(gate: AnalysisGateBound) -> str:
+    """What to do about the metric of a newer operator; empty if this trainer knows it."""
+    if gate.metric in ANALYSIS_METRICS or is_queried(gate.metric):
+        return ""
+    return (
+        f"the trainer image does not know the metric {gate.metric}: update images.trainer of the"
+        " ComputeProfile"
+    )
 
 
 def combined(verdicts: Iterable[AnalysisVerdict]) -> AnalysisVerdict:

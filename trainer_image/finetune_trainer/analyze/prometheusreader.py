@@ -20,7 +20,7 @@ QUERY_SECONDS: Final = 30.0
 """Max duration of one attempt of one query."""
 ATTEMPTS: Final = 3
 LOOK_SECONDS: Final = 60.0
-"""Max duration of all queries of one look. No pod is read meanwhile."""
+"""Max duration of all queries of one look."""
 MAX_PROBLEM_LENGTH: Final = 600
 """Max characters of a problem. The message of a server has at most 300 of them."""
 PLACEHOLDER: Final = re.compile(r"\{\{ ?(\w+) ?\}\}")
@@ -145,7 +145,7 @@ def number_of(response: Any) -> float:
         elif kind != "scalar":
             raise UnusableResponse(f"the query is a {kind}: write one that is a number")
         value = float(found[1])
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise UnusableResponse("the response is not that of a Prometheus: check the address") from error
     if not math.isfinite(value):
         raise UnusableResponse(f"the query has the value {value}: there may be no requests to divide by")

@@ -45,7 +45,7 @@ class PrometheusQuery(PrometheusQueryFields, SharedPart):
 
 
 class PrometheusSource(Contract):
-    """A Prometheus, and its queries with what their placeholders stand for."""
+    """A Prometheus, and its queries with the values of their placeholders."""
 
     address: str
     """URL under which `/api/v1/query` is."""

@@ -138,13 +138,13 @@ class JsonApi:
                 )
         try:
             return json.loads(body)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise Unreachable(RemoteProblem(ProblemKind.REFUSED, "the response is not JSON")) from error
 
 
 def _message_of(body: bytes, response: aiohttp.ClientResponse) -> str:
     """Return the message of an error as OpenAI's API has it, or the reason phrase."""
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(KeyError, RecursionError, TypeError, ValueError):
         found = json.loads(body)["error"]
         return str(found["message"] if isinstance(found, dict) else found)
     return response.reason or ""

@@ -76,7 +76,7 @@ def _reason(text: str, place: int) -> str:
     try:
         verdict, _ = json.JSONDecoder().raw_decode(text, max(begin, 0))
         return one_line(str(verdict["reason"]), MAX_REASON_CHARACTERS)
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return ""
 
 
