@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from finetune_operator.manifests.httproute import OPTIONAL_FIELDS
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object
@@ -113,6 +114,31 @@ def test_a_route_of_another_owner_is_left_alone(
     message = team.until_reason("InferenceDeployment", "support", "Reconciling", "NameConflict")
     assert "HTTPRoute support exists" in message
     assert route_of(api, namespace)["spec"] == before
+
+
+def test_all_optional_fields_of_the_parts_of_a_route_are_known() -> None:
+    (schema,) = (
+        version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        for version in yaml.safe_load(gatewayapi.route_definition().read_text())["spec"]["versions"]
+        if version["name"] == "v1"
+    )
+    rule = schema["rules"]["items"]["properties"]
+    match = rule["matches"]["items"]["properties"]
+    places = (
+        schema["parentRefs"]["items"],
+        schema["rules"]["items"],
+        rule["matches"]["items"],
+        match["path"],
+        match["headers"]["items"],
+        rule["backendRefs"]["items"],
+    )
+    optional = {
+        name
+        for place in places
+        for name, field in place["properties"].items()
+        if "default" not in field and name not in place.get("required", ())
+    }
+    assert optional - {"backendRefs"} <= OPTIONAL_FIELDS
 
 
 @pytest.fixture

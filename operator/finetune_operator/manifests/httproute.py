@@ -2,7 +2,7 @@
 """The HTTPRoute of an endpoint, and the Services of its revisions, to which it routes."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from finetune_operator.api.endpointtraffic import EndpointGateway, GatewayReference
 from finetune_operator.api.inferencedeployment import InferenceDeployment
@@ -14,6 +14,22 @@ from finetune_operator.plan import Manifest
 
 REVISION_HEADER: Final = "x-finetune-revision"
 """Header of a request that only the revision with this name may answer."""
+OPTIONAL_FIELDS: Final = frozenset(
+    {
+        "filters",
+        "headers",
+        "method",
+        "name",
+        "namespace",
+        "port",
+        "queryParams",
+        "retry",
+        "sectionName",
+        "sessionPersistence",
+        "timeouts",
+    }
+)
+"""Fields of the parts of an HTTPRoute that have no default. A part that was written without them has none."""
 API_PREFIX: Final = "/v1"
 """Path of the API. Other paths of the pods, such as those of metrics, are not routed."""
 
@@ -58,6 +74,26 @@ def build_http_route(
         "metadata": metadata,
         "spec": {**spec, "rules": [*rules, _rule(weights, {})]},
     }
+
+
+def has_only_defaults_added(read: Any, written: Any) -> bool:
+    """Whether a part of a route differs from the written one only by fields that may be defaults.
+
+    These are fields that this release of the operator does not know, of a newer Gateway API.
+    """
+    if isinstance(written, dict):
+        return (
+            isinstance(read, dict)
+            and not (read.keys() - written.keys()) & OPTIONAL_FIELDS
+            and all(key in read and has_only_defaults_added(read[key], written[key]) for key in written)
+        )
+    if isinstance(written, list):
+        return (
+            isinstance(read, list)
+            and len(read) == len(written)
+            and all(map(has_only_defaults_added, read, written))
+        )
+    return bool(read == written)
 
 
 def _parent(reference: GatewayReference) -> Manifest:

@@ -489,8 +489,9 @@ def test_the_services_of_revisions_that_a_person_deletes_end_the_wait_for_a_hidd
     assert (cluster.condition("Ready") or ("",))[0] == "Serving"
 
 
+@pytest.mark.parametrize("manager", ["kubectl", "finetune-operator"])
 @pytest.mark.parametrize("place", ["rule", "match", "backend"])
-def test_a_field_that_another_client_adds_to_the_rules_is_removed(place: str) -> None:
+def test_a_field_that_another_client_adds_to_the_rules_is_removed(place: str, manager: str) -> None:
     cluster, revision = behind_gateway()
     written = cluster.routes["desk"]["spec"]
     (rule,) = written["rules"]
@@ -500,18 +501,28 @@ def test_a_field_that_another_client_adds_to_the_rules_is_removed(place: str) ->
         "match": rule | {"matches": [{**rule["matches"][0], "method": "GET"}]},
         "backend": rule | {"backendRefs": [{**rule["backendRefs"][0], **headers}]},
     }[place]
-    cluster.routes["desk"] = {**cluster.routes["desk"], "spec": {**written, "rules": [changed]}}
+    route = cluster.routes["desk"]
+    cluster.routes["desk"] = {
+        **route,
+        "metadata": {**route["metadata"], "managedFields": [applied_by(manager, written)]},
+        "spec": {**written, "rules": [changed]},
+    }
     cluster.settle()
     assert cluster.routes["desk"]["spec"] == written
     assert routed(cluster) == {revision: 100}
+
+
+def applied_by(manager: str, spec: Manifest, operation: str = "Apply") -> Manifest:
+    """The entry of `managedFields` of a manager that applied all fields."""
+    fields: Manifest = {"f:spec": {f"f:{field}": {} for field in spec}}
+    return {"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": fields}
 
 
 def with_a_default(cluster: EndpointCluster, manager: str, operation: str) -> list[str]:
     """Give each rule a field that the operator does not know, and return the writes of the next passes."""
     route = cluster.routes["desk"]
     rules = [{**rule, "mirroring": "Off"} for rule in route["spec"]["rules"]]
-    fields: Manifest = {"f:spec": {f"f:{field}": {} for field in route["spec"]}}
-    entry = {"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": fields}
+    entry = applied_by(manager, route["spec"], operation)
     cluster.routes["desk"] = {
         **route,
         "metadata": {**route["metadata"], "managedFields": [entry]},

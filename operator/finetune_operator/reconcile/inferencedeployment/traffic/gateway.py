@@ -11,11 +11,14 @@ from http import HTTPStatus
 
 from finetune_operator.api.endpointtraffic import EndpointGateway
 from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.engine.applying import contains
 from finetune_operator.engine.metadata import applied_whole, controller_uid
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE
-from finetune_operator.manifests.httproute import build_http_route, build_revision_service
+from finetune_operator.manifests.httproute import (
+    build_http_route,
+    build_revision_service,
+    has_only_defaults_added,
+)
 from finetune_operator.manifests.labels import OPERATOR, REVISION, RUN
 from finetune_operator.observe.endpointhealth import EndpointHealth
 from finetune_operator.observe.routestatus import is_stale, route_health
@@ -136,9 +139,10 @@ class GatewayTraffic:
             return False
         read, wanted = self._route["spec"], self._build(weights)["spec"]
         own = applied_whole(self._route, OPERATOR)
-        # Additions of others, such as a filter, do not count as written. Defaults of a newer Gateway API do.
+        # Additions of others, such as a filter, do not count as written, also if they name the operator as
+        # manager. Defaults of a newer Gateway API do.
         return all(
-            read.get(field) == value or (field in own and contains(read.get(field), value))
+            read.get(field) == value or (field in own and has_only_defaults_added(read.get(field), value))
             for field, value in wanted.items()
         )
 
