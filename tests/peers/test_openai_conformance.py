@@ -16,6 +16,8 @@ from finetune_trainer.contract.configs.serve import ServedModel
 from tests.peers.test_vllm_pod import QUESTION, FetchedPod
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tests.trainer.serve.test_serve_apikeys import RIGHT
+from tests.trainer.serve.test_serve_constraint import linked
+from tests.trainer.serve.test_vllm_middleware import counted, tag_with
 from tests.trainer.workbench import ROWS
 from tools.peers import vllm
 
@@ -110,6 +112,16 @@ def form(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
+def repeated(times: int) -> str:
+    """A grammar of three rules that repeat one another up to so many times each."""
+    return f'root ::= r{{0,{times}}}\nr ::= s{{0,{times}}} "b"\ns ::= "a"{{0,{times}}} "c"'
+
+
+def within(grammar: str) -> dict[str, Any]:
+    """Settings of a request whose answer is constrained by a grammar."""
+    return {"extra_body": {"structured_outputs": {"grammar": grammar}}}
+
+
 STREAMED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
 ANSWERED: Final[dict[str, Call]] = {
     "chat": lambda client: of_chat(chat(client)),
@@ -177,6 +189,19 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
     "a form that does not exist": (400, lambda client: chat(client, response_format={"type": "xml"})),
     "a schema that is missing": (400, lambda client: chat(client, response_format={"type": "json_schema"})),
     "a schema that is none": (400, lambda client: chat(client, response_format=form({"type": "nothing"}))),
+    "a schema of too many references": (
+        400,
+        lambda client: chat(client, response_format=form(linked(3000))),
+    ),
+    "an object with many properties, of which some must occur": (
+        400,
+        lambda client: chat(client, response_format=form(counted(200, minProperties=1))),
+    ),
+    "rules that repeat one another too often": (400, lambda client: chat(client, **within(repeated(10_000)))),
+    "such rules within a structural tag": (
+        400,
+        lambda client: chat(client, response_format=tag_with(repeated(10_000))),
+    ),
     "a wrong type": (400, lambda client: chat(client, max_tokens="many")),
     "no key": (401, lambda client: chat(client.with_options(api_key="none"))),
     "no key for models": (401, lambda client: list(client.with_options(api_key="none").models.list())),
@@ -188,6 +213,10 @@ DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
     "two greedy answers": (lambda client: chat(client, n=2), {"VLLM": 400, "Transformers": 200}),
     "log-probabilities of a completion": (
         lambda client: completion(client, logprobs=1),
+        {"VLLM": 200, "Transformers": 400},
+    ),
+    "rules that repeat one another": (
+        lambda client: chat(client, **within(repeated(99))),
         {"VLLM": 200, "Transformers": 400},
     ),
     "a misspelt field": (

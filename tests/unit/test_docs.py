@@ -13,6 +13,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.serve import constraintlimits, grammarlimits
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -86,3 +87,17 @@ def test_the_index_lists_every_decision() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\]\((\d{4}[^)]+)\)", (folder / "README.md").read_text())
     assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_the_page_on_endpoints_has_the_limits_of_schemas() -> None:
+    section = (ROOT / "docs" / "endpoints.md").read_text().partition("### Limits of schemas\n")[2]
+    rows = re.findall(r"^\| .*", section.partition("\n## ")[0], re.MULTILINE)
+    shown = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]{2,}", "".join(rows))}
+    assert shown == {
+        constraintlimits.MAX_CHARACTERS,
+        constraintlimits.MAX_COUNTED_PROPERTIES,
+        constraintlimits.MAX_ITEMS,
+        constraintlimits.MAX_PROPERTIES,
+        grammarlimits.MAX_NESTING,
+        grammarlimits.MAX_REPETITIONS,
+    }

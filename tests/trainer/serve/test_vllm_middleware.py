@@ -393,6 +393,11 @@ def with_properties(*numbers: int) -> dict[str, Any]:
     return {"anyOf": objects}
 
 
+def counted(number: int, **limits: int) -> dict[str, Any]:
+    """A schema of an object with this number of properties, and a limit of how many occur."""
+    return {"type": "object", "properties": {f"p{each}": {} for each in range(number)}, **limits}
+
+
 LONG: Final = "a" * (128 * 1024)
 
 
@@ -404,6 +409,8 @@ LONG: Final = "a" * (128 * 1024)
         (of_content, {"type": "string", "pattern": LONG}, "response_format"),
         (of_content, with_properties(501), "response_format"),
         (of_tool, with_properties(*[100] * 26), "tools"),
+        (of_content, counted(101, minProperties=1), "response_format"),
+        (of_tool, {"anyOf": [counted(50, maxProperties=9)] * 5}, "tools"),
         (of_option, {"enum": [LONG]}, "structured_outputs.json"),
         (of_text, {LONG: 1}, "structured_outputs.structural_tag"),
         (
@@ -451,6 +458,8 @@ def test_what_vllm_would_compile_for_long_is_refused_by_the_name_of_its_field(
         lambda: of_content({"enum": [f"label {number}" for number in range(5000)]}),
         lambda: of_content(with_properties(500)),
         lambda: of_tool(with_properties(*[50] * 40)),
+        lambda: of_tool(counted(100, minProperties=1)),
+        lambda: of_tool(counted(500, minProperties=0)),
         lambda: of_content({"pattern": r"^(?:[a-z](?:[-a-z]{0,61}[a-z])?\.){1,100}\([a-z]{2,63}\){0,9}$"}),
         lambda: of_content({"pattern": "[(]{1000}a{1000}" * 20, "maxLength": 2**31 - 1}),
         lambda: {"structured_outputs": {"choice": [f"label {number}" for number in range(5000)]}},
