@@ -34,11 +34,29 @@ SPECS: Final[dict[str, Object]] = {
         "models": [{"name": "routing", "follow": {"model": "routing"}}],
     },
 }
+NAME_LABEL: Final = "kubernetes.io/metadata.name"
+CONDITIONS: Final[dict[str, tuple[Object, bool]]] = {
+    "in-ours": ({"key": NAME_LABEL, "operator": "In", "values": ["team-b", "team-a"]}, True),
+    "in-theirs": ({"key": NAME_LABEL, "operator": "In", "values": ["team-b"]}, False),
+    "in-absent": ({"key": "absent", "operator": "In", "values": ["team-a"]}, False),
+    "not-in-theirs": ({"key": NAME_LABEL, "operator": "NotIn", "values": ["team-b"]}, True),
+    "not-in-ours": ({"key": NAME_LABEL, "operator": "NotIn", "values": ["team-a"]}, False),
+    "not-in-absent": ({"key": "absent", "operator": "NotIn", "values": ["team-a"]}, True),
+    "exists": ({"key": NAME_LABEL, "operator": "Exists"}, True),
+    "exists-absent": ({"key": "absent", "operator": "Exists"}, False),
+    "absent": ({"key": "absent", "operator": "DoesNotExist"}, True),
+    "absent-present": ({"key": NAME_LABEL, "operator": "DoesNotExist"}, False),
+}
+"""Conditions on the labels of namespaces, and whether those of team-a meet them."""
 PROFILES: Final[dict[str, Object]] = {
+    **{
+        name: {"namespaceSelector": {"matchExpressions": [condition]}}
+        for name, (condition, _) in CONDITIONS.items()
+    },
     "open": {},
     "theirs": {"allowedNamespaces": ["team-b"]},
     "withdrawn": {"allowedNamespaces": ["team-a"]},
-    "by-label": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team-a"}}},
+    "by-label": {"namespaceSelector": {"matchLabels": {NAME_LABEL: "team-a"}}},
     "ours": {
         "allowedNamespaces": ["team-a"],
         "queues": {"train": "night"},
@@ -169,6 +187,13 @@ def test_a_profile_of_another_team_is_refused(profiles: Tenant, kind: str) -> No
     assert "namespace team-a is not allowed to use ComputeProfile theirs" in refusal
     for allowed in ("ours", "by-label", "open", "not-there-yet"):
         assert profiles.asks(kind, profile=allowed) == ""
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_profile_that_selects_namespaces_by_conditions_is_refused_to_all_others(
+    profiles: Tenant, name: str
+) -> None:
+    assert (profiles.asks(profile=name) == "") is CONDITIONS[name][1]
 
 
 def test_a_run_cannot_evaluate_with_a_profile_of_another_team(profiles: Tenant) -> None:

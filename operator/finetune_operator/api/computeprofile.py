@@ -8,7 +8,6 @@ from pydantic import Field
 
 from finetune_operator.api.budget import ProfileBudget, ProfileBudgetStatus
 from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue, NodeLimit
-from finetune_operator.api.endpointaccess import LabelSelector
 from finetune_operator.api.images import Images
 from finetune_operator.api.meta import (
     CELRule,
@@ -22,6 +21,7 @@ from finetune_operator.api.meta import (
     pattern_advice,
 )
 from finetune_operator.api.modelcache import ModelCache
+from finetune_operator.api.namespaceselector import SelectedNamespaces
 from finetune_operator.api.podresources import Quantity, StageResources
 from finetune_operator.api.podsecurity import PodUser
 from finetune_operator.api.podtemplate import PodTemplate
@@ -41,20 +41,6 @@ NAMESPACE_PLACEHOLDER: Final = "{namespace}"
 """Text in `store.uri` that is replaced by the namespace of the object that uses the store."""
 
 CURRENCY: Final = r"^[A-Z]{3}$"
-
-
-class SelectedNamespaces(LabelSelector):
-    """Namespaces that have all of these labels."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        *LabelSelector.rules,
-        CELRule(
-            "size(self.matchLabels) > 0",
-            "namespaceSelector needs matchLabels, because an empty selector would allow all namespaces:"
-            " name labels (matchExpressions is not supported), or omit namespaceSelector",
-            "matchLabels",
-        ),
-    )
 
 
 class ComputeProfileSpec(Model):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicy, disruption budget and topology spread of an endpoint."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -60,6 +61,18 @@ class LabelRequirement(Model):
         tuple[LabelValue, ...], Field(max_length=32, description="Values, for In and NotIn.")
     ] = ()
 
+    def is_met_by(self, labels: Mapping[str, str]) -> bool:
+        """Whether an object with these labels meets the condition."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case "DoesNotExist":
+                return self.key not in labels
+
 
 class PeerSelector(LabelSelector):
     """Selector of objects that have all of these labels and meet all of these conditions."""
@@ -68,6 +81,11 @@ class PeerSelector(LabelSelector):
         tuple[LabelRequirement, ...],
         Field(max_length=8, description="Conditions on labels, in addition to matchLabels. Empty: none."),
     ] = ()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether it selects an object with these labels."""
+        has_labels = self.match_labels.items() <= labels.items()
+        return has_labels and all(each.is_met_by(labels) for each in self.match_expressions)
 
 
 class IPBlock(Model):

@@ -11,6 +11,8 @@ from tests.unit.operator.evaluations import evaluation
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import DATASET, JOB, claim, dataset, finetunejob, profile
 
+BANNED = {"key": "example.com/team", "operator": "NotIn", "values": ["b"]}
+CONDITIONS = {"matchExpressions": [{"key": "example.com/gpus", "operator": "Exists"}, BANNED]}
 SELECTOR = {"matchLabels": {"example.com/gpus": "true"}}
 
 
@@ -41,6 +43,12 @@ def reason(cluster: MemoryCluster) -> str:
         ({"namespaceSelector": SELECTOR}, {"gpus": "false"}, False),
         ({"namespaceSelector": SELECTOR}, {"gpus": "true", "team": "a"}, True),
         ({"namespaceSelector": {}}, {}, True),
+        ({"namespaceSelector": CONDITIONS}, {}, False),
+        ({"namespaceSelector": CONDITIONS}, {"gpus": "no"}, True),
+        ({"namespaceSelector": CONDITIONS}, {"gpus": "no", "team": "b"}, False),
+        ({"namespaceSelector": CONDITIONS, "allowedNamespaces": [NAMESPACE]}, {}, True),
+        ({"namespaceSelector": {**SELECTOR, "matchExpressions": [BANNED]}}, {"gpus": "true"}, True),
+        ({"namespaceSelector": {**SELECTOR, "matchExpressions": [BANNED]}}, {"team": "a"}, False),
         ({"namespaceSelector": SELECTOR, "allowedNamespaces": [NAMESPACE]}, {}, True),
         ({"namespaceSelector": SELECTOR, "allowedNamespaces": ["other"]}, {"gpus": "true"}, True),
     ],

@@ -42,13 +42,13 @@ def is_allowed(profile: ComputeProfile, namespace: str, snapshot: Snapshot) -> b
     if selector is None or not _depends_on_labels(profile, namespace):
         return _is_named(profile, namespace)
     labels = snapshot.namespace_labels(namespace)
-    return labels is not None and selector.match_labels.items() <= labels.items()
+    return labels is not None and selector.selects(labels)
 
 
 def _is_named(profile: ComputeProfile, namespace: str) -> bool:
     """Whether the profile allows the namespace by name, or allows all."""
     allowed, selector = profile.spec.allowed_namespaces, profile.spec.namespace_selector
-    selects_all = not allowed if selector is None else not selector.match_labels
+    selects_all = not allowed if selector is None else selector.is_empty
     return selects_all or namespace in allowed
 
 
