@@ -18,11 +18,24 @@ NEW_RULES = (
     "min is greater than max, so that no value passes the gate",
     "uri must not contain a user name or password",
     "uri must not have text in braces",
+    "correct the address",
 )
 
 REFUSED: dict[str, Object] = {
     "placeholder-in-the-store": {"store": {"uri": "pvc://artifacts/{namespace}"}},
     "impossible-gate": {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.9, "max": 0.1}]}},
+    "impossible-port": {
+        "evaluation": {
+            "judges": [
+                {
+                    "name": "tone",
+                    "endpoint": "https://judge:99999",
+                    "model": "referee",
+                    "instructions": "Kind answers win.",
+                }
+            ]
+        }
+    },
     "password-in-a-uri": {
         "dataset": {"inline": {"source": {"uri": "https://reader:hunter2@rows.example/tickets.jsonl"}}}
     },

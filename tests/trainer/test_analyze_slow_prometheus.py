@@ -3,15 +3,18 @@
 
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from typing_extensions import override
 
 from finetune_trainer.analyze import comparison, prometheusreader
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.servingmetrics import ServingMetrics
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tests.trainer.test_analyze import FIRST_TOKEN, traffic
-from tests.trainer.test_analyze_prometheus import NEW, ONE_LOOK, analyze, gate
+from tests.trainer.test_analyze_prometheus import NEW, ONE_LOOK, analyze, gate, secret
 
 NESTED = b"[" * 100_000
 VALUE = b'{"data": {"resultType": "scalar", "result": [0, "0.3"]}}'
@@ -88,3 +91,16 @@ def test_a_response_that_cannot_be_read_is_inconclusive(text: bytes, status: int
         result = analyze(server.endpoint, None, gate(max=0.5), **ONE_LOOK)
         assert result.verdict == "Inconclusive"
         assert result.problem.startswith(f"prometheus/refusals of {NEW}: {server.endpoint}: {problem}")
+
+
+@pytest.mark.parametrize("port", ["99999", "web"])
+@pytest.mark.parametrize("has_secret", [False, True])
+def test_an_address_with_an_impossible_port_is_named_before_anything_is_measured(
+    tmp_path: Path, port: str, *, has_secret: bool
+) -> None:
+    mount = secret(tmp_path / "secret", endpoint="https://prometheus:9090") if has_secret else None
+    with pytest.raises(
+        StageFailure, match=rf"https://prometheus:{port}: Port .*; correct the address"
+    ) as failed:
+        analyze(f"https://prometheus:{port}", mount, gate(max=0.5))
+    assert failed.value.reason == FailureReason.INVALID_CONFIG

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from finetune_operator.api.custommetric import own_name
-from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, pattern_advice
+from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, base_url_advice
 from finetune_trainer.contract.judge import MAX_JUDGES, JudgeFields
 from finetune_trainer.contract.metrics import JUDGE
 
@@ -25,8 +25,7 @@ class Judge(JudgeFields, Model):
             pattern=HTTP_URL,
             description="Base URL of an OpenAI-compatible API, for example https://api.openai.com/v1. Calls"
             " go to /chat/completions under it.",
-            json_schema_extra=pattern_advice(
-                HTTP_URL,
+            json_schema_extra=base_url_advice(
                 "write the base URL of the API without user, query and fragment, for example"
                 " https://api.openai.com/v1",
             ),

@@ -87,6 +87,19 @@ def pattern_advice(pattern: str, message: str) -> dict[str, JsonValue]:
     return {"x-kubernetes-validations": [pattern_rule(pattern, message)]}
 
 
+PORT_RULE: Final[dict[str, JsonValue]] = {
+    "rule": "isURL(self) && (url(self).getPort() == '' || url(self).getPort().size() <= 5"
+    " && int(url(self).getPort()) > 0 && int(url(self).getPort()) <= 65535)",
+    "message": "correct the address: it needs a host, and a port, if it names one, from 1 to 65535",
+}
+"""Rule of a base URL. It applies to the field, not to its pattern: existing objects stay readable."""
+
+
+def base_url_advice(message: str) -> dict[str, JsonValue]:
+    """Schema extra of a field with the pattern HTTP_URL."""
+    return {"x-kubernetes-validations": [pattern_rule(HTTP_URL, message), PORT_RULE]}
+
+
 LABEL_ADVICE: Final = pattern_advice(
     DNS_LABEL,
     "use lower-case letters, digits and '-', with a letter or digit at both ends, for example my-model-2",

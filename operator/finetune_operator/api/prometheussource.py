@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from finetune_operator.api.custommetric import own_name
-from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, pattern_advice
+from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, base_url_advice
 from finetune_trainer.contract.prometheusqueries import (
     MAX_PROMETHEUS_QUERIES,
     PLACEHOLDERS,
     PROMETHEUS,
     PrometheusQueryFields,
+    placeholder,
 )
 
 IS_QUERIED: Final = f"self.metric.startsWith('{PROMETHEUS}/')"
@@ -27,8 +28,7 @@ class PrometheusQuery(PrometheusQueryFields, Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             f"self.query.matches(r'{ONLY_PLACEHOLDERS}')",
-            "the query has an unknown placeholder: use {{ revision }}, {{ endpoint }}, {{ namespace }} or"
-            " {{ interval }}",
+            f"the query has an unknown placeholder: use one of {', '.join(map(placeholder, PLACEHOLDERS))}",
             "query",
         ),
     )
@@ -57,8 +57,7 @@ class PrometheusSource(Model):
             description="Base URL of the API of Prometheus, Thanos, Mimir or VictoriaMetrics, for example"
             " http://prometheus.monitoring:9090. Queries go to /api/v1/query under it, from the pod of the"
             " analysis.",
-            json_schema_extra=pattern_advice(
-                HTTP_URL,
+            json_schema_extra=base_url_advice(
                 "write the base URL of the API without user, query and fragment, for example"
                 " http://prometheus.monitoring:9090",
             ),

@@ -60,7 +60,7 @@ class PrometheusReader:
             is_stable_past: whether the stable revision gets no more requests, so that its queries are
                 evaluated at the start of the measurement.
 
-        Raises StageFailure (INVALID_CREDENTIALS).
+        Raises StageFailure (INVALID_CONFIG, INVALID_CREDENTIALS).
         """
         self._source, self._compared, self._now = source, compared, now
         credentials = load_credentials(source.credentials)

@@ -12,8 +12,19 @@ PROMETHEUS: Final = "prometheus"
 """Family of the metrics of queries: prometheus/NAME."""
 MAX_PROMETHEUS_QUERIES: Final = 8
 MAX_QUERY_CHARACTERS: Final = 2048
-PLACEHOLDERS: Final = ("revision", "endpoint", "namespace", "interval")
-"""Names that a query can contain as `{{ NAME }}`."""
+PLACEHOLDERS: Final = {
+    "revision": "name of the revision, which docs/prometheus.yaml and the monitors of the chart put on its"
+    " series as label `revision`",
+    "endpoint": "name of the InferenceDeployment",
+    "namespace": "its namespace",
+    "interval": "duration from the start of the measurement, for example 120s",
+}
+"""Names that a query can contain as `{{ NAME }}`, with their values."""
+
+
+def placeholder(name: str) -> str:
+    """A placeholder as a query contains it."""
+    return f"{{{{ {name} }}}}"
 
 
 class PrometheusQueryFields(BaseModel):
@@ -24,11 +35,9 @@ class PrometheusQueryFields(BaseModel):
         Field(
             min_length=1,
             max_length=MAX_QUERY_CHARACTERS,
-            description="PromQL expression with one value, evaluated for each revision. Placeholders:"
-            " {{ revision }}, name of the revision, which docs/prometheus.yaml and the monitors of the chart"
-            " put on its series as label `revision`; {{ endpoint }} and {{ namespace }}, of the"
-            " InferenceDeployment; {{ interval }}, duration from the start of the measurement, for example"
-            " 120s.",
+            description="PromQL expression with one value, evaluated for each revision. Placeholders: "
+            + "; ".join(f"{placeholder(name)}, {value}" for name, value in PLACEHOLDERS.items())
+            + ". The log of the analysis has the queries, with their values.",
         ),
     ]
 

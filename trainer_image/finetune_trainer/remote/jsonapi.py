@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 import aiohttp
 from aiohttp import hdrs
 
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials, invalid
 from finetune_trainer.remote.limits import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
@@ -20,6 +21,7 @@ from finetune_trainer.remote.origin import RedirectRefused, origin_of
 from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
 from finetune_trainer.remote.retries import Unreachable, pause_seconds
 from finetune_trainer.remote.web import authorized_options
+from finetune_trainer.runtime.failure import StageFailure
 
 RESPONSE_SECONDS: Final = 300.0
 """Max duration of one attempt, unless the caller needs another one."""
@@ -57,11 +59,17 @@ class JsonApi:
             on_attempt: called before each attempt.
             attempt_seconds: max duration of one attempt.
 
-        Raises StageFailure (INVALID_CREDENTIALS) if the credentials are not for the server of the URL.
+        Raises StageFailure: INVALID_CONFIG if the URL has no valid host and port, INVALID_CREDENTIALS if the
+        credentials are not for its server.
         """
+        try:
+            origin = origin_of(url)
+        except ValueError as error:
+            problem = f"{url}: {error}; correct the address"
+            raise StageFailure(FailureReason.INVALID_CONFIG, problem) from error
         if credentials is not None:
             credentials.require_keys_of("https")
-            if origin_of(credentials.endpoint) != origin_of(url):
+            if origin_of(credentials.endpoint) != origin:
                 raise invalid(
                     credentials.secret_name,
                     f"key endpoint is {credentials.endpoint}, which is not the server of {url}",

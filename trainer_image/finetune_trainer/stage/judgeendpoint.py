@@ -30,7 +30,10 @@ def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
 
 
 def open_endpoint(judge: Judge, on_attempt: Callable[[], None] = lambda: None) -> JsonApi:
-    """Open the API of a judge. Sends no request yet. Raises StageFailure (INVALID_CREDENTIALS)."""
+    """Open the API of a judge. Sends no request yet.
+
+    Raises StageFailure (INVALID_CONFIG, INVALID_CREDENTIALS).
+    """
     return JsonApi(judge.endpoint, load_credentials(judge.credentials), on_attempt)
 
 
