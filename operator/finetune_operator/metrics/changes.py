@@ -6,13 +6,12 @@ twice.
 """
 
 from collections import defaultdict
-from collections.abc import Collection
-from typing import Any, get_args
+from collections.abc import Collection, Mapping
+from typing import Any, Final, get_args
 
 from prometheus_client import Counter
 
 from finetune_operator.api.rolloutstrategy import Strategy
-from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import (
     OperatorMetrics,
@@ -21,13 +20,22 @@ from finetune_operator.metrics.counters import (
     RolloutResult,
     StageOutcome,
 )
-from finetune_operator.observe.podstatus import has_condition, has_ended
-from finetune_operator.observe.stagetimes import container_state, parse_time
+from finetune_operator.observe.podends import PodOutcome, cause_of_end
+from finetune_operator.observe.podstatus import has_ended
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Stage
+
+CAUSES: Final[Mapping[PodOutcome, PodEnd]] = {
+    "Succeeded": PodEnd.SUCCEEDED,
+    "OutOfMemory": PodEnd.OUT_OF_MEMORY,
+    "Preemption": PodEnd.PREEMPTED,
+    "PeerLost": PodEnd.PREEMPTED,
+    "Failure": PodEnd.FAILED,
+}
+"""Values of the label `cause`."""
 
 
 def record_transition(metrics: OperatorMetrics, before: Manifest, after: Manifest) -> None:
@@ -53,7 +61,7 @@ def record_pod_end(metrics: OperatorMetrics, old: Manifest | None, new: Manifest
     stage = new["metadata"].get("labels", {}).get(STAGE)
     # Anyone who may create pods may set their labels.
     if stage in get_args(Stage):
-        metrics.pods_ended.labels(stage, _cause(new)).inc()
+        metrics.pods_ended.labels(stage, CAUSES[cause_of_end(new)]).inc()
 
 
 def _finetunejob(
@@ -192,12 +200,3 @@ def _condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
 
 def _names(entries: Any) -> set[str]:
     return {entry["name"] for entry in entries}
-
-
-def _cause(pod: Manifest) -> PodEnd:
-    ended = container_state(pod).get("terminated", {})
-    if has_condition(pod, "DisruptionTarget", "True") or ended.get("exitCode") in IGNORED_EXIT_CODES:
-        return PodEnd.PREEMPTED
-    if ended.get("reason") == "OOMKilled":
-        return PodEnd.OUT_OF_MEMORY
-    return PodEnd.SUCCEEDED if ended.get("exitCode") == ExitCode.OK else PodEnd.FAILED

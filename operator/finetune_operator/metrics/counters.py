@@ -97,7 +97,8 @@ class OperatorMetrics:
         self.pods_ended = Counter(
             "finetune_pods_ended",
             "Pods of stages whose end the operator observed, by cause: succeeded, failed, out_of_memory,"
-            " preempted (evicted, drained, stopped with its state saved, or left by another pod of its run).",
+            " preempted (evicted, drained, deleted, stopped with its state saved, or left by another pod of"
+            " its run).",
             ("stage", "cause"),
             registry=self.registry,
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices of pods, and whether the pods hold them or wait for them."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from finetune_operator.api.devices import MAX_DEVICES
 from finetune_operator.manifests.labels import DEVICES, STAGE
 from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import stage_states
@@ -37,19 +37,27 @@ def _is_running(pod: Manifest) -> bool:
     return has_condition(pod, "Ready", "True")
 
 
+def labeled_devices(obj: Manifest) -> int | None:
+    """Number of devices of a pod, or of each pod of a Job or Deployment, by its label.
+
+    None: no label, or not a number of devices. Anyone who may create pods may set their labels.
+    """
+    text = _labels(obj).get(DEVICES, "")
+    number = int(text) if text.isdecimal() else MAX_DEVICES + 1
+    return number if number <= MAX_DEVICES else None
+
+
 def devices_per_pod(obj: Manifest, per_replica: int = 0) -> int:
-    """Number of devices of a pod, or of each pod of a Job or Deployment.
+    """As `labeled_devices`, with a number for each object.
 
     Args:
         obj: the pod, Job or Deployment.
         per_replica: devices of a replica of its endpoint. Earlier releases labelled only stages.
     """
-    labels = _labels(obj)
-    text = labels.get(DEVICES)
-    if text is None:
-        return 0 if STAGE in labels else per_replica
-    # Anyone who may create pods may set their labels.
-    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) else 0
+    number = labeled_devices(obj)
+    if number is not None:
+        return number
+    return 0 if STAGE in _labels(obj) else per_replica
 
 
 def missing_job_pods(job: Manifest) -> int:

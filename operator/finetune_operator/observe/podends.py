@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the pods of a stage ended, as far as the cause of lost time depends on it."""
+"""How the pods of a stage ended: one cause for metrics and for lost time."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from finetune_operator.api.devicetime import MAX_ENDED_PODS, EndedPod, PodEndCause
 from finetune_operator.observe.podfailures import disruption
 from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.outcomes import ExitCode
+
+PodOutcome = Literal["Succeeded", "OutOfMemory"] | PodEndCause
 
 
 def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[EndedPod, ...]:
@@ -25,19 +28,25 @@ def with_ended(known: tuple[EndedPod, ...], pods: Iterable[Manifest]) -> tuple[E
     return tuple(sorted(kept[-MAX_ENDED_PODS:], key=lambda each: (each.at, each.pod)))
 
 
-def _end_of(pod: Manifest) -> EndedPod | None:
+def cause_of_end(pod: Manifest) -> PodOutcome:
+    """How a pod ended. A pod that is deleted before its trainer succeeds is preempted."""
     ended = container_state(pod).get("terminated", {})
-    if not ended.get("finishedAt") or ended.get("exitCode") == ExitCode.OK:
-        return None
-    return EndedPod(pod=pod["metadata"]["uid"], at=parse_time(ended["finishedAt"]), cause=_cause(pod))
-
-
-def _cause(pod: Manifest) -> PodEndCause:
-    ended = container_state(pod)["terminated"]
-    if disruption(pod) is not None or ended.get("exitCode") == ExitCode.PREEMPTED_SAVED:
+    code = ended.get("exitCode")
+    if code == ExitCode.OK:
+        return "Succeeded"
+    if disruption(pod) is not None or code == ExitCode.PREEMPTED_SAVED:
         return "Preemption"
-    if ended.get("exitCode") == ExitCode.PEER_LOST:
+    if code == ExitCode.PEER_LOST:
         return "PeerLost"
-    if ended.get("reason") != "OOMKilled" and "deletionTimestamp" in pod["metadata"]:
-        return "Preemption"
-    return "Failure"
+    if ended.get("reason") == "OOMKilled":
+        return "OutOfMemory"
+    return "Preemption" if "deletionTimestamp" in pod["metadata"] else "Failure"
+
+
+def _end_of(pod: Manifest) -> EndedPod | None:
+    finished_at = container_state(pod).get("terminated", {}).get("finishedAt")
+    outcome = cause_of_end(pod)
+    if not finished_at or outcome == "Succeeded":
+        return None
+    cause: PodEndCause = "Failure" if outcome == "OutOfMemory" else outcome
+    return EndedPod(pod=pod["metadata"]["uid"], at=parse_time(finished_at), cause=cause)

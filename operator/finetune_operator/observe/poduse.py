@@ -8,8 +8,9 @@ from math import ceil
 
 from finetune_operator.api.devices import MAX_DEVICES
 from finetune_operator.api.podresources import quantity_value
-from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
+from finetune_operator.manifests.labels import PROFILE, STAGE
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
+from finetune_operator.observe.devicepods import labeled_devices
 from finetune_operator.observe.podstatus import container_statuses, has_ended
 from finetune_operator.observe.stagetimes import container_span
 from finetune_operator.plan import Manifest
@@ -40,7 +41,7 @@ def use_of(pod: Manifest) -> PodUse | None:
     """The use of devices by a pod; None before its first container starts, and for pods without devices."""
     metadata = pod["metadata"]
     labels: dict[str, str] = metadata.get("labels", {})
-    profile, devices = labels.get(PROFILE), _labeled(labels)
+    profile, devices = labels.get(PROFILE), labeled_devices(pod)
     if not profile or (devices is None and STAGE in labels):
         return None
     spans = [
@@ -58,12 +59,6 @@ def use_of(pod: Manifest) -> PodUse | None:
         labeled=devices,
         engine_requests={} if devices is not None else _engine_requests(pod),
     )
-
-
-def _labeled(labels: Mapping[str, str]) -> int | None:
-    text = labels.get(DEVICES, "")
-    number = int(text) if text.isdecimal() else MAX_DEVICES + 1
-    return number if number <= MAX_DEVICES else None
 
 
 def _engine_requests(pod: Manifest) -> dict[str, str]:

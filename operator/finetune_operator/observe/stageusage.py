@@ -13,7 +13,8 @@ from finetune_operator.api.devicetime import (
     StageTimes,
     StageUsage,
 )
-from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.observe.devicepods import devices_per_pod
 from finetune_operator.observe.podends import with_ended
 from finetune_operator.observe.podtimes import Window, pod_seconds
 from finetune_operator.observe.stagetimes import parse_time, running_span
@@ -36,7 +37,7 @@ def stage_usage(
     if not spans:
         return usage
     labels = job["metadata"].get("labels", {})
-    devices = int(labels.get(DEVICES, "0"))
+    devices = devices_per_pod(job)
     after, until = usage.until if usage is not None else None, max(end for _, end in spans)
     window = Window(after, until if after is None else max(after, until))
     old = usage or StageUsage(name=stage, until=window.until)

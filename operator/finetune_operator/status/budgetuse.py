@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Share of a ComputeProfile's budget that each namespace has used, read from the profile's manifest."""
 
+from finetune_operator.api.budget import BudgetStatus, DeviceBudget
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.lenient import lenient_validator
 
 
 def shares_used(profile: Manifest) -> dict[str, float]:
@@ -9,15 +11,13 @@ def shares_used(profile: Manifest) -> dict[str, float]:
 
     Empty without a budget. Namespaces that have used nothing are absent.
     """
-    budget = (profile.get("spec") or {}).get("budget") or {}
-    usage = ((profile.get("status") or {}).get("budget") or {}).get("usage", ())
-    if "costPerNamespace" in budget:
-        return {each["namespace"]: each.get("cost", 0.0) / budget["costPerNamespace"] for each in usage}
-    if "deviceHoursPerNamespace" in budget:
-        # Divided as in `DeviceBudget.used`, so that both agree when a budget is exhausted.
-        hours = budget["deviceHoursPerNamespace"]
-        return {each["namespace"]: each["deviceSeconds"] / 3600 / hours for each in usage}
-    return {}
+    spec = (profile.get("spec") or {}).get("budget")
+    status = (profile.get("status") or {}).get("budget")
+    if spec is None or status is None:
+        return {}
+    budget: DeviceBudget = lenient_validator(DeviceBudget).validate_python(spec)
+    counted: BudgetStatus = lenient_validator(BudgetStatus).validate_python(status)
+    return {each.namespace: budget.used(each) / budget.limit for each in counted.usage}
 
 
 def exhausted(profile: Manifest) -> frozenset[str]:

@@ -293,7 +293,10 @@ def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_un
 def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_cost() -> None:
     def profile(name: str, limit: dict[str, float], *usage: dict[str, Any]) -> Manifest:
         spec = {"budget": {"period": "Week", **limit}} if limit else {}
-        return {"metadata": {"name": name}, "spec": spec, "status": {"budget": {"usage": list(usage)}}}
+        since, end = "2030-01-07T00:00:00Z", "2030-01-14T00:00:00Z"
+        counted = [{**each, "countedUntil": since} for each in usage]
+        status = {"budget": {"period": "Week", "since": since, "resetsAt": end, "usage": counted}}
+        return {"metadata": {"name": name}, "spec": spec, "status": status}
 
     hours = {"namespace": "a", "deviceSeconds": 5400, "cost": 9.0}
     profiles = [

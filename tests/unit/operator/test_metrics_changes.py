@@ -315,6 +315,11 @@ def disrupted(pod: Manifest) -> Manifest:
     return pod
 
 
+def deleted(pod: Manifest) -> Manifest:
+    pod["metadata"]["deletionTimestamp"] = "2030-01-02T03:00:00Z"
+    return pod
+
+
 @pytest.mark.parametrize(
     ("ended", "cause"),
     [
@@ -324,6 +329,8 @@ def disrupted(pod: Manifest) -> Manifest:
         (pod(phase="Failed", exitCode=20), "preempted"),
         (pod(phase="Failed", exitCode=21), "preempted"),
         (disrupted(pod(phase="Failed", exitCode=137)), "preempted"),
+        (deleted(pod(phase="Failed", exitCode=143)), "preempted"),
+        (deleted(pod(phase="Failed", exitCode=137, reason="OOMKilled")), "out_of_memory"),
     ],
 )
 def test_the_end_of_a_pod_is_counted_once_by_its_cause(ended: Manifest, cause: str) -> None:

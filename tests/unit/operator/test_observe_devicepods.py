@@ -64,10 +64,19 @@ def test_a_pod_holds_devices_from_its_node_to_its_end(obj: Manifest, state: Devi
         ({"finetune.dev/devices": "2"}, 8, 2),
         ({}, 8, 8),
         ({"finetune.dev/stage": "fill"}, 8, 0),
-        ({"finetune.dev/devices": "many"}, 8, 0),
-        ({"finetune.dev/devices": "-1"}, 8, 0),
+        ({**STAGE, "finetune.dev/devices": "many"}, 8, 0),
+        ({"finetune.dev/devices": "-1"}, 8, 8),
+        ({**STAGE, "finetune.dev/devices": "999"}, 0, 0),
     ],
-    ids=["stage", "replica", "replica of an earlier release", "stage without devices", "text", "negative"],
+    ids=[
+        "stage",
+        "replica",
+        "replica of an earlier release",
+        "stage without devices",
+        "text",
+        "negative",
+        "more than the limit",
+    ],
 )
 def test_the_label_of_a_pod_says_how_many_devices_it_has(
     labels: dict[str, str], per_replica: int, devices: int
