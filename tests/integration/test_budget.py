@@ -68,6 +68,10 @@ def neighbour(
     operators.stop_all()
 
 
+HOURS = 1.5
+"""The budget of the tests. The train pod of `kubelet` has used it, and that of the neighbour has not."""
+
+
 class BudgetScene:
     """A profile with a budget that has been counted for three hours."""
 
@@ -75,7 +79,7 @@ class BudgetScene:
         self.api = api
         self.profile = profile
         self._operator = operator
-        self.set_budget(1)
+        self.set_budget(HOURS)
         eventually("the count begins", lambda: self.status.get("budget"), describe=self._describe)
         self.write(since=_text(datetime.now(UTC) - AGO * 1.5))
 
@@ -128,7 +132,7 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace, "first", evaluation=None))
     eventually("the first run trains", lambda: "train" in kubelet.started, 60, lambda: operator.log[-4000:])
-    usage = scene.until_counted(namespace, 3600)
+    usage = scene.until_counted(namespace, HOURS * 3600)
     start = started_at(api, namespace, "first")
 
     def expected(entry: Object) -> float:
@@ -137,7 +141,7 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
     assert usage["deviceSeconds"] == expected(usage)
     api.create(manifests.finetunejob(namespace, "second", evaluation=None))
     message = team.until_reason("FineTuneJob", "second", "Reconciling", "BudgetExhausted")
-    assert ": 1 device hours this month. The train stage starts after the reset at" in message
+    assert ": 1.5 device hours this month. The train stage starts after the reset at" in message
     assert condition(api.get("FineTuneJob", namespace, "first"), "Reconciling")["reason"] == "Training"
 
     # A restarted operator counts what it did not see, and nothing twice.
@@ -176,7 +180,7 @@ def test_two_installations_count_their_own_namespaces_and_only_the_one_that_used
         pods.held.add("train")
         api.create(manifests.dataset(each))
         api.create(manifests.finetunejob(each, "first", compute=compute, evaluation=None))
-    for each, seconds in zip(namespaces, (3600, 300), strict=True):
+    for each, seconds in zip(namespaces, (HOURS * 3600, 300), strict=True):
         usage = scene.until_counted(each, seconds)
         passed = datetime.fromisoformat(usage["countedUntil"]) - started_at(api, each, "first")
         assert usage["deviceSeconds"] == passed.total_seconds()

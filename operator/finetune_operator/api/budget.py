@@ -116,8 +116,8 @@ ProfileBudget = Annotated[
     Field(
         description="What each namespace may use of the profile's devices per period. If it is used up,"
         " further stages with devices wait for the next period; running pods are never stopped, and endpoints"
-        " serve. status.budget has the usage of each namespace, which all users who may list profiles can"
-        " read. Default: no budget."
+        " serve. For each device of an unfinished Job, 1 h is reserved. status.budget has the usage of each"
+        " namespace, which all users who may list profiles can read. Default: no budget."
     ),
 ]
 ProfileBudgetStatus = Annotated[

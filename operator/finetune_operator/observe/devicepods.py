@@ -60,17 +60,25 @@ def devices_per_pod(obj: Manifest, per_replica: int = 0) -> int:
     return 0 if STAGE in _labels(obj) else per_replica
 
 
+def job_devices(job: Manifest) -> int:
+    """Number of devices that the Job uses or waits for; 0 after its end."""
+    return devices_per_pod(job) * _wanted_job_pods(job)
+
+
 def missing_job_pods(job: Manifest) -> int:
     """Number of pods that the Job wants and does not have: it waits in a queue, or a quota refuses them."""
+    active: int = job.get("status", {}).get("active", 0)
+    return max(0, _wanted_job_pods(job) - active)
+
+
+def _wanted_job_pods(job: Manifest) -> int:
     if "deletionTimestamp" in job["metadata"] or any(
         has_condition(job, type_, "True") for type_ in ENDED_JOB
     ):
         return 0
     spec, status = job.get("spec", {}), job.get("status", {})
     unfinished: int = spec.get("completions", 1) - status.get("succeeded", 0)
-    wanted: int = min(spec.get("parallelism", 1), unfinished)
-    active: int = status.get("active", 0)
-    return max(0, wanted - active)
+    return max(0, min(spec.get("parallelism", 1), unfinished))
 
 
 def missing_replicas(deployment: Manifest) -> int:

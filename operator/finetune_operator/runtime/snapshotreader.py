@@ -28,15 +28,17 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_DIGEST,
     BY_LINE,
     BY_STATE,
+    OVER_BUDGET,
     PARTLY_SCHEDULED,
     ROLLING,
     address,
     version_owner,
 )
+from finetune_operator.reconcile.inputs.jobdevices import JobDevices
 from finetune_operator.reconcile.inputs.secondaries import Children
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.scheduling.locks import line_lock, rollout_lock
+from finetune_operator.reconcile.scheduling.locks import budget_lock, line_lock, rollout_lock
 from finetune_operator.runtime.caches import BY_OWNER, Caches
 from finetune_operator.runtime.models import Models
 
@@ -53,9 +55,11 @@ class SnapshotReader:
         self._champion_listeners: list[Callable[[str, str], None]] = []
         self._calibration = Calibration()
         self._device_use = DeviceUse(partial(datetime.now, UTC))
+        self._job_devices = JobDevices()
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)
         caches.children[POD].subscribe(self._device_use.note)
+        caches.children[JOB].subscribe(self._job_devices.note)
 
     @property
     def calibration(self) -> Calibration:
@@ -81,6 +85,9 @@ class SnapshotReader:
             index = self._lines.get(key.namespace)
             model = None if index is None else index.model_of(key.name)
             return None if model is None else line_lock(key.namespace, model)
+        if key.kind in {"FineTuneJob", "Evaluation"}:
+            waiting = self._caches.kinds[key.kind].indexed(BY_STATE, OVER_BUDGET)
+            return budget_lock(key.namespace) if address(key.namespace, key.name) in waiting else None
         if key.kind != "InferenceDeployment":
             return None
         endpoint = self._of(InferenceDeployment).get(key.namespace, key.name)
@@ -132,6 +139,7 @@ class SnapshotReader:
             calibrated_mfu=self._calibration.mfu,
             measured_memory=self._calibration.memory,
             device_use=self._device_use.of,
+            devices_of_other_jobs=partial(self._job_devices.of_others, namespace, resource.uid),
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),

@@ -18,8 +18,8 @@ from finetune_operator.reconcile.computeprofile.accounting import (
     MIN_PASS_SECONDS,
     Account,
     account,
-    period_of,
 )
+from finetune_operator.reconcile.platform.budgets import period_of
 
 BEGIN = datetime(2030, 1, 2, 3, 0, tzinfo=UTC)
 """A Wednesday."""

@@ -10,6 +10,7 @@ from finetune_operator.observe.devicepods import (
     DeviceState,
     device_state,
     devices_per_pod,
+    job_devices,
     missing_job_pods,
     missing_replicas,
 )
@@ -105,6 +106,22 @@ def test_a_job_lacks_the_pods_that_it_wants_and_does_not_have(
 
 def test_a_job_that_is_being_deleted_lacks_nothing() -> None:
     assert missing_job_pods({"metadata": {"deletionTimestamp": "now"}, "spec": {}}) == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "devices"),
+    [
+        ({"suspend": True}, {}, 4),
+        ({"parallelism": 3, "completions": 3}, {"active": 2}, 12),
+        ({"parallelism": 3, "completions": 3}, {"active": 2, "succeeded": 2}, 4),
+        ({}, {"conditions": [{"type": "Failed", "status": "True"}]}, 0),
+    ],
+    ids=["queued", "several pods", "one pod left", "failed"],
+)
+def test_a_job_uses_or_waits_for_the_devices_of_its_unfinished_pods(
+    spec: dict[str, Any], status: dict[str, Any], devices: int
+) -> None:
+    assert job_devices({"metadata": {"labels": STAGE}, "spec": spec, "status": status}) == devices
 
 
 @pytest.mark.parametrize(("metadata", "missing"), [({}, 2), ({"deletionTimestamp": "now"}, 0)])

@@ -9,7 +9,7 @@ from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving_pod
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at
-from tests.unit.operator.runobjects import JOB, preflighted, trained
+from tests.unit.operator.runobjects import JOB, finetunejob, preflighted, trained
 from tests.unit.operator.runsteps import reached, started
 
 PROFILE = "cpu"
@@ -82,6 +82,80 @@ def test_a_waiting_run_starts_when_the_budget_is_raised_or_removed() -> None:
         cluster.change("ComputeProfile", PROFILE, budget=budget)
         cluster.settle()
         assert cluster.has_stage_job("train")
+
+
+def waiting_runs(cluster: MemoryCluster, number: int) -> list[str]:
+    """Runs of the namespace that wait for its budget before their train stage."""
+    names = [f"run-{each}" for each in range(number)]
+    for name in names:
+        job = finetunejob()
+        cluster.add({**job, "metadata": {"name": name}})
+        cluster.settle()
+        uid = cluster.objects["FineTuneJob", name]["metadata"]["uid"]
+        cluster.succeed("preflight", preflighted().model_copy(update={"run": uid}), after=10)
+        cluster.settle()
+        assert cluster.states("FineTuneJob", name)["Reconciling"] == "BudgetExhausted"
+    return names
+
+
+def trains(cluster: MemoryCluster) -> list[str]:
+    """The runs with an unfinished train Job."""
+    labels = [job["metadata"]["labels"] for job in cluster.of("Job").values() if "status" not in job]
+    return [each["finetune.dev/owner-name"] for each in labels if each["finetune.dev/stage"] == "train"]
+
+
+def test_after_the_reset_as_many_runs_start_as_the_budget_covers_for_an_hour() -> None:
+    cluster = exhausted()
+    cluster.remove("FineTuneJob", JOB)
+    names = waiting_runs(cluster, 4)
+    cluster.now += timedelta(hours=21)
+    cluster.settle()
+    assert trains(cluster) == names[:2]
+    message = cluster.condition("FineTuneJob", names[2], "Reconciling")
+    assert message is not None
+    assert message["message"].startswith(
+        "other Jobs of namespace team reserve 1 h per device, which is the rest of its budget of"
+        " ComputeProfile cpu: 2 device hours today. The train stage starts when one of them ends, or after"
+        " the reset at 2030-01-04T00:00:00Z. "
+    )
+    cluster.now += timedelta(minutes=5)
+    before = cluster.objects["FineTuneJob", names[2]]["status"]
+    cluster.settle()
+    assert cluster.objects["FineTuneJob", names[2]]["status"] == before
+    first = next(name for name in cluster.of("Job") if name.startswith(f"{names[0]}-train"))
+    job = cluster.objects["Job", first]
+    ended = {**job, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    keys = {Key("FineTuneJob", NAMESPACE, name) for name in names}
+    assert related("Job", job, ended, cluster.reader()) == keys - {Key("FineTuneJob", NAMESPACE, names[1])}
+    assert related("Job", ended, None, cluster.reader()) == {Key("FineTuneJob", NAMESPACE, names[0])}
+    cluster.objects["Job", first] = ended
+    cluster.reconcile("FineTuneJob", names[2])
+    cluster.reconcile("FineTuneJob", names[3])
+    assert trains(cluster) == names[1:3]
+
+
+def test_passes_of_runs_that_wait_for_a_budget_do_not_overlap() -> None:
+    cluster = exhausted()
+    key = Key("FineTuneJob", NAMESPACE, JOB)
+    assert cluster.reader().lock(key) is None
+    at_train(cluster)
+    (other,) = waiting_runs(cluster, 1)
+    locks = {cluster.reader().lock(each) for each in (key, Key("FineTuneJob", NAMESPACE, other))}
+    assert len(locks) == 1
+    assert None not in locks
+
+
+def test_the_jobs_of_the_run_itself_and_of_other_profiles_reserve_nothing() -> None:
+    cluster = exhausted(deviceHoursPerNamespace=0.5, period="Day")
+    set_usage(cluster, deviceSeconds=0)
+    for profile, owner in ((PROFILE, cluster.job(JOB).uid), ("large", "another")):
+        labels = {"finetune.dev/profile": profile, "finetune.dev/devices": "8"}
+        owners = [{"kind": "FineTuneJob", "name": JOB, "uid": owner, "controller": True}]
+        metadata = {"name": f"job-{profile}", "labels": labels, "ownerReferences": owners}
+        cluster.add({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {}})
+    cluster.succeed("preflight", preflighted(), after=10)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
 
 
 def test_a_budget_of_cost_is_compared_with_the_cost() -> None:

@@ -15,13 +15,13 @@ from typing import Final
 
 from finetune_operator.api.budget import (
     MAX_BUDGET_NAMESPACES,
-    BudgetPeriod,
     BudgetStatus,
     BudgetUsage,
     DeviceBudget,
 )
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.observe.poduse import PodUse
+from finetune_operator.reconcile.platform.budgets import period_of
 
 LAG: Final = timedelta(seconds=10)
 """Time after which use is counted: nodes report the start of a container late."""
@@ -44,20 +44,6 @@ class Account:
 
     status: BudgetStatus | None
     recheck_seconds: float | None
-
-
-def period_of(period: BudgetPeriod, moment: datetime) -> tuple[datetime, datetime]:
-    """Begin and end of the period that has this moment, in UTC."""
-    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    match period:
-        case "Day":
-            return day, day + timedelta(days=1)
-        case "Week":
-            monday = day - timedelta(days=day.weekday())
-            return monday, monday + timedelta(days=7)
-        case "Month":
-            first = day.replace(day=1)
-            return first, (first + timedelta(days=31)).replace(day=1)
 
 
 def account(profile: ComputeProfile, uses: Collection[PodUse], now: datetime) -> Account:

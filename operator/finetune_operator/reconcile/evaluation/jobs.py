@@ -63,7 +63,7 @@ def build_job(
     judges = evaluation.spec.judges if purpose == "stage" else ()
     config: StageConfig | None
     if purpose == "stage":
-        waiting = check_budget(found.profile, request.stage, evaluation.namespace, run.snapshot.now)
+        waiting = check_budget(found.profile, request.stage, evaluation.namespace, run.snapshot)
         if waiting is not None:
             return waiting
         keep(run)

@@ -52,7 +52,7 @@ def build_job(
     stage: JobStage = request.stage
     config: StageConfig | Blocked
     if purpose == "stage":
-        waiting = check_budget(found.profile_of(stage), request.stage, run.job.namespace, run.snapshot.now)
+        waiting = check_budget(found.profile_of(stage), request.stage, run.job.namespace, run.snapshot)
         if waiting is not None:
             return waiting
         run.keep(found)

@@ -110,6 +110,11 @@ class Snapshot:
     """Returns the memory that a profile's last runs in all namespaces used, oldest first."""
     device_use: Callable[[str], Iterable[PodUse]] = lambda _: ()
     """Returns the use of a profile's devices by pods of all namespaces, also by pods deleted just now."""
+    devices_of_other_jobs: Callable[[str], int] = lambda _: 0
+    """Returns the number of devices of a profile in Jobs of the namespace that have not ended.
+
+    Those of the object itself do not count.
+    """
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""

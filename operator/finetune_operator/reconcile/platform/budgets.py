@@ -1,41 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a namespace may start another stage with devices of a ComputeProfile that has a budget."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
+from finetune_operator.api.budget import BudgetPeriod
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import Stage
 
 PERIODS: Final = {"Day": "today", "Week": "this week", "Month": "this month"}
+RESERVED_SECONDS: Final = 3600
+"""Seconds that the budget must have left for each device of the namespace's other Jobs. They start at the
+same time after a reset, and none of them is ever stopped."""
 RECHECK_SECONDS: Final = 3600.0
-"""Max seconds between two checks. A raised budget and a reset wake the object earlier."""
+"""Max seconds between two checks. A raised budget, a reset and the end of a Job wake the object earlier."""
 
 
-def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, now: datetime) -> Working | None:
-    """Before a Job is created: wait if the stage uses devices and the namespace has used its budget.
+def period_of(period: BudgetPeriod, moment: datetime) -> tuple[datetime, datetime]:
+    """Begin and end of the period that has this moment, in UTC."""
+    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    match period:
+        case "Day":
+            return day, day + timedelta(days=1)
+        case "Week":
+            monday = day - timedelta(days=day.weekday())
+            return monday, monday + timedelta(days=7)
+        case "Month":
+            first = day.replace(day=1)
+            return first, (first + timedelta(days=31)).replace(day=1)
+
+
+def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot: Snapshot) -> Working | None:
+    """Before a Job is created: wait if the namespace has used or reserved its budget of devices.
 
     Jobs that exist are never affected, so a namespace can exceed its budget by what they use.
     """
-    budget, status = profile.spec.budget, profile.status.budget
-    if not STAGES[stage].uses_devices or budget is None or status is None or now >= status.resets_at:
+    budget, status, now = profile.spec.budget, profile.status.budget, snapshot.now
+    if not STAGES[stage].uses_devices or budget is None or status is None:
         return None
-    usage = status.of(namespace)
-    if usage is None or budget.used(usage) < budget.limit:
+    is_over = now >= status.resets_at
+    usage = None if is_over else status.of(namespace)
+    resets_at = period_of(budget.period, now)[1] if is_over else status.resets_at
+    used = 0.0 if usage is None else budget.used(usage)
+    devices, price = snapshot.devices_of_other_jobs(profile.name), profile.spec.price_per_device_hour
+    if used + budget.per_second(devices, price) * RESERVED_SECONDS < budget.limit:
         return None
     # The usage, which grows, is in the profile's status: a waiting object writes its status once.
     unit = (profile.spec.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
+    whose = (
+        f"its budget of ComputeProfile {profile.name}: {_figure(budget.limit)} {unit}"
+        f" {PERIODS.get(budget.period, '')}"
+    )
+    cause, start = f"namespace {namespace} has used {whose}", ""
+    if used < budget.limit:
+        cause = f"other Jobs of namespace {namespace} reserve 1 h per device, which is the rest of {whose}"
+        start = "when one of them ends, or "
     return Working(
         Reason.BUDGET_EXHAUSTED,
-        f"namespace {namespace} has used its budget of ComputeProfile {profile.name}:"
-        f" {_figure(budget.limit)} {unit} {PERIODS.get(budget.period, '')}."
-        f" The {stage} stage starts after the reset at {status.resets_at:%Y-%m-%dT%H:%M:%SZ}. To start it"
-        " earlier, ask the platform team to raise the profile's spec.budget, or use another profile in a new"
-        " object",
-        min(RECHECK_SECONDS, (status.resets_at - now).total_seconds() + 1),
+        f"{cause}. The {stage} stage starts {start}after the reset at {resets_at:%Y-%m-%dT%H:%M:%SZ}."
+        " To start it earlier, ask the platform team to raise the profile's spec.budget, or use another"
+        " profile in a new object",
+        min(RECHECK_SECONDS, (resets_at - now).total_seconds() + 1),
     )
 
 

@@ -18,6 +18,14 @@ def line_lock(namespace: str, model: str) -> LockName:
     return ("model line", namespace, model)
 
 
+def budget_lock(namespace: str) -> LockName:
+    """The lock of the pass of a run or an Evaluation that waits for a budget of its namespace.
+
+    Each of them counts the devices of the Jobs that those before it have created.
+    """
+    return ("budget", namespace)
+
+
 def rollout_lock(endpoint: InferenceDeployment, profiles: Mapping[str, ComputeProfile]) -> LockName | None:
     """The lock of an endpoint's pass: rollouts of a profile are counted one by one.
 

@@ -10,6 +10,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
+from finetune_operator.observe.devicepods import job_devices
 from finetune_operator.observe.poduse import use_of
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
@@ -214,6 +215,14 @@ def _waiting_for_budget(namespaces: frozenset[str], objects: IndexedObjects) -> 
         yield from (key for key in waiting if key.namespace in namespaces)
 
 
+def _of_job(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    """Its owner, and objects that wait for a budget when it needs fewer devices than before."""
+    yield from _owner(change, objects)
+    before, after = (0 if job is None else job_devices(job) for job in (change.old, change.new))
+    if after < before:
+        yield from _waiting_for_budget(frozenset({change.namespace}), objects)
+
+
 def _of_pod(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """Its owner, and a ComputeProfile with a budget when the pod begins or ends to use devices."""
     yield from _owner(change, objects)
@@ -245,5 +254,6 @@ RELATIONS: Final[Mapping[str, Callable[[Change, IndexedObjects], Iterator[Key]]]
     "Evaluation": _of_evaluation,
     "InferenceDeployment": _of_inferencedeployment,
     "ComputeProfile": _of_computeprofile,
+    "Job": _of_job,
     "Pod": _of_pod,
 }
