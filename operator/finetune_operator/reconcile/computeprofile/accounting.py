@@ -60,10 +60,13 @@ def account(profile: ComputeProfile, uses: Collection[PodUse], now: datetime) ->
     now = now.replace(microsecond=0)
     current = _in_period(budget, profile.status.budget, now)
     until, resource = now - LAG, profile.spec.devices.resource
-    uncounted = _uncounted(current, uses, resource, until)
+    pods: defaultdict[str, list[PodUse]] = defaultdict(list)
+    for use in uses:
+        pods[use.namespace].append(use)
+    uncounted = _uncounted(current, pods, resource, until)
     if any(_is_due(current, namespace, seconds, until) for namespace, seconds in uncounted.items()):
         current = _with(current, uncounted, until, profile.spec.price_per_device_hour)
-    return Account(current, _recheck_seconds(profile, budget, current, uses, now))
+    return Account(current, _recheck_seconds(profile, budget, current, pods, now))
 
 
 def _in_period(budget: DeviceBudget, before: BudgetStatus | None, now: datetime) -> BudgetStatus:
@@ -80,15 +83,17 @@ def _in_period(budget: DeviceBudget, before: BudgetStatus | None, now: datetime)
 
 
 def _uncounted(
-    current: BudgetStatus, uses: Collection[PodUse], resource: str, until: datetime
+    current: BudgetStatus, pods: Mapping[str, Collection[PodUse]], resource: str, until: datetime
 ) -> Mapping[str, int]:
     """Device seconds that are not counted yet, by namespace."""
     seconds: defaultdict[str, int] = defaultdict(int)
-    for use in uses:
-        start = max(use.started_at, _counted_until(current, use.namespace))
-        end = until if use.ended_at is None else min(use.ended_at, until)
-        if end > start:
-            seconds[use.namespace] += int((end - start).total_seconds()) * use.devices(resource)
+    for namespace, uses in pods.items():
+        since = _counted_until(current, namespace)
+        for use in uses:
+            start = max(use.started_at, since)
+            end = until if use.ended_at is None else min(use.ended_at, until)
+            if end > start:
+                seconds[namespace] += int((end - start).total_seconds()) * use.devices(resource)
     return {namespace: counted for namespace, counted in seconds.items() if counted}
 
 
@@ -131,22 +136,19 @@ def _recheck_seconds(
     profile: ComputeProfile,
     budget: DeviceBudget,
     current: BudgetStatus,
-    uses: Collection[PodUse],
+    pods: Mapping[str, Collection[PodUse]],
     now: datetime,
 ) -> float:
     """Seconds until the reset, until a namespace uses up its budget, or until use must be counted."""
     waits = [IDLE_SECONDS, (current.resets_at - now).total_seconds()]
-    running: defaultdict[str, list[PodUse]] = defaultdict(list)
-    for use in uses:
-        devices = use.devices(profile.spec.devices.resource)
-        if use.ended_at is None:
-            running[use.namespace].append(use)
-        elif devices and _awaits_count(current, use):
+    for namespace, uses in pods.items():
+        if _awaits_count(current, namespace, uses, profile.spec.devices.resource):
             waits.append(MIN_PASS_SECONDS)
-    for namespace, pods in running.items():
-        used_up = _used_up_at(profile, budget, current, namespace, pods)
-        seconds = MAX_PASS_SECONDS if used_up is None else (used_up + LAG - now).total_seconds()
-        waits.append(min(MAX_PASS_SECONDS, max(MIN_PASS_SECONDS, seconds)))
+        running = [use for use in uses if use.ended_at is None]
+        if running:
+            used_up = _used_up_at(profile, budget, current, namespace, running)
+            seconds = MAX_PASS_SECONDS if used_up is None else (used_up + LAG - now).total_seconds()
+            waits.append(min(MAX_PASS_SECONDS, max(MIN_PASS_SECONDS, seconds)))
     return max(1.0, min(waits))
 
 
@@ -168,8 +170,12 @@ def _used_up_at(
     return since + timedelta(seconds=min(left / per_second, IDLE_SECONDS))
 
 
-def _awaits_count(current: BudgetStatus, use: PodUse) -> bool:
-    """Whether a pod that has ended has used something that is not counted."""
-    is_left_out = current.of(use.namespace) is None and _is_full(current)
-    start = max(use.started_at, _counted_until(current, use.namespace))
-    return use.ended_at is not None and use.ended_at > start and not is_left_out
+def _awaits_count(current: BudgetStatus, namespace: str, uses: Collection[PodUse], resource: str) -> bool:
+    """Whether a pod of the namespace has ended and has used something that is not counted."""
+    if current.of(namespace) is None and _is_full(current):
+        return False
+    since = _counted_until(current, namespace)
+    return any(
+        use.ended_at is not None and use.ended_at > max(use.started_at, since) and use.devices(resource)
+        for use in uses
+    )
