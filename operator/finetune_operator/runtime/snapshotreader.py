@@ -137,7 +137,7 @@ class SnapshotReader:
             partly_scheduled_everywhere=self._of(FineTuneJob).indexed(BY_STATE, PARTLY_SCHEDULED),
             profiles=self._of(ComputeProfile).named(""),
             calibrated_mfu=self._calibration.mfu,
-            measured_memory=self._calibration.memory,
+            peak_bytes=self._calibration.peak_bytes,
             device_use=self._device_use.of,
             devices_of_other_jobs=partial(self._job_devices.of_others, namespace, resource.uid),
             progress=progress,

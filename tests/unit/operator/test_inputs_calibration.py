@@ -3,7 +3,12 @@
 
 from typing import Any
 
-from finetune_operator.reconcile.inputs.calibration import MAX_RUNS, Calibration, MeasuredMemory
+from finetune_operator.reconcile.inputs.calibration import (
+    MAX_LINE_RUNS,
+    MAX_RUNS,
+    Calibration,
+    LineOnProfile,
+)
 
 
 def run(number: int, mfu: float | None, profile: str | None = "a100") -> dict[str, Any]:
@@ -36,10 +41,12 @@ def test_runs_without_a_measurement_and_of_other_profiles_do_not_count() -> None
     assert (calibration.mfu("a100"), calibration.mfu("l4")) == (None, 0.4)
 
 
-def trained(number: int, peak: int, device: int | None = 80, profile: str = "a100") -> dict[str, Any]:
+def trained(
+    number: int, peak: int, device: int | None = 80, profile: str = "a100", namespace: str = "team"
+) -> dict[str, Any]:
     """A run that was trained in minute `number` and used `peak` of `device` bytes."""
     job = run(number, None, profile)
-    job["metadata"]["namespace"] = "team"
+    job["metadata"]["namespace"] = namespace
     job["spec"] = {"model": "tickets"}
     job["status"]["training"] = {"deviceMemoryBytes": peak}
     if device is not None:
@@ -47,13 +54,25 @@ def trained(number: int, peak: int, device: int | None = 80, profile: str = "a10
     return job
 
 
-def test_the_memory_of_the_last_runs_is_known_oldest_first() -> None:
+def test_the_memory_of_the_last_runs_of_a_line_is_known_oldest_first_however_many_runs_others_have() -> None:
     calibration = Calibration()
     for number in (3, 1, 2):
         calibration.note(trained(number, 10 * number))
-    assert [each.peak_bytes for each in calibration.memory("a100")] == [10, 20, 30]
-    assert calibration.memory("a100")[0] == MeasuredMemory("team", "tickets", 10, 80)
-    assert calibration.memory("l4") == ()
+    for number in range(10, 11 + MAX_RUNS):
+        calibration.note(trained(number, number, namespace="other"))
+    assert calibration.peak_bytes(LineOnProfile("team", "tickets", "a100")) == [10, 20, 30]
+    others = calibration.peak_bytes(LineOnProfile("other", "tickets", "a100"))
+    assert others == [*range(11 + MAX_RUNS - MAX_LINE_RUNS, 11 + MAX_RUNS)]
+    assert calibration.peak_bytes(LineOnProfile("team", "tickets", "l4")) == []
+
+
+def test_lines_whose_runs_were_noted_first_are_forgotten_if_there_are_too_many() -> None:
+    calibration = Calibration(max_lines=2)
+    for number, profile in enumerate(("old", "a100", "l4")):
+        calibration.note(trained(number, 10, profile=profile))
+    known = [bool(calibration.peak_bytes(LineOnProfile("team", "tickets", each))) for each in ("old", "l4")]
+    assert known == [False, True]
+    assert calibration.memory_used_ratio("old") == 10 / 80
 
 
 def test_the_used_share_of_memory_is_the_median_of_the_runs_whose_devices_are_known() -> None:

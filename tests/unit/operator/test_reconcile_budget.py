@@ -260,6 +260,16 @@ def test_the_namespaces_that_are_free_again_wake_their_waiting_runs_and_no_other
     assert woken(usage=[entry, {**entry, "namespace": "other"}]) == frozenset()
 
 
+def test_a_run_is_woken_by_the_profile_that_was_the_default_when_it_started() -> None:
+    cluster = at_train(exhausted())
+    profile = cluster.objects["ComputeProfile", PROFILE]
+    no_default = {**profile, "metadata": {**profile["metadata"], "annotations": {}}}
+    cluster.objects["ComputeProfile", PROFILE] = no_default
+    raised = {**no_default, "spec": {**no_default["spec"], "budget": {**HOURS, "deviceHoursPerNamespace": 9}}}
+    woken = related("ComputeProfile", no_default, raised, cluster.reader())
+    assert Key("FineTuneJob", NAMESPACE, JOB) in woken
+
+
 def test_a_pod_wakes_the_profile_with_a_budget_when_it_starts_ends_or_is_deleted() -> None:
     cluster = reached("train")
     cluster.start("train")

@@ -11,6 +11,7 @@ from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.podsizing import WEIGHTS_SHARE, one_device_holds
 from finetune_operator.reconcile.finetunejob.run import Run
+from finetune_operator.reconcile.inputs.calibration import MAX_LINE_RUNS, LineOnProfile
 from finetune_operator.reconcile.platform.profiles import (
     check_devices,
     check_nodes,
@@ -24,8 +25,6 @@ from finetune_operator.status.conditions import shortened
 from finetune_operator.status.reasons import EventReason
 
 SMALLER_PROFILE: Final = "SmallerProfile"
-MAX_RUNS: Final = 5
-"""Number of most recent runs of the model line with the profile that count, including this one."""
 
 
 def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> None:
@@ -41,12 +40,8 @@ def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> Non
     current = Offer.of(profile) if profile is not None else None
     if profile is None or current is None or not training.device_memory_bytes:
         return
-    peaks = [
-        each.peak_bytes
-        for each in run.snapshot.measured_memory(profile.name)
-        if (each.namespace, each.model) == (run.job.namespace, run.job.spec.model)
-    ]
-    peaks = [*peaks, training.device_memory_bytes][-MAX_RUNS:]
+    line = LineOnProfile(run.job.namespace, run.job.spec.model, profile.name)
+    peaks = [*map(int, run.snapshot.peak_bytes(line)), training.device_memory_bytes][-MAX_LINE_RUNS:]
     required = max(max(peaks) / PEAK_SHARE, _evaluated_bytes(run, current, max(peaks)) / WEIGHTS_SHARE)
     offer = smaller_offer(current, _offers(run, profile), required, times.seconds if times else 0)
     if offer is None:

@@ -2,7 +2,8 @@
 """Utilization and memory of devices that the last runs of each ComputeProfile measured, in all namespaces."""
 
 from bisect import insort
-from collections import defaultdict
+from collections import OrderedDict
+from collections.abc import Hashable
 from statistics import median
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -11,39 +12,51 @@ from finetune_operator.status.reasons import ConditionType
 
 MAX_RUNS: Final = 20
 """Number of most recent runs per profile."""
+MAX_LINE_RUNS: Final = 5
+"""Number of most recent runs per model line with a profile."""
+MAX_LINES: Final = 10_000
+"""Number of model lines with a profile to keep, those with the last noted runs."""
 
-V = TypeVar("V")
+K = TypeVar("K", bound=Hashable)
 
 
-class MeasuredMemory(NamedTuple):
-    """Memory of the devices of a run's train stage, in bytes per device."""
+class LineOnProfile(NamedTuple):
+    """A model line and the ComputeProfile of its runs."""
 
     namespace: str
     model: str
-    """Model line of the run."""
-    peak_bytes: int
-    device_bytes: int
+    profile: str
 
 
-class _LastRuns(Generic[V]):
-    """One value per run, of the last `MAX_RUNS` trained runs per profile."""
+class _LastRuns(Generic[K]):
+    """One number per run, of the last trained runs per key.
 
-    def __init__(self) -> None:
-        self._runs: defaultdict[str, list[tuple[str, str, V]]] = defaultdict(list)
+    Args:
+        max_runs: number of runs per key.
+        max_keys: number of keys, those with the last added runs; None: no limit.
+    """
 
-    def add(self, profile: str, trained_at: str, uid: str, value: V) -> None:
+    def __init__(self, max_runs: int, max_keys: int | None = None) -> None:
+        self._max_runs = max_runs
+        self._max_keys = max_keys
+        self._runs: OrderedDict[K, list[tuple[str, str, float]]] = OrderedDict()
+
+    def add(self, key: K, trained_at: str, uid: str, value: float) -> None:
         """Count the value once per run.
 
         `trained_at`: ISO 8601 in UTC, so that the order of texts is that of times.
         """
-        runs = self._runs[profile]
+        runs = self._runs.setdefault(key, [])
         if all(known != uid for _, known, _ in runs):
-            insort(runs, (trained_at, uid, value), key=lambda run: run[:2])
-            del runs[:-MAX_RUNS]
+            insort(runs, (trained_at, uid, value))
+            del runs[: -self._max_runs]
+        self._runs.move_to_end(key)
+        if self._max_keys is not None and len(self._runs) > self._max_keys:
+            self._runs.popitem(last=False)
 
-    def of(self, profile: str) -> list[V]:
-        """The values of the last runs with this profile, oldest first."""
-        return [value for _, _, value in self._runs.get(profile, ())]
+    def of(self, key: K) -> list[float]:
+        """The values of the last runs, oldest first."""
+        return [value for _, _, value in self._runs.get(key, ())]
 
 
 class Calibration:
@@ -52,9 +65,10 @@ class Calibration:
     A run stays counted after its deletion, because the measurement stays true, until the operator restarts.
     """
 
-    def __init__(self) -> None:
-        self._mfu: _LastRuns[float] = _LastRuns()
-        self._memory: _LastRuns[MeasuredMemory] = _LastRuns()
+    def __init__(self, max_lines: int = MAX_LINES) -> None:
+        self._mfu: _LastRuns[str] = _LastRuns(MAX_RUNS)
+        self._memory_used_ratio: _LastRuns[str] = _LastRuns(MAX_RUNS)
+        self._peak_bytes: _LastRuns[LineOnProfile] = _LastRuns(MAX_LINE_RUNS, max_lines)
 
     def note(self, job: Manifest) -> None:
         """Count what the FineTuneJob has measured."""
@@ -77,19 +91,20 @@ class Calibration:
         peak = (status.get("training") or {}).get("deviceMemoryBytes")
         device = prediction.get("deviceMemoryAvailableBytes")
         if peak and device:
-            memory = MeasuredMemory(job["metadata"]["namespace"], job["spec"]["model"], peak, device)
-            self._memory.add(profile, trained_at, uid, memory)
+            self._memory_used_ratio.add(profile, trained_at, uid, peak / device)
+            line = LineOnProfile(job["metadata"]["namespace"], job["spec"]["model"], profile)
+            self._peak_bytes.add(line, trained_at, uid, peak)
 
     def mfu(self, profile: str) -> float | None:
         """The median model FLOPs utilization of the last runs with this profile; None before the first."""
         runs = self._mfu.of(profile)
         return median(runs) if runs else None
 
-    def memory(self, profile: str) -> tuple[MeasuredMemory, ...]:
-        """The memory that the last runs with this profile used, oldest first."""
-        return tuple(self._memory.of(profile))
+    def peak_bytes(self, line: LineOnProfile) -> list[float]:
+        """Peak memory of the devices in the last runs of a model line with a profile, oldest first."""
+        return self._peak_bytes.of(line)
 
     def memory_used_ratio(self, profile: str) -> float | None:
         """The median of peak divided by memory of a device over the last runs; None before the first."""
-        ratios = [each.peak_bytes / each.device_bytes for each in self._memory.of(profile)]
+        ratios = self._memory_used_ratio.of(profile)
         return median(ratios) if ratios else None

@@ -23,7 +23,10 @@ BY_CHECKPOINT: Final = "checkpoint"
 BY_LINE: Final = "line"
 """Unfinished FineTuneJobs, and endpoints that follow, by `address` of the model line."""
 BY_PROFILE: Final = "profile"
-"""Unfinished FineTuneJobs and Evaluations, and endpoints, by ComputeProfile, or DEFAULT_PROFILE."""
+"""Unfinished FineTuneJobs and Evaluations, and endpoints, by ComputeProfile.
+
+By the one in the spec, or DEFAULT_PROFILE, and by the one that was the default when the first Job was made.
+"""
 BY_CONTENT: Final = "content"
 """FineTuneJobs, Evaluations and endpoints by the content they need: digests, and `address` of records."""
 BY_DIGEST: Final = "digest"
@@ -156,7 +159,7 @@ def _run_by_profile(job: Manifest) -> Iterable[str]:
         return ()
     spec = _spec(job)
     evaluated_on = (spec.get("evaluation") or {}).get("profile")
-    return {_profile(spec), *([evaluated_on] if evaluated_on else [])}
+    return {_profile(spec), *filter(None, (evaluated_on, _resolved(job).get("profile")))}
 
 
 def _evaluation_by_checkpoint(evaluation: Manifest) -> Iterator[str]:
@@ -169,9 +172,10 @@ def _evaluation_by_dataset(evaluation: Manifest) -> Iterator[str]:
         yield address(namespace_of(evaluation), _spec(evaluation)["dataset"]["ref"]["name"])
 
 
-def _evaluation_by_profile(evaluation: Manifest) -> Iterator[str]:
-    if not has_ended(evaluation):
-        yield _profile(_spec(evaluation))
+def _evaluation_by_profile(evaluation: Manifest) -> Iterable[str]:
+    if has_ended(evaluation):
+        return ()
+    return {_profile(_spec(evaluation)), *filter(None, [_resolved(evaluation).get("profile")])}
 
 
 def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:

@@ -20,7 +20,7 @@ from finetune_operator.observe.admission import Admission
 from finetune_operator.observe.poduse import PodUse
 from finetune_operator.observe.queueposition import Positions
 from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inputs.calibration import MeasuredMemory
+from finetune_operator.reconcile.inputs.calibration import LineOnProfile
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_trainer.contract.progress import Progress
@@ -106,8 +106,8 @@ class Snapshot:
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)
     calibrated_mfu: Callable[[str], float | None] = lambda _: None
     """Returns the median model FLOPs utilization of a profile's last runs in all namespaces."""
-    measured_memory: Callable[[str], Iterable[MeasuredMemory]] = lambda _: ()
-    """Returns the memory that a profile's last runs in all namespaces used, oldest first."""
+    peak_bytes: Callable[[LineOnProfile], Iterable[float]] = lambda _: ()
+    """Returns peaks of device memory in the last runs of a model line with a profile, oldest first."""
     device_use: Callable[[str], Iterable[PodUse]] = lambda _: ()
     """Returns the use of a profile's devices by pods of all namespaces, also by pods deleted just now."""
     devices_of_other_jobs: Callable[[str], int] = lambda _: 0
