@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gauge of the budgets of ComputeProfiles."""
+"""Gauges of the budgets of ComputeProfiles, and of what waits for them."""
 
-from collections.abc import Iterable
+from collections import Counter as Tally
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from finetune_operator.metrics.objectstatus import object_status, true_reason
 from finetune_operator.plan import Manifest
 from finetune_operator.status.budgetuse import shares_used
+from finetune_operator.status.reasons import ConditionType, Reason
 
 
 class UsedShare(NamedTuple):
@@ -18,12 +21,13 @@ class UsedShare(NamedTuple):
     profile: str
 
 
-def used_shares(profiles: Iterable[Manifest]) -> list[UsedShare]:
-    """All of these ComputeProfiles, the largest first."""
+def used_shares(profiles: Iterable[Manifest], namespaces: Collection[str]) -> list[UsedShare]:
+    """All of these ComputeProfiles and namespaces, the largest first."""
     found = (
         UsedShare(share, namespace, profile["metadata"]["name"])
         for profile in profiles
         for namespace, share in shares_used(profile).items()
+        if namespace in namespaces
     )
     return sorted(found, reverse=True)
 
@@ -33,10 +37,27 @@ def budget_gauge(shares: Iterable[UsedShare]) -> Metric:
     gauge = GaugeMetricFamily(
         "finetune_budget_used_ratio",
         "Share of a ComputeProfile's budget that the namespace has used in the current period; 1 or more: it"
-        " is exhausted. Absent for namespaces that have used nothing. Each installation of the operator"
-        " exports all namespaces.",
+        " is exhausted. Absent for namespaces that have used nothing, and for those without FineTuneJobs,"
+        " unfinished Evaluations, Datasets and InferenceDeployments.",
         labels=("namespace", "profile"),
     )
     for each in shares:
         gauge.add_metric((each.namespace, each.profile), each.share)
+    return gauge
+
+
+def waiting_gauge(objects: Iterable[Manifest]) -> Metric:
+    """One series per kind and namespace of these FineTuneJobs and Evaluations."""
+    gauge = GaugeMetricFamily(
+        "finetune_budget_waiting",
+        "FineTuneJobs and Evaluations that wait for a budget of their namespace. Absent if there are none.",
+        labels=("kind", "namespace"),
+    )
+    waiting = Tally(
+        (each["kind"], each["metadata"]["namespace"])
+        for each in objects
+        if true_reason(object_status(each), ConditionType.RECONCILING) == Reason.BUDGET_EXHAUSTED
+    )
+    for labels, number in sorted(waiting.items()):
+        gauge.add_metric(labels, number)
     return gauge

@@ -9,7 +9,7 @@ from typing import Final
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.metrics.budgetgauges import budget_gauge, used_shares
+from finetune_operator.metrics.budgetgauges import budget_gauge, used_shares, waiting_gauge
 from finetune_operator.metrics.endpointgauges import endpoint_gauges
 from finetune_operator.metrics.objectstatus import object_names, object_status, true_reason
 from finetune_operator.observe.stagetimes import container_state, parse_time
@@ -62,8 +62,11 @@ class ObjectStateCollector(Collector):
         yield from self._running(running[:MAX_SERIES_PER_KIND])
         yield _problems(faulty[:MAX_SERIES_PER_KIND])
         yield from endpoint_gauges(endpoints[:MAX_SERIES_PER_KIND])
-        shares = used_shares(profiles)
+        namespaces = {namespace for namespace, _ in self._settled()}
+        namespaces |= {each["metadata"]["namespace"] for each in (*jobs, *evaluations, *datasets, *endpoints)}
+        shares = used_shares(profiles, namespaces)
         yield budget_gauge(shares[:MAX_SERIES_PER_KIND])
+        yield waiting_gauge((*jobs, *evaluations))
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
             f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",

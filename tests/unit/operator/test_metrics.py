@@ -301,14 +301,33 @@ def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_co
     hours = {"namespace": "a", "deviceSeconds": 5400, "cost": 9.0}
     profiles = [
         profile("hours", {"deviceHoursPerNamespace": 2}, hours, {"namespace": "b", "deviceSeconds": 7200}),
+        profile("deleted", {"deviceHoursPerNamespace": 2}, {"namespace": "deleted", "deviceSeconds": 7200}),
         profile("cost", {"costPerNamespace": 6}, hours),
         profile("removed", {}, hours),
         {"metadata": {"name": "new"}, "spec": {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}}},
     ]
-    registry = collected(profiles=profiles)
+    finished = {("b", "Succeeded"): 1}
+    registry = collected(profiles=profiles, datasets=[in_namespace("a")], settled=finished)
     (family,) = (each for each in registry.collect() if each.name == "finetune_budget_used_ratio")
     shares = {(s.labels["namespace"], s.labels["profile"]): s.value for s in family.samples}
     assert shares == {("a", "hours"): 0.75, ("b", "hours"): 1, ("a", "cost"): 1.5}
+
+
+def in_namespace(namespace: str) -> Manifest:
+    return {**dataset("rows"), "metadata": {"name": "rows", "namespace": namespace}}
+
+
+def test_runs_and_evaluations_that_wait_for_a_budget_are_counted_by_namespace() -> None:
+    waiting = {"conditions": [condition("Reconciling", "BudgetExhausted")]}
+    jobs = [{**running(name, 1), "kind": "FineTuneJob", "status": waiting} for name in ("a", "b")]
+    evaluation = {"kind": "Evaluation", "metadata": {"name": "e", "namespace": "team"}, "status": waiting}
+    other = {**running("c", 1), "kind": "FineTuneJob"}
+    registry = collected([*jobs, other], evaluations=[evaluation])
+    counts = [
+        registry.get_sample_value("finetune_budget_waiting", {"namespace": "team", "kind": kind})
+        for kind in ("FineTuneJob", "Evaluation", "Dataset")
+    ]
+    assert counts == [2, 1, None]
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
