@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from finetune_operator.api.devices import MAX_DEVICES
-from finetune_operator.manifests.labels import DEVICES, STAGE
+from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
 from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import stage_states
 from finetune_operator.plan import Manifest
@@ -35,6 +35,12 @@ def _is_running(pod: Manifest) -> bool:
     if STAGE in _labels(pod):
         return any("running" in state or "terminated" in state for state in stage_states(pod))
     return has_condition(pod, "Ready", "True")
+
+
+def profile_of(obj: Manifest) -> str:
+    """The ComputeProfile of a pod, Job or Deployment, by its label; empty without it."""
+    profile: str = _labels(obj).get(PROFILE, "")
+    return profile
 
 
 def labeled_devices(obj: Manifest) -> int | None:

@@ -108,6 +108,22 @@ def test_repeated_training_is_lost_by_what_ended_the_pods_also_if_they_are_gone(
     assert status(cluster)["training"]["lostDeviceSeconds"] == 7.5
 
 
+@pytest.mark.parametrize(("resource", "devices"), [("cpu", 2), ("nvidia.com/gpu", 1)])
+def test_a_process_that_uses_several_cores_loses_the_time_of_all_of_them(resource: str, devices: int) -> None:
+    cluster = reached("train", compute={"devices": 2})
+    cluster.change("ComputeProfile", "cpu", devices={"resource": resource, "max": 4})
+    lose_pod(cluster, "first", 1)
+    before = unix(cluster, 5)
+    cluster.start("train", after=10)
+    result = trained()
+    assert result.train is not None
+    repeat = RepeatedTraining(after=unix(cluster, -12), before=before, device_seconds=3)
+    repeated = result.train.model_copy(update={"lost_device_seconds": 7.5, "repeats": (repeat,)})
+    cluster.succeed("train", result.model_copy(update={"train": repeated}), after=30)
+    cluster.settle()
+    assert lost(stage(cluster, "train")) == {"Failure": 7.5 * devices}
+
+
 def unix(cluster: MemoryCluster, seconds: float = 0) -> float:
     return (cluster.now + timedelta(seconds=seconds)).timestamp()
 

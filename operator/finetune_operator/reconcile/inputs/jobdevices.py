@@ -4,8 +4,7 @@
 from collections import defaultdict
 
 from finetune_operator.engine.metadata import controller_uid
-from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.devicepods import job_devices
+from finetune_operator.observe.devicepods import job_devices, profile_of
 from finetune_operator.plan import Manifest
 
 Place = tuple[str, str]
@@ -36,5 +35,4 @@ class JobDevices:
 
 
 def _place(job: Manifest) -> Place:
-    metadata = job["metadata"]
-    return metadata["namespace"], (metadata.get("labels") or {}).get(PROFILE, "")
+    return job["metadata"]["namespace"], profile_of(job)

@@ -36,16 +36,21 @@ ROUNDED_SECONDS: Final = 0.1
 """Max difference between a sum and its rounded parts."""
 
 
-def with_repeated(times: StageStatus, usage: StageUsage | None, result: StageResult | None) -> StageStatus:
-    """The times of a finished stage, with the training that it repeated as lost."""
+def with_repeated(
+    times: StageStatus, usage: StageUsage | None, result: StageResult | None, devices_per_process: int
+) -> StageStatus:
+    """The times of a finished stage, with the training that it repeated as lost.
+
+    The trainer reports seconds times its processes.
+    """
     if result is None or result.train is None:
         return times
     ended = usage.ended or () if usage is not None and usage.name == times.name else ()
     lost, rest = times.lost, result.train.lost_device_seconds
     for cause, seconds in _repeats(result.train.repeats, ended):
-        lost, rest = with_lost(lost, cause, seconds), rest - seconds
+        lost, rest = with_lost(lost, cause, seconds * devices_per_process), rest - seconds
     if rest > ROUNDED_SECONDS:
-        lost = with_lost(lost, _only_cause(ended), rest)
+        lost = with_lost(lost, _only_cause(ended), rest * devices_per_process)
     return times.model_copy(update={"lost": lost})
 
 

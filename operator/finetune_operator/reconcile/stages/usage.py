@@ -3,10 +3,12 @@
 
 from typing import Any
 
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.devicetime import StageUsage
 from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.labels import DEVICES, PROFILE
+from finetune_operator.manifests.labels import DEVICES
+from finetune_operator.observe.devicepods import devices_per_pod, profile_of
 from finetune_operator.observe.podends import with_ended
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.stagetimes import Price, container_state, with_cost
@@ -80,7 +82,7 @@ def count_usage(run: StagePass[Any], stage: Stage) -> None:
     if usage is None:
         return
     counted = before.device_seconds if before is not None and before.name == stage else 0
-    profile = run.snapshot.profiles.get(job["metadata"].get("labels", {}).get(PROFILE, ""))
+    profile = run.snapshot.profiles.get(profile_of(job))
     added = usage.device_seconds - counted
     run.update(usage=usage, cost=with_cost(run.status.cost, added, Price.of(profile)))
 
@@ -100,8 +102,18 @@ def finish(run: StagePass[Any], stage: Stage, result: StageResult | None = None)
     """
     count_usage(run, stage)
     others = tuple(entry for entry in run.status.stages if entry.name != stage)
-    times = with_repeated(finished_stage(run.status.usage, stage), run.status.usage, result)
+    usage = run.status.usage
+    times = with_repeated(finished_stage(usage, stage), usage, result, _devices_per_process(run, stage))
     run.update(stages=(*others, times), usage=None, retry=None)
+
+
+def _devices_per_process(run: StagePass[Any], stage: Stage) -> int:
+    """Devices of each process of the stage: one process uses all CPU cores of its pod."""
+    job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
+    profile = None if job is None else run.snapshot.profiles.get(profile_of(job))
+    if job is None or profile is None or profile.spec.devices.resource != CPU:
+        return 1
+    return max(1, devices_per_pod(job))
 
 
 def reopen(run: StagePass[Any], stage: Stage) -> None:
