@@ -2,7 +2,7 @@
 """Budgets of a ComputeProfile on a real API server: what is counted, who waits, and until when."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pytest
@@ -16,21 +16,10 @@ from tests.integration.team import Team
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
 
-AGO = timedelta(hours=2)
-"""How long ago the train pods of the tests started, by their status."""
-
-
-class BackdatingKubelet(FakeKubelet):
-    """Train pods have run for `ago` when their container starts."""
-
-    ago = AGO
-
-    def _patch(self, pod: Object, status: Object) -> bool:
-        for each in status.get("containerStatuses", ()):
-            running = each["state"].get("running")
-            if running and pod["metadata"]["labels"]["finetune.dev/stage"] == "train":
-                running["startedAt"] = _text(datetime.now(UTC) - self.ago)
-        return super()._patch(pod, status)
+HOURS = 1.5
+"""The budget of the tests: more than the hour that is reserved for a device of another Job."""
+ALMOST = int(HOURS * 3600) - 5
+"""Device seconds after which few are left."""
 
 
 def _text(moment: datetime) -> str:
@@ -38,9 +27,9 @@ def _text(moment: datetime) -> str:
 
 
 @pytest.fixture
-def kubelet(api: Api, namespace: str) -> Iterator[BackdatingKubelet]:
+def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
     manifests.prepare_namespace(api, namespace)
-    started = BackdatingKubelet(api, namespace)
+    started = FakeKubelet(api, namespace)
     yield started
     started.close()
 
@@ -61,27 +50,23 @@ def neighbour(
     api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}}).raise_for_status()
     manifests.prepare_namespace(api, name)
     operators = Operators(control_plane, name, tmp_path_factory.mktemp("neighbour"))
-    kubelet = BackdatingKubelet(api, name)
-    kubelet.ago = AGO / 12
+    kubelet = FakeKubelet(api, name)
     yield Neighbour(name, kubelet, operators)
     kubelet.close()
     operators.stop_all()
 
 
-HOURS = 1.5
-"""The budget of the tests. The train pod of `kubelet` has used it, and that of the neighbour has not."""
-
-
 class BudgetScene:
-    """A profile with a budget that has been counted for three hours."""
+    """A profile with a budget, of which one namespace has used almost all."""
 
-    def __init__(self, api: Api, profile: str, operator: Operator) -> None:
+    def __init__(self, api: Api, profile: str, namespace: str, operator: Operator) -> None:
         self.api = api
         self.profile = profile
         self._operator = operator
         self.set_budget(HOURS)
         eventually("the count begins", lambda: self.status.get("budget"), describe=self._describe)
-        self.write(since=_text(datetime.now(UTC) - AGO * 1.5))
+        now = _text(datetime.now(UTC))
+        self.write(usage=[{"namespace": namespace, "deviceSeconds": ALMOST, "countedUntil": now}])
 
     @property
     def status(self) -> Object:
@@ -124,10 +109,13 @@ def started_at(api: Api, namespace: str, run: str) -> datetime:
 
 
 def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raised_or_reset(
-    api: Api, namespace: str, operators: Operators, kubelet: BackdatingKubelet
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:
     operator = operators.start().wait_active()
-    team, scene = Team(api, namespace, operator), BudgetScene(api, profile_name(namespace), operator)
+    team, scene = (
+        Team(api, namespace, operator),
+        BudgetScene(api, profile_name(namespace), namespace, operator),
+    )
     kubelet.held.add("train")
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace, "first", evaluation=None))
@@ -136,7 +124,7 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
     start = started_at(api, namespace, "first")
 
     def expected(entry: Object) -> float:
-        return (datetime.fromisoformat(entry["countedUntil"]) - start).total_seconds()
+        return ALMOST + (datetime.fromisoformat(entry["countedUntil"]) - start).total_seconds()
 
     assert usage["deviceSeconds"] == expected(usage)
     api.create(manifests.finetunejob(namespace, "second", evaluation=None))
@@ -156,8 +144,8 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
     ]
     ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
     took = datetime.fromisoformat(ended["finishedAt"]) - datetime.fromisoformat(ended["startedAt"])
-    final = scene.until_counted(namespace, took.total_seconds())
-    assert final["deviceSeconds"] == took.total_seconds()
+    final = scene.until_counted(namespace, ALMOST + took.total_seconds())
+    assert final["deviceSeconds"] == ALMOST + took.total_seconds()
     team.until_reason("FineTuneJob", "second", "Reconciling", "BudgetExhausted")
 
     scene.set_budget(100)
@@ -170,20 +158,20 @@ def test_a_run_waits_for_the_budget_of_its_namespace_and_starts_when_it_is_raise
 
 
 def test_two_installations_count_their_own_namespaces_and_only_the_one_that_used_its_budget_waits(
-    api: Api, namespace: str, operators: Operators, kubelet: BackdatingKubelet, neighbour: Neighbour
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, neighbour: Neighbour
 ) -> None:
     operator, another = operators.start().wait_active(), neighbour.operators.start().wait_active()
     profile, namespaces = profile_name(namespace), (namespace, neighbour.namespace)
-    scene = BudgetScene(api, profile, operator)
+    scene = BudgetScene(api, profile, namespace, operator)
     compute = {"profile": profile}
     for each, pods in zip(namespaces, (kubelet, neighbour.kubelet), strict=True):
         pods.held.add("train")
         api.create(manifests.dataset(each))
         api.create(manifests.finetunejob(each, "first", compute=compute, evaluation=None))
-    for each, seconds in zip(namespaces, (HOURS * 3600, 300), strict=True):
-        usage = scene.until_counted(each, seconds)
+    for each, before in zip(namespaces, (ALMOST, 0), strict=True):
+        usage = scene.until_counted(each, before + 5)
         passed = datetime.fromisoformat(usage["countedUntil"]) - started_at(api, each, "first")
-        assert usage["deviceSeconds"] == passed.total_seconds()
+        assert usage["deviceSeconds"] == before + passed.total_seconds()
     for each in namespaces:
         api.create(manifests.finetunejob(each, "second", compute=compute, evaluation=None))
     Team(api, namespace, operator).until_reason("FineTuneJob", "second", "Reconciling", "BudgetExhausted")

@@ -45,16 +45,17 @@ def container_span(state: Mapping[str, Any], pod: Manifest) -> tuple[datetime, d
     """Start and end of a container in this state. No end while it runs; None before it starts.
 
     The span is empty for a container that could not be started, and for one of a lost node, whose end is
-    unknown.
+    unknown. It begins after the creation of the pod, also if the clock of the node is behind.
     """
     part = state.get("running") or state.get("terminated") or {}
     if not part.get("startedAt"):
         return None
-    start = parse_time(part["startedAt"])
-    end = parse_time(part["finishedAt"]) if part.get("finishedAt") else None
-    if end is None:
+    started, created = parse_time(part["startedAt"]), parse_time(pod["metadata"]["creationTimestamp"])
+    start = max(started, created)
+    if not part.get("finishedAt"):
         return start, start if has_ended(pod) else None
-    has_run = part.get("reason") not in NOT_STARTED and start > EPOCH
+    end = max(parse_time(part["finishedAt"]), created)
+    has_run = part.get("reason") not in NOT_STARTED and started > EPOCH
     return start if has_run else end, end
 
 

@@ -298,7 +298,10 @@ class MemoryCluster:
         """
         job = self.stage_job(stage)
         name = f"{job['metadata']['name']}-{which if index is None else f'{index}-{which}'}"
-        marks = {} if index is None else {"annotations": {INDEX: str(index)}}
+        marks: Manifest = {} if index is None else {"annotations": {INDEX: str(index)}}
+        started = next(iter(state.values()), {}).get("startedAt")
+        if started is not None:
+            marks["creationTimestamp"] = started
         owner = {
             "kind": "Job",
             "name": job["metadata"]["name"],

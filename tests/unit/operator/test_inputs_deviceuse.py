@@ -44,8 +44,9 @@ def pod(
 ) -> Manifest:
     marks = {"finetune.dev/profile": profile, **labels}
     resources = {"requests": {"cpu": "2500m"}, "limits": {"nvidia.com/gpu": "2"}}
+    metadata = {"name": "pod", "namespace": "team", "uid": "pod", "creationTimestamp": at(0)}
     return {
-        "metadata": {"name": "pod", "namespace": "team", "uid": "pod", "labels": marks},
+        "metadata": {**metadata, "labels": marks},
         "spec": {"containers": [{"name": "proxy"}, {"name": "engine", "resources": resources}]},
         "status": {"containerStatuses": list(statuses), **more},
     }
@@ -69,6 +70,8 @@ def span(found: PodUse | None) -> tuple[float, float | None] | None:
         pytest.param(pod(terminated(5, 50), running(7)), (5, None), id="with a sidecar that still runs"),
         pytest.param(pod(terminated(5, 50), terminated(7, 55), phase="Failed"), (5, 55), id="ended"),
         pytest.param(pod(running(5), phase="Failed"), (5, 5), id="ended at an unknown time"),
+        pytest.param(pod(running(-90)), (0, None), id="on a node whose clock is behind"),
+        pytest.param(pod(terminated(-90, -30), phase="Failed"), (0, 0), id="ended on such a node"),
         pytest.param(pod(not_started(9), phase="Failed"), (9, 9), id="not started"),
         pytest.param(pod(not_started(9, "Error"), phase="Failed"), (9, 9), id="without a start"),
         pytest.param(pod(initContainerStatuses=[not_started(9)], labels={}), (9, None), id="fetch"),
