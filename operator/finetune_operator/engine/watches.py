@@ -126,6 +126,11 @@ class Watches:
         now = self._clock()
         return {name: now - beat for name, beat in self._beats.items()}
 
+    def age(self, plural: str, namespace: str) -> float:
+        """Seconds since the watch of a type was last alive, in the namespace or everywhere; 0 without one."""
+        now, names = self._clock(), (watch_name(plural, namespace), plural)
+        return now - max((self._beats[name] for name in names if name in self._beats), default=now)
+
     def silences(self) -> Mapping[str, float]:
         """Seconds since the last event, list or refusal of each watch that has had a complete list."""
         now = self._clock()

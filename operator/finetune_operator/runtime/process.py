@@ -74,8 +74,8 @@ class Process:
             self._metrics.requested,
             fence=self._lease.check,
         )
-        self._reader = SnapshotReader(self._caches)
         self._watches = Watches()
+        self._reader = SnapshotReader(self._caches, partial(self._watches.age, POD.plural))
         self._feed = KindFeed(
             self._cluster,
             self._caches,

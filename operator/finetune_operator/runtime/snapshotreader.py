@@ -46,15 +46,20 @@ R = TypeVar("R", bound=Resource)
 
 
 class SnapshotReader:
-    """Reads the caches for passes and for `relations.related`."""
+    """Reads the caches for passes and for `relations.related`.
 
-    def __init__(self, caches: Caches) -> None:
+    Args:
+        caches: the caches.
+        pods_age: returns the seconds since the watch of the pods of a namespace was last alive.
+    """
+
+    def __init__(self, caches: Caches, pods_age: Callable[[str], float] = lambda _: 0.0) -> None:
         self._caches = caches
         self._models = {kind.name: Models(caches.kinds[kind.name], kind.model) for kind in KINDS}
         self._lines: dict[str, CheckpointIndex] = {}
         self._champion_listeners: list[Callable[[str, str], None]] = []
         self._calibration = Calibration()
-        self._device_use = DeviceUse(partial(datetime.now, UTC))
+        self._device_use = DeviceUse(partial(datetime.now, UTC), pods_age)
         self._job_devices = JobDevices()
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)

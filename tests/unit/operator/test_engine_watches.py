@@ -37,6 +37,19 @@ def test_a_namespace_is_complete_with_all_its_lists_and_those_of_the_cluster() -
     assert not made.complete("team-b")
 
 
+def test_the_age_of_a_watch_is_that_of_the_namespace_or_of_the_whole_cluster() -> None:
+    now = 5.0
+    made = Watches(lambda: now)
+    for name in ("pods/team-a", "pods/team-b", "jobs"):
+        made.expect(name)
+    now = 10.0
+    made.beat("pods/team-b")
+    now = 12.0
+    ages = [made.age(*each) for each in (("pods", "team-a"), ("pods", "team-b"), ("jobs", "team-a"))]
+    assert ages == [7, 2, 7]
+    assert made.age("deployments", "team-a") == 0
+
+
 def test_whoever_listens_is_told_of_each_namespace_once() -> None:
     made, told = two_namespaces(), list[str]()
     made.subscribe(told.append)

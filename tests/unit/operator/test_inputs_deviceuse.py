@@ -125,6 +125,17 @@ def test_a_deleted_pod_stays_known_until_it_must_have_been_counted() -> None:
     assert len(known.of("gpu")) == 2
 
 
+def test_a_pod_that_is_found_to_be_gone_after_its_watch_broke_ended_when_it_was_last_watched() -> None:
+    clock, ages = Clock(), {"team": 20.6}
+    known = DeviceUse(clock, ages.__getitem__)
+    known.note(None, pod(running(5)))
+    known.note(None, named(pod(running(25)), "late"))
+    clock.now += timedelta(seconds=40)
+    known.note(pod(running(5)), None)
+    known.note(named(pod(running(25)), "late"), None)
+    assert [span(each) for each in known.of("gpu")] == [(5, 20), (25, 25)]
+
+
 def test_a_pod_that_ended_before_its_deletion_keeps_its_end() -> None:
     known, ended = DeviceUse(Clock()), pod(terminated(5, 20), phase="Succeeded")
     known.note(pod(running(5)), ended)

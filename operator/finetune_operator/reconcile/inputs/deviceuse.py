@@ -21,10 +21,15 @@ class DeviceUse:
 
     Args:
         clock: returns the time, in UTC. A pod that is deleted while it runs ends now.
+        unwatched_seconds: returns the seconds for which nothing is known of the pods of a namespace. A pod
+            that is found to be gone afterwards ended before them.
     """
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, clock: Callable[[], datetime], unwatched_seconds: Callable[[str], float] = lambda _: 0.0
+    ) -> None:
         self._clock = clock
+        self._unwatched_seconds = unwatched_seconds
         self._uses: defaultdict[str, dict[str, PodUse]] = defaultdict(dict)
         self._deleted: deque[tuple[datetime, str, str]] = deque()
 
@@ -55,7 +60,9 @@ class DeviceUse:
         if use is None:
             return
         now = self._clock().replace(microsecond=0)
-        self._uses[profile][uid] = replace(use, ended_at=use.ended_at or now)
+        known_until = now - timedelta(seconds=int(self._unwatched_seconds(use.namespace)))
+        ended_at = use.ended_at or max(use.started_at, known_until)
+        self._uses[profile][uid] = replace(use, ended_at=ended_at)
         self._deleted.append((now, profile, uid))
         self._forget(now)
 
