@@ -84,7 +84,8 @@ def _wanted_job_pods(job: Manifest) -> int:
         return 0
     spec, status = job.get("spec", {}), job.get("status", {})
     unfinished: int = spec.get("completions", 1) - status.get("succeeded", 0)
-    return max(0, min(spec.get("parallelism", 1), unfinished))
+    wanted: int = min(spec.get("parallelism", 1), unfinished)
+    return max(0, wanted)
 
 
 def missing_replicas(deployment: Manifest) -> int:

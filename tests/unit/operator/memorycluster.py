@@ -299,9 +299,8 @@ class MemoryCluster:
         job = self.stage_job(stage)
         name = f"{job['metadata']['name']}-{which if index is None else f'{index}-{which}'}"
         marks: Manifest = {} if index is None else {"annotations": {INDEX: str(index)}}
-        started = next(iter(state.values()), {}).get("startedAt")
-        if started is not None:
-            marks["creationTimestamp"] = started
+        for part in state.values():
+            marks["creationTimestamp"] = part.get("startedAt") or at(self.now)
         owner = {
             "kind": "Job",
             "name": job["metadata"]["name"],
