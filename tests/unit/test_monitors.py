@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.chartvalues import documented_values
 from tests.unit.test_alerts import RECORDING_FILE, RULES_FILE, promtool
 from tests.unit.test_chart_templates import Manifest, named, rendered
 from tools.cluster.toolchain import program
@@ -70,9 +71,10 @@ def discovered(template: Manifest, port: str) -> dict[str, str]:
 
 def is_kept(labels: dict[str, str], relabelings: list[Manifest]) -> bool:
     return all(
-        re.fullmatch(rule["regex"], ";".join(labels.get(name, "") for name in rule["source_labels"]))
+        (rule["action"] == "keep")
+        == bool(re.fullmatch(rule["regex"], ";".join(labels.get(name, "") for name in rule["source_labels"])))
         for rule in relabelings
-        if rule.get("action") == "keep"
+        if rule.get("action") in {"keep", "drop"}
     )
 
 
@@ -119,6 +121,17 @@ def test_the_plain_scrape_configuration_finds_the_same(chart: list[Manifest]) ->
         assert scraped == EXPECTED[job["job_name"]]
 
 
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_the_plain_scrape_configuration_leaves_out_pods_that_have_ended(
+    chart: list[Manifest], phase: str
+) -> None:
+    for job in yaml.safe_load(SCRAPES.read_text())["scrape_configs"]:
+        for _, template in pod_templates(chart):
+            for name, _ in ports(template):
+                found = discovered(template, name) | {"__meta_kubernetes_pod_phase": phase}
+                assert not is_kept(found, job["relabel_configs"])
+
+
 def test_a_serving_pod_is_scraped_with_its_endpoint_and_revision(chart: list[Manifest]) -> None:
     expected = {
         "inferencedeployment": "__meta_kubernetes_pod_label_finetune_dev_owner_name",
@@ -149,17 +162,12 @@ def test_promtool_takes_the_plain_scrape_configuration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_prometheus_selects_by_is_on_every_monitor_and_rule() -> None:
-    manifests = rendered(
-        "monitors.enabled=true",
-        "monitors.labels.release=main",
-        "alerts.enabled=true",
-        "alerts.labels.release=main",
-    )
+def test_with_the_documented_values_every_monitor_and_rule_has_the_label_that_prometheus_selects() -> None:
+    manifests = rendered(*documented_values())
     of_prometheus = [m for m in manifests if m["apiVersion"].startswith("monitoring.coreos.com/")]
     kinds = sorted(manifest["kind"] for manifest in of_prometheus)
     assert kinds == ["PodMonitor", "PodMonitor", "PrometheusRule", "ServiceMonitor"]
-    assert all(manifest["metadata"]["labels"]["release"] == "main" for manifest in of_prometheus)
+    assert all(manifest["metadata"]["labels"].get("release") == "prometheus" for manifest in of_prometheus)
 
 
 def test_nothing_that_needs_another_operator_is_installed_unasked() -> None:
