@@ -336,6 +336,25 @@ def test_a_metric_of_a_newer_operator_decides_nothing_and_the_problem_says_what_
     )
 
 
+@pytest.mark.parametrize(
+    ("requests", "errors", "verdict"), [(3, 0, "Inconclusive"), (300, 280, "Inconclusive"), (300, 9, "Fail")]
+)
+def test_the_slow_tokens_of_few_answers_do_not_fail(requests: int, errors: int, verdict: str) -> None:
+    gate = AnalysisGateBound(metric="inter_token_latency_seconds", max=0.1)
+    tokens = {0.1: 0.0, math.inf: 900.0}
+    new = PodMetrics(requests, errors, histograms={"inter_token_latency_seconds": tokens})
+    assert decide(gate, evidence(new)).verdict == verdict
+
+
+@pytest.mark.parametrize(("requests", "verdict"), [(3, "Inconclusive"), (300, "Pass")])
+def test_the_fast_tokens_of_few_answers_do_not_pass(requests: int, verdict: str) -> None:
+    gate = AnalysisGateBound(metric="inter_token_latency_seconds", max=0.1)
+    tokens = {0.1: 900.0, math.inf: 900.0}
+    new = PodMetrics(requests, histograms={"inter_token_latency_seconds": tokens})
+    found = decide(gate, evidence(new))
+    assert (found.verdict, found.value) == (verdict, 0.095)
+
+
 def test_requests_beyond_the_highest_edge_do_not_pass() -> None:
     gate = AnalysisGateBound(metric="time_to_first_token_seconds", max=1)
     counts = {0.5: 93.0, 1.0: 93.0, float("inf"): 100.0}

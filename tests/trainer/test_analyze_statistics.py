@@ -62,9 +62,11 @@ def test_the_interval_of_a_difference_covers_what_it_states(share: float, other_
     assert covered / total > 0.93
 
 
-def histogram(values: Sequence[float], quantile: float = 0.95) -> HistogramQuantile:
+def histogram(
+    values: Sequence[float], quantile: float = 0.95, groups: int | None = None
+) -> HistogramQuantile:
     counts = tuple(sum(value <= edge for value in values) for edge in EDGES)
-    return HistogramQuantile(EDGES, counts, quantile)
+    return HistogramQuantile(EDGES, counts, quantile, groups)
 
 
 def test_a_quantile_is_interpolated_in_its_bucket() -> None:
@@ -90,3 +92,23 @@ def test_the_interval_of_a_quantile_covers_at_least_what_it_states() -> None:
         interval = histogram(list(generator.exponential(0.2, 60))).interval(0.9)
         covered += interval.low <= truth <= interval.high
     assert covered >= 180
+
+
+@pytest.mark.parametrize(("groups", "covers"), [(60, True), (None, False)])
+def test_the_interval_of_equal_values_in_groups_needs_their_number(
+    groups: int | None, *, covers: bool
+) -> None:
+    generator, covered = np.random.default_rng(3), 0
+    truth = math.log(20) * 0.165  # just below an edge, of an exponential distribution with mean 0.165
+    for _ in range(200):
+        values = np.repeat(generator.exponential(0.165, 60), 20)
+        interval = histogram(list(values), groups=groups).interval(0.9)
+        covered += interval.low <= truth <= interval.high
+    assert (covered >= 180) is covers
+
+
+def test_groups_change_no_value() -> None:
+    values = [0.05] * 90 + [0.4] * 10
+    assert histogram(values, groups=7).value == histogram(values).value
+    assert histogram(values, groups=7).rows == 7
+    assert histogram(values, groups=700).rows == 100

@@ -190,7 +190,13 @@ def _errors(metrics: PodMetrics) -> Proportion | None:
 def _latency(gate: AnalysisGateBound, metrics: PodMetrics, quantile: float) -> HistogramQuantile | None:
     buckets = metrics.histograms.get(gate.metric, {})
     counts = tuple(round(count) for count in buckets.values())
-    return HistogramQuantile(tuple(buckets), counts, quantile) if counts and counts[-1] else None
+    if not counts or not counts[-1]:
+        return None
+    groups = None
+    if gate.metric == "inter_token_latency_seconds":
+        # The tokens of an answer depend on each other: a long answer in a slow moment has hundreds of them.
+        groups = max(round(metrics.requests - metrics.errors), 1)
+    return HistogramQuantile(tuple(buckets), counts, quantile, groups)
 
 
 def rounded(value: float) -> float:
