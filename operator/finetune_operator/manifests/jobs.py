@@ -19,6 +19,7 @@ from finetune_operator.manifests.labels import (
     DEVICES,
     NONCE,
     PROFILE,
+    PROFILE_VERSION,
     RUN,
     STAGE,
     child_labels,
@@ -99,6 +100,11 @@ def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
     }
 
 
+def profile_version(profile: ComputeProfile) -> str:
+    """Text that differs after each edit of the profile's spec, also if the profile was created again."""
+    return f"{profile.uid}/{profile.metadata.generation}"
+
+
 def non_retryable_exit_codes(stage: JobStage) -> tuple[ExitCode, ...]:
     """Exit codes at which the Job of this stage fails at once.
 
@@ -163,6 +169,7 @@ def build_stage_job(
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
         marks[PROFILE] = profile.name
+        binding[PROFILE_VERSION] = profile_version(profile)
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)

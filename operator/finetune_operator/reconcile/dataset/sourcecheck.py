@@ -15,7 +15,7 @@ from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_C
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_operator.manifests.trainerimage import trainer_of
+from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.draft import Draft
@@ -29,6 +29,7 @@ from finetune_operator.reconcile.stages.request import (
     JobNames,
     JobPurpose,
     Outcome,
+    Replaced,
     StageRequest,
     StartNeeded,
 )
@@ -63,9 +64,12 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
         run=_run(dataset),
         names=job_names(dataset, check_number(dataset)),
         contract=_known_contract(dataset, draft.snapshot),
+        image=_current_trainer(dataset, draft.snapshot).image,
         retry=retry_of(dataset),
     )
     answer = advance(draft, request)
+    if isinstance(answer, Replaced):
+        return answer.then
     if isinstance(answer, StartNeeded):
         return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
     return answer
@@ -77,24 +81,24 @@ def _known_contract(dataset: Dataset, snapshot: Snapshot) -> int:
     If the trainer of the profile has changed since the last check, the lower version counts: its Jobs have no
     nonce.
     """
-    current = _current_contract(dataset, snapshot)
+    current = _current_trainer(dataset, snapshot).contract
     has_begun = dataset.status.observed_generation == dataset.metadata.generation
     return min(
         current, contract_of_jobs(dataset.status.trainer_contract, has_begun=has_begun, current=current)
     )
 
 
-def _current_contract(dataset: Dataset, snapshot: Snapshot) -> int:
+def _current_trainer(dataset: Dataset, snapshot: Snapshot) -> TrainerImage:
     profile = profile_of(dataset, snapshot)
     own = None if isinstance(profile, Blocked) else profile
-    return trainer_of(own, snapshot.facts.trainer_image).contract
+    return trainer_of(own, snapshot.facts.trainer_image)
 
 
 def contract_for_status(dataset: Dataset, draft: Draft) -> int | None:
     """Version of the contract of the prepare Job that this pass creates, or of the one before it."""
     name = job_names(dataset, check_number(dataset)).stage
     creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
-    return _current_contract(dataset, draft.snapshot) if creates else dataset.status.trainer_contract
+    return _current_trainer(dataset, draft.snapshot).contract if creates else dataset.status.trainer_contract
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:

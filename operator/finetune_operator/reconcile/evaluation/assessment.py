@@ -35,6 +35,11 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         """The prerequisites of the Jobs, or what is missing; resolved at most once in a pass."""
         return resolve(self.evaluation, self.snapshot)
 
+    def begin_anew(self) -> None:
+        """Forget the image of a first Job that did not start; a new one takes the present image."""
+        nothing = dict.fromkeys(("trainer_image", "trainer_contract"))
+        self.update(resolved=self.status.resolved.model_copy(update=nothing))
+
     @property
     def current(self) -> str | None:
         """Name of the Checkpoint to measure next; None if all are measured."""

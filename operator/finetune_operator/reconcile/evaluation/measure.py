@@ -8,14 +8,20 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationresourcestatus import UnmeasuredCheckpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.reconcile.evaluation import live
-from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment, settings_hash
+from finetune_operator.reconcile.evaluation.assessment import (
+    STAGE,
+    Assessment,
+    number_of_results,
+    settings_hash,
+)
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job, keep
-from finetune_operator.reconcile.evaluation.prerequisites import known_contract
+from finetune_operator.reconcile.evaluation.prerequisites import known_contract, next_image
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.losses import lose_measurement, settle
 from finetune_operator.reconcile.stages.request import (
     Outcome,
+    Replaced,
     StageFailed,
     StageRequest,
     StartNeeded,
@@ -78,10 +84,15 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
         run=run.run,
         names=run.job_names(STAGE),
         contract=known_contract(run.evaluation, run.snapshot),
+        image=next_image(run.evaluation, run.snapshot),
         retry=run.status.retry,
         note=f" for Checkpoint {name}",
     )
     answer = advance(run.draft, request)
+    if isinstance(answer, Replaced):
+        if not number_of_results(run.status):
+            run.begin_anew()
+        return answer.then
     if isinstance(answer, StartNeeded):
         if not isinstance(checkpoint, Checkpoint):
             return checkpoint

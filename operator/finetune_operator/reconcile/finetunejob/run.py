@@ -54,6 +54,13 @@ class Run(StagePass[FineTuneJobStatus]):
             trainer_contract=found.trainer.contract,
         )
 
+    def begin_anew(self) -> None:
+        """Forget the store and the image of a first stage that has not started. The next Job decides them."""
+        nothing = dict.fromkeys(
+            ("profile_generation", "store", "store_credentials", "trainer_image", "trainer_contract")
+        )
+        self.update(resolved=self.status.resolved.model_copy(update=nothing))
+
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the stage's Jobs."""
         live = self.status.live if STAGES[stage].per_champion else None

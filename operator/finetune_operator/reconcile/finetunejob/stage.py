@@ -2,7 +2,7 @@
 """Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
 
 from finetune_operator.reconcile.finetunejob.predicting import start_note
-from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
+from finetune_operator.reconcile.finetunejob.prerequisites import known_contract, next_image
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stagejobs import (
     ConfigBuilder,
@@ -14,6 +14,7 @@ from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of,
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.request import (
     Outcome,
+    Replaced,
     StageFailed,
     StageRequest,
     StartNeeded,
@@ -44,12 +45,17 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         run=run.job.uid,
         names=run.job_names(stage),
         contract=known_contract(run.job, run.snapshot),
+        image=next_image(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
         isolation=build_stage_isolation(run, stage),
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",
     )
     answer = advance(run.draft, request)
+    if isinstance(answer, Replaced):
+        if not run.status.stages:
+            run.begin_anew()
+        return answer.then
     if isinstance(answer, StartNeeded):
         return start(run.draft, request, answer, build_job(run, request, answer.purpose, build_config))
     return answer

@@ -19,6 +19,7 @@ from finetune_operator.reconcile.stages.givingback import (
 )
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, running_orphans, until_ended
+from finetune_operator.reconcile.stages.replacing import replace_job
 from finetune_operator.reconcile.stages.request import Answer, StageFailed, StageRequest, StartNeeded
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import recheck, under_way, until_settled
@@ -61,6 +62,9 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
     waiting = under_way(job, pods, request, snapshot)
+    replaced = replace_job(draft, job, pods, request, waiting)
+    if replaced is not None:
+        return replaced
     if not is_partly_scheduled(job, pods):
         return waiting
     return give_back(draft, job, pods, request) or recheck(waiting, RECHECK_SECONDS)

@@ -63,6 +63,8 @@ class StageRequest:
     names: JobNames
     contract: int
     """Version of the contract in which the stage's Jobs are made: `contract_of_jobs`."""
+    image: str | None = None
+    """Trainer image that a new Job would have; None: unknown, because its profile cannot be used."""
     peers: PeerObjects | None = None
     """Set if the stage has several pods."""
     isolation: Manifest | None = None
@@ -104,4 +106,12 @@ class StartNeeded:
     """How the pass ends after the Job is created."""
 
 
-Answer = Outcome | StartNeeded
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """The stage's Job is deleted before any of its pods has started, and is needed again."""
+
+    then: Working
+    """How the pass ends."""
+
+
+Answer = Outcome | StartNeeded | Replaced
