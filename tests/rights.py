@@ -41,6 +41,8 @@ RARELY_USED: Final = frozenset(
         "get evaluations",
         "get pods",
         "get services",
+        # For a Job that has had no pod for 10 seconds.
+        "list events",
         # For endpoints with several replicas or with their own NetworkPolicy.
         "get networkpolicies",
         "patch networkpolicies",

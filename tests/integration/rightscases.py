@@ -353,6 +353,9 @@ FINALIZERS: Final[dict[str, Case]] = {
 }
 """Rights on objects with a finalizer: one process lacks all of them."""
 
+UNREPORTED: Final = frozenset({"list events"})
+"""Rights that only add details to messages: without them, a message is more general."""
+
 UNATTENDED: Final = frozenset({"delete jobs", "get pods"})
 """Rights in whose namespaces no pod starts, because there is no fake kubelet."""
 

@@ -20,6 +20,7 @@ from tests.integration.rightscases import (
     PATIENCE_SECONDS,
     PROFILE,
     UNATTENDED,
+    UNREPORTED,
     WATCHED,
     Case,
     a_record_of_rows,
@@ -392,4 +393,6 @@ def test_no_process_has_ended_for_want_of_a_right(
 
 
 def test_every_right_that_the_chart_grants_is_looked_at_here(granted: frozenset[Right]) -> None:
-    assert {str(right) for right in granted} == {*IN_A_NAMESPACE, *LISTS, *FINALIZERS, *IN_A_PROCESS}
+    assert {str(right) for right in granted} == {
+        *IN_A_NAMESPACE, *LISTS, *FINALIZERS, *IN_A_PROCESS, *UNREPORTED
+    }  # fmt: skip

@@ -68,6 +68,11 @@ class KubernetesClient:
             return objects[0] if objects else None
         return None
 
+    async def last(self, type_: ResourceType, namespace: str, fields: str) -> Manifest | None:
+        """Of the objects that the field selector selects, the last one by name, or None if there is none."""
+        found = [each async for objects, _ in self.pages(type_, namespace, fields=fields) for each in objects]
+        return found[-1] if found else None
+
     async def serves(self, type_: ResourceType) -> bool:
         """Whether the API server has the type, by its discovery document."""
         try:
@@ -89,7 +94,7 @@ class KubernetesClient:
         return True
 
     async def pages(
-        self, type_: ResourceType, namespace: str = "", selector: str = ""
+        self, type_: ResourceType, namespace: str = "", selector: str = "", fields: str = ""
     ) -> AsyncGenerator[tuple[list[Manifest], str]]:
         """All objects, page by page, each page with the resource version of the whole list.
 
@@ -97,7 +102,8 @@ class KubernetesClient:
             Rejected: 404 if the type is not installed; 410 if reading took so long that the API server has
                 dropped the snapshot of the list: start again.
         """
-        query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": selector} if selector else {})
+        selectors = {"labelSelector": selector, "fieldSelector": fields}
+        query = {"limit": str(PAGE_SIZE)} | {name: text for name, text in selectors.items() if text}
         while True:
             page = await self._transport.call(Request("list", "GET", type_.path(namespace), query))
             # Items of a list carry neither apiVersion nor kind.

@@ -28,15 +28,17 @@ INADMISSIBLE: Final = "Inadmissible"
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What Kueue reports about a suspended Job.
+    """What keeps a Job without pods.
 
     Attributes:
         workload: its Workload, or a refusal; None if there is none.
         position: its position in the queue; None if it is unknown.
+        refused: event about its last pod that the API server refused; None if it is unknown.
     """
 
     workload: Manifest | None = None
     position: QueuePosition | None = None
+    refused: Manifest | None = None
 
 
 def admission_trouble(job: Manifest, admission: Admission, now: datetime) -> Trouble:

@@ -8,6 +8,7 @@ from typing import Final
 
 from finetune_operator.observe import lostnodes, podfailures, podstarts
 from finetune_operator.observe.admission import Admission, admission_trouble, changed_parallelism
+from finetune_operator.observe.missingpods import missing_pod
 from finetune_operator.observe.peerpods import describe_pod, newest_per_index, nodes_of
 from finetune_operator.observe.podstatus import Trouble, has_ended, stage_of
 from finetune_operator.observe.stagetimes import container_state, stage_states
@@ -26,7 +27,7 @@ def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: 
     Args:
         job: the Job.
         pods: its pods, newest first.
-        admission: what Kueue reports about it while it is suspended.
+        admission: what keeps it without pods.
         now: time of the pass.
     """
     changed = changed_parallelism(job)
@@ -35,10 +36,12 @@ def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: 
     current, nodes = newest_per_index(pods), nodes_of(job)
     found = [(pod, _pod_trouble(job, pod, now)) for pod in current]
     troubles = [trouble for _, trouble in found if trouble is not None]
-    if _lacks_a_pod(job, current):
+    if lacks_a_pod(job, current):
         is_suspended = job.get("spec", {}).get("suspend")
         troubles.append(
-            admission_trouble(job, admission, now) if is_suspended else podstarts.missing_pod(job, now)
+            admission_trouble(job, admission, now)
+            if is_suspended
+            else missing_pod(job, admission.refused, now)
         )
     if not troubles:
         return None
@@ -60,7 +63,7 @@ def shows_running_pods(message: str) -> bool:
     return found is not None and found[1] != "0"
 
 
-def _lacks_a_pod(job: Manifest, pods: list[Manifest]) -> bool:
+def lacks_a_pod(job: Manifest, pods: list[Manifest]) -> bool:
     """Whether a pod has not been created yet; pods that succeeded may have been deleted."""
     done = sum(1 for pod in pods if pod.get("status", {}).get("phase") == "Succeeded")
     counted: int = job.get("status", {}).get("succeeded", 0)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.labels import PROFILE
-from finetune_operator.observe.peerpods import describe_pod, index_of, nodes_of
+from finetune_operator.observe.peerpods import describe_pod, index_of
 from finetune_operator.observe.podstatus import (
     Trouble,
     condition,
@@ -35,9 +35,6 @@ IMAGE_REASONS: Final = frozenset(
 )
 MAX_START_TIME: Final = timedelta(seconds=120)
 """Time after which a scheduled pod that has not started is reported. Usually a volume cannot be mounted."""
-MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
-"""Time after which a Job without a pod is reported. Usually a quota or admission rejects the pod, which only
-events show."""
 
 MISSING_OBJECT: Final = re.compile(r'(secret|configmap)s? "([^"]+)" not found', re.IGNORECASE)
 
@@ -76,7 +73,7 @@ def start_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble:
     if scheduled is None:
         return Trouble(
             Reason.QUEUED,
-            _being_created(stage_of(job), several=index_of(pod) is not None),
+            being_created(stage_of(job), several=index_of(pod) is not None),
             expected=True,
         )
     if scheduled.get("status") == "False":
@@ -84,7 +81,7 @@ def start_trouble(job: Manifest, pod: Manifest, now: datetime) -> Trouble:
     return _starting(pod, stage_of(job), scheduled, now)
 
 
-def _being_created(stage: str, *, several: bool) -> str:
+def being_created(stage: str, *, several: bool) -> str:
     """A message without an index, so that several pods do not cause a status write each."""
     return f"the {stage} {'pods are' if several else 'pod is'} being created"
 
@@ -150,28 +147,9 @@ def _starting(pod: Manifest, stage: str, scheduled: dict[str, Any], now: datetim
     left = (MAX_START_TIME - since).total_seconds()
     return Trouble(
         Reason.QUEUED,
-        _being_created(stage, several=index_of(pod) is not None),
+        being_created(stage, several=index_of(pod) is not None),
         expected=True,
         recheck_after_seconds=left + 1,
-    )
-
-
-def missing_pod(job: Manifest, now: datetime) -> Trouble:
-    """The problem of a pod of the Job that does not exist."""
-    stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
-    age = now - parse_time(job["metadata"]["creationTimestamp"])
-    if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
-        lacks = "has no pod" if nodes == 1 else "lacks a pod"
-        return Trouble(
-            Reason.POD_NOT_STARTING,
-            f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
-            f" reject it; kubectl describe job {name} shows why",
-        )
-    return Trouble(
-        Reason.QUEUED,
-        _being_created(stage, several=nodes > 1),
-        expected=True,
-        recheck_after_seconds=max(0.0, (MAX_TIME_WITHOUT_POD - age).total_seconds()) + 1,
     )
 
 

@@ -25,6 +25,7 @@ from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import queues
 from finetune_operator.reconcile.records import deletion
+from finetune_operator.reconcile.stages.refusedpods import refusal_needs
 
 R = TypeVar("R", bound=Resource)
 T = TypeVar("T")
@@ -49,7 +50,9 @@ def _of(
     needs: Callable[[R, Snapshot], Needs] = lambda *_: NOTHING,
 ) -> Reconciler:
     def all_needs(resource: R, snapshot: Snapshot) -> Needs:
-        return queues.merged(needs(resource, snapshot), queues.admission_needs(snapshot))
+        return queues.merged(
+            needs(resource, snapshot), queues.admission_needs(snapshot), refusal_needs(snapshot)
+        )
 
     return Reconciler(_checked(model, reconcile), _checked(model, all_needs))
 

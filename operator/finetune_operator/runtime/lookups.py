@@ -92,7 +92,7 @@ class Lookups:
         Args:
             type_: type of the object.
             namespace: namespace of the object; unused for a type without namespaces.
-            name: name of the object, or the value of the type's label.
+            name: name of the object, or the value of the type's label or field.
             reuse: whether a fresh response to an earlier request is good enough.
 
         Raises:
@@ -154,7 +154,10 @@ class Lookups:
 
     async def _find(self, target: LookupTarget) -> Manifest | None:
         type_ = self._types[target.type]
-        if type_.label is None:
+        if type_.fields is not None:
+            fields = type_.fields.format(target.name)
+            found = await self._cluster.last(target.type, target.namespace, fields)
+        elif type_.label is None:
             found = await self._cluster.get(*target, type_.subresource)
         else:
             selector = f"{type_.label}={target.name}"

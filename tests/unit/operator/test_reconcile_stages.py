@@ -316,7 +316,7 @@ def test_the_reason_why_a_collector_is_unfinished_is_reported(
 
 def test_a_collector_without_a_pod_for_a_minute_points_to_quota_and_admission() -> None:
     cluster = lost(reached("train"))
-    assert cluster.plan("FineTuneJob", JOB).requeue_after == 61
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 11
     cluster.now += timedelta(seconds=61)
     assert state(cluster)[0] == "PodNotStarting"
 

@@ -15,6 +15,7 @@ from finetune_operator.engine.metadata import controller, controller_uid
 from finetune_operator.engine.resources import (
     CLAIM,
     DEPLOYMENT,
+    EVENT,
     HTTP_ROUTE,
     JOB,
     LOCAL_QUEUE,
@@ -103,6 +104,8 @@ class Lookup:
     Attributes:
         type: the type in the API.
         label: label whose value is the name by which the operator requests an object. None: `metadata.name`.
+        fields: field selector in which `{}` is the name by which the operator requests an object. Of several
+            objects it gets the last one by name.
         fresh_seconds: time for which a response is reused, so that many runs share one request.
         is_lacking: whether the response can block an object. The operator then repeats the request
             periodically until the response changes.
@@ -117,6 +120,7 @@ class Lookup:
 
     type: ResourceType
     label: str | None = None
+    fields: str | None = None
     fresh_seconds: float = 10.0
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
     is_optional: bool = False
@@ -133,7 +137,7 @@ class Lookup:
     @property
     def verbs(self) -> tuple[str, ...]:
         """RBAC verbs for reading the type."""
-        return ("get",) if self.label is None else ("list",)
+        return ("get",) if self.label is None and self.fields is None else ("list",)
 
 
 Secondary = Child | Lookup
@@ -184,6 +188,15 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Child(SERVICE),
     Child(NETWORK_POLICY),
     Child(POD_DISRUPTION_BUDGET),
+    # Only events show why a Job has no pod. Their names end with the time of their creation.
+    Lookup(
+        EVENT,
+        fields="involvedObject.uid={},reason=FailedCreate",
+        fresh_seconds=30.0,
+        is_lacking=lambda _: False,
+        is_best_effort=True,
+        kept=lambda event: {name: event.get(name) for name in ("metadata", "message", "lastTimestamp")},
+    ),
     Lookup(CLAIM, is_lacking=_is_on_one_node),
     # For its labels, which many runs read, and when an object is deleted. Nothing waits for a namespace.
     Lookup(NAMESPACE, fresh_seconds=15.0, is_lacking=lambda _: False, is_optional=True),

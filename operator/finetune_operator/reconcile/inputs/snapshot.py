@@ -14,7 +14,7 @@ from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.refusals import is_refusal
-from finetune_operator.engine.resources import NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
+from finetune_operator.engine.resources import EVENT, NAMESPACE, PENDING_WORKLOADS, WORKLOAD, ResourceType
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.observe.admission import Admission
 from finetune_operator.observe.poduse import PodUse
@@ -131,9 +131,9 @@ class Snapshot:
         return name in found and found[name] is None
 
     def admission_of(self, job: Manifest) -> Admission:
-        """What Kueue reports about a suspended Job."""
+        """What keeps the Job without pods."""
         uid = job["metadata"]["uid"]
-        return Admission(self.find(WORKLOAD, uid), self.positions.get(uid))
+        return Admission(self.find(WORKLOAD, uid), self.positions.get(uid), self.find(EVENT, uid))
 
     @property
     def positions(self) -> Positions:

@@ -19,7 +19,13 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
 
 CANNOT_START: Final = frozenset(
-    {Reason.IMAGE_UNAVAILABLE, Reason.POD_NOT_STARTING, Reason.SECRET_NOT_FOUND, Reason.UNSCHEDULABLE}
+    {
+        Reason.IMAGE_UNAVAILABLE,
+        Reason.POD_NOT_STARTING,
+        Reason.QUOTA_EXCEEDED,
+        Reason.SECRET_NOT_FOUND,
+        Reason.UNSCHEDULABLE,
+    }
 )
 """Reasons of pods that wait for a node, an image, or what else their template names."""
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it."""
+
+import re
+from datetime import datetime, timedelta
+from typing import Final
+
+from finetune_operator.manifests.labels import PROFILE
+from finetune_operator.observe.peerpods import nodes_of
+from finetune_operator.observe.podstarts import being_created
+from finetune_operator.observe.podstatus import Trouble, quoted, stage_of
+from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.plan import Manifest
+from finetune_operator.status.reasons import Reason
+
+ASK_AFTER: Final = timedelta(seconds=10)
+"""Time after which the operator reads the events of a Job without a pod."""
+MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
+"""Time after which a Job without a pod is reported, even if no event shows why."""
+MAX_TIME_BETWEEN_ATTEMPTS: Final = timedelta(minutes=11)
+"""The Job controller tries again after at most 10 minutes."""
+RECHECK_SECONDS: Final = 60.0
+"""Time between two looks at the events of a Job whose pod was refused."""
+
+DETAILS: Final = re.compile(r'^Error creating: |pods "[^"]*" is forbidden: ')
+"""Parts of an event that say nothing, or differ in each attempt."""
+EXCEEDED: Final = re.compile(r"exceeded quota")
+ADVICE: Final = (
+    (
+        EXCEEDED,
+        "it starts when the quota has room; if it never has, raise it, or lower resources of {profile}",
+    ),
+    (
+        re.compile(r"failed quota: .*must specify limits\.cpu"),
+        "set podTemplates[].cpuLimitRequestRatio of {profile}",
+    ),
+    (re.compile(r"failed quota: .*must specify"), "set it in resources of {profile}"),
+    (
+        re.compile(r"limit to request ratio|(maximum|minimum) \S+ usage per"),
+        "change resources or podTemplates[].cpuLimitRequestRatio of {profile}, or the LimitRange",
+    ),
+    (re.compile(r"PriorityClass"), "create it, or correct priorityClasses of {profile}"),
+    (
+        re.compile(r"violates PodSecurity"),
+        "check securityContext and podTemplates of {profile}, and webhooks that change pods",
+    ),
+)
+"""Patterns of refusals, and the advice for each."""
+
+
+def missing_pod(job: Manifest, refused: Manifest | None, now: datetime) -> Trouble:
+    """The problem of a pod of the Job that does not exist.
+
+    Args:
+        job: the Job.
+        refused: event about its last pod that was refused; None if there is none.
+        now: time of the pass.
+    """
+    stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
+    age = now - parse_time(job["metadata"]["creationTimestamp"])
+    if refused is not None and _is_recent(refused, now):
+        return _refusal(job, stage, refused.get("message") or "")
+    if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
+        lacks = "has no pod" if nodes == 1 else "lacks a pod"
+        return Trouble(
+            Reason.POD_NOT_STARTING,
+            f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
+            f" reject it; kubectl describe job {name} shows why",
+        )
+    later = min((each for each in (ASK_AFTER, MAX_TIME_WITHOUT_POD) if each > age), default=age)
+    return Trouble(
+        Reason.QUEUED,
+        being_created(stage, several=nodes > 1),
+        expected=True,
+        recheck_after_seconds=(later - age).total_seconds() + 1,
+    )
+
+
+def _is_recent(event: Manifest, now: datetime) -> bool:
+    """Whether the Job still waits for its next attempt. Events are kept longer than that."""
+    at = event.get("lastTimestamp")
+    return at is None or now - parse_time(at) < MAX_TIME_BETWEEN_ATTEMPTS
+
+
+def _refusal(job: Manifest, stage: str, refused: str) -> Trouble:
+    labels, name = job["metadata"].get("labels", {}), job["metadata"]["name"]
+    profile = f"ComputeProfile {labels[PROFILE]}" if PROFILE in labels else "the ComputeProfile"
+    found = (advice.format(profile=profile) for pattern, advice in ADVICE if pattern.search(refused))
+    advice = next(found, f"kubectl describe job {name} shows each attempt")
+    return Trouble(
+        Reason.QUOTA_EXCEEDED if EXCEEDED.search(refused) else Reason.POD_NOT_STARTING,
+        f"the API server refuses the {stage} pod: {quoted(DETAILS.sub('', refused))} ({advice})",
+        recheck_after_seconds=RECHECK_SECONDS,
+    )

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events that a pass reads about Jobs without pods."""
+
+from finetune_operator.engine.resources import EVENT, JOB
+from finetune_operator.observe.jobtrouble import lacks_a_pod
+from finetune_operator.observe.missingpods import ASK_AFTER
+from finetune_operator.observe.peerpods import newest_per_index
+from finetune_operator.observe.stagetimes import parse_time
+from finetune_operator.plan import Manifest
+from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
+from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.jobstate import is_unfinished
+
+
+def refusal_needs(snapshot: Snapshot) -> Needs:
+    """Events of the object's Jobs that have lacked a pod for a while, by the Job's uid."""
+    waiting = [job for job in snapshot.children[JOB].values() if _awaits_a_pod(job, snapshot)]
+    return {EVENT: frozenset(job["metadata"]["uid"] for job in waiting)} if waiting else NOTHING
+
+
+def _awaits_a_pod(job: Manifest, snapshot: Snapshot) -> bool:
+    metadata = job["metadata"]
+    if job.get("spec", {}).get("suspend") or "deletionTimestamp" in metadata or not is_unfinished(job):
+        return False
+    age = snapshot.now - parse_time(metadata["creationTimestamp"])
+    return age >= ASK_AFTER and lacks_a_pod(job, newest_per_index(pods_of(job, snapshot)))
