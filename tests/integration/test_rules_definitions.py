@@ -12,7 +12,7 @@ from tools.cluster import ControlPlane
 
 HEADERS = {
     "FineTuneJob": ["NAME", "PHASE", "PROGRESS", "LOSS", "SCORE", "ETA", "AGE"],
-    "Dataset": ["NAME", "LATEST", "ROWS", "PROBLEMS", "AGE"],
+    "Dataset": ["NAME", "PHASE", "LATEST", "ROWS", "PROBLEMS", "AGE"],
     "DatasetVersion": ["NAME", "DATASET", "ROWS", "DIGEST", "AGE"],
     "Checkpoint": ["NAME", "MODEL", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
     "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],

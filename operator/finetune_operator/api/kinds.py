@@ -65,6 +65,7 @@ KINDS: Final[tuple[Kind, ...]] = (
         "datasets",
         "dset",
         (
+            Column("Phase", ".status.phase"),
             Column("Latest", ".status.latestVersion"),
             Column("Rows", ".status.rows", "integer"),
             Column("Problems", ".status.problemCount", "integer"),

@@ -95,8 +95,8 @@ def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, An
     if reason in IMAGE_REASONS:
         return Trouble(
             Reason.IMAGE_UNAVAILABLE,
-            f"image {image} of {whose} cannot be pulled: check its name and registry, and that the nodes are"
-            f" allowed to pull it. {reason}: {message}",
+            f"image {image} of {whose} cannot be pulled: check its name{_where_named(pod, image)} and"
+            f" registry, and {_pull_secrets(pod)}. {reason}: {message}",
         )
     missing = MISSING_OBJECT.search(message)
     if missing:
@@ -112,6 +112,23 @@ def container_trouble(pod: Manifest, whose: str, image: str, state: dict[str, An
         Reason.POD_NOT_STARTING,
         f"{whose} does not start. {reason}: {message} ({describe} shows the next attempt)",
     )
+
+
+def _where_named(pod: Manifest, image: str) -> str:
+    """The object with the image's name, if the operator chose the image."""
+    profile = pod["metadata"].get("labels", {}).get(PROFILE)
+    is_chosen = image == trainer_container(pod).get("image")
+    return (
+        f" (images of ComputeProfile {profile}, or the operator's default)" if is_chosen and profile else ""
+    )
+
+
+def _pull_secrets(pod: Manifest) -> str:
+    """What a private registry needs. The kubelet ignores missing Secrets, and the operator reads none."""
+    names = ", ".join(each.get("name", "") for each in pod["spec"].get("imagePullSecrets") or ())
+    if not names:
+        return "that the nodes may pull it, because the pod has no pull secret"
+    return f"that the pod's pull secrets exist in namespace {pod['metadata'].get('namespace', '')}: {names}"
 
 
 def _init_trouble(pod: Manifest, status: dict[str, Any]) -> Trouble | None:

@@ -3,6 +3,8 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
@@ -158,6 +160,23 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
     cluster.settle()
     assert list(cluster.deployments) == [revision]
     assert (cluster.condition("Reconciling") or ("", ""))[0] == "CheckpointNotFound"
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "text"),
+    [
+        ((), "model line tickets has no Checkpoint yet: check spec.models[router].follow.model, or start a"),
+        ((checkpoint("first", "1", promoted=None),), "model line tickets has no promoted checkpoint yet"),
+    ],
+)
+def test_an_endpoint_tells_a_line_without_checkpoints_from_one_without_a_champion(
+    checkpoints: tuple[Checkpoint, ...], text: str
+) -> None:
+    cluster = EndpointCluster(*checkpoints)
+    cluster.settle()
+    reason, message = cluster.condition("Reconciling") or ("", "")
+    assert reason == "WaitingForCheckpoint"
+    assert text in message
 
 
 def test_an_endpoint_says_that_what_it_serves_was_rejected_and_nothing_can_take_its_place() -> None:

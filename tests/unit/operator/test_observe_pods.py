@@ -79,11 +79,29 @@ def init(**status: Any) -> dict[str, Any]:
     }
 
 
+def with_pull_secrets(pod: Manifest, *names: str) -> Manifest:
+    pod["spec"]["imagePullSecrets"] = [{"name": name} for name in names]
+    return pod
+
+
 STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
     "its image does not exist": (
         pod(**held("ErrImagePull", 'failed to pull image "registry.example/trainer:1": not found')),
         "ImageUnavailable",
         ["trainer:1 of the train pod cannot be pulled: check its name", "ErrImagePull: failed to pull"],
+    ),
+    "its image is named by its profile, and it has no pull secret": (
+        pod(**held("ErrImagePull", "denied")),
+        "ImageUnavailable",
+        [
+            "check its name (images of ComputeProfile a100, or the operator's default) and registry",
+            "and that the nodes may pull it, because the pod has no pull secret. ErrImagePull: denied",
+        ],
+    ),
+    "its image is private": (
+        with_pull_secrets(pod(**held("ErrImagePull", "denied")), "registry", "mirror"),
+        "ImageUnavailable",
+        ["and that the pod's pull secrets exist in namespace team: registry, mirror. ErrImagePull"],
     ),
     "its image is asked for again": (
         pod(**held("ImagePullBackOff", "Back-off pulling image")),

@@ -120,8 +120,16 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         (profile(), claim("models")),
         {},
         "StoreNotFound",
-        "PersistentVolumeClaim artifacts of store pvc://artifacts does not exist in namespace team",
+        "store pvc://artifacts does not exist in namespace team: create it (accessModes: [ReadWriteOnce])",
         lambda c: c.add(claim("artifacts")),
+    ),
+    (
+        "the claim that pods on several nodes share does not exist",
+        (profile(singleNode=False), claim("models", "ReadWriteMany")),
+        {},
+        "StoreNotFound",
+        "create it (accessModes: [ReadWriteMany])",
+        lambda c: c.add(claim("artifacts", "ReadWriteMany")),
     ),
     (
         "the store's claim can be on one node only",

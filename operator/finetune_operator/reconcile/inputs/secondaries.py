@@ -50,7 +50,7 @@ NOTHING: Final[Needs] = MappingProxyType({})
 
 UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
 UNREAD_IN_PODS: Final = frozenset(
-    {"affinity", "imagePullSecrets", "securityContext", "tolerations", "topologySpreadConstraints", "volumes"}
+    {"affinity", "securityContext", "tolerations", "topologySpreadConstraints", "volumes"}
 )
 UNREAD_IN_CONTAINERS: Final = frozenset({"args", "command", "env", "securityContext", "volumeMounts"})
 

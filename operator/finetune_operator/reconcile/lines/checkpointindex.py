@@ -128,6 +128,10 @@ class CheckpointIndex:
         """Checkpoints of this model line; loads all of them."""
         return self._all(self._lines.get(model, ()))
 
+    def has_line(self, model: str) -> bool:
+        """Whether a Checkpoint belongs to this model line."""
+        return model in self._lines
+
     def model_of(self, name: str) -> str | None:
         """The model line of the Checkpoint of this name."""
         entry = self._entries.get(name)

@@ -74,7 +74,7 @@ def check_store(
         return Blocked(
             Reason.STORE_NOT_FOUND,
             f"PersistentVolumeClaim {name} of store {uri} does not exist in namespace {namespace}:"
-            " create it (accessModes: [ReadWriteMany])",
+            f" create it (accessModes: [{_mode(profile)}])",
         )
     return _check_modes(name, f"store {uri}", profile, Reason.STORE_NOT_SHAREABLE, snapshot)
 
@@ -97,10 +97,15 @@ def check_model_cache(
         return Blocked(
             Reason.MODEL_CACHE_NOT_FOUND,
             f"PersistentVolumeClaim {cache.claim} of {field} does not exist in namespace {namespace}: create"
-            " it (accessModes: [ReadWriteMany]) with room for the models of its endpoints, or use a profile"
-            " without modelCache",
+            f" it (accessModes: [{_mode(profile)}]) with room for the models of its endpoints, or use a"
+            " profile without modelCache",
         )
     return _check_modes(cache.claim, field, profile, Reason.MODEL_CACHE_NOT_SHAREABLE, snapshot)
+
+
+def _mode(profile: ComputeProfile | None) -> str:
+    """Access mode of a claim that all pods can mount. Any StorageClass supports ReadWriteOnce."""
+    return "ReadWriteOnce" if profile is not None and profile.spec.single_node else "ReadWriteMany"
 
 
 def _check_modes(

@@ -151,8 +151,13 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> ModelTarget:
 
 def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> ModelTarget:
     best = checkpoints.champion(follow.model)
-    if best is None:
+    if best is None and checkpoints.has_line(follow.model):
         problem = f"model line {follow.model} has no promoted checkpoint yet"
+    elif best is None:
+        problem = (
+            f"model line {follow.model} has no Checkpoint yet: check spec.models[{name}].follow.model, or"
+            f" start a FineTuneJob with spec.model: {follow.model}"
+        )
     elif follow.require_approval and not is_approved(best):
         problem = (
             f"checkpoint {best.name} is promoted but not approved: set its spec.approval.state to Approved"
