@@ -340,6 +340,20 @@ def test_a_job_of_someone_else_with_the_name_does_not_decide() -> None:
     assert "the operator did not create it" in message
 
 
+def test_an_analysis_waits_for_a_pod_that_only_the_deployment_reports_as_ready() -> None:
+    cluster, old, new = rolling(strategy=CANARY, replicas=5)
+    cluster.configure(nonce_key="secret of the operator")
+    cluster.put(ready_pod(old, "10.0.0.1"))
+    make_ready(cluster)
+    assert (step(cluster, new), jobs(cluster)) == (1, [])
+    _, message = cluster.condition("Reconciling") or ("", "")
+    assert "its analysis starts when its pods are ready" in message
+    cluster.put(ready_pod(new, "10.0.0.3"))
+    cluster.settle()
+    (job,) = jobs(cluster)
+    assert config_of(cluster, job).pods == ("http://10.0.0.3:8000/metrics",)
+
+
 def test_a_pause_starts_no_analysis_and_a_failed_one_ends_the_canary_in_a_pause() -> None:
     cluster, old, new = measured()
     (job,) = jobs(cluster)

@@ -312,12 +312,13 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1, Observation.UNDECIDED: 1}
     record(cluster, new, state, steps.get(seen, 0) if state == "Canary" else None)
     if (state, seen) == ("Canary", Observation.UNDECIDED):
-        fail_analysis(cluster)
+        fail_analysis(cluster, new)
     return cluster, new, old
 
 
-def fail_analysis(cluster: EndpointCluster) -> None:
-    """Let the Job of the step's analysis fail, so that it is inconclusive."""
+def fail_analysis(cluster: EndpointCluster, revision: str) -> None:
+    """Let the Job of the step's analysis of the revision fail, so that it is inconclusive."""
+    cluster.put(serving_pod(revision, podIP="10.0.0.3", conditions=[{"type": "Ready", "status": "True"}]))
     cluster.reconcile()
     ((_, job),) = cluster.cluster.of("Job").items()
     since = (cluster.cluster.now - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")

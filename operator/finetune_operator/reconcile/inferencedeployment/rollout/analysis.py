@@ -13,7 +13,6 @@ from finetune_operator.api.endpointstatus import RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.rolloutanalysis import (
     AnalysisFigureStatus,
-    AnalysisGate,
     RevisionAnalysis,
     StepAnalysis,
 )
@@ -35,11 +34,12 @@ from finetune_operator.observe.servingpods import is_replaced
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inferencedeployment.rollout.figuresentences import figure_sentence
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobresults import Expected, is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, foreign, has_ended
 from finetune_operator.status.conditions import shortened
-from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
+from finetune_trainer.contract.analysis import AnalyzeResult
 from finetune_trainer.contract.configs.analyze import ProbedModel
 from finetune_trainer.contract.vocabulary import ANALYZE
 
@@ -84,7 +84,7 @@ class Analysis:
             return self.result.message
         job, snapshot = self._job, self.snapshot
         if job is None:
-            return "it is being analyzed"
+            return "it is being analyzed" if self._new_pods else "its analysis starts when its pods are ready"
         trouble = job_trouble(job, self._pods, snapshot.admission_of(job), snapshot.now)
         return "it is being analyzed" if trouble is None else f"its analysis waits: {trouble.message}"
 
@@ -109,9 +109,12 @@ class Analysis:
         return None
 
     def draft(self, *, may_start: bool) -> Draft:
-        """Creation of the Job if it may start, and removal of one whose result was lost with its pod."""
+        """Creation of the Job if it may start, and removal of one whose result was lost with its pod.
+
+        The Job measures the pods of its start. A Deployment can report a ready pod before the pod is read.
+        """
         draft, job = Draft(self.snapshot), self._job
-        if job is None and may_start:
+        if job is None and may_start and self._new_pods:
             draft.start_job(self._build())
         is_lost = job is not None and has_ended(job, "Complete") and self.result is None
         if job is not None and is_lost and self._is_settled("Complete"):
@@ -149,7 +152,7 @@ class Analysis:
         facts, phase = self.snapshot.facts, self.phase
         trainer = analysis_trainer(self.revision, facts.trainer_image)
         pods = MeasuredPods(
-            tuple(self._ready_pods(self.revision.name)),
+            self._new_pods,
             tuple(self._ready_pods(phase.stable)),
             tuple(self._probed_models()),
             self._digests_of(self.revision.name),
@@ -195,6 +198,10 @@ class Analysis:
         has_probe = settings is not None and settings.probe is not None
         return served_digests(deployment) if has_probe and deployment is not None else ()
 
+    @cached_property
+    def _new_pods(self) -> tuple[Manifest, ...]:
+        return tuple(self._ready_pods(self.revision.name))
+
     def _ready_pods(self, revision: str) -> Iterable[Manifest]:
         return (
             pod
@@ -212,7 +219,7 @@ class Analysis:
         settings = self.endpoint.spec.strategy.analysis
         gates = () if settings is None else settings.gates
         shown = [
-            _sentence(figure, gate)
+            figure_sentence(figure, gate)
             for figure, gate in zip(found.figures, gates, strict=False)
             if found.verdict in {"Pass", figure.verdict}
         ]
@@ -269,32 +276,3 @@ def analysis_draft(analysis: Analysis | None, snapshot: Snapshot, *, may_start: 
         if stage_of(job) == ANALYZE and (analysis is None or name != analysis.name):
             draft.remove(job, "Background")
     return draft
-
-
-def _sentence(figure: AnalysisFigure, gate: AnalysisGate) -> str:
-    """Figure and bounds of a gate.
-
-    `error_rate 0.3 (at least 0.2; max 0.05; stable 0 + 0.02)`, or of the worst model
-    `exact_match of tuned 0.3 (at most 0.5; 60 rows; min 0.8; stable 0.9 - 0.05)`.
-    """
-    quantile = f" p{figure.quantile * 100:g}" if figure.quantile is not None else ""
-    model = f" of {figure.model}" if figure.model is not None else ""
-    is_lower = gate.min is not None or gate.max_decrease is not None
-    stable = "unknown" if figure.stable is None else f"{figure.stable:g}"
-    details = [
-        *(_limit(figure, is_lower=is_lower) if figure.verdict == "Fail" else []),
-        *([f"{figure.rows} rows"] if figure.rows is not None else []),
-        *([f"min {gate.min:g}"] if gate.min is not None else []),
-        *([f"stable {stable} - {gate.max_decrease:g}"] if gate.max_decrease is not None else []),
-        *([f"max {gate.max:g}"] if gate.max is not None else []),
-        *([f"stable {stable} + {gate.max_increase:g}"] if gate.max_increase is not None else []),
-        *([f"stable {stable} × {gate.max_ratio:g}"] if gate.max_ratio is not None else []),
-    ]
-    value = "unknown" if figure.value is None else f"{figure.value:g}"
-    return f"{figure.metric}{quantile}{model} {value} ({'; '.join(details)})"
-
-
-def _limit(figure: AnalysisFigure, *, is_lower: bool) -> list[str]:
-    """The bound of the figure that misses the bound of the gate."""
-    bound, word = (figure.high, "at most") if is_lower else (figure.low, "at least")
-    return [] if bound is None else [f"{word} {bound:g}"]
