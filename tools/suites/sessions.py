@@ -8,16 +8,28 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 TESTS: Final = Path(__file__).parents[2] / "tests"
+
+
+def _matching(pattern: str) -> tuple[str, ...]:
+    """Paths of test modules, such as `tests/unit/test_names.py`."""
+    return tuple(f"tests/{path.relative_to(TESTS)}" for path in sorted(TESTS.glob(pattern)))
+
+
 SEPARATE_SESSIONS: Final = {
     "rest of trainer": ("tests/trainer/remote", "tests/trainer/serve", "tests/trainer/data"),
+    "evaluation": _matching("trainer/test_evaluate*.py"),
     "resume matrix": ("tests/trainer/test_resume_matrix.py",),
-    "rules of the API": tuple(
-        f"tests/integration/{path.name}" for path in sorted(TESTS.glob("integration/test_rules_*.py"))
-    ),
+    "rules of the API": _matching("integration/test_rules_*.py"),
 }
 """Tests of trainer and API server in sessions of their own, so that all sessions take equally long."""
 E2E: Final = "tests/e2e"
-E2E_SECOND: Final = ("test_disasters.py", "test_interruptions.py", "test_queueing.py", "test_strategies.py")
+E2E_SECOND: Final = (
+    "test_disasters.py",
+    "test_interruptions.py",
+    "test_multinode.py",
+    "test_queueing.py",
+    "test_strategies.py",
+)
 """Modules that run on the second cluster, in this order, so that both lanes take equally long."""
 E2E_LAST: Final = f"{E2E}/test_rights.py"
 """Module that checks the requests of all lanes."""
