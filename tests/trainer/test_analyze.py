@@ -192,6 +192,22 @@ def test_a_measurement_of_the_whole_duration_does_not_pass_earlier() -> None:
     assert (result.verdict, result.seconds) == ("Pass", 240)
 
 
+def test_another_pod_with_the_address_of_one_that_has_ended_is_not_counted() -> None:
+    readings = iter(range(100))
+
+    def serve(metrics: ServingMetrics) -> None:
+        if next(readings) < 4:
+            traffic()(metrics)
+            return
+        metrics.model_info.clear()
+        metrics.model_info.labels("other", f"sha256:{'b' * 64}", "Adapter").set(1)
+        traffic(1000, errors=900)(metrics)
+
+    result = analyze([serve], [traffic()], ERRORS, min_requests=500)
+    assert (result.verdict, result.requests) == ("Inconclusive", 400)
+    assert "it does not show the models that it had before" in result.problem
+
+
 def test_a_stable_revision_without_requests_is_compared_by_its_past() -> None:
     past = ServingMetrics()
     traffic(1000)(past)

@@ -7,7 +7,7 @@ from typing import Final
 
 import httpx
 
-from finetune_trainer.analyze.series import PodMetrics, read_metrics, total
+from finetune_trainer.analyze.series import PodMetrics, read_metrics, served_digests, total
 
 TIMEOUT_SECONDS: Final = 5.0
 MAX_METRICS_BYTES: Final = 4 * 2**20
@@ -30,6 +30,7 @@ class PodReader:
     """The pods of one revision.
 
     A pod that ends keeps what it has counted. One that could not be read is tried again at the next reading.
+    Another pod can get the address of one that has ended. It is recognized by its models, and not counted.
     """
 
     def __init__(self, urls: Sequence[str], client: httpx.Client, *, from_start: bool = False) -> None:
@@ -38,6 +39,7 @@ class PodReader:
         self._client = client
         self._from_start = from_start
         self._last: dict[str, PodMetrics] = {}
+        self._digests: dict[str, frozenset[str]] = {}
         self._counted: dict[str, PodMetrics] = {}
         self._queues: list[float] = []
         self._problems: dict[str, str] = {}
@@ -77,7 +79,11 @@ class PodReader:
     def _read_pod(self, url: str) -> PodMetrics | str:
         """The counts of one pod, or why they cannot be read."""
         try:
-            return read_metrics(get_metrics(self._client, url))
+            text = get_metrics(self._client, url)
+            digests = served_digests(text)
+            if self._digests.setdefault(url, digests) != digests:
+                return "it does not show the models that it had before, so it is not counted"
+            return read_metrics(text)
         except httpx.HTTPStatusError as error:
             return f"status {error.response.status_code}"
         except (httpx.HTTPError, ValueError, KeyError) as error:
