@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chart, rendered by the real Helm. Skipped if `make cluster` or `make verify` has not built Helm."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.skipif(not program("helm").exists(), reason="helm is no
 Manifest = dict[str, Any]
 
 
-def helm(*settings: str, values: Manifest | None = None) -> subprocess.CompletedProcess[str]:
+def helm(
+    *settings: str, values: Manifest | None = None, chart: Path = CHART
+) -> subprocess.CompletedProcess[str]:
     command = [
         str(program("helm")),
         "template",
         "finetune-operator",
-        str(CHART),
+        str(chart),
         "--namespace=finetune-system",
         "--values=-",
     ]
@@ -36,8 +39,8 @@ def helm(*settings: str, values: Manifest | None = None) -> subprocess.Completed
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
 
 
-def rendered(*settings: str, values: Manifest | None = None) -> list[Manifest]:
-    done = helm(*settings, values=values)
+def rendered(*settings: str, values: Manifest | None = None, chart: Path = CHART) -> list[Manifest]:
+    done = helm(*settings, values=values, chart=chart)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
@@ -53,6 +56,19 @@ def rules(manifests: list[Manifest]) -> list[Manifest]:
 @pytest.fixture(scope="module")
 def manifests() -> list[Manifest]:
     return rendered()
+
+
+def test_a_version_with_the_digest_of_the_chart_makes_valid_labels(tmp_path: Path) -> None:
+    """As Flux installs a chart from a registry."""
+    chart = tmp_path / CHART.name
+    shutil.copytree(CHART, chart)
+    facts = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump({**facts, "version": f"{version()}+6fba8c802ca4"}))
+
+    manifests = rendered(chart=chart)
+
+    labels = {each["metadata"]["labels"]["helm.sh/chart"] for each in manifests}
+    assert labels == {f"{CHART.name}-{version()}_6fba8c802ca4"}
 
 
 def test_no_role_has_a_wildcard(manifests: list[Manifest]) -> None:

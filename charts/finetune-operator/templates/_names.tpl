@@ -35,12 +35,13 @@ app.kubernetes.io/name: {{ include "finetune-operator.chartName" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Labels of all objects. A label has no "+", as Flux adds to a version with the digest of the chart: 0.1.0+6fba8c802ca4. */}}
 {{- define "finetune-operator.labels" -}}
 {{- $own := dict
   "app.kubernetes.io/version" (.Chart.AppVersion | toString)
   "app.kubernetes.io/managed-by" .Release.Service
   "app.kubernetes.io/part-of" .Chart.Name
-  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version) -}}
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimAll "-_.") -}}
 {{- toYaml (merge (include "finetune-operator.selector" . | fromYaml) $own .Values.commonLabels) -}}
 {{- end -}}
 
