@@ -11,10 +11,14 @@ from finetune_trainer.prepare.finding import find_files
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 
-def find(path: Path, wait_seconds: float = 0, *, root: Path | None = None) -> list[str]:
-    files = find_files(
-        path, "configmap://tickets/rows.jsonl", threading.Event(), wait_seconds, root=root or path.parent
-    )
+def find(
+    path: Path,
+    wait_seconds: float = 0,
+    *,
+    root: Path | None = None,
+    uri: str = "configmap://tickets/rows.jsonl",
+) -> list[str]:
+    files = find_files(path, uri, threading.Event(), wait_seconds, root=root or path.parent)
     return [file.name for file in files]
 
 
@@ -43,6 +47,8 @@ def test_a_folder_without_rows_names_the_supported_extensions(tmp_path: Path) ->
 
 def test_a_volume_that_was_never_filled_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(StageFailure, match=r"rows\.jsonl not found; the folder is empty"):
+        find(tmp_path / "rows.jsonl", uri="pvc://tickets/rows.jsonl")
+    with pytest.raises(StageFailure, match="ConfigMap tickets does not exist in this namespace, or has no"):
         find(tmp_path / "rows.jsonl")
 
 

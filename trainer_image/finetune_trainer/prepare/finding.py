@@ -31,6 +31,8 @@ POLL_SECONDS: Final = 1.0
 MAX_NAMES_IN_MESSAGE: Final = 10
 """Max file names in a message."""
 
+CONFIGMAP: Final = "configmap://"
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,7 @@ def find_files(
     while not (files := _list(path, uri, root)):
         if time.monotonic() >= deadline:
             with _read_errors(path, uri):
-                message = f"{uri}: {_why_missing(path, root)}"
+                message = f"{uri}: {_why_missing(path, uri, root)}"
             raise StageFailure(FailureReason.SOURCE_NOT_FOUND, message, ExitCode.BAD_DATA)
         if not logged:
             logger.info("waiting up to %.0f s for %s to appear", wait_seconds, uri)
@@ -144,12 +146,16 @@ def _data_files_in(path: Path, root: Path) -> list[Path]:
     return [path / name for name in taken]
 
 
-def _why_missing(path: Path, root: Path) -> str:
+def _why_missing(path: Path, uri: str, root: Path) -> str:
     if kind_of(path, root) == "Folder":
         return no_data_files()
     if kind_of(path.parent, root) != "Folder":
         return "not found; create it, or correct source.uri"
     names = [name for name in names_in(path.parent, root) if not name.startswith(".")]
+    if not names and uri.startswith(CONFIGMAP):
+        name = uri.removeprefix(CONFIGMAP).partition("/")[0]
+        what = f"ConfigMap {name} does not exist in this namespace, or has no keys"
+        return f"{what}; create it, or correct source.uri"
     if is_pattern(path.name):
         return nothing_matches(path.name, names)
     return f"{path.name} not found; {_contents(names)}; create it, or correct source.uri"

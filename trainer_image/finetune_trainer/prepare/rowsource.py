@@ -17,6 +17,7 @@ from finetune_trainer.data.files import FileUnreadable, SourceFile, is_data
 from finetune_trainer.data.unpacking import unpacking_budget
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
+    CONFIGMAP,
     find_files,
     is_pattern,
     matching,
@@ -50,7 +51,7 @@ class MountedRows:
     ) -> None:
         root = root_of(path, SOURCE_MOUNT)
         self._files = find_files(path, uri, stop, root=root, limit_bytes=limit_bytes)
-        is_configmap = uri.startswith("configmap://")
+        is_configmap = uri.startswith(CONFIGMAP)
         try:
             entries = [
                 [file.name, _content(file) if is_configmap else [file.size, file.modified]]
