@@ -24,7 +24,7 @@ DATASET: Final = f"{GROUP}/dataset"
 REVISION: Final = f"{GROUP}/revision"
 PROFILE: Final = f"{GROUP}/profile"
 PROFILE_VERSION: Final = f"{GROUP}/profile-version"
-"""Annotation of a Job: UID and generation of the ComputeProfile that shaped its pods."""
+"""Annotation of a Job or Deployment: UID and generation of the ComputeProfile that shaped its pods."""
 DEVICES: Final = f"{GROUP}/devices"
 """Number of devices of a pod. Device time is computed from it, since the profile may have changed. Earlier
 releases labelled only stages."""

@@ -10,12 +10,13 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
-from finetune_operator.manifests.jobs import child_metadata, owner_reference
+from finetune_operator.manifests.jobs import child_metadata, owner_reference, profile_version
 from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
     PROFILE,
+    PROFILE_VERSION,
     REVISION,
     RUN,
     child_labels,
@@ -144,7 +145,10 @@ def build_deployment(
             "name": revision.name,
             "namespace": endpoint.namespace,
             "labels": labels | queueing,
-            "annotations": {CREATED_SPEC: json.dumps(spec, sort_keys=True)},
+            "annotations": {
+                CREATED_SPEC: json.dumps(spec, sort_keys=True),
+                PROFILE_VERSION: profile_version(revision.profile),
+            },
             "ownerReferences": [owner_reference(endpoint)],
         },
         "spec": {"replicas": endpoint.spec.replicas, **spec},

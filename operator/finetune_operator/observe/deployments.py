@@ -8,6 +8,7 @@ from typing import Final
 
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.observe.lostnodes import node_trouble
+from finetune_operator.observe.missingpods import refused_pod
 from finetune_operator.observe.podstatus import condition, quoted
 from finetune_operator.observe.queueposition import UNKNOWN, Positions
 from finetune_operator.observe.servingpods import ServingTrouble, crash_since, is_replaced, serving_trouble
@@ -28,13 +29,18 @@ def is_ready(deployment: Manifest, replicas: int) -> bool:
 
 
 def trouble_of(
-    revision: str, pods: Mapping[str, Manifest], now: datetime, positions: Positions = UNKNOWN
+    revision: str,
+    deployment: Manifest | None,
+    pods: Mapping[str, Manifest],
+    now: datetime,
+    positions: Positions = UNKNOWN,
 ) -> ServingTrouble | None:
-    """The first problem that prevents a pod of this revision from serving, or None.
+    """The first problem that prevents a pod of this revision from serving or from being created, or None.
 
     Pods that have ended or are being deleted are replaced. Their problems count only if no other pod has one.
     """
-    return next(_troubles(revision, pods, now, positions), None)
+    refused = None if deployment is None else _refusal(deployment)
+    return next(_troubles(revision, pods, now, positions), refused)
 
 
 def capacity_shortage(
@@ -76,7 +82,8 @@ def failure_of(
     final = next((trouble.message for trouble in troubles if trouble.final), None)
     if final is not None or not (deadline_passed and has_exceeded_deadline(deployment)):
         return final
-    cause = troubles[0].message if troubles else "read the logs of its pods"
+    trouble = next(iter(troubles), _refusal(deployment))
+    cause = trouble.message if trouble is not None else "read the logs of its pods"
     return f"not ready within {deadline_seconds(deployment)} s: {cause}"
 
 
@@ -108,6 +115,17 @@ def deadline_seconds(deployment: Manifest) -> int:
     """Seconds without progress after which the Deployment exceeds its deadline."""
     seconds: int = deployment["spec"].get("progressDeadlineSeconds", 600)
     return seconds
+
+
+def _refusal(deployment: Manifest) -> ServingTrouble | None:
+    """What refuses the pods of this revision, so that they do not exist; None if nothing does."""
+    refused = condition(deployment, "ReplicaFailure")
+    if refused is None or refused.get("status") != "True":
+        return None
+    name = deployment["metadata"]["name"]
+    command = f"kubectl describe replicaset -l {REVISION}={name}"
+    reason, message = refused_pod("pod", refused.get("message") or "", deployment, command)
+    return ServingTrouble(reason, message)
 
 
 def _troubles(

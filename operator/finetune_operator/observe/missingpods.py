@@ -83,12 +83,23 @@ def _is_recent(event: Manifest, now: datetime) -> bool:
 
 
 def _refusal(job: Manifest, stage: str, refused: str) -> Trouble:
-    labels, name = job["metadata"].get("labels", {}), job["metadata"]["name"]
+    name = job["metadata"]["name"]
+    reason, message = refused_pod(f"{stage} pod", refused, job, f"kubectl describe job {name}")
+    return Trouble(reason, message, recheck_after_seconds=RECHECK_SECONDS)
+
+
+def refused_pod(what: str, refused: str, owner: Manifest, command: str) -> tuple[Reason, str]:
+    """Reason and message about a pod that the API server refuses.
+
+    Args:
+        what: the pod, for the message.
+        refused: message of the controller that should create it.
+        owner: the Job or Deployment.
+        command: shows more.
+    """
+    labels = owner["metadata"].get("labels", {})
     profile = f"ComputeProfile {labels[PROFILE]}" if PROFILE in labels else "the ComputeProfile"
     found = (advice.format(profile=profile) for pattern, advice in ADVICE if pattern.search(refused))
-    advice = next(found, f"kubectl describe job {name} shows each attempt")
-    return Trouble(
-        Reason.QUOTA_EXCEEDED if EXCEEDED.search(refused) else Reason.POD_NOT_STARTING,
-        f"the API server refuses the {stage} pod: {quoted(DETAILS.sub('', refused))} ({advice})",
-        recheck_after_seconds=RECHECK_SECONDS,
-    )
+    advice = next(found, f"{command} shows each attempt")
+    reason = Reason.QUOTA_EXCEEDED if EXCEEDED.search(refused) else Reason.POD_NOT_STARTING
+    return reason, f"the API server refuses the {what}: {quoted(DETAILS.sub('', refused))} ({advice})"

@@ -157,7 +157,7 @@ class ObservedEndpoint:
         """Add the conditions that do not depend on the rollout; `revision` is the one that serves."""
         snapshot, generation = self.snapshot, self.endpoint.metadata.generation
         deployment = snapshot.children[DEPLOYMENT].get(revision)
-        trouble = trouble_of(revision, snapshot.children[POD], snapshot.now, snapshot.positions)
+        trouble = trouble_of(revision, deployment, snapshot.children[POD], snapshot.now, snapshot.positions)
         floor = snapshot.facts.trainer_image_floor
         health_of = {
             ConditionType.AVAILABLE: availability(self.endpoint, revision, deployment, trouble),

@@ -17,6 +17,7 @@ from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes impo
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import observe, state_of
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
+from finetune_operator.reconcile.inferencedeployment.rollout.outdated import create_again
 from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
@@ -60,6 +61,9 @@ def roll_out(view: EndpointView) -> Plan:
     """Take the next transition, and delete revisions that are neither wanted nor serve."""
     if has_lost_its_share(view):
         return _return_to_one(view)
+    again = create_again(view)
+    if again is not None:
+        return again
     before = state_of(view)
     state, action = transition(before, observe(view, before))
     outcome = OUTCOMES[action](view)

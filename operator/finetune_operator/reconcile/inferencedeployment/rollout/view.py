@@ -203,7 +203,9 @@ class EndpointView:
     def trouble(self) -> ServingTrouble | None:
         """The problem that prevents a pod of the wanted revision from serving."""
         snapshot = self.snapshot
-        return trouble_of(self.wanted.name, snapshot.children[POD], snapshot.now, snapshot.positions)
+        return trouble_of(
+            self.wanted.name, self.deployment, snapshot.children[POD], snapshot.now, snapshot.positions
+        )
 
     @property
     def failure(self) -> str | None:
