@@ -4,6 +4,8 @@
 import signal
 from datetime import datetime
 
+import pytest
+
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
@@ -415,14 +417,15 @@ def owned_pods(api: Api, namespace: str) -> list[Object]:
     return [pod for pod in pods if pod["metadata"]["labels"].get("finetune.dev/owner-kind") == "FineTuneJob"]
 
 
+@pytest.mark.parametrize("refused", ["count/jobs.batch", "pods"])
 def test_a_quota_is_shown_as_what_stands_in_the_way_and_raising_it_helps(
-    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
+    api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, refused: str
 ) -> None:
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "none", "namespace": namespace},
-        "spec": {"hard": {"count/jobs.batch": "0"}},
+        "spec": {"hard": {refused: "0"}},
     }
     api.create(quota)
     eventually(
@@ -437,7 +440,7 @@ def test_a_quota_is_shown_as_what_stands_in_the_way_and_raising_it_helps(
         return found if condition(found, "Reconciling").get("reason") == "QuotaExceeded" else None
 
     found = eventually("the Dataset names the quota", blocked, describe=lambda: operator.log)
-    assert "exceeded quota" in condition(found, "Reconciling")["message"]
+    assert f"exceeded quota: none, requested: {refused}=1" in condition(found, "Reconciling")["message"]
     api.delete("ResourceQuota", namespace, "none")
     until_condition(api, (namespace, "Dataset", "tickets"), "Ready", operator)
 
