@@ -3,6 +3,7 @@
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,10 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from finetune_trainer.analyze import stage
+from finetune_trainer.analyze import podreader, stage
 from finetune_trainer.analyze.comparison import MeasuringClock
 from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
 from finetune_trainer.analyze.probe import probe_requests
@@ -228,6 +230,28 @@ def test_a_stable_revision_without_requests_is_compared_by_its_past() -> None:
     assert (result.verdict, result.stable_requests) == ("Fail", 1000)
 
 
+def test_a_pod_that_sends_its_metrics_slowly_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(podreader, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server, httpx.Client(trust_env=False) as client:
+        ended = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for _ in range(100):
+                    if ended.wait(0.05):
+                        break
+                    connection.sendall(b"#")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        with pytest.raises(ValueError, match=r"its metrics took more than 0\.2 s"):
+            podreader.get_metrics(client, f"http://127.0.0.1:{server.getsockname()[1]}/metrics")
+        ended.set()
+        thread.join()
+
+
 def test_pods_that_cannot_be_read_are_named() -> None:
     with pod(traffic()) as gone:
         pass
@@ -428,6 +452,20 @@ def test_the_metrics_of_a_real_server_of_vllm_are_read() -> None:
 def test_a_server_that_restarted_counts_from_zero_again() -> None:
     assert PodMetrics(requests=30, errors=2).since(PodMetrics(requests=500, errors=5)).requests == 30
     assert PodMetrics(requests=530, errors=7).since(PodMetrics(requests=500, errors=5)).errors == 2
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        PodMetrics(requests=10, errors=9),
+        PodMetrics(requests=10, histograms={"inter_token_latency_seconds": {math.inf: 500}}),
+    ],
+    ids=["errors", "tokens"],
+)
+def test_a_server_that_restarted_and_has_more_requests_than_before_is_noticed(before: PodMetrics) -> None:
+    tokens = {"inter_token_latency_seconds": {math.inf: 90.0}}
+    now = PodMetrics(requests=30, errors=8, histograms=tokens)
+    assert now.since(before) == now
 
 
 def test_revisions_that_just_meet_their_bounds_rarely_fail_at_any_look() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the metrics of the pods of one revision, again and again, and add up what they count."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Final
@@ -10,6 +11,7 @@ import httpx
 from finetune_trainer.analyze.series import PodMetrics, read_metrics, served_digests, total
 
 TIMEOUT_SECONDS: Final = 5.0
+"""Max time for a part of a response, and for the body as a whole."""
 MAX_METRICS_BYTES: Final = 4 * 2**20
 MAX_PROBLEM_CHARACTERS: Final = 300
 
@@ -18,11 +20,13 @@ def get_metrics(client: httpx.Client, url: str) -> str:
     """The metrics of one pod. Raises httpx.HTTPError, and ValueError if they are not text or too large."""
     with client.stream("GET", url) as response:
         response.raise_for_status()
-        body = bytearray()
+        body, deadline = bytearray(), time.monotonic() + TIMEOUT_SECONDS
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > MAX_METRICS_BYTES:
                 raise ValueError(f"its metrics have more than {MAX_METRICS_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"its metrics took more than {TIMEOUT_SECONDS:g} s")
     return body.decode()
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_trainer.contract.analysis import ServingMetric
+from finetune_trainer.contract.analysis import LATENCIES, ServingMetric
 
 Buckets = Mapping[float, float]
 """Number of values up to each upper edge, ascending; the last edge is infinite."""
@@ -41,7 +41,7 @@ class PodMetrics:
 
     def since(self, earlier: "PodMetrics") -> "PodMetrics":
         """The counts after an earlier reading. A server that has restarted counts from 0 again."""
-        if self.requests < earlier.requests:
+        if any(now < before for now, before in zip(self._counts(), earlier._counts(), strict=True)):
             return self
         return PodMetrics(
             requests=self.requests - earlier.requests,
@@ -52,6 +52,11 @@ class PodMetrics:
             },
             queue=self.queue,
         )
+
+    def _counts(self) -> tuple[float, ...]:
+        """Counts that never fall while the server runs."""
+        latencies = (max(self.histograms.get(metric, {}).values(), default=0) for metric in LATENCIES)
+        return self.requests, self.errors, *latencies
 
     def plus(self, other: "PodMetrics") -> "PodMetrics":
         """The counts of both; the queue is that of the other."""
