@@ -151,6 +151,7 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_profile() -> None:
     [
         ((), {}, "StoreMissing"),
         ((profile(), profile("gpu")), {}, "DefaultProfileConflict"),
+        ((profile(allowedNamespaces=["research"]),), {}, "ProfileNotAllowed"),
         ((profile(),), {}, "StoreNotFound"),
         ((profile(), claim("artifacts")), {"source": {"uri": "pvc://rows/x.csv"}}, "SourceNotFound"),
         ((profile(singleNode=False), claim("artifacts")), {}, "StoreNotShareable"),
@@ -162,6 +163,20 @@ def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reas
     assert cluster.states("Dataset", DATASET) == {"Reconciling": reason}
     assert cluster.of("Job") == {}
     assert cluster.plan("Dataset", DATASET).requeue_after is None
+
+
+def test_a_dataset_whose_namespace_may_not_use_the_default_profile_can_have_its_own_store() -> None:
+    cluster = MemoryCluster(
+        profile(allowedNamespaces=["research"]), claim("artifacts", "ReadWriteMany"), dataset()
+    )
+    cluster.settle()
+    found = cluster.condition("Dataset", DATASET, "Reconciling")
+    assert found is not None
+    assert "or set spec.store, which needs no profile" in found["message"]
+
+    cluster.change("Dataset", DATASET, store={"uri": "pvc://artifacts"})
+    cluster.settle()
+    assert cluster.has_stage_job("prepare")
 
 
 def test_what_an_earlier_release_did_not_act_on_is_prepared_by_this_one() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One check of a Dataset's source: its prepare Job, and the status once it has ended."""
 
+from dataclasses import replace
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -146,16 +147,17 @@ def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
 def profile_of(
     dataset: Dataset, snapshot: Snapshot, find: profiles.FindProfile = profiles.resolve_profile
 ) -> ComputeProfile | Blocked | None:
-    """The default profile. A Dataset with its own store does not need one."""
+    """The default profile, or why it cannot be used. A Dataset with its own store does not need one."""
     profile = find(None, "spec.store", dataset.namespace, snapshot)
-    accepted = {Reason.PROFILE_NOT_FOUND, Reason.PROFILE_NOT_ALLOWED}
-    if dataset.spec.store is not None:
-        accepted.add(Reason.DEFAULT_PROFILE_CONFLICT)
-    if isinstance(profile, Blocked):
-        # Namespaces are not watched: only the repeated pass sees the label that allows the profile.
-        is_awaited = profile.requeue_after is not None and dataset.spec.store is None
-        return None if profile.reason in accepted and not is_awaited else profile
-    return profiles.check_trainer(profile) or profile
+    if not isinstance(profile, Blocked):
+        return profiles.check_trainer(profile) or profile
+    needed = {Reason.PROFILE_NOT_ALLOWED, Reason.DEFAULT_PROFILE_CONFLICT}
+    if profile.reason == Reason.PROFILE_NOT_FOUND or (dataset.spec.store and profile.reason in needed):
+        return None
+    if profile.reason != Reason.PROFILE_NOT_ALLOWED:
+        return profile
+    message = f"{profile.message}; or set spec.store, which needs no profile"
+    return replace(profile, message=message)
 
 
 def _suffix(number: int) -> str:
