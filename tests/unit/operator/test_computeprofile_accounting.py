@@ -183,7 +183,9 @@ def test_cost_is_added_at_the_price_of_the_time() -> None:
     ("uses", "seconds"),
     [
         pytest.param([], 3600, id="without pods"),
-        pytest.param([use(0)], MAX_PASS_SECONDS, id="far from the limit"),
+        pytest.param([use(0)], MIN_PASS_SECONDS, id="the first pod of a namespace"),
+        pytest.param([use(0, devices=0)], MAX_PASS_SECONDS, id="the first pod without devices"),
+        pytest.param([use(-60)], MAX_PASS_SECONDS, id="far from the limit"),
         # 4 device hours per hour use the budget of 1 hour in 15 minutes.
         pytest.param([use(-700, devices=4)], 900 - 700 + LAG.total_seconds(), id="near the limit"),
         pytest.param([use(-4000)], MAX_PASS_SECONDS, id="exhausted"),

@@ -171,11 +171,13 @@ def _used_up_at(
 
 
 def _awaits_count(current: BudgetStatus, namespace: str, uses: Collection[PodUse], resource: str) -> bool:
-    """Whether a pod of the namespace has ended and has used something that is not counted."""
-    if current.of(namespace) is None and _is_full(current):
+    """Whether a pod of the namespace has ended and is not counted, or runs and none is counted yet."""
+    usage = current.of(namespace)
+    if usage is None and _is_full(current):
         return False
     since = _counted_until(current, namespace)
     return any(
-        use.ended_at is not None and use.ended_at > max(use.started_at, since) and use.devices(resource)
+        (usage is None if use.ended_at is None else use.ended_at > max(use.started_at, since))
+        and use.devices(resource)
         for use in uses
     )
