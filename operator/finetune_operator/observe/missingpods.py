@@ -28,7 +28,7 @@ EXCEEDED: Final = re.compile(r"exceeded quota")
 ADVICE: Final = (
     (
         EXCEEDED,
-        "it starts when the quota has room; if it never has, raise it, or lower resources of {profile}",
+        "it starts at most 10 minutes after the quota has room; raise it, or lower resources of {profile}",
     ),
     (
         re.compile(r"failed quota: .*must specify limits\.cpu"),
