@@ -179,7 +179,7 @@ class Controller:
         return replace(snapshot, looked_up={**looked_up, **needed})
 
     async def _namespace(self, name: str) -> Manifest | None:
-        """The namespace as it is now; None if it does not exist.
+        """The namespace, read or being read by another pass; None if it does not exist.
 
         Raises:
             Rejected: the operator has no right to read it.

@@ -93,7 +93,8 @@ class Lookups:
             type_: type of the object.
             namespace: namespace of the object; unused for a type without namespaces.
             name: name of the object, or the value of the type's label or field.
-            reuse: whether a fresh response to an earlier request is good enough.
+            reuse: whether a fresh response to an earlier request is good enough. A request in flight is
+                always shared.
 
         Raises:
             KeyError: the type is not in the table.
