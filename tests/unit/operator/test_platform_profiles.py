@@ -170,3 +170,11 @@ def test_each_namespace_has_its_own_folder_in_the_store_of_a_profile() -> None:
     # Of the Dataset and of the run.
     assert stores == [f"s3://artifacts/{NAMESPACE}/finetune"] * 2
     assert cluster.job(JOB).status.resolved.store == stores[0]
+
+
+def test_a_message_about_a_missing_profile_counts_those_that_it_does_not_name() -> None:
+    offered = [profile(f"size-{number}", default=False) for number in range(10)]
+    cluster = cluster_of(*offered, compute={"profile": "nosuch"})
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["message"].endswith("size-6, size-7 and 2 more")

@@ -33,7 +33,11 @@ def _names(snapshot: Snapshot, namespace: str) -> str:
         name for name, profile in snapshot.profiles.items() if is_allowed(profile, namespace, snapshot)
     )
     shown = ", ".join(usable[:MAX_NAMES_IN_MESSAGE])
-    return f"; profiles for this namespace: {shown}" if shown else "; no profile exists for this namespace"
+    hidden = len(usable) - MAX_NAMES_IN_MESSAGE
+    more = f" and {hidden} more" if hidden > 0 else ""
+    return (
+        f"; profiles for this namespace: {shown}{more}" if shown else "; no profile exists for this namespace"
+    )
 
 
 def is_allowed(profile: ComputeProfile, namespace: str, snapshot: Snapshot) -> bool:
