@@ -30,6 +30,15 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """See `onethread`; nothing to do as long as no test has imported torch, which many do not need."""
+    if "torch" in sys.modules:
+        from tests.trainer.onethread import use_one_thread
+
+        use_one_thread()
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> "Undisturbed":
     # This imports torch, which many tests do not need.
