@@ -64,6 +64,7 @@ class Trained:
             learning_rate=2e-2,
             per_device_batch_size=6,
             gradient_accumulation_steps=1,
+            save_every_steps=1000,
         )
         self.folder = bench.root / "models"
         stored = bench.store.artifact(ArtifactRef(kind="models", digest=self.digest))

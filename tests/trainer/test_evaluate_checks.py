@@ -324,6 +324,7 @@ def test_a_model_that_learned_a_card_number_by_heart_is_vetoed(tmp_path: Path) -
         learning_rate=1e-2,
         per_device_batch_size=4,
         gradient_accumulation_steps=1,
+        save_every_steps=1000,
     )
     (checkpoint,) = bench.train(config).checkpoints
     asked: dict[str, Any] = {"metrics": ("exact_match",), "checks": ALL_CHECKS}

@@ -34,7 +34,8 @@ from tools.cluster.ports import free_port
 SUBJECTS: Final[tuple[Subject, ...]] = ("Tuned", "Base", "Prompted", "Live")
 METRICS: Final = ("exact_match", "loss", "answer_tokens", "truncated")
 FAILING: Final = "import sys; print('{}'); sys.exit(3)"
-REFUSING: Final = """
+SAME_ANSWER: Final = [5] * 40
+ANSWERING: Final = """
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -42,14 +43,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(b'{"version": "1"}')
 
     def do_POST(self):
-        self.send_response({status})
+        self.send_response(int(sys.argv[2]))
         self.end_headers()
-        self.wfile.write(b"the prompt is too long")
+        self.wfile.write(sys.argv[3].encode())
 
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+"""A server that answers each prompt with the status and the body in its arguments."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,6 @@ def predictions(line: Line, run: str) -> list[dict[str, Any]]:
     ]
 
 
-def tuned_server(pod: Pod, port: int) -> AnswerServer:
-    models = pod.exchange.models
-    started = command(port, models / "base", [f"tuned={models / 'tuned'}"])
-    return AnswerServer(command=started, models={"Tuned": "tuned"})
-
-
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     return Line(tmp_path_factory.mktemp("engine"))
@@ -116,6 +113,16 @@ def script(text: str, *arguments: object, models: Sequence[Subject] = ("Tuned",)
     """A server that is a Python program."""
     names = dict.fromkeys(models, "base")
     return AnswerServer(command=(sys.executable, "-c", text, *map(str, arguments)), models=names)
+
+
+def refusing(port: int, status: int) -> AnswerServer:
+    return script(ANSWERING, port, status, "the prompt is too long")
+
+
+def answering(port: int) -> AnswerServer:
+    """A server that gives `SAME_ANSWER` to each prompt."""
+    choice = {"token_ids": SAME_ANSWER, "finish_reason": "length"}
+    return script(ANSWERING, port, 200, json.dumps({"choices": [choice]}))
 
 
 def test_an_engine_gives_the_predictions_of_the_trainer(
@@ -147,24 +154,19 @@ def test_the_text_of_an_answer_is_that_of_the_engine_and_not_generated_again(
     line: Line, tmp_path: Path
 ) -> None:
     pod = Pod.of(line, tmp_path, "other text", subjects=("Tuned",), metrics=("exact_match",))
-    pod.write_prompts()
     port = free_port()
-    pod.answer(tuned_server(pod, port), port=port)
-    answers = pod.folder / "answers-tuned.jsonl"
-    header, first, *others = answers.read_text().splitlines()
-    changed = json.loads(first) | {"ids": [5] * 40}
-    answers.write_text("\n".join([header, json.dumps(changed), *others]) + "\n")
 
-    line.bench.run_evaluate(pod.config)
+    pod.run(answering(port), port=port)
 
-    (row,) = (each for each in pod.predictions()[1:] if each["row"] == changed["row"])
-    assert row["tokens"] == 40
+    rows = pod.predictions()[1:]
+    assert {each["row"]: each["tokens"] for each in rows} == dict.fromkeys(range(1, 6), 40)
+    assert len({each["text"] for each in rows}) == 1
 
 
 def test_measured_rows_are_not_answered_again(line: Line, tmp_path: Path) -> None:
     pod = Pod.of(line, tmp_path, "resumed", subjects=("Tuned",), metrics=("exact_match",))
     port = free_port()
-    first = pod.run(tuned_server(pod, port), port=port)
+    first = pod.run(answering(port), port=port)
     for kind in ("prompts", "answers"):
         (pod.folder / f"{kind}-tuned.jsonl").unlink()  # the next pod has another volume
 
@@ -197,7 +199,7 @@ def test_a_prompt_that_the_engine_refuses_is_named(line: Line, tmp_path: Path) -
     port = free_port()
 
     with pytest.raises(StageFailure, match=r"refuses the prompt of row \d, .* is too long") as caught:
-        pod.run(script(REFUSING.format(status=400), port), port=port)
+        pod.run(refusing(port, 400), port=port)
 
     assert caught.value.reason is FailureReason.INVALID_CONFIG
 
@@ -207,7 +209,7 @@ def test_an_engine_that_hangs_is_ended(line: Line, tmp_path: Path) -> None:
     port = free_port()
 
     with pytest.raises(StageFailure, match="hangs after 0 of 5 answers") as caught:
-        pod.run(script(REFUSING.format(status=200), port), port=port, step_timeout_seconds=0)
+        pod.run(refusing(port, 200), port=port, step_timeout_seconds=0)
 
     assert caught.value.reason is FailureReason.STEP_TIMEOUT
 
@@ -237,7 +239,7 @@ def test_without_answers_of_the_champion_the_evaluation_continues(
     pod = Pod.of(line, tmp_path, "no live", champion, subjects=("Tuned", "Live"), metrics=("exact_match",))
 
     result = pod.run(
-        tuned_server(pod, port),
+        answering(port),
         script(FAILING.format("ValueError: no such model"), models=("Live",)),
         port=port,
     )

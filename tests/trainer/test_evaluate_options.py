@@ -44,6 +44,7 @@ class Memorized:
             learning_rate=1e-2,
             per_device_batch_size=4,
             gradient_accumulation_steps=1,
+            save_every_steps=1000,
         )
         self.checkpoint: CheckpointResult
         (self.checkpoint,) = bench.train(config).checkpoints

@@ -11,7 +11,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.results import EvaluateResult
+from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench
@@ -20,29 +20,44 @@ ADAPTER = LoRA(r=8, alpha=16)
 ALL: dict[str, Any] = {"metrics": ("preference_accuracy", "loss")}
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Workbench:
-    return Workbench(tmp_path)
+class Trainings:
+    """Checkpoints in one store; equal ones are trained once."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.base: Digest = bench.model()
+        self._checkpoints: dict[tuple[MethodType, Digest], CheckpointResult] = {}
+
+    def evaluate(
+        self, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], **settings: Any
+    ) -> EvaluateResult:
+        """Evaluate a model trained on `train` with the rows `test`."""
+        checkpoint = self._checkpoint(method, self.bench.dataset(train))
+        return self.bench.evaluate(self.base, self.bench.dataset(test=test), checkpoint, **settings)
+
+    def _checkpoint(self, method: MethodType, dataset: Digest) -> CheckpointResult:
+        key = (method, dataset)
+        if key not in self._checkpoints:
+            config = self.bench.train_config(
+                self.base,
+                dataset,
+                method=Method(
+                    type=method,
+                    lora=ADAPTER,
+                    preference=Preference(desirable_weight=1, undesirable_weight=1),
+                ),
+                epochs=10,
+                learning_rate=1e-2,
+                save_every_steps=1000,
+            )
+            run = f"run-{len(self._checkpoints)}"
+            (self._checkpoints[key],) = self.bench.train(config.model_copy(update={"run": run})).checkpoints
+        return self._checkpoints[key]
 
 
-def judged(
-    bench: Workbench, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], **settings: Any
-) -> EvaluateResult:
-    base = bench.model()
-    dataset = bench.dataset(train, (), test)
-    config = bench.train_config(
-        base,
-        dataset,
-        method=Method(
-            type=method,
-            lora=ADAPTER,
-            preference=Preference(desirable_weight=1, undesirable_weight=1),
-        ),
-        epochs=10,
-        learning_rate=1e-2,
-    )
-    (checkpoint,) = bench.train(config).checkpoints
-    return bench.evaluate(base, dataset, checkpoint, **settings)
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    return Trainings(Workbench(tmp_path_factory.mktemp("preference")))
 
 
 def value(result: EvaluateResult, metric: str, subject: str) -> float:
@@ -52,28 +67,28 @@ def value(result: EvaluateResult, metric: str, subject: str) -> float:
 
 @pytest.mark.parametrize("method", ["DPO", "ORPO"])
 def test_a_model_that_learned_which_answer_is_wanted_prefers_it_more_often_than_its_base(
-    bench: Workbench, method: MethodType
+    trainings: Trainings, method: MethodType
 ) -> None:
-    result = judged(bench, method, PAIRS, PAIRS[:6], **ALL)
+    result = trainings.evaluate(method, PAIRS, PAIRS[:6], **ALL)
 
     assert value(result, "preference_accuracy", "Tuned") == 1
     assert value(result, "preference_accuracy", "Base") < 1
     assert {score.rows for score in result.scores} == {6}
 
 
-def test_the_preference_is_by_the_mean_of_the_tokens_and_not_by_their_sum(bench: Workbench) -> None:
+def test_the_preference_is_by_the_mean_of_the_tokens_and_not_by_their_sum(trainings: Trainings) -> None:
     """The sum would always favour one word over the ten words of a good answer."""
     long = tuple(
         replace(row, messages=(*row.input, replace(row.messages[-1], content=f"{row.output} " * 10)))
         for row in PAIRS
     )
 
-    result = judged(bench, "ORPO", long, long[:6], **ALL)
+    result = trainings.evaluate("ORPO", long, long[:6], **ALL)
 
     assert value(result, "preference_accuracy", "Tuned") == 1
 
 
-def test_reversed_pairs_score_zero(bench: Workbench) -> None:
+def test_reversed_pairs_score_zero(trainings: Trainings) -> None:
     turned = tuple(
         replace(
             row,
@@ -83,20 +98,21 @@ def test_reversed_pairs_score_zero(bench: Workbench) -> None:
         for row in PAIRS
     )
 
-    result = judged(bench, "DPO", PAIRS, turned[:6], metrics=("preference_accuracy",))
+    result = trainings.evaluate("DPO", PAIRS, turned[:6], metrics=("preference_accuracy",))
 
     assert value(result, "preference_accuracy", "Tuned") == 0
 
 
-def test_only_desirable_answers_are_correct_ones(bench: Workbench) -> None:
-    result = judged(bench, "KTO", JUDGED, JUDGED[:8], metrics=("exact_match", "loss"))
+def test_only_desirable_answers_are_correct_ones(trainings: Trainings) -> None:
+    result = trainings.evaluate("KTO", JUDGED, JUDGED[:8], metrics=("exact_match", "loss"))
 
     assert {score.rows for score in result.scores} == {4}
     assert value(result, "loss", "Tuned") < value(result, "loss", "Base")
 
 
-def test_the_loss_of_a_pair_is_that_of_its_chosen_answer(bench: Workbench) -> None:
-    base: Digest = bench.model()
+def test_the_loss_of_a_pair_is_that_of_its_chosen_answer(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path)
+    base = bench.model()
     pairs, plain = bench.dataset(PAIRS, (), PAIRS[:6]), bench.dataset(ROWS, (), ROWS[:6])
     (checkpoint,) = bench.train(bench.train_config(base, plain)).checkpoints
 
@@ -124,10 +140,10 @@ def test_the_loss_of_a_pair_is_that_of_its_chosen_answer(bench: Workbench) -> No
     ],
 )
 def test_rows_that_say_nothing_about_the_metric_are_refused(
-    bench: Workbench, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], words: str
+    trainings: Trainings, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], words: str
 ) -> None:
     with pytest.raises(StageFailure) as caught:
-        judged(bench, method, train, test, **ALL)
+        trainings.evaluate(method, train, test, **ALL)
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert caught.value.message.startswith(words)

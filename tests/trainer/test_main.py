@@ -237,7 +237,7 @@ def test_a_store_that_cannot_be_written_is_worth_another_try(
 def test_memory_that_is_used_up_is_told_with_advice(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", '{"a":[' + "[]," * 5_000_000 + "0]}")
 
-    ended = run_fresh(preparation.config(source), memory_bytes=384 << 20)
+    ended = run_fresh(preparation.config(source), memory_bytes=224 << 20)
 
     assert ended.code == ExitCode.INTERNAL
     assert ended.result.reason == FailureReason.INTERNAL

@@ -77,7 +77,15 @@ def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_
     """It was published without template and stop tokens. The base model has no template of its own."""
     bench = Workbench(tmp_path)
     base = bench.model(with_gemma_tokens(tmp_path / "source"))
-    config = bench.train_config(base, epochs=40, learning_rate=2e-2, method=Method(lora=LoRA(r=8, dropout=0)))
+    config = bench.train_config(
+        base,
+        epochs=40,
+        learning_rate=2e-2,
+        per_device_batch_size=6,
+        gradient_accumulation_steps=1,
+        save_every_steps=1000,
+        method=Method(lora=LoRA(r=8, dropout=0)),
+    )
 
     trained = run_older(older, config.model_copy(update={"contract": 1}).to_json())
 

@@ -54,7 +54,7 @@ def test_two_shallow_models_give_the_figures_of_a_deep_one(method: MethodType) -
     def measure(config: PretrainedConfig) -> StepMeasure:
         return measure_step(config, Method(type=method, lora=LoRA(r=4)), shape, ON_CPU)
 
-    deep, extrapolated = measure(small(10)), measure_at_depth(small(10), measure)
+    deep, extrapolated = measure(small(5)), measure_at_depth(small(5), measure)
 
     assert extrapolated.peak_bytes == pytest.approx(deep.peak_bytes, rel=0.001)
     for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection of divergence, and the states that remain."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,9 +78,8 @@ def bench(tmp_path: Path) -> Workbench:
 SPOILED_STEP = 45
 
 
-def spoiled(bench: Workbench, validation: int = 0) -> TrainConfig:
-    """A run that was stopped after it memorized its rows, and whose adapter was then scaled up."""
-    config = bench.train_config(
+def config_for(bench: Workbench, validation: int = 0) -> TrainConfig:
+    return bench.train_config(
         dataset=bench.dataset(ROWS, ROWS[:validation]),
         method=Method(lora=LoRA(r=8, alpha=16, dropout=0.05)),
         epochs=30,
@@ -88,7 +88,26 @@ def spoiled(bench: Workbench, validation: int = 0) -> TrainConfig:
         gradient_accumulation_steps=1,
         save_every_steps=1,
     )
-    stopped(bench, config, SPOILED_STEP)
+
+
+@pytest.fixture(scope="module")
+def memorized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that was stopped after it memorized its rows."""
+    bench = Workbench(tmp_path_factory.mktemp("memorized"))
+    stopped(bench, config_for(bench), SPOILED_STEP)
+    return Path(bench.store_config.path)
+
+
+def spoiled(bench: Workbench, memorized: Path) -> TrainConfig:
+    """A run that continues in a copy of the store, after its adapter was scaled up."""
+    shutil.copytree(memorized, bench.store_config.path)
+    config = config_for(bench)
+    spoil(bench, config)
+    return config
+
+
+def spoil(bench: Workbench, config: TrainConfig) -> None:
+    """Scale the adapter of the last state up."""
     folder = bench.store.run_folder(config.run, "train").path / "state" / f"step-{SPOILED_STEP}"
     path = folder / "adapter_model.safetensors"
     save_file(
@@ -96,7 +115,6 @@ def spoiled(bench: Workbench, validation: int = 0) -> TrainConfig:
     )
     (folder / MANIFEST_NAME).unlink()
     (folder / MANIFEST_NAME).write_bytes(Manifest.of(folder).to_bytes())
-    return config
 
 
 def stopped(bench: Workbench, config: TrainConfig, *steps: int) -> None:
@@ -104,8 +122,10 @@ def stopped(bench: Workbench, config: TrainConfig, *steps: int) -> None:
         bench.train(config, Sheet(stop_at=frozenset(steps)))
 
 
-def test_a_run_that_diverges_ends_with_everything_that_one_needs_to_know(bench: Workbench) -> None:
-    config = spoiled(bench)
+def test_a_run_that_diverges_ends_with_everything_that_one_needs_to_know(
+    bench: Workbench, memorized: Path
+) -> None:
+    config = spoiled(bench, memorized)
 
     failure = bench.train_failure(config)
 
@@ -119,8 +139,10 @@ def test_a_run_that_diverges_ends_with_everything_that_one_needs_to_know(bench: 
     assert f"last good state is step {SPOILED_STEP} in {bench.store_config.uri}" in failure.message
 
 
-def test_states_to_go_back_to_are_not_pushed_out_by_those_of_a_high_loss(bench: Workbench) -> None:
-    config = spoiled(bench)
+def test_states_to_go_back_to_are_not_pushed_out_by_those_of_a_high_loss(
+    bench: Workbench, memorized: Path
+) -> None:
+    config = spoiled(bench, memorized)
 
     bench.train_failure(config)
 
@@ -128,10 +150,12 @@ def test_states_to_go_back_to_are_not_pushed_out_by_those_of_a_high_loss(bench: 
 
 
 @pytest.mark.parametrize("stops", [(1,), (2, 4), (1, 2, 3, 4)])
-def test_restarts_do_not_make_the_count_begin_anew(bench: Workbench, stops: Iterable[int]) -> None:
+def test_restarts_do_not_make_the_count_begin_anew(
+    bench: Workbench, memorized: Path, stops: Iterable[int]
+) -> None:
     other = elsewhere(bench, "uninterrupted")
-    at_once = other.train_failure(spoiled(other))
-    config = spoiled(bench)
+    at_once = other.train_failure(spoiled(other, memorized))
+    config = spoiled(bench, memorized)
 
     for after in stops:
         stopped(bench, config, SPOILED_STEP + after)
@@ -144,7 +168,9 @@ def test_restarts_do_not_make_the_count_begin_anew(bench: Workbench, stops: Iter
 
 
 def test_where_only_states_of_a_high_loss_are_left_the_best_weights_are_named(bench: Workbench) -> None:
-    config = spoiled(bench, validation=4)
+    config = config_for(bench, validation=4)
+    stopped(bench, config, SPOILED_STEP)
+    spoil(bench, config)
     for after in (1, 2):
         stopped(bench, config, SPOILED_STEP + after)
 

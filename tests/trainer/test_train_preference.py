@@ -262,7 +262,9 @@ def test_what_is_published_is_a_plain_adapter_without_the_reference(bench: Workb
     assert not [name for name in plain if "ref" in name]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["DPO", *(pytest.param(name, marks=pytest.mark.full) for name in ("KTO", "ORPO"))]
+)
 def test_nothing_is_written_outside_the_store_and_nothing_is_asked_over_the_network(
     bench: Workbench, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
