@@ -37,6 +37,8 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
         "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes",
         "Kustomization": "/apis/kustomize.toolkit.fluxcd.io/v1/namespaces/{}/kustomizations",
         "GitRepository": "/apis/source.toolkit.fluxcd.io/v1/namespaces/{}/gitrepositories",
+        "OCIRepository": "/apis/source.toolkit.fluxcd.io/v1/namespaces/{}/ocirepositories",
+        "HelmRelease": "/apis/helm.toolkit.fluxcd.io/v2/namespaces/{}/helmreleases",
         "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     }
     if kind == "ComputeProfile":

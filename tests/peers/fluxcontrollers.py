@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real controllers of Flux as processes, and what they report about Kustomizations."""
+"""The real controllers of Flux as processes, and what they report about Kustomizations and HelmReleases."""
 
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,8 @@ NUMBERS: Final = itertools.count(1)
 
 
 @contextmanager
-def controllers(plane: ControlPlane, folder: Path) -> Iterator[None]:
-    """Run source-controller and kustomize-controller during the block."""
+def controllers(plane: ControlPlane, folder: Path, names: Sequence[str] = FLUX.programs) -> Iterator[None]:
+    """Run controllers during the block."""
     artifacts = folder / "artifacts"
     artifacts.mkdir()
     storage = f"{LOOPBACK}:{free_port()}"
@@ -42,9 +42,10 @@ def controllers(plane: ControlPlane, folder: Path) -> Iterator[None]:
             f"--storage-adv-addr={storage}",
         ),
         "kustomize-controller": ("--requeue-dependency=1s", CANCELLED),
+        "helm-controller": ("--requeue-dependency=1s",),
     }
     with ExitStack() as stack:
-        for name in FLUX.programs:
+        for name in names:
             stack.enter_context(_running(plane, name, options[name], folder))
         yield
 
@@ -77,36 +78,55 @@ def _is_up(address: str) -> bool:
         return False
 
 
-class Flux:
-    """The Kustomizations of one repository."""
+class Reconciled:
+    """The objects of one kind that a controller reconciles."""
 
-    def __init__(self, api: Api, repository: str) -> None:
-        self._api = api
-        self._repository = repository
+    kind: str
+    namespace: str
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
 
     def get(self, name: str) -> Object:
-        """A Kustomization."""
-        found = self._api.get("Kustomization", NAMESPACE, name)
+        """An object."""
+        found = self.api.get(self.kind, self.namespace, name)
         assert found is not None
         return found
 
     def ready(self, name: str) -> Object:
-        """The condition Ready of a Kustomization."""
+        """The condition Ready of an object."""
         return condition(self.get(name), "Ready")
 
-    def notify(self) -> None:
-        """Request that the repository is fetched, as a webhook does."""
-        self._request("GitRepository", self._repository)
-
     def reconcile(self, *names: str, seconds: float = 60) -> None:
-        """Request a reconciliation of Kustomizations, and wait until it is done."""
-        for name, request in [(name, self._request("Kustomization", name)) for name in names]:
+        """Request a reconciliation of objects, and wait until it is done."""
+        requests = [(name, request(self.api, self.kind, self.namespace, name)) for name in names]
+        for name, requested in requests:
             eventually(
                 f"{name} is reconciled",
-                partial(self._has_handled, name, request),
+                partial(self._has_handled, name, requested),
                 seconds,
                 partial(self.get, name),
             )
+
+    def _has_handled(self, name: str, requested: str) -> bool:
+        found = self.get(name)
+        is_handled = found["status"].get("lastHandledReconcileAt") == requested
+        return bool(is_handled and condition(found, "Ready")["status"] != "Unknown")
+
+
+class Flux(Reconciled):
+    """The Kustomizations of one repository."""
+
+    kind = "Kustomization"
+    namespace = NAMESPACE
+
+    def __init__(self, api: Api, repository: str) -> None:
+        super().__init__(api)
+        self._repository = repository
+
+    def notify(self) -> None:
+        """Request that the repository is fetched, as a webhook does."""
+        request(self.api, "GitRepository", NAMESPACE, self._repository)
 
     def until_applied(self, name: str, commit: str, seconds: float = 60) -> None:
         """Wait until a Kustomization has applied the commit and is Ready."""
@@ -127,15 +147,12 @@ class Flux:
         )
         return str(self.ready(name)["message"])
 
-    def _has_handled(self, name: str, request: str) -> bool:
-        found = self.get(name)
-        is_handled = found["status"].get("lastHandledReconcileAt") == request
-        return bool(is_handled and condition(found, "Ready")["status"] != "Unknown")
-
     def _is_applied(self, name: str, commit: str) -> bool:
         return str(self.get(name).get("status", {}).get("lastAppliedRevision", "")).endswith(commit)
 
-    def _request(self, kind: str, name: str) -> str:
-        request = f"request {next(NUMBERS)}"
-        self._api.patch(kind, NAMESPACE, name, {"metadata": {"annotations": {REQUESTED: request}}})
-        return request
+
+def request(api: Api, kind: str, namespace: str, name: str) -> str:
+    """Request a reconciliation of an object, and return the value that its status will name as handled."""
+    requested = f"request {next(NUMBERS)}"
+    api.patch(kind, namespace, name, {"metadata": {"annotations": {REQUESTED: requested}}})
+    return requested

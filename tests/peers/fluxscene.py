@@ -133,7 +133,7 @@ def scene(folder: Path) -> Iterator[Scene]:
         fill(repository.tree)
         repository.push("The platform and the first run of a team")
         url = stack.enter_context(repository.served())
-        stack.enter_context(controllers(plane, folder))
+        stack.enter_context(controllers(plane, folder, ("source-controller", "kustomize-controller")))
 
         made = Scene(plane, api, repository)
         apply(api, "platform.yaml", url)
@@ -157,11 +157,7 @@ def fill(tree: Path) -> None:
     """Write the example's repository, with the manifests of the platform as docs/gitops.md writes them."""
     shutil.copytree(EXAMPLE / "repository", tree, dirs_exist_ok=True)
     ensure((HELM,))
-    (commands,) = (
-        block.text
-        for block in blocks()
-        if block.page.name == "gitops.md" and (block.marker or "").startswith("run by")
-    )
+    (commands,) = (block.text for block in blocks() if block.marker == "run by tests/peers/test_flux.py")
     commands = commands.replace("oci://registry.example.com/finetune/charts", str(ROOT / "charts"))
     path = f"{program('helm').parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "REPOSITORY": str(tree)}

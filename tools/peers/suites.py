@@ -8,10 +8,10 @@ from typing import Final
 
 from tools.bootstrap.uv import ROOT
 from tools.cluster.binaries import ensure
-from tools.cluster.toolchain import HELM3, Tool
+from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, Tool
 from tools.docs import chromium
 from tools.peers import oldkubernetes, release, vllm, vllmimage
-from tools.peers.toolchain import ARGOCD, COSIGN, FLUX, KUEUE, OLDER_KUBERNETES, TRAEFIK
+from tools.peers.toolchain import ARGOCD, COSIGN, FLUX, HELM_CONTROLLER, KUEUE, OLDER_KUBERNETES, TRAEFIK
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,18 @@ def _of_tools(
     title: str,
     tests: tuple[str, ...],
     *,
+    also: tuple[Tool, ...] = (),
     is_isolated: bool = False,
     options: tuple[str, ...] = (),
 ) -> PeerSuite:
-    """Suite with the programs of a Go module."""
-    return PeerSuite(tool.name, title, tests, partial(ensure, (tool,)), tool.is_built, is_isolated, options)
+    """Suite with the programs of a Go module, and `also` those of others."""
+    tools = (tool, *also)
+    install = partial(ensure, tools)
+    return PeerSuite(tool.name, title, tests, install, partial(_are_built, tools), is_isolated, options)
+
+
+def _are_built(tools: tuple[Tool, ...]) -> bool:
+    return all(tool.is_built() for tool in tools)
 
 
 _ON_OLDER_KUBERNETES: Final = (
@@ -116,7 +123,12 @@ PEERS: Final = (
         release.is_installed,
         is_isolated=True,
     ),
-    _of_tools(FLUX, f"Flux {FLUX.version}", ("tests/peers/test_flux.py",)),
+    _of_tools(
+        FLUX,
+        f"Flux {FLUX.version}, helm-controller {HELM_CONTROLLER}",
+        ("tests/peers/test_helmrelease.py", "tests/peers/test_flux.py"),
+        also=(CRANE, HELM, ORAS),
+    ),
     PeerSuite(
         "kubernetes-schemas",
         f"Schemas of Kubernetes {min(oldkubernetes.pins())} to {max(oldkubernetes.pins())}",

@@ -7,6 +7,7 @@ They are for tests: nothing that the project ships has them.
 from pathlib import Path
 from typing import Final
 
+from tools.cluster.gomodules import pinned
 from tools.cluster.toolchain import KUBERNETES_MODULE, KUBERNETES_VARIABLES, Tool, Trimmed
 
 _MODULES: Final = Path(__file__).parent / "programs"
@@ -22,17 +23,20 @@ KUEUE: Final = Tool(
 """The controller manager, and Kueue's own kustomization in `config`."""
 FLUX: Final = Tool(
     "flux",
-    ("source-controller", "kustomize-controller"),
+    ("source-controller", "kustomize-controller", "helm-controller"),
     module="github.com/fluxcd/source-controller",
     files=(
         ("github.com/fluxcd/source-controller", _FLUX_DEFINITIONS),
         ("github.com/fluxcd/kustomize-controller", _FLUX_DEFINITIONS),
+        ("github.com/fluxcd/helm-controller", _FLUX_DEFINITIONS),
     ),
     modules=_MODULES,
 )
-"""Two controllers of Flux."""
+"""Three controllers of Flux."""
+HELM_CONTROLLER: Final = pinned(FLUX.source, "github.com/fluxcd/helm-controller")
+"""Version of helm-controller, which differs from that of the other two."""
 FLUX_DEFINITIONS: Final = FLUX.folder / _FLUX_DEFINITIONS
-"""Folder of the CustomResourceDefinitions of both."""
+"""Folder of the CustomResourceDefinitions of all three."""
 TRAEFIK: Final = Tool(
     "traefik",
     ("traefik",),

@@ -197,9 +197,11 @@ def test_a_suite_with_a_cluster_runs_in_namespaces_of_its_own(peers: Sandbox) ->
     assert "unshare" not in peers.commands["here"][0]
 
 
-def test_both_controllers_of_flux_have_the_version_in_the_table() -> None:
-    versions = {pinned(FLUX.source, f"github.com/fluxcd/{name}") for name in FLUX.programs}
-    assert versions == {FLUX.version}
+def test_the_controllers_of_flux_have_the_versions_in_the_table() -> None:
+    (title,) = (peer.title for peer in PEERS if peer.name == FLUX.name)
+    versions = {name: pinned(FLUX.source, f"github.com/fluxcd/{name}") for name in FLUX.programs}
+    assert title == f"Flux {FLUX.version}, helm-controller {versions.pop('helm-controller')}"
+    assert set(versions.values()) == {FLUX.version}
 
 
 def test_a_suite_on_an_older_kubernetes_has_the_tests_of_the_newest_with_its_option(peers: Sandbox) -> None:
