@@ -11,7 +11,16 @@ from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import CRANE, HELM, HELM3, ORAS, Tool
 from tools.docs import chromium
 from tools.peers import oldkubernetes, release, vllm, vllmimage
-from tools.peers.toolchain import ARGOCD, COSIGN, FLUX, HELM_CONTROLLER, KUEUE, OLDER_KUBERNETES, TRAEFIK
+from tools.peers.toolchain import (
+    ARGOCD,
+    COSIGN,
+    FLUX,
+    HELM_CONTROLLER,
+    KUEUE,
+    OLDER_KUBERNETES,
+    PROMETHEUS_OPERATOR,
+    TRAEFIK,
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,11 @@ PEERS: Final = (
         f"Flux {FLUX.version}, helm-controller {HELM_CONTROLLER}",
         ("tests/peers/test_helmrelease.py", "tests/peers/test_flux.py"),
         also=(CRANE, HELM, ORAS),
+    ),
+    _of_tools(
+        PROMETHEUS_OPERATOR,
+        f"Prometheus Operator {PROMETHEUS_OPERATOR.version}",
+        ("tests/peers/test_prometheus_operator.py",),
     ),
     PeerSuite(
         "kubernetes-schemas",

@@ -11,6 +11,8 @@ from tools.cluster.gomodules import pinned
 from tools.cluster.toolchain import KUBERNETES_MODULE, KUBERNETES_VARIABLES, Tool, Trimmed
 
 _MODULES: Final = Path(__file__).parent / "programs"
+_PROMETHEUS_OPERATOR: Final = "github.com/prometheus-operator/prometheus-operator"
+_PROMETHEUS_DEFINITIONS: Final = "example/prometheus-operator-crd"
 _FLUX_DEFINITIONS: Final = "config/crd/bases"
 
 KUEUE: Final = Tool(
@@ -37,6 +39,18 @@ HELM_CONTROLLER: Final = pinned(FLUX.source, "github.com/fluxcd/helm-controller"
 """Version of helm-controller, which differs from that of the other two."""
 FLUX_DEFINITIONS: Final = FLUX.folder / _FLUX_DEFINITIONS
 """Folder of the CustomResourceDefinitions of all three."""
+PROMETHEUS_OPERATOR: Final = Tool(
+    "prometheus-operator",
+    ("operator",),
+    module=_PROMETHEUS_OPERATOR,
+    # It writes settings of discovery, and discovers nothing itself.
+    tags=("remove_all_sd", "enable_kubernetes_sd"),
+    files=((_PROMETHEUS_OPERATOR, _PROMETHEUS_DEFINITIONS),),
+    modules=_MODULES,
+)
+"""The Prometheus Operator."""
+PROMETHEUS_DEFINITIONS: Final = PROMETHEUS_OPERATOR.folder / _PROMETHEUS_DEFINITIONS
+"""Folder of the CustomResourceDefinitions of the Prometheus Operator."""
 TRAEFIK: Final = Tool(
     "traefik",
     ("traefik",),
