@@ -116,8 +116,9 @@ ProfileBudget = Annotated[
     Field(
         description="What each namespace may use of the profile's devices per period. If it is used up,"
         " further stages with devices wait for the next period; running pods are never stopped, and endpoints"
-        " serve. For each device of an unfinished Job, 1 h is reserved. status.budget has the usage of each"
-        " namespace, which all users who may list profiles can read. Default: no budget."
+        " serve. A stage also waits if the budget has no more left than 1 h for each device of other"
+        " unfinished Jobs of the namespace. status.budget has the usage of each namespace; all users who may"
+        " list profiles can read it. Default: no budget."
     ),
 ]
 ProfileBudgetStatus = Annotated[

@@ -144,7 +144,7 @@ class SnapshotReader:
             calibrated_mfu=self._calibration.mfu,
             peak_bytes=self._calibration.peak_bytes,
             device_use=self._device_use.of,
-            devices_of_other_jobs=partial(self._job_devices.of_others, namespace, resource.uid),
+            jobs_of_others=partial(self._job_devices.of_others, namespace, resource.uid),
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),

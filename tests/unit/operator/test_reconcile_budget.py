@@ -114,9 +114,10 @@ def test_after_the_reset_as_many_runs_start_as_the_budget_covers_for_an_hour() -
     message = cluster.condition("FineTuneJob", names[2], "Reconciling")
     assert message is not None
     assert message["message"].startswith(
-        "other Jobs of namespace team reserve 1 h per device, which is the rest of its budget of"
-        " ComputeProfile cpu: 2 device hours today. The train stage starts when one of them ends, or after"
-        " the reset at 2030-01-04T00:00:00Z. "
+        "other Jobs of namespace team reserve 1 h per device (FineTuneJob run-0, FineTuneJob run-1), which"
+        " alone uses up its budget of ComputeProfile cpu: 2 device hours today. The train stage starts when"
+        " enough of them have ended or have waited for more than 1 h, or after the reset at"
+        " 2030-01-04T00:00:00Z. "
     )
     cluster.now += timedelta(minutes=5)
     before = cluster.objects["FineTuneJob", names[2]]["status"]
@@ -132,6 +133,71 @@ def test_after_the_reset_as_many_runs_start_as_the_budget_covers_for_an_hour() -
     cluster.reconcile("FineTuneJob", names[2])
     cluster.reconcile("FineTuneJob", names[3])
     assert trains(cluster) == names[1:3]
+
+
+def other_job(cluster: MemoryCluster, number: int, *, devices: int = 1, **status: Any) -> None:
+    """A Job of another run of the namespace, created now."""
+    owner = {"kind": "FineTuneJob", "name": f"other-{number}", "uid": f"uid-{number}", "controller": True}
+    metadata = {
+        "name": f"job-{number}",
+        "labels": {"finetune.dev/profile": PROFILE, "finetune.dev/devices": str(devices)},
+        "ownerReferences": [owner],
+    }
+    cluster.add({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {}, "status": status})
+
+
+def with_other_jobs(number: int, *, used: int = 0, ready: int = 0, devices: int = 1) -> MemoryCluster:
+    """A run that is to train in a namespace with a budget of 2 device hours and Jobs of other runs."""
+    cluster = exhausted()
+    set_usage(cluster, deviceSeconds=used)
+    for each in range(number):
+        other_job(cluster, each, devices=devices, ready=ready)
+    return at_train(cluster)
+
+
+def test_a_job_without_a_running_pod_reserves_for_an_hour_only() -> None:
+    cluster = with_other_jobs(1, devices=8)
+    waits(cluster)
+    seconds = cluster.plan("FineTuneJob", JOB).requeue_after
+    assert seconds is not None
+    assert seconds < 3600
+    cluster.now += timedelta(seconds=seconds)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
+
+
+def test_a_job_whose_pod_runs_reserves_until_it_ends() -> None:
+    cluster = with_other_jobs(1, devices=8, ready=1)
+    cluster.now += timedelta(hours=3)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert not cluster.has_stage_job("train")
+    cluster.remove("Job", "job-0")
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
+
+
+def test_the_message_names_three_owners_and_promises_the_reset_only_if_it_suffices() -> None:
+    message = waits(with_other_jobs(5, ready=1))["message"]
+    assert (
+        "(FineTuneJob other-0, FineTuneJob other-1, FineTuneJob other-2 and 2 more), which alone" in message
+    )
+    assert "starts when enough of them have ended or have waited for more than 1 h. To start" in message
+    message = waits(with_other_jobs(5))["message"]
+    assert "more than 1 h, or after the reset at 2030-01-03T00:00:00Z. To start" in message
+    message = waits(with_other_jobs(1, used=3600, ready=1))["message"]
+    assert "(FineTuneJob other-0), which uses up the rest of its budget" in message
+    assert "or after the reset at 2030-01-03T00:00:00Z. To start" in message
+
+
+def test_a_used_budget_is_said_to_start_after_the_reset_or_when_jobs_have_ended_then() -> None:
+    message = waits(with_other_jobs(2, used=7260, ready=1))["message"]
+    assert "team has used its budget" in message
+    assert (
+        "starts after the reset at 2030-01-03T00:00:00Z, when enough Jobs of FineTuneJob other-0, FineTuneJob"
+        " other-1 have ended. To start"
+    ) in message
+    message = waits(with_other_jobs(2, used=7260))["message"]
+    assert "starts after the reset at 2030-01-03T00:00:00Z. To start" in message
 
 
 def test_passes_of_runs_that_wait_for_a_budget_do_not_overlap() -> None:

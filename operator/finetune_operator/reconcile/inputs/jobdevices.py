@@ -1,22 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of the Jobs that have not ended, by namespace and ComputeProfile."""
+"""Jobs with devices that have not ended, by namespace and ComputeProfile."""
 
 from collections import defaultdict
+from datetime import datetime
+from typing import NamedTuple
 
-from finetune_operator.engine.metadata import controller_uid
+from finetune_operator.engine.metadata import controller
 from finetune_operator.observe.devicepods import job_devices, profile_of
+from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 
 Place = tuple[str, str]
 """Namespace and ComputeProfile."""
 
 
+class DeviceJob(NamedTuple):
+    """A Job that uses devices or waits for them."""
+
+    created_at: datetime
+    owner: str
+    """Kind and name of its controller, for messages; `Job` and its name without one."""
+    owner_uid: str
+    devices: int
+    runs: bool
+    """Whether a pod of it runs."""
+
+
 class JobDevices:
-    """Keeps one number per Job with devices."""
+    """Keeps a few values per Job with devices."""
 
     def __init__(self) -> None:
-        self._jobs: defaultdict[Place, dict[str, tuple[str | None, int]]] = defaultdict(dict)
-        """Owner and devices, by the uid of the Job."""
+        self._jobs: defaultdict[Place, dict[str, DeviceJob]] = defaultdict(dict)
+        """By the uid of the Job."""
 
     def note(self, old: Manifest | None, new: Manifest | None) -> None:
         """Take a change of a Job."""
@@ -26,12 +41,24 @@ class JobDevices:
             if not self._jobs[place]:
                 del self._jobs[place]
         if new is not None and (devices := job_devices(new)):
-            self._jobs[_place(new)][new["metadata"]["uid"]] = (controller_uid(new), devices)
+            self._jobs[_place(new)][new["metadata"]["uid"]] = _device_job(new, devices)
 
-    def of_others(self, namespace: str, owner: str, profile: str) -> int:
-        """Number of devices of this profile in Jobs of the namespace, except those of this owner."""
+    def of_others(self, namespace: str, owner_uid: str, profile: str) -> list[DeviceJob]:
+        """Jobs of the namespace with this profile, except those of this owner; the oldest first."""
         jobs = self._jobs.get((namespace, profile), {}).values()
-        return sum(devices for each, devices in jobs if each != owner)
+        return sorted(job for job in jobs if job.owner_uid != owner_uid)
+
+
+def _device_job(job: Manifest, devices: int) -> DeviceJob:
+    metadata = job["metadata"]
+    owner = controller(job)
+    return DeviceJob(
+        created_at=parse_time(metadata["creationTimestamp"]),
+        owner=f"{owner.get('kind', 'Job')} {owner.get('name', metadata['name'])}",
+        owner_uid=owner.get("uid", ""),
+        devices=devices,
+        runs=bool(job.get("status", {}).get("ready")),
+    )
 
 
 def _place(job: Manifest) -> Place:

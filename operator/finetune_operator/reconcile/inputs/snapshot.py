@@ -21,6 +21,7 @@ from finetune_operator.observe.poduse import PodUse
 from finetune_operator.observe.queueposition import Positions
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.calibration import LineOnProfile
+from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
 from finetune_operator.reconcile.inputs.secondaries import Children, LookedUp, no_children
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_trainer.contract.progress import Progress
@@ -110,10 +111,10 @@ class Snapshot:
     """Returns peaks of device memory in the last runs of a model line with a profile, oldest first."""
     device_use: Callable[[str], Iterable[PodUse]] = lambda _: ()
     """Returns the use of a profile's devices by pods of all namespaces, also by pods deleted just now."""
-    devices_of_other_jobs: Callable[[str], int] = lambda _: 0
-    """Returns the number of devices of a profile in Jobs of the namespace that have not ended.
+    jobs_of_others: Callable[[str], Iterable[DeviceJob]] = lambda _: ()
+    """Returns the Jobs of the namespace with devices of a profile that have not ended, the oldest first.
 
-    Those of the object itself do not count.
+    Those of the object itself are left out.
     """
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a namespace may start another stage with devices of a ComputeProfile that has a budget."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.budget import BudgetPeriod
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.stagetable import STAGES
@@ -15,7 +17,11 @@ from finetune_trainer.contract.vocabulary import Stage
 PERIODS: Final = {"Day": "today", "Week": "this week", "Month": "this month"}
 RESERVED_SECONDS: Final = 3600
 """Seconds that the budget must have left for each device of the namespace's other Jobs. They start at the
-same time after a reset, and none of them is ever stopped."""
+same time after a reset, and none of them is ever stopped.
+
+Also the time for which a Job without a running pod reserves: one that cannot start must not stop others.
+"""
+MAX_OWNERS_IN_MESSAGE: Final = 3
 RECHECK_SECONDS: Final = 3600.0
 """Max seconds between two checks. A raised budget, a reset and the end of a Job wake the object earlier."""
 
@@ -46,8 +52,13 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     usage = None if is_over else status.of(namespace)
     resets_at = period_of(budget.period, now)[1] if is_over else status.resets_at
     used = 0.0 if usage is None else budget.used(usage)
-    devices, price = snapshot.devices_of_other_jobs(profile.name), profile.spec.price_per_device_hour
-    if used + budget.per_second(devices, price) * RESERVED_SECONDS < budget.limit:
+    price = profile.spec.price_per_device_hour
+
+    def reserved(jobs: Iterable[DeviceJob]) -> float:
+        return budget.per_second(sum(job.devices for job in jobs), price) * RESERVED_SECONDS
+
+    jobs = [job for job in snapshot.jobs_of_others(profile.name) if _reserves(job, now)]
+    if used + reserved(jobs) < budget.limit:
         return None
     # The usage, which grows, is in the profile's status: a waiting object writes its status once.
     unit = (profile.spec.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
@@ -55,17 +66,50 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
         f"its budget of ComputeProfile {profile.name}: {_figure(budget.limit)} {unit}"
         f" {PERIODS.get(budget.period, '')}"
     )
-    cause, start = f"namespace {namespace} has used {whose}", ""
-    if used < budget.limit:
-        cause = f"other Jobs of namespace {namespace} reserve 1 h per device, which is the rest of {whose}"
-        start = "when one of them ends, or "
+    after_reset = f"after the reset at {resets_at:%Y-%m-%dT%H:%M:%SZ}"
+    jobs_at_reset = [job for job in jobs if _reserves(job, resets_at)]
+    reset_suffices = reserved(jobs_at_reset) < budget.limit
+    if used >= budget.limit:
+        cause, start, ending = f"namespace {namespace} has used {whose}", after_reset, []
+        if not reset_suffices:
+            start += f", when enough Jobs of {_owners(jobs_at_reset)} have ended"
+    else:
+        part = "alone uses up" if reserved(jobs) >= budget.limit else "uses up the rest of"
+        cause = (
+            f"other Jobs of namespace {namespace} reserve 1 h per device ({_owners(jobs)}),"
+            f" which {part} {whose}"
+        )
+        start, ending = "when enough of them have ended or have waited for more than 1 h", jobs
+        if reset_suffices:
+            start += f", or {after_reset}"
     return Working(
         Reason.BUDGET_EXHAUSTED,
-        f"{cause}. The {stage} stage starts {start}after the reset at {resets_at:%Y-%m-%dT%H:%M:%SZ}."
+        f"{cause}. The {stage} stage starts {start}."
         " To start it earlier, ask the platform team to raise the profile's spec.budget, or use another"
         " profile in a new object",
-        min(RECHECK_SECONDS, (resets_at - now).total_seconds() + 1),
+        _seconds_until_recheck(ending, resets_at, now),
     )
+
+
+def _reserves(job: DeviceJob, moment: datetime) -> bool:
+    """Whether the Job, in its present state, reserves a part of the budget at this moment."""
+    return job.runs or moment < _waits_until(job)
+
+
+def _waits_until(job: DeviceJob) -> datetime:
+    return job.created_at + timedelta(seconds=RESERVED_SECONDS)
+
+
+def _owners(jobs: Sequence[DeviceJob]) -> str:
+    """The owners of the oldest of these Jobs, and the number of the remaining ones."""
+    owners = list(dict.fromkeys(job.owner for job in jobs))
+    hidden = len(owners) - MAX_OWNERS_IN_MESSAGE
+    return ", ".join(owners[:MAX_OWNERS_IN_MESSAGE]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def _seconds_until_recheck(jobs: Iterable[DeviceJob], resets_at: datetime, now: datetime) -> float:
+    moments = (resets_at, *(_waits_until(job) for job in jobs if not job.runs))
+    return min(RECHECK_SECONDS, (min(moments) - now).total_seconds() + 1)
 
 
 def _figure(amount: float) -> str:
