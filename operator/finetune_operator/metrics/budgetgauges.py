@@ -2,11 +2,12 @@
 """Gauges of the budgets of ComputeProfiles, and of what waits for them."""
 
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from finetune_operator.api.computeprofile import is_marked_default
 from finetune_operator.metrics.objectstatus import object_status, true_reason
 from finetune_operator.plan import Manifest
 from finetune_operator.status.budgetuse import shares_used
@@ -46,18 +47,33 @@ def budget_gauge(shares: Iterable[UsedShare]) -> Metric:
     return gauge
 
 
-def waiting_gauge(objects: Iterable[Manifest]) -> Metric:
-    """One series per kind and namespace of these FineTuneJobs and Evaluations."""
+def waiting_gauge(objects: Iterable[Manifest], profiles: Iterable[Manifest]) -> Metric:
+    """One series per kind, namespace and ComputeProfile of these FineTuneJobs and Evaluations."""
     gauge = GaugeMetricFamily(
         "finetune_budget_waiting",
-        "FineTuneJobs and Evaluations that wait for a budget of their namespace. Absent if there are none.",
-        labels=("kind", "namespace"),
+        "FineTuneJobs and Evaluations that wait for a budget of their namespace, by the ComputeProfile of"
+        " their next stage. Absent if there are none.",
+        labels=("kind", "namespace", "profile"),
     )
+    default = next((each["metadata"]["name"] for each in profiles if _is_default(each["metadata"])), "")
     waiting = Tally(
-        (each["kind"], each["metadata"]["namespace"])
+        (each["kind"], each["metadata"]["namespace"], _next_profile(each) or default)
         for each in objects
         if true_reason(object_status(each), ConditionType.RECONCILING) == Reason.BUDGET_EXHAUSTED
     )
     for labels, number in sorted(waiting.items()):
         gauge.add_metric(labels, number)
     return gauge
+
+
+def _next_profile(obj: Manifest) -> str | None:
+    """The ComputeProfile of the next stage with devices; None for the default of a new object."""
+    spec, status = obj.get("spec") or {}, object_status(obj)
+    of_evaluation = (spec.get("evaluation") or {}).get("profile") if status.get("checkpoints") else None
+    resolved = (status.get("resolved") or {}).get("profile")
+    profile: str | None = of_evaluation or resolved or (spec.get("compute") or {}).get("profile")
+    return profile
+
+
+def _is_default(metadata: Mapping[str, Any]) -> bool:
+    return is_marked_default(metadata.get("annotations") or {}, metadata.get("labels") or {})

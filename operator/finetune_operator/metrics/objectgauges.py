@@ -66,7 +66,7 @@ class ObjectStateCollector(Collector):
         namespaces |= {each["metadata"]["namespace"] for each in (*jobs, *evaluations, *datasets, *endpoints)}
         shares = used_shares(profiles, namespaces)
         yield budget_gauge(shares[:MAX_SERIES_PER_KIND])
-        yield waiting_gauge((*jobs, *evaluations))
+        yield waiting_gauge((*jobs, *evaluations), profiles)
         dropped = GaugeMetricFamily(
             "finetune_series_dropped",
             f"Objects without series of their own, beyond the limit of {MAX_SERIES_PER_KIND} per kind.",

@@ -290,14 +290,15 @@ def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_un
     assert values == {"old": 1, "new": 0, "odd": 0}
 
 
-def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_cost() -> None:
-    def profile(name: str, limit: dict[str, float], *usage: dict[str, Any]) -> Manifest:
-        spec = {"budget": {"period": "Week", **limit}} if limit else {}
-        since, end = "2030-01-07T00:00:00Z", "2030-01-14T00:00:00Z"
-        counted = [{**each, "countedUntil": since} for each in usage]
-        status = {"budget": {"period": "Week", "since": since, "resetsAt": end, "usage": counted}}
-        return {"metadata": {"name": name}, "spec": spec, "status": status}
+def profile(name: str, limit: dict[str, float], *usage: dict[str, Any]) -> Manifest:
+    spec = {"budget": {"period": "Week", **limit}} if limit else {}
+    since, end = "2030-01-07T00:00:00Z", "2030-01-14T00:00:00Z"
+    counted = [{**each, "countedUntil": since} for each in usage]
+    status = {"budget": {"period": "Week", "since": since, "resetsAt": end, "usage": counted}}
+    return {"metadata": {"name": name}, "spec": spec, "status": status}
 
+
+def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_cost() -> None:
     hours = {"namespace": "a", "deviceSeconds": 5400, "cost": 9.0}
     profiles = [
         profile("hours", {"deviceHoursPerNamespace": 2}, hours, {"namespace": "b", "deviceSeconds": 7200}),
@@ -323,11 +324,35 @@ def test_runs_and_evaluations_that_wait_for_a_budget_are_counted_by_namespace() 
     evaluation = {"kind": "Evaluation", "metadata": {"name": "e", "namespace": "team"}, "status": waiting}
     other = {**running("c", 1), "kind": "FineTuneJob"}
     registry = collected([*jobs, other], evaluations=[evaluation])
-    counts = [
-        registry.get_sample_value("finetune_budget_waiting", {"namespace": "team", "kind": kind})
-        for kind in ("FineTuneJob", "Evaluation", "Dataset")
+    counts = {labels["kind"]: number for labels, number in waiting_series(registry)}
+    assert counts == {"FineTuneJob": 2, "Evaluation": 1}
+
+
+def waiting_series(registry: CollectorRegistry) -> list[tuple[dict[str, str], float]]:
+    (family,) = (each for each in registry.collect() if each.name == "finetune_budget_waiting")
+    return [(sample.labels, sample.value) for sample in family.samples]
+
+
+def test_work_that_waits_for_a_budget_is_counted_by_the_profile_of_its_next_stage() -> None:
+    waiting = {"conditions": [condition("Reconciling", "BudgetExhausted")]}
+    spec = {"compute": {"profile": "large"}, "evaluation": {"profile": "small"}}
+    resolved = {"resolved": {"profile": "former"}}
+    trained = {"checkpoints": [{"name": "a"}]}
+    runs = [
+        {**running(name, 1), "kind": "FineTuneJob", "spec": spec_of, "status": {**waiting, **status}}
+        for name, spec_of, status in (
+            ("trains", spec, {}),
+            ("measures", spec, trained),
+            ("resolved", {}, resolved),
+            ("on-one", {"evaluation": {}}, {**resolved, **trained}),
+            ("default", {}, {}),
+        )
     ]
-    assert counts == [2, 1, None]
+    default = profile("usual", {"deviceHoursPerNamespace": 2})
+    default["metadata"]["annotations"] = {"finetune.dev/is-default-profile": "true"}
+    registry = collected(runs, profiles=[default])
+    found = {labels["profile"]: number for labels, number in waiting_series(registry)}
+    assert found == {"large": 1, "small": 1, "former": 2, "usual": 1}
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
