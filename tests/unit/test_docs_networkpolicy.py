@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.manifests.labels import ANALYZED
 from finetune_operator.stagetable import STAGES, find_row
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
 from tests.unit.test_chart_templates import rendered
@@ -31,9 +32,13 @@ def selects(selector: dict[str, Any], labels: Labels) -> bool:
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
     for each in selector.get("matchExpressions", ()):
-        assert each["operator"] == "NotIn"
-        if labels.get(each["key"]) in each["values"]:
-            return False
+        if each["operator"] == "Exists":
+            if each["key"] not in labels:
+                return False
+        else:
+            assert each["operator"] == "NotIn"
+            if labels.get(each["key"]) in each["values"]:
+                return False
     return True
 
 
@@ -72,3 +77,13 @@ def test_it_admits_reports_to_the_operator_and_its_monitoring(policy: dict[str, 
     )
     assert selects(reports["to"][0]["podSelector"], template["metadata"]["labels"])
     assert {port["port"] for port in policy["ingress"][0]["ports"]} == {METRICS_PORT, SERVE_PORT}
+
+
+def test_it_admits_pods_that_analyze_a_revision_and_no_others_of_the_namespace(
+    policy: dict[str, Any],
+) -> None:
+    (rule,) = (rule for rule in policy["ingress"] if "podSelector" in rule["from"][0])
+    admitted = [labels for labels in pod_labels() if selects(rule["from"][0]["podSelector"], labels)]
+    assert admitted
+    assert all(ANALYZED in labels for labels in admitted)
+    assert {port["port"] for port in rule["ports"]} == {METRICS_PORT, SERVE_PORT}
