@@ -41,7 +41,7 @@ def job_trouble(job: Manifest, pods: list[Manifest], admission: Admission, now: 
         troubles.append(
             admission_trouble(job, admission, now)
             if is_suspended
-            else missing_pod(job, admission.refused, now)
+            else missing_pod(job, pods, admission.refused, now)
         )
     if not troubles:
         return None

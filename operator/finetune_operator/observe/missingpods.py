@@ -2,6 +2,7 @@
 """Why a Job has no pod: a quota, a limit range, Pod Security or another admission policy refuses it."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,10 +18,12 @@ ASK_AFTER: Final = timedelta(seconds=10)
 """Time after which the operator reads the events of a Job without a pod."""
 MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
 """Time after which a Job without a pod is reported, even if no event shows why."""
-MAX_TIME_BETWEEN_ATTEMPTS: Final = timedelta(minutes=11)
-"""The Job controller tries again after at most 10 minutes."""
+MAX_MINUTES_BETWEEN_ATTEMPTS: Final = 10
+"""After this time at most, the Job controller tries again to create a pod."""
+MAX_EVENT_AGE: Final = timedelta(minutes=MAX_MINUTES_BETWEEN_ATTEMPTS + 1)
+"""Age up to which an event shows the last attempt."""
 RECHECK_SECONDS: Final = 60.0
-"""Time between two looks at the events of a Job whose pod was refused."""
+"""Time between two checks of a Job whose pod was refused, or failed and has no successor yet."""
 
 DETAILS: Final = re.compile(r'^Error creating: |pods "[^"]*" is forbidden: ')
 """Parts of an event that say nothing, or differ in each attempt."""
@@ -28,7 +31,10 @@ EXCEEDED: Final = re.compile(r"exceeded quota")
 ADVICE: Final = (
     (
         EXCEEDED,
-        "it starts at most 10 minutes after the quota has room; raise it, or lower resources of {profile}",
+        (
+            f"it starts at most {MAX_MINUTES_BETWEEN_ATTEMPTS} minutes after the quota has room; raise it, or"
+            " lower resources of {profile}"
+        ),
     ),
     (
         re.compile(r"failed quota: .*must specify limits\.cpu"),
@@ -48,17 +54,18 @@ ADVICE: Final = (
 """Patterns of refusals, and the advice for each."""
 
 
-def missing_pod(job: Manifest, refused: Manifest | None, now: datetime) -> Trouble:
+def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | None, now: datetime) -> Trouble:
     """The problem of a pod of the Job that does not exist.
 
     Args:
         job: the Job.
+        pods: its pods.
         refused: event about its last pod that was refused; None if there is none.
         now: time of the pass.
     """
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
     age = now - parse_time(job["metadata"]["creationTimestamp"])
-    if refused is not None and _is_recent(refused, now):
+    if refused is not None and _is_recent(refused, pods, now):
         return _refusal(job, stage, refused.get("message") or "")
     if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
         lacks = "has no pod" if nodes == 1 else "lacks a pod"
@@ -67,19 +74,23 @@ def missing_pod(job: Manifest, refused: Manifest | None, now: datetime) -> Troub
             f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
             f" reject it; kubectl describe job {name} shows why",
         )
-    later = min((each for each in (ASK_AFTER, MAX_TIME_WITHOUT_POD) if each > age), default=age)
+    later = next((each for each in (ASK_AFTER, MAX_TIME_WITHOUT_POD) if each > age), None)
     return Trouble(
         Reason.QUEUED,
         being_created(stage, several=nodes > 1),
         expected=True,
-        recheck_after_seconds=(later - age).total_seconds() + 1,
+        recheck_after_seconds=RECHECK_SECONDS if later is None else (later - age).total_seconds() + 1,
     )
 
 
-def _is_recent(event: Manifest, now: datetime) -> bool:
+def _is_recent(event: Manifest, pods: Iterable[Manifest], now: datetime) -> bool:
     """Whether the Job still waits for its next attempt. Events are kept longer than that."""
-    at = event.get("lastTimestamp")
-    return at is None or now - parse_time(at) < MAX_TIME_BETWEEN_ATTEMPTS
+    text = event.get("lastTimestamp")
+    if text is None:
+        return True
+    at = parse_time(text)
+    created = (parse_time(pod["metadata"]["creationTimestamp"]) for pod in pods)
+    return now - at < MAX_EVENT_AGE and all(each <= at for each in created)
 
 
 def _refusal(job: Manifest, stage: str, refused: str) -> Trouble:

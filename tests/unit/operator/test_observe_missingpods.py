@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.engine.resources import EVENT
+from finetune_operator.observe.missingpods import RECHECK_SECONDS
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.registry import RECONCILERS
 from tests.unit.operator.memorycluster import MemoryCluster, at
@@ -117,3 +118,31 @@ def test_a_refusal_of_long_ago_is_not_repeated() -> None:
     cluster = reached("train")
     refused(cluster, FORBIDDEN + "exceeded quota: gpus", seconds_ago=700)
     assert after(cluster, 11)[0] == "Queued"
+
+
+def two_pods() -> MemoryCluster:
+    """A run whose train stage has two pods, none of which exists yet."""
+    return reached("train", compute={"devices": 1, "nodes": 2})
+
+
+def test_a_refusal_is_not_repeated_once_a_pod_of_the_job_was_created_after_it() -> None:
+    cluster = two_pods()
+    refused(cluster, FORBIDDEN + "exceeded quota: gpus")
+    assert after(cluster, 11)[0] == "QuotaExceeded"
+    cluster.pod("train", {"waiting": {}}, index=0)
+    cluster.pod("train", {"running": {"startedAt": at(cluster.now)}}, index=0)
+    assert after(cluster, 11)[0] != "QuotaExceeded"
+
+
+def test_a_refusal_after_the_newest_pod_is_quoted() -> None:
+    cluster = two_pods()
+    cluster.pod("train", {"running": {"startedAt": at(cluster.now)}}, index=0)
+    refused(cluster, FORBIDDEN + "exceeded quota: gpus")
+    assert after(cluster, 11)[0] == "QuotaExceeded"
+
+
+def test_a_job_that_waits_for_its_next_attempt_is_checked_once_per_minute() -> None:
+    cluster = reached("train")
+    cluster.stage_job("train")["status"] = {"failed": 1}
+    cluster.now += timedelta(seconds=61)
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == RECHECK_SECONDS
