@@ -6,6 +6,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -466,6 +467,29 @@ def test_a_server_that_restarted_and_has_more_requests_than_before_is_noticed(be
     tokens = {"inter_token_latency_seconds": {math.inf: 90.0}}
     now = PodMetrics(requests=30, errors=8, histograms=tokens)
     assert now.since(before) == now
+
+
+def test_a_histogram_that_one_reading_lacks_is_no_restart_and_is_not_counted_again() -> None:
+    """The pod serves these texts one after the other."""
+    histogram = 'vllm:time_to_first_token_seconds_bucket{{le="+Inf"}} {}.0\n'
+    requests = 'finetune_serve_requests_total{{code="200"}} {}.0\n'
+    texts = [
+        requests.format(10) + histogram.format(50),
+        requests.format(12),
+        requests.format(15) + histogram.format(70),
+        requests.format(3),
+        requests.format(4) + histogram.format(2),
+    ]
+    answers = iter(texts)
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text=next(answers))))
+    reader = podreader.PodReader(["http://pod:9090/metrics"], client)
+    counts = []
+    with ThreadPoolExecutor(1) as executor:
+        for _ in texts:
+            reader.read(executor)
+            histograms = reader.metrics.histograms.get("time_to_first_token_seconds", {})
+            counts.append((reader.metrics.requests, histograms.get(math.inf, 0)))
+    assert counts == [(0, 0), (2, 0), (5, 20), (8, 20), (9, 22)]
 
 
 def test_revisions_that_just_meet_their_bounds_rarely_fail_at_any_look() -> None:

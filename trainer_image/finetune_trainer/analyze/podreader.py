@@ -57,10 +57,11 @@ class PodReader:
                 self._problems[url] = reading
                 continue
             self._problems.pop(url, None)
+            last = self._last.get(url, PodMetrics())
             if url in self._last or self._from_start:
-                new = reading.since(self._last.get(url, PodMetrics()))
+                new = reading.since(last)
                 self._counted[url] = self._counted.get(url, PodMetrics()).plus(new)
-            self._last[url] = reading
+            self._last[url] = reading.completed_by(last)
             waiting += [] if reading.queue is None else [reading.queue]
         self._queues += [sum(waiting) / len(waiting)] if waiting else []
 

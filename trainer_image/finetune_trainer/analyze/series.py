@@ -3,12 +3,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from finetune_trainer.contract.analysis import LATENCIES, ServingMetric
+from finetune_trainer.contract.analysis import ServingMetric
 
 Buckets = Mapping[float, float]
 """Number of values up to each upper edge, ascending; the last edge is infinite."""
@@ -41,7 +41,7 @@ class PodMetrics:
 
     def since(self, earlier: "PodMetrics") -> "PodMetrics":
         """The counts after an earlier reading. A server that has restarted counts from 0 again."""
-        if any(now < before for now, before in zip(self._counts(), earlier._counts(), strict=True)):
+        if self._has_restarted_since(earlier):
             return self
         return PodMetrics(
             requests=self.requests - earlier.requests,
@@ -53,10 +53,20 @@ class PodMetrics:
             queue=self.queue,
         )
 
-    def _counts(self) -> tuple[float, ...]:
-        """Counts that never fall while the server runs."""
-        latencies = (max(self.histograms.get(metric, {}).values(), default=0) for metric in LATENCIES)
-        return self.requests, self.errors, *latencies
+    def completed_by(self, earlier: "PodMetrics") -> "PodMetrics":
+        """This reading, with the histograms that it lacks from an earlier one of the same process."""
+        if self._has_restarted_since(earlier):
+            return self
+        return replace(self, histograms={**earlier.histograms, **self.histograms})
+
+    def _has_restarted_since(self, earlier: "PodMetrics") -> bool:
+        """Whether a count fell. A histogram that one of the readings lacks shows nothing."""
+        shared = self.histograms.keys() & earlier.histograms.keys()
+        counts = [(self.requests, earlier.requests), (self.errors, earlier.errors)]
+        counts += [
+            (max(self.histograms[each].values()), max(earlier.histograms[each].values())) for each in shared
+        ]
+        return any(now < before for now, before in counts)
 
     def plus(self, other: "PodMetrics") -> "PodMetrics":
         """The counts of both; the queue is that of the other."""
