@@ -19,13 +19,13 @@ from finetune_operator.manifests.labels import (
     DEVICES,
     NONCE,
     PROFILE,
-    PROFILE_VERSION,
     RUN,
     STAGE,
     child_labels,
     short_hash,
     store_annotations,
 )
+from finetune_operator.manifests.podorigin import origin_annotations
 from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.podtemplate import (
     CONTAINER,
@@ -100,11 +100,6 @@ def owner_reference(owner: Resource, *, blocks: bool = True) -> Manifest:
     }
 
 
-def profile_version(profile: ComputeProfile) -> str:
-    """Text that differs after each edit of the profile's spec, also if the profile was created again."""
-    return f"{profile.uid}/{profile.metadata.generation}"
-
-
 def non_retryable_exit_codes(stage: JobStage) -> tuple[ExitCode, ...]:
     """Exit codes at which the Job of this stage fails at once.
 
@@ -169,7 +164,6 @@ def build_stage_job(
     marks: dict[str, str] = {STAGE: stage}
     if profile is not None:
         marks[PROFILE] = profile.name
-        binding[PROFILE_VERSION] = profile_version(profile)
     if placement.devices:
         marks[DEVICES] = str(placement.devices)
     labels = child_labels(owner, **marks)
@@ -193,6 +187,13 @@ def build_stage_job(
             **_never_ready(owner),
         },
     }
+    template = shaped(
+        template,
+        profile,
+        STAGES[stage].pods,
+        {RUN: owner.uid, STAGE: stage},
+        isolated=STAGES[stage].isolated,
+    )
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -203,6 +204,7 @@ def build_stage_job(
             "annotations": {
                 **store_annotations(config.store.uri, secret.name if secret else None),
                 **binding,
+                **origin_annotations(profile, template),
                 **(annotations or {}),
             },
             "ownerReferences": [owner_reference(owner, blocks=not STAGES[stage].serves_deletion)],
@@ -211,13 +213,7 @@ def build_stage_job(
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),
-            "template": shaped(
-                template,
-                profile,
-                STAGES[stage].pods,
-                {RUN: owner.uid, STAGE: stage},
-                isolated=STAGES[stage].isolated,
-            ),
+            "template": template,
         },
     }
 

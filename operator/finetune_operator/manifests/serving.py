@@ -10,13 +10,12 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
-from finetune_operator.manifests.jobs import child_metadata, owner_reference, profile_version
+from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
     PROFILE,
-    PROFILE_VERSION,
     REVISION,
     RUN,
     child_labels,
@@ -29,6 +28,7 @@ from finetune_operator.manifests.modelcache import (
     whole_model,
 )
 from finetune_operator.manifests.placement import device_placement
+from finetune_operator.manifests.podorigin import origin_annotations
 from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.podsizing import serving_shared_memory
 from finetune_operator.manifests.queueing import labels_of, queueing_of
@@ -123,20 +123,21 @@ def build_deployment(
         },
     )
     queueing = labels_of(queueing_of("serve", revision.profile, endpoint.spec.compute))
+    template = shaped(
+        {
+            "metadata": {"labels": labels | queueing},
+            "spec": _pod(endpoint, revision, image, image_pull_policy),
+        },
+        revision.profile,
+        "serve",
+        {RUN: endpoint.uid, REVISION: revision.name},
+    )
     spec = {
         "progressDeadlineSeconds": endpoint.spec.strategy.progress_deadline_seconds,
         "revisionHistoryLimit": 0,
         "selector": {"matchLabels": {RUN: endpoint.uid, REVISION: revision.name}},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": shaped(
-            {
-                "metadata": {"labels": labels | queueing},
-                "spec": _pod(endpoint, revision, image, image_pull_policy),
-            },
-            revision.profile,
-            "serve",
-            {RUN: endpoint.uid, REVISION: revision.name},
-        ),
+        "template": template,
     }
     return {
         "apiVersion": "apps/v1",
@@ -147,7 +148,7 @@ def build_deployment(
             "labels": labels | queueing,
             "annotations": {
                 CREATED_SPEC: json.dumps(spec, sort_keys=True),
-                PROFILE_VERSION: profile_version(revision.profile),
+                **origin_annotations(revision.profile, template),
             },
             "ownerReferences": [owner_reference(endpoint)],
         },

@@ -75,6 +75,18 @@ def has_ended(pod: Manifest) -> bool:
     return pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}
 
 
+def has_started(pod: Manifest) -> bool:
+    """Whether a container of the pod, also an init container, runs or has run."""
+    return has_ended(pod) or any(map(_has_run, container_statuses(pod)))
+
+
+def _has_run(status: dict[str, Any]) -> bool:
+    state = status.get("state", {})
+    return bool(
+        status.get("restartCount") or status.get("lastState") or "running" in state or "terminated" in state
+    )
+
+
 def image_by_digest(pods: Iterable[Manifest]) -> str | None:
     """The trainer's image of the first of these pods with a digest, as `name@sha256:…`.
 

@@ -25,12 +25,13 @@ from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.reconcile.records.sourcechecks import check_request
 from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.creatingagain import create_again
 from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.request import (
+    CannotStart,
     JobNames,
     JobPurpose,
     Outcome,
-    Replaced,
     StageRequest,
     StartNeeded,
 )
@@ -65,12 +66,14 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
         run=_run(dataset),
         names=job_names(dataset, check_number(dataset)),
         contract=_known_contract(dataset, draft.snapshot),
-        image=_current_trainer(dataset, draft.snapshot).image,
         retry=retry_of(dataset),
     )
     answer = advance(draft, request)
-    if isinstance(answer, Replaced):
-        return answer.then
+    if isinstance(answer, CannotStart):
+        if request.retry is not None:
+            return answer.waiting
+        new = _build(dataset, draft.snapshot, request, "stage")
+        return create_again(draft, answer, new) or answer.waiting
     if isinstance(answer, StartNeeded):
         return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
     return answer

@@ -35,10 +35,16 @@ class Assessment(StagePass[EvaluationResourceStatus]):
         """The prerequisites of the Jobs, or what is missing; resolved at most once in a pass."""
         return resolve(self.evaluation, self.snapshot)
 
-    def begin_anew(self) -> None:
-        """Forget the image of a first Job that did not start; a new one takes the present image."""
-        nothing = dict.fromkeys(("trainer_image", "trainer_contract"))
-        self.update(resolved=self.status.resolved.model_copy(update=nothing))
+    def trial(self, *, begins_anew: bool) -> "Assessment":
+        """Another pass from the present status, to see which Job it would create.
+
+        Args:
+            begins_anew: whether the image is forgotten, which that Job then decides.
+        """
+        forgotten = dict.fromkeys(("trainer_image", "trainer_contract") if begins_anew else ())
+        resolved = self.status.resolved.model_copy(update=forgotten)
+        status = self.status.model_copy(update={"resolved": resolved})
+        return Assessment(self.evaluation.model_copy(update={"status": status}), self.snapshot)
 
     @property
     def current(self) -> str | None:

@@ -16,12 +16,13 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job, keep
-from finetune_operator.reconcile.evaluation.prerequisites import known_contract, next_image
+from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
 from finetune_operator.reconcile.stages.losses import lose_measurement, settle
 from finetune_operator.reconcile.stages.request import (
+    CannotStart,
     Outcome,
-    Replaced,
     StageFailed,
     StageRequest,
     StartNeeded,
@@ -84,22 +85,33 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
         run=run.run,
         names=run.job_names(STAGE),
         contract=known_contract(run.evaluation, run.snapshot),
-        image=next_image(run.evaluation, run.snapshot),
         retry=run.status.retry,
         note=f" for Checkpoint {name}",
     )
     answer = advance(run.draft, request)
-    if isinstance(answer, Replaced):
-        if not number_of_results(run.status):
-            run.begin_anew()
-        return answer.then
     if isinstance(answer, StartNeeded):
         if not isinstance(checkpoint, Checkpoint):
             return checkpoint
         return start(run.draft, request, answer, build_job(run, request, answer.purpose, checkpoint))
+    if isinstance(answer, CannotStart):
+        answer = _create_again(run, request, answer, checkpoint)
     # The operator may have ended between the creation of the Job and the write of the status.
     keep(run)
     return answer
+
+
+def _create_again(
+    run: Assessment, request: StageRequest, stuck: CannotStart, checkpoint: Checkpoint | Blocked | Failed
+) -> Outcome:
+    """Create a Job again that cannot start. The first one takes the present image."""
+    if not isinstance(checkpoint, Checkpoint) or has_run(run, STAGE):
+        return stuck.waiting
+    trial = run.trial(begins_anew=not number_of_results(run.status))
+    again = create_again(run.draft, stuck, build_job(trial, request, "stage", checkpoint))
+    if again is None:
+        return stuck.waiting
+    run.update(resolved=trial.status.resolved)
+    return again
 
 
 def _entry(run: Assessment, result: EvaluateResult) -> EvaluationStatus:

@@ -86,15 +86,6 @@ def known_contract(evaluation: Evaluation, snapshot: Snapshot) -> int:
     )
 
 
-def next_image(evaluation: Evaluation, snapshot: Snapshot) -> str | None:
-    """Trainer image of a Job that is created now; None if the profile cannot be used."""
-    kept = _kept_trainer(evaluation)
-    if kept is not None and (evaluation.status.evaluations or evaluation.status.unmeasured):
-        return kept.image
-    profile = _profile(evaluation, snapshot)
-    return None if isinstance(profile, Blocked) else trainer_of(profile, snapshot.facts.trainer_image).image
-
-
 def _profile_name(evaluation: Evaluation) -> str | None:
     return evaluation.status.resolved.profile or evaluation.spec.compute.profile
 

@@ -145,15 +145,6 @@ def known_contract(job: FineTuneJob, snapshot: Snapshot) -> int:
     )
 
 
-def next_image(job: FineTuneJob, snapshot: Snapshot) -> str | None:
-    """Trainer image of a Job that is created now; None if the profile cannot be used."""
-    kept = _kept_trainer(job.status.resolved)
-    if kept is not None and job.status.stages:
-        return kept.image
-    profile = _profile(job, snapshot)
-    return None if isinstance(profile, Blocked) else trainer_of(profile, snapshot.facts.trainer_image).image
-
-
 def _kept_trainer(resolved: Resolved) -> TrainerImage | None:
     """The trainer of the first stage. Releases that did not record its contract used the first version."""
     if resolved.trainer_image is None:

@@ -54,12 +54,17 @@ class Run(StagePass[FineTuneJobStatus]):
             trainer_contract=found.trainer.contract,
         )
 
-    def begin_anew(self) -> None:
-        """Forget the store and the image of a first stage that has not started. The next Job decides them."""
-        nothing = dict.fromkeys(
-            ("profile_generation", "store", "store_credentials", "trainer_image", "trainer_contract")
-        )
-        self.update(resolved=self.status.resolved.model_copy(update=nothing))
+    def trial(self, *, begins_anew: bool) -> "Run":
+        """Another pass from the present status, to see which Job it would create.
+
+        Args:
+            begins_anew: whether the store and the image are forgotten, which that Job then decides.
+        """
+        fields = ("profile_generation", "store", "store_credentials", "trainer_image", "trainer_contract")
+        forgotten = dict.fromkeys(fields if begins_anew else ())
+        resolved = self.status.resolved.model_copy(update=forgotten)
+        status = self.status.model_copy(update={"resolved": resolved})
+        return Run(self.job.model_copy(update={"status": status}), self.snapshot)
 
     def job_names(self, stage: Stage) -> JobNames:
         """Names of the stage's Jobs."""

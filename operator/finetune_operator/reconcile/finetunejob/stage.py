@@ -2,7 +2,7 @@
 """Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
 
 from finetune_operator.reconcile.finetunejob.predicting import start_note
-from finetune_operator.reconcile.finetunejob.prerequisites import known_contract, next_image
+from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stagejobs import (
     ConfigBuilder,
@@ -12,9 +12,10 @@ from finetune_operator.reconcile.finetunejob.stagejobs import (
 )
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
 from finetune_operator.reconcile.stages.advance import advance
+from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
 from finetune_operator.reconcile.stages.request import (
+    CannotStart,
     Outcome,
-    Replaced,
     StageFailed,
     StageRequest,
     StartNeeded,
@@ -45,20 +46,31 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         run=run.job.uid,
         names=run.job_names(stage),
         contract=known_contract(run.job, run.snapshot),
-        image=next_image(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
         isolation=build_stage_isolation(run, stage),
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",
     )
     answer = advance(run.draft, request)
-    if isinstance(answer, Replaced):
-        if not run.status.stages:
-            run.begin_anew()
-        return answer.then
+    if isinstance(answer, CannotStart):
+        return _create_again(run, request, answer, build_config)
     if isinstance(answer, StartNeeded):
         return start(run.draft, request, answer, build_job(run, request, answer.purpose, build_config))
     return answer
+
+
+def _create_again(
+    run: Run, request: StageRequest, stuck: CannotStart, build_config: ConfigBuilder
+) -> Outcome:
+    """Create a Job again that cannot start. In the first stage, the run takes the present image and store."""
+    if has_run(run, request.stage):
+        return stuck.waiting
+    trial = run.trial(begins_anew=not run.status.stages)
+    again = create_again(run.draft, stuck, build_job(trial, request, "stage", build_config))
+    if again is None:
+        return stuck.waiting
+    run.update(resolved=trial.status.resolved)
+    return again
 
 
 def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:

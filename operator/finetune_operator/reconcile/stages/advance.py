@@ -11,6 +11,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.backoff import RETRYABLE_REASONS
 from finetune_operator.reconcile.stages.collect import collect
+from finetune_operator.reconcile.stages.creatingagain import cannot_start
 from finetune_operator.reconcile.stages.givingback import (
     RECHECK_SECONDS,
     give_back,
@@ -19,8 +20,13 @@ from finetune_operator.reconcile.stages.givingback import (
 )
 from finetune_operator.reconcile.stages.jobresults import is_foreign, last_word, pods_of, success
 from finetune_operator.reconcile.stages.jobstate import foreign, has_ended, running_orphans, until_ended
-from finetune_operator.reconcile.stages.replacing import replace_job
-from finetune_operator.reconcile.stages.request import Answer, StageFailed, StageRequest, StartNeeded
+from finetune_operator.reconcile.stages.request import (
+    Answer,
+    CannotStart,
+    StageFailed,
+    StageRequest,
+    StartNeeded,
+)
 from finetune_operator.reconcile.stages.retry import retry_stage
 from finetune_operator.reconcile.stages.running import recheck, under_way, until_settled
 from finetune_operator.reconcile.stages.start import add_peer_objects
@@ -47,12 +53,12 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
             return held
         created = "pods are" if request.peers is not None else "pod is"
         return StartNeeded("stage", Working(Reason.QUEUED, f"the {request.stage} {created} being created"))
-    if is_foreign(job, request.expected, snapshot):
-        return foreign(job)
     pods = pods_of(job, snapshot)
     if "deletionTimestamp" in job["metadata"]:
         message = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
         return until_ended(pods, Reason.QUEUED, message, snapshot.now)
+    if is_foreign(job, request.expected, snapshot):
+        return foreign(job)
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)
         answer = result or until_settled(job, "Complete", request, snapshot.now)
@@ -62,12 +68,12 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
         return _failed(draft, job, pods, request)
     add_peer_objects(draft, request)
     waiting = under_way(job, pods, request, snapshot)
-    replaced = replace_job(draft, job, pods, request, waiting)
-    if replaced is not None:
-        return replaced
-    if not is_partly_scheduled(job, pods):
-        return waiting
-    return give_back(draft, job, pods, request) or recheck(waiting, RECHECK_SECONDS)
+    if is_partly_scheduled(job, pods):
+        given_back = give_back(draft, job, pods, request)
+        if given_back is not None:
+            return given_back
+        waiting = recheck(waiting, RECHECK_SECONDS)
+    return CannotStart(job, waiting) if cannot_start(job, pods, waiting) else waiting
 
 
 def _again(draft: Draft, request: StageRequest, job: Manifest, pods: list[Manifest]) -> Working | StageFailed:

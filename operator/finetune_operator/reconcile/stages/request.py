@@ -63,8 +63,6 @@ class StageRequest:
     names: JobNames
     contract: int
     """Version of the contract in which the stage's Jobs are made: `contract_of_jobs`."""
-    image: str | None = None
-    """Trainer image that a new Job would have; None: unknown, because its profile cannot be used."""
     peers: PeerObjects | None = None
     """Set if the stage has several pods."""
     isolation: Manifest | None = None
@@ -107,11 +105,13 @@ class StartNeeded:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """The stage's Job is deleted before any of its pods has started, and is needed again."""
+class CannotStart:
+    """No pod of the stage's Job can start: the caller passes the Job that it would create now to
+    `create_again`."""
 
-    then: Working
-    """How the pass ends."""
+    job: Manifest
+    waiting: Working | Blocked
+    """How the pass ends if the Job stays."""
 
 
-Answer = Outcome | StartNeeded | Replaced
+Answer = Outcome | StartNeeded | CannotStart

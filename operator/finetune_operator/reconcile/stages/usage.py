@@ -10,7 +10,7 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.observe.devicepods import devices_per_pod, profile_of
 from finetune_operator.observe.podends import with_ended
-from finetune_operator.observe.podstatus import has_ended
+from finetune_operator.observe.podstatus import has_ended, has_started
 from finetune_operator.observe.stagetimes import Price, container_state, with_cost
 from finetune_operator.observe.stageusage import finished_stage, stage_usage
 from finetune_operator.reconcile.stages.backoff import Retry
@@ -30,7 +30,8 @@ def record(run: StagePass[Any], stage: Stage, outcome: Outcome) -> StageResult |
     follow(run, stage)
     if isinstance(outcome, Working):
         run.update(progress=progress.entered(run.status.progress, stage))
-    if isinstance(outcome, StageResult | StageFailed | Retry) or _lost_a_pod(run, stage, outcome):
+    has_ended_pod = isinstance(outcome, StageResult | StageFailed | Retry) or _lost_a_pod(run, stage, outcome)
+    if has_ended_pod or _has_begun(run, stage):
         count_usage(run, stage)
     if isinstance(outcome, Retry):
         run.update(retry=outcome.status)
@@ -53,6 +54,18 @@ def follow(run: StagePass[Any], stage: Stage) -> None:
     if new != run.status.progress:
         run.update(progress=new)
         count_usage(run, stage)
+
+
+def _has_begun(run: StagePass[Any], stage: Stage) -> bool:
+    """Whether a pod of a stage without devices has started, and the status does not show it yet.
+
+    Its condition changes as well, so this needs no write of its own. Stages with devices report progress.
+    """
+    job, usage = run.snapshot.children[JOB].get(run.job_names(stage).stage), run.status.usage
+    if job is None or DEVICES in job["metadata"].get("labels", {}) or has_finished(run, stage):
+        return False
+    is_recorded = usage is not None and usage.name == stage
+    return not is_recorded and any(map(has_started, pods_of(job, run.snapshot)))
 
 
 def _lost_a_pod(run: StagePass[Any], stage: Stage, outcome: Outcome) -> bool:

@@ -55,7 +55,7 @@ def observe(view: EndpointView, state: State) -> Observation:
         return held
     if state == "Canary" and view.deployment is not None and view.canary is not None:
         return _observe_canary(view, view.canary, view.deployment)
-    if view.deployment is None and not _has_slot(view):
+    if view.deployment is None and not has_slot(view):
         return Observation.NO_SLOT
     is_recreating = state in UNPROVEN and view.is_recreating
     if view.deployment is not None:
@@ -69,6 +69,11 @@ def observe(view: EndpointView, state: State) -> Observation:
         return Observation.ABSENT
     is_short = state in UNPROVEN and not is_recreating and view.shortage is not None
     return Observation.NO_CAPACITY if is_short else Observation.NOT_READY
+
+
+def is_held(view: EndpointView) -> bool:
+    """Whether a pause, a decision or spec.replicas keeps the wanted revision from starting."""
+    return view.endpoint.spec.strategy.paused or view.verdict == "Abort" or _observe_hold(view) is not None
 
 
 def _observe_hold(view: EndpointView) -> Observation | None:
@@ -150,7 +155,7 @@ def _observe_bake(view: EndpointView) -> Observation:
     return Observation.READY if has_baked else Observation.BAKES
 
 
-def _has_slot(view: EndpointView) -> bool:
+def has_slot(view: EndpointView) -> bool:
     """Whether a rollout may start; the first revision of an endpoint needs no slot."""
     everywhere = view.snapshot.rolling_everywhere
     has_begun = not view.has_fallback or view.has_made_room

@@ -15,9 +15,9 @@ from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
 from finetune_operator.reconcile.inferencedeployment.rollout.actionoutcomes import OUTCOMES
 from finetune_operator.reconcile.inferencedeployment.rollout.analysis import analysis_draft
+from finetune_operator.reconcile.inferencedeployment.rollout.creatingagain import create_again
 from finetune_operator.reconcile.inferencedeployment.rollout.observation import observe, state_of
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.rollout.outdated import create_again
 from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import PROFILE_VERSION
+from finetune_operator.manifests.labels import TEMPLATE_DIGEST
 from tests.unit.operator.endpoints import (
     EndpointCluster,
     checkpoint,
@@ -122,6 +122,40 @@ def test_a_revision_with_a_pod_that_has_started_stays(status: dict[str, Any]) ->
     assert uid_of(cluster, name) == before
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"pricePerDeviceHour": 2.0},
+        {"maxRunSeconds": 3600},
+        {"podTemplates": [{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}]},
+    ],
+)
+def test_an_edit_that_does_not_change_the_pods_replaces_no_revision(edit: dict[str, Any]) -> None:
+    cluster, name = starting()
+    cluster.put(unscheduled_pod(name, NO_NODE))
+    cluster.settle()
+    before = uid_of(cluster, name)
+    cluster.cluster.change("ComputeProfile", "standard", **edit)
+    cluster.settle()
+    assert uid_of(cluster, name) == before
+
+
+def test_a_revision_stays_while_the_rollout_is_paused() -> None:
+    cluster, _, name = rolling()
+    cluster.put(unscheduled_pod(name, NO_NODE))
+    cluster.settle()
+    before = uid_of(cluster, name)
+
+    cluster.edit(strategy={"paused": True})
+    correct(cluster)
+
+    assert uid_of(cluster, name) == before
+    assert (cluster.condition("Suspended") or ("", ""))[0] == "Paused"
+    cluster.edit(strategy={"paused": False})
+    cluster.settle()
+    assert uid_of(cluster, name) != before
+
+
 def test_the_live_revision_stays_although_its_new_pod_has_no_node() -> None:
     cluster, name = starting()
     cluster.make_ready(name)
@@ -138,7 +172,7 @@ def test_a_revision_of_an_earlier_release_or_without_trouble_stays() -> None:
     correct(cluster)
     assert uid_of(cluster, name) == before
 
-    del cluster.deployments[name]["metadata"]["annotations"][PROFILE_VERSION]
+    del cluster.deployments[name]["metadata"]["annotations"][TEMPLATE_DIGEST]
     cluster.put(unscheduled_pod(name, NO_NODE))
     cluster.cluster.change("ComputeProfile", "standard", podTemplates=[])
     cluster.settle()

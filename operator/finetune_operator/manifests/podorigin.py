@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What shaped the pods of a Job or Deployment, recorded as annotations when it is created.
+
+They show whether a new Job or Deployment would have other pods. Live pods do not, because admission may
+change them, for example a tag to a digest.
+"""
+
+import json
+from typing import Final
+
+from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.manifests.labels import (
+    IMAGES,
+    PROFILE_DIGEST,
+    STORE,
+    STORE_CREDENTIALS,
+    TEMPLATE_DIGEST,
+    short_hash,
+)
+from finetune_operator.plan import Manifest
+
+DIGEST_LENGTH: Final = 16
+"""Hexadecimal digits of a recorded digest."""
+
+SHAPES_PODS: Final = frozenset(
+    {
+        "devices",
+        "nodes",
+        "resources",
+        "node_selector",
+        "tolerations",
+        "runtime_class_name",
+        "pod_templates",
+        "security_context",
+        "queues",
+        "queueing",
+        "priority_classes",
+        "engine",
+        "store",
+        "model_cache",
+        "single_node",
+        "shared_memory",
+    }
+)
+"""Fields of a profile's spec that decide whether a pod can start. `images` are recorded by themselves."""
+SHAPES_NO_PODS: Final = frozenset(
+    {
+        "device",
+        "images",
+        "trainer_contract",
+        "allowed_engine_arguments",
+        "price_per_device_hour",
+        "currency",
+        "budget",
+        "allowed_namespaces",
+        "namespace_selector",
+        "allow_custom_code",
+        "allow_remote_code",
+        "max_run_seconds",
+        "checkpoint_history_limit",
+        "max_concurrent_rollouts",
+    }
+)
+"""The other fields. An edit of them replaces nothing."""
+
+
+def origin_annotations(profile: ComputeProfile | None, template: Manifest) -> dict[str, str]:
+    """What shaped the pods of this template. Pods without a profile have no digest of one."""
+    marks = {
+        TEMPLATE_DIGEST: _digest(template),
+        IMAGES: ",".join(sorted({each["image"] for each in _containers(template)})),
+    }
+    return marks if profile is None else {PROFILE_DIGEST: profile_digest(profile), **marks}
+
+
+def profile_digest(profile: ComputeProfile) -> str:
+    """Digest of what shapes pods. Without defaults: those of a newer release must not change it."""
+    spec = profile.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, include=set(SHAPES_PODS)
+    )
+    return _digest(spec)
+
+
+def changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> str | None:
+    """What has changed since an object was created, if a new one would have other pods; else None.
+
+    None also for objects without the annotations, and if only one of both has a profile. An upgrade of the
+    operator, which may change every template, is no change unless `images_count`.
+    """
+    old, wanted = _annotations(existing), _annotations(new)
+    if TEMPLATE_DIGEST not in old or old[TEMPLATE_DIGEST] == wanted.get(TEMPLATE_DIGEST):
+        return None
+    if (PROFILE_DIGEST in old) != (PROFILE_DIGEST in wanted):
+        return None
+    causes = {"its ComputeProfile": (PROFILE_DIGEST,), "its store": (STORE, STORE_CREDENTIALS)}
+    if images_count:
+        causes["its image"] = (IMAGES,)
+    changed = {key for key in {*old, *wanted} if old.get(key) != wanted.get(key)}
+    return next((cause for cause, keys in causes.items() if not changed.isdisjoint(keys)), None)
+
+
+def _annotations(manifest: Manifest) -> dict[str, str]:
+    annotations: dict[str, str] = manifest["metadata"].get("annotations", {})
+    return annotations
+
+
+def _containers(template: Manifest) -> list[Manifest]:
+    spec = template["spec"]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+def _digest(content: Manifest) -> str:
+    return short_hash(json.dumps(content, sort_keys=True), length=DIGEST_LENGTH)
