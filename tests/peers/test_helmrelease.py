@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flux installs, upgrades, rolls back and removes the charts as HelmReleases while a team works.
+"""Flux installs, upgrades, rolls back and removes the charts as HelmReleases, as docs/gitops.md describes.
 
-A run trains, and an endpoint serves; neither may notice.
+A team works meanwhile: a run trains, and an endpoint serves; neither may notice.
 The tests are the steps of one story, in their order.
 """
 
