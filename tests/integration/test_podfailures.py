@@ -19,7 +19,11 @@ from tools.cluster import ControlPlane
 from tools.fakepods import running
 
 SYSTEM = "failures"
-STORIES = ("quota", "limits", "dead", "gone", "silent")
+REFUSALS = {
+    "quota": ("QuotaExceeded", "exceeded quota: strict, requested: pods=1"),
+    "limits": ("PodNotStarting", "maximum memory usage per Container is 1Mi, but limit is"),
+}
+STORIES = (*REFUSALS, "dead", "gone", "silent")
 PATIENCE_SECONDS = 120.0
 NODES = "/api/v1/nodes"
 
@@ -151,9 +155,10 @@ def test_a_pod_whose_node_is_deleted_is_followed_by_another_one(
     until_replaced(api, "gone", lost["gone"])
 
 
-@pytest.mark.parametrize("story", ["quota", "limits"])
-def test_a_pod_that_is_not_admitted_is_missed_after_a_minute(
+@pytest.mark.parametrize("story", REFUSALS)
+def test_the_refusal_of_a_pod_is_quoted(
     api: Api, operator: Operator, lost: Mapping[str, Object], story: str
 ) -> None:
-    until_said(api, operator, story, "PodNotStarting", "a quota, a limit range", "kubectl describe job")
+    reason, refusal = REFUSALS[story]
+    until_said(api, operator, story, reason, f"the API server refuses the prepare pod: {refusal}")
     assert not api.list("Pod", namespace_of(story))

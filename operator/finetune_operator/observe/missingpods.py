@@ -25,7 +25,9 @@ MAX_EVENT_AGE: Final = timedelta(minutes=MAX_MINUTES_BETWEEN_ATTEMPTS + 1)
 RECHECK_SECONDS: Final = 60.0
 """Time between two checks of a Job whose pod was refused, or failed and has no successor yet."""
 
-DETAILS: Final = re.compile(r'^Error creating: |pods "[^"]*" is forbidden: ')
+DETAILS: Final = re.compile(
+    r'^(\(combined from similar events\): )?Error creating: |pods "[^"]*" is forbidden: '
+)
 """Parts of an event that say nothing, or differ in each attempt."""
 EXCEEDED: Final = re.compile(r"exceeded quota")
 ADVICE: Final = (

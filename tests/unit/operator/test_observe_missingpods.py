@@ -60,9 +60,9 @@ def after(cluster: MemoryCluster, seconds: int) -> tuple[str, str]:
             "resources or podTemplates[].cpuLimitRequestRatio of ComputeProfile cpu, or the LimitRange)",
         ),
         (
-            FORBIDDEN + "maximum memory usage per Container is 3Gi, but limit is 16Gi",
+            f"(combined from similar events): {FORBIDDEN}maximum memory usage per Container is 3Gi",
             "PodNotStarting",
-            "or the LimitRange)",
+            "refuses the train pod: maximum memory usage per Container is 3Gi (change resources",
         ),
         (
             FORBIDDEN + "no PriorityClass with name nosuch was found",
