@@ -9,9 +9,9 @@ from finetune_operator.api.meta import CELRule, Model, pattern_advice
 from finetune_operator.api.podresources import Quantity
 
 CPU: Final = "cpu"
+"""Resource of devices that are CPU cores."""
 CUDA_RESOURCES: Final = "nvidia.com/"
 """Begin of the names of devices that PyTorch reaches through CUDA, such as nvidia.com/mig-1g.10gb."""
-"""Resource of devices that are CPU cores."""
 
 MAX_DEVICES: Final = 64
 """Limit of the devices of a pod. A label or a request above it is not of the operator."""
