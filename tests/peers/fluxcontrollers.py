@@ -19,7 +19,7 @@ from tools.cluster import ControlPlane
 from tools.cluster.layout import LOOPBACK
 from tools.cluster.ports import free_port
 from tools.cluster.processes import WITH_PARENT
-from tools.peers.toolchain import FLUX
+from tools.peers.toolchain import FLUX, FLUX_DEFINITIONS
 
 NAMESPACE: Final = "flux-system"
 START_SECONDS: Final = 60
@@ -27,6 +27,21 @@ REQUESTED: Final = "reconcile.fluxcd.io/requestedAt"
 COMMON: Final = ("--events-addr=", "--metrics-addr=0", "--watch-all-namespaces=true")
 CANCELLED: Final = "--feature-gates=CancelHealthCheckOnNewRevision=true"
 NUMBERS: Final = itertools.count(1)
+
+
+@contextmanager
+def control_plane(name: str, team: str) -> Iterator[tuple[ControlPlane, Api]]:
+    """A control plane with the definitions of Flux and a namespace for a team."""
+    with ExitStack() as stack:
+        plane = ControlPlane(f"{name}-{os.getpid()}")
+        stack.callback(plane.purge)
+        stack.enter_context(plane)
+        plane.kubectl.define(FLUX_DEFINITIONS)
+        for namespace in (NAMESPACE, team):
+            plane.kubectl.run("create", "namespace", namespace)
+        api = Api(plane.client("user"))
+        stack.callback(api.close)
+        yield plane, api
 
 
 @contextmanager

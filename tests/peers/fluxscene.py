@@ -18,14 +18,13 @@ from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object
 from tests.integration.operators import Operator, Operators
-from tests.peers.fluxcontrollers import NAMESPACE, Flux, controllers
+from tests.peers.fluxcontrollers import Flux, control_plane, controllers
 from tests.peers.gitserver import Repository
 from tests.waiting import eventually
 from tools.cluster import ControlPlane, program
 from tools.cluster.binaries import ensure
 from tools.cluster.toolchain import HELM
 from tools.fakepods import succeeded
-from tools.peers.toolchain import FLUX_DEFINITIONS
 
 EXAMPLE: Final = ROOT / "examples" / "gitops"
 TEAM: Final = "support"
@@ -121,14 +120,7 @@ class Scene:
 def scene(folder: Path) -> Iterator[Scene]:
     """The platform, reconciled from Git, with a running operator and a namespace for the team."""
     with ExitStack() as stack:
-        plane = ControlPlane(f"flux-{os.getpid()}")
-        stack.callback(plane.purge)
-        stack.enter_context(plane)
-        plane.kubectl.define(FLUX_DEFINITIONS)
-        for name in (NAMESPACE, TEAM):
-            plane.kubectl.run("create", "namespace", name)
-        api = Api(plane.client("user"))
-        stack.callback(api.close)
+        plane, api = stack.enter_context(control_plane("flux", TEAM))
         repository = Repository(folder)
         fill(repository.tree)
         repository.push("The platform and the first run of a team")

@@ -21,7 +21,7 @@ from tests.integration.api import Api, Object
 from tests.integration.installation import SYSTEM
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator, Operators
-from tests.peers.fluxcontrollers import NAMESPACE, Flux, Reconciled, controllers
+from tests.peers.fluxcontrollers import Flux, Reconciled, control_plane, controllers
 from tests.peers.gitserver import Repository
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
@@ -30,7 +30,6 @@ from tools.cluster.commands import run
 from tools.cluster.toolchain import CRANE, HELM, ORAS, program
 from tools.demo.install import DEFINITIONS, RELEASE
 from tools.fakepods import running
-from tools.peers.toolchain import FLUX_DEFINITIONS
 from tools.release.artifact import Artifact
 from tools.release.charts import CHARTS, chart_names
 from tools.release.ociregistry import OciRegistry
@@ -260,14 +259,7 @@ def platform(folder: Path) -> Iterator[Platform]:
     """Flux with the first version of the charts in a registry, and the repository of the example."""
     ensure((HELM, CRANE, ORAS))
     with ExitStack() as stack:
-        plane = ControlPlane(f"helm-{os.getpid()}")
-        stack.callback(plane.purge)
-        stack.enter_context(plane)
-        plane.kubectl.define(FLUX_DEFINITIONS)
-        for name in (NAMESPACE, TEAM):
-            plane.kubectl.run("create", "namespace", name)
-        api = Api(plane.client("user"))
-        stack.callback(api.close)
+        plane, api = stack.enter_context(control_plane("helm", TEAM))
         charts = ChartRegistry(stack.enter_context(OciRegistry(folder / "registry")), folder / "charts")
         charts.push(FIRST)
         charts.sign(FIRST)
