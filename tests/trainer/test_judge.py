@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges: both orders, budgets, replies that cannot be read, endpoints that fail, and restarts."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import pytest
 
@@ -17,12 +18,18 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge import replycounter
+from finetune_trainer.evaluate.judge.asking import CALLS_IN_FLIGHT, QUIET_SECONDS, ask_all
 from finetune_trainer.evaluate.judge.judging import Judging
 from finetune_trainer.evaluate.judge.prompt import read_verdict
+from finetune_trainer.evaluate.judge.questions import AnswerPair, Question
 from finetune_trainer.evaluate.judge.results import Judged, JudgedAnswers
+from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
 from finetune_trainer.evaluate.judge.verdicts import JudgeCounts, RowVerdicts
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
 from finetune_trainer.remote import retries
+from finetune_trainer.remote.jsonapi import JsonApi
+from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
+from finetune_trainer.remote.retries import Unreachable
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
@@ -176,6 +183,69 @@ def test_a_budget_judges_a_sample_that_a_larger_budget_contains(tmp_path: Path, 
     assert (small.verdicts.counts.calls, small.verdicts.counts.rows_in_split) == (4, 20)
     (other,) = court(tmp_path, rows=20).run(judges[1], seed=3)
     assert other.verdicts.values.keys() != large.verdicts.values.keys()
+
+
+class Calls:
+    """An endpoint whose calls are all in flight until `release` is called; some fail."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.made = 0
+        self._failing = failing
+        self._open = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def post(self, _path: str, _content: dict[str, Any]) -> Any:
+        self.made += 1
+        number = self.made
+        if number == self._failing:
+            raise Unreachable(RemoteProblem(ProblemKind.ABSENT, "no such model"))
+        await self._open.wait()
+        for _ in range(number):  # so that the replies arrive one after another
+            await asyncio.sleep(0)
+        return {"choices": [{"message": {"content": verdict("A")}}]}
+
+    def release(self) -> None:
+        self._open.set()
+
+
+def questions(server: JudgeServer, count: int) -> list[Question]:
+    return [
+        Question(judge(server), "system", AnswerPair(row, (), GOOD, BAD), tuned_first=True)
+        for row in range(1, count + 1)
+    ]
+
+
+def test_a_slow_store_loses_no_reply_that_was_paid_for_before_a_signal(server: JudgeServer) -> None:
+    calls, stop, kept, now = Calls(), Stop(), list[JudgeReply](), [0.0]
+
+    def keep(reply: JudgeReply) -> None:
+        if not kept:
+            now[0] += QUIET_SECONDS + 1  # the store takes its time
+        kept.append(reply)
+
+    def feed() -> None:
+        stop.set()
+        calls.release()
+
+    asked = questions(server, 20)
+    asyncio.run(ask_all(cast(JsonApi, calls), asked, keep, stop=stop, feed=feed, clock=lambda: now[0]))
+
+    assert len(kept) == calls.made == CALLS_IN_FLIGHT
+
+
+def test_a_call_that_fails_loses_no_reply_of_the_calls_in_flight(server: JudgeServer) -> None:
+    calls, kept = Calls(failing=3), list[JudgeReply]()
+
+    asked = questions(server, 20)
+    with pytest.raises(Unreachable):
+        asyncio.run(ask_all(cast(JsonApi, calls), asked, kept.append, stop=Stop(), feed=calls.release))
+
+    assert len(kept) == calls.made - 1 == CALLS_IN_FLIGHT - 1
 
 
 def test_no_call_is_repeated_by_the_next_process(tmp_path: Path, server: JudgeServer) -> None:

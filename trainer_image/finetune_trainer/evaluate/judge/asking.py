@@ -19,18 +19,25 @@ CALL: Final = "chat/completions"
 CALLS_IN_FLIGHT: Final = 8
 LOOK_SECONDS: Final = 1.0
 """Max time until a signal is noticed."""
-DRAIN_SECONDS: Final = 10.0
-"""Time for the calls in flight to end after a signal."""
+QUIET_SECONDS: Final = 10.0
+"""Time without a reply after which the calls in flight are given up, once no new call is made."""
+DRAIN_SECONDS: Final = 25.0
+"""Max time for the calls in flight to end; less than the 30 s between SIGTERM and SIGKILL."""
 
 
 async def ask_all(
     api: JsonApi,
     questions: Iterable[Question],
     on_reply: Callable[[JudgeReply], None],
+    *,
     stop: Stop,
     feed: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Make all calls, or those in flight when `stop` is set.
+    """Make all calls, or those in flight when `stop` is set or a call fails.
+
+    Calls in flight are paid for, so they may end. The time for it counts from the last reply: a slow store
+    that delays `on_reply` costs no replies that have arrived meanwhile.
 
     Args:
         api: the endpoint of the judge.
@@ -38,32 +45,38 @@ async def ask_all(
         on_reply: gets each reply; an exception of it ends the calls.
         stop: set by a signal.
         feed: called at least once per second.
+        clock: seconds of a clock that never goes back.
 
     Raises Unreachable if the endpoint cannot be used.
     """
     waiting, running = iter(questions), set[asyncio.Task[JudgeReply]]()
-    deadline = float("inf")
+    failure: BaseException | None = None
+    quiet, deadline = float("inf"), float("inf")
     async with api:
         while True:
-            while len(running) < CALLS_IN_FLIGHT and not stop.is_set():
+            while len(running) < CALLS_IN_FLIGHT and failure is None and not stop.is_set():
                 question = next(waiting, None)
                 if question is None:
                     break
                 running.add(asyncio.create_task(_ask(api, question)))
-            if not running or time.monotonic() > deadline:
-                return
+            if not running or clock() > min(quiet, deadline):
+                break
             done, running = await asyncio.wait(
                 running, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
             feed()
-            failures = [error for task in done if (error := task.exception()) is not None]
             for task in done:
-                if task.exception() is None:
+                if (error := task.exception()) is None:
                     on_reply(task.result())
-            if failures:
-                raise failures[0]
-            if stop.is_set():
-                deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
+                else:
+                    failure = failure or error
+            if failure is not None or stop.is_set():
+                now = clock()
+                deadline = min(deadline, now + DRAIN_SECONDS)
+                if done or quiet == float("inf"):
+                    quiet = now + QUIET_SECONDS
+    if failure is not None:
+        raise failure
 
 
 async def _ask(api: JsonApi, question: Question) -> JudgeReply:

@@ -128,7 +128,7 @@ class Judging:
         self.stop.hold()
         try:
             api = open_endpoint(judge, self.feed)
-            asyncio.run(ask_all(api, missing, keep, self.stop, self.feed))
+            asyncio.run(ask_all(api, missing, keep, stop=self.stop, feed=self.feed))
         except Unreachable as error:
             problem = endpoint_problem(judge, error.problem)
             raise JudgeProblem(f"{problem}, then measure the Checkpoint in an Evaluation") from error
