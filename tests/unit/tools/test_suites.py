@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.waiting import eventually
 from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
+from tools.suites.__main__ import app
 from tools.suites.durations import BEGIN, PAGE, Result, print_results, sheet
 from tools.suites.lanes import run_concurrently
-from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, suites
+from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, TestSession, suites
 
 
 def e2e(folder: Path) -> Suite:
@@ -156,6 +158,28 @@ def test_the_tests_that_failed_are_named_below_the_table(tmp_path: Path) -> None
         'FAILED tests.unit.test_some::test_never_begins: failed on setup with "OSError: no disk"',
         "FAILED -9: pytest ended with status -9",
     ]
+
+
+def test_a_suite_that_fails_does_not_keep_the_next_ones_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, body in (("first", "raise OSError('full')"), ("second", "pass")):
+        folder = tmp_path / "tests" / name
+        folder.mkdir(parents=True)
+        (folder / f"test_{name}.py").write_text(f"def test_it(): {body}\n")
+    (tmp_path / "pytest.ini").touch()
+    plan = [
+        Suite(name, name, ((TestSession(name, (str(tmp_path / "tests" / name), f"--rootdir={tmp_path}")),),))
+        for name in ("first", "second")
+    ]
+    monkeypatch.setattr("tools.suites.__main__.suites", lambda _records: plan)
+
+    ended = CliRunner().invoke(app)
+
+    assert ended.exit_code == 1
+    rows = [line.split("│")[1:3] for line in ended.output.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["first", "1"], ["second", "1"], ["all", "2"]]
+    assert "FAILED tests.first.test_first::test_it: OSError: full" in ended.output
 
 
 def test_the_page_has_the_markers_of_the_table() -> None:
