@@ -6,6 +6,7 @@ A run ends with `verdict`. The Checkpoint's reconciler, which alone writes `prom
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
@@ -16,6 +17,12 @@ from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text, 
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
+
+NEXT_STEP: Final = (
+    ". Read the worst answers (status.evaluation.reportUri of the run). To promote it anyway, set"
+    " spec.approval.state of the Checkpoint to Approved; to try again, create a FineTuneJob with another name"
+)
+"""What a person can do about a Checkpoint that its gates do not promote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
     if vetoes_of(evaluation):
         return Decision(Reason.VETOED, verdict_text(evaluation))
     if evaluation.verdict == "Failed":
-        return Decision(Reason.GATE_FAILED, gates)
+        return Decision(Reason.GATE_FAILED, f"{gates}{NEXT_STEP}")
     if evaluation.reason == Reason.CHAMPION_KEEPS_CHANGING:
         message = (
             "the champion of the model line changed each time that the run had been compared with it: set"
@@ -73,7 +80,7 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
         return Decision(Reason.CHAMPION_KEEPS_CHANGING, message)
     if evaluation.verdict not in {"Passed", "NoGates"}:
         # A verdict that only a newer release knows promotes nothing either.
-        return Decision(Reason.EVALUATION_UNDECIDED, gates)
+        return Decision(Reason.EVALUATION_UNDECIDED, f"{gates}{NEXT_STEP}")
     if job.spec.promotion.mode == "Manual":
         message = "set spec.approval.state of the Checkpoint to Approved to promote it"
         return Decision(Reason.AWAITING_APPROVAL, message)
