@@ -58,6 +58,8 @@ INSTALLATION: Final = f"{GROUP}/installation"
 """Label of the Lease of each installation of the operator."""
 WATCHED: Final = f"{GROUP}/watched-namespaces"
 """Annotation of such a Lease: watched namespaces, separated by commas, or `*`."""
+LABEL_VALUE_LIMIT: Final = 63
+"""Max characters of a label value. Kubernetes copies the name of a Job into a label of its pods."""
 FINALIZER: Final = f"{GROUP}/cleanup"
 """Finalizer of objects with `deletionPolicy: Delete`: their content is deleted before they are."""
 
@@ -77,7 +79,7 @@ def child_labels(owner: Resource, **more: str) -> dict[str, str]:
     return {
         MANAGED_BY: OPERATOR,
         OWNER_KIND: owner.kind,
-        OWNER_NAME: owner.name,
+        OWNER_NAME: _cut(owner.name, LABEL_VALUE_LIMIT),
         RUN: owner.uid,
         **more,
     }
@@ -90,8 +92,20 @@ def store_annotations(store: str | None, secret: str | None) -> dict[str, str]:
 
 
 def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:
-    """`<owner>-<stage>-<5 hex>`: equal for the same object and stage, different for a re-created object."""
-    return f"{owner.name}-{stage}-{short_hash(owner.uid, stage, *distinguish)}"
+    """`<owner>-<stage>-<5 hex>`: equal for the same object and stage, different for a re-created object.
+
+    If that is too long for the name of a Job, as for most records, the owner is cut and the hash has 12 digits.
+    """
+    name = f"{owner.name}-{stage}-{short_hash(owner.uid, stage, *distinguish)}"
+    if len(name) <= LABEL_VALUE_LIMIT:
+        return name
+    ending = f"-{stage}-{short_hash(owner.uid, stage, *distinguish, length=12)}"
+    return _cut(owner.name, LABEL_VALUE_LIMIT - len(ending)) + ending
+
+
+def _cut(name: str, length: int) -> str:
+    """The beginning of a name, itself a name and a label value."""
+    return name[:length].rstrip("-.")
 
 
 def dataset_version_name(dataset: str, digest: str) -> str:

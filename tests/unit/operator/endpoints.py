@@ -128,12 +128,24 @@ class Objects(MutableMapping[str, Manifest]):
 
 
 class EndpointCluster:
-    """A cluster with one endpoint, Checkpoints and a default ComputeProfile."""
+    """A cluster with one endpoint, Checkpoints and a default ComputeProfile.
 
-    def __init__(self, *checkpoints: Checkpoint, **spec: Any) -> None:
-        self.cluster = MemoryCluster(*PREREQUISITES, facts=FACTS)
+    Args:
+        checkpoints: the Checkpoints.
+        cluster: an empty cluster to put them in.
+        name: name of the endpoint.
+        spec: fields of its spec.
+    """
+
+    def __init__(
+        self, *checkpoints: Checkpoint, cluster: MemoryCluster | None = None, name: str = "desk", **spec: Any
+    ) -> None:
+        self.cluster = cluster or MemoryCluster(facts=FACTS)
         self.cluster.now = NOW
-        self.put(endpoint(**spec), profile(), *checkpoints)
+        self.name = name
+        served = endpoint(**spec).to_dict()
+        served["metadata"]["name"] = name
+        self.put(*(dict(each) for each in PREREQUISITES), served, profile(), *checkpoints)
         self.deployments = Objects(self.cluster, "Deployment")
         self.services = Objects(self.cluster, "Service")
         self.network_policies = Objects(self.cluster, "NetworkPolicy")
@@ -152,7 +164,12 @@ class EndpointCluster:
 
     def put_child(self, manifest: Manifest) -> None:
         """Create an object that the endpoint controls."""
-        owner = {"kind": "InferenceDeployment", "name": "desk", "uid": self.endpoint.uid, "controller": True}
+        owner = {
+            "kind": "InferenceDeployment",
+            "name": self.name,
+            "uid": self.endpoint.uid,
+            "controller": True,
+        }
         self.put({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}})
 
     def configure(self, **facts: Any) -> None:
@@ -161,11 +178,11 @@ class EndpointCluster:
 
     @property
     def endpoint(self) -> InferenceDeployment:
-        return InferenceDeployment.model_validate(self.cluster.objects["InferenceDeployment", "desk"])
+        return InferenceDeployment.model_validate(self.cluster.objects["InferenceDeployment", self.name])
 
     @endpoint.setter
     def endpoint(self, endpoint: InferenceDeployment) -> None:
-        self.cluster.objects["InferenceDeployment", "desk"] = endpoint.to_dict()
+        self.cluster.objects["InferenceDeployment", self.name] = endpoint.to_dict()
 
     @property
     def log(self) -> list[str]:
@@ -174,11 +191,11 @@ class EndpointCluster:
 
     def snapshot(self) -> Snapshot:
         """The snapshot of a pass over the endpoint."""
-        return self.cluster.snapshot("InferenceDeployment", "desk")[1]
+        return self.cluster.snapshot("InferenceDeployment", self.name)[1]
 
     def reconcile(self) -> Plan:
         """Carry out one pass."""
-        return self.cluster.reconcile("InferenceDeployment", "desk")
+        return self.cluster.reconcile("InferenceDeployment", self.name)
 
     def settle(self) -> None:
         """Carry out passes until nothing changes any more."""
@@ -228,7 +245,7 @@ class EndpointCluster:
     @property
     def points_at(self) -> str:
         """The revision that the Service selects."""
-        revision: str = self.services["desk"]["spec"]["selector"]["finetune.dev/revision"]
+        revision: str = self.services[self.name]["spec"]["selector"]["finetune.dev/revision"]
         return revision
 
     def condition(self, type_: str) -> tuple[str, str] | None:

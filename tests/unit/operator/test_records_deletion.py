@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.labels import FINALIZER, STORE
+from finetune_operator.api.meta import ObjectMeta, Resource
+from finetune_operator.manifests.labels import FINALIZER, STORE, stage_job_name
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (
@@ -110,6 +111,22 @@ def test_the_content_is_removed_by_a_job_and_then_the_record_goes(
     assert says(cluster) == (
         f"Normal ContentRemoved: pvc://artifacts/{folder}/{digest.removeprefix('sha256:')} is removed"
     )
+
+
+@pytest.mark.parametrize(
+    ("owner", "job"),
+    [
+        # Names that fit a Job are those of earlier releases, so that no running Job is started again.
+        ("tickets-v1-0b5e7-40-cccccccc", "tickets-v1-0b5e7-40-cccccccc-cleanup-d2237"),
+        ("n" * 49, f"{'n' * 49}-cleanup-d2237"),
+        ("n" * 50, f"{'n' * 42}-cleanup-d223781ef8ea"),
+        ("n" * 41 + "-" + "m" * 20, f"{'n' * 41}-cleanup-d223781ef8ea"),
+    ],
+)
+def test_the_job_of_a_record_has_a_name_that_a_label_of_its_pods_can_hold(owner: str, job: str) -> None:
+    record = Resource(kind="Checkpoint", metadata=ObjectMeta(name=owner, uid="uid"))
+    assert stage_job_name(record, "cleanup", "pvc://artifacts") == job
+    assert len(job) <= 63
 
 
 def test_a_record_with_retain_leaves_its_content_and_goes_at_once() -> None:

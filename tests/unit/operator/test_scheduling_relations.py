@@ -3,6 +3,8 @@
 
 import pytest
 
+from finetune_operator.api.meta import ObjectMeta, Resource
+from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
@@ -48,6 +50,14 @@ def test_a_job_and_its_pod_lead_to_their_owner(cluster: MemoryCluster) -> None:
     pod = cluster.pod("evaluate", {})
     assert names(cluster, "Job", job["metadata"]["name"]) == {("FineTuneJob", JOB)}
     assert names(cluster, "Pod", pod["metadata"]["name"]) == {("FineTuneJob", JOB)}
+
+
+def test_a_job_leads_to_an_owner_whose_name_is_too_long_for_a_label(cluster: MemoryCluster) -> None:
+    name = "restored" * 12
+    owner = Resource(kind="Checkpoint", metadata=ObjectMeta(name=name, namespace=NAMESPACE, uid="u"))
+    job = {"kind": "Job", "metadata": child_metadata(owner, "cleanup")}
+    assert len(job["metadata"]["labels"]["finetune.dev/owner-name"]) == 63
+    assert related("Job", None, job, cluster.reader()) == {Key("Checkpoint", NAMESPACE, name)}
 
 
 def test_labels_that_name_a_foreign_kind_lead_nowhere(cluster: MemoryCluster) -> None:

@@ -104,12 +104,17 @@ def _record_key(record: Checkpoint | DatasetVersion) -> Key:
 
 
 def _owner(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """The owner by the labels of a child, or else by the labels of the child that controls it."""
+    """The owner of a child, or else the owner of the child that controls it.
+
+    It is the controller, or else the object in the labels, which cannot hold a name of more than 63 characters.
+    """
     reference = controller(change.known)
     parent = objects.child(reference["kind"], change.namespace, reference["name"]) if reference else None
     for obj in (change.known, *([parent] if parent is not None else ())):
-        labels = obj["metadata"].get("labels", {})
+        labels, by = obj["metadata"].get("labels", {}), controller(obj)
         kind, name = labels.get(OWNER_KIND), labels.get(OWNER_NAME)
+        if by.get("kind") in KINDS_BY_NAME:
+            kind, name = by["kind"], by["name"]
         if kind in KINDS_BY_NAME and name:
             yield Key(kind, change.namespace, name)
             return
