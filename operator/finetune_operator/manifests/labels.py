@@ -94,7 +94,7 @@ def store_annotations(store: str | None, secret: str | None) -> dict[str, str]:
 def stage_job_name(owner: Resource, stage: Stage | str, *distinguish: str) -> str:
     """`<owner>-<stage>-<5 hex>`: equal for the same object and stage, different for a re-created object.
 
-    If that is too long for the name of a Job, as for most records, the owner is cut and the hash has 12 digits.
+    If that is too long for the name of a Job, as for most records, the owner is cut, and 12 digits follow.
     """
     name = f"{owner.name}-{stage}-{short_hash(owner.uid, stage, *distinguish)}"
     if len(name) <= LABEL_VALUE_LIMIT:

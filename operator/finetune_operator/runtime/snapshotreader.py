@@ -19,6 +19,7 @@ from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, ResourceType
 from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.inputs.budgetlines import BudgetLines, place_of
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_operator.reconcile.inputs.deviceuse import DeviceUse
 from finetune_operator.reconcile.inputs.indexes import (
@@ -28,6 +29,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_DIGEST,
     BY_LINE,
     BY_STATE,
+    DEFAULT_PROFILE,
     OVER_BUDGET,
     PARTLY_SCHEDULED,
     ROLLING,
@@ -61,8 +63,11 @@ class SnapshotReader:
         self._calibration = Calibration()
         self._device_use = DeviceUse(partial(datetime.now, UTC), pods_age)
         self._job_devices = JobDevices()
+        self._budget_lines = BudgetLines()
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)
+        for kind in ("FineTuneJob", "Evaluation"):
+            caches.kinds[kind].subscribe(self._budget_lines.note)
         caches.children[POD].subscribe(self._device_use.note)
         caches.children[JOB].subscribe(self._job_devices.note)
 
@@ -145,6 +150,7 @@ class SnapshotReader:
             peak_bytes=self._calibration.peak_bytes,
             device_use=self._device_use.of,
             jobs_of_others=partial(self._job_devices.of_others, namespace, resource.uid),
+            is_first_in_line=partial(self._is_first_in_line, resource),
             progress=progress,
             same_content=self._same_content(resource),
             newer=self._newer(resource),
@@ -156,6 +162,11 @@ class SnapshotReader:
 
     def computeprofiles(self) -> Iterable[ComputeProfile]:
         return self._of(ComputeProfile).all()
+
+    def first_in_line(self, namespace: str, profile: str) -> Key | None:
+        """The oldest object of the namespace that waits for the budget of this profile."""
+        place = self._budget_lines.first(namespace, self._names_of(profile))
+        return None if place is None else place[1]
 
     def checkpoints(self, namespace: str) -> CheckpointIndex:
         return self._lines.get(namespace, CheckpointIndex())
@@ -197,6 +208,16 @@ class SnapshotReader:
             if index.champion_identity(model) != champion:
                 for listener in self._champion_listeners:
                     listener(namespace, model)
+
+    def _is_first_in_line(self, resource: Resource, profile: str) -> bool:
+        first = self._budget_lines.first(resource.namespace, self._names_of(profile))
+        own = self._caches.kinds[resource.kind].get(resource.namespace, resource.name)
+        return first is None or own is None or place_of(own) <= first
+
+    def _names_of(self, profile: str) -> set[str]:
+        """The names under which objects wait for the budget of a profile: also as the default."""
+        defaults = {each.name for each in self.computeprofiles() if each.is_default}
+        return {profile, DEFAULT_PROFILE, *defaults} if profile in {DEFAULT_PROFILE, *defaults} else {profile}
 
     def _calibrate(self, _: Manifest | None, job: Manifest | None) -> None:
         if job is not None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A namespace that has used its budget of a ComputeProfile waits before stages with devices."""
 
-from datetime import timedelta
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_operator.plan import Key, Manifest
@@ -9,11 +10,12 @@ from finetune_operator.reconcile.scheduling.relations import related
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving_pod
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster, at
-from tests.unit.operator.runobjects import JOB, finetunejob, preflighted, trained
+from tests.unit.operator.runobjects import JOB, finetunejob, preflighted, profile, trained
 from tests.unit.operator.runsteps import reached, started
 
 PROFILE = "cpu"
 HOURS = {"period": "Day", "deviceHoursPerNamespace": 2}
+LIST = "kubectl get jobs -n team -l finetune.dev/profile=cpu,finetune.dev/devices"
 
 
 def set_usage(cluster: MemoryCluster, namespace: str = NAMESPACE, **usage: Any) -> None:
@@ -114,10 +116,9 @@ def test_after_the_reset_as_many_runs_start_as_the_budget_covers_for_an_hour() -
     message = cluster.condition("FineTuneJob", names[2], "Reconciling")
     assert message is not None
     assert message["message"].startswith(
-        "other Jobs of namespace team reserve 1 h per device (FineTuneJob run-0, FineTuneJob run-1), which"
-        " alone uses up its budget of ComputeProfile cpu: 2 device hours today. The train stage starts when"
-        " enough of them have ended or have waited for more than 1 h, or after the reset at"
-        " 2030-01-04T00:00:00Z. "
+        f"other Jobs of namespace team reserve 1 h per device ({LIST}), which alone uses up its budget of"
+        " ComputeProfile cpu: 2 device hours today. The train stage starts when enough of them have ended or"
+        " have waited for more than 1 h, or after the reset at 2030-01-04T00:00:00Z. "
     )
     cluster.now += timedelta(minutes=5)
     before = cluster.objects["FineTuneJob", names[2]]["status"]
@@ -126,11 +127,14 @@ def test_after_the_reset_as_many_runs_start_as_the_budget_covers_for_an_hour() -
     first = next(name for name in cluster.of("Job") if name.startswith(f"{names[0]}-train"))
     job = cluster.objects["Job", first]
     ended = {**job, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
-    keys = {Key("FineTuneJob", NAMESPACE, name) for name in names}
-    assert related("Job", job, ended, cluster.reader()) == keys - {Key("FineTuneJob", NAMESPACE, names[1])}
-    assert related("Job", ended, None, cluster.reader()) == {Key("FineTuneJob", NAMESPACE, names[0])}
+    keys = [Key("FineTuneJob", NAMESPACE, name) for name in names]
+    assert related("Job", job, ended, cluster.reader()) == {keys[0], keys[2]}
+    assert related("Job", ended, None, cluster.reader()) == {keys[0]}
     cluster.objects["Job", first] = ended
+    waiting = deepcopy(cluster.objects["FineTuneJob", names[2]])
     cluster.reconcile("FineTuneJob", names[2])
+    started = cluster.objects["FineTuneJob", names[2]]
+    assert keys[3] in related("FineTuneJob", waiting, started, cluster.reader())
     cluster.reconcile("FineTuneJob", names[3])
     assert trains(cluster) == names[1:3]
 
@@ -176,25 +180,116 @@ def test_a_job_whose_pod_runs_reserves_until_it_ends() -> None:
     assert cluster.has_stage_job("train")
 
 
-def test_the_message_names_three_owners_and_promises_the_reset_only_if_it_suffices() -> None:
+def test_the_message_says_how_to_list_the_jobs_and_promises_the_reset_only_if_it_suffices() -> None:
     message = waits(with_other_jobs(5, ready=1))["message"]
-    assert (
-        "(FineTuneJob other-0, FineTuneJob other-1, FineTuneJob other-2 and 2 more), which alone" in message
-    )
+    assert f"({LIST}), which alone" in message
     assert "starts when enough of them have ended or have waited for more than 1 h. To start" in message
     message = waits(with_other_jobs(5))["message"]
     assert "more than 1 h, or after the reset at 2030-01-03T00:00:00Z. To start" in message
     message = waits(with_other_jobs(1, used=3600, ready=1))["message"]
-    assert "(FineTuneJob other-0), which uses up the rest of its budget" in message
+    assert f"({LIST}), which uses up the rest of its budget" in message
     assert "or after the reset at 2030-01-03T00:00:00Z. To start" in message
+
+
+def crowd() -> tuple[MemoryCluster, list[str]]:
+    """Twelve runs that wait until the Jobs of ten others leave room, the oldest first."""
+    cluster = exhausted()
+    cluster.remove("FineTuneJob", JOB)
+    names = waiting_runs(cluster, 12)
+    set_usage(cluster, deviceSeconds=0)
+    for number in range(10):
+        other_job(cluster, number, ready=1)
+    cluster.settle()
+    return cluster, names
+
+
+def test_the_end_of_a_job_wakes_the_oldest_waiting_run_and_writes_no_status() -> None:
+    cluster, names = crowd()
+    before = deepcopy({name: cluster.objects["FineTuneJob", name]["status"] for name in names})
+    for number in range(8):
+        ended = cluster.objects["Job", f"job-{number}"]
+        cluster.remove("Job", f"job-{number}")
+        woken = related("Job", ended, None, cluster.reader())
+        assert woken == {
+            Key("FineTuneJob", NAMESPACE, f"other-{number}"),
+            Key("FineTuneJob", NAMESPACE, names[0]),
+        }
+        cluster.settle()
+    assert {name: cluster.objects["FineTuneJob", name]["status"] for name in names} == before
+
+
+def test_freed_devices_start_the_oldest_runs_one_by_one_and_no_other_run_is_passed() -> None:
+    cluster, names = crowd()
+    jobs = [cluster.objects["Job", f"job-{number}"] for number in range(10)]
+    for job in jobs:
+        cluster.remove("Job", job["metadata"]["name"])
+    queue = set[Key]().union(*(related("Job", job, None, cluster.reader()) for job in jobs))
+    passed = list[str]()
+    while due := [key for key in queue if key.name in names]:
+        (key,) = due
+        queue = set()
+        before = deepcopy(cluster.objects[key.kind, key.name])
+        cluster.reconcile(key.kind, key.name)
+        passed.append(key.name)
+        changed = cluster.objects[key.kind, key.name]
+        if changed != before:
+            queue = {each for each in related(key.kind, before, changed, cluster.reader()) if each != key}
+    # The third finds no room, and waits on.
+    assert passed == names[:3]
+    assert trains(cluster) == names[:2]
+
+
+def test_a_run_that_leaves_the_line_without_a_start_wakes_the_next_one() -> None:
+    cluster, names = crowd()
+    first = cluster.objects["FineTuneJob", names[0]]
+    next_one = Key("FineTuneJob", NAMESPACE, names[1])
+    cluster.remove("FineTuneJob", names[0])
+    assert next_one in related("FineTuneJob", first, None, cluster.reader())
+    second = deepcopy(cluster.objects["FineTuneJob", names[1]])
+    cluster.change("FineTuneJob", names[1], suspend=True)
+    cluster.reconcile("FineTuneJob", names[1])
+    changed = cluster.objects["FineTuneJob", names[1]]
+    assert Key("FineTuneJob", NAMESPACE, names[2]) in related(
+        "FineTuneJob", second, changed, cluster.reader()
+    )
+
+
+def test_only_the_first_run_checks_at_the_reset_and_the_others_later() -> None:
+    cluster, names = crowd()
+    cluster.now += timedelta(hours=20, minutes=30)
+    seconds = [cluster.plan("FineTuneJob", name).requeue_after or 0.0 for name in names]
+    reset = (datetime(2030, 1, 3, tzinfo=UTC) - cluster.now).total_seconds()
+    assert seconds[0] == reset + 1
+    assert set(seconds[1:]) == {reset + 60}
+
+
+def test_a_run_waits_in_the_line_of_the_profile_of_its_next_stage() -> None:
+    cluster = exhausted("train", **HOURS)
+    cluster.add(profile("judged", default=False, budget=HOURS))
+    job = cluster.objects["FineTuneJob", JOB]
+    condition = {"type": "Reconciling", "status": "True", "reason": "BudgetExhausted"}
+    job["spec"]["evaluation"]["profile"] = "judged"
+    job["status"]["conditions"] = [condition]
+    reader, key = cluster.reader(), Key("FineTuneJob", NAMESPACE, JOB)
+    assert (reader.first_in_line(NAMESPACE, PROFILE), reader.first_in_line(NAMESPACE, "judged")) == (
+        key,
+        None,
+    )
+    trained_at = {"type": "Trained", "status": "True", "lastTransitionTime": at(cluster.now)}
+    job["status"]["conditions"] = [condition, trained_at]
+    reader = cluster.reader()
+    assert (reader.first_in_line(NAMESPACE, PROFILE), reader.first_in_line(NAMESPACE, "judged")) == (
+        None,
+        key,
+    )
 
 
 def test_a_used_budget_is_said_to_start_after_the_reset_or_when_jobs_have_ended_then() -> None:
     message = waits(with_other_jobs(2, used=7260, ready=1))["message"]
     assert "team has used its budget" in message
     assert (
-        "starts after the reset at 2030-01-03T00:00:00Z, when enough Jobs of FineTuneJob other-0, FineTuneJob"
-        " other-1 have ended. To start"
+        f"starts after the reset at 2030-01-03T00:00:00Z, when enough of its Jobs ({LIST}) have ended."
+        " To start"
     ) in message
     message = waits(with_other_jobs(2, used=7260))["message"]
     assert "starts after the reset at 2030-01-03T00:00:00Z. To start" in message
@@ -214,10 +309,10 @@ def test_passes_of_runs_that_wait_for_a_budget_do_not_overlap() -> None:
 def test_the_jobs_of_the_run_itself_and_of_other_profiles_reserve_nothing() -> None:
     cluster = exhausted(deviceHoursPerNamespace=0.5, period="Day")
     set_usage(cluster, deviceSeconds=0)
-    for profile, owner in ((PROFILE, cluster.job(JOB).uid), ("large", "another")):
-        labels = {"finetune.dev/profile": profile, "finetune.dev/devices": "8"}
+    for named, owner in ((PROFILE, cluster.job(JOB).uid), ("large", "another")):
+        labels = {"finetune.dev/profile": named, "finetune.dev/devices": "8"}
         owners = [{"kind": "FineTuneJob", "name": JOB, "uid": owner, "controller": True}]
-        metadata = {"name": f"job-{profile}", "labels": labels, "ownerReferences": owners}
+        metadata = {"name": f"job-{named}", "labels": labels, "ownerReferences": owners}
         cluster.add({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {}})
     cluster.succeed("preflight", preflighted(), after=10)
     cluster.reconcile("FineTuneJob", JOB)

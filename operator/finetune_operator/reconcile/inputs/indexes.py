@@ -199,6 +199,18 @@ def _waits_for_budget(job: Manifest) -> Iterator[str]:
         yield OVER_BUDGET
 
 
+def waits_for_budget_of(obj: Manifest) -> str | None:
+    """The ComputeProfile whose budget a run or Evaluation waits for, or DEFAULT_PROFILE.
+
+    None if it does not wait for one.
+    """
+    if "deletionTimestamp" in obj["metadata"] or not any(_waits_for_budget(obj)):
+        return None
+    own = _resolved(obj).get("profile") or _profile(_spec(obj))
+    is_trained = any(state[:2] == (ConditionType.TRAINED, "True") for state in _conditions(obj))
+    return ((_spec(obj).get("evaluation") or {}).get("profile") if is_trained else None) or own
+
+
 def _endpoint_by_state(endpoint: Manifest) -> Iterator[str]:
     if is_rolling(endpoint):
         yield ROLLING

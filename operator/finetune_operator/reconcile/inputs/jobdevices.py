@@ -18,8 +18,6 @@ class DeviceJob(NamedTuple):
     """A Job that uses devices or waits for them."""
 
     created_at: datetime
-    owner: str
-    """Kind and name of its controller, for messages; `Job` and its name without one."""
     owner_uid: str
     devices: int
     runs: bool
@@ -54,7 +52,6 @@ def _device_job(job: Manifest, devices: int) -> DeviceJob:
     owner = controller(job)
     return DeviceJob(
         created_at=parse_time(metadata["creationTimestamp"]),
-        owner=f"{owner.get('kind', 'Job')} {owner.get('name', metadata['name'])}",
         owner_uid=owner.get("uid", ""),
         devices=devices,
         runs=bool(job.get("status", {}).get("ready")),

@@ -116,6 +116,8 @@ class Snapshot:
 
     Those of the object itself are left out.
     """
+    is_first_in_line: Callable[[str], bool] = lambda _: True
+    """Returns whether no older object of the namespace waits for the budget of a profile."""
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a namespace may start another stage with devices of a ComputeProfile that has a budget."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.budget import BudgetPeriod
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Working
@@ -21,9 +22,11 @@ same time after a reset, and none of them is ever stopped.
 
 Also the time for which a Job without a running pod reserves: one that cannot start must not stop others.
 """
-MAX_OWNERS_IN_MESSAGE: Final = 3
 RECHECK_SECONDS: Final = 3600.0
-"""Max seconds between two checks. A raised budget, a reset and the end of a Job wake the object earlier."""
+"""Max seconds between two checks. A raised budget, a reset and the end of a Job wake the first object that
+waits earlier, and its start wakes the next one."""
+AFTER_FIRST_SECONDS: Final = 60.0
+"""Seconds from a reset to the check of all objects that are not the first."""
 
 
 def period_of(period: BudgetPeriod, moment: datetime) -> tuple[datetime, datetime]:
@@ -60,7 +63,7 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     jobs = [job for job in snapshot.jobs_of_others(profile.name) if _reserves(job, now)]
     if used + reserved(jobs) < budget.limit:
         return None
-    # The usage, which grows, is in the profile's status: a waiting object writes its status once.
+    # The message has neither the usage nor the Jobs, which change: a waiting object writes its status once.
     unit = (profile.spec.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
     whose = (
         f"its budget of ComputeProfile {profile.name}: {_figure(budget.limit)} {unit}"
@@ -72,11 +75,11 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     if used >= budget.limit:
         cause, start, ending = f"namespace {namespace} has used {whose}", after_reset, []
         if not reset_suffices:
-            start += f", when enough Jobs of {_owners(jobs_at_reset)} have ended"
+            start += f", when enough of its Jobs ({_listed(profile, namespace)}) have ended"
     else:
         part = "alone uses up" if reserved(jobs) >= budget.limit else "uses up the rest of"
         cause = (
-            f"other Jobs of namespace {namespace} reserve 1 h per device ({_owners(jobs)}),"
+            f"other Jobs of namespace {namespace} reserve 1 h per device ({_listed(profile, namespace)}),"
             f" which {part} {whose}"
         )
         start, ending = "when enough of them have ended or have waited for more than 1 h", jobs
@@ -87,7 +90,9 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
         f"{cause}. The {stage} stage starts {start}."
         " To start it earlier, ask the platform team to raise the profile's spec.budget, or use another"
         " profile in a new object",
-        _seconds_until_recheck(ending, resets_at, now),
+        _seconds_until_recheck(ending, resets_at, now)
+        if snapshot.is_first_in_line(profile.name)
+        else min(RECHECK_SECONDS, (resets_at - now).total_seconds() + AFTER_FIRST_SECONDS),
     )
 
 
@@ -100,11 +105,9 @@ def _waits_until(job: DeviceJob) -> datetime:
     return job.created_at + timedelta(seconds=RESERVED_SECONDS)
 
 
-def _owners(jobs: Sequence[DeviceJob]) -> str:
-    """The owners of the oldest of these Jobs, and the number of the remaining ones."""
-    owners = list(dict.fromkeys(job.owner for job in jobs))
-    hidden = len(owners) - MAX_OWNERS_IN_MESSAGE
-    return ", ".join(owners[:MAX_OWNERS_IN_MESSAGE]) + (f" and {hidden} more" if hidden > 0 else "")
+def _listed(profile: ComputeProfile, namespace: str) -> str:
+    """The command that lists the Jobs."""
+    return f"kubectl get jobs -n {namespace} -l {PROFILE}={profile.name},{DEVICES}"
 
 
 def _seconds_until_recheck(jobs: Iterable[DeviceJob], resets_at: datetime, now: datetime) -> float:

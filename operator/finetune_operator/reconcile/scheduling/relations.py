@@ -10,7 +10,7 @@ from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.kinds import KINDS_BY_NAME
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
-from finetune_operator.observe.devicepods import job_devices
+from finetune_operator.observe.devicepods import job_devices, profile_of
 from finetune_operator.observe.poduse import use_of
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import (
@@ -22,7 +22,6 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_PROFILE,
     BY_STATE,
     DEFAULT_PROFILE,
-    OVER_BUDGET,
     QUEUED,
     UNSETTLED,
     address,
@@ -30,6 +29,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     has_ended,
     is_rolling,
     namespace_of,
+    waits_for_budget_of,
 )
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.users import waits_for_users
@@ -45,6 +45,9 @@ class IndexedObjects(Protocol):
     def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]: ...
 
     def checkpoints(self, namespace: str) -> CheckpointIndex: ...
+
+    def first_in_line(self, namespace: str, profile: str) -> Key | None:
+        """The oldest object of the namespace that waits for the budget of this profile or DEFAULT_PROFILE."""
 
     def computeprofiles(self) -> Iterable[ComputeProfile]: ...
 
@@ -106,7 +109,7 @@ def _record_key(record: Checkpoint | DatasetVersion) -> Key:
 def _owner(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     """The owner of a child, or else the owner of the child that controls it.
 
-    It is the controller, or else the object in the labels, which cannot hold a name of more than 63 characters.
+    It is the controller, or else the object in the labels, which hold at most 63 characters of a name.
     """
     reference = controller(change.known)
     parent = objects.child(reference["kind"], change.namespace, reference["name"]) if reference else None
@@ -132,6 +135,7 @@ def _of_finetunejob(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     for checkpoint in objects.checkpoints(change.namespace).of_run(change.known["metadata"]["uid"]):
         yield _record_key(checkpoint)
     yield from _released(change, objects)
+    yield from _left_line(change, objects)
 
 
 def _waiting_for_dataset(namespace: str, dataset: str, objects: IndexedObjects) -> Iterator[Key]:
@@ -166,12 +170,13 @@ def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
 
 
 def _of_evaluation(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """The Checkpoints that take its scores, and records that may have waited for its end."""
+    """The Checkpoints that take its scores, and what may have waited for its end or its start."""
     before, after = _scores(change.old), _scores(change.new)
     yield from (
         Key("Checkpoint", change.namespace, each["checkpoint"]) for each in after if each not in before
     )
     yield from _released(change, objects)
+    yield from _left_line(change, objects)
 
 
 def _scores(evaluation: Manifest | None) -> list[dict[str, str]]:
@@ -199,7 +204,8 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
     old, new = change.old, change.new
     if old is not None and new is not None and _profile_text(old) == _profile_text(new):
         # Of its status, other objects read only whether their namespace may use more.
-        yield from _waiting_for_budget(exhausted(old) - exhausted(new), objects)
+        for namespace in exhausted(old) - exhausted(new):
+            yield from _first_in_line(namespace, change.name, objects)
         return
     names = [change.name]
     if any(map(_is_default, change.states)):
@@ -214,18 +220,27 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
     yield from map(_key, objects.indexed("Dataset", BY_STATE, UNSETTLED))
 
 
-def _waiting_for_budget(namespaces: frozenset[str], objects: IndexedObjects) -> Iterator[Key]:
-    for kind in ("FineTuneJob", "Evaluation") if namespaces else ():
-        waiting = map(_key, objects.indexed(kind, BY_STATE, OVER_BUDGET))
-        yield from (key for key in waiting if key.namespace in namespaces)
+def _first_in_line(namespace: str, profile: str, objects: IndexedObjects) -> Iterator[Key]:
+    """The first object that waits for a budget. The next one follows when this one no longer waits."""
+    first = objects.first_in_line(namespace, profile)
+    if first is not None:
+        yield first
+
+
+def _left_line(change: Change, objects: IndexedObjects) -> Iterator[Key]:
+    """The next object that waits for a budget which this one has waited for."""
+    old, new = change.old, change.new
+    before, after = (None if state is None else waits_for_budget_of(state) for state in (old, new))
+    if before is not None and before != after:
+        yield from _first_in_line(change.namespace, before, objects)
 
 
 def _of_job(change: Change, objects: IndexedObjects) -> Iterator[Key]:
-    """Its owner, and objects that wait for a budget when it needs fewer devices than before."""
+    """Its owner, and the first object that waits for its budget when it needs fewer devices than before."""
     yield from _owner(change, objects)
     before, after = (0 if job is None else job_devices(job) for job in (change.old, change.new))
     if after < before:
-        yield from _waiting_for_budget(frozenset({change.namespace}), objects)
+        yield from _first_in_line(change.namespace, profile_of(change.known), objects)
 
 
 def _of_pod(change: Change, objects: IndexedObjects) -> Iterator[Key]:
