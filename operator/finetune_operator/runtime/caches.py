@@ -83,12 +83,6 @@ def _is_live(obj: Manifest) -> bool:
     return "deletionTimestamp" not in obj["metadata"]
 
 
-def _created(record: Manifest) -> str:
-    """Creation time of the record; empty, and so older than all others, while it is being deleted."""
-    created: str = record["metadata"].get("creationTimestamp", "") if _is_live(record) else ""
-    return created
-
-
 def _phase(job: Manifest) -> str:
     phase: str = (job.get("status") or {}).get("phase") or "Pending"
     return phase
@@ -104,6 +98,6 @@ SETTLED: Final[Mapping[str, PackingPolicy]] = {
     "FineTuneJob": PackingPolicy(_is_finished_run, _phase),
     "Evaluation": PackingPolicy(_is_finished_run, _measured),
     "Checkpoint": PackingPolicy(_has_conditions),
-    "DatasetVersion": PackingPolicy(_has_conditions, _created),
+    "DatasetVersion": PackingPolicy(_has_conditions),
 }
 """Policies for history: objects whose number only grows, and that passes seldom read."""

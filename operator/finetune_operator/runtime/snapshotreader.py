@@ -17,9 +17,7 @@ from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, ResourceType
-from finetune_operator.manifests.labels import OWNER_KIND
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.budgetlines import BudgetLines, place_of
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_operator.reconcile.inputs.deviceuse import DeviceUse
 from finetune_operator.reconcile.inputs.indexes import (
@@ -33,12 +31,16 @@ from finetune_operator.reconcile.inputs.indexes import (
     OVER_BUDGET,
     PARTLY_SCHEDULED,
     ROLLING,
+    PlaceInLine,
     address,
-    version_owner,
+    age_of,
+    place_in_history,
+    place_in_line,
 )
 from finetune_operator.reconcile.inputs.jobdevices import JobDevices
 from finetune_operator.reconcile.inputs.secondaries import Children
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgress, Snapshot
+from finetune_operator.reconcile.inputs.sortedgroups import SortedGroups
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.scheduling.locks import budget_lock, line_lock, rollout_lock
 from finetune_operator.runtime.caches import BY_OWNER, Caches
@@ -63,9 +65,11 @@ class SnapshotReader:
         self._calibration = Calibration()
         self._device_use = DeviceUse(partial(datetime.now, UTC), pods_age)
         self._job_devices = JobDevices()
-        self._budget_lines = BudgetLines()
+        self._budget_lines = SortedGroups(place_in_line)
+        self._histories = SortedGroups(place_in_history)
         caches.kinds["Checkpoint"].subscribe(self._index)
         caches.kinds["FineTuneJob"].subscribe(self._calibrate)
+        caches.kinds["DatasetVersion"].subscribe(self._histories.note)
         for kind in ("FineTuneJob", "Evaluation"):
             caches.kinds[kind].subscribe(self._budget_lines.note)
         caches.children[POD].subscribe(self._device_use.note)
@@ -153,7 +157,7 @@ class SnapshotReader:
             is_first_in_line=partial(self._is_first_in_line, resource),
             progress=progress,
             same_content=self._same_content(resource),
-            newer=self._newer(resource),
+            newer=partial(self._newer, resource),
         )
 
     def indexed(self, kind: str, index: str, value: str) -> Iterable[Manifest]:
@@ -165,7 +169,7 @@ class SnapshotReader:
 
     def first_in_line(self, namespace: str, profile: str) -> Key | None:
         """The oldest object of the namespace that waits for the budget of this profile."""
-        place = self._budget_lines.first(namespace, self._names_of(profile))
+        place = self._first_place(namespace, profile)
         return None if place is None else place[1]
 
     def checkpoints(self, namespace: str) -> CheckpointIndex:
@@ -210,9 +214,13 @@ class SnapshotReader:
                     listener(namespace, model)
 
     def _is_first_in_line(self, resource: Resource, profile: str) -> bool:
-        first = self._budget_lines.first(resource.namespace, self._names_of(profile))
+        first = self._first_place(resource.namespace, profile)
         own = self._caches.kinds[resource.kind].get(resource.namespace, resource.name)
-        return first is None or own is None or place_of(own) <= first
+        return first is None or own is None or age_of(own) <= first
+
+    def _first_place(self, namespace: str, profile: str) -> PlaceInLine | None:
+        places = (self._budget_lines.first((namespace, name)) for name in self._names_of(profile))
+        return min((place for place in places if place is not None), default=None)
 
     def _names_of(self, profile: str) -> set[str]:
         """The names under which objects wait for the budget of a profile: also as the default."""
@@ -235,13 +243,9 @@ class SnapshotReader:
         """Number of records newer than this one, of its model line or of its Dataset or run."""
         if isinstance(resource, Checkpoint):
             return self.checkpoints(resource.namespace).newer(resource.name)
-        if not isinstance(resource, DatasetVersion):
-            return 0
-        kind = resource.metadata.labels.get(OWNER_KIND, "")
-        owner = version_owner(kind, resource.namespace, resource.spec.dataset)
-        siblings = dict(self._caches.kinds[resource.kind].noted(BY_DATASET_OF, owner))
-        own = address(resource.namespace, resource.name)
-        return sum((note, key) > (siblings.get(own, ""), own) for key, note in siblings.items())
+        version = self._caches.kinds["DatasetVersion"].get(resource.namespace, resource.name)
+        place = None if version is None else place_in_history(version)
+        return 0 if place is None else self._histories.number_after(*place)
 
     def _same_content(self, resource: Resource) -> tuple[Checkpoint | DatasetVersion, ...]:
         if not _is_terminating_record(resource):

@@ -236,7 +236,7 @@ def newer(caches: Caches, reader: SnapshotReader, kind: str) -> dict[str, int]:
         snapshot = reader.snapshot(
             resource, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
         )
-        counts[name] = snapshot.newer
+        counts[name] = snapshot.newer()
     return counts
 
 
@@ -281,7 +281,9 @@ def test_the_newer_versions_of_a_dataset_are_counted_settled_or_not() -> None:
     assert newer(caches, reader, "DatasetVersion") == {"a": 1, "run": 0, "b": 0}
     going = {"deletionTimestamp": "2026-01-02T00:00:00Z", "resourceVersion": "2"}
     store.put(dataset_version("b", 2, **going))
-    assert newer(caches, reader, "DatasetVersion") == {"a": 0, "run": 0, "b": 1}
+    assert newer(caches, reader, "DatasetVersion") == {"a": 0, "run": 0, "b": 0}
+    store.remove(dataset_version("b", 2, **going))
+    assert newer(caches, reader, "DatasetVersion") == {"a": 0, "run": 0}
 
 
 @pytest.mark.parametrize("others", [3, 300])

@@ -2,23 +2,47 @@
 """The cost of an event depends on the objects it concerns, not on the size of a line or past runs."""
 
 import random
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.plan import Key, Manifest
+from finetune_operator.plan import Key, Manifest, Plan
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected
+from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from tests.unit.operator.endpoints import endpoint
-from tests.unit.operator.test_runtime_snapshotreader import checkpoint, obj
+from tests.unit.operator.memorycluster import FACTS
+from tests.unit.operator.test_runtime_snapshotreader import checkpoint, dataset_version, obj
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 ENDED = {"conditions": [{"type": "Ready", "status": "True", "reason": "Promoted"}]}
+
+
+def steps(work: Callable[[], object]) -> int:
+    """Number of lines of Python that the work executes: its cost, whatever else the machine does."""
+    lines = 0
+
+    def trace(_: FrameType, event: str, __: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 def run(name: str, **status: object) -> Manifest:
@@ -162,3 +186,32 @@ def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
             later = [time + timedelta(milliseconds=1) for time in times]
             assert index.promotion_time(model, now) == max([now, *later])
             assert {each.name for each in index.of_model(model)} == {each.name for each in members}
+
+
+def with_versions(number: int) -> SnapshotReader:
+    """The reader of a Dataset with a limit and this number of versions, all but the last of them old."""
+    caches = Caches()
+    reader = SnapshotReader(caches)
+    spec = {"source": {"uri": "configmap://tickets/rows.jsonl"}, "versionHistoryLimit": number}
+    status = {"latestVersion": f"tickets-{number - 1:05}"}
+    caches.kinds["Dataset"].put(obj("Dataset", "tickets", spec=spec, status=status))
+    for each in range(number):
+        caches.kinds["DatasetVersion"].put(dataset_version(f"tickets-{each:05}", 1))
+    return reader
+
+
+def pass_over_a_version(reader: SnapshotReader) -> Plan:
+    version = reader.resource(Key("DatasetVersion", "team", "tickets-00005"))
+    assert version is not None
+    snapshot = reader.snapshot(
+        version, now=BEGIN, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None
+    )
+    return RECONCILERS["DatasetVersion"].reconcile(version, snapshot)
+
+
+def test_a_pass_over_a_version_costs_the_same_however_many_versions_its_dataset_has() -> None:
+    few, many = (with_versions(number) for number in (10, 400))
+    for reader in (few, many):
+        # What a first pass parses is kept.
+        pass_over_a_version(reader)
+    assert steps(partial(pass_over_a_version, few)) == steps(partial(pass_over_a_version, many))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from finetune_operator.engine.store import Indexer
 from finetune_operator.manifests.labels import OWNER_KIND
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Key, Manifest
 from finetune_operator.status.finished import ends_dataset, ends_run
 from finetune_operator.status.reasons import ConditionType, Reason
 
@@ -211,6 +211,24 @@ def waits_for_budget_of(obj: Manifest) -> str | None:
     return ((_spec(obj).get("evaluation") or {}).get("profile") if is_trained else None) or own
 
 
+Line = tuple[str, str]
+"""Namespace, and a ComputeProfile or DEFAULT_PROFILE."""
+PlaceInLine = tuple[str, Key]
+"""Creation time and key of an object: the oldest one is the first of its line."""
+
+
+def place_in_line(obj: Manifest) -> tuple[Line, PlaceInLine] | None:
+    """Where a run or Evaluation waits for a budget; None if it does not."""
+    profile, namespace = waits_for_budget_of(obj), namespace_of(obj)
+    return None if profile is None else ((namespace, profile), age_of(obj))
+
+
+def age_of(obj: Manifest) -> PlaceInLine:
+    """Place in a line, whether or not the object waits."""
+    metadata = obj["metadata"]
+    return metadata.get("creationTimestamp", ""), Key(obj["kind"], namespace_of(obj), metadata["name"])
+
+
 def _endpoint_by_state(endpoint: Manifest) -> Iterator[str]:
     if is_rolling(endpoint):
         yield ROLLING
@@ -236,8 +254,20 @@ def version_owner(kind: str, namespace: str, name: str) -> str:
 
 
 def _by_dataset_of(version: Manifest) -> Iterator[str]:
+    yield _owner_of_version(version)
+
+
+def _owner_of_version(version: Manifest) -> str:
     kind = version["metadata"].get("labels", {}).get(OWNER_KIND, "")
-    yield version_owner(kind, namespace_of(version), version["spec"]["dataset"])
+    return version_owner(kind, namespace_of(version), version["spec"]["dataset"])
+
+
+def place_in_history(version: Manifest) -> tuple[str, tuple[str, str]] | None:
+    """The `version_owner` of a DatasetVersion, its creation time and name; None if it is being deleted."""
+    metadata = version["metadata"]
+    if "deletionTimestamp" in metadata:
+        return None
+    return _owner_of_version(version), (metadata.get("creationTimestamp", ""), metadata["name"])
 
 
 def _profile(spec: dict[str, Any]) -> str:

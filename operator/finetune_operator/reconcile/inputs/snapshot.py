@@ -121,8 +121,8 @@ class Snapshot:
     progress: RunProgress | None = None
     same_content: tuple[Checkpoint | DatasetVersion, ...] = ()
     """For a terminating record: the other records of its kind and digest in any namespace."""
-    newer: int = 0
-    """For a record: number of newer records of its model line or Dataset."""
+    newer: Callable[[], int] = lambda: 0
+    """For a record: returns the number of newer records of its model line or Dataset."""
 
     def find(self, type_: ResourceType, name: str) -> Manifest | None:
         """The object that was looked up; None if it does not exist or was not requested."""

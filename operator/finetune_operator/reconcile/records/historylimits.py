@@ -22,8 +22,6 @@ from finetune_operator.status.reasons import EventReason
 
 def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
     """Delete the record if it is beyond its history limit; None if it stays."""
-    if snapshot.newer == 0:
-        return None
     found = (
         _checkpoint_limit(record, snapshot)
         if isinstance(record, Checkpoint)
@@ -32,10 +30,11 @@ def enforce_limit(record: Record, snapshot: Snapshot) -> Plan | None:
     if found is None:
         return None
     limit, field = found
-    if snapshot.newer < limit or _is_kept(record, snapshot):
+    newer = snapshot.newer()
+    if newer == 0 or newer < limit or _is_kept(record, snapshot):
         return None
     message = (
-        f"{record.kind} {record.name} is deleted: {snapshot.newer} newer ones exist, and {field} is {limit};"
+        f"{record.kind} {record.name} is deleted: {newer} newer ones exist, and {field} is {limit};"
         f" its content {'is removed' if record.spec.deletion_policy == 'Delete' else 'stays in the store'}"
     )
     return Plan(
