@@ -15,6 +15,8 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_RETRY_SECONDS: Final = 0.1
 MAX_RETRY_SECONDS: Final = 60.0
+EARLY_SECONDS: Final = 0.01
+"""Time before the end of a delay at which it counts as over: a timer of the event loop can fire early."""
 PARKED_BATCH_SIZE: Final = 500
 """Number of keys with a taken lock after which `get` yields to the event loop."""
 
@@ -49,7 +51,8 @@ class WorkQueue(Generic[K]):
         self._waiting: dict[K, Lane[K]] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._active: dict[K, float | None] = {}
-        self._failures: dict[K, int] = {}
+        self._failures: dict[K, tuple[int, float]] = {}
+        """Number of failures in a row, and when the wait after the last one ends."""
         self._available = asyncio.Event()
         self._closed = False
 
@@ -114,14 +117,22 @@ class WorkQueue(Generic[K]):
     ) -> float:
         """Make the key available after twice the last delay, with jitter.
 
+        A failure before the last delay is over, of a pass that a change caused, does not count: the delay
+        ends when it would have ended. So it grows with the time since the first failure, not with the number
+        of changes.
+
         Returns:
             The delay in seconds.
         """
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        full: float = min(max_seconds, first_seconds * 2.0 ** min(failures, 30))
+        now = asyncio.get_running_loop().time()
+        failures, ends_at = self._failures.get(key, (0, now))
+        is_over = now + EARLY_SECONDS >= ends_at
+        failures += is_over
+        full: float = min(max_seconds, first_seconds * 2.0 ** min(failures - 1, 30))
         # Half of it at random, so that keys that failed together are not retried together.
-        delay = max(min_seconds, full * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        jittered = full * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        delay = max(min_seconds, jittered if is_over else min(full, ends_at - now))
+        self._failures[key] = failures, now + delay
         self.add(key, delay)
         return delay
 
