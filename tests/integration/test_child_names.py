@@ -73,7 +73,8 @@ class RecordingCluster(MemoryCluster):
 
 def _run(name: str, **spec: Any) -> Manifest:
     fields = {"model": name, "dataset": {"ref": {"name": name}}, "deletionPolicy": "Delete", **spec}
-    return merged(finetunejob(), {"metadata": {"name": name}, "spec": fields})
+    run: Manifest = merged(finetunejob(), {"metadata": {"name": name}, "spec": fields})
+    return run
 
 
 def _cluster(name: str, *objects: Manifest) -> RecordingCluster:

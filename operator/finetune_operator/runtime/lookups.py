@@ -35,6 +35,8 @@ MAX_POLL_SECONDS: Final = 300.0
 """Bounds of the time between two polls of an object, which is a quarter of the time waited so far."""
 BEST_EFFORT_SECONDS: Final = 3.0
 """Timeout of a request that a pass can do without."""
+MIN_ANSWERS: Final = 100
+"""Number of answers, fresh or not, below which none is forgotten."""
 PAUSE_SECONDS: Final = 60.0
 """Time without such requests after the server of their type did not answer one."""
 
@@ -79,6 +81,7 @@ class Lookups:
         self._types = {each.type: each for each in lookups_of(secondaries)}
         self._clock = clock
         self._answers: dict[LookupTarget, tuple[float, Manifest | None]] = {}
+        self._drop_at = MIN_ANSWERS
         self._requests: dict[LookupTarget, asyncio.Task[Manifest | None]] = {}
         self._paused_until: dict[ResourceType, float] = {}
         self._awaited: dict[LookupTarget, _Awaited] = {}
@@ -103,12 +106,19 @@ class Lookups:
         known = self._answers.get(target)
         if reuse and known is not None and self._is_fresh(target, now):
             return known[1]
-        self._answers = {each: self._answers[each] for each in self._answers if self._is_fresh(each, now)}
+        self._drop_old_answers(now)
         if not self._types[type_].fresh_seconds:
             return await self._request(target)
         found = await self._share(target)
         self._answers[target] = (now, found)
         return found
+
+    def _drop_old_answers(self, now: float) -> None:
+        """Forget answers that are not fresh whenever their number may have doubled: O(1) per request."""
+        if len(self._answers) < self._drop_at:
+            return
+        self._answers = {each: self._answers[each] for each in self._answers if self._is_fresh(each, now)}
+        self._drop_at = max(MIN_ANSWERS, 2 * len(self._answers))
 
     async def _share(self, target: LookupTarget) -> Manifest | None:
         """The response to one request of all passes that need it at the same time."""

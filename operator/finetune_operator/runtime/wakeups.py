@@ -4,15 +4,22 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest
+from finetune_operator.reconcile.computeprofile.accounting import LAG
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches, key_of
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
 logger = logging.getLogger(__name__)
+
+
+COUNTED_AFTER_SECONDS: Final = LAG.total_seconds()
+"""Seconds after which the begin or end of a pod wakes its ComputeProfile: it is not counted earlier, and each
+such pass reads all pods of the profile."""
 
 
 class Wakeups:
@@ -73,7 +80,7 @@ class Wakeups:
             return
         try:
             for key in related(kind, old, new, self._reader):
-                self.add(key)
+                self.add(key, COUNTED_AFTER_SECONDS if (kind, key.kind) == ("Pod", "ComputeProfile") else 0.0)
         except Exception:
             # One malformed object must not end the watch of all objects.
             logger.exception("cannot find the objects that depend on a changed %s", kind)

@@ -55,7 +55,7 @@ def test_a_job_and_its_pod_lead_to_their_owner(cluster: MemoryCluster) -> None:
 def test_a_job_leads_to_an_owner_whose_name_is_too_long_for_a_label(cluster: MemoryCluster) -> None:
     name = "restored" * 12
     owner = Resource(kind="Checkpoint", metadata=ObjectMeta(name=name, namespace=NAMESPACE, uid="u"))
-    job = {"kind": "Job", "metadata": child_metadata(owner, "cleanup")}
+    job: Manifest = {"kind": "Job", "metadata": child_metadata(owner, "cleanup")}
     assert len(job["metadata"]["labels"]["finetune.dev/owner-name"]) == 63
     assert related("Job", None, job, cluster.reader()) == {Key("Checkpoint", NAMESPACE, name)}
 

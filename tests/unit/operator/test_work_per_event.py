@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost of an event depends on the objects it concerns, not on the size of a line or past runs."""
 
+import asyncio
 import random
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.engine.resources import CLAIM, POD
+from finetune_operator.engine.watches import Watches
 from finetune_operator.plan import Key, Manifest, Plan
+from finetune_operator.reconcile.computeprofile.accounting import LAG
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion, related
 from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.lookups import Lookups
 from finetune_operator.runtime.snapshotreader import SnapshotReader
+from finetune_operator.runtime.wakeups import Wakeups
 from tests.unit.operator.endpoints import endpoint
 from tests.unit.operator.memorycluster import FACTS
 from tests.unit.operator.test_runtime_snapshotreader import checkpoint, dataset_version, obj
@@ -188,6 +194,32 @@ def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
             assert {each.name for each in index.of_model(model)} == {each.name for each in members}
 
 
+@pytest.mark.parametrize("parent", [True, False])
+def test_a_changed_checkpoint_costs_the_same_however_many_rows_others_were_trained_on(
+    *, parent: bool
+) -> None:
+    costs = []
+    for number in (10, 1000):
+        index = CheckpointIndex()
+        for each in range(number):
+            index.put(trained_on(f"c{each}", f"rows-{each}"))
+        changed = trained_on("c5", "rows-5", "c4" if parent else None)
+        index.put(changed)
+        costs.append(steps(partial(index.put, changed)))
+        assert index.is_origin("c4") == parent
+        index.remove("c5")
+        assert not index.is_origin("rows-5")
+        assert not index.is_origin("c4")
+        assert index.is_origin("rows-6")
+    assert costs[0] == costs[1]
+
+
+def trained_on(name: str, rows: str, parent: str | None = None) -> Checkpoint:
+    made = record(name, f"run-of-{name}")
+    made["spec"]["lineage"] |= {"datasetVersion": rows, "parentCheckpoint": parent}
+    return Checkpoint.model_validate(made)
+
+
 def with_versions(number: int) -> SnapshotReader:
     """The reader of a Dataset with a limit and this number of versions, all but the last of them old."""
     caches = Caches()
@@ -215,3 +247,54 @@ def test_a_pass_over_a_version_costs_the_same_however_many_versions_its_dataset_
         # What a first pass parses is kept.
         pass_over_a_version(reader)
     assert steps(partial(pass_over_a_version, few)) == steps(partial(pass_over_a_version, many))
+
+
+class Answering:
+    """An API server in which every claim exists."""
+
+    async def get(self, *_: object) -> Manifest:
+        return {"metadata": {"name": "claim", "uid": "uid"}}
+
+
+def test_a_request_for_an_object_costs_the_same_however_many_others_were_requested() -> None:
+    def cost(number: int) -> float:
+        async def request() -> None:
+            lookups = Lookups(cast("Any", Answering()), clock=lambda: 0.0)
+            for each in range(number):
+                await lookups.get(CLAIM, "team", f"claim-{each}")
+
+        return steps(lambda: asyncio.run(request())) / number
+
+    assert cost(800) < 1.2 * cost(200)
+
+
+def test_the_starts_of_many_pods_are_counted_in_one_pass_of_their_profile() -> None:
+    caches, queue = Caches(), Queued()
+    Wakeups(caches, SnapshotReader(caches), Watches(), cast("Any", queue), lambda: True)
+    caches.kinds["ComputeProfile"].put(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "ComputeProfile",
+            "metadata": {"name": "gpu", "uid": "gpu", "resourceVersion": "1"},
+            "spec": {"budget": {"period": "Day", "deviceHoursPerNamespace": 2}},
+        }
+    )
+    queue.delays.clear()
+    for number in range(3):
+        labels = {"finetune.dev/profile": "gpu", "finetune.dev/stage": "train", "finetune.dev/devices": "1"}
+        pod = obj("Pod", f"pod-{number}")
+        pod["metadata"] |= {"labels": labels, "creationTimestamp": "2030-01-01T00:00:00Z"}
+        started = {"state": {"running": {"startedAt": "2030-01-01T00:00:00Z"}}}
+        caches.children[POD].put({**pod, "status": {"containerStatuses": [started]}})
+    # A pass before that would count nothing of them.
+    assert queue.delays == [("ComputeProfile", LAG.total_seconds())] * 3
+
+
+class Queued:
+    """A queue that keeps the kinds and delays of the keys."""
+
+    def __init__(self) -> None:
+        self.delays: list[tuple[str, float]] = []
+
+    def add(self, key: Key, delay: float = 0.0) -> None:
+        self.delays.append((key.kind, delay))

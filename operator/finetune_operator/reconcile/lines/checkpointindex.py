@@ -96,7 +96,11 @@ class CheckpointIndex:
             return
         if self._held is not None:
             del self._held[name]
-        self._origins -= Counter(old.origins)
+        for origin in old.origins:
+            # Not with an operator of Counter, which walks over all origins.
+            self._origins[origin] -= 1
+            if not self._origins[origin]:
+                del self._origins[origin]
         others = tuple(each for each in self._by_run[old.run] if each != name)
         if others:
             self._by_run[old.run] = others
