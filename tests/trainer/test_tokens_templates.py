@@ -5,6 +5,7 @@
 them; the tokenizer is a small one with the control tokens of each template.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,16 @@ from typing import Any, Final
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.rows import Message, Row
+from finetune_trainer.data.output import line_of
+from finetune_trainer.rows import Message, Row, parse_row
+from finetune_trainer.serve.prompts import Prompts
+from finetune_trainer.serve.requests import ChatCompletionRequest
 from finetune_trainer.tokens import trainingtemplates
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
 from finetune_trainer.tokens.trainingtemplates import training_template
+from tests.trainer.data.reading import json_lines, read
 from tools.models import tiny
 
 GOLDEN: Final = Path(__file__).parent / "data" / "templates.txt"
@@ -138,6 +143,52 @@ def test_published_templates_are_learned_accepted_and_served_as_the_golden_file_
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8"), "run `make golden` and review the changes"
+
+
+SOURCE_TOOLS: Final = [
+    {
+        "type": "function",
+        "function": {
+            "name": "lookup_bag",
+            "description": "Finds a piece by its tag.",
+            "parameters": {
+                "type": "object",
+                "properties": {"zone": {"type": "string"}, "tag": {"type": "string", "default": None}},
+                "required": ["tag"],
+            },
+            "strict": True,
+        },
+    }
+]
+PRINTING_TOOLS: Final = ("glm4moe", "lfm2_2_5_v2", "llama3_1", "muse_glimmer", "qwen2_5", "qwen3", "qwen3_6")
+"""Families whose templates print tools as JSON, and calls as JSON or in elements of XML."""
+
+
+@pytest.mark.parametrize("family", PRINTING_TOOLS)
+def test_a_prepared_row_has_the_prompt_of_a_request_with_the_tools_of_its_source(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", FirstOfJanuary)
+    call = {"name": "lookup_bag", "arguments": {"zone": "north", "tag": "KX204"}}
+    question = {"role": "user", "content": "Where?"}
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    (read_row,) = read(tmp_path, json_lines([{"messages": [question, answer], "tools": SOURCE_TOOLS}])).rows
+    row = parse_row(line_of(read_row).decode())
+    tokenizer = tokenizer_with(published()[family])
+    encoder = RowEncoder(tokenizer)
+    request = ChatCompletionRequest.model_validate_json(
+        json.dumps({"model": "base", "messages": [question], "tools": SOURCE_TOOLS})
+    )
+
+    served = Prompts(tokenizer, 4096, len(tokenizer)).of_chat(
+        request.messages, "base", tools=request.offered_tools
+    )
+
+    assert tokenizer.decode(encoder.encode_prompt(row)) == tokenizer.decode(served)
+    assert encoder.encode_prompt(row) == served
+    (answered,) = learned(encoder.encode(row))
+    text = tokenizer.decode(answered)
+    assert 0 < text.index("zone") < text.index("north") < text.index("tag") < text.index("KX204")
 
 
 def test_the_training_templates_are_those_that_trl_chooses() -> None:

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Canonical JSON: equal values have equal bytes and equal hashes."""
+"""Canonical JSON, in which equal values have equal bytes and equal hashes, and JSON in the source's order.
+
+What a model reads or writes is never sorted: a chat template prints the fields of tools and arguments in the
+order in which it gets them.
+"""
 
 import json
 from collections.abc import Callable
 from typing import Any, Final
 
-ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-"""Shared, because creating an encoder takes longer than encoding a row."""
+OPTIONS: Final[dict[str, Any]] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+# Shared, because creating an encoder takes longer than encoding a row.
+ENCODER: Final = json.JSONEncoder(sort_keys=True, **OPTIONS)
+IN_ORDER: Final = json.JSONEncoder(**OPTIONS)
 
 
 quoted: Final[Callable[[str], str]] = json.encoder.encode_basestring
@@ -16,6 +22,16 @@ quoted: Final[Callable[[str], str]] = json.encoder.encode_basestring
 def text(value: Any) -> str:
     """Return JSON with sorted keys and no spaces. Raises ValueError for NaN and infinities."""
     return ENCODER.encode(value)
+
+
+def in_order(value: Any) -> str:
+    """Return JSON as `text` does, but with the keys in the order of the value."""
+    return IN_ORDER.encode(value)
+
+
+def of_json(content: str) -> str:
+    """Return a JSON text in canonical form."""
+    return text(json.loads(content))
 
 
 def encode(value: Any) -> bytes:

@@ -10,6 +10,9 @@ With kept columns of the source, each also has `columns`: an object of texts, wi
 As in TRL, the texts of the last two are strings if the prompt is one user turn, else lists of messages. A
 message has `role` and `content`, and optionally `weight: 0` (not learned), `tool_calls`, `tool_call_id` and
 `name`, as in the chat API of OpenAI.
+
+The fields of a line are sorted by name, except inside of `tools` and `tool_calls`: they have the order of the
+source, because chat templates print them in this order.
 """
 
 import json
@@ -29,6 +32,8 @@ SPLIT_FILES: Final[Mapping[SplitName, str]] = {
     "test": "test.jsonl",
 }
 """File of each split in a dataset's folder; a split without rows is an empty file."""
+SOURCE_ORDER: Final = ("tools", "tool_calls")
+"""Fields whose content is not sorted."""
 
 
 # Messages and rows are immutable but not frozen: millions are created, and a frozen one takes four times as
@@ -42,7 +47,7 @@ class Message:
     learned: bool = True
     """Whether an assistant's turn is learned, or context only."""
     tool_calls: str | None = None
-    """Canonical JSON of the calls in an assistant's turn."""
+    """JSON of the calls in an assistant's turn, in the order of the source."""
     tool_call_id: str | None = None
     """Id of the call that a tool's turn answers."""
     name: str | None = None
@@ -69,7 +74,7 @@ class Message:
             message["role"],
             message["content"],
             message.get("weight", 1) != 0,
-            None if calls is None else canonical.text(calls),
+            None if calls is None else canonical.in_order(calls),
             message.get("tool_call_id"),
             message.get("name"),
         )
@@ -86,7 +91,7 @@ class Row:
     messages: tuple[Message, ...]
     form: RowForm = "ChatMessages"
     tools: str | None = None
-    """Canonical JSON of the tools that the assistant may call."""
+    """JSON of the tools that the assistant may call, in the order of the source."""
     rejected: str | None = None
     label: bool | None = None
     columns: tuple[tuple[str, str], ...] = ()
@@ -121,7 +126,7 @@ class Row:
         if self.form == "PromptCompletion" and not self.columns:
             prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
             return f'{{"completion":{completion},"prompt":{prompt}}}'
-        return canonical.text(self.to_dict())
+        return canonical.in_order(_by_name(self.to_dict()))
 
     def _parts(self) -> dict[str, Any]:
         if self.form == "ChatMessages":
@@ -174,7 +179,7 @@ def _conversation(value: Mapping[str, Any]) -> Row:
         tools = value.get("tools")
         return Row(
             tuple(map(Message.from_dict, value["messages"])),
-            tools=None if tools is None else canonical.text(tools),
+            tools=None if tools is None else canonical.in_order(tools),
         )
     prompt = value["prompt"]
     turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(map(Message.from_dict, prompt))
@@ -188,6 +193,17 @@ def _conversation(value: Mapping[str, Any]) -> Row:
     if "label" in value:
         return Row((*turns, answer), "KTO", label=value["label"])
     return Row((*turns, answer), "PromptCompletion")
+
+
+def _by_name(value: Any) -> Any:
+    """The value with the fields of its objects sorted, except inside of `SOURCE_ORDER`."""
+    if isinstance(value, list):
+        return [_by_name(each) for each in value]
+    if isinstance(value, dict):
+        return {
+            name: each if name in SOURCE_ORDER else _by_name(each) for name, each in sorted(value.items())
+        }
+    return value
 
 
 def _text(answer: str | list[dict[str, str]]) -> str:

@@ -301,7 +301,10 @@ CHATS: list[tuple[Any, Code, str]] = [
     (
         calling(call(arguments='{"city": ')),
         Code.TOOL_CALL,
-        "messages[1].tool_calls[0].function.arguments is not valid JSON; expected an object; correct the",
+        (
+            "messages[1].tool_calls[0].function.arguments is text that is not valid JSON"
+            " (Expecting value at character 10); expected an object, or its JSON; correct it"
+        ),
     ),
     (
         calling(call(arguments='["Paris"]')),

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from finetune_trainer import canonical
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.index import NONE, PART, answer_digest
+from finetune_trainer.data.index import NONE, PART, answer_digest, input_digest
 from finetune_trainer.data.split import fraction_of
-from finetune_trainer.rows import Row
+from finetune_trainer.rows import Message, Row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -24,3 +24,17 @@ def test_shortcuts_for_pairs_equal_the_general_computation(prompt: str, completi
     assert fraction_of(RawRow(row), seed) == int.from_bytes(subject[:8], "big") / 2**64
     parts = PART.join([completion, NONE, NONE, "None", "11"])
     assert answer_digest(row) == hashlib.sha256(parts.encode()).digest()[:8]
+
+
+def test_rows_whose_tools_and_calls_differ_in_the_order_of_fields_are_the_same() -> None:
+    def row(calls: str, tools: str) -> Row:
+        earlier = (Message("assistant", "", tool_calls=calls), Message("tool", "here"))
+        return Row((Message("user", "a"), *earlier, Message("assistant", "", tool_calls=calls)), tools=tools)
+
+    one, other = row('[{"a":1,"b":2}]', '[{"c":3,"d":4}]'), row('[{"b":2,"a":1}]', '[{"d":4,"c":3}]')
+
+    assert input_digest(one) == input_digest(other)
+    assert answer_digest(one) == answer_digest(other)
+    assert fraction_of(RawRow(one), 0) == fraction_of(RawRow(other), 0)
+    assert input_digest(one) != input_digest(row('[{"a":1,"b":2}]', '[{"c":3,"d":5}]'))
+    assert answer_digest(one) != answer_digest(row('[{"a":1,"b":3}]', '[{"c":3,"d":4}]'))

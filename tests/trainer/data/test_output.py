@@ -12,7 +12,7 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.index import SPLIT_NUMBERS
 from finetune_trainer.data.output import SplitWriter, keep_rows, line_of
-from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
+from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows, parse_row
 
 WRITTEN: list[SplitName] = ["train", "test", "train", "train", "test"]
 ROWS = [Row.pair(f"line\nend \u2028 {number}", "x") for number in range(len(WRITTEN))]
@@ -86,3 +86,18 @@ ANY_ROWS = st.builds(Row.pair, ANY_TEXT, ANY_TEXT) | st.builds(
 @example(row=Row.pair('"\\/\x7f\u2028\U0001f600\t\n\r\x00\x1f', "é"))
 def test_a_line_is_the_canonical_json_of_its_row(row: Row) -> None:
     assert line_of(row) == canonical.encode(row.to_dict()) + b"\n"
+
+
+def test_only_tools_and_calls_are_not_sorted_in_a_line() -> None:
+    calls = '[{"type":"function","function":{"name":"find","arguments":{"zone":"n","id":7}}}]'
+    tools = '[{"type":"function","function":{"name":"find","parameters":{"zone":{},"id":{}}}}]'
+    turns = (Message("user", "Where?"), Message("assistant", "", tool_calls=calls))
+    row = Row(turns, tools=tools, columns=(("tools", "x"),))
+
+    line = line_of(row).decode()
+
+    assert line == (
+        '{"columns":{"tools":"x"},"messages":[{"content":"Where?","role":"user"},'
+        f'{{"content":"","role":"assistant","tool_calls":{calls}}}],"tools":{tools}}}\n'
+    )
+    assert parse_row(line) == row

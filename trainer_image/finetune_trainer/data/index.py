@@ -7,8 +7,10 @@ Rows are numbered from 0 in the order in which they are added and written.
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from finetune_trainer import canonical
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
 from finetune_trainer.data.textchecks import visible_text
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
@@ -138,7 +140,7 @@ def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
     parts: list[str] = []
     for number, message in enumerate(row.input):
         parts += _input_parts(message, message.content if contents is None else contents[number])
-    parts.append(NONE if row.tools is None else row.tools)
+    parts.append(NONE if row.tools is None else _sorted_tools(row.tools))
     return hashlib.sha256(PART.join(parts).encode()).digest()[:16]
 
 
@@ -149,7 +151,7 @@ def answer_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
         return hashlib.sha256(f"{form(row.output)}{PAIR_END}".encode()).digest()[:8]
     parts = [
         form(row.output),
-        row.messages[-1].tool_calls or NONE,
+        _calls(row.messages[-1]),
         form(row.rejected or NONE),
         str(row.label),
         "".join("01"[message.learned] for message in row.messages),
@@ -192,10 +194,21 @@ def _input_parts(message: Message, content: str) -> tuple[str, ...]:
     return (
         message.role,
         content,
-        message.tool_calls or NONE,
+        _calls(message),
         message.tool_call_id or NONE,
         message.name or NONE,
     )
+
+
+@lru_cache(maxsize=1)
+def _sorted_tools(tools: str) -> str:
+    """Tools in canonical form; cached, because consecutive rows often have the same."""
+    return canonical.of_json(tools)
+
+
+def _calls(message: Message) -> str:
+    """Calls in canonical form: digests do not depend on the order of fields."""
+    return NONE if message.tool_calls is None else canonical.of_json(message.tool_calls)
 
 
 def _shortened(text: str) -> str:

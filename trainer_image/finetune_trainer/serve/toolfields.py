@@ -18,7 +18,7 @@ class DeclaredFunction(StrictFields):
     parameters: dict[str, Any] | None = None
     """JSON Schema of the arguments."""
     strict: bool | None = None
-    """Accepted because SDKs send it. Arguments are not restricted to the schema."""
+    """SDKs send it. The template gets it as from vLLM. Arguments are not restricted to the schema."""
 
 
 class DeclaredTool(StrictFields):
@@ -29,7 +29,7 @@ class DeclaredTool(StrictFields):
 
     def for_template(self) -> dict[str, Any]:
         """The tool as chat templates read it."""
-        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+        return self.model_dump(exclude_none=True)
 
 
 class EarlierFunction(StrictFields):

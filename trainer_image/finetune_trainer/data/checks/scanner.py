@@ -175,7 +175,7 @@ def _with_texts(
         replace(
             message,
             content=texts[number],
-            tool_calls=canonical.text(calls[number]) if number in calls else None,
+            tool_calls=canonical.in_order(calls[number]) if number in calls else None,
         )
         for number, message in enumerate(row.messages)
     )

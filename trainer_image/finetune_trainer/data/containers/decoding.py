@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes JSON like Python's own reader, and detects names that occur twice in one object."""
+"""Decodes JSON like Python's own reader, and detects names that occur twice in one object.
+
+The JSON is a record, or the text of a field: tables hold lists and objects, such as messages and tools, as
+JSON texts in their cells.
+"""
 
 import json
 import re
@@ -55,6 +59,35 @@ class Decoder:
                     self.repeated = name
                 seen.add(name)
         return fields
+
+
+def from_json(value: Any) -> Any:
+    """Return the list or object of which a text is the JSON, or the value itself if it is none."""
+    decoded, problem = _decoded(value)
+    return decoded if problem is None else value
+
+
+def json_type_name(value: Any) -> str:
+    """Return `type_name` of a value that `from_json` returned, and what is wrong with the JSON of a text."""
+    problem = _decoded(value)[1]
+    return f"text that is not valid JSON ({problem})" if problem else type_name(value)
+
+
+def _decoded(value: Any) -> tuple[Any, str | None]:
+    """The value of the JSON of a list or object, and what is wrong with it; other values as they are."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value, None
+    decoder = Decoder()
+    try:
+        decoded = decoder.decode(value)
+    except json.JSONDecodeError as error:
+        return None, f"{error.msg} at character {error.pos + 1}"
+    except RecursionError:
+        return None, NESTED_TOO_DEEP
+    except ValueError as error:
+        return None, str(error)
+    repeated = decoder.repeated
+    return decoded, None if repeated is None else f"the field {field_names([repeated])} occurs twice"
 
 
 def quick_fields(line: bytes) -> Fields | None:

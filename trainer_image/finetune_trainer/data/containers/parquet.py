@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet, read in batches of rows."""
+"""Parquet, read in batches of rows.
+
+Arrow has one type for all rows of a column, so each struct has the fields of the structs in all other rows,
+as null. Tools and the arguments of calls would have parameters that their source never had, so fields of
+structs that are null are left out. Fields of JSON texts stay.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -93,14 +98,24 @@ def _records(batch: "pyarrow.RecordBatch") -> Iterator[Fields | Issue]:
         for index in range(plain.num_rows):
             yield _record(plain, index)
     else:
-        yield from records
+        schema = zip(batch.schema.names, batch.schema.types, strict=True)
+        nested = [name for name, kind in schema if pyarrow.types.is_nested(kind)]
+        for record in records:
+            yield record | {name: _without_nulls(record[name]) for name in nested}
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the fields of structs that are null."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _record(batch: "pyarrow.RecordBatch", index: int) -> Fields | Issue:
     fields: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            fields[name] = column[index].as_py()
+            fields[name] = _without_nulls(column[index].as_py())
         except UnicodeDecodeError as error:
             return Issue(
                 Code.ENCODING,

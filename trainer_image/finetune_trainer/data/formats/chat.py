@@ -4,6 +4,7 @@
 from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.containers.decoding import from_json
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported
@@ -54,7 +55,7 @@ class ChatMessagesFormat(Format):
         tools, names = None, frozenset[str]()
         if record.get("tools") is not None:
             tools, names = read_tools("tools", record["tools"], found)
-        messages = record[self.messages]
+        messages = from_json(record[self.messages])
         turns = read_messages(self.messages, messages, found, names)
         self._note_unused_in_messages(messages)
         # The order is checked only if every message has a role.

@@ -4,7 +4,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_trainer.data.formats.tools import read_calls
+from finetune_trainer.data.containers.decoding import from_json, json_type_name
+from finetune_trainer.data.formats.tools import is_blank, read_calls
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import normal_line_ends, shown, text_issue, type_name
 from finetune_trainer.rows import Message, Role
@@ -25,10 +26,12 @@ def read_messages(
 ) -> list[Message]:
     """The valid turns; issues are appended to `found`.
 
+    `messages` may also be the JSON of a list, as in the cells of a table.
     `tools` are the names that may be called: empty means all; None means no calls and no tool turns.
     """
+    messages = from_json(messages)
     if not isinstance(messages, list) or not messages:
-        state = "an empty list" if messages == [] else type_name(messages)
+        state = "an empty list" if messages == [] else json_type_name(messages)
         found.append(
             Issue(
                 Code.FIELD_EMPTY if messages == [] else Code.FIELD_TYPE,
@@ -101,7 +104,7 @@ def _calls(
     path: str, message: dict[str, Any], role: Role | None, found: list[Issue], tools: frozenset[str] | None
 ) -> str | None:
     calls = message.get("tool_calls")
-    if calls is None or calls == []:
+    if is_blank(calls) or calls == []:
         return None
     path = f"{path}.tool_calls"
     if tools is None:

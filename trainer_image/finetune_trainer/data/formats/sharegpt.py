@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
+from finetune_trainer.data.containers.decoding import from_json
 from finetune_trainer.data.formats.alpaca import optional_text
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
@@ -69,6 +70,7 @@ class ShareGPTFormat(Format):
         return Row((Message("system", system), *turns) if system else tuple(turns))
 
     def _turns(self, value: Any, found: list[Issue]) -> list[Message]:
+        value = from_json(value)
         if not isinstance(value, list):
             return read_messages(CONVERSATIONS, value, found, None)
         before = len(found)

@@ -1,45 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools and tool calls, as in the chat API of OpenAI."""
+"""Tools and tool calls, as in the chat API of OpenAI.
 
-import json
+Chat templates print the fields in the order in which they get them. So the fields that the API defines have
+the order in which the engines render a request, and schemas and arguments have the order of the source.
+"""
+
 from functools import lru_cache
 from typing import Any, Final
 
 from finetune_trainer import canonical
+from finetune_trainer.data.containers.decoding import from_json, json_type_name
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import SURROGATE, field_names, shown, text_issue, type_name
 
 TOOL: Final = '{"type": "function", "function": {"name": …}}'
 CALL: Final = '{"type": "function", "function": {"name": …, "arguments": …}}'
+FUNCTION_FIELDS: Final = ("name", "description", "parameters", "strict")
+"""Fields of a function in the order of the engines: `serve.toolfields`, and the request model of vLLM."""
 
 
 def read_tools(path: str, tools: Any, found: list[Issue]) -> tuple[str | None, frozenset[str]]:
-    """The tools of a row as canonical JSON (None for an empty list), and their names."""
-    if not isinstance(tools, list):
-        found.append(_issue(path, f"is {type_name(tools)}", "a list of tools", "give the tools as a list"))
+    """The tools of a row as JSON (None for an empty list), and their names.
+
+    The list and each tool may also be JSON texts, as in the cells of a table; an empty cell has no tools.
+    """
+    tools = from_json(tools)
+    if is_blank(tools):
         return None, frozenset()
-    names = set()
+    if not isinstance(tools, list):
+        found.append(
+            _issue(path, f"is {json_type_name(tools)}", "a list of tools, or its JSON", "correct it")
+        )
+        return None, frozenset()
     before = len(found)
-    for index, tool in enumerate(tools):
+    kept, names = [], set()
+    for index, given in enumerate(tools):
+        tool = from_json(given)
         function = _function(f"{path}[{index}]", tool, TOOL, found)
         if function is not None:
             names.add(function["name"])
+            kept.append({"type": "function", "function": _in_api_order(function), **_others(tool)})
     if len(found) > before or not tools:
         return None, frozenset(names)
-    return _canonical(path, tools, found), frozenset(names)
+    return _json(path, kept, found), frozenset(names)
 
 
 def read_calls(path: str, calls: Any, tools: frozenset[str], found: list[Issue]) -> str | None:
-    """The calls of a turn as canonical JSON, with arguments as objects; None for an empty list.
+    """The calls of a turn as JSON, with arguments as objects; None for an empty list.
 
-    `tools` are the names that may be called; empty means all.
+    The list, each call and its arguments may also be JSON texts. `tools` are the names that may be called;
+    empty means all.
     """
+    calls = from_json(calls)
+    if is_blank(calls):
+        return None
     if not isinstance(calls, list):
-        found.append(_issue(path, f"is {type_name(calls)}", "a list of calls", "give the calls as a list"))
+        found.append(
+            _issue(path, f"is {json_type_name(calls)}", "a list of calls, or its JSON", "correct it")
+        )
         return None
     before = len(found)
-    kept = [_call(f"{path}[{index}]", call, tools, found) for index, call in enumerate(calls)]
-    return _canonical(path, kept, found) if kept and len(found) == before else None
+    kept = [_call(f"{path}[{index}]", from_json(call), tools, found) for index, call in enumerate(calls)]
+    return _json(path, kept, found) if kept and len(found) == before else None
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a field is null or an empty cell of a table."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _call(path: str, call: Any, tools: frozenset[str], found: list[Issue]) -> dict[str, Any]:
@@ -59,26 +86,28 @@ def _call(path: str, call: Any, tools: frozenset[str], found: list[Issue]) -> di
     arguments = _arguments(f"{path}.function.arguments", function.get("arguments"), found)
     kept: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     identity = call.get("id")
-    if identity is not None:
-        if issue := text_issue(f"{path}.id", identity):
-            found.append(issue)
-        kept["id"] = identity
-    return kept
+    if identity is None:
+        return kept
+    if issue := text_issue(f"{path}.id", identity):
+        found.append(issue)
+    return {"id": identity, **kept}
 
 
 def _arguments(path: str, arguments: Any, found: list[Issue]) -> Any:
-    value = arguments
-    if isinstance(arguments, str):
-        try:
-            value = json.loads(arguments)
-        except (ValueError, RecursionError):
-            found.append(_issue(path, "is not valid JSON", "an object", "correct the JSON"))
-            return None
+    value = from_json(arguments)
     if not isinstance(value, dict):
-        found.append(
-            _issue(path, f"is {type_name(value)}", "an object, or its JSON", "write it as an object")
-        )
+        found.append(_issue(path, f"is {json_type_name(value)}", "an object, or its JSON", "correct it"))
     return value
+
+
+def _in_api_order(function: dict[str, Any]) -> dict[str, Any]:
+    """The function without its empty fields: the built-in engine leaves these out of a request."""
+    first = {name: function[name] for name in FUNCTION_FIELDS if function.get(name) is not None}
+    return first | {name: value for name, value in function.items() if value is not None}
+
+
+def _others(tool: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tool.items() if name not in ("type", "function")}
 
 
 def _function(path: str, value: Any, shape: str, found: list[Issue]) -> dict[str, Any] | None:
@@ -110,9 +139,9 @@ def _listed(tools: frozenset[str]) -> str:
     return field_names(sorted(tools), "tools")
 
 
-def _canonical(path: str, value: Any, found: list[Issue]) -> str | None:
+def _json(path: str, value: Any, found: list[Issue]) -> str | None:
     try:
-        content = canonical.text(value)
+        content = canonical.in_order(value)
     except (ValueError, TypeError, RecursionError):
         found.append(
             _issue(

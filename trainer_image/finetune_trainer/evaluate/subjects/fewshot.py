@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
 
+from finetune_trainer import canonical
 from finetune_trainer.data.index import input_digest
 from finetune_trainer.rows import Row
 from finetune_trainer.scoring.scopesource import MAX_LABELS, MIN_ROWS_PER_LABEL
@@ -66,13 +67,13 @@ def _candidates(training: Iterable[Row], evaluated: Sequence[Row], seed: int) ->
     """Candidates in the order in which they are tried."""
     draw = random.Random(seed)  # noqa: S311 - a documented choice, not a secret
     inputs = {input_digest(row) for row in evaluated}
-    tools = {row.tools for row in evaluated}
+    tools = set(map(_tools, evaluated))
     drawn: list[tuple[float, int, Row]] = []
     by_answer: dict[str, list[tuple[float, int, Row]]] = {}
     rows = 0
     for number, row in enumerate(training, 1):
         key = draw.random()
-        if row.label is False or {row.tools} != tools or input_digest(row) in inputs:
+        if row.label is False or {_tools(row)} != tools or input_digest(row) in inputs:
             continue
         rows += 1
         entry = (-key, -number, row)
@@ -87,6 +88,10 @@ def _candidates(training: Iterable[Row], evaluated: Sequence[Row], seed: int) ->
     draw.shuffle(labels)
     turns = zip_longest(*(sorted(by_answer[label], reverse=True) for label in labels))
     return (_shown(entry) for entry in chain.from_iterable(turns) if entry is not None)
+
+
+def _tools(row: Row) -> str | None:
+    return None if row.tools is None else canonical.of_json(row.tools)
 
 
 def _keep(heap: list[tuple[float, int, Row]], entry: tuple[float, int, Row]) -> None:
