@@ -123,6 +123,40 @@ def test_rows_that_the_chat_template_rejects_are_named(bench: Workbench) -> None
     assert "no system turns" in failure.message
 
 
+CALLING: Final = Row(
+    (
+        Message("user", "Where is bag 7?"),
+        Message("assistant", "", tool_calls='[{"function":{"name":"find","arguments":{"bag":7}}}]'),
+    ),
+    tools='[{"type":"function","function":{"name":"find"}}]',
+)
+
+
+def test_a_call_that_the_chat_template_leaves_out_is_refused_with_its_row(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    template = source / "chat_template.jinja"
+    template.write_text("{{ tools | tojson if tools }}" + template.read_text())
+
+    failure = bench.preflight_failure(source, bench.dataset((ROWS[0], CALLING)))
+
+    assert failure.reason == FailureReason.INVALID_DATA
+    assert failure.message.startswith(
+        "the base model's chat template rejects 1 row (train row 2): the model's chat template omits a call of"
+        " find in messages[1]"
+    )
+    assert "use a base model whose chat template writes such calls" in failure.message
+
+
+def test_a_supplied_chat_template_that_has_no_tools_is_named(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    (source / "chat_template.jinja").unlink()
+
+    failure = bench.preflight_failure(source, bench.dataset((ROWS[0], CALLING)))
+
+    assert failure.message.startswith("the chat template plain, which a base model without one of its own gets,")
+    assert "(train row 2)" in failure.message
+
+
 def test_a_dataset_without_training_rows_is_rejected(bench: Workbench) -> None:
     failure = bench.preflight_failure(dataset=bench.dataset((), ROWS))
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tokens of a row are learned."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -106,6 +108,67 @@ def test_a_template_that_writes_no_tools_is_refused(tokenizer: PreTrainedTokeniz
         RowNotEncodable, match="omits the tool track; use a base model that supports tool calls"
     ):
         RowEncoder(tokenizer).encode(CALL)
+
+
+LISTED: Final = (
+    "{% for tool in tools or [] %}({{ tool['function']['name'] }} track track){% endfor %}"
+    "{% for m in messages %}<{{ m['role'] }}>CALLS{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NAME: Final = "{{ m['tool_calls'][0]['function']['name'] }}"
+
+
+FIRST_CALL: Final = f"{NAME}{{{{ m['tool_calls'][0]['function']['arguments'] | tojson }}}}"
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers", "missing"),
+    [
+        ("", [7], "a call of track"),
+        (NAME, [7], "the argument id of the call of track"),
+        (FIRST_CALL, [7, 7], "a call of track"),
+    ],
+    ids=["no calls", "names only", "first call only"],
+)
+def test_a_call_that_the_template_omits_is_refused(
+    with_template: MakeTokenizer, written: str, numbers: list[int], missing: str
+) -> None:
+    calls = [{"function": {"name": "track", "arguments": {"id": number}}} for number in numbers]
+    row = Row((CALL.messages[0], Message("assistant", "", tool_calls=json.dumps(calls))), tools=CALL.tools)
+    written = f"{{% if m['tool_calls'] %}}{written}{{% endif %}}"
+    encoder = RowEncoder(with_template(LISTED.replace("CALLS", written)))
+
+    with pytest.raises(RowNotEncodable, match=rf"omits {missing} in messages\[1\]"):
+        encoder.encode(row)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{{ a | tojson }}",
+        "{{ a | tojson(ensure_ascii=True) }}",
+        "{{ a | string }}",
+        "{% for name in a %}<{{ name }}>\n{{ a[name] | string | trim }}\n</{{ name }}>{% endfor %}",
+        "{% for name, value in a.items() %}{{ name }}={{ value | e }},{% endfor %}",
+    ],
+    ids=["json", "escaped json", "python", "elements", "html"],
+)
+def test_a_call_is_found_in_any_notation(with_template: MakeTokenizer, form: str) -> None:
+    arguments = {
+        "text": ' a "b"\n\t<c> & \\new Köln 𠮷 ',
+        "deep": {"x": ["y z", -1.5]},
+        "no": None,
+        "on": True,
+    }
+    calls = json.dumps([{"function": {"name": "track", "arguments": arguments}}])
+    written = (
+        f"{{% if m['tool_calls'] %}}{NAME}"
+        f"{{% set a = m['tool_calls'][0]['function']['arguments'] %}}{form}{{% endif %}}"
+    )
+    tokenizer = with_template(LISTED.replace("CALLS", written))
+    row = Row((CALL.messages[0], Message("assistant", "", tool_calls=calls)), tools=CALL.tools)
+
+    assert learned(tokenizer, RowEncoder(tokenizer).encode(row)).startswith("track")
 
 
 @pytest.mark.parametrize("row", [PAIR, CHAT])

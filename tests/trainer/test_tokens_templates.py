@@ -22,6 +22,7 @@ from finetune_trainer.rows import Message, Row, parse_row
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatCompletionRequest
 from finetune_trainer.tokens import trainingtemplates
+from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
@@ -66,6 +67,7 @@ ROWS: Final = {
         ),
         tools=TOOLS,
     ),
+    "call": Row((Message("user", "Where?"), Message("assistant", "", tool_calls=CALLS)), tools=TOOLS),
     "weight 0": Row((TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])),
     "reasoning": Row((TURNS[0], Message("assistant", "<think>\nIt is lost.\n</think>\n\ndispatch"))),
 }
@@ -119,6 +121,8 @@ def described(family: str, template: str, arguments: Mapping[str, Any]) -> Itera
         yield f"    prompt ends  {tokenizer.decode(prompt)[-32:]!r}"
         for turn in turns:
             yield f"    learned      {tokenizer.decode(turn)!r}"
+        if row.messages[-1].tool_calls is not None:
+            continue
         content = reader.content(prompt, turns[-1])
         verdict = "" if reader.reference(row.output) == content else "  DIFFERS"
         yield f"    accepted     {reader.reference(row.output)!r}"
@@ -160,6 +164,21 @@ SOURCE_TOOLS: Final = [
         },
     }
 ]
+
+
+@pytest.mark.parametrize(
+    ("family", "end"),
+    [("gptoss", "<|call|>"), ("gemma4", "<|tool_response>"), ("glm4moe", "<|observation|>")],
+)
+def test_an_answer_with_calls_ends_at_the_token_that_ends_calls(family: str, end: str) -> None:
+    tokenizer = tokenizer_with(published()[family])
+
+    (answer,) = learned(RowEncoder(tokenizer).encode(ROWS["call"]))
+
+    assert tokenizer.decode(answer[-1:]) == end
+    assert answer[-1] in stop_token_ids(tokenizer, None)
+
+
 PRINTING_TOOLS: Final = ("glm4moe", "lfm2_2_5_v2", "llama3_1", "muse_glimmer", "qwen2_5", "qwen3", "qwen3_6")
 """Families whose templates print tools as JSON, and calls as JSON or in elements of XML."""
 

@@ -16,6 +16,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.store import DerivedRef, Store
 from finetune_trainer.tokens.answers import Encoder
+from finetune_trainer.tokens.chattemplate import MODEL_TEMPLATE, template_name
 from finetune_trainer.tokens.controltokens import ControlTokens
 from finetune_trainer.tokens.encodingname import encoding_name
 from finetune_trainer.tokens.rendering import RowNotEncodable
@@ -90,17 +91,22 @@ def _write(rows: RowFiles, encoder: Encoder, folder: Path, meter: StageMeter) ->
                     if control_token is not None:
                         facts.with_control_tokens.add(number, control_token)
     writer.finish()
-    _require_none(rejected)
+    _require_none(rejected, template_name(encoder.tokenizer))
 
 
-def _require_none(rejected: Mapping[SplitName, FoundRows]) -> None:
+def _require_none(rejected: Mapping[SplitName, FoundRows], template: str) -> None:
     """Raise StageFailure (INVALID_DATA) if there are rejected rows."""
     count = sum(found.rows for found in rejected.values())
     if count:
         reasons = [reason for found in rejected.values() for _, reason in found.first]
+        source = (
+            "the base model's chat template"
+            if template == MODEL_TEMPLATE
+            else f"the chat template {template}, which a base model without one of its own gets,"
+        )
         raise StageFailure(
             FailureReason.INVALID_DATA,
-            f"the base model's chat template rejects {count_of(count)} ({first_of(rejected)}): {reasons[0]}",
+            f"{source} rejects {count_of(count)} ({first_of(rejected)}): {reasons[0]}",
             ExitCode.BAD_DATA,
         )
 

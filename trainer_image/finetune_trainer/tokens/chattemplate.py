@@ -29,6 +29,14 @@ PROBE: Final = (
     {"role": "user", "content": "ping"},
     {"role": "assistant", "content": "pong"},
 )
+PROBE_TOOL: Final[dict[str, Any]] = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Probes",
+        "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}},
+    },
+}
 
 
 TemplateArguments = Mapping[str, Any]
@@ -81,8 +89,11 @@ def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None
 ) -> list[int]:
-    """Token ids that end an answer, sorted: end of sequence, end of turn, those of the generation config."""
-    found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
+    """Token ids that end an answer, sorted.
+
+    The end of the sequence, of a turn and of calls, and those of the generation config.
+    """
+    found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer), end_of_calls_id(tokenizer)}
     configured = None if generation_config is None else generation_config.eos_token_id
     found.update(configured if isinstance(configured, list) else [configured])
     return sorted(token for token in found if token is not None)
@@ -100,6 +111,48 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArgume
     control = control_ids(tokenizer)
     ids: list[int] = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
     return next((token for token in reversed(ids) if token in control), None)
+
+
+def end_of_calls_id(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE) -> int | None:
+    """The control token that ends an answer with calls; None if the template has none for them only.
+
+    A token that also occurs between the calls of one answer does not end it.
+    """
+    try:
+        answer = _probed_calls(tokenizer, 2, arguments)
+    except (TemplateError, TypeError, ValueError):
+        # Some templates allow one call in an answer.
+        try:
+            answer = _probed_calls(tokenizer, 1, arguments)
+        except (TemplateError, TypeError, ValueError):
+            return None
+    if PROBE_TOOL["function"]["name"] not in answer:
+        return None
+    control = control_ids(tokenizer)
+    ids: list[int] = tokenizer(answer.rstrip(), add_special_tokens=False)["input_ids"]
+    last = ids[-1]
+    is_end = last in control and ids.count(last) == 1
+    return last if is_end and last != end_of_turn_id(tokenizer, arguments) else None
+
+
+def _probed_calls(tokenizer: PreTrainedTokenizerBase, calls: int, arguments: TemplateArguments) -> str:
+    """An answer with calls, as the chat template renders it. Raises what the template raises."""
+    functions = ({"name": PROBE_TOOL["function"]["name"], "arguments": {"number": n}} for n in range(calls))
+    called = [{"type": "function", "function": function} for function in functions]
+    messages = (PROBE[0], {"role": "assistant", "content": "", "tool_calls": called})
+    before = render(
+        tokenizer, messages[:1], tools=[PROBE_TOOL], add_generation_prompt=True, arguments=arguments
+    )
+    training = training_template(str(tokenizer.get_chat_template()))
+    if training is None:
+        text = render(tokenizer, messages, tools=[PROBE_TOOL], arguments=arguments)
+    else:
+        text, _ = render_marked(tokenizer, training, messages, [PROBE_TOOL], arguments)
+    # Some templates open reasoning in the prompt only.
+    shared = next(
+        (at for at, pair in enumerate(zip(before, text, strict=False)) if len({*pair}) > 1), len(before)
+    )
+    return text[shared:]
 
 
 def has_system_turn(tokenizer: PreTrainedTokenizerBase, arguments: TemplateArguments = NONE) -> bool:

@@ -7,24 +7,36 @@ of the answer, including the end-of-turn token, so that it learns to stop. All o
 """
 
 import json
+import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import unescape
 from typing import Any, Final, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.rows import Row
+from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, control_ids, end_of_turn_id
+from finetune_trainer.tokens.chattemplate import (
+    NONE,
+    TemplateArguments,
+    control_ids,
+    end_of_calls_id,
+    end_of_turn_id,
+)
 from finetune_trainer.tokens.rendering import RowNotEncodable, RowRenderer, Span
 
 IGNORE_INDEX: Final = -100
 """Label of a token that is not learned; the convention of PyTorch and transformers."""
 
 EncodedT = TypeVar("EncodedT")
+
+ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+"""An escape sequence of JSON."""
 
 TOKENIZE: Final[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
 """Rendered chats already have their control tokens. The trainer checks the length itself."""
@@ -72,6 +84,8 @@ class _Conversation:
     """What the model generates in the turns to learn, in characters."""
     last: int
     """The last turn."""
+    ends: frozenset[int]
+    """Tokens that end the last turn."""
     unlearned_turns: int
 
     @property
@@ -99,6 +113,8 @@ class RowEncoder:
                 f" {error}; create a run with other arguments",
             ) from error
         self._end: int = tokenizer.eos_token_id if end_of_turn is None else end_of_turn
+        end_of_calls = end_of_calls_id(tokenizer, chat_template_kwargs)
+        self._ends_of_calls = frozenset({self._end} if end_of_calls is None else {self._end, end_of_calls})
         self._history_end = self._end_in_history()
 
     def encode(self, row: Row) -> EncodedRow:
@@ -153,22 +169,27 @@ class RowEncoder:
                 " chat_template.jinja"
             )
         _check_tools(row, rendering.text)
+        spans = {turn: rendering.spans[turn] for turn in turns if turn in rendering.spans}
+        _check_calls(row, {turn: rendering.text[begin:end] for turn, (begin, end) in spans.items()})
         return _Conversation(
             rendering.text,
             answer,
-            {turn: rendering.spans[turn] for turn in turns if turn in rendering.spans},
+            spans,
             last=last,
-            unlearned_turns=sum(turn not in rendering.spans for turn in turns),
+            ends=frozenset({self._end}) if row.messages[last].tool_calls is None else self._ends_of_calls,
+            unlearned_turns=len(turns) - len(spans),
         )
 
     def _label(self, conversation: "_Conversation", ids: list[int], starts: list[int]) -> EncodedRow:
         """Label the tokens of the learned turns, and end the row with the end of its last turn."""
         labels = [IGNORE_INDEX] * len(ids)
         for turn, span in conversation.spans.items():
-            self._learn(ids, labels, starts, span, is_last=turn == conversation.last)
-        if self._end in ids[bisect_left(starts, conversation.answer) :]:
+            ends = conversation.ends if turn == conversation.last else self._control
+            self._learn(ids, labels, starts, span, ends)
+        first = bisect_left(starts, conversation.answer)
+        stop = next((at for at in range(len(ids), first, -1) if ids[at - 1] in conversation.ends), None)
+        if stop is not None:
             # Generation stops at the end of the turn: what the template adds after it is never generated.
-            stop = len(ids) - ids[::-1].index(self._end)
             ids, labels = ids[:stop], labels[:stop]
         else:
             ids, labels = [*ids, self._end], [*labels, self._end]
@@ -235,11 +256,10 @@ class RowEncoder:
         )
 
     def _learn(
-        self, ids: list[int], labels: list[int], starts: list[int], span: Span, *, is_last: bool
+        self, ids: list[int], labels: list[int], starts: list[int], span: Span, ends: frozenset[int]
     ) -> None:
-        """Label the tokens of one answer, up to its end-of-turn token if it has one."""
+        """Label the tokens of one answer, up to the last of `ends` if it has one of them."""
         begin, end = bisect_left(starts, span[0]), bisect_left(starts, span[1])
-        ends = {self._end} if is_last else self._control
         at = next((at for at in range(end - 1, begin - 1, -1) if ids[at] in ends), None)
         if at is not None:
             # A model that learned to generate this token would not stop there.
@@ -285,12 +305,72 @@ def _split(
 
 def _check_tools(row: Row, text: str) -> None:
     """Raise RowNotEncodable if the template ignores tools, as templates without tool support do."""
-    called = [json.loads(message.tool_calls) for message in row.messages if message.tool_calls is not None]
-    offered = [] if row.tools is None else json.loads(row.tools)
-    names = [tool["function"]["name"] for tool in (*offered, *(call for calls in called for call in calls))]
-    missing = next((name for name in names if name not in text), None)
+    names = [call["function"]["name"] for message in row.messages for call in _calls(message)]
+    offered = [] if row.tools is None else [tool["function"]["name"] for tool in json.loads(row.tools)]
+    missing = next((name for name in (*offered, *names) if name not in text), None)
     if missing is not None:
         raise RowNotEncodable(
             f"the model's chat template omits the tool {missing}; use a base model that supports tool calls,"
             " give it another chat_template.jinja, or remove the tools"
         )
+
+
+def _check_calls(row: Row, answers: Mapping[int, str]) -> None:
+    """Raise RowNotEncodable if a learned turn lacks one of its calls, or a value of its arguments.
+
+    Some templates list the tools, but write no calls, or only the first one of a turn. `answers` are the
+    rendered turns.
+    """
+    for turn, answer in answers.items():
+        missing = _missing_call(_calls(row.messages[turn]), answer)
+        if missing is not None:
+            raise RowNotEncodable(
+                f"the model's chat template omits {missing} in messages[{turn}], so the model would learn"
+                " another answer; use a base model whose chat template writes such calls, give it another"
+                " chat_template.jinja, or remove the row"
+            )
+
+
+def _missing_call(calls: list[dict[str, Any]], answer: str) -> str | None:
+    """What the rendered answer lacks of the calls, whether it writes them as JSON, XML or other text."""
+    if not calls:
+        return None
+    # Pairs of escape sequences are one character.
+    plain = ESCAPE.sub(_unescaped, answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    texts = [_letters(form) for form in (answer, plain, unescape(answer))]
+
+    def count(value: object) -> int:
+        letters = _letters(str(value))
+        return max(text.count(letters) for text in texts)
+
+    functions = [call["function"] for call in calls]
+    for name, times in Counter(function["name"] for function in functions).items():
+        if count(name) < times:
+            return f"a call of {name}"
+    for function in functions:
+        for argument, value in function["arguments"].items():
+            if not all(map(count, _values(value))):
+                return f"the argument {argument} of the call of {function['name']}"
+    return None
+
+
+def _values(value: Any) -> Iterator[str | int | float]:
+    """The texts and numbers in the value of an argument; other values have several forms."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _values(each)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text, which have one form in all notations."""
+    return "".join(filter(str.isalnum, text))
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else ""
+
+
+def _calls(message: Message) -> list[dict[str, Any]]:
+    return [] if message.tool_calls is None else json.loads(message.tool_calls)

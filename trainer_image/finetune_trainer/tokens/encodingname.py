@@ -9,7 +9,7 @@ from finetune_trainer import canonical
 from finetune_trainer.tokens.answers import Encoder
 from finetune_trainer.tokens.tokenfiles import VERSION, kind_of
 
-ENCODING_VERSION: Final = 1
+ENCODING_VERSION: Final = 2
 """Raise it with every change of `finetune_trainer.tokens` that changes the tokens or labels of a row."""
 LIBRARIES: Final = ("tokenizers", "transformers", "trl")
 """Libraries that render or tokenize rows, or that have training templates."""
