@@ -10,14 +10,16 @@ from peft import PeftModel
 
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import linear_layers
+from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.train.modelsetup import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Workbench, weights
 from tools.models import tiny
 
 ADAPTER = LoRA(r=8, alpha=16, dropout=0)
 QLORA = Method(type="QLoRA", lora=ADAPTER)
+WITH_DORA = Method(type="QLoRA", lora=LoRA(r=8, alpha=16, dropout=0, dora=True))
 CPU = torch.device("cpu")
 
 
@@ -70,9 +72,10 @@ def test_training_is_the_same_with_and_without_validation(bench: Workbench) -> N
     assert second.digest == first.digest
 
 
-def test_it_is_evaluated_on_the_weights_that_it_was_trained_on(bench: Workbench) -> None:
+@pytest.mark.parametrize("method", [QLORA, WITH_DORA], ids=["LoRA", "DoRA"])
+def test_it_is_evaluated_on_the_weights_that_it_was_trained_on(bench: Workbench, method: Method) -> None:
     base, dataset = bench.model(), bench.dataset(ROWS, ROWS[:6], ROWS[:6])
-    config = bench.train_config(base, dataset, method=QLORA, epochs=10, learning_rate=1e-2)
+    config = bench.train_config(base, dataset, method=method, epochs=10, learning_rate=1e-2)
     (checkpoint,) = bench.train(config).checkpoints
 
     def losses(**settings: Any) -> dict[str, float]:
@@ -86,6 +89,23 @@ def test_it_is_evaluated_on_the_weights_that_it_was_trained_on(bench: Workbench)
     # The gain is that of the adapter: the base model is measured in 4 bits too.
     assert quantized["Base"] != pytest.approx(whole["Base"], rel=1e-3)
     assert quantized["Tuned"] < quantized["Base"] / 2
+
+
+def test_a_published_dora_adapter_has_the_logits_of_peft_over_four_bits(bench: Workbench) -> None:
+    config = bench.train_config(method=WITH_DORA, epochs=4, learning_rate=1e-2)
+    folder = bench.checkpoint(bench.train(config).checkpoints[-1])
+
+    def logits(*, as_peft_computes: bool) -> torch.Tensor:
+        model = load_adapter(load_quantized_base(tiny(), CPU), folder, merges=as_peft_computes).eval()
+        with torch.inference_mode():
+            computed: torch.Tensor = model(input_ids=torch.arange(1, 40)[None]).logits.float()
+        return computed
+
+    expected = logits(as_peft_computes=True)
+    torch.testing.assert_close(logits(as_peft_computes=False), expected, rtol=0.02, atol=0.05)
+    with torch.inference_mode():
+        base = load_quantized_base(tiny(), CPU)(input_ids=torch.arange(1, 40)[None]).logits.float()
+    assert not torch.allclose(base, expected, atol=0.5)
 
 
 def test_what_it_learned_works_on_the_base_model_as_it_is(bench: Workbench) -> None:

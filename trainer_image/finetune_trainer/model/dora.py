@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from typing_extensions import override
 
@@ -47,6 +48,7 @@ def fix_magnitudes(model: PeftModel, adapter: str) -> None:
 def _factor(layer: Any, adapter: str) -> Tensor:
     magnitude = layer.lora_magnitude_vector[adapter]
     change = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
-    weight = layer.get_base_layer().weight.to(change.dtype)
+    # Weights in 4 bits are packed; others are returned as they are.
+    weight = dequantize_module_weight(layer.get_base_layer()).to(change.dtype)
     factor: Tensor = magnitude.weight / magnitude.get_weight_norm(weight, change, layer.scaling[adapter])
     return factor
