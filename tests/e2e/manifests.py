@@ -33,8 +33,8 @@ GPU: Final = f"e2e-gpu-{OWN}"
 SMALL: Final = {
     "prepare": {"cpu": "20m", "memory": "256Mi"},
     "preflight": {"cpu": "150m", "memory": "2Gi"},
-    "train": {"cpu": "200m", "memory": "2Gi"},
-    "evaluate": {"cpu": "200m", "memory": "2Gi"},
+    "train": {"cpu": "150m", "memory": "2Gi"},
+    "evaluate": {"cpu": "150m", "memory": "2Gi"},
     "serve": {"cpu": "150m", "memory": "2Gi"},
 }
 """Small requests, so that many pods fit on two cores."""

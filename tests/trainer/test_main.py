@@ -2,6 +2,7 @@
 """Trainer processes from config to exit code and termination message."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES
+from finetune_trainer.contract.environment import CONFIG_ENV, MAX_TERMINATION_MESSAGE_BYTES
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
@@ -36,6 +37,16 @@ code = main()
 heavy = sorted({"torch", "transformers", "datasets", "pyarrow"} & sys.modules.keys())
 sys.exit(f"imported: {heavy}" if heavy else code)
 """
+
+
+OPENMP = """
+import runpy
+try:
+    runpy.run_module("finetune_trainer", run_name="__main__")
+except SystemExit:
+    import torch
+"""
+"""Ends a trainer process at its invalid config, and only then loads torch, which shows the settings of OpenMP."""
 
 
 @pytest.fixture
@@ -103,6 +114,24 @@ def test_preparing_imports_no_machine_learning(preparation: Preparation) -> None
     source = preparation.write("rows.jsonl", json_lines(pairs(50)))
 
     assert run_fresh(preparation.config(source), "-c", NO_TORCH).code == ExitCode.OK
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_a_stage_wait_without_taking_processor_time_unless_the_pod_says_otherwise(
+    chosen: str | None,
+) -> None:
+    policy = {"OMP_WAIT_POLICY": chosen} if chosen else {}
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+
+    ended = subprocess.run(
+        [sys.executable, "-c", OPENMP],
+        env={**inherited, **policy, "OMP_DISPLAY_ENV": "VERBOSE", CONFIG_ENV: "{}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ("GOMP_SPINCOUNT = '0'" in ended.stderr) == (chosen is None), ended.stderr
 
 
 def test_a_failure_leaves_its_reason_and_a_later_try_replaces_it(preparation: Preparation) -> None:

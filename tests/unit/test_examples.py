@@ -13,12 +13,14 @@ import jsonschema
 import pytest
 import yaml
 
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile, ComputeProfileSpec
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.devices import CPU
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
+from finetune_operator.api.podresources import quantity_value
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented
@@ -33,6 +35,7 @@ from finetune_trainer.data.split import split_of
 from finetune_trainer.preflight.methoddata import check_form, resolve_preference
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
+from tools.demo.install import PROFILE as DEMO
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FIRST = EXAMPLES / "ticket-routing"
@@ -112,6 +115,18 @@ def test_profiles_name_priority_classes_that_exist_and_one_default() -> None:
 
     assert named == classes
     assert defaults == ["cpu"]
+
+
+def test_where_devices_are_cores_an_endpoint_gets_as_many_as_any_stage() -> None:
+    found = {path: each["spec"] for path, each in manifests() if each["kind"] == "ComputeProfile"}
+    specs = {path: ComputeProfileSpec.model_validate(each) for path, each in {**found, "demo": DEMO}.items()}
+    cores = {path: spec.resources for path, spec in specs.items() if spec.devices.resource == CPU}
+    assert {"demo", "profiles/cpu.yaml"} <= cores.keys()
+    for path, resources in cores.items():
+        if resources.serve is None:
+            continue
+        serving = quantity_value(resources.serve.cpu)
+        assert [name for name, each in resources if each and quantity_value(each.cpu) > serving] == [], path
 
 
 def test_the_page_lists_every_example_of_a_profile() -> None:

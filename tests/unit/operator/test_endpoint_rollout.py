@@ -3,9 +3,15 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.podresources import quantity_value
+from finetune_operator.manifests.engines.enginetable import ENGINES
 from finetune_operator.manifests.labels import REVISION, RUN
+from finetune_operator.stagetable import STAGES
+from finetune_trainer.contract.serving import EngineName
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
 
 
@@ -423,6 +429,31 @@ def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["requests"]["cpu"] == "4"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_by_default_an_endpoint_gets_the_processor_time_of_any_stage(engine: EngineName) -> None:
+    served = quantity_value(ENGINES[engine].default_resources.cpu)
+    assert [stage for stage, row in STAGES.items() if quantity_value(row.resources.cpu) > served] == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpu"),
+    [
+        ({"train": {"cpu": "1500m", "memory": "4Gi"}, "merge": {"cpu": "1", "memory": "4Gi"}}, "1500m"),
+        ({"train": {"cpu": "500m", "memory": "4Gi"}}, "1"),
+        ({"train": {"cpu": "2", "memory": "4Gi"}, "serve": {"cpu": "200m", "memory": "2Gi"}}, "200m"),
+    ],
+)
+def test_cores_of_an_endpoint_follow_the_stages_unless_the_profile_sets_them(
+    resources: dict[str, Any], cpu: str
+) -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"))
+    cluster.put(profile(devices={"resource": "cpu", "max": 8}, resources=resources))
+    cluster.settle()
+    (deployment,) = cluster.deployments.values()
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == cpu
 
 
 def test_an_endpoint_that_requests_too_many_devices_keeps_serving_and_says_so() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.api.devices import CPU
-from finetune_operator.api.podresources import PodResources
+from finetune_operator.api.podresources import PodResources, quantity_value
 from finetune_operator.manifests.engines.answeringengine import AnsweringEngine
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container
@@ -26,7 +26,8 @@ class ServingEngine:
     max_lora_rank: Callable[[ServingConfig], int] | None
     """Highest rank of an adapter that the engine loads as it is configured; None: any."""
     default_resources: PodResources
-    """Resources of the container where the profile has none."""
+    """Resources of the container where the profile has none. At least the CPU of each stage in `STAGES`: on a
+    node without idle processors, pods get processor time in proportion to their requests."""
     scratch_limit: str
     """Size limit of temporary files, such as compiled kernels."""
     has_processes: bool
@@ -39,7 +40,7 @@ ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
     BUILT_IN: ServingEngine(
         container=transformers_container,
         max_lora_rank=None,
-        default_resources=PodResources(cpu="500m", memory="3Gi"),
+        default_resources=PodResources(cpu="1", memory="3Gi"),
         scratch_limit="1Gi",
         has_processes=False,
         answering=None,
@@ -63,6 +64,9 @@ def engine_of(profile: ComputeProfile) -> ServingEngine:
 def engine_resources(profile: ComputeProfile, devices: int, default: PodResources) -> Manifest:
     """Requests and limits of the engine's container.
 
+    Where devices are CPU cores and the profile has no resources for serving, the CPU request is the number of
+    devices, and at least that of each stage in the profile, so that stages do not slow an endpoint down.
+
     Args:
         profile: the ComputeProfile.
         devices: devices of the pod.
@@ -73,7 +77,8 @@ def engine_resources(profile: ComputeProfile, devices: int, default: PodResource
     if profile.spec.devices.resource != CPU:
         limits[profile.spec.devices.resource] = str(devices)
     elif profile.spec.resources.serve is None:
-        requests["cpu"] = str(devices)
+        of_stages = [each.cpu for _, each in profile.spec.resources if each is not None]
+        requests["cpu"] = max([str(devices), *of_stages], key=quantity_value)
     return {"requests": requests, "limits": limits}
 
 
