@@ -141,8 +141,8 @@ def test_a_call_that_the_chat_template_leaves_out_is_refused_with_its_row(bench:
 
     assert failure.reason == FailureReason.INVALID_DATA
     assert failure.message.startswith(
-        "the base model's chat template rejects 1 row (train row 2): the model's chat template omits a call of"
-        " find in messages[1]"
+        "the base model's chat template rejects 1 row (train row 2): the model's chat template omits a call"
+        " of find in messages[1]"
     )
     assert "use a base model whose chat template writes such calls" in failure.message
 
@@ -153,8 +153,78 @@ def test_a_supplied_chat_template_that_has_no_tools_is_named(bench: Workbench) -
 
     failure = bench.preflight_failure(source, bench.dataset((ROWS[0], CALLING)))
 
-    assert failure.message.startswith("the chat template plain, which a base model without one of its own gets,")
+    assert failure.message.startswith(
+        "the chat template plain, which a base model without one of its own gets,"
+    )
     assert "(train row 2)" in failure.message
+
+
+HEADED: Final = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}to user: {% endif %}"
+    "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""The model has to write a header before each answer, which no reader of answers knows."""
+SKIPPED: Final = HEADED.replace("to user: ", "{% if loop.length > 2 %}to user: {% endif %}")
+
+
+def test_a_template_by_which_no_answer_comes_back_is_refused(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    (source / "chat_template.jinja").write_text(HEADED)
+
+    failure = bench.preflight_failure(source, bench.dataset(ROWS, (), ROWS[:1]))
+
+    assert failure.reason == FailureReason.BASE_MODEL_INVALID
+    assert (
+        "9 of 9 checked answers (train row 1, train row 2, train row 3, train row 4, train row 5 and 4 more)"
+        " do not come back as they are in the rows: clients and metrics get 'to user: ' before the answer."
+        in failure.message
+    )
+    assert "chat_template.jinja" in failure.message
+
+
+def test_answers_that_do_not_come_back_are_named_in_a_warning_if_others_do(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    (source / "chat_template.jinja").write_text(SKIPPED)
+    ruled = Row((Message("system", "Be brief."), *ROWS[0].messages))
+
+    result = bench.preflight(source, bench.dataset((*ROWS[:3], ruled)))
+
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "1 of 4 checked answers (train row 4) do not come back as they are in the rows: clients and metrics"
+        " get 'to user: ' before the answer. Metrics count such an answer as wrong"
+    )
+
+
+def test_a_rare_kind_of_row_is_checked_too(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    after_a_tool = HEADED.replace(
+        "to user: ", "{% if messages[loop.index0 - 1]['role'] == 'tool' %}to user: {% endif %}"
+    )
+    (source / "chat_template.jinja").write_text(
+        after_a_tool.replace(
+            "{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
+        )
+    )
+    answered = Row((*CALLING.messages, Message("tool", "Here."), Message("assistant", "sales")))
+
+    result = bench.preflight(source, bench.dataset((*ROWS, answered)))
+
+    (warning,) = result.warnings
+    assert warning.startswith(f"1 of 9 checked answers (train row {len(ROWS) + 1}) do not come back")
+
+
+def test_answers_that_differ_in_case_only_are_a_warning(bench: Workbench) -> None:
+    source = Path(shutil.copytree(tiny(), bench.root / "source"))
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    result = bench.preflight(source, bench.dataset((Row.pair("late?", "Sales"),)))
+
+    (warning,) = result.warnings
+    assert "1 of 1 checked answers (train row 1)" in warning
+    assert "the tokenizer changes characters" in warning
 
 
 def test_a_dataset_without_training_rows_is_rejected(bench: Workbench) -> None:

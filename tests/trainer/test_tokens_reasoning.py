@@ -11,6 +11,8 @@ HARMONY = (
     "<|channel|>analysis<|message|>We route.\n<|end|><|start|>assistant<|channel|>final<|message|>dispatch"
 )
 
+MUSE = " to=self<|message|>We route.<|eom|><|start|>assistant to=user<|message|>dispatch<|eot|>"
+
 
 @pytest.mark.parametrize(
     ("name", "answer", "is_open", "reasoning", "content"),
@@ -31,6 +33,8 @@ HARMONY = (
         ("qwen3", "  <thi", False, "", "  <thi"),
         ("glm45", "\n<think></think>\ndispatch", False, "", "dispatch"),
         ("gemma4", "<|channel>thought\nIt is lost.\n<channel|>dispatch", False, "It is lost.", "dispatch"),
+        ("muse_glimmer", " to=user<|message|>dispatch<|eot|>", False, "", "dispatch"),
+        ("muse_glimmer", MUSE, False, "We route.", "dispatch"),
         ("openai_gptoss", HARMONY, False, "We route.", "dispatch"),
         ("openai_gptoss", "<|channel|>final<|message|>dispatch<|return|>", False, "", "dispatch"),
         ("openai_gptoss", "dispatch", False, "", "dispatch"),

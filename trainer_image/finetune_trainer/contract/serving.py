@@ -9,7 +9,7 @@ from finetune_trainer.contract.base import SharedPart
 
 EngineName = Literal["VLLM", "Transformers"]
 """Engine of an endpoint. Transformers is that of the trainer image."""
-REASONING_PARSERS: Final = ("openai_gptoss", "gemma4", "glm45", "deepseek_r1", "qwen3")
+REASONING_PARSERS: Final = ("openai_gptoss", "muse_glimmer", "gemma4", "glm45", "deepseek_r1", "qwen3")
 """Parsers of the built-in engine, with the names that vLLM has for them."""
 
 

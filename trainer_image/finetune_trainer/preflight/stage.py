@@ -27,6 +27,7 @@ from finetune_trainer.preflight.methoddata import check_form, check_sharding, re
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
+from finetune_trainer.preflight.readback import check_read_back
 from finetune_trainer.preflight.tokenizing import RowFiles, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, Row, count_rows, read_rows
@@ -91,6 +92,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         tokenizer = load_tokenizer(source)
         held_out = ScopeSource(data, "test", tokenizer, config.chat_template_kwargs)
         held_out.find(config.metrics, config.options)
+        read_back = check_read_back(uri, rows.paths, tokenizer, config.chat_template_kwargs)
         if found.stored is None:
             meter.begin("hashing the base model")
             manifest = Manifest.of(source, files, meter.add)
@@ -151,6 +153,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         warnings=(
             *warnings,
             *warnings_of(lengths),
+            *read_back,
             *long_rows.warnings,
             *judge_warnings(config.judges),
             *(() if prediction is not None else (NOT_PREDICTED,)),

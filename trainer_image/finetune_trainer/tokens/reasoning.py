@@ -65,7 +65,16 @@ PARSERS: Final = (
         content_open="<|channel|>final<|message|>",
         content_close=("<|return|>", "<|call|>"),
     ),
-    ReasoningParser("gemma4", "<|channel>thought\n", "<channel|>", marks=("<|channel>thought",)),
+    ReasoningParser(
+        "muse_glimmer",
+        "to=self<|message|>",
+        "<|eom|>",
+        marks=("to=self<|message|>", "<|eom|>"),
+        content_open="to=user<|message|>",
+        content_close=("<|eot|>",),
+    ),
+    # Not each of its templates writes reasoning, but each removes it from earlier turns.
+    ReasoningParser("gemma4", "<|channel>thought\n", "<channel|>", marks=("<|channel>", "<channel|>")),
     ReasoningParser("glm45", "<think>", "</think>", marks=("[gMASK]", "</think>")),
     ReasoningParser("deepseek_r1", "<think>", "</think>", marks=("<｜Assistant｜>", "</think>")),
     ReasoningParser("qwen3", "<think>", "</think>", marks=("<think>", "</think>")),
