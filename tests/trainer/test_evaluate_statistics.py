@@ -62,12 +62,14 @@ def test_a_share_has_the_published_interval(right: int, rows: int, low: float, h
 @pytest.mark.parametrize(
     ("right", "rows", "method"),
     [
-        (27, 29, "exact"),
-        (28, 30, "wilson"),
-        (98, 100, "wilson"),
-        (99, 100, "exact"),
-        (2, 100, "wilson"),
-        (1, 100, "exact"),
+        (20, 29, "exact"),
+        (20, 30, "wilson"),
+        (94, 100, "wilson"),
+        (95, 100, "exact"),
+        (6, 100, "wilson"),
+        (5, 100, "exact"),
+        (980, 1000, "wilson"),
+        (981, 1000, "exact"),
     ],
 )
 def test_small_and_extreme_samples_have_the_exact_interval(right: int, rows: int, method: str) -> None:
@@ -208,6 +210,15 @@ def assert_covered(found: Coverage) -> None:
 @pytest.mark.parametrize(("rows", "value"), grid())
 def test_the_interval_of_a_share_covers_what_it_states(rows: int, value: float) -> None:
     assert_covered(coverage.of_proportions(rows, value))
+
+
+@pytest.mark.parametrize("value", [0.97, 0.99, 0.996])
+@pytest.mark.parametrize("rows", [30, 50, 100, 200])
+def test_the_interval_of_a_share_near_1_covers_nearly_what_it_states(rows: int, value: float) -> None:
+    found = coverage.of_proportions(rows, value)
+
+    assert found.two_sided >= COVERED[0]
+    assert min(found.lower, found.upper) >= 0.9
 
 
 @pytest.mark.parametrize(("rows", "value"), grid())
