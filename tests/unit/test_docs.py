@@ -39,7 +39,14 @@ NO_FAILURE = {
     *(Reason.CANARY, Reason.PREVIEW, Reason.AWAITING_DECISION, Reason.BAKING),
     *(Reason.PAUSED, Reason.SUCCEEDED, Reason.RESTORED, Reason.SUSPENDED, Reason.AVAILABLE, Reason.SERVING),
     *(Reason.SCALED_TO_ZERO, Reason.NOT_BELOW_FLOOR, Reason.ROUTE_PENDING, Reason.ROUTE_ACCEPTED),
-    *(Reason.PROMOTED, Reason.NOT_PROMOTED, Reason.REJECTED, Reason.OLDER_RULE, Reason.LIST_FULL),
+    *(
+        Reason.PROMOTED,
+        Reason.NOT_PROMOTED,
+        Reason.REJECTED,
+        Reason.OLDER_RULE,
+        Reason.FIELDS_IGNORED,
+        Reason.LIST_FULL,
+    ),
 }
 
 

@@ -21,6 +21,7 @@ class ConditionType(StrEnum):
     REFRESHED = "Refreshed"
     IMAGE_CURRENT = "ImageCurrent"
     LABELS_READ = "LabelsRead"
+    FIELDS_READ = "FieldsRead"
     IN_SYNC = "InSync"
     SCORES_RECORDED = "ScoresRecorded"
     ROUTE_ACCEPTED = "RouteAccepted"
@@ -70,6 +71,7 @@ class Reason(StrEnum):
     REJECTED = "Rejected"
     # information only
     OLDER_RULE = "OlderRule"
+    FIELDS_IGNORED = "FieldsIgnored"
     LIST_FULL = "ListFull"
     # blocked until a user acts
     PROFILE_NOT_FOUND = "ProfileNotFound"

@@ -534,7 +534,7 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
     (
         "ShareGPT",
         SHAREGPT,
-        {"system": "s", "conversations": [{"from": "system", "value": "s"}, *SHAREGPT["conversations"]]},
+        {"system": "s", "conversations": [{"from": "system", "value": "t"}, *SHAREGPT["conversations"]]},
         Code.TURN_ORDER,
         "conversations[0] is a system message, and the row also has system; expected one system message;",
     ),

@@ -674,6 +674,25 @@ def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_onc
     assert cluster.config("prepare").unless_version == "etag-1"
 
 
+def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows_lack_them() -> None:
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}))
+    cluster.settle()
+    names = ("system_prompt", "messages[].thinking")
+    cluster.succeed("prepare", prepared(source_version="etag-1", unread_fields=names))
+    cluster.settle()
+
+    condition = conditions.find(status(cluster).conditions, ConditionType.FIELDS_READ)
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "FieldsIgnored")
+    assert condition.message.startswith("Nothing reads system_prompt, messages[].thinking of the rows")
+    assert conditions.is_true(status(cluster).conditions, ConditionType.READY)
+
+    until_due(cluster)
+    cluster.succeed("prepare", prepared(run_of(cluster), dataset=NEWER, source_version="etag-2"))
+    cluster.settle()
+    assert conditions.find(status(cluster).conditions, ConditionType.FIELDS_READ) is None
+
+
 def test_the_rule_that_the_spec_names_holds_and_ends_the_condition() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset())
     cluster.settle()

@@ -17,6 +17,7 @@ def as_options(text: str) -> str:
     """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
     text = FIELD.sub(_option, text)
     text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
+    text = re.sub(r"\bkeepColumns\b", "--keep-column", text)
     return re.sub(r"\bin columns\b", "in --columns", text)
 
 

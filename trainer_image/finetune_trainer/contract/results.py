@@ -87,6 +87,8 @@ class PrepareResult(Contract):
     """Version of the rules for reading and comparing rows."""
     unread_labels: int = Field(default=0, json_schema_extra={"since": 2})
     """Rows with a label that may rate the answer. A newer rule version would not use them as they are."""
+    unread_fields: tuple[str, ...] = Field(default=(), json_schema_extra={"since": 2})
+    """First fields of the rows that nothing reads and that have a meaning for training by their names."""
     group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Column of the source whose rows are kept together in one split; None if rows are independent."""
 

@@ -7,6 +7,7 @@ from typing import Final
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
+from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.index import RowIndex
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.result import Label
@@ -70,6 +71,25 @@ def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Iss
             "names that the format reads",
             "remove the unused names, or set format to the format of the rows",
         )
+
+
+def unread_fields(unused: Iterable[str]) -> tuple[str, ...]:
+    """Those of the unused fields that have a meaning for training by their names."""
+    return tuple(name for name in unused if meaning_of(name) is not None)
+
+
+def ignored_fields(names: Iterable[str]) -> Iterator[Issue]:
+    """A warning per unused field that has a meaning for training by its name."""
+    for name in names:
+        if meaning := meaning_of(name):
+            kept = "" if "[]" in name else ", or name it in keepColumns if it only describes the row"
+            # The name is one of a few words, so it is not marked as a quotation.
+            yield _warning(
+                Code.FIELDS_IGNORED,
+                f'"{name}" is not read; by its name it {meaning.what}',
+                "",
+                meaning.fix + kept,
+            )
 
 
 def kept_nothing(names: Iterable[str]) -> Iterator[Issue]:

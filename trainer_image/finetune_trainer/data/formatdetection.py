@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import ContainerName, Fields
 from finetune_trainer.data.formats.clues import Clues
 from finetune_trainer.data.formats.registry import FORMATS, prompt_completion_format
-from finetune_trainer.data.options import RATINGS_SINCE, FieldNames
+from finetune_trainer.data.options import RATINGS_SINCE, Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import field_names, listed
 
@@ -21,10 +21,10 @@ SAMPLE_ROWS: Final = 100
 class FormatDetector:
     """Detects the format of records by their fields and by the names in the recipe."""
 
-    def __init__(self, names: FieldNames, rule: int = RULE_VERSION) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         """Raises ValueError for an invalid template."""
-        self.rule = rule
-        self._clues = Clues(names, rule)
+        self._recipe = recipe
+        self._clues = Clues(recipe.names, recipe.division.rule_version)
 
     def format_of(self, records: Sequence[Fields], container: ContainerName) -> DataFormat | Issue:
         """The format of most records, or why none is chosen. Without records: prompts with completions.
@@ -48,14 +48,11 @@ class FormatDetector:
             "map the fields in columns, or set format",
         )
 
-    def rating_issue(self, form: DataFormat, record: Fields) -> Issue | None:
-        """Why a record must not be read in this format: a label may rate its answer."""
-        return self._clues.ratings.issue(record) if FORMATS[form].refuses_ratings else None
-
     def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
-        if self.rule < RATINGS_SINCE:
+        if self._recipe.division.rule_version < RATINGS_SINCE:
             return None
-        found = next((issue for record in records if (issue := self.rating_issue(form, record))), None)
+        reader = FORMATS[form](self._recipe)
+        found = next((issue for record in records if (issue := reader.rating_issue(record))), None)
         return None if found is None else replace(found, code=Code.FILE_UNKNOWN)
 
 

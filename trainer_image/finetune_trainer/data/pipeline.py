@@ -114,6 +114,8 @@ def prepare(
     found.summary(datasetwarnings.ignored_names(reading.ignored_names, reading.format))
     if len(index):
         found.summary(datasetwarnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
+    unread_fields = datasetwarnings.unread_fields(unused.names)
+    found.summary(datasetwarnings.ignored_fields(unread_fields))
     found.summary(datasetwarnings.unread_labels(unread_labels))
     found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
     found.summary(datasetwarnings.summary_issues(index, selection, split_rows, recipe))
@@ -134,6 +136,7 @@ def prepare(
         statistics=facts,
         duplicate_pairs=selection.example_pairs,
         difference=None if previous is None else compare(index, selection.keep, *previous),
+        unread_fields=unread_fields,
         untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
         unread_labels=unread_labels,
         sensitive=sensitive.found(recipe.checks),

@@ -15,6 +15,7 @@ from finetune_trainer.data.containers.containerdetection import HEAD_BYTES, cont
 from finetune_trainer.data.files import FileDamaged, SourceFile, stem
 from finetune_trainer.data.formatdetection import SAMPLE_ROWS, FormatDetector
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
+from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.data.options import RATINGS_SINCE, Recipe
 from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
@@ -74,7 +75,7 @@ class SourceReader:
         self.format = _forced(recipe)
         self._files = files
         self._recipe = recipe
-        self._detector = FormatDetector(recipe.names, recipe.division.rule_version)
+        self._detector = FormatDetector(recipe)
         self._is_forced = _forced(recipe) is not None
         self._form: Format | None = None
 
@@ -181,7 +182,6 @@ class BatchReader:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._detector = FormatDetector(recipe.names, recipe.division.rule_version)
         self._is_forced = _forced(recipe) is not None
         self._decoder = jsonlines.LineDecoder()
         self.form: Format | None = None
@@ -202,7 +202,7 @@ class BatchReader:
             if isinstance(record, InvalidRecord):
                 yield record
                 continue
-            raw = self._rating_issue(record, batch.format) or form.read(record.fields)
+            raw = self._rating_issue(record, form) or form.read(record.fields)
             if not isinstance(raw, RawRow):
                 yield InvalidRecord(record.position, raw)
             else:
@@ -210,21 +210,24 @@ class BatchReader:
                     record.position, raw if batch.split is None else replace(raw, split=batch.split)
                 )
 
-    def _rating_issue(self, record: RawRecord, form: DataFormat) -> tuple[Issue] | None:
-        """Why a row is not read in the detected format; labels can occur after the sampled rows too."""
+    def _rating_issue(self, record: RawRecord, form: Format) -> tuple[Issue] | None:
+        """Why a row is not read in the detected format; ratings can occur after the sampled rows too."""
         if self._is_forced:
             return None
-        issue = self._detector.rating_issue(form, record.fields)
+        issue = form.rating_issue(record.fields)
         if issue is None:
             return None
-        if self._detector.rule < RATINGS_SINCE:
+        if self._recipe.division.rule_version < RATINGS_SINCE:
             self.unread_labels += 1
             return None
         return (issue,)
 
 
 class UnusedFields:
-    """Names of unused fields of the rows, at most MAX_UNUSED, in the order of the rows."""
+    """Names of unused fields of the rows, at most MAX_UNUSED, in the order of the rows.
+
+    Names with a meaning for training are always among them.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
@@ -239,7 +242,8 @@ class UnusedFields:
     def add(self, unused: Iterable[str], known: Iterable[str]) -> None:
         """Add the names of the next batch; `known` are the fields that it uses."""
         for name in unused:
-            if self._noted < MAX_UNUSED and name not in self._known:
+            is_kept = self._noted < MAX_UNUSED or meaning_of(name) is not None
+            if is_kept and name not in self._known:
                 self._noted += 1
                 self._known.add(name)
                 self._names[printable(name[:MAX_UNUSED_CHARACTERS])] = None

@@ -127,6 +127,8 @@ class Prepared:
     duplicate_pairs: tuple[DuplicatePair, ...] = ()
     """Up to a hundred examples per kind."""
     difference: RowChanges | None = None
+    unread_fields: tuple[str, ...] = ()
+    """Unused fields that have a meaning for training by their names."""
     untested_answers: int = 0
     """Number of labels with training rows but no test row."""
     unread_labels: int = 0

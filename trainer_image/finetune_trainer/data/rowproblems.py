@@ -62,6 +62,7 @@ class Code(StrEnum):
     CONTROL_SEQUENCE = "ControlSequence"
     # All rows together.
     COLUMNS_IGNORED = "ColumnsIgnored"
+    FIELDS_IGNORED = "FieldsIgnored"
     LABELS_NOT_READ = "LabelsNotRead"
     FEW_ROWS = "FewRows"
     NO_TRAINING_ROWS = "NoTrainingRows"

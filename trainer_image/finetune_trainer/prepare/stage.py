@@ -40,6 +40,7 @@ REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
 MAX_SHOWN_PROBLEMS: Final = 10
 MAX_SHOWN_CHARACTERS: Final = 200
+MAX_UNREAD_FIELDS: Final = 10
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ def _result(
         difference=None if difference is None else Difference(**dataclasses.asdict(difference)),
         rule_version=prepared.recipe.division.rule_version,
         unread_labels=prepared.unread_labels,
+        unread_fields=prepared.unread_fields[:MAX_UNREAD_FIELDS],
         group_by=prepared.recipe.division.group_by,
     )
 

@@ -9,6 +9,7 @@ from finetune_trainer.data.rowproblems import Code
 DATASET_CODES: Final = frozenset(
     {
         Code.COLUMNS_IGNORED,
+        Code.FIELDS_IGNORED,
         Code.LABELS_NOT_READ,
         Code.FEW_ROWS,
         Code.NO_TRAINING_ROWS,
@@ -55,6 +56,7 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.PHONE_NUMBER: "Texts contain phone numbers",
     Code.CONTROL_SEQUENCE: "Texts contain control sequences of a model",
     Code.COLUMNS_IGNORED: "Named columns are not used",
+    Code.FIELDS_IGNORED: "Fields that may have a meaning are not read",
     Code.LABELS_NOT_READ: "Labels that rate answers are not used",
     Code.FEW_ROWS: "There are few rows",
     Code.NO_TRAINING_ROWS: "There are no rows to train on",

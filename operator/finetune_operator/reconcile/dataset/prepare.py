@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_operator.api.dataset import Dataset, RefreshStatus
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_labels_read
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_unread
 from finetune_operator.reconcile.dataset.sourcecheck import (
     check_number,
     check_source,
@@ -43,7 +43,7 @@ def prepare(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
     if isinstance(outcome, StageResult):
         recorded = record(dataset, draft, outcome.prepare)
         if recorded is not None:
-            found = with_labels_read(dataset.status.conditions, dataset, outcome.prepare, draft.snapshot.now)
+            found = with_unread(dataset.status.conditions, dataset, outcome.prepare, draft.snapshot.now)
             dataset = dataset.model_copy(
                 update={"status": dataset.status.model_copy(update={"conditions": found})}
             )

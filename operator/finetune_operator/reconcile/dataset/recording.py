@@ -93,26 +93,41 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
     )
 
 
-def with_labels_read(
+def with_unread(
     known: tuple[Condition, ...], dataset: Dataset, prepared: PrepareResult | None, now: datetime
 ) -> tuple[Condition, ...]:
-    """The conditions, with LabelsRead=False if rows have labels that the Dataset's rule version ignores."""
+    """The conditions, with LabelsRead=False if rows have labels that the Dataset's rule version ignores, and
+    FieldsRead=False if they have fields with a meaning for training that nothing reads.
+    """
     if prepared is None or prepared.unchanged:
         return known
-    if not prepared.unread_labels:
-        return conditions.without(known, ConditionType.LABELS_READ)
-    rows = prepared.unread_labels
-    return conditions.with_condition(
-        known,
-        ConditionType.LABELS_READ,
-        "False",
-        Reason.OLDER_RULE,
+    rows, fields = prepared.unread_labels, prepared.unread_fields
+    labels_message = (
         f"{rows} row{'s have' if rows != 1 else ' has'} a label that may rate the answer as good or bad."
         f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer. Set"
-        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to ignore them.",
-        generation=dataset.metadata.generation,
-        now=now,
+        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to ignore them."
     )
+    fields_message = (
+        f"Nothing reads {', '.join(fields)} of the rows, which may change what should be learned."
+        " status.warnings states what to do. Name a column in spec.keepColumns if it only describes the row."
+    )
+    for kind, reason, message in (
+        (ConditionType.LABELS_READ, Reason.OLDER_RULE, labels_message if rows else None),
+        (ConditionType.FIELDS_READ, Reason.FIELDS_IGNORED, fields_message if fields else None),
+    ):
+        if message is None:
+            known = conditions.without(known, kind)
+            continue
+        known = conditions.with_condition(
+            known,
+            kind,
+            "False",
+            reason,
+            conditions.shortened(message),
+            generation=dataset.metadata.generation,
+            now=now,
+        )
+    return known
 
 
 def row_fields(prepared: PrepareResult) -> dict[str, Any]:

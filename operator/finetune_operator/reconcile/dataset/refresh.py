@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_labels_read
+from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_unread
 from finetune_operator.reconcile.dataset.sourcecheck import (
     check_number,
     check_source,
@@ -83,7 +83,7 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     new = f"new rows of the source became DatasetVersion {recorded.name}"
     message = _unchanged(latest) if recorded.name == latest else new
     now = draft.snapshot.now
-    labels = with_labels_read(dataset.status.conditions, dataset, prepared, now)
+    labels = with_unread(dataset.status.conditions, dataset, prepared, now)
     status = dataset.status.model_copy(update={**recorded.fields, "conditions": labels})
     ready = finish_pass(dataset, status, Done(Reason.SUCCEEDED, recorded.message), now)
     return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, message, **dict(ready.status)))

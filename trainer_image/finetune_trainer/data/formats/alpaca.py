@@ -37,7 +37,7 @@ class AlpacaFormat(Format):
         if added := optional_text(record, "input", found):
             prompt = f"{prompt}\n\n{added}"
         output = text(record, "output", found)
-        system = optional_text(record, "system", found)
+        system = self.system(record, found)
         turns = _history(record.get("history"), found)
         if found:
             return tuple(found)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that rate an answer: rows that have one are KTO, or the user must set the format."""
+"""Fields that rate an answer: rows that have one are KTO, are left out, or the user must set the format."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.rowproblems import Code, Issue
@@ -10,41 +12,69 @@ from finetune_trainer.data.rowproblems import Code, Issue
 LABELS: Final = {"true": True, "false": False, "1": True, "0": False}
 KTO_TAG: Final = "kto_tag"
 """Name of the label in LLaMA-Factory."""
-RATING_TEXTS: Final = frozenset(
+RATING_NAMES: Final = frozenset({KTO_TAG, "rating", "feedback", "vote"})
+"""Names of fields, besides the label, in which all RATING_TEXTS, true, false, 1, 0 and -1 rate an answer."""
+VERDICTS: Final = frozenset(
     {
-        *("yes", "no", "y", "n", "good", "bad", "right", "wrong", "correct", "incorrect", "pass", "fail"),
-        *("chosen", "rejected", "accepted", "accept", "reject", "approved", "desirable", "undesirable"),
-        *("up", "down", "thumbs_up", "thumbs_down", "👍", "👎", "t", "f", "-1", "+1"),
+        *("chosen", "rejected", "accepted", "accept", "reject", "desirable", "undesirable"),
+        *("thumbs_up", "thumbs_down", "thumbs up", "thumbs down", "thumbsup", "thumbsdown", "👍", "👎"),
+        *("upvote", "downvote", "upvoted", "downvoted", "liked", "disliked"),
     }
 )
+"""Texts that rate an answer in any field that is not read."""
+RATING_TEXTS: Final = VERDICTS | {
+    *("yes", "no", "y", "n", "good", "bad", "right", "wrong", "correct", "incorrect", "pass", "fail"),
+    *("approved", "up", "down", "t", "f", "-1", "+1"),
+}
 """Texts that usually rate an answer, other than true and false. KTO does not read them."""
+MAX_RATING_CHARACTERS: Final = 16
+PRODIGY_HASH: Final = "_task_hash"
+"""Field of every example that Prodigy exports."""
+PRODIGY_ANSWER: Final = "answer"
+"""Field with the annotator's decision in an example of Prodigy: accept, reject or ignore."""
 
 
 class AnswerRatings:
-    """Finds the label that rates a record's answer."""
+    """Finds the field that rates a record's answer."""
 
     def __init__(self, names: FieldNames) -> None:
         taken = {names.prompt, names.completion, names.messages, names.chosen, names.rejected}
         self.label = names.label or "label"
-        self._fields = tuple(name for name in (self.label, KTO_TAG) if name not in taken)
+        self._labels = tuple(name for name in (self.label, KTO_TAG) if name not in taken)
 
     def is_kto(self, record: Fields) -> bool:
         """Whether the label is true or false, in any spelling that KTO reads."""
-        return self.label in self._fields and label_of(record.get(self.label)) is not None
+        return self.label in self._labels and label_of(record.get(self.label)) is not None
 
-    def issue(self, record: Fields) -> Issue | None:
-        """Why the record's answer must not simply be learned; None if no label may rate it."""
-        for name in self._fields:
+    def issue(self, record: Fields, form: DataFormat | None, is_read: Callable[[str], bool]) -> Issue | None:
+        """Why the record's answer must not simply be learned; None if no field may rate it.
+
+        `form` is the format to set for learning every answer, if it has one name. `is_read` tells whether
+        the format reads a field.
+        """
+        for name in self._labels:
             if name in record and is_rating(record[name]):
-                return Issue(
-                    Code.FORMATS_MIXED,
-                    f"{name} is {_shown(record[name])}, which may rate the answer as good or bad",
-                    "no such label, or a format that defines its meaning",
-                    "set format: KTO (columns.label names the label) to learn from good and bad answers,"
-                    " or set the format without a label to learn every answer",
-                    column=name,
-                )
+                return _issue(name, record[name], form)
+        is_prodigy = PRODIGY_HASH in record
+        for name, value in record.items():
+            if _may_rate(name, value) and not is_read(name) and not (is_prodigy and name == PRODIGY_ANSWER):
+                return _issue(name, value, form)
         return None
+
+
+def rejected_in_prodigy(record: Fields) -> Issue | None:
+    """Why an example of Prodigy must not be learned; None if the annotator accepted it."""
+    decision = record.get(PRODIGY_ANSWER)
+    if decision not in ("reject", "ignore"):
+        return None
+    rejected = "rejected the example as wrong" if decision == "reject" else "skipped the example"
+    return Issue(
+        Code.FIELD_VALUE,
+        f"{PRODIGY_ANSWER} is '{decision}': the annotator {rejected} in Prodigy",
+        "accept",
+        "remove the row, or set onInvalidRows: Drop to leave such rows out",
+        column=PRODIGY_ANSWER,
+    )
 
 
 def label_of(value: Any) -> bool | None:
@@ -57,12 +87,34 @@ def label_of(value: Any) -> bool | None:
 
 
 def is_rating(value: Any) -> bool:
-    """Whether a value may rate an answer as good or bad."""
+    """Whether the value of a label may rate an answer as good or bad."""
     if label_of(value) is not None:
         return True
     if isinstance(value, int) and value == -1:
         return True
     return isinstance(value, str) and value.strip().lower() in RATING_TEXTS
+
+
+def _may_rate(name: str, value: Any) -> bool:
+    if name.lower() in RATING_NAMES:
+        return is_rating(value)
+    return (
+        isinstance(value, str) and len(value) <= MAX_RATING_CHARACTERS and value.strip().lower() in VERDICTS
+    )
+
+
+def _issue(name: str, value: Any, form: DataFormat | None) -> Issue:
+    of_kto = "set format: KTO (columns.label names the label) to learn from good and bad answers"
+    if label_of(value) is None:
+        of_kto = f"remove rows with bad answers; or write true or false instead and {of_kto}"
+    of_all = "set the format" if form is None else f"set format: {form}"
+    return Issue(
+        Code.FORMATS_MIXED,
+        f"{name} is {_shown(value)}, which may rate the answer as good or bad",
+        "no such field, or a format that defines its meaning",
+        f"{of_kto}; or {of_all} to learn every answer",
+        column=name,
+    )
 
 
 def _shown(value: Any) -> str:

@@ -4,11 +4,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers.base import Fields, TableName
+from finetune_trainer.data.formats.answerratings import (
+    PRODIGY_ANSWER,
+    PRODIGY_HASH,
+    AnswerRatings,
+    rejected_in_prodigy,
+)
 from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.formats.messages import read_system
 from finetune_trainer.data.keptcolumns import kept_columns
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.prompttemplate import PromptTemplate
@@ -25,6 +32,9 @@ from finetune_trainer.rows import Row
 
 Group = str | int
 Issues = tuple[Issue, ...]
+
+EMPTY: Final[tuple[object, ...]] = (None, "", [])
+"""Values of a field that is absent, which a table or another row of the file may require."""
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -79,7 +89,11 @@ class Format(ABC):
             self.prompt_columns = self.template.columns
         self.unused: dict[str, None] = {}
         """Fields that occurred and are not used, in the order of their occurrence."""
-        self._known = {*self.used, *self.table_columns()}
+        self._ratings = AnswerRatings(self.names)
+        named = self.table_columns()
+        self._known = {*self.used, *named}
+        self._reads_system = "system" not in named
+        self._is_answer_read = PRODIGY_ANSWER in self._known
 
     @classmethod
     @abstractmethod
@@ -134,6 +148,10 @@ class Format(ABC):
 
     def read(self, record: Fields) -> RawRow | Issues:
         """The row with its group and split, or all its issues."""
+        if PRODIGY_HASH in record and not self._is_answer_read:
+            self._known.add(PRODIGY_ANSWER)
+            if issue := rejected_in_prodigy(record):
+                return (issue,)
         row = self.row(record)
         data = self.data(record)
         if not data.keys() <= self._known:
@@ -150,6 +168,18 @@ class Format(ABC):
             *(found for found in (group, split) if isinstance(found, Issue)),
         )
 
+    def rating_issue(self, record: Fields) -> Issue | None:
+        """Why a record must not be read in this format without the user's decision: a field may rate its
+        answer.
+        """
+        if not self.refuses_ratings:
+            return None
+        return self._ratings.issue(record, self.name if self.is_definite else None, self._is_read)
+
+    def _is_read(self, name: str) -> bool:
+        """Whether a field is read for training: a kept column is not."""
+        return name in self._known and name not in self.unused and name not in self.recipe.kept_columns
+
     @property
     def ignored_names(self) -> tuple[str, ...]:
         """Names in the recipe that the format does not use."""
@@ -160,9 +190,9 @@ class Format(ABC):
         )
 
     def note_unused(self, record: Fields, prefix: str = "") -> None:
-        """Note the unused fields of a record, without those that are null."""
+        """Note the unused fields of a record, without those that are null or empty."""
         for name, value in record.items():
-            if value is not None and (path := prefix + name) not in self._known:
+            if value not in EMPTY and (path := prefix + name) not in self._known:
                 self._known.add(path)
                 self.unused[path] = None
 
@@ -180,6 +210,10 @@ class Format(ABC):
             return normal_line_ends(filled)
         found += filled
         return ""
+
+    def system(self, record: Fields, found: list[Issue]) -> str:
+        """The text of the field `system`, unless the recipe uses the field otherwise."""
+        return read_system(record, found) if self._reads_system else ""
 
     def _group(self, record: Fields, name: str) -> Group | Issue:
         value = record.get(name)

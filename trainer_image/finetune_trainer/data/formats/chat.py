@@ -7,7 +7,7 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.decoding import from_json
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported
+from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported, with_system
 from finetune_trainer.data.formats.pairs import mixed
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
@@ -23,7 +23,7 @@ class ChatMessagesFormat(Format):
     title: ClassVar = "chat messages"
     refuses_ratings: ClassVar = True
     named = frozenset({"messages"})
-    used: ClassVar = ("tools", "parallel_tool_calls", "functions", "function_call")
+    used: ClassVar = ("system", "tools", "parallel_tool_calls", "functions", "function_call")
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
@@ -55,12 +55,14 @@ class ChatMessagesFormat(Format):
         tools, names = None, frozenset[str]()
         if record.get("tools") is not None:
             tools, names = read_tools("tools", record["tools"], found)
+        system = self.system(record, found)
         messages = from_json(record[self.messages])
         turns = read_messages(self.messages, messages, found, names)
         self._note_unused_in_messages(messages)
         # The order is checked only if every message has a role.
-        issues = tuple(found or order_issues(self.messages, turns))
-        return issues or Row(tuple(turns), tools=tools)
+        found = found or order_issues(self.messages, turns)
+        turns = with_system(system, self.messages, turns, found)
+        return tuple(found) or Row(tuple(turns), tools=tools)
 
     def _note_unused_in_messages(self, messages: object) -> None:
         for message in messages if isinstance(messages, list) else ():

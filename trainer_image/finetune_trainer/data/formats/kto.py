@@ -7,6 +7,7 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.answerratings import label_of
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.formats.messages import with_system
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import RATINGS_SINCE
@@ -21,7 +22,7 @@ class KTOFormat(Format):
     name: ClassVar = "KTO"
     title: ClassVar = "rated answers (KTO)"
     named = frozenset({"prompt", "completion", "template", "label"})
-    used = ("tools",)
+    used = ("system", "tools")
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
@@ -47,6 +48,7 @@ class KTOFormat(Format):
         found = tools_issues(record)
         answer = read_answer(record, completion, found)
         turns = read_prompt(self, record, answer, found, self.names.prompt or "prompt") if answer else []
+        turns = with_system(self.system(record, found), completion, turns, found)
         label = label_of(record.get(name))
         if name not in record:
             found.append(missing(record, name))

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.decoding import from_json, json_type_name
 from finetune_trainer.data.formats.tools import is_blank, read_calls
 from finetune_trainer.data.rowproblems import Code, Issue
@@ -17,7 +18,7 @@ ROLES: Final[Mapping[str, Role]] = {
     "assistant": "assistant",
     "tool": "tool",
 }
-FIELDS: Final = ("role", "content", "weight", "tool_calls", "tool_call_id", "name", "function_call")
+FIELDS: Final = ("role", "content", "weight", "train", "tool_calls", "tool_call_id", "name", "function_call")
 """Fields of a message that are read or rejected."""
 
 
@@ -44,6 +45,30 @@ def read_messages(
         return []
     turns = (_message(f"{path}[{index}]", message, found, tools) for index, message in enumerate(messages))
     return [turn for turn in turns if turn is not None]
+
+
+def read_system(record: Fields, found: list[Issue]) -> str:
+    """The system text beside a row's turns, as in Anthropic's API; "" if it is missing, null or empty."""
+    value = record.get("system")
+    is_absent = value is None or value == [] or (isinstance(value, str) and not value.strip())
+    return "" if is_absent else _text("system", value, found)
+
+
+def with_system(system: str, path: str, turns: list[Message], found: list[Issue]) -> list[Message]:
+    """The turns after the row's system text, if it has one; an issue if they begin with another one."""
+    if not system or not turns or turns[0] == Message("system", system):
+        return turns
+    if turns[0].role == "system":
+        found.append(
+            Issue(
+                Code.TURN_ORDER,
+                f"{path}[0] is a system message, and the row also has system",
+                "one system message",
+                "remove one",
+                column="system",
+            )
+        )
+    return [Message("system", system), *turns]
 
 
 def unsupported(path: str, fix: str = "remove it") -> Issue:
@@ -132,6 +157,11 @@ def _content(path: str, message: dict[str, Any], found: list[Issue], *, may_be_e
     if "content" not in message:
         found.append(Issue(Code.FIELD_MISSING, f"{path} is missing", "text", "add the content", column=path))
         return ""
+    return _text(path, content, found)
+
+
+def _text(path: str, content: Any, found: list[Issue]) -> str:
+    """A text, or parts of text; "" if it is invalid."""
     if isinstance(content, list):
         joined = _joined(path, content, found)
         if joined is None:
@@ -167,25 +197,27 @@ def _joined(path: str, parts: list[Any], found: list[Issue]) -> str | None:
 
 
 def _learned(path: str, message: dict[str, Any], role: Role | None, found: list[Issue]) -> bool:
-    weight = message.get("weight")
-    if weight is None:
+    """Whether a turn is learned, by OpenAI's `weight` and by Axolotl's `train`."""
+    weight, train = message.get("weight"), message.get("train")
+    if weight is None and train is None:
         return True
-    path = f"{path}.weight"
-    if isinstance(weight, bool) or weight not in (0, 1):
-        found.append(
-            Issue(Code.FIELD_VALUE, f"{path} is {shown(weight)}", "0 or 1", "correct it", column=path)
-        )
-    elif role not in ("assistant", None):
-        found.append(
-            Issue(
-                Code.FIELD_VALUE,
-                f"{path} is in a turn of {role}",
-                "weight in the assistant's turns only",
-                "remove it",
-                column=path,
-            )
-        )
-    return bool(weight != 0)
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        found.append(_learning_issue(f"{path}.weight", f"is {shown(weight)}", "0 or 1", "correct it"))
+    elif weight is not None and role not in ("assistant", None):
+        what, expected = f"is in a turn of {role}", "weight in the assistant's turns only"
+        found.append(_learning_issue(f"{path}.weight", what, expected, "remove it"))
+    if train not in (None, True, False):
+        found.append(_learning_issue(f"{path}.train", f"is {shown(train)}", "true or false", "correct it"))
+    elif train and role not in ("assistant", None):
+        what, expected = f"is true in a turn of {role}", "true in the assistant's turns only"
+        found.append(_learning_issue(f"{path}.train", what, expected, "set it to false"))
+    elif None not in (weight, train) and weight != train:
+        found.append(_learning_issue(f"{path}.train", "contradicts weight", "one of them", "remove one"))
+    return bool(role != "assistant" or (weight != 0 and train in (None, True)))
+
+
+def _learning_issue(path: str, what: str, expected: str, fix: str) -> Issue:
+    return Issue(Code.FIELD_VALUE, f"{path} {what}", expected, fix, column=path)
 
 
 def _tool_field(

@@ -8,7 +8,7 @@ from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues, text
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages
+from finetune_trainer.data.formats.messages import read_messages, with_system
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
@@ -23,6 +23,7 @@ class PromptCompletionFormat(Format):
     title: ClassVar[str] = "prompts with completions"
     refuses_ratings: ClassVar = True
     named = frozenset({"prompt", "completion", "template"})
+    used: ClassVar = ("system",)
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
@@ -59,7 +60,11 @@ class PromptCompletionFormat(Format):
         found: list[Issue] = []
         prompt = self.prompt(record, found)
         answer = text(record, completion, found)
-        return tuple(found) or Row.pair(prompt, answer)
+        system = self.system(record, found)
+        if found:
+            return tuple(found)
+        pair = Row.pair(prompt, answer)
+        return Row((Message("system", system), *pair.messages)) if system else pair
 
     def _conversation(self, record: Fields, prompt: str, completion: str) -> Row | Issues:
         """A conversation; only the turns of the completion are learned."""
@@ -73,6 +78,7 @@ class PromptCompletionFormat(Format):
         else:
             before = [Message("user", self.prompt(record, found))]
         answer = _answer(record, completion, names, found)
+        system = self.system(record, found)
         if found:
             return tuple(found)
 
@@ -82,8 +88,9 @@ class PromptCompletionFormat(Format):
 
         context = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         turns = (*context, *answer)
-        issues = order_issues(completion, turns, path_of=path_of)
-        return tuple(issues) or Row(turns, tools=tools)
+        found = order_issues(completion, turns, path_of=path_of)
+        every = with_system(system, prompt, list(turns), found)
+        return tuple(found) or Row(tuple(every), tools=tools)
 
 
 class CSVFormat(PromptCompletionFormat):

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Format, Issues, missing, text
+from finetune_trainer.data.formats.base import EMPTY, Format, Issues, missing, text
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages, unsupported
+from finetune_trainer.data.formats.messages import read_messages, unsupported, with_system
 from finetune_trainer.data.formats.turnorder import order_issues
 from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 OPENAI_FIELDS: Final = frozenset({"input", "preferred_output", "non_preferred_output"})
+MESSAGES: Final = "messages"
+"""Field of a chat that rows with two answers may have too."""
 OPENAI_INPUT: Final = frozenset({"messages", "tools", "parallel_tool_calls"})
 
 
@@ -23,6 +25,7 @@ class PreferenceFormat(Format):
     name: ClassVar = "Preference"
     title: ClassVar = "preference pairs"
     named = frozenset({"prompt", "template", "chosen", "rejected"})
+    used: ClassVar = ("system", "tools")
 
     @classmethod
     def match(cls, record: Fields, clues: Clues, /) -> Match | None:
@@ -30,6 +33,9 @@ class PreferenceFormat(Format):
         names = clues.names
         if names.chosen in record and names.rejected in record:
             return Match.NAMED
+        # A chat does not have two answers.
+        if MESSAGES in record and all(record.get(name) not in EMPTY for name in clues.answers):
+            return Match.SHAPE
         if clues.rule >= MESSAGES_SINCE and is_openai(record):
             return Match.SHAPE
         return Match.FIELDS if record.keys() >= clues.answers else None
@@ -37,7 +43,6 @@ class PreferenceFormat(Format):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._known.update(self.prompt_columns)
-        self._known.add("tools")
         self._reads_openai = recipe.division.rule_version >= MESSAGES_SINCE
 
     def columns(self) -> tuple[str, ...]:
@@ -54,7 +59,11 @@ class PreferenceFormat(Format):
         """The preference pair."""
         if self._reads_openai and is_openai(record):
             return self._openai_row(record)
-        return self._row(record, self.columns(), self.names.prompt or "prompt")
+        prompt = self.names.prompt or "prompt"
+        has_messages = record.get(MESSAGES) not in EMPTY and prompt != MESSAGES
+        return (
+            self._with_messages(record, prompt) if has_messages else self._row(record, self.columns(), prompt)
+        )
 
     def _openai_row(self, record: Fields) -> Row | Issues:
         self._known |= OPENAI_FIELDS
@@ -66,6 +75,32 @@ class PreferenceFormat(Format):
         if "messages" in given:
             fields["input.messages"] = given["messages"]
         return self._row(fields, ("preferred_output", "non_preferred_output"), "input.messages")
+
+    def _with_messages(self, record: Fields, prompt: str) -> Row | Issues:
+        """A row that also has `messages`: its prompt, or what prompt and answers repeat."""
+        self._known.add(MESSAGES)
+        chosen = record.get(self.columns()[0])
+        is_whole = isinstance(chosen, list) and len(chosen) > 1
+        if prompt not in record and self.template is None and not is_whole:
+            return self._row(record, self.columns(), MESSAGES)
+        row = self._row(record, self.columns(), prompt)
+        found: list[Issue] = []
+        turns = read_messages(MESSAGES, record[MESSAGES], found, None)
+        if not isinstance(row, Row) or found:
+            return tuple(found) if isinstance(row, Row) else row
+        spoken, before = ([(turn.role, turn.content) for turn in each] for each in (turns, row.input))
+        answers = [[], *([("assistant", answer)] for answer in (row.output, row.rejected))]
+        if any(spoken == before[start:] + answer for start in (0, 1) for answer in answers):
+            return row
+        return (
+            Issue(
+                Code.FORMATS_MIXED,
+                "messages has other turns than the prompt and its answers",
+                "one conversation",
+                "remove messages, or the preferred and the rejected answer",
+                column=MESSAGES,
+            ),
+        )
 
     def _row(self, record: Fields, columns: tuple[str, ...], prompt: str) -> Row | Issues:
         found = tools_issues(record)
@@ -94,6 +129,8 @@ class PreferenceFormat(Format):
                 )
             )
         turns = read_prompt(self, record, chosen, found, prompt)
+        path = prompt if isinstance(record.get(prompt), list) else chosen_name
+        turns = with_system(self.system(record, found), path, turns, found)
         found = found or order_issues(chosen_name, turns)
         return tuple(found) or Row(tuple(turns), "Preference", rejected=rejected[-1].content)
 

@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.decoding import from_json
-from finetune_trainer.data.formats.alpaca import optional_text
 from finetune_trainer.data.formats.base import Format, Issues, missing
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages, unsupported
+from finetune_trainer.data.formats.messages import read_messages, unsupported, with_system
 from finetune_trainer.data.formats.turnorder import AS_WRITTEN, order_issues
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import shown, type_name
@@ -52,22 +51,12 @@ class ShareGPTFormat(Format):
         found: list[Issue] = []
         if record.get("tools"):
             found.append(unsupported("tools", AS_MESSAGES))
-        system = optional_text(record, "system", found)
+        system = self.system(record, found)
         turns = self._turns(record[CONVERSATIONS], found)
+        # The order is checked as in the file.
         found = found or order_issues(CONVERSATIONS, turns, ROLE_NAMES)
-        if not found and system and turns[0].role == "system":
-            found.append(
-                Issue(
-                    Code.TURN_ORDER,
-                    f"{CONVERSATIONS}[0] is a system message, and the row also has system",
-                    "one system message",
-                    "remove one",
-                    column="system",
-                )
-            )
-        if found:
-            return tuple(found)
-        return Row((Message("system", system), *turns) if system else tuple(turns))
+        turns = with_system(system, CONVERSATIONS, turns, found)
+        return tuple(found) or Row(tuple(turns))
 
     def _turns(self, value: Any, found: list[Issue]) -> list[Message]:
         value = from_json(value)
@@ -102,10 +91,10 @@ class ShareGPTFormat(Format):
         if role is None:
             found.append(_role_issue(f"{path}.from", speaker, is_there="from" in turn))
         self.note_unused(
-            {name: turn[name] for name in turn if name not in ("from", "value", "weight")},
+            {name: turn[name] for name in turn if name not in ("from", "value", "weight", "train")},
             f"{CONVERSATIONS}[].",
         )
-        message = {"role": role, "weight": turn.get("weight")}
+        message = {"role": role, "weight": turn.get("weight"), "train": turn.get("train")}
         return {**message, "content": turn["value"]} if "value" in turn else message
 
 
