@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of the rows, and warnings about all rows together."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from finetune_trainer.data.datasetwarnings import (
     labels_not_held_out,
     near_constant_completions,
     not_held_out,
+    similar_labels,
     summary_issues,
 )
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.output import SplitWriter, line_of
-from finetune_trainer.data.result import Bucket, CharacterLengths, RowChanges
+from finetune_trainer.data.result import Bucket, CharacterLengths, Label, RowChanges
 from finetune_trainer.data.statistics import lengths, of_rows
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
@@ -264,6 +266,56 @@ def test_nearly_constant_completions_cause_a_warning() -> None:
     assert issue(18, 2) is None
     assert issue(19, 0) is None
     assert issue(0, 0) is None
+
+
+def test_different_tool_calls_without_a_text_are_different_completions() -> None:
+    def rows(tags: Sequence[str]) -> tuple[RowIndex, Selection]:
+        index, found = RowIndex(), []
+        for number, tag in enumerate(tags):
+            calls = json.dumps(
+                [{"type": "function", "function": {"name": "look", "arguments": {"tag": tag}}}]
+            )
+            found.append(Row((Message("user", f"a{number}"), Message("assistant", "", tool_calls=calls))))
+            index.add(found[-1], "train", 0, number + 1)
+        return index, select(index, reader(found), NO_SPLITS.cleaning, [None])
+
+    assert near_constant_completions(*rows([f"tag {number}" for number in range(40)])) is None
+    assert of_rows(*rows(["x", "y"]), 0).distinct_completions == 2
+    issue = near_constant_completions(*rows(["same"] * 40))
+    assert issue is not None
+    assert '40 of 40 rows have the same completion \'[{"type": "function"' in issue.what
+
+
+def _label(text: str, rows: int = 1) -> Label:
+    return Label(text, {"train": rows, "validation": 0, "test": 0})
+
+
+def test_labels_that_look_the_same_are_named_with_their_hidden_characters() -> None:
+    labels = [
+        *(_label("billing", 9), _label("Billing ", 3), _label("dispatch", 7), _label("re  open", 2)),
+        *(
+            _label("re\u00a0open", 1),
+            _label("caf\u00e9", 4),
+            _label("cafe\u0301", 2),
+            _label("x\u200by"),
+            _label("xy"),
+        ),
+    ]
+
+    (issue,) = similar_labels(labels)
+
+    assert issue.what.partition(": they")[0] == "8 answers look the same"
+    assert issue.what.endswith(
+        ": 'billing' (9 rows) and 'Billing␣' (3 rows); 're␣␣open' (2 rows) and 're\\u00a0open' (1 row);"
+        " 'caf\\u00e9' (4 rows) and 'cafe\\u0301' (2 rows); 'x\\u200by' (1 row) and 'xy' (1 row)"
+    )
+    assert "billing" not in issue.public
+
+
+def test_labels_that_differ_visibly_or_in_what_is_not_shown_cause_no_warning() -> None:
+    labels = [_label("billing"), _label("billings"), *(_label("x" * 199 + "…") for _ in range(2))]
+
+    assert list(similar_labels([*labels, _label("[SECRET]"), _label("[SECRET]")])) == []
 
 
 def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> None:

@@ -4,18 +4,20 @@
 A batch does not depend on other batches, so several processes can work on the batches of a source.
 """
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 
+from finetune_trainer import canonical
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data import output
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.cleaning import clean
-from finetune_trainer.data.index import RowIndex
+from finetune_trainer.data.index import RowIndex, completion_of
 from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
 from finetune_trainer.data.reading import BatchReader, RowBatch
 from finetune_trainer.data.rowproblems import InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.split import split_of
-from finetune_trainer.rows import SPLIT_FILES
+from finetune_trainer.rows import SPLIT_FILES, Message
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class PreparedBatch:
     sensitive: set[str] = field(default_factory=set)
     """Secrets and personal data that training rows keep. They never leave memory."""
     unread_labels: int = 0
+    combined: int = 0
+    """Number of answers that combine several labels."""
     kept_columns: set[str] = field(default_factory=set)
     """Columns of which a value was kept."""
     unused: tuple[str, ...] = ()
@@ -85,9 +89,18 @@ class Preparer:
             if issues and split == "train":
                 done.sensitive |= self._scanner.values_of(row)
             done.lines[split] += output.line_of(row)
-            shown = self._scanner.masked(row.output) if issues else None
+            shown = completion_of(self._masked(row.messages[-1])) if issues else None
             index.add(row, split, batch.file, item.position.record or 0, shown=shown)
         done.unread_labels = self._reader.unread_labels
         if self._reader.form is not None:
+            done.combined = self._reader.form.combined
             done.unused, done.known = tuple(self._reader.form.unused), self._reader.form.known
         return done
+
+    def _masked(self, turn: Message) -> Message:
+        """The turn with placeholders for all findings."""
+        calls = turn.tool_calls
+        if calls is not None:
+            # The texts in the JSON, in which characters can be escaped, are masked one by one.
+            calls = canonical.text(self._scanner.masked_json(json.loads(calls)))
+        return replace(turn, content=self._scanner.masked(turn.content), tool_calls=calls)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings about all rows together."""
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -8,11 +11,11 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
-from finetune_trainer.data.index import RowIndex
+from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.result import Label
 from finetune_trainer.data.rowproblems import Code, Issue, quoted
-from finetune_trainer.data.textchecks import field_name
+from finetune_trainer.data.textchecks import INVISIBLE, field_name
 
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95
@@ -28,6 +31,8 @@ CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
 MIN_ROWS_PER_LABEL: Final = 4
 """Minimum average number of rows per distinct completion for completions to count as labels."""
 MAX_LABELS_IN_MESSAGE: Final = 10
+OUTER_SPACES: Final = re.compile("^ +| +$| {2,}")
+"""Spaces that a reader does not see."""
 
 
 def summary_issues(
@@ -101,6 +106,45 @@ def kept_nothing(names: Iterable[str]) -> Iterator[Issue]:
             "a column with values",
             "correct the name, or remove it from keepColumns",
         )
+
+
+def combined_labels(rows: int) -> Iterator[Issue]:
+    """A warning if answers combine several labels."""
+    if rows:
+        yield _warning(
+            Code.COMBINED_LABELS,
+            f'{_rows(rows)} {"has" if rows == 1 else "have"} several choices, joined by ", " as one answer,'
+            " so each combination is learned and scored as an answer of its own",
+            "one choice per row, if the answers are classes",
+            'keep one choice, and set choice="single" in the labeling configuration, if one was meant',
+        )
+
+
+def similar_labels(labels: Sequence[Label]) -> Iterator[Issue]:
+    """A warning about labels that differ only by case, spaces or invisible characters."""
+    alike: dict[str, list[Label]] = {}
+    # Truncated labels and those with a hidden secret may differ in what is not shown.
+    texts = Counter(label.completion for label in labels)
+    for label in labels:
+        if texts[label.completion] == 1 and len(label.completion) < MAX_LABEL_CHARACTERS:
+            alike.setdefault(folded(label.completion), []).append(label)
+    groups = [group for group in alike.values() if len(group) > 1]
+    if not groups:
+        return
+    named = "; ".join(
+        " and ".join(f"{_visible(label.completion)} ({_rows(sum(label.rows.values()))})" for label in group)
+        for group in groups[:MAX_LABELS_IN_MESSAGE]
+    )
+    more = f"; and {len(groups) - MAX_LABELS_IN_MESSAGE} more" if len(groups) > MAX_LABELS_IN_MESSAGE else ""
+    count = sum(map(len, groups))
+    yield _warning(
+        Code.SIMILAR_LABELS,
+        f"{count} answers look the same: they differ only by case, spaces or hidden characters"
+        f"{quoted(f': {named}{more}', ', which the report names')}",
+        "one spelling per answer",
+        "write equal answers in one way; set cleaning.normalizeWhitespace: true if only spaces differ;"
+        " a model learns each spelling as an answer of its own",
+    )
 
 
 def near_constant_completions(index: RowIndex, selection: Selection) -> Issue | None:
@@ -229,6 +273,26 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
             "or set cleaning.nearDuplicates: Off",
         )
+
+
+def _visible(label: str) -> str:
+    """A label in quotes. Outer and repeated spaces are visible, and other hidden characters are escaped."""
+    text = OUTER_SPACES.sub(lambda spaces: "␣" * len(spaces[0]), label)
+    return f"'{''.join(_escaped(each) if _is_hidden(each) else each for each in text)}'"
+
+
+def _is_hidden(character: str) -> bool:
+    """Whether a reader may not see a character, or confuse it with another one."""
+    return (
+        INVISIBLE.match(character) is not None
+        or (character.isspace() and character != " ")
+        or unicodedata.normalize("NFKD", character) != character
+        or unicodedata.combining(character) > 0
+    )
+
+
+def _escaped(character: str) -> str:
+    return f"\\u{ord(character):04x}"
 
 
 def _warning(code: Code, what: str, expected: str, fix: str) -> Issue:

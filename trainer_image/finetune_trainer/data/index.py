@@ -45,8 +45,9 @@ FIELDS: Final = [
 """Columns of the index, mostly truncated SHA-256 digests.
 
 `input` (16 bytes: all that the model sees before it answers) and `answer` (8 bytes: the rest) identify a row.
-`completion` covers only the text of the last turn. `visible_input` and `visible_answer` cover the texts as a
-reader sees them, with the answer in lower case; by rule version 1 they equal the exact digests.
+`completion` covers only the text and the tool calls of the last turn. `visible_input` and `visible_answer`
+cover the texts as a reader sees them, with the answer in lower case; by rule version 1 they equal the exact
+digests.
 Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
 without a label.
 """
@@ -79,13 +80,14 @@ class RowIndex:
     def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
         """Add a row with its split, the number of its file from 0 and of its record from 1.
 
-        `shown` is the text that reports show instead of the output.
+        `shown` is the text that reports show instead of the completion.
         """
         self.form = row.form
         output, contents = row.output, [message.content for message in row.input]
-        completion = hashlib.sha256(output.encode()).digest()[:8]
+        text = completion_of(row.messages[-1])
+        completion = hashlib.sha256(text.encode()).digest()[:8]
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
-            self._labels[completion] = _shortened(output if shown is None else shown)
+            self._labels[completion] = _shortened(text if shown is None else shown)
         digest, answer = input_digest(row), answer_digest(row)
         visible, visible_answer = digest, answer
         if self.compares_visible_text:
@@ -126,6 +128,13 @@ class RowIndex:
     def label(self, completion: int) -> str | None:
         """The text of a completion by its digest; None unless it is among the first 51 distinct ones."""
         return self._labels.get(completion.to_bytes(8, "little"))
+
+
+def completion_of(turn: Message) -> str:
+    """The last turn of a row as one text: its content, then its tool calls."""
+    if turn.tool_calls is None:
+        return turn.content
+    return "\n".join(filter(None, (turn.content, turn.tool_calls)))
 
 
 def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:

@@ -82,7 +82,7 @@ def prepare(
     index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
     unused = UnusedFields()
     sensitive = HashedValues()
-    redacted = unread_labels = 0
+    redacted = unread_labels = combined = 0
     kept: set[str] = set()
     with (
         output.SplitWriter(folder, limit_bytes) as writer,
@@ -97,6 +97,7 @@ def prepare(
             sensitive.add(batch.sensitive)
             redacted += batch.redacted
             unread_labels += batch.unread_labels
+            combined += batch.combined
             kept |= batch.kept_columns
     if not found.rows and not found.errors:
         found.summary([Issue(Code.FILE_EMPTY, "no rows", "at least one row", "add rows")])
@@ -117,6 +118,8 @@ def prepare(
     unread_fields = datasetwarnings.unread_fields(unused.names)
     found.summary(datasetwarnings.ignored_fields(unread_fields))
     found.summary(datasetwarnings.unread_labels(unread_labels))
+    found.summary(datasetwarnings.similar_labels(facts.labels))
+    found.summary(datasetwarnings.combined_labels(combined))
     found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
     found.summary(datasetwarnings.summary_issues(index, selection, split_rows, recipe))
     return Prepared(

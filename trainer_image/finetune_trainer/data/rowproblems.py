@@ -72,6 +72,8 @@ class Code(StrEnum):
     NEAR_DUPLICATES_SKIPPED = "NearDuplicatesSkipped"
     LEAKED_ROWS = "LeakedRows"
     ONE_LABEL = "OneLabel"
+    COMBINED_LABELS = "CombinedLabels"
+    SIMILAR_LABELS = "SimilarLabels"
     LABEL_NOT_HELD_OUT = "LabelNotHeldOut"
     NEAR_CONSTANT_COMPLETIONS = "NearConstantCompletions"
 

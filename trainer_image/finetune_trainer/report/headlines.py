@@ -20,6 +20,8 @@ DATASET_CODES: Final = frozenset(
         Code.LEAKED_ROWS,
         Code.NEAR_CONSTANT_COMPLETIONS,
         Code.ONE_LABEL,
+        Code.COMBINED_LABELS,
+        Code.SIMILAR_LABELS,
         Code.LABEL_NOT_HELD_OUT,
     }
 )
@@ -66,6 +68,8 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.NEAR_DUPLICATES_SKIPPED: "Near duplicates were not searched for",
     Code.LEAKED_ROWS: "Training rows are also in validation or test",
     Code.ONE_LABEL: "All labels are the same",
+    Code.COMBINED_LABELS: "Several labels are one answer",
+    Code.SIMILAR_LABELS: "Labels look the same",
     Code.LABEL_NOT_HELD_OUT: "Labels have no held-out rows",
     Code.NEAR_CONSTANT_COMPLETIONS: "Nearly all answers are the same",
 }

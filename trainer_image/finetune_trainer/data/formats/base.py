@@ -89,6 +89,8 @@ class Format(ABC):
             self.prompt_columns = self.template.columns
         self.unused: dict[str, None] = {}
         """Fields that occurred and are not used, in the order of their occurrence."""
+        self.combined = 0
+        """Number of answers that combine several labels."""
         self._ratings = AnswerRatings(self.names)
         named = self.table_columns()
         self._known = {*self.used, *named}
