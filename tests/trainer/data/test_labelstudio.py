@@ -11,12 +11,15 @@ import pytest
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import RULE_VERSION
+from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
+from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, read, turns
 
 NEWEST = Split(rule_version=RULE_VERSION)
 META = {"annotator": 1, "annotation_id": 7, "lead_time": 1.5, "id": 3}
-FORMS = ["json", "min", "csv"]
+FORMS = ["json", "min", "csv", "tsv"]
 
 
 def result(name: str, kind: str, **value: Any) -> dict[str, Any]:
@@ -27,17 +30,56 @@ def task(data: dict[str, Any], *results: Any, **fields: Any) -> dict[str, Any]:
     return {"id": 1, "data": data, "annotations": [{"result": list(results), **fields}]}
 
 
-def exported(form: str, data: dict[str, Any], answer: dict[str, Any]) -> str:
-    """One task as Label Studio exports it. In CSV, lists of the data are Python literals."""
-    name, kind, value = answer["from_name"], answer["type"], answer["value"]
+def message(role: str, content: str, created: int) -> dict[str, Any]:
+    """The region of one message of the tag Chat."""
+    return result("chat", "chatmessage", chatmessage={"role": role, "content": content, "createdAt": created})
+
+
+def pretty(regions: list[dict[str, Any]]) -> Any:
+    """The regions of one tag in flat exports, as prettify_result of label-studio-sdk 2.1 writes them."""
+    kinds = [region["type"] for region in regions]
+    if kinds == ["textarea"]:
+        return regions[0]["value"]["text"][0]
+    if kinds == ["choices"]:
+        choices = regions[0]["value"]["choices"]
+        return choices[0] if len(choices) == 1 else regions[0]["value"]
+    return [
+        region["value"]["chatmessage"] if region["type"] == "chatmessage" else region["value"]
+        for region in regions
+    ]
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def transcript(messages: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{each['role']}: {each['content']}" for each in messages)
+
+
+def exported(form: str, data: dict[str, Any], *results: dict[str, Any]) -> str:
+    """One task as label-studio-sdk 2.1 exports it (converter.py, utils.py, exports/csv2.py)."""
     if form == "json":
-        return json.dumps([task(data, answer)])
-    plain: Any = value["text"][0] if kind == "textarea" else [value]
+        return json.dumps([task(data, *results)])
+    answers = {
+        name: pretty([each for each in results if each["from_name"] == name])
+        for name in dict.fromkeys(each["from_name"] for each in results)
+    }
     if form == "min":
-        return json.dumps([{**data, **META, name: plain}])
+        return json.dumps([{**data, **META, **answers}])
+    row: dict[str, Any] = {**META}
+    for name, value in answers.items():
+        row[name] = value if isinstance(value, str) else as_json(value)
+        if any(each["type"] == "chatmessage" for each in results if each["from_name"] == name):
+            row[f"{name}_transcript"] = transcript(value)
+    for name, value in data.items():
+        row[f"_data_{name}" if name in answers else name] = (
+            as_json(value) if isinstance(value, list | dict) else value
+        )
     content = io.StringIO()
-    row = {**data, **META, name: plain if isinstance(plain, str) else json.dumps(plain)}
-    writer = csv.DictWriter(content, list(row))
+    writer = csv.DictWriter(
+        content, sorted(row), quoting=csv.QUOTE_NONNUMERIC, delimiter="\t" if form == "tsv" else ","
+    )
     writer.writeheader()
     writer.writerow(row)
     return content.getvalue()
@@ -82,16 +124,141 @@ def test_the_chat_template_has_its_history_before_the_response(
     ]
 
 
+def test_conversations_in_tables_of_older_releases_are_python_literals(tmp_path: Path) -> None:
+    content = (
+        "messages,annotation_id,annotator,id,lead_time,response\n"
+        "\"[{'role': 'user', 'content': 'a'}]\",7,1,3,1.5,b\n"
+    )
+
+    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("field", ["chat", "dialogue"], ids=["the tag's name", "another name"])
+def test_the_tag_chat_is_a_conversation_in_the_order_of_its_times(
+    tmp_path: Path, field: str, form: str
+) -> None:
+    regions = [message("assistant", "b", 2), message("user", "a", 1)]
+
+    (row,) = clean(read_newest(tmp_path, exported(form, {field: []}, *regions)))
+    assert row == {"messages": turns("a", "b")}
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("repeats", [True, False], ids=["all turns", "new turns"])
 def test_the_tag_chat_continues_the_conversation_of_the_task(
     tmp_path: Path, repeats: bool, form: str
 ) -> None:
-    new = turns("a", "b")[0 if repeats else 1 :]
-    answer = result("chat", "chatmessages", chatmessages=[{**turn, "createdAt": 1} for turn in new])
+    regions = [message("user", "a", 1), message("assistant", "b", 2)][0 if repeats else 1 :]
 
-    (row,) = clean(read_newest(tmp_path, exported(form, {"messages": turns("a")}, answer)))
+    (row,) = clean(read_newest(tmp_path, exported(form, {"messages": turns("a")}, *regions)))
     assert row == {"messages": turns("a", "b")}
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "tsv"])
+def test_the_conversation_of_the_task_may_have_the_name_of_the_tag_chat(tmp_path: Path, form: str) -> None:
+    regions = [message("user", "c", 1), message("assistant", "d", 2)]
+
+    (row,) = clean(read_newest(tmp_path, exported(form, {"chat": turns("a", "b")}, *regions)))
+    assert [(each["content"], each.get("weight")) for each in row["messages"]] == [
+        ("a", None),
+        ("b", 0),
+        ("c", None),
+        ("d", None),
+    ]
+
+
+def test_a_chat_without_times_is_found_if_it_is_the_only_answer(tmp_path: Path) -> None:
+    content = json.dumps([{"chat": turns("a", "b"), **META}])
+
+    assert clean(read_newest(tmp_path, content)) == [{"messages": turns("a", "b")}]
+    assert clean(read_newest(tmp_path, content, completion="chat")) == [{"messages": turns("a", "b")}]
+
+
+def test_of_two_chats_the_user_names_one(tmp_path: Path) -> None:
+    chats = {
+        name: [{**turn, "createdAt": 1} for turn in turns("a", answer)]
+        for name, answer in (("one", "b"), ("two", "c"))
+    }
+    content = json.dumps([{**chats, **META}])
+
+    assert 'the completion may be any of "one", "two"' in read_newest(tmp_path, content).problems[0]
+    assert read_newest(tmp_path, content, completion="two").dicts == [{"messages": turns("a", "c")}]
+
+
+def test_annotations_with_the_same_messages_at_other_times_agree(tmp_path: Path) -> None:
+    regions = [[message("user", "a", time), message("assistant", "b", time + 1)] for time in (1, 7)]
+    content = json.dumps([{"data": {"chat": []}, "annotations": [{"result": each} for each in regions]}])
+
+    assert clean(read_newest(tmp_path, content)) == [{"messages": turns("a", "b")}]
+
+
+QUESTION, REPLY = (
+    result(name, "textarea", text=[text]) for name, text in (("prompt", "c"), ("response", "d"))
+)
+"""The text areas of the template for chats with a model, whose history is `messages`."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "names",
+    [{}, {"completion": "response"}, {"prompt": "prompt", "completion": "response"}],
+    ids=["no names", "the response", "both"],
+)
+def test_text_areas_for_prompt_and_response_continue_the_conversation(
+    tmp_path: Path, names: dict[str, str], form: str
+) -> None:
+    content = exported(form, {"messages": turns("a", "b")}, QUESTION, REPLY)
+
+    (row,) = clean(read_newest(tmp_path, content, **names))
+    assert [(each["content"], each.get("weight")) for each in row["messages"]] == [
+        ("a", None),
+        ("b", 0),
+        ("c", None),
+        ("d", None),
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_text_areas_for_prompt_and_response_can_begin_a_conversation(tmp_path: Path, form: str) -> None:
+    content = exported(form, {"messages": []}, QUESTION, REPLY)
+
+    assert clean(read_newest(tmp_path, content)) == [{"prompt": "c", "completion": "d"}]
+
+
+def test_text_areas_of_other_names_continue_the_conversation_if_they_are_named(tmp_path: Path) -> None:
+    areas = [{**QUESTION, "from_name": "ask"}, {**REPLY, "from_name": "say"}]
+    content = exported("json", {"messages": turns("a", "b")}, *areas)
+
+    (row,) = clean(read_newest(tmp_path, content, prompt="ask", completion="say"))
+    assert [each["content"] for each in row["messages"]] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("form", ["min", "csv", "tsv"])
+def test_flat_exports_drop_no_conversation_either(tmp_path: Path, form: str) -> None:
+    data = {"note": "a", "messages": turns("x", "y")}
+    content = exported(form, data, result("reply", "textarea", text=["b"]))
+
+    (problem,) = read_newest(tmp_path, content, prompt="note", completion="reply").problems
+    assert 'note would be read without the conversation in "messages"' in problem
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_several_choices_are_one_answer_and_a_warning_says_so(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "rows"
+    source.write_text(exported(form, {"text": "a"}, result("label", "choices", choices=["b", "c"])))
+    (tmp_path / "out").mkdir()
+
+    prepared = prepare(
+        [SourceFile(source)],
+        Recipe(division=Split(validation=0, test=0, rule_version=RULE_VERSION)),
+        tmp_path / "out",
+    )
+
+    assert json.loads((tmp_path / "out" / "train.jsonl").read_text()) == {"prompt": "a", "completion": "b, c"}
+    (problem,) = prepared.examples[Code.COMBINED_LABELS]
+    assert problem.issue.what.startswith('1 row has several choices, joined by ", " as one answer')
+    assert 'choice="single"' in problem.issue.fix
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -9,12 +9,16 @@ from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import labelstudioissues as issues
 from finetune_trainer.data.formats.base import Format, Issues, missing, text
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.labelstudioanswers import answers_of, text_of
+from finetune_trainer.data.formats.labelstudioanswers import answers_of, is_combined, text_of
 from finetune_trainer.data.formats.labelstudiotasks import (
+    TRANSCRIPT,
     chat_of,
+    chats_in,
     conversations_in,
+    in_order,
     pair_of,
     selected_of,
+    unpacked,
 )
 from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.turnorder import order_issues
@@ -35,6 +39,10 @@ OLD_ANNOTATIONS: Final = "completions"
 """Name of the annotations in exports before version 1.0."""
 PROMPTS: Final = ("text", "prompt")
 """Names of the prompt in a task's data, as in the templates."""
+NO_MESSAGES: Final[tuple[object, ...]] = ([], "[]")
+"""An empty conversation, which tables have as a text."""
+NEXT_TURNS: Final = ("prompt", "response")
+"""Names of the text areas that continue a conversation, as in the template for chats with a model."""
 
 
 class LabelStudioFormat(Format):
@@ -103,38 +111,84 @@ class LabelStudioFormat(Format):
             return (issues.unanswered(),)
         known = {*META, *(name for name in self.table_columns() if COLLIDED + name not in record)}
         tags = [name for name in record if name not in known and not name.startswith(COLLIDED)]
-        if self._reads_tasks:
-            tags = self._flat_tags(data, record, tags)
-        return self._row(data, record, tags)
+        if not self._reads_tasks:
+            return self._row(data, record, tags)
+        self._known.update(name for name, value in record.items() if value in NO_MESSAGES)
+        chats = self._flat_chats(data, record, tags)
+        if not chats:
+            return self._row(data, record, self._flat_tags(data, record, tags), is_flat=True)
+        self._known.update(name + TRANSCRIPT for name in chats)
+        # Data with the name of a tag have a prefix in tables.
+        answered = {name for name in (*chats, *chats_in(record, tags)) if COLLIDED + name not in record}
+        data = {name: value for name, value in data.items() if name not in answered}
+        messages = {name: in_order(unpacked(record[name])) for name in chats}
+        return self._row(data, {**record, **messages}, chats, is_flat=True)
+
+    def _flat_chats(self, data: Fields, record: Fields, tags: Sequence[str]) -> list[str]:
+        """The columns with the answers of the tag Chat: the named one, or those that the values identify."""
+        name, conversations = self.names.completion, conversations_in(record, ())
+        if name is not None:
+            return [name] if name in conversations else []
+        if found := chats_in(record, tags):
+            return found
+        others = self._flat_tags(data, record, tags)
+        is_prompted = self.names.prompt is not None or self.template is not None or data.keys() & set(PROMPTS)
+        # An annotated conversation without any other answer is the answer itself.
+        return [] if others or is_prompted or len(conversations) != 1 else list(conversations)
 
     def _flat_tags(self, data: Fields, record: Fields, tags: Sequence[str]) -> list[str]:
         """The tags without the data fields that values and usual names identify."""
         special = [name for name in tags if _is_special(record[name])]
         if special:
             return special
-        of_data = {*PROMPTS, *conversations_in(data, ())} if self.names.prompt is None else set()
-        return [name for name in tags if name not in of_data]
+        of_data = {*conversations_in(data, ()), *(PROMPTS if self.names.prompt is None else ())}
+        return [name for name in tags if name not in of_data and record[name] not in NO_MESSAGES]
 
-    def _row(self, data: Fields, answers: Fields, tags: Sequence[str]) -> Row | Issues:
+    def _row(
+        self, data: Fields, answers: Fields, tags: Sequence[str], *, is_flat: bool = False
+    ) -> Row | Issues:
         found: list[Issue] = []
         if not self._reads_tasks:
             prompt = self.prompt(data, found)
             completion = self._completion(answers, tags, found)
             return tuple(found) or Row.pair(prompt, completion)
         special = [name for name in tags if _is_special(answers[name])]
+        if len(special) > 1 and self.names.completion is None:
+            return (issues.ambiguous(special),)
         if self.names.completion in special or (self.names.completion is None and len(special) == 1):
             name = self.names.completion or special[0]
             self._known.add(name)
             is_chat = chat_of(answers[name]) is not None
             return (self._chat if is_chat else self._pairwise)(data, name, answers[name])
-        turns = self._context(data, tags if data is not answers else (), found)
+        question, reply = self.names.prompt or NEXT_TURNS[0], self.names.completion or NEXT_TURNS[1]
+        is_next = (question, reply) == NEXT_TURNS if is_flat else question not in data
+        if is_next and self.template is None and question in answers and reply in answers:
+            history = conversations_in(data, (question, reply))
+            # The history of a conversation that begins here is an empty list.
+            if history or any(value in NO_MESSAGES for value in data.values()):
+                return self._next_turns(history, answers, question, reply)
+        turns = self._context(data, tags, found)
         completion = self._completion(answers, tags, found)
         return tuple(found) or _row(turns, Message("assistant", completion), self._path)
+
+    def _next_turns(self, conversations: Fields, answers: Fields, question: str, reply: str) -> Row | Issues:
+        """A conversation that two text areas continue: the next question, and the answer to learn."""
+        if len(conversations) > 1:
+            return (issues.conversations(list(conversations)),)
+        found: list[Issue] = []
+        self._known.update((*conversations, question, reply))
+        path, before = next(iter(conversations.items()), (question, None))
+        turns = (
+            [] if before is None else list(_as_context(read_messages(printable(path), before, found, None)))
+        )
+        turns.append(Message("user", self._answer(answers, question, found)))
+        answer = Message("assistant", self._answer(answers, reply, found))
+        return tuple(found) or _row(turns, answer, printable(path))
 
     def _chat(self, data: Fields, name: str, answer: Any) -> Row | Issues:
         """A conversation in which the turns of the task's data are context only."""
         found: list[Issue] = []
-        messages, before = chat_of(answer) or [], conversations_in(data, [name])
+        messages, before = chat_of(answer) or [], conversations_in(data, ())
         if len(before) > 1:
             return (issues.conversations(list(before)),)
         self._known.update(before)
@@ -172,7 +226,8 @@ class LabelStudioFormat(Format):
 
     def _context(self, data: Fields, answers: Sequence[str], found: list[Issue]) -> list[Message]:
         """The turns before the answer: a prompt's text, or a conversation."""
-        conversations = conversations_in(data, answers)
+        in_template = () if self.template is None else self.template.columns
+        conversations = conversations_in(data, (*answers, *in_template))
         name = self.names.prompt
         if name is None and self.template is None:
             texts = [each for each in PROMPTS if each in data and each not in conversations]
@@ -199,12 +254,17 @@ class LabelStudioFormat(Format):
                 found.append(issues.ambiguous(tags))
                 return ""
             name = tags[0]
+        return self._answer(answers, name, found)
+
+    def _answer(self, answers: Fields, name: str, found: list[Issue]) -> str:
+        """The text of a control tag's answer; "" if it is invalid, with an issue in `found`."""
         self._known.add(name)
         if name not in answers:
             found.append(missing(answers, name))
             return ""
         shown_name = printable(name)
         answer = text_of(shown_name, answers[name])
+        self.combined += is_combined(answers[name])
         issue = answer if isinstance(answer, Issue) else text_issue(shown_name, answer)
         if issue is not None:
             found.append(issue)

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats import labelstudioissues as issues
+from finetune_trainer.data.formats.labelstudiotasks import CHAT, in_order
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import shown, type_name
 
 READABLE: Final = ("choices", "textarea")
-CHATS: Final = ("chatmessages", "chatmessage", "chat")
 
 
 def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issue:
@@ -52,15 +52,18 @@ def _answers(results: Any) -> Fields:
         if kind in READABLE and isinstance(value, dict):
             part = value.get("choices" if kind == "choices" else "text")
             parts = part if isinstance(part, list) else [part]
-            before = answers.get(result["from_name"], {}).get(kind, [])
-            answers[result["from_name"]] = {kind: before + parts}
+            before = answers.get(result["from_name"])
+            earlier = before.get(kind, []) if isinstance(before, dict) else []
+            answers[result["from_name"]] = {kind: earlier + parts}
         elif kind == "pairwise" and isinstance(value, dict) and "selected" in value:
             answers[result["from_name"]] = {"selected": value["selected"], "type": kind}
-        elif kind in CHATS and isinstance(value, dict) and "chatmessages" in value:
-            answers.setdefault(result["from_name"], []).append({"chatmessages": value["chatmessages"]})
+        elif kind == CHAT and isinstance(value, dict) and CHAT in value:
+            before = answers.get(result["from_name"])
+            earlier = before if isinstance(before, list) else []
+            answers[result["from_name"]] = [*earlier, value[CHAT]]
         else:
             answers.setdefault(result["from_name"], {"type": kind})
-    return answers
+    return {name: in_order(value) if isinstance(value, list) else value for name, value in answers.items()}
 
 
 def text_of(name: str, value: Any) -> Any:
@@ -84,6 +87,13 @@ def text_of(name: str, value: Any) -> Any:
         "name another control tag in columns.completion",
         column=name,
     )
+
+
+def is_combined(value: Any) -> bool:
+    """Whether an answer has several choices, which become one text."""
+    value = _unpacked(value)
+    choices = value.get("choices") if isinstance(value, dict) else None
+    return isinstance(choices, list) and len(choices) > 1
 
 
 def _unpacked(value: Any) -> Any:

@@ -3,7 +3,8 @@
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from finetune_trainer.data.containers.base import Fields
@@ -16,6 +17,12 @@ ROLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("assistant", "bot", "ai", "gpt", "model", "chatbot", "agent", "answer"), "assistant"),
     "system": "system",
 }
+CHAT: Final = "chatmessage"
+"""Type and field of one message of the tag Chat."""
+CREATED: Final = "createdAt"
+"""Field of a message with its time, by which the messages of the tag Chat are ordered."""
+TRANSCRIPT: Final = "_transcript"
+"""Suffix of a column in tables that repeats the messages of the tag Chat as a text."""
 PAIRS: Final = (
     ("answer1", "answer2"),
     ("response1", "response2"),
@@ -64,13 +71,31 @@ def chat_of(value: Any) -> list[Any] | None:
     """The messages of the tag Chat; None for another value."""
     value = unpacked(value)
     parts = value if isinstance(value, list) else [value]
-    if not parts or not all(isinstance(part, dict) and "chatmessages" in part for part in parts):
+    if not parts or not all(isinstance(part, dict) and CHAT in part for part in parts):
         return None
-    found: list[Any] = []
-    for part in parts:
-        messages = part["chatmessages"]
-        found += messages if isinstance(messages, list) else [messages]
-    return [_message(message) or message for message in found]
+    return [_message(message) or message for message in (part[CHAT] for part in parts)]
+
+
+def in_order(messages: Sequence[Any]) -> list[Fields]:
+    """Messages of the tag Chat in the order of their times, which are removed; each as `chat_of` reads it."""
+    if all(isinstance(each, dict) and isinstance(each.get(CREATED), int | float) for each in messages):
+        messages = sorted(messages, key=itemgetter(CREATED))
+    return [
+        {CHAT: {name: each[name] for name in each if name != CREATED} if isinstance(each, dict) else each}
+        for each in messages
+    ]
+
+
+def chats_in(record: Fields, names: Iterable[str]) -> list[str]:
+    """Those columns of a flat export that have the messages of the tag Chat.
+
+    Tables have a transcript next to them. In JSON_MIN their messages have a time, unlike those of the data.
+    """
+    found = [name for name in names if conversation_of(record[name]) is not None]
+    with_transcript = [name for name in found if name + TRANSCRIPT in record]
+    return with_transcript or [
+        name for name in found if all(CREATED in message for message in unpacked(record[name]))
+    ]
 
 
 def pair_of(names: Iterable[str]) -> tuple[str, str] | None:
