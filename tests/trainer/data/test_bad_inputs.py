@@ -390,7 +390,7 @@ TABLES: list[tuple[bytes, Code, str]] = [
     ),
     (b"a\n", Code.FIELD_COUNT, "has 1 fields; expected 2, as in the header; add the missing fields"),
     (
-        b'"a"b,c\n',
+        b'"a\n"b,c\n',
         Code.SYNTAX,
         "not valid CSV: ',' expected after '\"'; expected RFC 4180; write a quote inside a quoted text",
     ),
@@ -725,7 +725,7 @@ FILES: list[tuple[bytes, Code, str]] = [
         Code.FILE_UNKNOWN,
         "the first line is neither a JSON object nor a header with commas or tabs; expected JSON",
     ),
-    (b"prompt;completion\na;b\n", Code.HEADER, 'the header is separated by ";"; expected commas'),
+    (b"prompt|completion\na|b\n", Code.HEADER, 'the header is separated by "|"; expected commas'),
     (
         b'{"text": "a", "label": "b"}',
         Code.FILE_UNKNOWN,
@@ -907,9 +907,10 @@ def test_damage_in_the_middle_of_parquet_names_the_last_row(tmp_path: Path) -> N
 FORCED: list[tuple[DataFormat, bytes, str]] = [
     (
         "CSV",
-        b"prompt;completion\na;b\n",
-        'file: the header is separated by ";"; expected commas; export it again separated by commas',
+        b"prompt|completion\na|b\n",
+        'file: the header is separated by "|"; expected commas; export it again separated by commas',
     ),
+    ("TSV", b"prompt;completion\na;b\n", 'file: the header is separated by ";"; expected tabs; export it'),
     ("CSV", b"prompt\tcompletion\na\tb\n", "file: the header is separated by tabs; expected commas"),
     ("TSV", b"prompt,completion\na,b\n", "file: the header is separated by commas; expected tabs; export it"),
     (
@@ -1038,8 +1039,6 @@ def test_files_must_have_one_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "mark"),
     [
-        ("prompt;completion\na;b\n", '";"'),
-        ("prompt;completion, or answer;label\na;b;c\n", '";"'),
         ("prompt|completion\na|b\n", '"|"'),
     ],
 )

@@ -80,6 +80,90 @@ def test_a_table_yields_its_header_and_its_records_with_their_lines(
     ]
 
 
+def records(read: list[Header | RawRecord | InvalidRecord]) -> list[tuple[str, ...]]:
+    return [tuple(item.fields.values()) for item in read if isinstance(item, RawRecord)]
+
+
+def test_semicolons_separate_csv_if_the_header_has_more_of_them(tmp_path: Path) -> None:
+    content = '\ufeffprompt;"label, or; two"\r\n"a;b";"c, d"\r\n'
+
+    assert items(tmp_path, delimited.read_csv, content) == [
+        Header(("prompt", "label, or; two")),
+        RawRecord(RowPosition(None, 1, 2), {"prompt": "a;b", "label, or; two": "c, d"}),
+    ]
+    assert records(items(tmp_path, delimited.read_csv, 'prompt,"a; b; c"\n1;2,3\n')) == [("1;2", "3")]
+
+
+def test_a_wrong_row_of_a_table_with_semicolons_is_reported_with_them(tmp_path: Path) -> None:
+    _, invalid = items(tmp_path, delimited.read_csv, "prompt;completion\na;b;c\n")
+
+    assert isinstance(invalid, InvalidRecord)
+    assert str(invalid.issues[0]).endswith('put texts with ";" in double quotes')
+
+
+@pytest.mark.parametrize(("container", "separator"), [(delimited.read_csv, ","), (delimited.read_tsv, "\t")])
+def test_a_line_of_separators_only_is_not_a_record(
+    tmp_path: Path, container: Container, separator: str
+) -> None:
+    content = ";\nprompt;completion\na;b\n;\n;;;\nc;d\n;\n".replace(";", separator)
+
+    assert records(items(tmp_path, container, content)) == [("a", "b"), ("c", "d")]
+
+
+SHEET = ["One?\tA1", "Two?\tA2", "Three?\tA3"]
+"""Rows as Google Sheets writes them: without quoting."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['"Two, or more?\tA2', '"Two" or more?\tA2', 'Two\t"A" and 2', '12" or 14"\tA2', '"Two\tA 12"', '"\t"'],
+)
+def test_a_quote_of_tsv_that_does_not_end_the_same_cell_is_text(tmp_path: Path, row: str) -> None:
+    content = "\n".join(["prompt\tcompletion", SHEET[0], row, SHEET[2], ""])
+
+    read = items(tmp_path, delimited.read_tsv, content)
+
+    assert records(read) == [tuple(line.split("\t")) for line in (SHEET[0], row, SHEET[2])]
+    assert [item.position.line for item in read[1:] if not isinstance(item, Header)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ('"Two"', "Two"),
+        ('"Two ""or"" more"', 'Two "or" more'),
+        ('"two\nlines"', "two\nlines"),
+        ('"two\n\nparagraphs, ""quoted"""', 'two\n\nparagraphs, "quoted"'),
+        ('"a\ttab"', "a\ttab"),
+        ('"def f():\n\tx = 1\n\treturn x\n"', "def f():\n\tx = 1\n\treturn x\n"),
+    ],
+    ids=range(6),
+)
+@pytest.mark.parametrize("is_last", [True, False], ids=["last column", "first column"])
+def test_cells_of_tsv_in_quotes_may_have_tabs_and_lines(
+    tmp_path: Path, cell: str, expected: str, is_last: bool
+) -> None:
+    row = f"x\t{cell}" if is_last else f"{cell}\tx"
+
+    read = items(tmp_path, delimited.read_tsv, "\n".join(["prompt\tcompletion", row, SHEET[2], ""]))
+
+    assert records(read) == [("x", expected) if is_last else (expected, "x"), ("Three?", "A3")]
+
+
+def test_lines_of_tsv_that_can_be_one_cell_or_several_rows_are_reported(tmp_path: Path) -> None:
+    rows = [SHEET[0], '"Two, or more?\tA2', SHEET[2], 'A board of 12"\tA4', "Five?\tA5"]
+
+    read = items(tmp_path, delimited.read_tsv, "\n".join(["prompt\tcompletion", *rows, ""]))
+
+    assert [values[1] for values in records(read)] == ["A1", "A3", "A4", "A5"]
+    (invalid,) = (item for item in read if isinstance(item, InvalidRecord))
+    assert invalid.position == RowPosition(None, 2, 3)
+    assert str(invalid.issues[0]) == (
+        "a quote opens here and closes in line 5, but these lines are complete rows too; expected quotes"
+        " that open and close in the same cell; remove the quotes, or export the table as CSV"
+    )
+
+
 def test_parquet_yields_its_columns_and_its_rows_as_in_json(tmp_path: Path) -> None:
     row = {
         "text": "é",

@@ -77,6 +77,12 @@ def test_a_header_of_very_many_columns_is_read(tmp_path: Path) -> None:
     assert result.kept_rows == 1
 
 
+def test_a_table_of_quotes_that_do_not_close_is_read(tmp_path: Path) -> None:
+    rows = "".join(f'"question {number}\tanswer {number}\n' for number in range(20_000))
+
+    assert prepared(tmp_path, "prompt\tcompletion\n" + rows).kept_rows == 20_000
+
+
 def test_prose_in_one_line_is_not_a_table(tmp_path: Path) -> None:
     result = prepared(tmp_path, " ".join(f"word {number}," for number in range(150_000)) + "\n")
 
