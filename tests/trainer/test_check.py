@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -141,10 +142,83 @@ def test_conflicting_and_leaked_rows_are_named(tmp_path: Path) -> None:
         ("correct part, or remove split.column", "correct part, or remove --split-column"),
         ("set split.fromFiles: true", "set --split-from-files"),
         ("set format: KTO (columns.label names it)", "set --format KTO (--label names it)"),
+        (
+            "set columns.prompt: question and columns.completion: answer",
+            "set --prompt question --completion answer",
+        ),
+        (
+            'set template: "{context} {question}" and columns.completion: answer',
+            'set --template "{context} {question}" --completion answer',
+        ),
+        ("or name it in keepColumns", "or name it in --keep-column"),
     ],
 )
 def test_hints_name_options_of_the_command_line(hint: str, said: str) -> None:
     assert as_options(hint) == said
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"question": "a", "answer": "b"}, "--prompt question --completion answer"),
+        ({"Input": "a", "Output": "b", "id": 1}, "--prompt Input --completion Output"),
+        ({"prompt": "a", "response": "b"}, "--completion response"),
+        ({"text": "a", "label": "b"}, "--prompt text --completion label"),
+        (
+            {"instruction": "a", "context": "c", "response": "b"},
+            '--template "{context} {instruction}" --completion response',
+        ),
+    ],
+    ids=["questions", "capitals", "prompt", "classes", "Dolly"],
+)
+@pytest.mark.parametrize("form", ["JSON Lines", "CSV"])
+def test_rows_with_other_usual_names_are_read_with_the_options_that_the_message_names(
+    tmp_path: Path, row: dict[str, Any], options: str, form: str
+) -> None:
+    rows = [{**row, next(iter(row)): f"number {number}"} for number in range(30)]
+    if form == "CSV":
+        lines = [",".join(row), *(",".join(map(str, each.values())) for each in rows)]
+        (tmp_path / "rows").write_text("\n".join(lines))
+    else:
+        write(tmp_path / "rows", rows)
+
+    advice = check(tmp_path, "rows", columns=300)
+
+    assert advice.exit_code == INVALID
+    assert f"set {options}" in words(advice.output)
+    assert check(tmp_path, "rows", *shlex.split(options)).exit_code == WARNINGS
+
+
+def test_messages_under_another_name_are_read_with_the_option_that_the_message_names(tmp_path: Path) -> None:
+    roles = ("user", "assistant")
+    write(
+        tmp_path / "rows.jsonl",
+        ({"dialog": [{"role": role, "content": f"{role} {n}"} for role in roles]} for n in range(30)),
+    )
+
+    advice = check(tmp_path, "rows.jsonl", columns=300)
+
+    assert (advice.exit_code, "set --messages dialog" in words(advice.output)) == (INVALID, True)
+    assert check(tmp_path, "rows.jsonl", "--messages", "dialog").exit_code == WARNINGS
+
+
+def test_rows_of_text_only_are_refused_with_what_they_lack(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"text": "### Human: a ### Assistant: b"}])
+
+    done = check(tmp_path, "rows.jsonl", columns=300)
+
+    assert done.exit_code == INVALID
+    assert "write each row as a prompt and its completion: text alone has no answer to learn" in words(
+        done.output
+    )
+    assert "--columns" not in done.output
+
+
+def test_turns_of_sharegpt_under_another_name_are_recognized(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    write(tmp_path / "rows.jsonl", [{"dialog": turns}])
+
+    assert "rename dialog to conversations" in words(check(tmp_path, "rows.jsonl", columns=300).output)
 
 
 def test_columns_that_the_format_does_not_read_are_reported(tmp_path: Path) -> None:

@@ -729,15 +729,17 @@ FILES: list[tuple[bytes, Code, str]] = [
     (
         b'{"text": "a", "label": "b"}',
         Code.FILE_UNKNOWN,
-        'the rows have the fields "text", "label"; expected "prompt" and "completion", or "messages"; map',
+        (
+            'the rows have the fields "text", "label"; expected "prompt" and "completion", or "messages"; set'
+            " columns.prompt: text and columns.completion: label"
+        ),
     ),
     (
         b"text,label\na,b\n",
         Code.HEADER,
         (
             'the header has no column "prompt", "completion", but "text", "label"; expected the '
-            'columns "prompt", '
-            '"completion"; name the right columns in columns (and split.groupBy)'
+            'columns "prompt", "completion"; set columns.prompt: text and columns.completion: label'
         ),
     ),
     (

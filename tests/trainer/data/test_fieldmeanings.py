@@ -199,6 +199,7 @@ def test_messages_that_the_recipe_names_are_a_chat_and_the_two_answers_cause_war
     [
         ("system_prompt", FRENCH, "may be the system prompt of the row"),
         ("systemPrompt", FRENCH, "may be the system prompt of the row"),
+        ("context", "the boat is late", "may be a part of the prompt"),
         ("weight", 0.5, "may say what is learned, or how strongly"),
         ("train", False, "may say what is learned, or how strongly"),
         ("loss", 0.5, "may say what is learned, or how strongly"),

@@ -24,7 +24,7 @@ def show(report: Document, console: "Console", problems: int) -> None:
     result = verdict(report)
     console.print(Text(result.title, STYLES[result.level]))
     if result.detail:
-        console.print(Text(result.detail))
+        console.print(Text(as_options(result.detail)))
     _problems(report, console, problems)
     _alike(report, console, problems)
     if report["keptRows"]:

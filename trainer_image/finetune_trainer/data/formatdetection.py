@@ -9,11 +9,15 @@ from typing import Final
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import ContainerName, Fields
 from finetune_trainer.data.formats.clues import Clues
+from finetune_trainer.data.formats.fieldmeanings import mapped_columns
 from finetune_trainer.data.formats.registry import FORMATS, prompt_completion_format
+from finetune_trainer.data.formats.sharegpt import CONVERSATIONS
 from finetune_trainer.data.options import RATINGS_SINCE, Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import field_names, listed
+from finetune_trainer.data.textchecks import field_name, field_names, listed
 
+MIN_FIELDS: Final = 2
+"""Minimum number of fields that can be a prompt and its completion."""
 SAMPLE_ROWS: Final = 100
 """Number of records from which the format of a file is detected."""
 
@@ -45,7 +49,7 @@ class FormatDetector:
             if records[0]
             else "the rows have no fields",
             f'{listed(clues.prompt)} and "{clues.completion}", or "{clues.messages}"',
-            "map the fields in columns, or set format",
+            _advice(records[0]),
         )
 
     def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
@@ -61,3 +65,21 @@ def _format_of(record: Fields, clues: Clues) -> DataFormat | None:
     matches = {name: match for name, form in FORMATS.items() if (match := form.match(record, clues))}
     # max returns the first of several equal matches.
     return max(matches, key=lambda name: matches[name], default=None)
+
+
+def _advice(record: Fields) -> str:
+    """What to do about records whose format is unknown."""
+    for name, value in record.items():
+        turn = value[0] if isinstance(value, list) and value else None
+        if isinstance(turn, dict) and turn.keys() >= {"role", "content"}:
+            return f"set columns.messages: {field_name(name)}"
+        if isinstance(turn, dict) and turn.keys() >= {"from", "value"}:
+            return f"rename {field_name(name)} to {CONVERSATIONS}"
+    if mapped := mapped_columns(record):
+        return f"set {mapped}"
+    if len(record) < MIN_FIELDS:
+        return (
+            "write each row as a prompt and its completion: text alone has no answer to learn, and formatting"
+            " for a model is added by its chat template"
+        )
+    return "name the field of the prompt in columns.prompt and that of the answer in columns.completion"

@@ -182,7 +182,8 @@ class _AmbiguousQuote(csv.Error):
         """The issue of the row in which the quote opens."""
         return Issue(
             Code.SYNTAX,
-            f"a quote opens here and closes in line {self._closing_line}, but these lines are complete rows too",
+            f"a quote opens here and closes in line {self._closing_line},"
+            " but these lines are complete rows too",
             "quotes that open and close in the same cell",
             "remove the quotes, or export the table as CSV",
         )

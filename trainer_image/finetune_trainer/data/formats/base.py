@@ -15,6 +15,7 @@ from finetune_trainer.data.formats.answerratings import (
     rejected_in_prodigy,
 )
 from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.formats.fieldmeanings import mapped_columns
 from finetune_trainer.data.formats.messages import read_system
 from finetune_trainer.data.keptcolumns import kept_columns
 from finetune_trainer.data.options import Recipe
@@ -35,6 +36,8 @@ Issues = tuple[Issue, ...]
 
 EMPTY: Final[tuple[object, ...]] = (None, "", [])
 """Values of a field that is absent, which a table or another row of the file may require."""
+
+PAIR: Final = frozenset({"prompt", "completion"})
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -127,12 +130,15 @@ class Format(ABC):
         others = [name for name in absent if name not in in_template]
         found = []
         if others:
+            mapped = mapped_columns(columns) if PAIR.issuperset(others) else None
             found.append(
                 Issue(
                     Code.HEADER,
                     f"the header has no column {listed(others)}, but {field_names(columns, 'others')}",
                     f"the column{'s' if len(others) > 1 else ''} {listed(others)}",
-                    "name the right columns in columns (and split.groupBy"
+                    f"set {mapped}"
+                    if mapped
+                    else "name the right columns in columns (and split.groupBy"
                     f"{' and keepColumns' if self.recipe.kept_columns else ''})",
                 )
             )
@@ -251,11 +257,12 @@ class Format(ABC):
 def missing(record: Fields, name: str) -> Issue:
     """The issue of a missing field."""
     content = f"it has {field_names(record)}" if record else "it is an empty object"
+    mapped = mapped_columns(record) if name in PAIR else None
     return Issue(
         Code.FIELD_MISSING,
         f'"{name}" is missing ({content})',
         f'the field "{name}"',
-        "add it, or map another field in columns",
+        f"add it, or set {mapped}" if mapped else "add it, or map another field in columns",
         column=name,
     )
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of fields that have a meaning for training. If nothing reads such a field, a warning names it."""
+"""Names of fields that have a meaning for training.
 
-from collections.abc import Mapping
+If nothing reads such a field, a warning names it. If a file has no field that a format reads, its usual names
+of questions and answers say how to map them.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +24,9 @@ _SYSTEM: Final = Meaning(
     "may be the system prompt of the row", "rename it to system, or write it as the first message"
 )
 _PREFERENCE: Final = Meaning("may be a better or a worse answer", "set format: Preference to read it")
+_PROMPT: Final = Meaning(
+    "may be a part of the prompt", "set template to build the prompt from several fields"
+)
 _LEARNING: Final = Meaning(
     "may say what is learned, or how strongly", "set weight: 0 in messages that shall not be learned"
 )
@@ -42,6 +49,7 @@ _MEDIA: Final = Meaning(
 _NAMES: Final[Mapping[Meaning, tuple[str, ...]]] = {
     _SYSTEM: ("system", "system_prompt", "system_message"),
     _PREFERENCE: ("chosen", "rejected", "rejected_response"),
+    _PROMPT: ("context", "history", "input"),
     _LEARNING: ("train", "training", "train_detail", "weight", "loss", "loss_weight"),
     _RATING: ("rating", "score", "feedback", "vote", "reward"),
     _ANSWER: ("answer",),
@@ -66,3 +74,45 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
 def meaning_of(path: str) -> Meaning | None:
     """The meaning of an unused field by the last part of its path, such as `messages[].thinking`."""
     return MEANINGS.get(path.rpartition("[].")[2].removeprefix("input."))
+
+
+PAIRS: Final = (
+    ("question", "answer"),
+    ("query", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "output"),
+    ("input", "output"),
+    ("input", "target"),
+    ("source", "target"),
+    ("user", "assistant"),
+    ("text", "label"),
+    ("text", "summary"),
+    ("document", "summary"),
+)
+"""Usual names of a prompt and its completion that no format reads, the most specific first."""
+
+
+CONTEXTS: Final = ("context", "input")
+"""Names of another part of the prompt, before the question."""
+
+
+def mapped_columns(names: Iterable[str]) -> str | None:
+    """How to map columns whose usual names show the prompt and the completion; None if none do."""
+    present = {name.lower(): name for name in names}
+    for prompt, completion in PAIRS:
+        if prompt not in present or completion not in present:
+            continue
+        parts = [f"columns.completion: {present[completion]}"]
+        context = next((name for name in CONTEXTS if name in present and name != prompt), None)
+        if context is not None:
+            parts.insert(0, f'template: "{{{present[context]}}} {{{present[prompt]}}}"')
+        elif present[prompt] != "prompt":
+            parts.insert(0, f"columns.prompt: {present[prompt]}")
+        return " and ".join(parts)
+    return None
