@@ -101,8 +101,45 @@ def test_a_training_row_that_looks_the_same_as_a_held_out_row_is_removed(twin: s
     assert _select_rows(rows, ["train", "test"], "Off").keep.all(), "by the first rule they are two inputs"
 
 
-def test_a_training_row_that_differs_in_case_and_spaces_is_removed() -> None:
-    rows = [Row.pair(LONG.upper(), "Dispatch  now"), Row.pair(LONG, "dispatch now")]
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "WHEN DOES THE BOAT LEAVE?",
+        "When does the boat leave",
+        "when does the boat leave!",
+        "“When does the boat leave?”",
+    ],
+    ids=["case", "no mark", "another mark", "quotes"],
+)
+@pytest.mark.parametrize("answer", ["By ten.", "By ten .", "BY TEN.", "Never."])
+def test_a_training_row_whose_input_differs_only_in_case_or_marks_is_removed(twin: str, answer: str) -> None:
+    rows = [Row.pair(twin, answer), Row.pair("When does the boat leave?", "By ten.")]
+
+    selection = _select_rows(rows, ["train", "test"], "Off", visible_text=True)
+
+    assert selection.keep.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1 + 2 =", "1 - 2 ="),
+        ("x[0]", "x(0)"),
+        (".5 of it", "5 of it"),
+        ("a.b", "ab"),
+        ("?", "!"),
+        ("-3", "3"),
+    ],
+)
+def test_inputs_whose_symbols_differ_are_different(one: str, other: str) -> None:
+    rows = [Row.pair(one, "a"), Row.pair(other, "a")]
+
+    assert _select_rows(rows, ["train", "test"], "Off", visible_text=True).keep.all()
+
+
+@pytest.mark.parametrize("answer", ["Dispatch  now.", "dispatch now ."], ids=["case and spaces", "a space"])
+def test_a_near_training_row_whose_answer_differs_in_case_and_spaces_is_removed(answer: str) -> None:
+    rows = [Row.pair(f"{LONG} please", answer), Row.pair(LONG, "dispatch now.")]
 
     selection = _select_rows(rows, ["train", "test"], visible_text=True)
 

@@ -14,8 +14,9 @@ The rules apply in this order, each to the remaining rows:
 - Conflict: an earlier row has the same input and a different answer. The row is kept. Preferences conflict if
   they order the same two answers differently, and KTO rows if they label the same answer differently.
 
-By rule version 2 inputs are compared across splits as a reader sees them, regardless of Unicode form,
-invisible characters and whitespace. Near duplicates also compare answers in this way, ignoring case.
+By rule version 2 inputs are compared across splits as a reader sees them, regardless of case, punctuation at
+the ends of words, Unicode form, invisible characters and whitespace. Near duplicates compare answers
+regardless of case, Unicode form, invisible characters and whitespace.
 """
 
 from collections.abc import Iterator, Sequence

@@ -46,11 +46,15 @@ FIELDS: Final = [
 
 `input` (16 bytes: all that the model sees before it answers) and `answer` (8 bytes: the rest) identify a row.
 `completion` covers only the text and the tool calls of the last turn. `visible_input` and `visible_answer`
-cover the texts as a reader sees them, with the answer in lower case; by rule version 1 they equal the exact
-digests.
+cover the texts as a reader sees them, without case, without marks at the ends of the input's words and
+without whitespace in the answer; by rule version 1 they equal the exact digests.
 Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
 without a label.
 """
+
+OPENING_MARKS: Final = "\"'“”„‘’‚«»¿¡"
+CLOSING_MARKS: Final = OPENING_MARKS + ".,;:!?…。、।؟"
+"""Marks of sentences. Other punctuation and symbols can be all that distinguishes formulas or code."""
 
 # Valid rows have no control characters.
 PART: Final = "\x1f"
@@ -91,10 +95,8 @@ class RowIndex:
         digest, answer = input_digest(row), answer_digest(row)
         visible, visible_answer = digest, answer
         if self.compares_visible_text:
-            visible_contents = list(map(visible_text, contents))
-            if visible_contents != contents:
-                visible = input_digest(row, visible_contents)
-            visible_answer = answer_digest(row, folded)
+            visible = input_digest(row, list(map(_unmarked, contents)))
+            visible_answer = visible_answer_digest(row)
         self._entries += ENTRY.pack(
             digest,
             answer,
@@ -168,6 +170,11 @@ def answer_digest(row: Row, form: Callable[[str], str] = str) -> bytes:
     return hashlib.sha256(PART.join(parts).encode()).digest()[:8]
 
 
+def visible_answer_digest(row: Row) -> bytes:
+    """8-byte digest of what is learned as a reader sees it, regardless of case and whitespace."""
+    return answer_digest(row, _without_blanks)
+
+
 def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
     """The number of each row's group, from 0. Rows with equal keys are one group."""
     import numpy as np
@@ -185,6 +192,20 @@ def groups(*keys: "NDArray[Any]") -> "NDArray[np.int32]":
 def folded(text: str) -> str:
     """The text as a reader sees it, with case folded."""
     return visible_text(text).casefold()
+
+
+def _unmarked(text: str) -> str:
+    """The folded text without punctuation at the ends of words, unless it has nothing else."""
+    text = folded(text)
+    # Most words have no punctuation, and the first check of them is fast.
+    words = [
+        word if word.isalnum() else word.rstrip(CLOSING_MARKS).lstrip(OPENING_MARKS) for word in text.split()
+    ]
+    return " ".join(filter(None, words)) or text
+
+
+def _without_blanks(text: str) -> str:
+    return folded(text).replace(" ", "")
 
 
 def _subject(row: Row, completion: bytes) -> int:

@@ -17,7 +17,8 @@ a row:
 2. KTO labels can also be "true", "false", 1 and 0. If a label may rate an answer, the format must be set.
    Prompts and completions can be lists of messages. Preferences as in OpenAI's API and Label Studio's tasks
    for generative AI are read. Short texts are near duplicates if all their words are equal. Inputs that look
-   the same are equal, regardless of Unicode form, invisible characters and whitespace.
+   the same are equal, regardless of case, punctuation at the ends of words, Unicode form, invisible
+   characters and whitespace.
 """
 RATINGS_SINCE: Final = 2
 """First version that reads labels in JSON as in tables."""

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.data.index import answer_digest, folded
+from finetune_trainer.data.index import answer_digest, folded, visible_answer_digest
 from finetune_trainer.data.textchecks import visible_text
 from finetune_trainer.rows import Row
 
@@ -83,7 +83,7 @@ def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short
         features, text = _features(row, template, words, compares_short_texts=compares_short_texts)
         if text is None:
             # The answer seeds the hash, so that rows with different answers have no hash in common.
-            seed = answer_digest(row, folded) if compares_short_texts else answer_digest(row)
+            seed = visible_answer_digest(row) if compares_short_texts else answer_digest(row)
             signatures[positions[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
         else:
             texts[number] = text
