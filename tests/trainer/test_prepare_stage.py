@@ -245,6 +245,33 @@ def test_an_unused_field_is_named_once(preparation: Preparation, caplog: pytest.
     assert messages.count('unused fields: "source"') == 1
 
 
+def test_the_result_names_fields_with_a_meaning_that_nothing_reads(preparation: Preparation) -> None:
+    rows = [{**row, "system_prompt": "Be short.", "source": "mail"} for row in pairs(3)]
+    source = preparation.write("rows.jsonl", json_lines(rows))
+
+    result = preparation.run(source, split=ALL_TRAIN)
+
+    assert result.unread_fields == ("system_prompt",)
+    assert any('"system_prompt" is not read' in warning for warning in result.warnings)
+
+
+def test_a_secret_in_a_tool_call_is_in_no_file_of_the_run(preparation: Preparation) -> None:
+    key = f"-----BEGIN RSA PRIVATE KEY-----\n{'a1B2c3D4' * 8}\n-----END RSA PRIVATE KEY-----"
+    call = {"type": "function", "function": {"name": "sign", "arguments": {"key": key}}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    source = preparation.write("rows.jsonl", json_lines([{"messages": messages}]))
+
+    result = preparation.run(source, split=ALL_TRAIN)
+
+    assert result.warnings
+    runs = [path for path in (preparation.root / "store" / "runs").rglob("*") if path.is_file()]
+    assert any(b'\\"sign\\"' in path.read_bytes() for path in runs)
+    assert not any(b"a1B2c3D4" in path.read_bytes() for path in runs)
+
+
 def test_statistics_count_characters(preparation: Preparation) -> None:
     source = preparation.write("rows.jsonl", json_lines([chat("äb", "c"), chat("abcd", "ef")]))
 
