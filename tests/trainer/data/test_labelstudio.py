@@ -175,6 +175,13 @@ def test_a_chat_without_times_is_found_if_it_is_the_only_answer(tmp_path: Path) 
     assert clean(read_newest(tmp_path, content, completion="chat")) == [{"messages": turns("a", "b")}]
 
 
+def test_a_conversation_of_the_data_with_times_as_texts_is_not_the_answer(tmp_path: Path) -> None:
+    messages = [{**turn, "createdAt": "2026-01-01T00:00:00Z"} for turn in turns("a", "b", "c")]
+    content = exported("min", {"messages": messages}, result("reply", "textarea", text=["d"]))
+
+    assert clean(read_newest(tmp_path, content))[0]["messages"][-1] == {"role": "assistant", "content": "d"}
+
+
 def test_of_two_chats_the_user_names_one(tmp_path: Path) -> None:
     chats = {
         name: [{**turn, "createdAt": 1} for turn in turns("a", answer)]

@@ -17,7 +17,7 @@ def as_options(text: str) -> str:
     """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
     text = FIELD.sub(_option, text)
     text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
-    text = re.sub(r"\bset template: ", "set --template ", text)
+    text = re.sub(r"\bset template:? ", "set --template ", text)
     # Options are copied to the command line as they are.
     text = re.sub(r"(--(?:prompt|template) (?:\"[^\"]+\"|\S+)) and (?=--completion)", r"\1 ", text)
     text = re.sub(r"\bkeepColumns\b", "--keep-column", text)

@@ -78,7 +78,7 @@ def chat_of(value: Any) -> list[Any] | None:
 
 def in_order(messages: Sequence[Any]) -> list[Fields]:
     """Messages of the tag Chat in the order of their times, which are removed; each as `chat_of` reads it."""
-    if all(isinstance(each, dict) and isinstance(each.get(CREATED), int | float) for each in messages):
+    if _are_timed(messages):
         messages = sorted(messages, key=itemgetter(CREATED))
     return [
         {CHAT: {name: each[name] for name in each if name != CREATED} if isinstance(each, dict) else each}
@@ -93,9 +93,7 @@ def chats_in(record: Fields, names: Iterable[str]) -> list[str]:
     """
     found = [name for name in names if conversation_of(record[name]) is not None]
     with_transcript = [name for name in found if name + TRANSCRIPT in record]
-    return with_transcript or [
-        name for name in found if all(CREATED in message for message in unpacked(record[name]))
-    ]
+    return with_transcript or [name for name in found if _are_timed(unpacked(record[name]))]
 
 
 def pair_of(names: Iterable[str]) -> tuple[str, str] | None:
@@ -112,6 +110,11 @@ def conversations_in(data: Fields, without: Iterable[str]) -> dict[str, list[dic
         for name, value in data.items()
         if name not in excluded and (messages := conversation_of(value)) is not None
     }
+
+
+def _are_timed(messages: Sequence[Any]) -> bool:
+    """Whether all messages have a time as Label Studio writes it: a number."""
+    return all(isinstance(each, dict) and isinstance(each.get(CREATED), int | float) for each in messages)
 
 
 def _only(value: Any) -> Any:
