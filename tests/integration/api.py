@@ -33,6 +33,7 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
         "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
         "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
         "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+        "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
         "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
         "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes",
         "Kustomization": "/apis/kustomize.toolkit.fluxcd.io/v1/namespaces/{}/kustomizations",

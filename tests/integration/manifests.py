@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, WATCHED
 from tests.integration.api import Api, Object
 
 API_VERSION = "finetune.dev/v1alpha1"
@@ -28,6 +29,22 @@ def of(kind: str, namespace: str, name: str, spec: Object) -> Object:
 def profile(name: str) -> Object:
     """A profile on CPU; a device is a core."""
     return of("ComputeProfile", "", name, {"devices": {"resource": "cpu", "max": 4}})
+
+
+def installation(namespace: str, lease: str, *watched: str) -> Object:
+    """The ClusterRoleBinding by which the chart marks an installation; it grants nothing."""
+    annotations = {INSTALLATION_LEASE: f"{namespace}/{lease}", WATCHED: ",".join(watched) or "*"}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {
+            "name": f"{namespace}-{lease}",
+            "labels": {INSTALLATION: "true"},
+            "annotations": annotations,
+        },
+        "roleRef": role,
+    }
 
 
 def claim(namespace: str, name: str) -> Object:

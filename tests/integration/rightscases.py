@@ -367,7 +367,7 @@ IN_A_PROCESS: Final[dict[str, Case]] = {
     "create tokenreviews": Case(LOG, action=reported),
     "get leases": Case(LOG),
     "create leases": Case(LOG),
-    "list leases": Case(LOG),
+    "list clusterrolebindings": Case(LOG),
     "update leases": Case(LOG),
     "get customresourcedefinitions": Case(LOG),
     "get secrets": Case(LOG),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users with a role in one namespace may do, and what the policy of profiles refuses."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import httpx
 import pytest
 
 from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL
+from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, WATCHED
+from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
+from tests.integration.operators import Operators
 from tests.waiting import eventually
 from tools.cluster import ClusterError, ControlPlane
 
@@ -179,6 +183,49 @@ def test_an_editor_lists_all_kinds_of_one_namespace_with_one_command(
     assert "run-of-other" not in listed
     with pytest.raises(ClusterError, match="forbidden"):
         tenant.kubectl.run("get", "finetune", f"--namespace={other}", editor)
+
+
+def test_a_lease_of_an_editor_stops_no_operator(
+    api: Api, tenant: Tenant, namespace: str, operators: Operators, kubelet: FakeKubelet
+) -> None:
+    """It has every mark that an operator ever put on its own Lease, is older than any, and is renewed."""
+    api.create(manifests.installation(namespace, "finetune-operator"))
+    lease: Object = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {
+            "name": "finetune-operator",
+            "namespace": tenant.namespace,
+            "labels": {INSTALLATION: "true"},
+            "annotations": {INSTALLATION_LEASE: f"{tenant.namespace}/finetune-operator", WATCHED: "*"},
+        },
+    }
+    times = itertools.count()
+
+    def renew() -> None:
+        """The API server lets the editor write the Lease."""
+        spec = {"acquireTime": "2000-01-01T00:00:00.000000Z", "holderIdentity": f"anyone-{next(times)}"}
+        path = path_of("Lease", tenant.namespace, "finetune-operator") + "?fieldManager=ann&force=true"
+        headers = {"Impersonate_User": user_of("edit"), "Content_Type": "application/apply-patch+yaml"}
+        api.request("PATCH", path, lease | {"spec": spec}, **headers).raise_for_status()
+
+    def is_ready() -> bool:
+        renew()
+        return manifests.is_true(api.get("FineTuneJob", namespace, "routing"), "Ready")
+
+    renew()
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    operator = operators.start()
+    eventually("the run of the other team is ready", is_ready, describe=lambda: operator.log[-4000:])
+    assert operator.metric("finetune_other_installation") == 0
+    refused = api.request(
+        "POST",
+        path_of("ClusterRoleBinding", ""),
+        manifests.installation(tenant.namespace, "finetune-operator"),
+        Impersonate_User=user_of("edit"),
+    )
+    assert refused.status_code == httpx.codes.FORBIDDEN
 
 
 @pytest.mark.parametrize("kind", SPECS)

@@ -11,6 +11,7 @@ import yaml
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.kinds import KINDS
+from finetune_operator.runtime.process import INSTALLATION_MARK
 from finetune_operator.runtime.settings import Settings
 from hack.version import version
 from tests.networkpolicies import Pod, admits
@@ -228,6 +229,23 @@ def test_all_users_may_list_the_profiles_unless_the_values_say_otherwise(manifes
     assert (rule["resources"], rule["verbs"]) == (["computeprofiles"], ["get", "list", "watch"])
     names = {m["metadata"]["name"] for m in rendered("rbac.listProfiles=false")}
     assert "finetune-operator-profiles" not in names
+
+
+@pytest.mark.parametrize(
+    ("settings", "watched"),
+    [((), {"*"}), (("watchNamespaces={team-a,team-b}",), {"team-a", "team-b"})],
+    ids=["all namespaces", "some"],
+)
+def test_a_binding_that_only_administrators_may_write_marks_the_installation(
+    settings: tuple[str, ...], watched: set[str]
+) -> None:
+    manifests = rendered(*settings)
+    (marked,) = [m for m in manifests if INSTALLATION_MARK.label in m["metadata"].get("labels", {})]
+    assert marked["kind"] == "ClusterRoleBinding"
+    (pod,) = [m for m in manifests if m["kind"] == "Deployment"]
+    environment = pod["spec"]["template"]["spec"]["containers"][0]["env"]
+    (lease,) = [each["value"] for each in environment if each["name"] == "LEASE_NAME"]
+    assert INSTALLATION_MARK.read(marked) == (("finetune-system", lease), watched)
 
 
 def test_images_can_be_named_by_digest() -> None:

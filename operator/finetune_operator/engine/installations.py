@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other active installations of this operator that watch the same namespaces.
 
-The Lease of each installation records the namespaces that it watches. An active installation stays active: a
-new one does not acquire its Lease until the other is gone. If two start at the same time, the one that
-acquired its Lease first stays active. Both read the same Leases, so they come to the same result.
+A marked ClusterRoleBinding names the Lease of each installation and the namespaces that it watches. Only
+administrators may write ClusterRoleBindings, but everyone with the role `edit` in one namespace may write
+Leases there: a Lease that no ClusterRoleBinding names is never read.
+
+An active installation stays active: a new one does not acquire its Lease until the other is gone. If two
+start at the same time, the one that acquired its Lease first stays active. Both read the same Leases, so they
+come to the same result.
 """
 
 import asyncio
@@ -15,7 +19,7 @@ from typing import Final, NamedTuple
 
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import ApiError, Rejected
-from finetune_operator.engine.resources import LEASE
+from finetune_operator.engine.resources import CLUSTER_ROLE_BINDING, LEASE
 from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
@@ -25,22 +29,32 @@ RECHECK_SECONDS: Final = 30.0
 """Seconds between two checks by an active installation."""
 
 
+LeaseName = tuple[str, str]
+"""Namespace and name of a Lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Label and annotation that mark the Lease of an installation and record its namespaces."""
+    """Label and annotations of the ClusterRoleBinding of each installation.
+
+    Attributes:
+        label: label that selects these ClusterRoleBindings.
+        lease: annotation with the Lease, as `namespace/name`.
+        namespaces: annotation with the watched namespaces, separated by commas, or EVERYWHERE.
+    """
 
     label: str
-    annotation: str
+    lease: str
+    namespaces: str
 
-    def metadata(self, namespaces: Collection[str]) -> Manifest:
-        """Labels and annotations of the Lease of an installation. Without namespaces it watches all."""
-        watched = ",".join(sorted(namespaces)) or EVERYWHERE
-        return {"labels": {self.label: "true"}, "annotations": {self.annotation: watched}}
-
-    def watched(self, lease: Manifest) -> frozenset[str]:
-        """Namespaces that the Lease records; only EVERYWHERE if it records none."""
-        text = (lease["metadata"].get("annotations") or {}).get(self.annotation) or EVERYWHERE
-        return frozenset(text.split(","))
+    def read(self, binding: Manifest) -> tuple[LeaseName, frozenset[str]] | None:
+        """The Lease of the installation and its namespaces; None if the ClusterRoleBinding names no Lease."""
+        annotations = binding["metadata"].get("annotations") or {}
+        namespace, _, name = annotations.get(self.lease, "").partition("/")
+        if not (namespace and name):
+            return None
+        watched = annotations.get(self.namespaces) or EVERYWHERE
+        return (namespace, name), frozenset(watched.split(","))
 
 
 class _Renewal(NamedTuple):
@@ -49,7 +63,7 @@ class _Renewal(NamedTuple):
 
 
 class Installations:
-    """The Leases of all installations.
+    """The Leases of all installations that have a marked ClusterRoleBinding.
 
     Clocks of different nodes are never compared: another installation is active as long as its Lease is held
     and changes.
@@ -57,7 +71,7 @@ class Installations:
     Args:
         cluster: client of the API server.
         namespace, name: namespace and name of the own Lease.
-        mark: label and annotation of the Leases.
+        mark: label and annotations of the ClusterRoleBindings.
         namespaces: namespaces that this installation watches; empty: all.
         patience_seconds: seconds after its last renewal during which another installation counts as active.
         clock: monotonic seconds.
@@ -84,7 +98,7 @@ class Installations:
         self._watched = frozenset(namespaces) or frozenset({EVERYWHERE})
         self._patience_seconds = patience_seconds
         self._clock = clock
-        self._renewals: dict[tuple[str, str], _Renewal] = {}
+        self._renewals: dict[LeaseName, _Renewal] = {}
         self._is_refused = False
         self.other = ""
 
@@ -135,22 +149,31 @@ class Installations:
         self._is_refused = isinstance(error, Rejected)
         logger.warning("other installations of this operator cannot be detected: %s", error)
 
-    async def _others(self, *, is_active: bool) -> list[tuple[str, str]]:
+    async def _others(self, *, is_active: bool) -> list[LeaseName]:
         """Leases of other active installations; if this one is active, only of those that were earlier."""
-        leases: list[Manifest] = []
-        async for page, _ in self._cluster.pages(LEASE, "", self._mark.label):
-            leases += page
-        live = {_key(lease): _acquired(lease) for lease in leases if self._is_live(lease)}
-        own = next((_acquired(lease) for lease in leases if _key(lease) == self._own), "")
-        overlapping = [
-            key for key in map(_key, filter(self._overlaps, leases)) if key != self._own and key in live
-        ]
-        if is_active:
-            overlapping = [key for key in overlapping if (live[key], key) < (own, self._own)]
-        return sorted(overlapping)
+        live: dict[LeaseName, str] = {}
+        for key in await self._overlapping():
+            lease = await self._cluster.get(LEASE, *key)
+            if lease is not None and self._is_live(key, lease):
+                live[key] = _acquired(lease)
+        if live and is_active:
+            lease = await self._cluster.get(LEASE, *self._own)
+            own = "" if lease is None else _acquired(lease)
+            live = {key: acquired for key, acquired in live.items() if (acquired, key) < (own, self._own)}
+        return sorted(live)
 
-    def _is_live(self, lease: Manifest) -> bool:
-        key, version = _key(lease), lease["metadata"]["resourceVersion"]
+    async def _overlapping(self) -> set[LeaseName]:
+        """Leases of the other installations that watch a namespace of this one, active or not."""
+        found = set()
+        async for bindings, _ in self._cluster.pages(CLUSTER_ROLE_BINDING, "", self._mark.label):
+            for binding in bindings:
+                installation = self._mark.read(binding)
+                if installation is not None and self._overlaps(installation[1]):
+                    found.add(installation[0])
+        return found - {self._own}
+
+    def _is_live(self, key: LeaseName, lease: Manifest) -> bool:
+        version = lease["metadata"]["resourceVersion"]
         last = self._renewals.get(key)
         is_renewed = last is None or last.version != version
         if lease["spec"].get("holderIdentity") and is_renewed:
@@ -158,13 +181,8 @@ class Installations:
         # A released Lease still counts for a while: in a rolling update the next process acquires it at once.
         return last is not None and self._clock() - last.seen_at < self._patience_seconds
 
-    def _overlaps(self, lease: Manifest) -> bool:
-        watched = self._mark.watched(lease)
+    def _overlaps(self, watched: frozenset[str]) -> bool:
         return EVERYWHERE in watched | self._watched or bool(watched & self._watched)
-
-
-def _key(lease: Manifest) -> tuple[str, str]:
-    return lease["metadata"]["namespace"], lease["metadata"]["name"]
 
 
 def _acquired(lease: Manifest) -> str:

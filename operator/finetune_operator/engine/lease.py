@@ -4,10 +4,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 from finetune_operator.engine.client import KubernetesClient
@@ -49,7 +48,6 @@ class Lease:
         namespace, name: namespace and name of the Lease.
         identity: identity of this process.
         times: times of the election.
-        metadata: labels and annotations of the Lease; other ones are kept.
         clock: monotonic seconds.
         stalled_seconds: seconds since the process's main event loop last ran.
     """
@@ -62,7 +60,6 @@ class Lease:
         *,
         identity: str,
         times: LeaseTimes = LeaseTimes(),
-        metadata: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         stalled_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -71,7 +68,6 @@ class Lease:
         self._name = name
         self._identity = identity
         self._times = times
-        self._metadata = metadata
         self._clock = clock
         self._stalled_seconds = stalled_seconds
         self._renewed = 0.0
@@ -198,15 +194,14 @@ class Lease:
         mine = self._manifest(transitions if same else transitions + 1)
         if same and lease["spec"].get("acquireTime"):
             mine["spec"]["acquireTime"] = lease["spec"]["acquireTime"]
-        marks = {name: {**(lease["metadata"].get(name) or {}), **own} for name, own in self._metadata.items()}
-        return {**mine, "metadata": {**lease["metadata"], **marks}}
+        return {**mine, "metadata": lease["metadata"]}
 
     def _manifest(self, transitions: int) -> dict[str, Any]:
         now = _now()
         return {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
-            "metadata": {"name": self._name, "namespace": self._namespace, **self._metadata},
+            "metadata": {"name": self._name, "namespace": self._namespace},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": max(1, round(self._times.duration_seconds)),

@@ -43,6 +43,9 @@ CLAIM: Final = ResourceType("v1", "PersistentVolumeClaim", "persistentvolumeclai
 SECRET: Final = ResourceType("v1", "Secret", "secrets")
 EVENT: Final = ResourceType("v1", "Event", "events")
 LEASE: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
+CLUSTER_ROLE_BINDING: Final = ResourceType(
+    "rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", namespaced=False
+)
 ENDPOINT_SLICE: Final = ResourceType("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 TOKEN_REVIEW: Final = ResourceType(
     "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
@@ -63,8 +66,8 @@ PENDING_WORKLOADS: Final = ResourceType("visibility.kueue.x-k8s.io/v1beta2", "Lo
 
 BUILT_IN: Final = (
     JOB, POD, DEPLOYMENT, SERVICE, NETWORK_POLICY, POD_DISRUPTION_BUDGET, NAMESPACE, SERVICE_ACCOUNT, CLAIM,
-    SECRET, EVENT, LEASE, ENDPOINT_SLICE, TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW, DEFINITION, HTTP_ROUTE,
-    LOCAL_QUEUE, WORKLOAD, PENDING_WORKLOADS,
+    SECRET, EVENT, LEASE, CLUSTER_ROLE_BINDING, ENDPOINT_SLICE, TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW,
+    DEFINITION, HTTP_ROUTE, LOCAL_QUEUE, WORKLOAD, PENDING_WORKLOADS,
 )  # fmt: skip
 
 

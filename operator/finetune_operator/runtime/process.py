@@ -20,7 +20,7 @@ from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.sweeper import Sweeper
 from finetune_operator.engine.watches import Watches
-from finetune_operator.manifests.labels import INSTALLATION, OPERATOR, WATCHED
+from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, OPERATOR, WATCHED
 from finetune_operator.metrics.changes import record_pod_end
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.devicegauges import DeviceCollector
@@ -46,7 +46,8 @@ from finetune_operator.runtime.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
 
-LEASE_MARK: Final = Mark(INSTALLATION, WATCHED)
+INSTALLATION_MARK: Final = Mark(INSTALLATION, INSTALLATION_LEASE, WATCHED)
+"""The chart writes it (templates/rbac.yaml)."""
 STAMP: Final = Stamp(f"{GROUP}/applied")
 """Annotation of applied objects, with a hash of what was applied."""
 
@@ -108,7 +109,7 @@ class Process:
             self._cluster,
             settings.pod_namespace,
             settings.lease_name,
-            mark=LEASE_MARK,
+            mark=INSTALLATION_MARK,
             namespaces=settings.watch_namespaces,
             patience_seconds=settings.lease_duration_seconds,
         )
@@ -288,6 +289,5 @@ def _lease(settings: Settings, cluster: KubernetesClient, stalled_seconds: Calla
         settings.lease_name,
         identity=settings.pod_name,
         times=LeaseTimes.of(settings.lease_duration_seconds),
-        metadata=LEASE_MARK.metadata(settings.watch_namespaces),
         stalled_seconds=stalled_seconds,
     )
