@@ -233,11 +233,11 @@ def test_all_users_may_list_the_profiles_unless_the_values_say_otherwise(manifes
 
 @pytest.mark.parametrize(
     ("settings", "watched"),
-    [((), {"*"}), (("watchNamespaces={team-a,team-b}",), {"team-a", "team-b"})],
+    [((), frozenset("*")), (("watchNamespaces={team-a,team-b}",), frozenset(("team-a", "team-b")))],
     ids=["all namespaces", "some"],
 )
 def test_a_binding_that_only_administrators_may_write_marks_the_installation(
-    settings: tuple[str, ...], watched: set[str]
+    settings: tuple[str, ...], watched: frozenset[str]
 ) -> None:
     manifests = rendered(*settings)
     (marked,) = [m for m in manifests if INSTALLATION_MARK.label in m["metadata"].get("labels", {})]

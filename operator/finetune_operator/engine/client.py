@@ -9,13 +9,16 @@ from typing import Final, Literal
 import aiohttp
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.errors import Conflict, Rejected, Unavailable
+from finetune_operator.engine.errors import Conflict, Rejected, TooLarge, Unavailable
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import REQUEST_TIMEOUT_SECONDS, Fence, OnRequest, Request, Transport
 from finetune_operator.plan import Manifest
 
 PAGE_SIZE: Final = 100
 """Objects per page of a list. At a restart, one page of each type is in memory at the same time."""
+MAX_PAGE_BYTES: Final = 8 * 2**20
+"""Bytes of a page, above which the page is requested again with fewer objects: its size is up to those who
+create the objects."""
 MAX_SILENCE_SECONDS: Final = 130.0
 """Seconds after which a silent watch is closed. The API server sends a bookmark about once per minute."""
 APPLY: Final = "application/apply-patch+yaml"
@@ -103,9 +106,18 @@ class KubernetesClient:
                 dropped the snapshot of the list: start again.
         """
         selectors = {"labelSelector": selector, "fieldSelector": fields}
-        query = {"limit": str(PAGE_SIZE)} | {name: text for name, text in selectors.items() if text}
+        query = {name: text for name, text in selectors.items() if text}
+        size = PAGE_SIZE
         while True:
-            page = await self._transport.call(Request("list", "GET", type_.path(namespace), query))
+            query["limit"] = str(size)
+            max_bytes = MAX_PAGE_BYTES if size > 1 else None
+            request = Request("list", "GET", type_.path(namespace), query, max_bytes=max_bytes)
+            try:
+                page = await self._transport.call(request)
+            except TooLarge:
+                size = max(1, size // 4)
+                continue
+            size = PAGE_SIZE
             # Items of a list carry neither apiVersion nor kind.
             identity = {"apiVersion": type_.api_version, "kind": type_.kind}
             yield [identity | item for item in page["items"]], page["metadata"]["resourceVersion"]

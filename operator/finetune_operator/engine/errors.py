@@ -58,6 +58,10 @@ class Unavailable(ApiError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooLarge(ApiError):
+    """The response of a list is larger than the process reads at once: request fewer objects."""
+
+
 class NotActive(Unavailable):
     """A write that was not sent, because this process may not hold the Lease any more."""
 

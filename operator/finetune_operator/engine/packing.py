@@ -58,13 +58,15 @@ class Packer:
 class StoredObject:
     """An object in a store, packed or not."""
 
-    __slots__ = ("note", "state", "uid", "version")
+    __slots__ = ("note", "size", "state", "uid", "version")
 
-    def __init__(self, uid: str, version: int, state: Manifest | bytes, note: str) -> None:
+    def __init__(self, uid: str, version: int, state: Manifest | bytes, note: str, size: int) -> None:
         self.uid = uid
         self.version = version
         self.state = state
         self.note = note
+        self.size = size
+        """Bytes of memory of the state, by `footprint`."""
 
 
 class StoredObjects(Mapping[str, Manifest]):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from finetune_operator.engine.metadata import version, without_field_names
+from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound, footprint
 from finetune_operator.engine.packing import (
     NEVER,
     Packer,
@@ -27,6 +28,9 @@ Transform = Callable[[Manifest], Manifest]
 """Returns a copy of an object without the fields that no pass reads."""
 Listener = Callable[[Manifest | None, Manifest | None], None]
 """Called with the old and the new state after every change."""
+
+MAX_NAMESPACE_MEBIBYTES: Final = 192
+"""Default of the memory for the objects of one namespace, in all stores. 4,000 active runs need about 170."""
 
 MAX_UNPACKED: Final = 100
 """Number of settled objects that stay unpacked after a read by name, because a pass reads several times."""
@@ -48,6 +52,9 @@ class ObjectStore:
     Settled objects are stored packed and unpacked on every read. Prefer `addresses`, `notes`, `uids` or
     `unsettled` over reading all objects.
 
+    A new state that exceeds the bound of its namespace is left out: the store keeps the older state, or none,
+    and takes the new one when a list brings it again and it fits.
+
     Attributes:
         newest: greatest resource version that was seen in this epoch.
     """
@@ -59,7 +66,11 @@ class ObjectStore:
         settled: PackingPolicy = NEVER,
         *,
         keep_managers: bool = False,
+        bound: NamespaceBound | None = None,
     ) -> None:
+        self._bound = bound or NamespaceBound(MAX_NAMESPACE_MEBIBYTES * MEBIBYTE)
+        self._left_out: dict[str, str] = {}
+        """Namespaces of the objects whose newest state is left out, by uid."""
         self._objects: dict[str, dict[str, StoredObject]] = {}
         self._indexers = dict(indexers or {})
         self._transform = transform
@@ -169,7 +180,7 @@ class ObjectStore:
         return StoredObjects(held, lambda key: self._read(held[key]))
 
     def put(self, obj: Manifest) -> bool:
-        """Store the object if it is newer than the known state; return whether it was."""
+        """Store the object if it is newer than the known state and fits; return whether it was."""
         metadata: dict[str, Any] = obj["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         self.note_version(version(obj))
@@ -182,9 +193,16 @@ class ObjectStore:
             self._former.discard(held.uid)
             if held.uid != metadata["uid"]:
                 self._bury(held.uid, held.version)
-        self._unpacked.pop((namespace, name), None)
         obj = compact(self._transform(without_field_names(obj, keep_managers=self._keep_managers)))
-        self._replace(namespace, name, obj, old)
+        new = self._stored(obj)
+        if not self._bound.admits(namespace, new.size, held.size if held is not None else 0):
+            self._leave_out(namespace, new.uid)
+            if held is not None and held.uid != new.uid and old is not None:
+                self._drop(namespace, name, old, held)
+            return False
+        self._take_back(new.uid)
+        self._unpacked.pop((namespace, name), None)
+        self._replace(namespace, name, obj, old, new)
         self._notify(old, obj)
         return True
 
@@ -198,17 +216,12 @@ class ObjectStore:
         metadata = obj["metadata"]
         self._bury(metadata["uid"], version(obj) if at is None else at)
         self._former.discard(metadata["uid"])
+        self._take_back(metadata["uid"])
         held = self._held(obj)
         if held is None or held.uid != metadata["uid"]:
             return False
         namespace, name = metadata.get("namespace", ""), metadata["name"]
-        old = self._read(held)
-        self._unpacked.pop((namespace, name), None)
-        del self._objects[namespace][name]
-        if not self._objects[namespace]:
-            del self._objects[namespace]
-        self._unindex(old)
-        self._notify(old, None)
+        self._drop(namespace, name, self._read(held), held)
         return True
 
     def prune(self, uids: Collection[str], resource_version: str, namespace: str = "") -> int:
@@ -225,6 +238,9 @@ class ObjectStore:
         gone = 0
         known = list(self._objects.get(namespace, EMPTY).values()) if namespace else list(self._all())
         listed_at = int(resource_version)
+        for uid, left_in in list(self._left_out.items()):
+            if uid not in uids and left_in == (namespace or left_in):
+                self._take_back(uid)
         for held in known:
             if held.uid not in uids and self._known(held) <= listed_at:
                 gone += self.remove(self._read(held), at=listed_at)
@@ -262,15 +278,37 @@ class ObjectStore:
         while len(self._deleted) > MAX_TOMBSTONES:
             self._deleted.popitem(last=False)
 
-    def _replace(self, namespace: str, name: str, obj: Manifest, old: Manifest | None) -> None:
-        is_settled = self._settled.is_settled(obj)
-        held = StoredObject(
-            obj["metadata"]["uid"],
-            version(obj),
-            self._packer.pack(obj) if is_settled else obj,
-            sys.intern(self._settled.note(obj)),
-        )
-        self._objects.setdefault(namespace, {})[sys.intern(name)] = held
+    def _stored(self, obj: Manifest) -> StoredObject:
+        state = self._packer.pack(obj) if self._settled.is_settled(obj) else obj
+        note = sys.intern(self._settled.note(obj))
+        return StoredObject(obj["metadata"]["uid"], version(obj), state, note, footprint(state))
+
+    def _leave_out(self, namespace: str, uid: str) -> None:
+        if uid not in self._left_out:
+            self._left_out[uid] = namespace
+            self._bound.leave_out(namespace)
+
+    def _take_back(self, uid: str) -> None:
+        namespace = self._left_out.pop(uid, None)
+        if namespace is not None:
+            self._bound.take_back(namespace)
+
+    def _drop(self, namespace: str, name: str, old: Manifest, held: StoredObject) -> None:
+        self._unpacked.pop((namespace, name), None)
+        del self._objects[namespace][name]
+        if not self._objects[namespace]:
+            del self._objects[namespace]
+        self._bound.change(namespace, -held.size)
+        self._unindex(old)
+        self._notify(old, None)
+
+    def _replace(
+        self, namespace: str, name: str, obj: Manifest, old: Manifest | None, held: StoredObject
+    ) -> None:
+        objects = self._objects.setdefault(namespace, {})
+        replaced = objects.get(name)
+        self._bound.change(namespace, held.size - (0 if replaced is None else replaced.size))
+        objects[sys.intern(name)] = held
         self._unindex(old)
         for index, indexer in self._indexers.items():
             for value in indexer(obj):

@@ -22,6 +22,7 @@ from finetune_operator.engine.errors import (
     ApiError,
     Conflict,
     Rejected,
+    TooLarge,
     Unavailable,
     Undeclared,
 )
@@ -84,6 +85,8 @@ class Request:
     body: Manifest | None = None
     content_type: str = JSON
     limits: aiohttp.ClientTimeout = DEFAULT_TIMEOUT
+    max_bytes: int | None = None
+    """Max bytes of the response; None: any number."""
 
 
 class Transport:
@@ -106,10 +109,11 @@ class Transport:
         Raises:
             Conflict, Rejected, Unavailable: see `error_of`.
             NotActive: the fence refused a write.
+            TooLarge: the response has more than `max_bytes`.
         """
         try:
             response = await self.open(request)
-            answer: Manifest = json.loads(await response.read())
+            answer: Manifest = json.loads(await _body(response, request))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             # ValueError: a proxy sent a response that is not JSON.
             raise Unavailable(f"{request.method} {request.path}: {type(error).__name__} {error}") from error
@@ -140,6 +144,19 @@ class Transport:
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise error_of(response.status, response.headers.get("Retry-After"), await response.read())
         return response
+
+
+async def _body(response: aiohttp.ClientResponse, request: Request) -> bytes:
+    if request.max_bytes is None:
+        return await response.read()
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > request.max_bytes:
+            response.close()
+            raise TooLarge(f"{request.method} {request.path}: more than {request.max_bytes} bytes")
+    return b"".join(parts)
 
 
 UNDECLARED: Final = "field not declared in schema"

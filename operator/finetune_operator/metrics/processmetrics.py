@@ -24,6 +24,8 @@ class ProcessStateCollector(Collector):
     """Whether pods can reach the report endpoint; None if it is disabled."""
     outdated: Callable[[], int] = lambda: 0
     """Number of our kinds whose CustomResourceDefinition is outdated."""
+    large_namespaces: Callable[[], int] = lambda: 0
+    """Number of namespaces whose objects exceed the bound of the caches."""
     other_installation: Callable[[], str] = lambda: ""
     """The Lease of another installation that reconciles the same namespaces; empty if there is none."""
 
@@ -39,6 +41,12 @@ class ProcessStateCollector(Collector):
             "finetune_outdated_definitions",
             "Kinds whose CustomResourceDefinition is older than this operator, which waits for an update.",
             value=self.outdated(),
+        )
+        yield GaugeMetricFamily(
+            "finetune_large_namespaces",
+            "Namespaces whose objects need more memory than the operator grants to one namespace. It changes"
+            " nothing there, and its log names them.",
+            value=self.large_namespaces(),
         )
         yield GaugeMetricFamily(
             "finetune_other_installation",

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
-from finetune_operator.api.meta import API_VERSION
+from finetune_operator.api.meta import API_VERSION, GROUP
+from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound
 from finetune_operator.engine.packing import NEVER, PackingPolicy
 from finetune_operator.engine.resources import ResourceType
-from finetune_operator.engine.store import ObjectStore, Transform
+from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.indexes import INDEXERS, has_ended
 from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, Secondary, children_of
@@ -17,6 +18,9 @@ KIND_TYPES: Final = {
     kind.name: ResourceType(API_VERSION, kind.name, kind.plural, kind.namespaced) for kind in KINDS
 }
 RECORDS: Final = frozenset({"Checkpoint", "DatasetVersion"})
+
+READ_PREFIXES: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "kueue.x-k8s.io/")
+"""Begin of the labels and annotations that the operator reads or writes."""
 
 BY_OWNER: Final = "owner"
 """Index of children, by `Child.owners`."""
@@ -29,21 +33,33 @@ def key_of(manifest: Manifest) -> Key:
 
 
 class Caches:
-    """One store per type: the operator's kinds, and the types of children in `secondaries`."""
+    """One store per type: the operator's kinds, and the types of children in `secondaries`.
 
-    def __init__(self, secondaries: tuple[Secondary, ...] = SECONDARIES) -> None:
+    Attributes:
+        bound: memory of the objects of each namespace, in all stores.
+    """
+
+    def __init__(
+        self,
+        secondaries: tuple[Secondary, ...] = SECONDARIES,
+        *,
+        max_namespace_mebibytes: int = MAX_NAMESPACE_MEBIBYTES,
+    ) -> None:
+        self.bound = NamespaceBound(max_namespace_mebibytes * MEBIBYTE)
         self.kinds = {
             name: ObjectStore(
                 INDEXERS.get(name),
-                TRANSFORMS.get(name, _whole),
+                read_only_marks(TRANSFORMS.get(name, _whole)),
                 SETTLED.get(name, NEVER),
                 keep_managers=name in RECORDS,
+                bound=self.bound,
             )
             for name in KIND_TYPES
         }
         self.child_types = children_of(secondaries)
         self.children = {
-            each.type: ObjectStore({BY_OWNER: each.owners}, each.kept) for each in self.child_types
+            each.type: ObjectStore({BY_OWNER: each.owners}, read_only_marks(each.kept), bound=self.bound)
+            for each in self.child_types
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
@@ -53,6 +69,23 @@ class Caches:
         for kind, store in self.kinds.items():
             for namespace, name in store.addresses():
                 yield Key(kind, namespace, name)
+
+
+def read_only_marks(kept: Transform) -> Transform:
+    """The transform, and without the labels and annotations that nothing reads, which may have 256 KiB."""
+
+    def transform(obj: Manifest) -> Manifest:
+        metadata = dict(obj["metadata"])
+        for marks in ("labels", "annotations"):
+            if marks in metadata:
+                metadata[marks] = {
+                    key: value
+                    for key, value in (metadata[marks] or {}).items()
+                    if key.startswith(READ_PREFIXES)
+                }
+        return kept(obj | {"metadata": metadata})
+
+    return transform
 
 
 def _slim_checkpoint(checkpoint: Manifest) -> Manifest:

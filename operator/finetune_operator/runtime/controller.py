@@ -15,9 +15,10 @@ from finetune_operator.api.unknown import keep_unknown
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
+from finetune_operator.engine.namespacebound import MEBIBYTE
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
-from finetune_operator.manifests.labels import FINALIZER
+from finetune_operator.manifests.labels import FINALIZER, SELECTOR
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.counters import OperatorMetrics
@@ -96,6 +97,8 @@ class Controller:
             await self._release_unreadable(primary)
             return None
         now = datetime.now(UTC)
+        if self._caches.bound.left_out(key.namespace) and resource.metadata.deletion_timestamp is None:
+            await self._refuse_large_namespace(primary, resource, now)
         try:
             snapshot = await self._snapshot(resource, now)
             plan = self._decide(key, primary, resource, snapshot)
@@ -141,6 +144,21 @@ class Controller:
         if not isinstance(model, type) or not issubclass(model, Model):
             return status
         return keep_unknown(model, primary.get("status", {}), status)
+
+    async def _refuse_large_namespace(self, primary: Manifest, resource: Resource, now: datetime) -> None:
+        """Report that this pass would not see all objects of its namespace.
+
+        Raises:
+            Rejected: always.
+        """
+        limit = self._caches.bound.limit_bytes // MEBIBYTE
+        message = (
+            f"the objects of this namespace need more than the {limit} MiB of memory that the operator has"
+            f" for one namespace: delete runs that have ended, and objects with the label {SELECTOR} that"
+            " nobody needs. The operator continues within ten minutes; running pods are not affected"
+        )
+        await self._block(primary, resource, Reason.NAMESPACE_TOO_LARGE, message, now)
+        raise Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestEntityTooLarge", message)
 
     async def _release_unreadable(self, primary: Manifest) -> None:
         """Remove the finalizer of an unreadable object, so that its terminating namespace can be deleted.

@@ -24,7 +24,8 @@ from finetune_operator.runtime.kindfeed import Sink
 
 logger = logging.getLogger(__name__)
 
-PAGE_SIZE: Final = 100
+PAGE_SIZE: Final = 25
+"""Objects per page of Kopf's lists. It lists all kinds at once, and an annotation may have 256 KiB."""
 IDLE_SECONDS: Final = 0.01
 """Time that Kopf keeps a task for an object after its event. The sink takes events at once."""
 STOP_SECONDS: Final = 5.0

@@ -63,7 +63,7 @@ class Process:
         self._failure: BaseException | None = None
         self._is_restoring = False
         self._metrics = OperatorMetrics()
-        self._caches = Caches()
+        self._caches = Caches(max_namespace_mebibytes=settings.max_namespace_mebibytes)
         self._lease = LeaseThread(
             lambda: KubernetesClient(configuration, ResourceTypes(), OPERATOR, self._metrics.requested),
             partial(_lease, settings),
@@ -128,6 +128,7 @@ class Process:
                 lease_transitions=lambda: self._lease.transitions,
                 report_up=lambda: self._endpoint.up,
                 outdated=lambda: len(self._definitions.outdated or ()),
+                large_namespaces=lambda: self._caches.bound.exceeded,
                 other_installation=lambda: self._installations.other,
             )
         )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.engine.listing import RELIST_SECONDS
+from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """Label that Kubernetes sets on every namespace."""
@@ -79,6 +80,14 @@ class Settings(BaseModel):
             " between two passes for an object without changes.",
         ),
     ] = RELIST_SECONDS
+    max_namespace_mebibytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="MiB of memory for the objects of one namespace, so that no tenant uses up that of"
+            " the process. In a namespace that needs more, the operator changes nothing.",
+        ),
+    ] = MAX_NAMESPACE_MEBIBYTES
     report_service: Annotated[
         str, Field(min_length=1, description="Service without a selector that pods report to.")
     ] = "finetune-operator-report"

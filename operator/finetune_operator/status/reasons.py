@@ -79,6 +79,7 @@ class Reason(StrEnum):
     PROFILE_INVALID = "ProfileInvalid"
     CUSTOM_CODE_NOT_ALLOWED = "CustomCodeNotAllowed"
     UNKNOWN_VALUES = "UnknownValues"
+    NAMESPACE_TOO_LARGE = "NamespaceTooLarge"
     DEFAULT_PROFILE_CONFLICT = "DefaultProfileConflict"
     TOO_MANY_DEVICES = "TooManyDevices"
     TOO_MANY_NODES = "TooManyNodes"

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors for responses of the API server."""
+"""The errors for responses of the API server, and how much of a list is read at once."""
 
 import json
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import Configuration
 
+from finetune_operator.engine.client import MAX_PAGE_BYTES, KubernetesClient
 from finetune_operator.engine.errors import AlreadyExists, Conflict, Rejected, Unavailable, Undeclared
-from finetune_operator.engine.resources import JOB, TOKEN_REVIEW, ResourceType, ResourceTypes
+from finetune_operator.engine.resources import JOB, SERVICE, TOKEN_REVIEW, ResourceType, ResourceTypes
 from finetune_operator.engine.transport import error_of, proxy_of
 
 
@@ -85,3 +89,41 @@ def test_a_proxy_is_taken_from_the_environment(
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.1,.svc")
     assert proxy_of(server) == proxy
+
+
+class Lists:
+    """A fake API server with large Services, of which a list has as many as the request allows."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.limits: list[int] = []
+        self._sizes = sizes
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/api/v1/services", self._list)
+        return app
+
+    async def _list(self, request: web.Request) -> web.Response:
+        limit, begin = int(request.query["limit"]), int(request.query.get("continue", "0"))
+        self.limits.append(limit)
+        sizes = self._sizes[begin : begin + limit]
+        items = [{"metadata": {"name": f"s-{begin + i}"}, "spec": "x" * size} for i, size in enumerate(sizes)]
+        end = begin + len(items)
+        metadata = {"resourceVersion": "7"} | ({"continue": str(end)} if end < len(self._sizes) else {})
+        return web.json_response({"metadata": metadata, "items": items})
+
+
+async def test_a_page_of_a_list_that_is_too_large_is_read_in_smaller_ones() -> None:
+    sizes = [2 * MAX_PAGE_BYTES] + [MAX_PAGE_BYTES // 20] * 60
+    server = Lists(sizes)
+    async with TestServer(server.app()) as listening:
+        cluster = KubernetesClient(
+            Configuration(host=str(listening.make_url("/")).rstrip("/")), ResourceTypes(), "test"
+        )
+        try:
+            pages = [[each["metadata"]["name"] for each in page] async for page, _ in cluster.pages(SERVICE)]
+        finally:
+            await cluster.close()
+    assert [name for page in pages for name in page] == [f"s-{number}" for number in range(len(sizes))]
+    assert server.limits[:4] == [100, 25, 6, 1]
+    assert max(len(page) for page in pages) <= 25

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from finetune_operator.engine.errors import Rejected
+from finetune_operator.engine.resources import SERVICE
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import Caches
@@ -111,3 +112,40 @@ async def test_a_value_of_a_newer_version_is_named_in_a_condition_and_nothing_el
     assert (condition["type"], condition["reason"]) == ("Reconciling", "UnknownValues")
     assert "does not know the value of spec.deletionPolicy" in condition["message"]
     assert written["status"]["news"] == {"a": 1}
+
+
+async def scored_in_a_large_namespace(**metadata: Any) -> tuple[bool, list[Manifest]]:
+    """Whether a pass for a Checkpoint is refused, and its conditions after it."""
+    manifest = approved("newer", "7", "2030-01-01T00:00:00Z")
+    manifest["metadata"] |= metadata
+    caches = Caches(max_namespace_mebibytes=1)
+    caches.kinds["Checkpoint"].put(manifest)
+    service = {"name": "s", "namespace": "team", "uid": "s", "resourceVersion": "1"}
+    caches.children[SERVICE].put({"metadata": service, "spec": {"externalName": "x" * 2**21}})
+    server = SlowApiServer({"newer": manifest})
+    server.answers.set()
+    async with TestServer(server.app()) as listening:
+        scene = Scene(str(listening.make_url("/")).rstrip("/"), caches)
+        try:
+            await scene.controller.reconcile(key("newer"))
+            is_refused = False
+        except Rejected:
+            is_refused = True
+        finally:
+            scene.work.cancel()
+            await scene.cluster.close()
+    written = caches.kinds["Checkpoint"].get("team", "newer")
+    assert written is not None
+    return is_refused, written.get("status", {}).get("conditions", [])
+
+
+async def test_a_namespace_of_which_objects_are_left_out_is_left_as_it_is_and_a_condition_says_why() -> None:
+    is_refused, (condition,) = await scored_in_a_large_namespace()
+    assert is_refused
+    assert (condition["type"], condition["reason"]) == ("Reconciling", "NamespaceTooLarge")
+    assert "more than the 1 MiB of memory" in condition["message"]
+
+
+async def test_what_is_being_deleted_there_is_still_released() -> None:
+    is_refused, _ = await scored_in_a_large_namespace(deletionTimestamp=DELETED)
+    assert not is_refused
