@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU, memory and storage of pods."""
 
+import re
 from fractions import Fraction
 from typing import Annotated, Final
 
@@ -23,18 +24,38 @@ Quantity = Annotated[
 ]
 
 
-UNITS: Final = {"": Fraction(1), "m": Fraction(1, 1000)} | {
-    unit: Fraction(base**power)
-    for base, units in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
-    for power, unit in enumerate(units, 1)
+UNITS: Final = {
+    unit: Fraction(base) ** power
+    for base, first, units in (
+        (1000, -3, ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")),
+        (1024, 1, ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")),
+    )
+    for power, unit in enumerate(units, first)
 }
-"""Factors of the unit suffixes of `Quantity`."""
+"""Factors of the unit suffixes of Kubernetes' quantities, by
+https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/."""
+ANY_QUANTITY: Final = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]{1,3})|([numkMGTPE]?|[KMGTPE]i))", re.ASCII
+)
+MAX_QUANTITY_LENGTH: Final = 64
+"""Max characters of a quantity. The API server writes at most 19 significant digits."""
 
 
-def quantity_value(quantity: str) -> Fraction:
-    """Value of a `Quantity` in its base unit: bytes or cores."""
-    unit = quantity.lstrip("0123456789.")
-    return Fraction(quantity.removesuffix(unit)) * UNITS[unit]
+def quantity_value(quantity: object) -> Fraction:
+    """Value of a quantity of any Kubernetes object in its base unit: bytes, cores or devices.
+
+    Args:
+        quantity: text such as 500m, 16Gi or 1e-3, or a number.
+
+    Raises:
+        ValueError: it is not a quantity.
+    """
+    text = str(quantity)
+    found = ANY_QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY_LENGTH else None
+    if found is None:
+        raise ValueError(f"not a quantity: {text[:MAX_QUANTITY_LENGTH]}")
+    number, exponent, unit = found.groups()
+    return Fraction(number) * (UNITS[unit] if exponent is None else Fraction(10) ** int(exponent))
 
 
 class PodResources(Model):

@@ -4,9 +4,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from math import ceil
+from typing import Final
 
-from finetune_operator.api.devices import MAX_DEVICES
+from finetune_operator.api.devices import CPU, MAX_DEVICES
 from finetune_operator.api.podresources import quantity_value
 from finetune_operator.manifests.labels import PROFILE, STAGE
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
@@ -14,6 +16,8 @@ from finetune_operator.observe.devicepods import labeled_devices
 from finetune_operator.observe.podstatus import container_statuses, has_ended
 from finetune_operator.observe.stagetimes import container_span
 from finetune_operator.plan import Manifest
+
+ZERO: Final = Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +30,25 @@ class PodUse:
     ended_at: datetime | None
     """None: it runs."""
     labeled: int | None
-    """Devices by the pod's label; None for a pod of an endpoint without it."""
-    engine_requests: Mapping[str, str]
-    """Requests of such a pod's engine by resource."""
+    """Devices by the pod's label; None without it."""
+    requested: Mapping[str, Fraction]
+    """Requests of the pod by extended resource; of an endpoint's pod without the label also the CPU cores of
+    its engine."""
+    problem: str = ""
+    """Why the requests cannot be read; they then count as none."""
 
     def devices(self, resource: str) -> int:
-        """Number of devices, rounded up. `resource` is that of the profile's devices."""
+        """Number of devices, rounded up. `resource` is that of the profile's devices.
+
+        The resources of a pod are immutable, and its labels are not: the label counts only for what the pod
+        does not request, such as devices that are CPU cores, or those before the profile's resource changed.
+        """
+        requested = self.requested.get(resource)
+        if requested is not None and resource != CPU:
+            return min(MAX_DEVICES, ceil(requested))
         if self.labeled is not None:
             return self.labeled
-        return min(MAX_DEVICES, ceil(quantity_value(self.engine_requests.get(resource, "0"))))
+        return min(MAX_DEVICES, ceil(requested or 0))
 
 
 def use_of(pod: Manifest) -> PodUse | None:
@@ -42,7 +56,16 @@ def use_of(pod: Manifest) -> PodUse | None:
     metadata = pod["metadata"]
     labels: dict[str, str] = metadata.get("labels", {})
     profile, devices = labels.get(PROFILE), labeled_devices(pod)
-    if not profile or (devices is None and STAGE in labels):
+    if not profile:
+        return None
+    requested, problem = {}, ""
+    try:
+        requested = _extended_requests(pod)
+        if devices is None and STAGE not in labels:
+            requested |= _engine_cores(pod)
+    except ValueError as error:
+        problem = str(error)
+    if devices is None and STAGE in labels and not requested:
         return None
     spans = [
         span
@@ -57,13 +80,48 @@ def use_of(pod: Manifest) -> PodUse | None:
         started_at=min(start for start, _ in spans),
         ended_at=max(end or start for start, end in spans) if has_ended(pod) else None,
         labeled=devices,
-        engine_requests={} if devices is not None else _engine_requests(pod),
+        requested=requested,
+        problem=problem,
     )
 
 
-def _engine_requests(pod: Manifest) -> dict[str, str]:
+def _extended_requests(pod: Manifest) -> dict[str, Fraction]:
+    """Devices and other extended resources that the pod holds while it exists, as the scheduler adds them up.
+
+    Init containers run one after the other, except those that restart, which stay next to the others.
+    """
+    held: dict[str, Fraction] = {}
+    largest: dict[str, Fraction] = {}
+    for container in pod["spec"].get("initContainers") or ():
+        started = _sum(held, _extended(container))
+        if container.get("restartPolicy") == "Always":
+            held = started
+        largest = _largest(largest, started)
+    for container in pod["spec"].get("containers") or ():
+        held = _sum(held, _extended(container))
+    return _largest(largest, held)
+
+
+def _sum(one: Mapping[str, Fraction], other: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    return {name: one.get(name, ZERO) + other.get(name, ZERO) for name in {*one, *other}}
+
+
+def _largest(one: Mapping[str, Fraction], other: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    return {name: max(one.get(name, ZERO), other.get(name, ZERO)) for name in {*one, *other}}
+
+
+def _extended(container: Manifest) -> dict[str, Fraction]:
+    return {name: quantity_value(value) for name, value in _requests(container).items() if "/" in name}
+
+
+def _engine_cores(pod: Manifest) -> dict[str, Fraction]:
     engine: Manifest = next(
-        (each for each in pod["spec"]["containers"] if each["name"] == ENGINE_CONTAINER), {}
+        (each for each in pod["spec"].get("containers") or () if each["name"] == ENGINE_CONTAINER), {}
     )
-    resources = engine.get("resources", {})
-    return {**resources.get("limits", {}), **resources.get("requests", {})}
+    cores = _requests(engine).get(CPU)
+    return {} if cores is None else {CPU: quantity_value(cores)}
+
+
+def _requests(container: Manifest) -> dict[str, object]:
+    resources = container.get("resources") or {}
+    return {**(resources.get("limits") or {}), **(resources.get("requests") or {})}

@@ -13,6 +13,8 @@ from finetune_operator.reconcile.inputs.deviceuse import KEPT, DeviceUse
 
 BEGIN = datetime(2030, 1, 2, 3, 0, tzinfo=UTC)
 STAGE_POD = {"finetune.dev/stage": "train", "finetune.dev/devices": "4"}
+PREFLIGHT = {"finetune.dev/stage": "preflight"}
+TWO_DEVICES = {"nvidia.com/gpu": "2"}
 
 
 def at(seconds: float) -> str:
@@ -40,10 +42,15 @@ WAITING: Manifest = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}
 
 
 def pod(
-    *statuses: Manifest, labels: dict[str, str] = STAGE_POD, profile: str = "gpu", **more: Any
+    *statuses: Manifest,
+    labels: dict[str, str] = STAGE_POD,
+    profile: str = "gpu",
+    limits: dict[str, Any] = TWO_DEVICES,
+    cores: Any = "2500m",
+    **more: Any,
 ) -> Manifest:
     marks = {"finetune.dev/profile": profile, **labels}
-    resources = {"requests": {"cpu": "2500m"}, "limits": {"nvidia.com/gpu": "2"}}
+    resources = {"requests": {"cpu": cores}, "limits": limits}
     metadata = {"name": "pod", "namespace": "team", "uid": "pod", "creationTimestamp": at(0)}
     return {
         "metadata": {**metadata, "labels": marks},
@@ -75,10 +82,14 @@ def span(found: PodUse | None) -> tuple[float, float | None] | None:
         pytest.param(pod(not_started(9), phase="Failed"), (9, 9), id="not started"),
         pytest.param(pod(not_started(9, "Error"), phase="Failed"), (9, 9), id="without a start"),
         pytest.param(pod(initContainerStatuses=[not_started(9)], labels={}), (9, None), id="fetch"),
-        pytest.param(pod(running(5), labels={"finetune.dev/stage": "preflight"}), None, id="without devices"),
-        pytest.param(pod(running(5), labels={**STAGE_POD, "finetune.dev/devices": "-1"}), None, id="forged"),
         pytest.param(
-            pod(running(5), labels={**STAGE_POD, "finetune.dev/devices": "9" * 30}), None, id="huge"
+            pod(running(5), labels={"finetune.dev/stage": "preflight"}, limits={}), None, id="preflight"
+        ),
+        pytest.param(
+            pod(running(5), labels={**STAGE_POD, "finetune.dev/devices": "-1"}), (5, None), id="forged"
+        ),
+        pytest.param(
+            pod(running(5), labels={**STAGE_POD, "finetune.dev/devices": "9" * 30}), (5, None), id="huge"
         ),
         pytest.param(pod(running(5), profile=""), None, id="without a profile"),
         pytest.param(pod(running(5), labels={}), (5, None), id="of an endpoint"),
@@ -90,12 +101,56 @@ def test_a_pod_uses_devices_from_its_first_container_to_its_end(
     assert span(use_of(manifest)) == expected
 
 
-def test_the_devices_of_a_stage_are_labeled_and_those_of_an_endpoint_are_requested_by_its_engine() -> None:
-    stage, endpoint = use_of(pod(running(5))), use_of(pod(running(5), labels={}))
-    assert stage is not None
-    assert endpoint is not None
-    assert [stage.devices(name) for name in ("nvidia.com/gpu", "cpu")] == [4, 4]
-    assert [endpoint.devices(name) for name in ("nvidia.com/gpu", "cpu", "amd.com/gpu")] == [2, 3, 0]
+def devices(found: PodUse | None, *resources: str) -> list[int]:
+    assert found is not None
+    return [found.devices(resource) for resource in resources]
+
+
+def test_devices_are_those_that_the_pod_requests_and_the_label_counts_for_what_it_does_not_request() -> None:
+    """Whoever may edit pods may change their labels, but not their resources."""
+    names = ("nvidia.com/gpu", "cpu", "amd.com/gpu")
+    assert devices(use_of(pod(running(5))), *names) == [2, 4, 4]
+    assert devices(use_of(pod(running(5), labels={})), *names) == [2, 3, 0]
+    unlabeled = {"finetune.dev/stage": "train"}
+    for label in ({}, {"finetune.dev/devices": "0"}, {"finetune.dev/devices": "many"}):
+        assert devices(use_of(pod(running(5), labels=unlabeled | label)), "nvidia.com/gpu") == [2]
+
+
+def test_devices_of_init_containers_count_as_the_scheduler_counts_them() -> None:
+    manifest = pod(running(5))
+    one, three = ({"resources": {"limits": {"nvidia.com/gpu": number}}} for number in ("1", "3"))
+    manifest["spec"]["initContainers"] = [three, {**one, "restartPolicy": "Always"}]
+    assert devices(use_of(manifest), "nvidia.com/gpu") == [3]
+    manifest["spec"]["initContainers"] = [{**one, "restartPolicy": "Always"}, three]
+    assert devices(use_of(manifest), "nvidia.com/gpu") == [4]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "cores"),
+    [
+        *(("1e-3", 1), ("1E3", 64), ("12e0", 12), ("100m", 1), ("3001m", 4), ("0", 0), ("2", 2), (2, 2)),
+        *(("4000000000n", 4), ("2500000u", 3), (".5", 1), ("5.", 5), ("+2", 2)),
+        *(("1Ki", 64), ("1E", 64), ("1Ei", 64), ("1.5", 2), ("1e999", 64)),
+    ],
+)
+def test_every_quantity_of_kubernetes_is_read(quantity: Any, cores: int) -> None:
+    assert devices(use_of(pod(running(5), labels={}, cores=quantity)), "cpu") == [cores]
+
+
+@pytest.mark.parametrize(
+    "quantity", ["", "x", "1e", "5e9n", "1 Ki", "1mi", "9" * 65, "1e1000000", "٣", None, {"a": 1}]
+)
+def test_a_pod_that_cannot_be_read_is_reported_once_and_the_others_count(
+    quantity: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = DeviceUse(Clock())
+    odd = pod(running(5), labels={}, limits={"nvidia.com/gpu": quantity})
+    odd["metadata"] |= {"uid": "odd", "name": "odd"}
+    for old, new in ((None, odd), (odd, odd), (None, pod(running(5)))):
+        known.note(old, new)
+    assert sorted(use.devices("nvidia.com/gpu") for use in known.of("gpu")) == [0, 2]
+    (message,) = caplog.messages
+    assert message.startswith("the requests of pod team/odd cannot be read and do not count for the budget")
 
 
 class Clock:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Use of devices by the pods of each ComputeProfile, also by pods that were deleted a moment ago."""
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,8 @@ from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.podstatus import has_ended
 from finetune_operator.observe.poduse import PodUse, use_of
 from finetune_operator.plan import Manifest
+
+logger = logging.getLogger(__name__)
 
 KEPT: Final = timedelta(minutes=10)
 """Time for which a deleted pod stays known. Each pass counts it, and passes are at most 5 minutes apart."""
@@ -32,6 +35,7 @@ class DeviceUse:
         self._unwatched_seconds = unwatched_seconds
         self._uses: defaultdict[str, dict[str, PodUse]] = defaultdict(dict)
         self._deleted: deque[tuple[datetime, str, str]] = deque()
+        self._unread: set[str] = set()
 
     def note(self, old: Manifest | None, new: Manifest | None) -> None:
         """Take a change of a pod."""
@@ -46,7 +50,7 @@ class DeviceUse:
 
     def _take(self, pod: Manifest) -> None:
         profile, uid = _identity(pod)
-        known, found = self._uses.get(profile, {}).get(uid), use_of(pod)
+        known, found = self._uses.get(profile, {}).get(uid), self._read(pod)
         if found is not None:
             started = found.started_at if known is None else min(known.started_at, found.started_at)
             self._uses[profile][uid] = replace(found, started_at=started)
@@ -54,9 +58,25 @@ class DeviceUse:
             self._end(pod)
         # A pod whose container waits for its next start holds its devices.
 
+    def _read(self, pod: Manifest) -> PodUse | None:
+        """The use of the pod. What cannot be read of it is reported once."""
+        found, metadata = use_of(pod), pod["metadata"]
+        if found is not None and found.problem and metadata["uid"] not in self._unread:
+            self._unread.add(metadata["uid"])
+            logger.warning(
+                "the requests of pod %s/%s cannot be read and do not count for the budget of ComputeProfile"
+                " %s: %s",
+                found.namespace,
+                metadata["name"],
+                found.profile,
+                found.problem,
+            )
+        return found
+
     def _end(self, pod: Manifest) -> None:
         profile, uid = _identity(pod)
-        use = self._uses.get(profile, {}).get(uid) or use_of(pod)
+        use = self._uses.get(profile, {}).get(uid) or self._read(pod)
+        self._unread.discard(uid)
         if use is None:
             return
         now = self._clock().replace(microsecond=0)
