@@ -23,3 +23,8 @@ def shares_used(profile: Manifest) -> dict[str, float]:
 def exhausted(profile: Manifest) -> frozenset[str]:
     """The namespaces that have used their budget."""
     return frozenset(namespace for namespace, share in shares_used(profile).items() if share >= 1)
+
+
+def is_counted(profile: Manifest) -> bool:
+    """Whether the use of the profile has been counted once."""
+    return (profile.get("status") or {}).get("budget") is not None

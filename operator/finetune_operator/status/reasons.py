@@ -51,6 +51,7 @@ class Reason(StrEnum):
     MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
     BUDGET_EXHAUSTED = "BudgetExhausted"
+    BUDGET_NOT_COUNTED = "BudgetNotCounted"
     SUSPENDING = "Suspending"
     CLEANING_UP = "CleaningUp"
     # done
@@ -157,6 +158,7 @@ UNDER_WAY: Final = frozenset(
         Reason.UNSCHEDULABLE,
         Reason.ROUTE_PENDING,
         Reason.BUDGET_EXHAUSTED,
+        Reason.BUDGET_NOT_COUNTED,
     }
 )
 """Reasons of `Reconciling` that need no user action; with any other reason the object is blocked."""

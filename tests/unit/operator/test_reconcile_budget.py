@@ -257,6 +257,7 @@ def test_a_run_that_leaves_the_line_without_a_start_wakes_the_next_one() -> None
 def test_only_the_first_run_checks_at_the_reset_and_the_others_later() -> None:
     cluster, names = crowd()
     cluster.now += timedelta(hours=20, minutes=30)
+    set_usage(cluster, deviceSeconds=0)
     seconds = [cluster.plan("FineTuneJob", name).requeue_after or 0.0 for name in names]
     reset = (datetime(2030, 1, 3, tzinfo=UTC) - cluster.now).total_seconds()
     assert seconds[0] == reset + 1
@@ -293,6 +294,50 @@ def test_a_used_budget_is_said_to_start_after_the_reset_or_when_jobs_have_ended_
     ) in message
     message = waits(with_other_jobs(2, used=7260))["message"]
     assert "starts after the reset at 2030-01-03T00:00:00Z. To start" in message
+
+
+def uncounted(cluster: MemoryCluster) -> str:
+    """The message of a run that waits because its use is not counted."""
+    assert not cluster.has_stage_job("train")
+    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
+    assert condition is not None
+    assert condition["reason"] == "BudgetNotCounted"
+    message: str = condition["message"]
+    return message
+
+
+def test_nothing_starts_before_the_use_of_a_profile_with_a_budget_has_been_counted() -> None:
+    cluster = exhausted()
+    profile = cluster.objects["ComputeProfile", PROFILE]
+    counted = profile["status"].pop("budget")
+    cluster.succeed("preflight", preflighted(), after=10)
+    cluster.reconcile("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert "namespace team is not counted at the moment" in uncounted(cluster)
+    seconds = cluster.plan("FineTuneJob", JOB).requeue_after
+    assert seconds is not None
+    assert seconds <= 60
+    after = {**profile, "status": {**profile["status"], "budget": {**counted, "usage": []}}}
+    assert related("ComputeProfile", profile, after, cluster.reader()) == {Key("FineTuneJob", NAMESPACE, JOB)}
+    cluster.objects["ComputeProfile", PROFILE] = after
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
+
+
+def test_nothing_starts_while_the_use_of_a_running_job_is_not_counted_any_more() -> None:
+    cluster = with_other_jobs(1, devices=1, ready=1)
+    assert cluster.has_stage_job("train")
+    cluster = exhausted()
+    set_usage(cluster, deviceSeconds=0)
+    other_job(cluster, 0, ready=1)
+    cluster.now += timedelta(minutes=20)
+    cluster.succeed("preflight", preflighted(), after=10)
+    cluster.reconcile("FineTuneJob", JOB)
+    cluster.reconcile("FineTuneJob", JOB)
+    uncounted(cluster)
+    set_usage(cluster, deviceSeconds=1200)
+    cluster.reconcile("FineTuneJob", JOB)
+    assert cluster.has_stage_job("train")
 
 
 def test_passes_of_runs_that_wait_for_a_budget_do_not_overlap() -> None:

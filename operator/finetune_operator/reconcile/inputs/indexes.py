@@ -195,7 +195,10 @@ def _run_by_state(job: Manifest) -> Iterator[str]:
 
 
 def _waits_for_budget(job: Manifest) -> Iterator[str]:
-    if (ConditionType.RECONCILING, "True", Reason.BUDGET_EXHAUSTED) in _conditions(job):
+    if any(
+        (ConditionType.RECONCILING, "True", reason) in _conditions(job)
+        for reason in (Reason.BUDGET_EXHAUSTED, Reason.BUDGET_NOT_COUNTED)
+    ):
         yield OVER_BUDGET
 
 

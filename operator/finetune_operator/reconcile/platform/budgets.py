@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.api.budget import BudgetPeriod
+from finetune_operator.api.budget import MAX_BUDGET_NAMESPACES, BudgetPeriod, BudgetStatus
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
@@ -22,6 +22,10 @@ same time after a reset, and none of them is ever stopped.
 
 Also the time for which a Job without a running pod reserves: one that cannot start must not stop others.
 """
+OVERDUE_SECONDS: Final = 900
+"""Seconds after which the use of a namespace with a running Job must have been counted. Passes of the profile
+are at most 300 s apart."""
+UNCOUNTED_RECHECK_SECONDS: Final = 60.0
 RECHECK_SECONDS: Final = 3600.0
 """Max seconds between two checks. A raised budget, a reset and the end of a Job wake the first object that
 waits earlier, and its start wakes the next one."""
@@ -46,11 +50,21 @@ def period_of(period: BudgetPeriod, moment: datetime) -> tuple[datetime, datetim
 def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot: Snapshot) -> Working | None:
     """Before a Job is created: wait if the namespace has used or reserved its budget of devices.
 
-    Jobs that exist are never affected, so a namespace can exceed its budget by what they use.
+    Jobs that exist are never affected, so a namespace can exceed its budget by what they use. Without a
+    count nothing starts: a budget whose status cannot be written would otherwise limit nothing.
     """
     budget, status, now = profile.spec.budget, profile.status.budget, snapshot.now
-    if not STAGES[stage].uses_devices or budget is None or status is None:
+    if not STAGES[stage].uses_devices or budget is None:
         return None
+    jobs_of_namespace = snapshot.jobs_of_others(profile.name)
+    if status is None or _is_overdue(status, namespace, jobs_of_namespace, now):
+        return Working(
+            Reason.BUDGET_NOT_COUNTED,
+            f"the use of ComputeProfile {profile.name} by namespace {namespace} is not counted at the moment,"
+            f" so the {stage} stage does not start: the operator counts within seconds if it can write the"
+            " profile's status. If this stays, ask the platform team for the operator's log",
+            UNCOUNTED_RECHECK_SECONDS,
+        )
     is_over = now >= status.resets_at
     usage = None if is_over else status.of(namespace)
     resets_at = period_of(budget.period, now)[1] if is_over else status.resets_at
@@ -60,7 +74,7 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     def reserved(jobs: Iterable[DeviceJob]) -> float:
         return budget.per_second(sum(job.devices for job in jobs), price) * RESERVED_SECONDS
 
-    jobs = [job for job in snapshot.jobs_of_others(profile.name) if _reserves(job, now)]
+    jobs = [job for job in jobs_of_namespace if _reserves(job, now)]
     if used + reserved(jobs) < budget.limit:
         return None
     # The message has neither the usage nor the Jobs, which change: a waiting object writes its status once.
@@ -94,6 +108,18 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
         if snapshot.is_first_in_line(profile.name)
         else min(RECHECK_SECONDS, (resets_at - now).total_seconds() + AFTER_FIRST_SECONDS),
     )
+
+
+def _is_overdue(status: BudgetStatus, namespace: str, jobs: Iterable[DeviceJob], now: datetime) -> bool:
+    """Whether a Job of the namespace runs whose use should have been counted since the last count."""
+    usage = status.of(namespace)
+    if usage is None and len(status.usage) >= MAX_BUDGET_NAMESPACES:
+        return False
+    limit = now - timedelta(seconds=OVERDUE_SECONDS)
+    counted_until = status.since if usage is None else usage.counted_until
+    if now >= status.resets_at:
+        counted_until = status.resets_at
+    return counted_until < limit and any(job.runs and job.created_at < limit for job in jobs)
 
 
 def _reserves(job: DeviceJob, moment: datetime) -> bool:

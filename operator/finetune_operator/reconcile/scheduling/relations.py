@@ -22,6 +22,7 @@ from finetune_operator.reconcile.inputs.indexes import (
     BY_PROFILE,
     BY_STATE,
     DEFAULT_PROFILE,
+    OVER_BUDGET,
     QUEUED,
     UNSETTLED,
     address,
@@ -33,7 +34,7 @@ from finetune_operator.reconcile.inputs.indexes import (
 )
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.records.users import waits_for_users
-from finetune_operator.status.budgetuse import exhausted
+from finetune_operator.status.budgetuse import exhausted, is_counted
 
 
 class IndexedObjects(Protocol):
@@ -206,6 +207,9 @@ def _of_computeprofile(change: Change, objects: IndexedObjects) -> Iterator[Key]
         # Of its status, other objects read only whether their namespace may use more.
         for namespace in exhausted(old) - exhausted(new):
             yield from _first_in_line(namespace, change.name, objects)
+        if not is_counted(old) and is_counted(new):
+            for kind in ("FineTuneJob", "Evaluation"):
+                yield from map(_key, objects.indexed(kind, BY_STATE, OVER_BUDGET))
         return
     names = [change.name]
     if any(map(_is_default, change.states)):
