@@ -34,7 +34,7 @@ from finetune_operator.manifests.podtemplate import (
     Storage,
     build_stage_pod,
 )
-from finetune_operator.manifests.queueing import labels_of, queueing_of_stage
+from finetune_operator.manifests.queueing import labels_of, queueing_of_stage, suspended_until_admitted
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
@@ -210,6 +210,7 @@ def build_stage_job(
             "ownerReferences": [owner_reference(owner, blocks=not STAGES[stage].serves_deletion)],
         },
         "spec": {
+            **suspended_until_admitted(queueing),
             "backoffLimit": STAGES[stage].backoff_limit,
             **_completion(placement.nodes),
             "podFailurePolicy": pod_failure_policy(stage, has_answers=separate_engine(config) is not None),

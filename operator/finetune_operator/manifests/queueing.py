@@ -9,7 +9,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage, Queue
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-"""With this label, Kueue writes the Job's `suspend`; the operator never writes that field."""
+"""With this label, Kueue writes the Job's `suspend`; the operator sets that field only in a new Job."""
 PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
 
 Queued = Queue | Literal["serve"]
@@ -22,6 +22,15 @@ def labels_of(names: QueueChoice) -> Manifest:
         return {}
     found = {QUEUE_LABEL: names.queue_name, PRIORITY_LABEL: names.workload_priority_class}
     return {label: name for label, name in found.items() if name is not None}
+
+
+def suspended_until_admitted(names: QueueChoice) -> Manifest:
+    """Field of the spec of a new Job. With a queue it is created suspended, as Kueue's webhook would make it.
+
+    Where Kueue does not see the Job, because its webhook, its integration or the namespace was taken out of
+    its configuration, the Job would otherwise take devices outside of every quota.
+    """
+    return {} if names.queue_name is None else {"suspend": True}
 
 
 def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> QueueChoice:

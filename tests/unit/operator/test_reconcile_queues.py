@@ -109,6 +109,14 @@ def test_where_queues_cannot_be_read_kueue_alone_decides(kind: str, code: int) -
     assert QUEUES[queue] in queues_of_jobs(cluster)
 
 
+def test_a_job_with_a_queue_is_created_suspended_and_one_without_a_queue_is_not(kind: str) -> None:
+    """Otherwise it would take devices without a quota where Kueue does not see it."""
+    cluster, _, queue = made(kind, 403)
+    assert QUEUES[queue] in queues_of_jobs(cluster)
+    for job in cluster.of("Job").values():
+        assert job["spec"].get("suspend", False) is (QUEUE_LABEL in job["metadata"]["labels"])
+
+
 def test_a_suspended_job_shows_the_reason_of_its_workload() -> None:
     cluster = reached("train")
     cluster.kueue = None
