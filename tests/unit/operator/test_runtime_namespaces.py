@@ -102,14 +102,15 @@ def state(plan: Plan) -> str:
 @pytest.mark.parametrize(
     ("uri", "user", "expected"),
     [
-        pytest.param(BUCKET, PINS, "InUse", id="it pins the weights"),
+        pytest.param(BUCKET, PINS, "CleaningUp", id="it pins the weights and has not served them"),
+        pytest.param(BUCKET, {**PINS, "status": SERVES["status"]}, "InUse", id="it pins and serves them"),
         pytest.param(BUCKET, SERVES, "InUse", id="it serves the weights"),
         pytest.param(BUCKET, GOING, "CleaningUp", id="it is being deleted itself"),
         pytest.param(BUCKET, PINS_THE_NAME, "CleaningUp", id="it pins a record of its own namespace"),
         pytest.param(CLAIM, PINS, "CleaningUp", id="the weights are in a claim"),
     ],
 )
-def test_weights_in_a_bucket_wait_for_an_endpoint_of_any_namespace(
+def test_weights_in_a_bucket_wait_for_an_endpoint_of_any_namespace_that_serves_them(
     uri: str, user: Manifest, expected: str
 ) -> None:
     scene = Scene(uri)
@@ -179,9 +180,9 @@ def test_an_endpoint_of_the_same_namespace_is_named_once() -> None:
     assert f"{BUCKET} is removed when InferenceDeployment desk no longer needs it" in str(plan.status)
 
 
-def test_a_checkpoint_that_another_namespace_pins_outlives_its_run() -> None:
+def test_a_checkpoint_that_another_namespace_serves_outlives_its_run() -> None:
     scene = Scene()
-    scene.put(endpoint("prod", **PINS))
+    scene.put(endpoint("prod", **SERVES))
     scene.delete(scene.run)
     (event,) = scene.plan(scene.run).events
     assert f"{CHECKPOINT} (in use by an InferenceDeployment in another namespace)" in event.message
@@ -189,7 +190,7 @@ def test_a_checkpoint_that_another_namespace_pins_outlives_its_run() -> None:
 
 def test_a_record_that_waits_is_looked_at_when_an_endpoint_of_another_namespace_changes() -> None:
     scene = Scene()
-    desk = endpoint("prod", **PINS)
+    desk = endpoint("prod", **SERVES)
     scene.put(desk)
 
     def looked_at() -> frozenset[Key]:

@@ -25,7 +25,8 @@ def waits_for_users(record: Record) -> bool:
 def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
     """Endpoints, unfinished runs and Evaluations that read the record's content, or will.
 
-    Endpoints of other namespaces count if the content is in a bucket. They are not named.
+    Endpoints of other namespaces count if the content is in a bucket and they have served it: a pin alone is
+    the claim of a tenant who knows a digest. They are not named.
     """
     here = address(record.namespace, record.name)
     runs = {
@@ -58,7 +59,7 @@ def needed_by(record: Record, snapshot: Snapshot) -> tuple[str, ...]:
         for endpoint in candidates
         if endpoint.namespace != record.namespace
         and is_same_place(record.spec.uri, endpoint.namespace, record.namespace)
-        and _holds(endpoint, record.spec.digest)
+        and _serves(endpoint, record.spec.digest)
     }
     return tuple(sorted(endpoints | elsewhere | runs))
 
@@ -68,9 +69,14 @@ def _holds(endpoint: InferenceDeployment, digest: str) -> bool:
 
     Only the digest decides, because one place in a store can have several spellings.
     """
-    served = any(model.digest == digest for model in endpoint.status.models)
     pinned = any(model.pin is not None and model.pin.digest == digest for model in endpoint.spec.models)
-    return (served or pinned) and endpoint.metadata.deletion_timestamp is None
+    return (pinned and endpoint.metadata.deletion_timestamp is None) or _serves(endpoint, digest)
+
+
+def _serves(endpoint: InferenceDeployment, digest: str) -> bool:
+    """Whether the revision that has the requests of the endpoint has this content."""
+    served = any(model.digest == digest for model in endpoint.status.models)
+    return served and endpoint.metadata.deletion_timestamp is None
 
 
 def _pins(endpoint: InferenceDeployment, checkpoint: str) -> bool:
