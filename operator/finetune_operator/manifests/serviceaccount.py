@@ -3,9 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from finetune_operator.manifests.labels import MANAGED_BY, OPERATOR, RUNNER
 from finetune_operator.plan import Manifest
+
+NAMESPACE_FIELD: Final = "{namespace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +16,8 @@ class AccountSettings:
     """What new service accounts get in every namespace.
 
     Attributes:
-        annotations: annotations of `finetune-runner`, such as those for workload identity.
+        annotations: annotations of `finetune-runner`, such as those for workload identity. `{namespace}` in a
+            value becomes the namespace of the account.
         image_pull_secrets: names of Secrets in the account's namespace.
     """
 
@@ -34,7 +38,9 @@ def build_service_account(namespace: str, name: str, settings: AccountSettings) 
         "automountServiceAccountToken": False,
     }
     if settings.annotations and name == RUNNER:
-        account["metadata"]["annotations"] = dict(settings.annotations)
+        account["metadata"]["annotations"] = {
+            key: value.replace(NAMESPACE_FIELD, namespace) for key, value in settings.annotations.items()
+        }
     if settings.image_pull_secrets:
         account["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
     return account

@@ -55,7 +55,8 @@ class Settings(BaseModel):
         Mapping[str, str],
         Field(
             default_factory=dict,
-            description="Annotations of each new service account finetune-runner, as a JSON object.",
+            description="Annotations of each new service account finetune-runner, as a JSON object."
+            " {namespace} in a value becomes its namespace.",
         ),
     ]
     runner_image_pull_secrets: Annotated[

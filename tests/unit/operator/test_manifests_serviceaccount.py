@@ -20,6 +20,15 @@ def test_both_accounts_get_the_pull_secrets_and_only_the_runner_the_annotations(
         assert account["automountServiceAccountToken"] is False
 
 
+def test_each_namespace_can_have_a_role_of_its_own() -> None:
+    settings = AccountSettings({"iam.example.com/role": "finetune-{namespace}", "note": "{other} {"})
+    account = build_service_account("team-a", RUNNER, settings)
+    assert account["metadata"]["annotations"] == {
+        "iam.example.com/role": "finetune-team-a",
+        "note": "{other} {",
+    }
+
+
 def test_without_settings_an_account_has_neither() -> None:
     account = build_service_account("team-a", RUNNER, AccountSettings())
     assert account.keys() == {"apiVersion", "kind", "metadata", "automountServiceAccountToken"}
