@@ -90,6 +90,13 @@ class MinScore(Model):
             " scores of the run that made the Checkpoint."
         ),
     ] = None
+    dataset_version: Annotated[
+        Name | None,
+        Field(
+            description="DatasetVersion whose rows must have given the score. Without it, whoever may create"
+            " Evaluations can replace one by another of the same name on easier rows. Default: any rows."
+        ),
+    ] = None
 
 
 class Follow(Model):

@@ -175,8 +175,14 @@ def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
         measured = scores_of(checkpoint, required.evaluation)
         score = find_score(measured.scores if measured is not None else (), required.metric, "Tuned")
         where = f" by Evaluation {required.evaluation}" if required.evaluation is not None else ""
-        if score is None:
+        if measured is None or score is None:
             return f"{required.metric} was not measured{where}"
+        rows = measured.dataset_version or checkpoint.spec.lineage.dataset_version
+        if required.dataset_version not in {None, rows}:
+            return (
+                f"{required.metric}{where} was measured on the rows of DatasetVersion {rows}, not of"
+                f" {required.dataset_version}"
+            )
         if score.value < required.min:
             return f"{required.metric}{where} is {score.value:.3f}, below {required.min:.3f}"
     return ""
