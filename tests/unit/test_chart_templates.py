@@ -319,12 +319,15 @@ def test_replicas_are_spread_and_replaced_as_the_values_say(manifests: list[Mani
     ]
 
 
-def test_the_operators_network_policy_is_off_until_it_is_asked_for(manifests: list[Manifest]) -> None:
+def test_the_operators_network_policy_can_be_left_out() -> None:
+    manifests = rendered("networkPolicies.operator=false")
     assert not [m for m in manifests if m["kind"] == "NetworkPolicy"]
 
 
-def test_the_operators_network_policy_admits_monitoring_to_metrics_and_pods_of_runs_to_reports() -> None:
-    policy = named(rendered("networkPolicies.operator=true"), "NetworkPolicy")
+def test_by_default_only_monitoring_reaches_the_metrics_and_only_pods_of_runs_the_reports(
+    manifests: list[Manifest],
+) -> None:
+    policy = named(manifests, "NetworkPolicy")
     assert policy["spec"]["podSelector"]["matchLabels"] == selected(policy)
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     managed = {"matchLabels": {"app.kubernetes.io/managed-by": "finetune-operator"}}
@@ -343,7 +346,6 @@ def test_the_operators_network_policy_admits_monitoring_to_metrics_and_pods_of_r
 def test_the_operators_network_policy_knows_its_namespaces_and_whether_anything_reports() -> None:
     policy = named(
         rendered(
-            "networkPolicies.operator=true",
             "watchNamespaces={a,b}",
             "networkPolicies.monitoringNamespace=*",
         ),
@@ -355,7 +357,7 @@ def test_the_operators_network_policy_knows_its_namespaces_and_whether_anything_
     assert peer["namespaceSelector"] == {
         "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}]
     }
-    silent = named(rendered("networkPolicies.operator=true", "report.enabled=false"), "NetworkPolicy")
+    silent = named(rendered("report.enabled=false"), "NetworkPolicy")
     assert len(silent["spec"]["ingress"]) == 1
 
 
@@ -386,7 +388,7 @@ def test_a_security_floor_reaches_the_process() -> None:
     ids=str,
 )
 def test_the_operators_network_policy_means_what_it_says(source: Pod, port: int, *, admitted: bool) -> None:
-    manifests = rendered("networkPolicies.operator=true", "watchNamespaces={a}")
+    manifests = rendered("watchNamespaces={a}")
     labels = named(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
     policies = [manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
     assert admits(policies, Pod("finetune-system", labels), source, port) is admitted
