@@ -153,7 +153,9 @@ def test_a_supplied_chat_template_that_has_no_tools_is_named(bench: Workbench) -
 
     failure = bench.preflight_failure(source, bench.dataset((ROWS[0], CALLING)))
 
-    assert failure.message.startswith("the chat template plain, which a base model without one of its own gets,")
+    assert failure.message.startswith(
+        "the chat template plain, which a base model without one of its own gets,"
+    )
     assert "(train row 2)" in failure.message
 
 

@@ -19,6 +19,8 @@ PAGE_SIZE: Final = 100
 MAX_PAGE_BYTES: Final = 8 * 2**20
 """Bytes of a page, above which the page is requested again with fewer objects: its size is up to those who
 create the objects."""
+PAGES_BEFORE_GROWTH: Final = 4
+"""Pages after which a smaller page is doubled."""
 MAX_SILENCE_SECONDS: Final = 130.0
 """Seconds after which a silent watch is closed. The API server sends a bookmark about once per minute."""
 APPLY: Final = "application/apply-patch+yaml"
@@ -107,7 +109,7 @@ class KubernetesClient:
         """
         selectors = {"labelSelector": selector, "fieldSelector": fields}
         query = {name: text for name, text in selectors.items() if text}
-        size = PAGE_SIZE
+        size, fitting = PAGE_SIZE, 0
         while True:
             query["limit"] = str(size)
             max_bytes = MAX_PAGE_BYTES if size > 1 else None
@@ -115,9 +117,11 @@ class KubernetesClient:
             try:
                 page = await self._transport.call(request)
             except TooLarge:
-                size = max(1, size // 4)
+                size, fitting = max(1, size // 4), 0
                 continue
-            size = PAGE_SIZE
+            fitting += 1
+            if fitting == PAGES_BEFORE_GROWTH:
+                size, fitting = min(PAGE_SIZE, size * 2), 0
             # Items of a list carry neither apiVersion nor kind.
             identity = {"apiVersion": type_.api_version, "kind": type_.kind}
             yield [identity | item for item in page["items"]], page["metadata"]["resourceVersion"]

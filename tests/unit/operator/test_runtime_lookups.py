@@ -108,6 +108,16 @@ def test_a_claim_that_not_all_nodes_can_mount_is_waited_for_until_it_is_another_
     run(test())
 
 
+def test_marks_of_claims_that_users_fill_are_not_kept() -> None:
+    async def test() -> None:
+        scene = Scene()
+        scene.server.claim = claim()
+        scene.server.claim["metadata"] |= {"annotations": {"note": "x" * 200_000}, "labels": {"a": "b"}}
+        assert await scene.lookups.get(CLAIM, "team", "artifacts") == claim()
+
+    run(test())
+
+
 def test_no_answer_is_no_news() -> None:
     async def test() -> None:
         scene = Scene()

@@ -162,6 +162,12 @@ def _slim_pod(pod: Manifest) -> Manifest:
     return pod | {"spec": spec}
 
 
+def _without_marks(obj: Manifest) -> Manifest:
+    """The object without labels and annotations, which passes do not read and users may fill with 256 KiB."""
+    unread = {"labels", "annotations", "managedFields"}
+    return obj | {"metadata": {name: value for name, value in obj["metadata"].items() if name not in unread}}
+
+
 def _is_pod_of(pod: Manifest, children: Children) -> bool:
     """Whether a child Job or Deployment controls the pod, because anyone can put our labels on a pod."""
     owner = controller(pod)
@@ -197,12 +203,12 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
         is_best_effort=True,
         kept=lambda event: {name: event.get(name) for name in ("metadata", "message", "lastTimestamp")},
     ),
-    Lookup(CLAIM, is_lacking=_is_on_one_node),
+    Lookup(CLAIM, is_lacking=_is_on_one_node, kept=_without_marks),
     # For its labels, which many runs read, and when an object is deleted. Nothing waits for a namespace.
     Lookup(NAMESPACE, fresh_seconds=15.0, is_lacking=lambda _: False, is_optional=True),
     # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
     Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
-    Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True, any_version=True),
+    Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True, any_version=True, kept=_without_marks),
     # Not watched: most Workloads of a cluster belong to others. A Job's `suspend` shows its admission.
     Lookup(
         WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True, any_version=True
