@@ -3,10 +3,12 @@
 
 import tracemalloc
 
+import yaml
+
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest
-from finetune_operator.runtime.caches import Caches
+from finetune_operator.runtime.caches import READ_PREFIXES, Caches
 from finetune_operator.runtime.models import MAX_SETTLED_MODELS, Models
 from tests.unit.operator.goldencases import GOLDEN, load
 
@@ -207,3 +209,15 @@ def test_four_thousand_active_runs_of_one_namespace_fit() -> None:
             marks = {"resourceVersion": str(number + 1), "uid": obj["metadata"].get("uid", str(number))}
             caches.by_kind[obj["kind"]].put(obj | {"metadata": {**obj["metadata"], **marks}})
     assert caches.bound.used_bytes("team") * 4000 < caches.bound.limit_bytes
+
+
+def test_the_marks_of_everything_that_the_operator_writes_are_kept() -> None:
+    """Otherwise it would find each of its objects changed by others in every pass."""
+    keys: set[str] = set()
+    for path in (GOLDEN / "output").glob("*.yaml"):
+        planned = yaml.safe_load(path.read_text())
+        for manifest in [*planned.get("create", ()), *planned.get("apply", ())]:
+            for marks in ("labels", "annotations"):
+                keys |= (manifest.get("manifest", manifest)["metadata"].get(marks) or {}).keys()
+    assert len(keys) > 10
+    assert {key for key in keys if not key.startswith(READ_PREFIXES)} == set()
