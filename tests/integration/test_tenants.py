@@ -15,6 +15,7 @@ from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE,
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
+from tests.integration.chain import until_condition
 from tests.integration.operators import Operators
 from tests.waiting import eventually
 from tools.cluster import ClusterError, ControlPlane
@@ -226,6 +227,54 @@ def test_a_lease_of_an_editor_stops_no_operator(
         Impersonate_User=user_of("edit"),
     )
     assert refused.status_code == httpx.codes.FORBIDDEN
+
+
+def test_large_objects_of_an_editor_stop_no_run_of_another_team(
+    api: Api,
+    installed: ControlPlane,
+    namespace: str,
+    operators: Operators,
+    kubelet: FakeKubelet,
+) -> None:
+    """2 MiB in annotations that the operator reads, with the bound at 1 MiB per namespace."""
+    hostile = f"{namespace}-hostile"
+    api.request("POST", "/api/v1/namespaces", {"metadata": {"name": hostile}}).raise_for_status()
+    Tenant(api, installed, hostile)
+    services = [f"large-{number}" for number in range(10)]
+    for name in services:
+        metadata = {
+            "name": name,
+            "labels": {"app.kubernetes.io/managed-by": "finetune-operator"},
+            "annotations": {"finetune.dev/created-spec": "x" * 200_000},
+        }
+        made = api.request(
+            "POST",
+            path_of("Service", hostile),
+            {"metadata": metadata, "spec": {"ports": [{"port": 80}]}},
+            Impersonate_User=user_of("edit"),
+        )
+        made.raise_for_status()
+    api.create(manifests.dataset(hostile))
+    api.create(manifests.dataset(namespace))
+    api.create(manifests.finetunejob(namespace))
+    operator = operators.start(
+        WATCH_NAMESPACES=f"{namespace},{hostile}", MAX_NAMESPACE_MEBIBYTES="1", RELIST_SECONDS="3"
+    )
+    until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
+    assert operator.metric("finetune_large_namespaces") == 1
+
+    def reason() -> str | None:
+        return manifests.condition(api.get("Dataset", hostile, "tickets"), "Reconciling").get("reason")
+
+    eventually("its own Dataset says why", lambda: reason() == "NamespaceTooLarge")
+    for name in services:
+        api.delete("Service", hostile, name)
+    eventually(
+        "all objects of its namespace are read again",
+        lambda: operator.metric("finetune_large_namespaces") == 0 and reason() != "NamespaceTooLarge",
+        60,
+        lambda: operator.log[-4000:],
+    )
 
 
 @pytest.mark.parametrize("kind", SPECS)
