@@ -65,7 +65,7 @@ def use_of(pod: Manifest) -> PodUse | None:
             requested |= _engine_cores(pod)
     except ValueError as error:
         problem = str(error)
-    if devices is None and STAGE in labels and not requested:
+    if devices is None and STAGE in labels and not requested and not problem:
         return None
     spans = [
         span

@@ -140,11 +140,12 @@ def test_every_quantity_of_kubernetes_is_read(quantity: Any, cores: int) -> None
 @pytest.mark.parametrize(
     "quantity", ["", "x", "1e", "5e9n", "1 Ki", "1mi", "9" * 65, "1e1000000", "٣", None, {"a": 1}]
 )
+@pytest.mark.parametrize("labels", [{}, {"finetune.dev/stage": "train"}], ids=["endpoint", "stage"])
 def test_a_pod_that_cannot_be_read_is_reported_once_and_the_others_count(
-    quantity: Any, caplog: pytest.LogCaptureFixture
+    quantity: Any, labels: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     known = DeviceUse(Clock())
-    odd = pod(running(5), labels={}, limits={"nvidia.com/gpu": quantity})
+    odd = pod(running(5), labels=labels, limits={"nvidia.com/gpu": quantity})
     odd["metadata"] |= {"uid": "odd", "name": "odd"}
     for old, new in ((None, odd), (odd, odd), (None, pod(running(5)))):
         known.note(old, new)
