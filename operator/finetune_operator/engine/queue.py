@@ -36,15 +36,20 @@ class WorkQueue(Generic[K]):
             share delay those of another by one pass each.
         lock: lock that a key needs while a worker has it, or None; called when the key is next. A key whose
             lock is taken waits without a worker.
+        may_start: whether a worker may have the key yet; called when the key is next. If not, the key waits
+            without a worker until `start_postponed`.
     """
 
     def __init__(
         self,
         share: Callable[[K], Hashable] = lambda _: None,
         lock: Callable[[K], Hashable | None] = lambda _: None,
+        may_start: Callable[[K], bool] = lambda _: True,
     ) -> None:
         self._share = share
         self._lock = lock
+        self._may_start = may_start
+        self._postponed: dict[K, None] = {}
         self._ready: Lane[K] = Lane()
         self._idle: Lane[K] = Lane()
         self._locks: LockTable[K] = LockTable()
@@ -140,6 +145,13 @@ class WorkQueue(Generic[K]):
         """Reset the back-off of a key after a success."""
         self._failures.pop(key, None)
 
+    def start_postponed(self) -> None:
+        """Look again at the keys that no worker could have, in the order in which they were next."""
+        postponed, self._postponed = self._postponed, {}
+        for key in postponed:
+            self._waiting[key].push(self._share(key), key)
+        self._available.set()
+
     def close(self) -> None:
         """Drop all keys and accept no more; every waiting `get` raises QueueClosed."""
         self._closed = True
@@ -147,6 +159,7 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._timers.clear()
         self._waiting.clear()
+        self._postponed.clear()
         self._ready.clear()
         self._idle.clear()
         self._locks.clear()
@@ -158,7 +171,10 @@ class WorkQueue(Generic[K]):
         self._closed = False
 
     def _take(self, key: K) -> bool:
-        """Give the key to a worker. If its lock is taken, return False; the key then waits for the lock."""
+        """Give the key to a worker. If it may not start or its lock is taken, return False; it then waits."""
+        if not self._may_start(key):
+            self._postponed[key] = None
+            return False
         lock = self._lock(key)
         self._call(self._locks.skip(key, lock))
         if not self._locks.acquire(key, lock, urgent=self._waiting[key] is self._ready):
@@ -196,7 +212,7 @@ class WorkQueue(Generic[K]):
         if key not in self._waiting or self._idle.discard(self._share(key), key):
             self._push(key, self._ready)
         else:
-            # It waits for its lock.
+            # It waits for its lock or for `start_postponed`.
             self._waiting[key] = self._ready
             self._locks.hurry(key)
 

@@ -41,7 +41,7 @@ from finetune_operator.runtime.metricsserver import MetricsServer, tls_context
 from finetune_operator.runtime.probes import ProbeServer
 from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
-from finetune_operator.runtime.term import Term
+from finetune_operator.runtime.term import FirstLists, Term
 from finetune_operator.runtime.wakeups import Wakeups
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,10 @@ class Process:
             partial(KopfWatch, configuration, settings.watch_namespaces),
             relist_seconds=settings.relist_seconds,
         )
-        self._queue: WorkQueue[Key] = WorkQueue(lambda key: key.namespace, self._reader.lock)
+        self._first_lists = FirstLists(self._caches)
+        self._queue: WorkQueue[Key] = WorkQueue(
+            lambda key: key.namespace, self._reader.lock, self._first_lists.allow
+        )
         # No worker takes keys before a term begins.
         self._queue.close()
         wakeups = Wakeups(self._caches, self._reader, self._watches, self._queue, lambda: self._lease.held)
@@ -218,6 +221,7 @@ class Process:
             watches=self._watches,
             feed=self._feed,
             queue=self._queue,
+            first_lists=self._first_lists,
             board=self._board,
             endpoint=self._endpoint,
             metrics=self._metrics,

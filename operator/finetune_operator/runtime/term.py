@@ -15,7 +15,7 @@ from finetune_operator.engine.executor import Executor
 from finetune_operator.engine.queue import WorkQueue
 from finetune_operator.engine.watches import Watches
 from finetune_operator.engine.worker import ReconcileWorkers
-from finetune_operator.manifests.labels import OPERATOR, STAGE
+from finetune_operator.manifests.labels import OPERATOR, RECORDED_RUN, STAGE
 from finetune_operator.manifests.serviceaccount import AccountSettings
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.seriesretention import SeriesRetention
@@ -32,13 +32,47 @@ from finetune_operator.runtime.settings import Settings
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 from finetune_operator.stagetable import find_row
 
-LISTED_BEFORE_FIRST_PASS: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
-"""Kinds whose passes depend on which other objects exist. A new term lists them before its first pass,
-because the watch may not have delivered the last writes of the previous active process."""
+LISTED_FIRST: Final = frozenset({"Checkpoint", "DatasetVersion", "InferenceDeployment"})
+"""Kinds on whose existence passes depend. A new term lists them before these passes, because the watch may
+not have delivered the last writes of the previous active process."""
+
+
+class FirstLists:
+    """Which objects are reconciled before the lists at the beginning of a term are complete.
+
+    These are live Datasets and ComputeProfiles, and live runs without a Checkpoint. Their passes do not
+    depend on the listed kinds, and a run must not wait for its first Job while a long history is listed.
+    """
+
+    def __init__(self, caches: Caches) -> None:
+        self._kinds = caches.kinds
+        self.are_complete = False
+
+    def allow(self, key: Key) -> bool:
+        """Whether the object may be reconciled."""
+        return self.are_complete or self._needs_no_list(key)
+
+    def _needs_no_list(self, key: Key) -> bool:
+        store = self._kinds[key.kind]
+        if key.kind not in {"FineTuneJob", "Dataset", "ComputeProfile"}:
+            return False
+        # A settled run has ended. It is not unpacked here.
+        obj = None if store.is_settled(key.namespace, key.name) else store.get(key.namespace, key.name)
+        if obj is None or "deletionTimestamp" in obj["metadata"]:
+            return False
+        return key.kind != "FineTuneJob" or not _has_checkpoint(obj)
+
+
+def _has_checkpoint(job: Manifest) -> bool:
+    """Whether the run has made a Checkpoint, or continues from one."""
+    made = (job.get("status") or {}).get("checkpoints") or RECORDED_RUN in (
+        job["metadata"].get("annotations") or {}
+    )
+    return bool(made or job["spec"].get("baseModel", {}).get("checkpoint"))
 
 
 class Term:
-    """The work of every term of a process. It has no state of a single term.
+    """The work of every term of a process.
 
     Attributes:
         workers: workers of the queue.
@@ -54,6 +88,7 @@ class Term:
         watches: Watches,
         feed: KindFeed,
         queue: WorkQueue[Key],
+        first_lists: FirstLists,
         board: ProgressBoard,
         endpoint: ReportEndpoint,
         metrics: OperatorMetrics,
@@ -64,6 +99,7 @@ class Term:
         self._watches = watches
         self._feed = feed
         self._queue = queue
+        self._first_lists = first_lists
         self._endpoint = endpoint
         self._nonce_key = secrets.token_hex(32)
         self._lookups = Lookups(cluster)
@@ -92,23 +128,29 @@ class Term:
 
     async def prepare(self) -> None:
         """Prepare a term, before its first pass."""
+        self._first_lists.are_complete = False
         with contextlib.suppress(ApiError):
             await self._executor.begin_term(
                 KIND_TYPES.values(), next(iter(self._settings.watch_namespaces), "")
             )
-        for kind in LISTED_BEFORE_FIRST_PASS:
-            for sweeper in self._feed.sweepers[kind]:
-                await sweeper.catch_up()
         await self._endpoint.publish_soon()
 
     async def upkeep(self) -> None:
         """Run the tasks in parallel with the passes. Never returns."""
         await asyncio.gather(
+            self._complete_first_lists(),
             self._endpoint.keep(),
             self._resync.run(),
             self._lookups.keep_polling(self._queue.add),
             self._retention.run(),
         )
+
+    async def _complete_first_lists(self) -> None:
+        for kind in LISTED_FIRST:
+            for sweeper in self._feed.sweepers[kind]:
+                await sweeper.catch_up()
+        self._first_lists.are_complete = True
+        self._queue.start_postponed()
 
     def _keys(self) -> Iterator[Key]:
         return (key for key in self._caches.keys() if self._watches.complete(key.namespace))  # noqa: SIM118

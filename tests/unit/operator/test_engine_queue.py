@@ -100,6 +100,26 @@ def test_the_server_may_ask_for_a_longer_wait() -> None:
     at_once(test)
 
 
+def test_a_key_that_may_not_start_yet_holds_up_no_other_and_keeps_its_place() -> None:
+    async def test() -> None:
+        allowed = {"live"}
+        queue: WorkQueue[str] = WorkQueue(may_start=allowed.__contains__)
+        queue.add_idle("at rest")
+        for key in ("first", "second", "live"):
+            queue.add(key)
+        assert await queue.get() == "live"
+        queue.add("first")
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(60)
+        assert not waiting.done()
+        assert queue.depth == 3
+        allowed |= {"first", "second", "at rest"}
+        queue.start_postponed()
+        assert [await waiting, await queue.get(), await queue.get()] == ["first", "second", "at rest"]
+
+    run(test())
+
+
 def test_closing_wakes_every_waiting_worker_and_hands_out_nothing() -> None:
     async def test(queue: WorkQueue[str]) -> None:
         waiting = [asyncio.create_task(queue.get()) for _ in range(3)]
