@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetune_trainer.contract.configs.train import TrainConfig
@@ -31,10 +30,10 @@ from finetune_trainer.tokens.batching import (
     similar,
 )
 from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
-from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen
+from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
 from finetune_trainer.train.parallel.sharding import BudgetedSteps
 from finetune_trainer.train.trainer import CompletionTrainer
-from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
+from tests.trainer.gpuwrapping import reference_attention, tiny_in_bfloat16, varlen_kernel
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_resume import METHODS, preempted
 from tests.trainer.workbench import ROWS, Workbench, elsewhere, tiny_tokenizer, weights
@@ -198,36 +197,6 @@ def test_it_learns_what_a_run_with_fixed_batches_learns(tmp_path: Path) -> None:
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_it_trains_as_on_a_gpu_and_goes_on_exactly(tmp_path: Path) -> None:
-    bench = Workbench(tmp_path)
-    other = elsewhere(bench, "uninterrupted")
-
-    def config(where: Workbench) -> TrainConfig:
-        return config_for(where).model_copy(update={"base_model": where.model(tiny_in_bfloat16())})
-
-    with as_a_gpu_trains():
-        straight = other.train(config(other))
-        preempted(bench, config(bench), 3)
-
-        assert bench.train(config(bench)) == straight.model_copy(update={"restarts": 1})
-
-
-def reference_attention(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *_: object, scale: float, **settings: Any
-) -> Tensor:
-    """What PyTorch's kernel computes, row by row, on a CPU."""
-    assert settings["enable_gqa"]
-    assert settings["window_size"] == (-1, 0)
-    rows = []
-    for begin, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
-        queries, keys, values = (states[begin:end].transpose(0, 1) for states in (query, key, value))
-        output = scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
-        )
-        rows.append(output.transpose(0, 1))
-    return torch.cat(rows)
-
-
 def test_varlen_attention_gets_the_bounds_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", reference_attention)
     model = model_for()
@@ -247,11 +216,11 @@ def test_varlen_attention_computes_in_bfloat16_as_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, stored: Callable[[], Path]
 ) -> None:
     """The kernel needs one dtype of 16 bits, also for the float32 weights of a whole model."""
-    dtypes: list[set[torch.dtype]] = []
+    dtypes: list[torch.dtype] = []
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, *others: Any, **settings: Any) -> Tensor:
-        dtypes.append({query.dtype, key.dtype, value.dtype})
-        return reference_attention(query, key, value, *others, **settings)
+    def kernel(query: Tensor, *others: Any, **settings: Any) -> Tensor:
+        dtypes.append(query.dtype)
+        return varlen_kernel(query, *others, **settings)
 
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     model = load_base(stored(), torch.float32 if stored is tiny else None, CPU)
@@ -260,8 +229,7 @@ def test_varlen_attention_computes_in_bfloat16_as_on_a_gpu(
     with torch.autocast("cpu", torch.bfloat16):
         model(**inputs(pack_with_bounds(ENCODED[:3]))).logits.float().sum().backward()
 
-    assert dtypes
-    assert all(each == {torch.bfloat16} for each in dtypes)
+    assert set(dtypes) == {torch.bfloat16}
 
 
 def inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +254,18 @@ def test_varlen_attention_replaces_only_the_attention_that_it_computes(
     assert not pack_by_varlen(eager)
     assert pack_by_varlen(sdpa)
     assert (attention_of(eager), attention_of(sdpa)) == ("eager", VARLEN)
+
+
+def test_the_head_of_a_model_with_varlen_attention_is_tested_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows of that test have no bounds."""
+    monkeypatch.setattr(attention, "varlen_attn", reference_attention)
+    model = model_for()
+    assert pack_by_varlen(model)
+
+    assert probe_head(model, ENCODED) is not None
+    assert attention_of(model) == VARLEN
 
 
 def test_padded_rows_without_a_mask_are_computed_as_alone() -> None:

@@ -38,6 +38,7 @@ from tests.trainer.processes import (
 )
 from tests.trainer.test_train_watchdog import Blocks
 from tests.trainer.workbench import OF_ONE_RUN, ROWS, RUN, Workbench, elsewhere, weights
+from tools.models import tiny
 
 ONE_THREAD = {THREADS_ENV: "1"}
 """Limit for two processes that share the cores of a small machine."""
@@ -100,6 +101,9 @@ class Pods:
     bench: Workbench
     dropout: float = 0.1
     method: MethodType = "LoRA"
+    dora: bool = False
+    base: Path | None = None
+    """Folder of the base model; None for the tiny one."""
     rows: Sequence[Row] = ROWS[:11]
     accumulation: int = 1
     """Number of batches of a process per step."""
@@ -171,10 +175,15 @@ class Pods:
         return config.model_copy(update=update)
 
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
-        lora = LoRA(r=4, alpha=8, dropout=self.dropout)
+        lora = LoRA(r=4, alpha=8, dropout=self.dropout, dora=self.dora)
         method = Method(type="Full") if self.method == "Full" else Method(type=self.method, lora=lora)
-        dataset = self.bench.dataset(self.rows, self.rows[:5])
-        config = self.bench.train_config(dataset=dataset, method=method, rows=len(self.rows), **settings)
+        config = self.bench.train_config(
+            self.bench.model(self.base or tiny()),
+            self.bench.dataset(self.rows, self.rows[:5]),
+            method=method,
+            rows=len(self.rows),
+            **settings,
+        )
         return config.model_copy(update={"metrics_port": free_port()})
 
 

@@ -2,7 +2,6 @@
 """Adapters over a base model that the processes of a run shard: the weights of replicas, in less memory."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,28 @@ from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.train import modelsetup, session
 from finetune_trainer.train.modelsetup import Trainable
 from tests.trainer.test_train_distributed import Pods, pods
-from tests.trainer.test_train_on_a_gpu import train_as_on_a_gpu
 from tests.trainer.workbench import JUDGED, PAIRS, Workbench, elsewhere
 
 SHARDED = {"sharded": True}
 
 
-@dataclass(frozen=True)
-class Loads:
-    """Reports the bytes of the frozen and of the trained weights that a process holds."""
+def report_held_bytes() -> None:
+    """Report the bytes of the frozen and of the trained weights that a process holds."""
 
-    as_on_a_gpu: bool = False
+    def load(*arguments: Any) -> Trainable:
+        model = modelsetup.trainable_model(*arguments)
+        held = {False: 0, True: 0}
+        for weight in model.parameters():
+            local = weight.to_local() if isinstance(weight, DTensor) else weight
+            held[weight.requires_grad] += local.nbytes
+        print(json.dumps({"message": f"holds {held[False]} and {held[True]} bytes"}), flush=True)
+        return model
 
-    def __call__(self) -> None:
-        if self.as_on_a_gpu:
-            train_as_on_a_gpu()
-
-        def load(*arguments: Any) -> Trainable:
-            model = modelsetup.trainable_model(*arguments)
-            held = {False: 0, True: 0}
-            for weight in model.parameters():
-                local = weight.to_local() if isinstance(weight, DTensor) else weight
-                held[weight.requires_grad] += local.nbytes
-            print(json.dumps({"message": f"holds {held[False]} and {held[True]} bytes"}), flush=True)
-            return model
-
-        vars(session)["trainable_model"] = load
+    vars(session)["trainable_model"] = load
 
 
 def held_bytes(messages: list[str]) -> tuple[int, int]:
-    """Bytes of frozen and of trained weights that `Loads` reported."""
+    """Bytes of frozen and of trained weights that `report_held_bytes` reported."""
     (words,) = (message.split() for message in messages if message.startswith("holds "))
     return int(words[1]), int(words[3])
 
@@ -83,7 +74,7 @@ def test_the_adapter_equals_that_over_replicas(
             config = two.config
             if continues:
                 config = config.model_copy(update={"parent": parent_of(bench, two)})
-            started = [two.start(rank, Loads(), config) for rank in range(2)]
+            started = [two.start(rank, report_held_bytes, config) for rank in range(2)]
             ended = [each.finish() for each in started]
             assert [each.code for each in ended] == [ExitCode.OK] * 2, ended[1].logs
             adapters.append(two.result)
@@ -94,11 +85,3 @@ def test_the_adapter_equals_that_over_replicas(
     assert [of_rank[1] for of_rank in held[1]] == [trained] * 2
     assert all(of_rank[0] < 0.6 * frozen for of_rank in held[1])
     assert sum(of_rank[0] for of_rank in held[1]) == frozen
-
-
-def test_the_gradients_of_an_adapter_are_summed_in_float32(tmp_path: Path) -> None:
-    with pods(tmp_path, settings=SHARDED) as two:
-        ended = two.run(Loads(as_on_a_gpu=True))
-
-    assert [each.code for each in ended] == [ExitCode.OK] * 2, ended[1].logs
-    assert "a gradient has more than 8 bits" in ended[0].messages

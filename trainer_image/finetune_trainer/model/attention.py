@@ -5,6 +5,8 @@ transformers has the same kernels through the package `flash-attn`, which has no
 `kernels`, which downloads them when a model is loaded. PyTorch includes them (`torch.nn.attention.varlen`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -95,3 +97,16 @@ def set_attention(model: Any, name: str) -> None:
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(VARLEN, flash_attention_mask)
     base_of(model).set_attn_implementation(name)
+
+
+@contextmanager
+def without_varlen(model: Any) -> Iterator[None]:
+    """In the block, a model with `VARLEN` has `REPLACED`, which computes rows without bounds too."""
+    if attention_of(model) != VARLEN:
+        yield
+        return
+    set_attention(model, REPLACED)
+    try:
+        yield
+    finally:
+        set_attention(model, VARLEN)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract.serving import EngineName
-from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
+from finetune_trainer.model.attention import without_varlen
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.load import context_length
 from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
@@ -75,19 +75,14 @@ def log_probabilities(model: PreTrainedModel | PeftModel, prompts: PromptIds, pa
     lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
     is_last = torch.arange(batch["input_ids"].shape[1]) == lengths - 1
     inputs = {name: tensor.to(model.device) for name, tensor in model_inputs(batch).items()}
-    was_training, attention = model.training, attention_of(model)
-    if attention == VARLEN:
-        # It computes packed rows only.
-        set_attention(model, REPLACED)
+    was_training = model.training
     model.eval()
     try:
         # Not inference_mode: FSDP gathers sharded weights into tensors that training uses, too.
-        with torch.no_grad(), mixed_precision(model.device):
+        with torch.no_grad(), mixed_precision(model.device), without_varlen(model):
             logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=is_last).logits
     finally:
         model.train(was_training)
-        if attention == VARLEN:
-            set_attention(model, attention)
     return logits.reshape(len(prompts), -1).float().log_softmax(-1).cpu()
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention
-from finetune_trainer.model.device import is_out_of_memory
+from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention, without_varlen
+from finetune_trainer.model.device import is_out_of_memory, mixed_precision
 from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.tokens.batching import (
     Collate,
@@ -90,7 +90,7 @@ def isolates_packed_rows(model: Trainable, collate: Collate = pack) -> bool:
     joined = EncodedRow(first.input_ids + second.input_ids, first.labels + second.labels)
     model.eval()
     # Not inference_mode: FSDP gathers sharded weights into tensors that training uses, too.
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
+    with torch.no_grad(), mixed_precision(model.device):
         alone, packed, mixed = (
             _log_probabilities(model, collate(rows))[-len(second.input_ids) :]
             for rows in ([second], [first, second], [joined])
@@ -151,4 +151,6 @@ def probe_head(model: Trainable, rows: Sequence[EncodedRow]) -> ChunkedHead | No
     lengths = row_lengths(rows)
     shortest = pack([rows[min(range(len(rows)), key=lengths.__getitem__)]])
     device = torch.device("cpu") if model.device.type == "meta" else model.device
-    return chunked_head(model, {name: value.to(device) for name, value in model_inputs(shortest).items()})
+    inputs = {name: value.to(device) for name, value in model_inputs(shortest).items()}
+    with mixed_precision(device), without_varlen(model):
+        return chunked_head(model, inputs)
