@@ -46,7 +46,7 @@ try:
 except SystemExit:
     import torch
 """
-"""Ends a trainer process at its invalid config, and only then loads torch, which shows the settings of OpenMP."""
+"""Ends a trainer process at its invalid config, and only then loads torch, which shows OpenMP's settings."""
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from finetune_operator.api.meta import Model, SecretReference, pattern_advice
 from finetune_trainer.contract.serving import DefaultSamplingFields
 
 MAX_CONTEXT: Final = 16 * 1024 * 1024
+MAX_QUEUED_REQUESTS: Final = 65536
 ENGINE_ARGUMENT: Final = r"^--[a-z0-9][a-z0-9-]*([.][A-Za-z0-9_.-]+)?(=.+)?$"
 ENGINE_ARGUMENT_NAME: Final = r"^--[a-z0-9][a-z0-9-]*$"
 
@@ -88,10 +89,10 @@ class Serving(Model):
         int | None,
         Field(
             ge=0,
-            le=65536,
+            le=MAX_QUEUED_REQUESTS,
             description="Max number of requests that wait in a replica, in addition to those that it answers."
-            " More requests are refused with 429, or with 503 by VLLM. Default: 64 with the engine"
-            " Transformers, no limit with VLLM.",
+            " More requests are refused with 429 and Retry-After. Default: 64 with the engine Transformers,"
+            f" {MAX_QUEUED_REQUESTS} with VLLM.",
         ),
     ] = None
     request_deadline_seconds: Annotated[
@@ -100,8 +101,10 @@ class Serving(Model):
             ge=1,
             le=86400,
             description="Seconds from the arrival of a request, including its time in the queue, after which"
-            " it ends with 504, or a stream with an error event. A terminating pod finishes its requests for"
-            " the same time. Default: no deadline; a terminating pod finishes its requests for 110 s.",
+            " it ends with 504, or a stream with an error event. A request that would wait too long to meet"
+            " the deadline is refused with 429 and Retry-After. A terminating pod finishes its requests for"
+            " the same time. Default: no deadline; a request that would wait for more than 30 s is refused,"
+            " and a terminating pod finishes its requests for 110 s.",
         ),
     ] = None
     default_sampling: Annotated[

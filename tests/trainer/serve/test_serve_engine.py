@@ -55,7 +55,7 @@ class Asked:
     def __init__(self, engine: Engine, prompt: list[int], max_tokens: int, temperature: float = 0) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self.generation = EngineRequest("base", prompt, Sampling(max_tokens, temperature), self.events.put)
-        self.accepted = engine.submit(self.generation)
+        self.accepted = engine.submit(self.generation) is None
 
     def next(self) -> Event:
         return self.events.get(timeout=DEADLINE_SECONDS)
@@ -173,11 +173,11 @@ def test_answers_of_one_request_are_queued_together_or_not_at_all(rig: Rig) -> N
     events: queue.Queue[Event] = queue.Queue()
     pair = [EngineRequest("base", [10] * 3, Sampling(2), events.put) for _ in range(2)]
 
-    assert not rig.engine.submit(*pair)
+    assert rig.engine.submit(*pair) is not None
     assert rig.engine.waiting == 1
     rig.gate.passes.release(100)
     wait_until(lambda: rig.engine.waiting == 0)
-    assert rig.engine.submit(*pair)
+    assert rig.engine.submit(*pair) is None
     ends = [events.get(timeout=DEADLINE_SECONDS) for _ in range(4)]
     assert sum(isinstance(event, GenerationFinished) for event in ends) == 2
 
@@ -186,7 +186,8 @@ def test_an_empty_queue_has_room_for_more_answers_than_it_keeps(rig: Rig) -> Non
     events: queue.Queue[Event] = queue.Queue()
     rig.gate.passes.release(100)
 
-    assert rig.engine.submit(*(EngineRequest("base", [10] * 3, Sampling(1), events.put) for _ in range(3)))
+    triple = (EngineRequest("base", [10] * 3, Sampling(1), events.put) for _ in range(3))
+    assert rig.engine.submit(*triple) is None
     assert all(isinstance(events.get(timeout=DEADLINE_SECONDS), GenerationFinished) for _ in range(3))
 
 

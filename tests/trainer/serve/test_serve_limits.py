@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """More requests than slots: requests that wait or are rejected, and the metrics."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from finetune_trainer.serve import admission, replies
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 
 LONG: dict[str, Any] = {"model": "base", "prompt": "The licence", "max_tokens": 300, "temperature": 0}
+SHED = 'finetune_serve_requests_shed_total{{model="base",reason="{}"}}'
 ENDLESS: dict[str, Any] = {**LONG, "max_tokens": 900_000}
 
 
@@ -42,20 +47,91 @@ def test_over_the_queue_a_request_is_refused_with_429_and_a_time_to_come_again(n
 
     refused = [outcome for outcome in outcomes if outcome is not None]
     assert 1 <= len(refused) <= 7
+    times = {int(error.response.headers["retry-after"]) for error in refused}
+    assert len(times) == len(refused), "as one request may wait, each gets a time of its own"
+    assert min(times) >= 1
     for error in refused:
-        assert error.response.headers["retry-after"] == "1"
         assert error.type == "rate_limit_error"
         assert error.code == "rate_limit_exceeded"
     assert narrow.metric('finetune_serve_requests_total{code="429",model="base"}') == len(refused)
+    assert narrow.metric(SHED.format("queue_full")) == len(refused)
 
 
-def test_the_sdk_comes_again_by_itself_until_it_is_answered(narrow: Endpoint) -> None:
-    patient = narrow.sdk(max_retries=50)
+@pytest.fixture
+def occupied(narrow: Endpoint) -> Iterator[Endpoint]:
+    """The narrow server while its slot is used."""
+    with narrow.openai.completions.create(**ENDLESS, stream=True) as chunks:
+        next(iter(chunks))
+        yield narrow
+    wait_until(lambda: narrow.metric("finetune_serve_running_requests") == 0)
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: patient.completions.create(**LONG), range(4)))
 
-    assert len({answer.choices[0].text for answer in answers}) == 1
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_has_waited_too_long_is_refused_so_that_the_client_comes_again(
+    occupied: Endpoint, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    monkeypatch.setattr(admission, "MAX_WAIT_SECONDS", 0.2)
+    before = occupied.metric(SHED.format("waited"))
+
+    with pytest.raises(openai.RateLimitError, match="too busy") as error:
+        occupied.openai.completions.create(**LONG, stream=stream)
+
+    assert int(error.value.response.headers["retry-after"]) >= 1
+    assert occupied.metric(SHED.format("waited")) == before + 1
+    assert occupied.metric("finetune_serve_queue_depth") == 0
+
+
+def test_a_stream_whose_status_was_sent_is_not_refused_any_more(
+    narrow: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(replies, "SILENCE_SECONDS", 0.05)
+    with ExitStack() as slot:
+        chunks = slot.enter_context(narrow.openai.completions.create(**ENDLESS, stream=True))
+        next(iter(chunks))
+        body = {"model": "base", "prompt": "The licence", "max_tokens": 2, "stream": True}
+        with narrow.http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            # Longer than a request may wait whose status was not sent.
+            for _ in range(20):
+                assert next(line for line in lines if line) == ": queued"
+            slot.close()
+            assert [line for line in lines if line.startswith("data")][-1] == "data: [DONE]"
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    """Two other programs that use all processor time they can get."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
+def test_under_more_load_than_a_busy_machine_can_answer_no_request_fails_with_the_sdk(
+    root: Path, busy: None
+) -> None:
+    config = serve_config(root, kind="endless", models=(), max_batch_size=2, max_queue=4)
+    with served_here(config) as server:
+        sdk, request = server.sdk(), {**LONG, "max_tokens": 30}
+
+        def ask_twice(_: int) -> int:
+            streamed, whole = (
+                sdk.completions.create(**request, stream=True),
+                sdk.completions.create(**request),
+            )
+            return len(list(streamed)) + len(whole.choices)
+
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(ask_twice, range(12)))
+
+        assert len(answers) == 12
+        assert min(answers) > 1
+        sheds = sum(server.metric(SHED.format(reason)) for reason in admission.SHED_REASONS)
+        assert sheds > 0
+        assert server.metric('finetune_serve_requests_total{code="429",model="base"}') == sheds
+        wait_until(lambda: server.metric('finetune_serve_requests_total{code="200",model="base"}') == 24)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -21,10 +21,12 @@ from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.grammarlimits import check_grammar
+from finetune_trainer.serve.requestmetrics import MeasureRequests, RequestMetrics
 from finetune_trainer.serve.vllm import requestbody
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime
 from finetune_trainer.serve.vllm.middleware import ROUTES, EndpointMiddleware
+from finetune_trainer.serve.vllm.overload import RefuseOverload
 from tests.trainer.serve.endpoint import serve_config
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, Clock, mount
 
@@ -180,6 +182,78 @@ def test_a_request_is_ended_at_its_deadline(body: str) -> None:
     else:
         assert answer.status_code == 504
     assert json.loads(text)["error"]["code"] == "deadline_exceeded"
+
+
+class Held:
+    """A server that answers when a test permits it."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Semaphore(0)
+        self.asked = asyncio.Event()
+        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["POST"])])
+
+    async def _answer(self, _: Request) -> JSONResponse:
+        self.asked.set()
+        await self.answers.acquire()
+        return JSONResponse("answer")
+
+
+def test_beyond_the_slots_and_the_queue_a_request_is_refused_with_a_time_to_come_again() -> None:
+    async def found() -> tuple[list[httpx.Response], httpx.Response]:
+        held = Held()
+        guarded = Guarded(held.app, max_batch_size=2, max_queue=1)
+        body = '{"model": "base"}'
+        sent = [asyncio.create_task(guarded.answer("/v1/completions", content=body)) for _ in range(5)]
+        refused, _ = await asyncio.wait(sent, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        while len(refused) < 2:
+            more, _ = await asyncio.wait(set(sent) - refused, return_when=asyncio.FIRST_COMPLETED)
+            refused |= more
+        for _ in range(4):
+            held.answers.release()
+        answers = [await each for each in sent]
+        metrics = guarded.lifetime.metrics.registry
+        labels = {"model": "base", "reason": "queue_full"}
+        assert metrics.get_sample_value("finetune_serve_requests_shed_total", labels) == 2
+        assert guarded.counted("base", 429) == 2
+        return answers, await guarded.answer("/v1/completions", content=body)
+
+    answers, later = asyncio.run(found())
+    assert sorted(each.status_code for each in answers) == [200, 200, 200, 429, 429]
+    refused = [each for each in answers if each.status_code == 429]
+    assert len({each.headers["retry-after"] for each in refused}) == 2
+    assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+    assert later.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds", "refused"), [(None, 10, 0), (None, 20, 1), (70, 20, 0), (40, 20, 1)]
+)
+def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(
+    deadline: int | None, seconds: int, refused: int
+) -> None:
+    """Three requests and one slot: the last one would wait for two answers."""
+    clock = Clock()
+
+    async def statuses() -> list[int]:
+        held = Held()
+        app = MeasureRequests(
+            RefuseOverload(held.app, 1, 64, deadline, clock), RequestMetrics(CollectorRegistry())
+        )
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod")
+        first = asyncio.create_task(http.post("/v1/completions"))
+        await held.asked.wait()
+        clock.now += seconds
+        held.answers.release()
+        await first
+        waiting = [asyncio.create_task(http.post("/v1/completions")) for _ in range(3)]
+        if refused:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert [each.result().status_code for each in done] == [429]
+        for _ in range(3):
+            held.answers.release()
+        return [(await each).status_code for each in waiting]
+
+    assert sorted(asyncio.run(statuses())) == [*[200] * (3 - refused), *[429] * refused]
 
 
 class Endless:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.serving import MAX_QUEUED_REQUESTS
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, STARTUP_SECONDS
 from finetune_operator.reconcile.computeprofile.reconciler import reconcile
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
@@ -144,6 +145,13 @@ def test_settings_that_are_absent_are_those_of_vllm() -> None:
         "--tensor-parallel-size",
         "--default-chat-template-kwargs",
     }
+
+
+def test_the_middleware_knows_how_many_requests_the_engine_answers_and_may_queue() -> None:
+    limited = {"maxConcurrentRequests": 4, "maxQueuedRequests": 0}
+    for serving, limits in (({}, (256, MAX_QUEUED_REQUESTS)), (limited, (4, 0))):
+        config = json.loads(container_of(cluster_of(serving=serving))["env"][0]["value"])
+        assert (config["maxBatchSize"], config["maxQueue"]) == limits
 
 
 def test_the_engine_ends_before_the_pod_is_killed() -> None:

@@ -19,8 +19,9 @@ def run() -> int:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Batches of varying length fragment the memory of a GPU in segments of fixed size.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # PyTorch's OpenMP (libgomp) reads it when it is loaded. Threads that spin while they wait for each other take
-    # processor time from the endpoints of the node, and make a step on shared processors five times as long.
+    # PyTorch's OpenMP (libgomp) reads it when it is loaded. Threads that spin while they wait for each other
+    # take processor time from the endpoints of the node, and make a step on shared processors five times as
+    # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.configure()
     parser = argparse.ArgumentParser(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from finetune_trainer.serve.errors import RATE_LIMIT_EXCEEDED, RequestError
+from finetune_trainer.serve.admission import Refusal
+from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.generation import (
     Chosen,
     EngineRequest,
@@ -64,8 +65,9 @@ class Answer:
         *,
         constraints: "Sequence[Constraint | None]" = (),
         seconds: float | None = None,
+        returning: bool = False,
     ) -> None:
-        """Queue the request. Raises RequestError (429) if the queue is full.
+        """Queue the request. Raises RequestError (429) if it would wait too long.
 
         Args:
             engine: generates the answer.
@@ -75,13 +77,15 @@ class Answer:
             measurement: measurement of the request.
             constraints: constraint of each choice; none by default.
             seconds: seconds from now after which the answer is ended; None for no limit.
+            returning: whether the request was refused before.
         """
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._begun = asyncio.Event()
 
         def sender(choice: int) -> Callable[[Event], None]:
             def send(event: Event) -> None:
-                loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+                loop.call_soon_threadsafe(self._receive, choice, event)
 
             return send
 
@@ -98,19 +102,40 @@ class Answer:
                 zip(samplings, constraints or [None] * len(samplings), strict=True)
             )
         ]
-        if not engine.submit(*self._generations):
-            raise RequestError(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "The queue is full: try again in a moment, or serve more replicas.",
-                code=RATE_LIMIT_EXCEEDED,
-                headers={"Retry-After": "1"},
-            )
+        self._wait_until = loop.time() + engine.max_wait(seconds, returning=returning)
+        refusal = engine.submit(*self._generations, remaining_seconds=seconds, returning=returning)
+        if refusal is not None:
+            raise self._shed(refusal)
         measurement.prompt(self.prompt_tokens)
 
     @property
     def choices(self) -> range:
         """Indexes of the choices."""
         return range(len(self._generations))
+
+    async def begin(self, seconds: float | None = None) -> None:
+        """Wait for the first event, at most `seconds`. Until then the request can still be refused.
+
+        Raises RequestError: 429 if the request has waited too long for a slot, 504 at the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        until = None if seconds is None else loop.time() + seconds
+        waits_until: float | None = self._wait_until
+        while not self._begun.is_set():
+            wake_at = min((at for at in (until, waits_until, self._deadline) if at is not None), default=None)
+            try:
+                async with asyncio.timeout_at(wake_at):
+                    await self._begun.wait()
+            except TimeoutError:
+                if wake_at == waits_until:
+                    refusal = self._engine.leave(*self._generations)
+                    if refusal is not None:
+                        raise self._shed(refusal) from None
+                    waits_until = None
+                elif wake_at == self._deadline:
+                    raise self._failed(RequestError.deadline()) from None
+                else:
+                    return
 
     async def events(self, silence_seconds: float | None = None) -> AsyncIterator[ChoiceProgress | Silence]:
         """Yield the progress of each choice up to its GenerationFinished, and each silence of this duration.
@@ -141,7 +166,8 @@ class Answer:
             yield ChoiceProgress(choice, event)
 
     async def complete(self) -> list[CompleteChoice]:
-        """Return the whole choices."""
+        """Return the whole choices. Raises RequestError as `begin` and `events`."""
+        await self.begin()
         texts: list[list[str]] = [[] for _ in self.choices]
         tokens: list[list[Chosen]] = [[] for _ in self.choices]
         reasons: dict[int, FinishReason] = {}
@@ -157,6 +183,14 @@ class Answer:
             CompleteChoice("".join(texts[choice]), reasons[choice], tuple(tokens[choice]))
             for choice in self.choices
         ]
+
+    def _receive(self, choice: int, event: Event) -> None:
+        self._events.put_nowait((choice, event))
+        self._begun.set()
+
+    def _shed(self, refusal: Refusal) -> RequestError:
+        self._measurement.shed(refusal.reason)
+        return RequestError.overloaded(refusal)
 
     def _failed(self, error: RequestError) -> RequestError:
         self._measurement.failure = error.status

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from finetune_trainer.model.generationbatch import GenerationBatch
+from finetune_trainer.serve.admission import Admission, Refusal
 from finetune_trainer.serve.generation import EngineRequest, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.sequence import Sequence
@@ -30,7 +31,7 @@ class Engine:
     def __init__(self, served: LoadedModels, max_batch_size: int, max_queue: int) -> None:
         self._served = served
         self._max_batch_size = max_batch_size
-        self._max_queue = max_queue
+        self._admission = Admission(max_batch_size, max_queue)
         self._batch = GenerationBatch(served.model, mixed=served.mixed)
         self._running: list[Sequence] = []
         self._waiting: deque[EngineRequest] = deque()
@@ -72,21 +73,49 @@ class Engine:
         """Number of requests in the batch."""
         return len(self._running)
 
-    def submit(self, *generations: EngineRequest) -> bool:
-        """Queue the answers of one request. Returns False if the queue has no room for all of them.
+    def submit(
+        self, *generations: EngineRequest, remaining_seconds: float | None = None, returning: bool = False
+    ) -> Refusal | None:
+        """Queue the answers of one request. Returns why not if they would wait too long.
 
         An empty queue has room for any request.
+
+        Args:
+            generations: the answers.
+            remaining_seconds: time until the deadline of the request; None without a deadline.
+            returning: whether the request was refused before.
         """
         with self._changed:
             if self._stopping:
                 for generation in generations:
                     generation.send(GenerationFailed())
-                return True
-            if self._waiting and len(self._waiting) + len(generations) > self._max_queue:
-                return False
-            self._waiting.extend(generations)
-            self._changed.notify()
-            return True
+                return None
+            refusal = self._admission.refusal(
+                len(self._waiting),
+                len(generations),
+                remaining_seconds=remaining_seconds,
+                returning=returning,
+                unfinished_seconds=self.pass_seconds,
+            )
+            if refusal is None:
+                self._waiting.extend(generations)
+                self._changed.notify()
+            return refusal
+
+    def max_wait(self, remaining_seconds: float | None, *, returning: bool = False) -> float:
+        """Seconds after which a request that still waits should `leave`."""
+        with self._changed:
+            return self._admission.max_wait(remaining_seconds, returning=returning)
+
+    def leave(self, *generations: EngineRequest) -> Refusal | None:
+        """Remove the answers of one request from the queue, and refuse it. None if one has left the queue."""
+        with self._changed:
+            if not all(generation in self._waiting for generation in generations):
+                return None
+            ahead = self._waiting.index(generations[0])
+            for generation in generations:
+                self._waiting.remove(generation)
+            return self._admission.give_up(ahead, len(generations))
 
     def cancel(self, generation: EngineRequest) -> None:
         """Drop an answer whose client has left. Has no effect on a complete one."""
@@ -155,6 +184,7 @@ class Engine:
             return
         self._running.extend(new)
         self._accept(new, logits)
+        self._measure(len(new))
 
     def _step(self) -> None:
         try:
@@ -166,7 +196,16 @@ class Engine:
             self._running = []
             self._batch.clear()
             return
+        rows = len(self._running)
         self._accept(self._running, logits)
+        self._measure(rows)
+
+    def _measure(self, rows: int) -> None:
+        """Add the pass that generated a token for this many rows to the measured throughput."""
+        with self._changed:
+            # A batch that requests wait for is full. A larger batch than this one takes little longer.
+            tokens = rows if self._waiting else self._max_batch_size
+            self._admission.throughput.measure(tokens, self.pass_seconds)
 
     def _accept(self, rows: list[Sequence], logits: torch.Tensor) -> None:
         done = []
@@ -180,6 +219,8 @@ class Engine:
             else:
                 if row.complete:
                     done.append(row)
+                    with self._changed:
+                        self._admission.throughput.answered(row.num_tokens)
         self._drop(done)
 
     def _drop(self, rows: list[Sequence]) -> None:

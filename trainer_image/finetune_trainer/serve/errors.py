@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from finetune_trainer.serve.admission import Refusal, ShedReason
 from finetune_trainer.serve.requestmetrics import CLIENT_CLOSED_REQUEST
 from finetune_trainer.serve.requests import UNSUPPORTED
 
@@ -55,6 +56,22 @@ class RequestError(Exception):
             "The model is still loading: try again in a few seconds.",
             code=MODEL_NOT_READY,
             headers={"Retry-After": "5"},
+        )
+
+    @classmethod
+    def overloaded(cls, refusal: Refusal) -> "RequestError":
+        """Build the error for a request that is refused because it would wait too long (429)."""
+        reasons: Mapping[ShedReason, str] = {
+            "queue_full": "The queue of this server is full",
+            "too_late": "This server is too busy to begin this answer in time",
+            "waited": "This server was too busy to begin this answer in time",
+        }
+        seconds = refusal.retry_after_seconds
+        return cls(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{reasons[refusal.reason]}: try again in {seconds} s, or serve more replicas.",
+            code=RATE_LIMIT_EXCEEDED,
+            headers={"Retry-After": str(seconds)},
         )
 
     @classmethod

@@ -3,18 +3,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import closing
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import ExitStack, closing
+from typing import Final, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finetune_trainer.serve.answer import Answer, Silence
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.generation import GenerationFinished
-from finetune_trainer.serve.requestmetrics import CLIENT_CLOSED_REQUEST
 from finetune_trainer.serve.responseformats import ResponseFormat
 from finetune_trainer.serve.responses import TokenUsage
 
@@ -22,21 +21,42 @@ SILENCE_SECONDS: Final = 10.0
 """Interval of comments in a stream without events. Proxies close connections that are silent for longer."""
 
 
+DoneT = TypeVar("DoneT")
+
+
 async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:
-    """Return the whole response. Drops the request if the client disconnects."""
+    """Return the whole response. If the client disconnects, drop the request and raise ClientDisconnect."""
     with closing(answer):
-        complete = asyncio.create_task(answer.complete())
-        disconnected = asyncio.create_task(_disconnected(request))
-        try:
-            await asyncio.wait({complete, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-            if not complete.done():
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            choices = complete.result()
-        finally:
-            complete.cancel()
-            disconnected.cancel()
+        choices = await _unless_disconnected(request, answer.complete())
     body = form.whole(choices, _usage(answer)).model_dump_json()
     return Response(body, media_type="application/json")
+
+
+async def stream(request: Request, answer: Answer, form: ResponseFormat, *, include_usage: bool) -> Response:
+    """Return the streamed response when it begins, or after SILENCE_SECONDS.
+
+    Only before that can it be refused so that clients try again: they do not after a status of success. If
+    the client disconnects before, drop the request and raise ClientDisconnect.
+    """
+    with ExitStack() as unless_begun:
+        unless_begun.callback(answer.close)
+        await _unless_disconnected(request, answer.begin(SILENCE_SECONDS))
+        unless_begun.pop_all()
+    return _EventStream(answer, form, include_usage=include_usage)
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[None, None, DoneT]) -> DoneT:
+    """The result of `work`. If the client disconnects, it is cancelled, and ClientDisconnect raised."""
+    done = asyncio.create_task(work)
+    disconnected = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({done, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        return done.result()
+    finally:
+        done.cancel()
+        disconnected.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -44,7 +64,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class EventStream(StreamingResponse):
+class _EventStream(StreamingResponse):
     """Streamed response. Releases its slots in the engine however the stream ends."""
 
     def __init__(self, answer: Answer, form: ResponseFormat, *, include_usage: bool) -> None:

@@ -11,6 +11,8 @@ from typing import Final, Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from finetune_trainer.serve.admission import SHED_REASONS, ShedReason
+
 UNKNOWN_MODEL: Final = "unknown"
 CLIENT_CLOSED_REQUEST: Final = 499
 """Status code of a request whose client disconnected before the response was complete."""
@@ -37,6 +39,13 @@ class RequestMetrics:
             ["model", "code"],
             registry=registry,
         )
+        self.shed = Counter(
+            "finetune_serve_requests_shed",
+            "Number of generation requests that were refused with 429; queue_full: too many requests waited,"
+            " too_late: the answer would have begun too late, waited: it had not begun in time",
+            ["model", "reason"],
+            registry=registry,
+        )
         self.duration = Histogram(
             "finetune_serve_request_duration_seconds",
             "Time from the request to the end of its response, for complete responses",
@@ -49,6 +58,8 @@ class RequestMetrics:
         """Create the series of a served model, starting at 0."""
         for code in (HTTPStatus.OK, CLIENT_CLOSED_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR):
             self.requests.labels(model, str(int(code)))
+        for reason in SHED_REASONS:
+            self.shed.labels(model, reason)
         self.duration.labels(model)
 
     def measure(self) -> "RequestMeasurement":
@@ -82,6 +93,10 @@ class RequestMeasurement:
     def remaining(self, seconds: float) -> float:
         """What remains of this many seconds from the arrival of the request."""
         return self._start + seconds - time.monotonic()
+
+    def shed(self, reason: ShedReason) -> None:
+        """Count the request as refused because of load."""
+        self._requests.shed.labels(self.model, reason).inc()
 
     def end(self) -> None:
         """Count the finished request."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
 from finetune_trainer.serve import replies
+from finetune_trainer.serve.admission import is_returning
 from finetune_trainer.serve.answer import Answer
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
 from finetune_trainer.serve.generation import Sampling
@@ -156,10 +157,17 @@ async def _generate(
     deadline = service.deadline_seconds
     left = None if deadline is None else measurement.remaining(deadline)
     answer = Answer(
-        loaded.engine, body.model, prompt, samplings, measurement, constraints=constraints, seconds=left
+        loaded.engine,
+        body.model,
+        prompt,
+        samplings,
+        measurement,
+        constraints=constraints,
+        seconds=left,
+        returning=is_returning(request.headers),
     )
     if body.stream:
-        return replies.EventStream(answer, form, include_usage=body.include_usage)
+        return await replies.stream(request, answer, form, include_usage=body.include_usage)
     return await replies.whole(request, answer, form)
 
 

@@ -39,7 +39,7 @@ class Sequence:
         self._sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
         decode = reader.text if reader is not None and sampling.keeps_tags else None
         self._text = TextStream(tokenizer, sampling.stop, decode)
-        self._tokens = 0
+        self.num_tokens = 0
 
     def accept(self, logits: torch.Tensor) -> None:
         """Sample the next token from logits of shape (vocabulary,), and send the resulting event."""
@@ -48,13 +48,13 @@ class Sequence:
             self.last_token = self._sampler.choose(logits)
         else:
             self.last_token, logits = constraint.choose(self._sampler, logits)
-        self._tokens += 1
+        self.num_tokens += 1
         chosen = self._chosen(logits)
         if self.last_token in self._stop_ids:
             self._finish(self._text.finish(), "stop", chosen)
             return
         text = self._text.push(self.last_token)
-        last = self._tokens == self.generation.sampling.max_tokens
+        last = self.num_tokens == self.generation.sampling.max_tokens
         if last:
             text += self._text.finish()
         if self._text.stopped:
@@ -86,4 +86,4 @@ class Sequence:
 
     def _finish(self, text: str, reason: FinishReason, chosen: Chosen | None) -> None:
         self.complete = True
-        self.generation.send(GenerationFinished(text, reason, self._tokens, chosen))
+        self.generation.send(GenerationFinished(text, reason, self.num_tokens, chosen))

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.serving import MAX_QUEUED_REQUESTS
 from finetune_operator.manifests.configvariable import config_variable, literal
 from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.environment import (
     METRICS_PORT,
     SCRATCH_MOUNT,
@@ -134,7 +136,7 @@ def vllm_container(config: ServingConfig) -> Manifest:
     return {
         "command": [literal(argument) for argument in vllm_command(config)],
         "env": [
-            config_variable(config.serve),
+            config_variable(_middleware_config(config)),
             *engine_environment(VLLM_PYTHONPATH),
         ],
         # Not `http`: the metrics are on a port of their own.
@@ -200,15 +202,30 @@ def _models(config: ServingConfig) -> Iterator[str]:
         yield from ("--enable-auto-tool-choice", f"--tool-call-parser={parser}")
 
 
+def _concurrent(config: ServingConfig) -> int:
+    """Max number of requests that a replica answers at the same time."""
+    return config.settings.max_concurrent_requests or MAX_CONCURRENT_REQUESTS
+
+
+def _middleware_config(config: ServingConfig) -> ServeConfig:
+    """The config of the middleware, with the limits of this engine instead of those of the built-in one."""
+    queued = config.settings.max_queued_requests
+    return config.serve.model_copy(
+        update={
+            "max_batch_size": _concurrent(config),
+            "max_queue": MAX_QUEUED_REQUESTS if queued is None else queued,
+        }
+    )
+
+
 def _limits(config: ServingConfig) -> Iterator[str]:
     """Options of lengths, concurrency and sampling."""
     settings, sampling = config.settings, config.serve.default_sampling
-    concurrent = settings.max_concurrent_requests or MAX_CONCURRENT_REQUESTS
     yield f"--max-model-len={settings.context_length or 'auto'}"
-    yield f"--max-num-seqs={concurrent}"
+    yield f"--max-num-seqs={_concurrent(config)}"
     if settings.max_queued_requests is not None:
-        # The option counts running requests too.
-        yield f"--max-num-queued-reqs={concurrent + settings.max_queued_requests}"
+        # The option counts running requests too, and each choice of a request. The middleware refuses before.
+        yield f"--max-num-queued-reqs={_concurrent(config) + settings.max_queued_requests}"
     defaults = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

@@ -80,7 +80,8 @@ class ServeConfig(Contract):
     """Serve models. The Transformers engine reads all fields.
 
     vLLM has options of its own for the model and its limits. The middleware in its process reads the names of
-    models, `drain_seconds`, `request_deadline_seconds`, `api_keys_path` and `metrics_port`.
+    models, `max_batch_size`, `max_queue`, `drain_seconds`, `request_deadline_seconds`, `api_keys_path` and
+    `metrics_port`.
     """
 
     contract: int = CONTRACT_VERSION

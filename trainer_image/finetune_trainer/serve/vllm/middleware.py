@@ -25,6 +25,7 @@ from finetune_trainer.serve.requestids import RequestIds
 from finetune_trainer.serve.requestmetrics import MeasureRequests
 from finetune_trainer.serve.vllm.deadline import Deadlines
 from finetune_trainer.serve.vllm.lifetime import Lifetime, end_process
+from finetune_trainer.serve.vllm.overload import RefuseOverload
 from finetune_trainer.serve.vllm.requestbody import CheckBody
 
 ROUTES: Final = {
@@ -44,7 +45,11 @@ class EndpointMiddleware:
         self._engine = app
         self._lifetime = lifetime or Lifetime(_config_of_pod())
         config = self._lifetime.config
-        self._limited: ASGIApp = CheckBody(app, self._lifetime.models)
+        # Behind the check of the body, which names the model of a refused request.
+        admitted = RefuseOverload(
+            app, config.max_batch_size, config.max_queue, config.request_deadline_seconds
+        )
+        self._limited: ASGIApp = CheckBody(admitted, self._lifetime.models)
         if config.request_deadline_seconds is not None:
             self._limited = Deadlines(self._limited, config.request_deadline_seconds)
         api: ASGIApp = self._answer
