@@ -5,9 +5,12 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +20,14 @@ from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from tests.waiting import eventually
+from tools.demo import loadgenerator
 from tools.demo.connection import Endpoint
 from tools.demo.display import LineView, render
-from tools.demo.loadgenerator import SteadyLoad
+from tools.demo.errors import DemoError
+from tools.demo.loadgenerator import SteadyLoad, calibrated_rate
 from tools.demo.questions import ask, ask_streamed, compare, held_out
 from tools.demo.runstate import DemoStatus
+from tools.demo.story import MAX_IN_FLIGHT, RolloutLoad
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ROWS = Path(__file__).parents[2] / "examples" / "ticket-routing" / "data" / "tickets.jsonl"
@@ -172,16 +178,37 @@ def test_the_questions_are_held_out_rows_with_three_different_answers() -> None:
 
 
 class OpenAIServer(BaseHTTPRequestHandler):
-    """Answers with the model's name; every second request to the model `flaky` gets an error."""
+    """Answers with the model's name.
 
-    asked = 0
+    Every second request to the model `flaky` gets an error, each first attempt at `busy` and each one at
+    `overloaded` is refused, and `slow` answers when a test permits it.
+    """
+
+    asked = open = most_open = 0
     lock = threading.Lock()
+    answers = threading.Semaphore(0)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        model, attempt = body["model"], int(self.headers["x-stainless-retry-count"])
         with self.lock:
             type(self).asked += 1
-            broken = body["model"] == "flaky" and self.asked % 2 == 0
+            type(self).open += 1
+            type(self).most_open = max(self.open, self.most_open)
+            broken = model == "flaky" and self.asked % 2 == 0
+        if model == "slow":
+            self.answers.acquire(timeout=60)
+        with self.lock:
+            type(self).open -= 1
+        if model == "overloaded" or (model == "busy" and attempt == 0):
+            self.send_response(429)
+            self.send_header("retry-after-ms", "1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if model == "missing":
+            self.send_error(404)
+            return
         message = {"role": "assistant", "content": f"{body['model']}\n answers"}
         answer = {
             "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
@@ -196,8 +223,10 @@ class OpenAIServer(BaseHTTPRequestHandler):
         self.send_response(500 if broken else 200)
         self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        # The client of a slow answer has timed out.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.end_headers()
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Log nothing, to keep pytest's output clean."""
@@ -205,6 +234,8 @@ class OpenAIServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served() -> Iterator[Endpoint]:
+    OpenAIServer.open = OpenAIServer.most_open = 0
+    OpenAIServer.answers = threading.Semaphore(0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), OpenAIServer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -232,6 +263,76 @@ def test_a_stream_that_ends_before_its_answer_counts_as_failed(served: Endpoint)
     assert [not each.failure for each in sorted(load.ended, key=lambda each: each.at)] == [
         number % 2 == 0 for number in range(load.sent)
     ]
+
+
+def loaded(served: Endpoint, model: str, requests: int = 4) -> RolloutLoad:
+    """The requests of the demo to this model, after at least this many have ended."""
+    with RolloutLoad(served, model, ["a", "b"], 1000) as load:
+        eventually("requests have ended", lambda: len(load.ended) >= requests)
+    return load
+
+
+def test_a_refused_attempt_is_no_failed_request_but_is_counted(served: Endpoint) -> None:
+    load = loaded(served, "busy")
+    load.raise_failures()
+    assert (load.failed, load.shed) == (0, load.sent)
+    assert f"{load.sent} answered, 0 failed, {load.shed} refused and sent again" in load.line()
+
+
+def test_overload_is_not_reported_as_a_failed_rollout(served: Endpoint) -> None:
+    load = loaded(served, "overloaded")
+    assert load.shed == 3 * load.sent
+    with pytest.raises(DemoError) as error:
+        load.raise_failures()
+    assert (
+        f"{load.sent} of {load.sent} requests failed: {load.sent} were refused because of load before the"
+        " rollout. The endpoint was too slow for them, which is no failure of the rollout"
+    ) in str(error.value)
+
+
+def test_failures_are_reported_by_their_phase_and_reason(served: Endpoint) -> None:
+    with RolloutLoad(served, "routing", ["a"], 1000) as load:
+        eventually("four requests have ended", lambda: len(load.ended) >= 4)
+        load.sees_served(snapshot(job(), endpoint("", revisions=[{"name": "new", "state": "RollingOut"}])))
+        load._model = "missing"
+        eventually("a request failed in the rollout", lambda: load.failed > 0)
+    with pytest.raises(DemoError, match=r"got status 404 during the rollout.*None is expected to fail"):
+        load.raise_failures()
+    before, during = load.phases()
+    assert before.startswith("before the rollout: ")
+    assert "none failed" in before
+    assert during.startswith("during the rollout: ")
+    assert "got status 404; the slowest took" in during
+
+
+def test_requests_that_time_out_are_counted_as_such(served: Endpoint) -> None:
+    with served.client() as client, client.with_options(timeout=0.05) as impatient:
+        with SteadyLoad(impatient, "slow", ["a"]) as load:
+            eventually("two requests have ended", lambda: len(load.ended) >= 2)
+        for _ in range(load.sent):
+            OpenAIServer.answers.release()
+    assert {each.kind for each in load.ended} == {"timed out"}
+
+
+def test_the_demo_waits_for_answers_instead_of_sending_more(served: Endpoint) -> None:
+    with RolloutLoad(served, "slow", ["a"], 1000) as load:
+        eventually("requests were sent", lambda: load.sent == MAX_IN_FLIGHT)
+        OpenAIServer.answers.release()
+        eventually("the next request was sent", lambda: load.sent == MAX_IN_FLIGHT + 1)
+        load._stop.set()
+        for _ in range(load.sent):
+            OpenAIServer.answers.release()
+    assert OpenAIServer.most_open == MAX_IN_FLIGHT
+    assert load.answered == load.sent
+
+
+def test_the_rate_of_the_demo_is_at_most_half_of_what_the_endpoint_answered(
+    served: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that shows one second more at each look."""
+    monkeypatch.setattr(loadgenerator, "time", SimpleNamespace(monotonic=count().__next__))
+    with served.client() as client:
+        assert calibrated_rate(client, "routing", ["a", "b"]) == 0.5
 
 
 def test_every_request_of_the_load_is_counted_once_as_answered_or_failed(served: Endpoint) -> None:

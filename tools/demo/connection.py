@@ -4,9 +4,10 @@
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 from openai import DefaultHttpxClient, OpenAI
@@ -33,13 +34,24 @@ class Endpoint:
     how: str
     proxied: bool = False
 
-    def client(self) -> OpenAI:
-        """A client without retries, so that a failed request is visible."""
-        hooks: dict[str, Any] = {"request": [_without_key]} if self.proxied else {}
+    def client(self, max_retries: int = 0, on_shed: Callable[[], None] | None = None) -> OpenAI:
+        """A client, by default without retries, so that each failed attempt is visible.
+
+        `on_shed`: called for each attempt that the endpoint refuses because of load (429).
+        """
+
+        def report_shed(response: Any) -> None:
+            if response.status_code == HTTPStatus.TOO_MANY_REQUESTS and on_shed is not None:
+                on_shed()
+
+        hooks: dict[str, Any] = {
+            "request": [_without_key] if self.proxied else [],
+            "response": [report_shed],
+        }
         return OpenAI(
             base_url=self.url,
             api_key="none",
-            max_retries=0,
+            max_retries=max_retries,
             timeout=REQUEST_SECONDS,
             # Requests to addresses of the cluster must not use this machine's HTTP proxy.
             http_client=DefaultHttpxClient(trust_env=False, timeout=REQUEST_SECONDS, event_hooks=hooks),
