@@ -404,6 +404,16 @@ def test_requests_beyond_the_highest_edge_do_not_pass() -> None:
     assert decide(gate, evidence(found)).verdict == "Inconclusive"
 
 
+def test_requests_that_are_refused_because_of_load_are_no_errors_but_have_a_rate_of_their_own() -> None:
+    new = evidence(PodMetrics(requests=100, sheds=100))
+    errors = decide(AnalysisGateBound(metric="error_rate", max=0), new)
+    sheds = decide(AnalysisGateBound(metric="shed_rate", max=0.1), new)
+    increase = decide(AnalysisGateBound(metric="shed_rate", max_increase=0.1), new)
+    assert (errors.verdict, errors.value) == ("Pass", 0)
+    assert (sheds.verdict, sheds.value) == ("Fail", 0.5)
+    assert increase.verdict == "Inconclusive", "the stable revision has no requests"
+
+
 def test_each_look_at_the_figures_needs_stronger_evidence() -> None:
     gate = AnalysisGateBound(metric="error_rate", max=0.05)
     once = decide(gate, evidence(PodMetrics(requests=100, errors=10)))
@@ -423,6 +433,7 @@ finetune_serve_requests_total{code="200",model="base"} 40.0
 finetune_serve_requests_total{code="200",model="router"} 50.0
 finetune_serve_requests_total{code="500",model="router"} 4.0
 finetune_serve_requests_total{code="504",model="router"} 6.0
+finetune_serve_requests_total{code="429",model="router"} 5.0
 finetune_serve_requests_total{code="404",model="unknown"} 7.0
 # TYPE http_requests_total counter
 http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"} 1000.0
@@ -437,7 +448,7 @@ vllm:inter_token_latency_seconds_bucket{engine="0",le="+Inf",model_name="base"} 
 vllm:num_requests_waiting{engine="0",model_name="base"} 3.0
 """
     found = read_metrics(text)
-    assert (found.requests, found.errors, found.queue) == (100, 10, 3)
+    assert (found.requests, found.errors, found.sheds, found.queue) == (100, 10, 5, 3)
     assert list(found.histograms["time_to_first_token_seconds"].values()) == [80, 90]
     assert found.histograms["inter_token_latency_seconds"] == {float("inf"): 900}
 

@@ -15,6 +15,7 @@ from finetune_trainer.contract.analysis import (
     LATENCIES,
     MAX_ANALYSIS_GATES,
     MAX_ANALYSIS_SECONDS,
+    SHARES,
     AnalysisFields,
     AnalysisFigureFields,
     AnalysisGateFields,
@@ -59,7 +60,8 @@ class AnalysisGate(AnalysisGateFields, Model):
         ),
         CELRule(
             f"!has(self.maxIncrease) || {is_none_of('self.metric', LATENCIES)}",
-            f"maxIncrease is for error_rate, queue_depth and {QUERY_METRIC}: use maxRatio, for example 1.5",
+            f"maxIncrease is for error_rate, shed_rate, queue_depth and {QUERY_METRIC}: use maxRatio, for"
+            " example 1.5",
             "maxIncrease",
         ),
         CELRule(
@@ -68,9 +70,9 @@ class AnalysisGate(AnalysisGateFields, Model):
             "quantile",
         ),
         CELRule(
-            "self.metric != 'error_rate' || (!has(self.max) || self.max <= 1.0)"
+            f"{is_none_of('self.metric', SHARES)} || (!has(self.max) || self.max <= 1.0)"
             " && (!has(self.maxIncrease) || self.maxIncrease <= 1.0)",
-            "error_rate is a share between 0 and 1: write 5 % as 0.05",
+            f"{listed(SHARES)} are shares between 0 and 1: write 5 % as 0.05",
         ),
         CELRule(
             f"{IS_QUERIED} || (!has(self.min) || self.min <= 1.0)"

@@ -6,7 +6,7 @@ requests and the measured value meets the bounds. Otherwise it is inconclusive.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -54,7 +54,7 @@ def decide(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure:
         return _decide_queue(gate, evidence)
     if gate.metric in LATENCIES:
         return _decide_latency(gate, evidence)
-    return _decide_errors(gate, evidence)
+    return _decide_share(gate, evidence, _sheds if gate.metric == "shed_rate" else _errors)
 
 
 def unknown_metric_problem(gate: AnalysisGateBound) -> str:
@@ -85,8 +85,10 @@ def look_seconds(duration: int, max_duration: int) -> list[float]:
     return [*looks, float(last)]
 
 
-def _decide_errors(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure:
-    new, stable = _errors(evidence.new), _errors(evidence.stable)
+def _decide_share(
+    gate: AnalysisGateBound, evidence: Evidence, share: Callable[[PodMetrics], Proportion | None]
+) -> AnalysisFigure:
+    new, stable = share(evidence.new), share(evidence.stable)
     if new is None:
         return AnalysisFigure(metric=gate.metric, verdict="Inconclusive")
     has_enough = new.rows >= evidence.min_requests
@@ -185,6 +187,11 @@ def _of_bounds(verdicts: Sequence[AnalysisVerdict], gate: AnalysisGateBound) -> 
 def _errors(metrics: PodMetrics) -> Proportion | None:
     requests = round(metrics.requests)
     return Proportion(min(round(metrics.errors), requests), requests) if requests else None
+
+
+def _sheds(metrics: PodMetrics) -> Proportion | None:
+    sheds, requests = round(metrics.sheds), round(metrics.requests + metrics.sheds)
+    return Proportion(sheds, requests) if requests else None
 
 
 def _latency(gate: AnalysisGateBound, metrics: PodMetrics, quantile: float) -> HistogramQuantile | None:

@@ -4,6 +4,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Final
 
 import httpx
@@ -70,7 +71,7 @@ class PodReader:
         """What all pods have counted, with the mean queue per pod over all readings."""
         counted = total(self._counted.values())
         queue = sum(self._queues) / len(self._queues) if self._queues else None
-        return PodMetrics(counted.requests, counted.errors, counted.histograms, queue)
+        return replace(counted, queue=queue)
 
     @property
     def problem(self) -> str:

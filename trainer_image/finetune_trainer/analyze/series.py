@@ -25,7 +25,8 @@ HISTOGRAMS: Final[Mapping[str, ServingMetric]] = {
 QUEUES: Final = frozenset({"finetune_serve_queue_depth", "vllm:num_requests_waiting"})
 MODELS: Final = "finetune_serve_model_info"
 """Gauge with the digest of each served model, which the pods of each engine have."""
-TOO_MANY_REQUESTS: Final = "429"
+SHED: Final = "429"
+"""Status of requests that a pod refused because of load. Clients send them again, so they have not failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,13 @@ class PodMetrics:
     """Counts of one pod since its start, or between two times. The models of the pod are added up."""
 
     requests: float = 0
-    """Finished requests, without those that clients got wrong."""
+    """Finished requests, without those that clients got wrong and those that were refused because of load."""
     errors: float = 0
     histograms: Mapping[str, Buckets] = field(default_factory=dict)
     queue: float | None = None
     """Requests that wait at present."""
+    sheds: float = 0
+    """Requests that were refused because of load."""
 
     def since(self, earlier: "PodMetrics") -> "PodMetrics":
         """The counts after an earlier reading. A server that has restarted counts from 0 again."""
@@ -51,6 +54,7 @@ class PodMetrics:
                 for metric, buckets in self.histograms.items()
             },
             queue=self.queue,
+            sheds=max(self.sheds - earlier.sheds, 0),
         )
 
     def completed_by(self, earlier: "PodMetrics") -> "PodMetrics":
@@ -62,7 +66,11 @@ class PodMetrics:
     def _has_restarted_since(self, earlier: "PodMetrics") -> bool:
         """Whether a count fell. A histogram that one of the readings lacks shows nothing."""
         shared = self.histograms.keys() & earlier.histograms.keys()
-        counts = [(self.requests, earlier.requests), (self.errors, earlier.errors)]
+        counts = [
+            (self.requests, earlier.requests),
+            (self.errors, earlier.errors),
+            (self.sheds, earlier.sheds),
+        ]
         counts += [
             (max(self.histograms[each].values()), max(earlier.histograms[each].values())) for each in shared
         ]
@@ -79,6 +87,7 @@ class PodMetrics:
                 for metric in metrics
             },
             queue=other.queue,
+            sheds=self.sheds + other.sheds,
         )
 
 
@@ -88,24 +97,26 @@ def read_metrics(text: str) -> PodMetrics:
     Raises:
         ValueError: the text is not in the format of Prometheus.
     """
-    requests = errors = 0.0
+    requests = errors = sheds = 0.0
     histograms: dict[str, dict[float, float]] = {}
     queue: float | None = None
     for sample in (each for family in text_string_to_metric_families(text) for each in family.samples):
         name, labels, value = sample.name, sample.labels, float(sample.value)
         if name == REQUESTS:
             status = labels.get("code", "")
-            is_error = status.startswith("5") or status == TOO_MANY_REQUESTS
-            if is_error or not status.startswith("4"):
+            if status == SHED:
+                sheds += value
+            elif not status.startswith("4"):
                 requests += value
-                errors += value * is_error
+                errors += value * status.startswith("5")
         elif name in HISTOGRAMS:
             buckets = histograms.setdefault(HISTOGRAMS[name], {})
             edge = float(labels["le"])
             buckets[edge] = buckets.get(edge, 0) + value
         elif name in QUEUES:
             queue = (queue or 0) + value
-    return PodMetrics(requests, errors, {name: _sorted(each) for name, each in histograms.items()}, queue)
+    latencies = {name: _sorted(each) for name, each in histograms.items()}
+    return PodMetrics(requests, errors, latencies, queue, sheds)
 
 
 def served_digests(text: str) -> frozenset[str]:
@@ -134,4 +145,4 @@ def total(parts: Iterable[PodMetrics]) -> PodMetrics:
         result = result.plus(part)
         queues += [] if part.queue is None else [part.queue]
     queue = sum(queues) / len(queues) if queues else None
-    return PodMetrics(result.requests, result.errors, result.histograms, queue)
+    return replace(result, queue=queue)

@@ -10,11 +10,13 @@ from finetune_trainer.contract.metrics import METRICS, Metric, metrics_where
 from finetune_trainer.contract.prometheusqueries import PROMETHEUS
 
 ServingMetric = Literal[
-    "error_rate", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_depth"
+    "error_rate", "shed_rate", "time_to_first_token_seconds", "inter_token_latency_seconds", "queue_depth"
 ]
 ANSWER_METRICS: Final[tuple[Metric, ...]] = metrics_where(lambda info: info.in_rollouts)
 """Metrics of the answers to probes."""
 ANALYSIS_METRICS: Final[tuple[str, ...]] = (*get_args(ServingMetric), *ANSWER_METRICS)
+SHARES: Final[tuple[ServingMetric, ...]] = ("error_rate", "shed_rate")
+"""Metrics that are shares of requests."""
 LATENCIES: Final[tuple[ServingMetric, ...]] = ("time_to_first_token_seconds", "inter_token_latency_seconds")
 """Metrics that are quantiles of a histogram."""
 AnalysisVerdict = Literal["Pass", "Fail", "Inconclusive"]
@@ -32,7 +34,8 @@ class AnalysisGateFields(BaseModel):
         str,
         Field(
             description="Metric that the bounds apply to. error_rate: share of requests that end with status"
-            " 429 or 500 and above; other requests with status 4xx do not count."
+            " 500 or above; requests with status 4xx do not count. shed_rate: share of requests that are"
+            " refused with 429 because of load; other requests with status 4xx do not count."
             " time_to_first_token_seconds, inter_token_latency_seconds: a quantile of the latency."
             " queue_depth: mean number of waiting requests per replica. For each model, of its answers to the"
             " rows of `probe`: "
@@ -50,7 +53,7 @@ class AnalysisGateFields(BaseModel):
         Field(
             ge=0,
             description="Upper bound of the value minus that of the stable revision, inclusive. For"
-            f" error_rate, queue_depth and {PROMETHEUS}/NAME.",
+            f" error_rate, shed_rate, queue_depth and {PROMETHEUS}/NAME.",
         ),
     ] = None
     max_ratio: Annotated[
