@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """More requests than slots: requests that wait or are rejected, and the metrics."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import openai
 import pytest
 
 from finetune_trainer.serve import admission, replies
+from tests.busyloops import busy_loops
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 
 LONG: dict[str, Any] = {"model": "base", "prompt": "The licence", "max_tokens": 300, "temperature": 0}
@@ -99,21 +98,9 @@ def test_a_stream_whose_status_was_sent_is_not_refused_any_more(
             assert [line for line in lines if line.startswith("data")][-1] == "data: [DONE]"
 
 
-@pytest.fixture
-def busy() -> Iterator[None]:
-    """Two other programs that use all processor time they can get."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
-    yield
-    for loop in loops:
-        loop.kill()
-        loop.wait()
-
-
-def test_under_more_load_than_a_busy_machine_can_answer_no_request_fails_with_the_sdk(
-    root: Path, busy: None
-) -> None:
+def test_under_more_load_than_a_busy_machine_can_answer_no_request_fails_with_the_sdk(root: Path) -> None:
     config = serve_config(root, kind="endless", models=(), max_batch_size=2, max_queue=4)
-    with served_here(config) as server:
+    with served_here(config) as server, busy_loops():
         sdk, request = server.sdk(), {**LONG, "max_tokens": 30}
 
         def ask_twice(_: int) -> int:
