@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a complete list into a store, page by page, so that at most one unprocessed page is in memory."""
 
+import asyncio
 from typing import Final, NamedTuple
 
 from finetune_operator.engine.client import KubernetesClient
@@ -10,6 +11,10 @@ from finetune_operator.plan import Manifest
 
 RELIST_SECONDS: Final = 600
 """Seconds between two lists of a type, which find changes that the watch missed."""
+
+
+BATCH_SIZE: Final = 10
+"""Number of objects after which the list yields to the event loop: a few milliseconds of work."""
 
 
 class Listed(NamedTuple):
@@ -50,9 +55,12 @@ async def take_list(
             store.begin_epoch()
             seen_before = 0
         store.note_version(int(listed_at))
-        for obj in page:
+        for number, obj in enumerate(page, 1):
             uids.add(obj["metadata"]["uid"])
             missed += store.put(obj)
+            if number % BATCH_SIZE == 0:
+                # Parsing, indexing and packing a whole page would hold up the rest of the process.
+                await asyncio.sleep(0)
     return Listed(resource_version, missed + store.prune(uids, resource_version, namespace))
 
 

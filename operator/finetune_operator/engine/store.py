@@ -193,7 +193,10 @@ class ObjectStore:
             self._former.discard(held.uid)
             if held.uid != metadata["uid"]:
                 self._bury(held.uid, held.version)
-        obj = compact(self._transform(without_field_names(obj, keep_managers=self._keep_managers)))
+        obj = self._transform(without_field_names(obj, keep_managers=self._keep_managers))
+        if not self._settled.is_settled(obj):
+            # A settled object is packed, and shares nothing.
+            obj = compact(obj)
         new = self._stored(obj)
         if not self._bound.admits(namespace, new.size, held.size if held is not None else 0):
             self._leave_out(namespace, new.uid)

@@ -140,6 +140,9 @@ class Controller:
 
     @staticmethod
     def _with_unknown(primary: Manifest, resource: Resource, status: Manifest) -> Manifest:
+        if status == primary.get("status"):
+            # Most passes change nothing, and then nothing can be lost.
+            return status
         model = type(resource).model_fields["status"].annotation
         if not isinstance(model, type) or not issubclass(model, Model):
             return status

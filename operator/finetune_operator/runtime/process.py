@@ -2,6 +2,7 @@
 """The operator process: it connects the parts, and starts and stops them in order."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -50,6 +51,16 @@ INSTALLATION_MARK: Final = Mark(INSTALLATION, INSTALLATION_LEASE, WATCHED)
 """The chart writes it (templates/rbac.yaml)."""
 STAMP: Final = Stamp(f"{GROUP}/applied")
 """Annotation of applied objects, with a hash of what was applied."""
+
+
+def exempt_from_collection() -> None:
+    """Exempt the present objects from garbage collection, each full run of which would walk over all of them.
+
+    With 3,500 runs that holds up the event loop for 50 ms on an idle machine. The objects that exist at these
+    moments, modules and caches, live as long as the process, or end with their last reference.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Process:
@@ -182,6 +193,7 @@ class Process:
             if await self._completes(self._definitions.wait_until_current()) and await self._completes(
                 self._watches.all_settled()
             ):
+                exempt_from_collection()
                 self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)

@@ -45,16 +45,21 @@ class Resync:
 
     async def run(self) -> None:
         """Queue all keys, then continue in portions. Never returns."""
+        at_rest = []
         for number, key in enumerate(self._keys(), 1):
             if self._at_rest(key):
-                self._queue.add_idle(key)
+                at_rest.append(key)
             else:
                 self._queue.add(key)
             if number % BATCH_SIZE == 0:
                 await asyncio.sleep(0)
+        for number, key in enumerate(_related_together(at_rest), 1):
+            self._queue.add_idle(key)
+            if number % BATCH_SIZE == 0:
+                await asyncio.sleep(0)
         while True:
             await asyncio.sleep(self._period_seconds / PORTIONS)
-            await self._spread(list(self._keys()))
+            await self._spread(_related_together(self._keys()))
 
     async def _spread(self, keys: list[Key]) -> None:
         size = math.ceil(len(keys) / PORTIONS)
@@ -63,6 +68,11 @@ class Resync:
             for key in portion:
                 self._queue.add_idle(key)
             await asyncio.sleep(self._period_seconds / max(1, len(portions)))
+
+
+def _related_together(keys: Iterable[Key]) -> list[Key]:
+    """The keys by name. A Checkpoint is named after its run, which its pass reads: the run is parsed once."""
+    return sorted(keys, key=lambda key: (key.namespace, key.name))
 
 
 def is_at_rest(obj: Manifest) -> bool:

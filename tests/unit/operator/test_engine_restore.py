@@ -2,6 +2,7 @@
 """After a restore of etcd, older versions replace what the stores knew before."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -13,7 +14,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor
-from finetune_operator.engine.listing import take_list
+from finetune_operator.engine.listing import BATCH_SIZE, take_list
 from finetune_operator.engine.reflector import Reflector
 from finetune_operator.engine.resources import POD, ResourceTypes
 from finetune_operator.engine.store import ObjectStore
@@ -47,6 +48,19 @@ class Listed:
 
 async def listed(cluster: Listed, store: ObjectStore) -> int:
     return (await take_list(cast("KubernetesClient", cluster), store, POD)).missed
+
+
+async def test_a_page_of_a_list_lets_the_rest_of_the_process_run() -> None:
+    store, sizes = ObjectStore(), list[int]()
+
+    async def rest_of_the_process() -> None:
+        while len(store) < 100:
+            sizes.append(len(store))
+            await asyncio.sleep(0)
+
+    cluster = Listed(200, *(pod(f"pod-{number}", number + 1) for number in range(100)))
+    await asyncio.gather(listed(cluster, store), rest_of_the_process())
+    assert max(after - before for before, after in itertools.pairwise([*sizes, 100])) <= BATCH_SIZE
 
 
 async def test_a_list_that_is_older_than_what_was_seen_before_it_replaces_the_store() -> None:

@@ -43,6 +43,24 @@ def test_a_term_begins_with_what_is_under_way_and_comes_to_the_rest_afterwards()
     run(test())
 
 
+def test_an_ended_run_and_its_checkpoints_follow_one_another() -> None:
+    runs = [run_of(f"run-{number}", Ready="True") for number in range(3)]
+    checkpoints = [
+        {**run_of(f"run-{number}-0b5e7-{step}-cccccccc", Promoted="True"), "kind": "Checkpoint"}
+        for step in (20, 40)
+        for number in range(3)
+    ]
+
+    async def test() -> None:
+        queue: WorkQueue[Key] = WorkQueue()
+        resync = asyncio.create_task(looking(queue, [*runs, *checkpoints]))
+        order = [(await queue.get()).name[:5] for _ in range(9)]
+        assert order == ["run-0"] * 3 + ["run-1"] * 3 + ["run-2"] * 3
+        resync.cancel()
+
+    run(test())
+
+
 def test_each_object_is_looked_at_once_a_period_and_not_all_at_once() -> None:
     objects = [run_of(f"run-{number}", Ready="True") for number in range(3000)]
 

@@ -31,7 +31,7 @@ from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.sheet import Sheet
-from tools.bench.usage import peak_bytes
+from tools.bench.usage import peak_bytes, processor_seconds
 from tools.cluster import ControlPlane
 from tools.cluster.audit import AuditLog
 from tools.cluster.processes import resident_bytes
@@ -57,6 +57,7 @@ class Phase:
     Attributes:
         active_seconds: from the start of the process until it is active; None if it was active before.
         seconds: duration of the phase.
+        processor_seconds: processor time of the operator since its start.
         max_response_seconds: longest time until a response of /healthz.
         passes: reconcile passes over Checkpoints and FineTuneJobs.
         writes: writes of the operator.
@@ -66,6 +67,7 @@ class Phase:
 
     active_seconds: float | None
     seconds: float
+    processor_seconds: float
     max_response_seconds: float
     passes: float
     writes: int
@@ -157,13 +159,14 @@ class _History:
         passes: float = 0,
         active_seconds: float | None = None,
     ) -> Phase:
-        seconds = time.monotonic() - begun
+        seconds, processor = time.monotonic() - begun, processor_seconds(operator.pid)
         # Wait, so that late writes are counted.
         await asyncio.sleep(QUIET_SECONDS)
         self._ledger.read()
         return Phase(
             active_seconds=active_seconds,
             seconds=seconds,
+            processor_seconds=processor,
             max_response_seconds=max(response_seconds, default=0.0),
             passes=await operator.passes(KINDS) - passes,
             writes=self._ledger.operator_writes,
@@ -203,6 +206,7 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
             "" if each.active_seconds is None else f"{each.active_seconds:.1f}"
         ),
         "until every object is reconciled, s": lambda each: f"{each.seconds:.1f}",
+        "processor time since its start, s": lambda each: f"{each.processor_seconds:.1f}",
         "longest response time of /healthz, ms": lambda each: f"{each.max_response_seconds * 1000:.0f}",
         "passes": lambda each: f"{each.passes:,.0f}",
         "writes": lambda each: each.writes,

@@ -84,15 +84,18 @@ class OperatorProcess:
         Raises:
             BenchError: the operator does not answer.
         """
+        (value,) = await self._metrics(sample)
+        return value
+
+    async def _metrics(self, *samples: str) -> list[float]:
+        """Values of several samples from one scrape, because each scrape takes time from what is measured."""
         try:
             text = (await self._http.get("/metrics")).text
         except httpx.TransportError as error:
             cause = str(error) or type(error).__name__
             raise BenchError(f"the operator does not answer ({cause}); see {self._log}") from error
-        values = (
-            line.removeprefix(f"{sample} ") for line in text.splitlines() if line.startswith(f"{sample} ")
-        )
-        return float(next(values, 0))
+        values = dict(line.rpartition(" ")[::2] for line in text.splitlines() if not line.startswith("#"))
+        return [float(values.get(sample, 0)) for sample in samples]
 
     async def passes(self, kinds: Sequence[str]) -> float:
         """Number of successful reconcile passes over these kinds.
@@ -100,8 +103,7 @@ class OperatorProcess:
         Raises:
             BenchError: the operator does not answer.
         """
-        samples = (f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}' for kind in kinds)
-        return sum([await self.metric(sample) for sample in samples])
+        return sum(await self._metrics(*map(_passes, kinds)))
 
     async def until_idle(
         self, kinds: Sequence[str], passes: float, seconds: float, progress: Callable[[str], None]
@@ -114,9 +116,10 @@ class OperatorProcess:
         names = " and ".join(kinds)
 
         async def idle() -> bool:
-            done = await self.passes(kinds)
+            depth, *counts = await self._metrics("finetune_queue_depth", *map(_passes, kinds))
+            done = sum(counts)
             progress(f"{done:,.0f} reconcile passes over {names}")
-            return done >= passes and not await self.metric("finetune_queue_depth")
+            return done >= passes and not depth
 
         await until(
             idle, seconds, f"the operator made fewer than {passes:,.0f} passes over {names}; see {self._log}"
@@ -155,3 +158,8 @@ class OperatorProcess:
             ready = (await self._http.get("/readyz")).status_code == HTTPStatus.OK
             return ready and await self.metric("finetune_active") == 1
         return False
+
+
+def _passes(kind: str) -> str:
+    """The sample with the number of successful passes over a kind."""
+    return f'finetune_reconcile_seconds_count{{kind="{kind}",result="ok"}}'

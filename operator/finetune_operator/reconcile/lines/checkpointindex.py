@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An index of Checkpoints that knows the champion of each model line."""
 
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -38,10 +39,10 @@ class _Entry:
     def of(cls, checkpoint: Checkpoint) -> "_Entry":
         return cls(
             uid=checkpoint.uid,
-            run=checkpoint.spec.lineage.job.uid,
-            model=checkpoint.spec.model,
+            run=sys.intern(checkpoint.spec.lineage.job.uid),
+            model=sys.intern(checkpoint.spec.model),
             parent=checkpoint.spec.lineage.parent_checkpoint,
-            dataset_version=checkpoint.spec.lineage.dataset_version,
+            dataset_version=sys.intern(checkpoint.spec.lineage.dataset_version),
             recorded_at=recorded_at(checkpoint) or LONG_AGO,
             promoted_at=checkpoint.status.promoted_at,
             is_terminating=is_terminating(checkpoint),
