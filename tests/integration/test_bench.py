@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small run of the operator's benchmark: figures that do not depend on the machine stay within bounds."""
 
+import asyncio
 from pathlib import Path
 
+import pytest
+
+from tools.bench.operator.controlplanes import control_plane
+from tools.bench.operator.crowds import CROWDS, Scene
 from tools.bench.operator.measurement import measure
 from tools.bench.operator.requestledger import OPERATOR
+from tools.bootstrap.uv import ROOT
 
 RUNS = 10
 MAX_REQUESTS_TO_FIRST_JOB = 4
@@ -25,3 +31,15 @@ def test_a_run_costs_few_requests_and_a_restart_writes_nothing(tmp_path: Path) -
     for process in (measured.chain, measured.restart):
         assert 0 < process.peak_bytes < MAX_PEAK_BYTES
     assert f"{RUNS} created, {RUNS} with a Job, {RUNS} at their last stage or done" in shown
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", CROWDS)
+def test_a_small_crowd_stays_below_its_ceilings_of_requests_and_writes(name: str, tmp_path: Path) -> None:
+    crowd = CROWDS[name]
+    with control_plane(f"crowd-{name}") as plane:
+        plane.kubectl.define(ROOT / "crds")
+        phases = asyncio.run(Scene(plane, crowd, 50, tmp_path / "operator.log", lambda _: None).measure())
+    for phase, figures in phases.items():
+        assert figures.writes <= crowd.ceilings[phase].writes, phase
+        assert figures.requests_per_second <= crowd.ceilings[phase].requests_per_second, phase

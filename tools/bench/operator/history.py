@@ -125,9 +125,9 @@ class _History:
     async def _fill(self, user: KubernetesClient, copies: Copies) -> None:
         async def fill(number: int) -> None:
             model = LINE if number < self._runs // 2 else f"line-{number:05d}"
-            job = await _create(user, copies.job(number, model))
+            job = await create_with_status(user, copies.job(number, model))
             for checkpoint in copies.checkpoints(number, model, job["metadata"]["uid"]):
-                await _create(user, checkpoint)
+                await create_with_status(user, checkpoint)
             if number % 100 == 0:
                 self._progress(f"{number:,} of {self._runs:,} runs created")
 
@@ -142,7 +142,7 @@ class _History:
         )
         response_seconds: list[float] = []
         try:
-            async with background(_probe(operator, response_seconds)):
+            async with background(probe(operator, response_seconds)):
                 yield operator, response_seconds
                 await operator.stop()
         finally:
@@ -175,7 +175,8 @@ class _History:
         )
 
 
-async def _create(user: KubernetesClient, manifest: Manifest) -> Manifest:
+async def create_with_status(user: KubernetesClient, manifest: Manifest) -> Manifest:
+    """Create a copy of an object of our kinds, and give it the status of the original."""
     created = await user.create(manifest)
     identity = {key: created["metadata"][key] for key in ("name", "namespace", "uid")}
     return await user.apply_status(
@@ -188,7 +189,7 @@ async def _create(user: KubernetesClient, manifest: Manifest) -> Manifest:
     )
 
 
-async def _probe(operator: OperatorProcess, response_seconds: list[float]) -> None:
+async def probe(operator: OperatorProcess, response_seconds: list[float]) -> None:
     """Request /healthz every PROBE_SECONDS and append each response time."""
     async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_SECONDS) as http:
         while True:
