@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
@@ -88,6 +89,9 @@ class KindFeed:
         self._list_seconds = FIRST_LIST_SECONDS
         self._list_check: asyncio.TimerHandle | None = None
         self._listed: dict[str, set[str]] = {}
+        self._new_listed: deque[tuple[str, str, str]] = deque()
+        """Kind, uid and watch of listed objects that the loop has not taken yet. Kopf's thread adds them."""
+        self._is_noting = False
         self._quiet: dict[str, asyncio.TimerHandle] = {}
         self.sweepers: dict[str, list[Sweeper]] = {
             kind: [
@@ -172,9 +176,11 @@ class KindFeed:
         """Runs in the watch's thread: pass only new states to the event loop."""
         metadata = obj["metadata"]
         if event == "LISTED":
-            self._loop.call_soon_threadsafe(
-                self._note_listed, obj["kind"], metadata["uid"], self._watch_of(obj)
-            )
+            self._new_listed.append((obj["kind"], metadata["uid"], self._watch_of(obj)))
+            if not self._is_noting:
+                # Once for all objects that are listed until the loop takes them: a history has thousands.
+                self._is_noting = True
+                self._loop.call_soon_threadsafe(self._note_listed)
             store = self._caches.kinds[obj["kind"]]
             if store.version_of(metadata.get("namespace", ""), metadata["name"]) == version(obj):
                 return
@@ -188,10 +194,15 @@ class KindFeed:
         else:
             store.put(obj)
 
-    def _note_listed(self, kind: str, uid: str, watch: str) -> None:
-        self._watches.beat(watch)
-        self._note_list(kind)
-        self._listed[kind].add(uid)
+    def _note_listed(self) -> None:
+        self._is_noting = False
+        listed = [self._new_listed.popleft() for _ in range(len(self._new_listed))]
+        for watch in {watch for _, _, watch in listed}:
+            self._watches.beat(watch)
+        for kind in {kind for kind, _, _ in listed}:
+            self._note_list(kind)
+        for kind, uid, _ in listed:
+            self._listed[kind].add(uid)
 
     def _note_list(self, kind: str) -> None:
         self._unlisted.discard(kind)

@@ -27,8 +27,10 @@ def patience(runs: int) -> float:
     return STUCK_SECONDS + runs * SECONDS_PER_RUN
 
 
-async def until(get: Callable[[], Awaitable[T | None]], seconds: float, failure: str) -> T:
-    """Call `get` every POLL_SECONDS, and return its first true value.
+async def until(
+    get: Callable[[], Awaitable[T | None]], seconds: float, failure: str, poll_seconds: float = POLL_SECONDS
+) -> T:
+    """Call `get` every `poll_seconds`, and return its first true value.
 
     Raises:
         BenchError: there was none within `seconds`; the message is `failure`.
@@ -37,7 +39,7 @@ async def until(get: Callable[[], Awaitable[T | None]], seconds: float, failure:
     while not (value := await get()):
         if time.monotonic() > deadline:
             raise BenchError(failure)
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(poll_seconds)
     return value
 
 

@@ -20,6 +20,9 @@ from tools.cluster.ports import free_port
 
 ANSWER_SECONDS: Final = 30
 """Timeout of a request; more than a busy operator needs to answer."""
+SCRAPE_SECONDS: Final = 0.5
+"""Time between two scrapes, which is also the resolution of `until_idle`. A scrape takes milliseconds of the
+operator's processor time."""
 STOP_SECONDS: Final = 60
 
 
@@ -121,9 +124,8 @@ class OperatorProcess:
             progress(f"{done:,.0f} reconcile passes over {names}")
             return done >= passes and not depth
 
-        await until(
-            idle, seconds, f"the operator made fewer than {passes:,.0f} passes over {names}; see {self._log}"
-        )
+        failure = f"the operator made fewer than {passes:,.0f} passes over {names}; see {self._log}"
+        await until(idle, seconds, failure, SCRAPE_SECONDS)
 
     async def stop(self) -> None:
         """Send SIGTERM, as a kubelet does, and wait until the process has ended.
