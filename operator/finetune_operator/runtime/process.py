@@ -59,7 +59,6 @@ def exempt_from_collection() -> None:
     With 3,500 runs that holds up the event loop for 50 ms on an idle machine. The objects that exist at these
     moments, modules and caches, live as long as the process, or end with their last reference.
     """
-    gc.collect()
     gc.freeze()
 
 
