@@ -6,20 +6,16 @@ of the answer, including the end-of-turn token, so that it learns to stop. All o
 `IGNORE_INDEX`. `rendering` says where the text of a turn begins and ends.
 """
 
-import json
-import re
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import unescape
 from typing import Any, Final, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.rows import Message, Row
+from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.chattemplate import (
     NONE,
@@ -28,15 +24,13 @@ from finetune_trainer.tokens.chattemplate import (
     end_of_calls_id,
     end_of_turn_id,
 )
+from finetune_trainer.tokens.renderedcalls import check_calls, check_tools
 from finetune_trainer.tokens.rendering import RowNotEncodable, RowRenderer, Span
 
 IGNORE_INDEX: Final = -100
 """Label of a token that is not learned; the convention of PyTorch and transformers."""
 
 EncodedT = TypeVar("EncodedT")
-
-ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
-"""An escape sequence of JSON."""
 
 TOKENIZE: Final[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
 """Rendered chats already have their control tokens. The trainer checks the length itself."""
@@ -168,9 +162,9 @@ class RowEncoder:
                 "the model's chat template omits or changes the answer; give the base model another"
                 " chat_template.jinja"
             )
-        _check_tools(row, rendering.text)
+        check_tools(row, rendering.text)
         spans = {turn: rendering.spans[turn] for turn in turns if turn in rendering.spans}
-        _check_calls(row, {turn: rendering.text[begin:end] for turn, (begin, end) in spans.items()})
+        check_calls(row, {turn: rendering.text[begin:end] for turn, (begin, end) in spans.items()})
         return _Conversation(
             rendering.text,
             answer,
@@ -301,76 +295,3 @@ def _split(
             " training would not match serving; give the base model another chat_template.jinja"
         )
     return prompt, ids[len(prompt) :]
-
-
-def _check_tools(row: Row, text: str) -> None:
-    """Raise RowNotEncodable if the template ignores tools, as templates without tool support do."""
-    names = [call["function"]["name"] for message in row.messages for call in _calls(message)]
-    offered = [] if row.tools is None else [tool["function"]["name"] for tool in json.loads(row.tools)]
-    missing = next((name for name in (*offered, *names) if name not in text), None)
-    if missing is not None:
-        raise RowNotEncodable(
-            f"the model's chat template omits the tool {missing}; use a base model that supports tool calls,"
-            " give it another chat_template.jinja, or remove the tools"
-        )
-
-
-def _check_calls(row: Row, answers: Mapping[int, str]) -> None:
-    """Raise RowNotEncodable if a learned turn lacks one of its calls, or a value of its arguments.
-
-    Some templates list the tools, but write no calls, or only the first one of a turn. `answers` are the
-    rendered turns.
-    """
-    for turn, answer in answers.items():
-        missing = _missing_call(_calls(row.messages[turn]), answer)
-        if missing is not None:
-            raise RowNotEncodable(
-                f"the model's chat template omits {missing} in messages[{turn}], so the model would learn"
-                " another answer; use a base model whose chat template writes such calls, give it another"
-                " chat_template.jinja, or remove the row"
-            )
-
-
-def _missing_call(calls: list[dict[str, Any]], answer: str) -> str | None:
-    """What the rendered answer lacks of the calls, whether it writes them as JSON, XML or other text."""
-    if not calls:
-        return None
-    # Pairs of escape sequences are one character.
-    plain = ESCAPE.sub(_unescaped, answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    texts = [_letters(form) for form in (answer, plain, unescape(answer))]
-
-    def count(value: object) -> int:
-        letters = _letters(str(value))
-        return max(text.count(letters) for text in texts)
-
-    functions = [call["function"] for call in calls]
-    for name, times in Counter(function["name"] for function in functions).items():
-        if count(name) < times:
-            return f"a call of {name}"
-    for function in functions:
-        for argument, value in function["arguments"].items():
-            if not all(map(count, _values(value))):
-                return f"the argument {argument} of the call of {function['name']}"
-    return None
-
-
-def _values(value: Any) -> Iterator[str | int | float]:
-    """The texts and numbers in the value of an argument; other values have several forms."""
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _values(each)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield value
-
-
-def _letters(text: str) -> str:
-    """The letters and digits of a text, which have one form in all notations."""
-    return "".join(filter(str.isalnum, text))
-
-
-def _unescaped(escape: re.Match[str]) -> str:
-    return chr(int(escape[1], 16)) if escape[1] else ""
-
-
-def _calls(message: Message) -> list[dict[str, Any]]:
-    return [] if message.tool_calls is None else json.loads(message.tool_calls)
