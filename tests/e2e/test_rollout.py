@@ -55,8 +55,8 @@ def endpoint(team: Team, support: Object) -> Iterator[Endpoint]:
 def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
     """A second run, whose answers are others, is promoted under two requests a second.
 
-    It is evaluated beside two busy loops. When it is trained, the run for the last test begins: its checkpoint
-    must be the younger one.
+    It is evaluated beside two busy loops. When it is trained, the run for the last test begins: its
+    checkpoint must be the younger one.
     """
     before = support["status"]["revision"]
     with endpoint.client() as client, SteadyLoad(client, "tuned", manifests.PROMPTS) as load:

@@ -42,12 +42,3 @@ def test_bounds_are_named_max_and_min() -> None:
         if isinstance(node, ast.Name) and bound.match(node.id)
     ]
     assert not bounds
-
-
-def test_no_product_module_exceeds_300_lines() -> None:
-    long = {
-        str(path): lines
-        for path, _ in modules()
-        if not path.is_relative_to("tools") and (lines := len((ROOT / path).read_text().splitlines())) > 300
-    }
-    assert not long
