@@ -133,10 +133,10 @@ class RowIndex:
 
 
 def completion_of(turn: Message) -> str:
-    """The last turn of a row as one text: its content, then its tool calls."""
+    """The last turn of a row as one text: its content, then its tool calls in canonical form."""
     if turn.tool_calls is None:
         return turn.content
-    return "\n".join(filter(None, (turn.content, turn.tool_calls)))
+    return "\n".join(filter(None, (turn.content, canonical.of_json(turn.tool_calls))))
 
 
 def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
