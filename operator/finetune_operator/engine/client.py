@@ -9,7 +9,7 @@ from typing import Final, Literal
 import aiohttp
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.engine.errors import Conflict, Rejected, TooLarge, Unavailable
+from finetune_operator.engine.errors import Conflict, PageTooLarge, Rejected, Unavailable
 from finetune_operator.engine.resources import ResourceType, ResourceTypes
 from finetune_operator.engine.transport import REQUEST_TIMEOUT_SECONDS, Fence, OnRequest, Request, Transport
 from finetune_operator.plan import Manifest
@@ -116,7 +116,7 @@ class KubernetesClient:
             request = Request("list", "GET", type_.path(namespace), query, max_bytes=max_bytes)
             try:
                 page = await self._transport.call(request)
-            except TooLarge:
+            except PageTooLarge:
                 size, fitting = max(1, size // 4), 0
                 continue
             fitting += 1

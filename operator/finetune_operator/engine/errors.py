@@ -58,7 +58,7 @@ class Unavailable(ApiError):
         self.retry_after_seconds = retry_after_seconds
 
 
-class TooLarge(ApiError):
+class PageTooLarge(ApiError):
     """The response of a list is larger than the process reads at once: request fewer objects."""
 
 

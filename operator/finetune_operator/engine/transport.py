@@ -21,8 +21,8 @@ from finetune_operator.engine.errors import (
     AlreadyExists,
     ApiError,
     Conflict,
+    PageTooLarge,
     Rejected,
-    TooLarge,
     Unavailable,
     Undeclared,
 )
@@ -109,7 +109,7 @@ class Transport:
         Raises:
             Conflict, Rejected, Unavailable: see `error_of`.
             NotActive: the fence refused a write.
-            TooLarge: the response has more than `max_bytes`.
+            PageTooLarge: the response has more than `max_bytes`.
         """
         try:
             response = await self.open(request)
@@ -155,7 +155,7 @@ async def _body(response: aiohttp.ClientResponse, request: Request) -> bytes:
         size += len(part)
         if size > request.max_bytes:
             response.close()
-            raise TooLarge(f"{request.method} {request.path}: more than {request.max_bytes} bytes")
+            raise PageTooLarge(f"{request.method} {request.path}: more than {request.max_bytes} bytes")
     return b"".join(parts)
 
 
