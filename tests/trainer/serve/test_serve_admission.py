@@ -57,7 +57,7 @@ def test_a_request_waits_if_its_turn_comes_in_time_and_comes_back_when_it_would(
 def test_before_an_answer_was_measured_only_the_length_of_the_queue_counts() -> None:
     new = admission(Clock(), max_queue=3)
     assert new.refusal(2) is None
-    assert new.refusal(3) == Refusal("queue_full", 2)
+    assert new.refusal(3) == Refusal("queue_full", 7)
 
 
 def test_a_pass_that_does_not_end_counts() -> None:

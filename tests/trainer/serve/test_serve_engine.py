@@ -52,10 +52,18 @@ class Gate(torch.nn.Module):
 class Asked:
     """One request and its events."""
 
-    def __init__(self, engine: Engine, prompt: list[int], max_tokens: int, temperature: float = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        max_tokens: int,
+        temperature: float = 0,
+        *,
+        returning: bool = False,
+    ) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self.generation = EngineRequest("base", prompt, Sampling(max_tokens, temperature), self.events.put)
-        self.accepted = engine.submit(self.generation) is None
+        self.accepted = engine.submit(self.generation, returning=returning) is None
 
     def next(self) -> Event:
         return self.events.get(timeout=DEADLINE_SECONDS)
@@ -71,8 +79,8 @@ class Rig:
         self.engine = engine
         self.gate = gate
 
-    def ask(self, max_tokens: int, token: int = 10) -> Asked:
-        return Asked(self.engine, [token] * 3, max_tokens)
+    def ask(self, max_tokens: int, token: int = 10, *, returning: bool = False) -> Asked:
+        return Asked(self.engine, [token] * 3, max_tokens, returning=returning)
 
     def let(self, passes: int) -> None:
         before = len(self.gate.batch_sizes)
@@ -150,14 +158,15 @@ def test_a_long_prompt_is_read_alone(rig: Rig) -> None:
     assert isinstance(long.next(), GenerationFinished)
 
 
-def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_given_away(rig: Rig) -> None:
+def test_more_than_the_queue_holds_is_refused_and_a_place_that_frees_is_kept_for_it(rig: Rig) -> None:
     running = [rig.ask(max_tokens=2)]
     wait_until(lambda: rig.engine.waiting == 0)
     waiting = [rig.ask(max_tokens=2), rig.ask(max_tokens=2)]
 
     assert not rig.ask(max_tokens=2).accepted
     rig.engine.cancel(waiting[0].generation)
-    replacement = rig.ask(max_tokens=2)
+    assert not rig.ask(max_tokens=2).accepted
+    replacement = rig.ask(max_tokens=2, returning=True)
     assert replacement.accepted
     rig.gate.passes.release(100)
     for asked in (*running, waiting[1], replacement):

@@ -33,8 +33,8 @@ _MEMORY_SECONDS: Final = 10.0
 _MEMORY_ANSWERS: Final = 8
 _MARGIN: Final = 1.25
 """Factor of the time until a refused request should come back, because the rate is an estimate."""
-_UNMEASURED_SECONDS: Final = 1.0
-"""Time per answer before one was measured."""
+_UNMEASURED_SECONDS: Final = 5.0
+"""Time per answer before one was measured. Clients that come back too early use up their retries."""
 _LATE_SECONDS: Final = 5
 """Time for which the place of a request is kept that does not come back."""
 
