@@ -30,6 +30,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
     "FineTuneBudgetNearlyExhausted.md": RUN,
     "FineTuneCheckpointStale.md": RUN,
     "FineTuneEndpointErrors.md": ENDPOINT,
+    "FineTuneEndpointOverloaded.md": ENDPOINT,
     "FineTuneEndpointWithoutModel.md": ENDPOINT,
     "FineTuneJobStuck.md": RUN,
     "FineTuneOperatorInactive.md": RUN,
