@@ -113,7 +113,11 @@ def values_schema() -> str:
         logLevel=_setting("log_level"),
         logFormat=_setting("log_format"),
         report=closed(enabled=FLAG),
-        metrics=closed(secure=FLAG, certificateSecret={**NAME_OR_NONE, "maxLength": 63}),
+        metrics=closed(
+            secure=FLAG,
+            certificateSecret={**NAME_OR_NONE, "maxLength": 63},
+            maxSeriesPerKind=_setting("max_series_per_kind"),
+        ),
         monitors=closed(
             enabled=FLAG,
             labels=TEXTS,

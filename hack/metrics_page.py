@@ -71,7 +71,7 @@ def metrics_page() -> str:
         "namespace_series": str(_namespace_series()),
         "profile_series": str(_profile_series()),
         "lost_causes": "\n".join(f"- `{cause}`: {meaning}" for cause, meaning in LOST_CAUSES.items()),
-        "series_limit": str(MAX_SERIES_PER_KIND),
+        "series_limit": f"{MAX_SERIES_PER_KIND:,}",
         "serve_port": str(SERVE_PORT),
         "metrics_port": str(METRICS_PORT),
     }

@@ -40,6 +40,7 @@ PAGES: Final[dict[str, dict[str, str]]] = {
     "FineTuneRolloutWithoutCapacity.md": ENDPOINT,
     "FineTuneRouteNotAccepted.md": ENDPOINT,
     "FineTuneDeviceTimeLost.md": RUN,
+    "FineTuneSeriesDropped.md": RUN,
     "FineTuneStagesFailing.md": RUN,
     "FineTuneStorageUnavailable.md": RUN,
     "FineTuneWatchStale.md": RUN,

@@ -6,7 +6,9 @@ minutes after the last object of the namespace, or after the ComputeProfile. Dro
 values that Prometheus has not scraped yet.
 
 Metrics about one object are gauges. They are computed from the caches at each scrape, so they disappear with
-the object. At most `MAX_SERIES_PER_KIND` objects of a kind have such series.
+the object. At most 2,000 objects of a kind have such series, those with a problem first.
+
+A scrape reads the caches in the event loop and makes the text in a thread, which takes longer.
 
 A counter that is queried with `increase` starts at 0, because Prometheus sees no increase in a series that
 starts at 1.

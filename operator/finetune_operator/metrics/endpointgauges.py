@@ -69,7 +69,7 @@ def endpoint_gauges(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
     for endpoint in endpoints:
         labels, spec, status = object_names(endpoint), endpoint["spec"], object_status(endpoint)
         models.add_metric(labels, len(spec["models"]))
-        served.add_metric(labels, sum(1 for model in status.get("models", ()) if model.get("digest")))
+        served.add_metric(labels, _models_served(status))
         replicas.add_metric(labels, spec.get("replicas", 1))
         ready.add_metric(labels, status.get("readyReplicas", 0))
         reason = true_reason(status, ConditionType.RECONCILING)
@@ -100,6 +100,23 @@ def endpoint_gauges(endpoints: Iterable[Manifest]) -> Iterator[Metric]:
         since,
         cost,
     )
+
+
+def is_troubled(endpoint: Manifest) -> bool:
+    """Whether one of the gauges above has a value for which an alert fires, or the analysis is needed."""
+    spec, status = endpoint["spec"], object_status(endpoint)
+    reason = true_reason(status, ConditionType.RECONCILING)
+    return (
+        _models_served(status) < len(spec["models"])
+        or (status.get("readyReplicas", 0) == 0 and spec.get("replicas", 1) > 0)
+        or reason == Reason.NO_CAPACITY_FOR_SURGE
+        or condition_status(status, ConditionType.ROUTE_ACCEPTED) in {"False", "Unknown"}
+        or condition_status(status, ConditionType.IMAGE_CURRENT) == "False"
+    )
+
+
+def _models_served(status: dict[str, Any]) -> int:
+    return sum(1 for model in status.get("models", ()) if model.get("digest"))
 
 
 def _present(status: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from finetune_operator.engine.watches import Watches
+from finetune_operator.runtime.metricsserver import exposition
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,4 @@ class ProbeServer:
         return web.json_response(answer, status=503 if waiting or outdated is None or outdated else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return await exposition(self._registry)

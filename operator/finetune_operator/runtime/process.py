@@ -152,6 +152,7 @@ class Process:
                 pods=lambda uid: self._caches.children[POD].indexed(BY_OWNER, uid).values(),
                 since_progress=self._board.since_progress,
                 settled=self._caches.kinds["FineTuneJob"].notes,
+                max_series=settings.max_series_per_kind,
             )
         )
         self._metrics.registry.register(

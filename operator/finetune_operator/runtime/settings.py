@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.engine.listing import RELIST_SECONDS
 from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES
+from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND
 
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """Label that Kubernetes sets on every namespace."""
@@ -131,6 +132,15 @@ class Settings(BaseModel):
             " CA has signed."
         ),
     ] = ""
+    max_series_per_kind: Annotated[
+        int,
+        Field(
+            ge=100,
+            le=20_000,
+            description="Objects of a kind with metrics of their own. If there are more, those with a problem"
+            " come first.",
+        ),
+    ] = MAX_SERIES_PER_KIND
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="Min severity of logged records.")
     ] = "INFO"

@@ -2,6 +2,7 @@
 """The output of /metrics, parsed as Prometheus parses it."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,6 +66,7 @@ def collected(
     since_progress: float | None = None,
     report_up: bool | None = True,
     settled: dict[tuple[str, str], int] | None = None,
+    max_series: int = MAX_SERIES_PER_KIND,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
     kinds = {
@@ -81,6 +83,7 @@ def collected(
             lambda _uid: pods,
             lambda _uid: since_progress,
             settled=lambda: settled or {},
+            max_series=max_series,
             clock=lambda: NOW,
         )
     )
@@ -356,17 +359,65 @@ def test_work_that_waits_for_a_budget_is_counted_by_the_profile_of_its_next_stag
 
 
 def test_series_of_objects_are_bounded_and_what_is_left_out_is_counted() -> None:
-    many = range(MAX_SERIES_PER_KIND + 7)
+    limit = 100
+    many = range(limit + 7)
     registry = collected(
         [running(f"job-{number}", 1) for number in many],
         [dataset(f"dataset-{number}", problemCount=1) for number in many],
         [endpoint(f"endpoint-{number}") for number in many],
+        max_series=limit,
     )
     samples = [sample.name for metric in registry.collect() for sample in metric.samples]
     for name in ("finetune_job_progress_ratio", "finetune_dataset_problems", "finetune_endpoint_models"):
-        assert samples.count(name) == MAX_SERIES_PER_KIND
+        assert samples.count(name) == limit
     for kind in ("FineTuneJob", "Dataset", "InferenceDeployment"):
         assert registry.get_sample_value("finetune_series_dropped", {"kind": kind}) == 7
+
+
+@pytest.mark.parametrize(
+    ("gauge", "value", "trouble"),
+    [
+        ("finetune_endpoint_models_served", 0, {"models": [{"name": "m0"}]}),
+        ("finetune_endpoint_replicas_ready", 0, {"readyReplicas": 0}),
+        (
+            "finetune_endpoint_waiting_for_capacity",
+            1,
+            {"conditions": [condition("Reconciling", "NoCapacityForSurge")]},
+        ),
+        (
+            "finetune_endpoint_route_accepted",
+            0,
+            {"conditions": [condition("RouteAccepted", "RoutePending", "Unknown")]},
+        ),
+        ("finetune_endpoint_image_outdated", 1, {"conditions": [condition("ImageCurrent", "Old", "False")]}),
+    ],
+)
+def test_an_endpoint_with_an_alert_has_series_however_many_others_were_there_before(
+    gauge: str, value: float, trouble: dict[str, Any]
+) -> None:
+    healthy = {"models": [{"name": "m0", "digest": "d"}], "readyReplicas": 2}
+    endpoints = [endpoint(f"endpoint-{number}") | {"status": healthy} for number in range(20)]
+    endpoints.append(endpoint("troubled") | {"status": {**healthy, **trouble}})
+    registry = collected(endpoints=endpoints, max_series=10)
+    labels = {"namespace": "team", "inferencedeployment": "troubled"}
+    assert registry.get_sample_value(gauge, labels) == value
+    first = {**labels, "inferencedeployment": "endpoint-8"}
+    assert registry.get_sample_value("finetune_endpoint_models", first) == 1
+    assert registry.get_sample_value("finetune_series_dropped", {"kind": "InferenceDeployment"}) == 11
+
+
+def test_the_runs_without_progress_for_longest_and_the_worst_datasets_have_series_first() -> None:
+    runs = [running(f"job-{number}", 1) for number in range(20)]
+    for number, each in enumerate(runs):
+        until = datetime.fromtimestamp(NOW - number, UTC).isoformat()
+        each["status"]["usage"] = {"until": until}
+    faulty = [dataset(f"dataset-{number}", problemCount=number + 1) for number in range(20)]
+    registry = collected(runs, faulty, pods=[pod("1970-01-01T00:00:00Z")], max_series=1)
+    for name, labels in (
+        ("finetune_job_progress_ratio", {"namespace": "team", "finetunejob": "job-19"}),
+        ("finetune_dataset_problems", {"namespace": "team", "dataset": "dataset-19"}),
+    ):
+        assert registry.get_sample_value(name, labels) is not None
 
 
 def test_a_standby_says_nothing_about_objects_so_that_sums_are_right() -> None:
