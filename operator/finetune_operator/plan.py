@@ -79,6 +79,12 @@ class Plan:
     """Desired `finalizers` (all of them) and `annotations` (those to set) of the reconciled object. The
     operator writes nothing else to an object that a user owns."""
 
+    @property
+    def written(self) -> tuple[Manifest, ...]:
+        """The objects that are created, applied or deleted."""
+        applied, deleted = (each.manifest for each in self.apply), (each.manifest for each in self.delete)
+        return (*(each.manifest for each in self.create), *applied, *deleted)
+
 
 def without_empty(node: dict[str, Any]) -> dict[str, Any]:
     """The node and the objects in it without empty fields, as statuses are written.

@@ -4,18 +4,22 @@
 All stories start at once and mostly wait: for a minute, Kubernetes does not give a silent node up.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 
 from finetune_operator.observe.lostnodes import OUT_OF_SERVICE
+from finetune_operator.reconcile.inputs.secondaries import SHARED_SECONDS
 from tests.integration import manifests
 from tests.integration.api import Api, Object, path_of
 from tests.integration.manifests import condition
 from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
+from tools.cluster.audit import AuditLog
 from tools.fakepods import running
 
 SYSTEM = "failures"
@@ -24,6 +28,8 @@ REFUSALS = {
     "limits": ("PodNotStarting", "maximum memory usage per Container is 1Mi, but limit is"),
 }
 STORIES = (*REFUSALS, "dead", "gone", "silent")
+REFUSED_TOO = tuple(f"refused-{number}" for number in range(20))
+"""Further Datasets in the namespace with the quota."""
 PATIENCE_SECONDS = 120.0
 NODES = "/api/v1/nodes"
 
@@ -59,6 +65,8 @@ def operator(
         for claim in ("artifacts", "tickets"):
             api.create(manifests.claim(namespace, claim))
         api.create(manifests.dataset(namespace))
+    for name in REFUSED_TOO:
+        api.create(manifests.dataset(namespace_of("quota"), name))
     operators = Operators(control_plane, SYSTEM, tmp_path_factory.mktemp("operator"))
     yield operators.start(WATCH_NAMESPACES=",".join(namespaces)).wait_active()
     operators.stop_all()
@@ -162,3 +170,30 @@ def test_the_refusal_of_a_pod_is_quoted(
     reason, refusal = REFUSALS[story]
     until_said(api, operator, story, reason, f"the API server refuses the prepare pod: {refusal}")
     assert not api.list("Pod", namespace_of(story))
+    # The operator takes a Job without this time for one that the Job controller has not seen yet.
+    assert all(job["status"]["startTime"] for job in api.list("Job", namespace_of(story)))
+
+
+def test_all_jobs_that_a_quota_refuses_share_one_list_of_events_per_interval(
+    api: Api, operator: Operator, audit: AuditLog
+) -> None:
+    namespace = namespace_of("quota")
+
+    def shown() -> Counter[str]:
+        datasets = (each for each in api.list("Dataset", namespace) if name_of(each) in REFUSED_TOO)
+        return Counter(condition(each, "Reconciling").get("reason", "") for each in datasets)
+
+    expected = Counter({"QuotaExceeded": len(REFUSED_TOO)})
+    eventually("each quotes it", lambda: shown() == expected, PATIENCE_SECONDS, lambda: str(shown()))
+
+    reads = [
+        each for each in audit.since(0) if each.user == f"operator-{SYSTEM}" and each.resource == "events"
+    ]
+    lists = {
+        name: [each.at for each in reads if each.verb == "list" and each.namespace == name]
+        for name in map(namespace_of, STORIES)
+    }
+    times = lists[namespace]
+    assert times
+    assert all((later - earlier).total_seconds() > SHARED_SECONDS - 1 for earlier, later in pairwise(times))
+    assert not lists[namespace_of("silent")], "where each Job has its pod, nothing is read"

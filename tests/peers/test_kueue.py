@@ -34,7 +34,7 @@ OUR_KINDS: Final = (
     "FineTuneJob",
     "InferenceDeployment",
 )
-WAIT_SECONDS: Final = 60
+WAIT_SECONDS: Final = 120
 
 pytestmark = pytest.mark.skipif(
     ISOLATED not in os.environ, reason="needs a network of its own: run `python -m tools.peers test`"

@@ -85,7 +85,7 @@ def test_the_operator_may_write_routes_only_where_the_gateway_api_is_enabled(
         rule for rule in rules(rendered("gatewayAPI.enabled=true")) if "httproutes" in rule["resources"]
     ]
     assert rule["apiGroups"] == ["gateway.networking.k8s.io"]
-    assert set(rule["verbs"]) == {"get", "create", "patch", "delete"}
+    assert set(rule["verbs"]) == {"get", "list", "create", "patch", "delete"}
 
 
 def test_the_operator_may_read_objects_of_kueue_only_where_it_is_enabled(manifests: list[Manifest]) -> None:

@@ -67,17 +67,6 @@ class KubernetesClient:
                 return None
             raise
 
-    async def first(self, type_: ResourceType, namespace: str, selector: str) -> Manifest | None:
-        """An object that the label selector selects, or None if there is none."""
-        async for objects, _ in self.pages(type_, namespace, selector):
-            return objects[0] if objects else None
-        return None
-
-    async def last(self, type_: ResourceType, namespace: str, fields: str) -> Manifest | None:
-        """Of the objects that the field selector selects, the last one by name, or None if there is none."""
-        found = [each async for objects, _ in self.pages(type_, namespace, fields=fields) for each in objects]
-        return found[-1] if found else None
-
     async def serves(self, type_: ResourceType) -> bool:
         """Whether the API server has the type, by its discovery document."""
         try:
@@ -99,29 +88,48 @@ class KubernetesClient:
         return True
 
     async def pages(
-        self, type_: ResourceType, namespace: str = "", selector: str = "", fields: str = ""
+        self,
+        type_: ResourceType,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        page_size: int | None = None,
+        max_page_bytes: int | None = None,
     ) -> AsyncGenerator[tuple[list[Manifest], str]]:
         """All objects, page by page, each page with the resource version of the whole list.
+
+        Args:
+            type_: type of the objects.
+            namespace: their namespace; empty: all.
+            selector: label selector.
+            fields: field selector.
+            page_size: objects per page. None: PAGE_SIZE.
+            max_page_bytes: bytes of a page above which the list ends with an error. None: no limit.
 
         Raises:
             Rejected: 404 if the type is not installed; 410 if reading took so long that the API server has
                 dropped the snapshot of the list: start again.
+            PageTooLarge: a page has more than `max_page_bytes`.
         """
         selectors = {"labelSelector": selector, "fieldSelector": fields}
         query = {name: text for name, text in selectors.items() if text}
-        size, fitting = PAGE_SIZE, 0
+        full = page_size or PAGE_SIZE
+        size, fitting = full, 0
         while True:
             query["limit"] = str(size)
-            max_bytes = MAX_PAGE_BYTES if size > 1 else None
+            max_bytes = max_page_bytes or (MAX_PAGE_BYTES if size > 1 else None)
             request = Request("list", "GET", type_.path(namespace), query, max_bytes=max_bytes)
             try:
                 page = await self._transport.call(request)
             except PageTooLarge:
+                if max_page_bytes is not None:
+                    raise
                 size, fitting = max(1, size // 4), 0
                 continue
             fitting += 1
             if fitting == PAGES_BEFORE_GROWTH:
-                size, fitting = min(PAGE_SIZE, size * 2), 0
+                size, fitting = min(full, size * 2), 0
             # Items of a list carry neither apiVersion nor kind.
             identity = {"apiVersion": type_.api_version, "kind": type_.kind}
             yield [identity | item for item in page["items"]], page["metadata"]["resourceVersion"]

@@ -11,17 +11,20 @@ from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.observe.peerpods import nodes_of
-from finetune_operator.observe.podstatus import Trouble, condition, has_condition, quoted, stage_of
+from finetune_operator.observe.podstatus import Trouble, condition, quoted, stage_of
 from finetune_operator.observe.queueposition import QueuePosition
 from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
-MAX_TIME_WITHOUT_WORKLOAD: Final = timedelta(seconds=30)
-"""Time after which a queued Job without a Workload is reported. Kueue makes one within a second."""
+MAX_TIME_WITHOUT_WORKLOAD: Final = timedelta(seconds=60)
+"""Time after which a queued Job without a Workload is reported.
+
+Kueue makes one within a second, and the list in which the operator looks for it is at most 45 s old.
+"""
 MIN_RECHECK_SECONDS: Final = 2.0
 MAX_RECHECK_SECONDS: Final = 60.0
-"""Bounds of the time between two requests for a Workload, which is a quarter of the time waited so far."""
+"""Bounds of the time between two passes over a waiting Job, which is a quarter of the time waited so far."""
 INADMISSIBLE: Final = "Inadmissible"
 """Reason of `QuotaReserved` for a Workload that no free quota will admit."""
 
@@ -115,9 +118,9 @@ def _unreadable(job: Manifest, waits: str, refused: Manifest, later: float) -> T
 def _waiting(
     job: Manifest, waits: str, workload: Manifest, position: QueuePosition | None, later: float
 ) -> Trouble:
-    if has_condition(workload, "Admitted", "True"):
+    if _is_true_since(workload, "Admitted", waiting_since(job)):
         return _queued(f"the {stage_of(job)} Job is admitted and starts", later)
-    if has_condition(workload, "QuotaReserved", "True"):
+    if _is_true_since(workload, "QuotaReserved", waiting_since(job)):
         checks = ", ".join(_pending_checks(workload.get("status", {}).get("admissionChecks") or ()))
         return _queued(f"{waits}: its quota is reserved, and it waits for {checks or 'its admission'}", later)
     reserved = condition(workload, "QuotaReserved") or {}
@@ -135,6 +138,13 @@ def _waiting(
         since = f"since it was evicted ({evicted.get('reason')}){at}: {quoted(evicted.get('message'))}"
         return _queued(f"{waits} {since}. {message}" if message else f"{waits} {since}", later)
     return _queued(f"{waits}{at}: {message}" if message else f"{waits} for admission{at}", later)
+
+
+def _is_true_since(workload: Manifest, type_: str, since: datetime) -> bool:
+    """Whether the condition is true, and not from before this wait: the Workload was read a while ago."""
+    found = condition(workload, type_) or {}
+    at = found.get("lastTransitionTime")
+    return found.get("status") == "True" and (at is None or parse_time(at) >= since)
 
 
 def _unknown_priority(job: Manifest) -> str:

@@ -14,8 +14,12 @@ from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.status.reasons import Reason
 
+MAX_TIME_UNSTARTED: Final = timedelta(minutes=5)
+"""Age at which a Job that the Job controller has not taken is reported. A busy controller takes a while."""
 ASK_AFTER: Final = timedelta(seconds=10)
-"""Time after which the operator reads the events of a Job without a pod."""
+"""Time since the start of a Job after which the operator reads the events about its missing pod."""
+ASK_AGAIN_AFTER: Final = timedelta(seconds=40)
+"""Time after which it reads them again. Jobs share a list for 30 s: the first may be older than the Job."""
 MAX_TIME_WITHOUT_POD: Final = timedelta(seconds=60)
 """Time after which a Job without a pod is reported, even if no event shows why."""
 MAX_MINUTES_BETWEEN_ATTEMPTS: Final = 10
@@ -66,7 +70,10 @@ def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | Non
         now: time of the pass.
     """
     stage, name, nodes = stage_of(job), job["metadata"]["name"], nodes_of(job)
-    age = now - parse_time(job["metadata"]["creationTimestamp"])
+    started = started_at(job)
+    if started is None:
+        return _unstarted(job, stage, now - parse_time(job["metadata"]["creationTimestamp"]))
+    age = now - started
     if refused is not None and _is_recent(refused, pods, now):
         return _refusal(job, stage, refused.get("message") or "")
     if age >= MAX_TIME_WITHOUT_POD and not job.get("status", {}).get("failed"):
@@ -76,12 +83,34 @@ def missing_pod(job: Manifest, pods: Iterable[Manifest], refused: Manifest | Non
             f"Job {name} {lacks}: a quota, a limit range, Pod Security or another admission policy may"
             f" reject it; kubectl describe job {name} shows why",
         )
-    later = next((each for each in (ASK_AFTER, MAX_TIME_WITHOUT_POD) if each > age), None)
+    later = next((each for each in (ASK_AFTER, ASK_AGAIN_AFTER, MAX_TIME_WITHOUT_POD) if each > age), None)
     return Trouble(
         Reason.QUEUED,
         being_created(stage, several=nodes > 1),
         expected=True,
         recheck_after_seconds=RECHECK_SECONDS if later is None else (later - age).total_seconds() + 1,
+    )
+
+
+def started_at(job: Manifest) -> datetime | None:
+    """When the Job controller began to create the Job's pods; None if it has not, or the Job is suspended."""
+    text = job.get("status", {}).get("startTime")
+    return None if text is None else parse_time(text)
+
+
+def _unstarted(job: Manifest, stage: str, age: timedelta) -> Trouble:
+    """Nothing has refused a pod yet: the Job controller has many other Jobs, or does not run."""
+    if age < MAX_TIME_UNSTARTED:
+        return Trouble(
+            Reason.QUEUED,
+            being_created(stage, several=nodes_of(job) > 1),
+            expected=True,
+            recheck_after_seconds=(MAX_TIME_UNSTARTED - age).total_seconds() + 1,
+        )
+    return Trouble(
+        Reason.POD_NOT_STARTING,
+        f"Kubernetes has not begun to create pods of Job {job['metadata']['name']} for"
+        f" {MAX_TIME_UNSTARTED.seconds // 60} minutes: check that kube-controller-manager runs",
     )
 
 

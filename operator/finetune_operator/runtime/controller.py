@@ -102,6 +102,7 @@ class Controller:
         try:
             snapshot = await self._snapshot(resource, now)
             plan = self._decide(key, primary, resource, snapshot)
+            self._lookups.written(plan.written)
             after = await self._executor.carry_out(primary, plan)
         except NameConflict as error:
             message = f"{error}; the operator continues when that object is deleted or renamed"

@@ -86,6 +86,10 @@ class MemoryCluster:
             metadata.setdefault("namespace", NAMESPACE)
         if stored["kind"] in KINDS_BY_NAME:
             stored.setdefault("status", {"observedGeneration": -1})
+        if stored["kind"] == "Job":
+            # As the Job controller does.
+            is_suspended = stored["spec"].get("suspend", False)
+            stored.setdefault("status", {} if is_suspended else {"startTime": at(self.now)})
         if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
             metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
         self.objects[stored["kind"], metadata["name"]] = stored
@@ -270,7 +274,7 @@ class MemoryCluster:
     def stage_job(self, stage: str) -> Manifest:
         """The only Job of this stage, or the only one that has not ended."""
         jobs = [job for job in self.of("Job").values() if job["metadata"]["labels"].get(STAGE) == stage]
-        jobs = [job for job in jobs if "status" not in job] or jobs
+        jobs = [job for job in jobs if "conditions" not in job["status"]] or jobs
         if len(jobs) != 1:
             raise AssertionError(f"{len(jobs)} Jobs of stage {stage}")
         return jobs[0]
@@ -366,7 +370,7 @@ class MemoryCluster:
             "message": message,
             "lastTransitionTime": at(self.now),
         }
-        self.stage_job(stage)["status"] = {"conditions": [condition]}
+        self.stage_job(stage)["status"]["conditions"] = [condition]
 
     def succeed(self, stage: str, result: StageResult, after: int = 0) -> None:
         self.end(stage, result.to_json(), after=after)

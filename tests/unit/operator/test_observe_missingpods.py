@@ -108,10 +108,34 @@ def test_a_pass_follows_when_the_events_may_be_read_and_when_the_job_is_late() -
     cluster = reached("train")
     assert cluster.plan("FineTuneJob", JOB).requeue_after == 11
     cluster.now += timedelta(seconds=11)
-    assert cluster.plan("FineTuneJob", JOB).requeue_after == 50
-    reason, message = after(cluster, 50)
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 30
+    cluster.now += timedelta(seconds=30)
+    assert cluster.plan("FineTuneJob", JOB).requeue_after == 20
+    reason, message = after(cluster, 20)
     assert reason == "PodNotStarting"
     assert "has no pod: a quota, a limit range, Pod Security" in message
+
+
+def test_a_job_that_a_busy_job_controller_has_not_taken_yet_is_no_problem_for_five_minutes() -> None:
+    cluster = reached("train")
+    del cluster.stage_job("train")["status"]["startTime"]
+    assert EVENT not in RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+    cluster.settle()
+    writes = cluster.writes
+    assert after(cluster, 299) == ("Queued", "the train pod is being created")
+    assert cluster.writes == writes
+    reason, message = after(cluster, 2)
+    assert reason == "PodNotStarting"
+    assert message.endswith("for 5 minutes: check that kube-controller-manager runs")
+
+
+def test_a_job_that_begins_late_has_as_much_time_for_its_pod_as_any_other() -> None:
+    """Kueue may have suspended it for hours."""
+    cluster = reached("train")
+    cluster.now += timedelta(hours=3)
+    cluster.stage_job("train")["status"]["startTime"] = at(cluster.now)
+    assert after(cluster, 0)[0] == "Queued"
+    assert after(cluster, 61)[0] == "PodNotStarting"
 
 
 def test_a_refusal_of_long_ago_is_not_repeated() -> None:
@@ -143,6 +167,6 @@ def test_a_refusal_after_the_newest_pod_is_quoted() -> None:
 
 def test_a_job_that_waits_for_its_next_attempt_is_checked_once_per_minute() -> None:
     cluster = reached("train")
-    cluster.stage_job("train")["status"] = {"failed": 1}
+    cluster.stage_job("train")["status"]["failed"] = 1
     cluster.now += timedelta(seconds=61)
     assert cluster.plan("FineTuneJob", JOB).requeue_after == RECHECK_SECONDS

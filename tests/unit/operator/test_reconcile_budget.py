@@ -102,7 +102,9 @@ def waiting_runs(cluster: MemoryCluster, number: int) -> list[str]:
 
 def trains(cluster: MemoryCluster) -> list[str]:
     """The runs with an unfinished train Job."""
-    labels = [job["metadata"]["labels"] for job in cluster.of("Job").values() if "status" not in job]
+    labels = [
+        job["metadata"]["labels"] for job in cluster.of("Job").values() if "conditions" not in job["status"]
+    ]
     return [each["finetune.dev/owner-name"] for each in labels if each["finetune.dev/stage"] == "train"]
 
 

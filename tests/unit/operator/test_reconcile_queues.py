@@ -2,15 +2,19 @@
 """Queues of a ComputeProfile: which Jobs wait in them, and what an object does until they exist."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.engine.resources import WORKLOAD
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import chosen_queueing
+from finetune_operator.reconcile.inputs.secondaries import Needs
+from finetune_operator.reconcile.registry import RECONCILERS
 from finetune_operator.stagetable import STAGES
 from tests.unit.operator import endpoints
 from tests.unit.operator.evaluations import EVALUATION, evaluation, trained_cluster
@@ -117,6 +121,10 @@ def test_a_job_with_a_queue_is_created_suspended_and_one_without_a_queue_is_not(
         assert job["spec"].get("suspend", False) is (QUEUE_LABEL in job["metadata"]["labels"])
 
 
+def needs(cluster: MemoryCluster) -> Needs:
+    return RECONCILERS["FineTuneJob"].needs(*cluster.snapshot("FineTuneJob", JOB))
+
+
 def test_a_suspended_job_shows_the_reason_of_its_workload() -> None:
     cluster = reached("train")
     cluster.kueue = None
@@ -126,6 +134,10 @@ def test_a_suspended_job_shows_the_reason_of_its_workload() -> None:
     lacks = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "1 more needed"}
     metadata = {"name": "job-1", "labels": {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}}
     cluster.add({"kind": "Workload", "metadata": metadata, "status": {"conditions": [lacks]}})
+    cluster.settle()
+    assert WORKLOAD not in needs(cluster), "most Jobs are admitted at once"
+    cluster.now += timedelta(seconds=4)
+    assert WORKLOAD in needs(cluster)
     cluster.settle()
     expected = ("Queued", "the train Job waits in LocalQueue gpus: 1 more needed")
     assert condition(cluster, "FineTuneJob", JOB) == expected

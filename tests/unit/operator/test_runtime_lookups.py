@@ -2,6 +2,7 @@
 """Thousands of objects that wait for a claim cost one periodic request and no passes."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import pytest
@@ -17,7 +18,6 @@ from finetune_operator.engine.resources import (
     HTTP_ROUTE,
     LOCAL_QUEUE,
     PENDING_WORKLOADS,
-    WORKLOAD,
     ResourceType,
     ResourceTypes,
 )
@@ -158,6 +158,13 @@ class GatewayServer:
             raise self._error
         return None
 
+    async def pages(self, *_: Any, **__: Any) -> AsyncGenerator[tuple[list[Manifest], str]]:
+        if self._error is not None:
+            raise self._error
+        if not self._is_served:
+            raise Rejected(404, "NotFound", "the server could not find the requested resource")
+        yield [], "1"
+
     async def serves(self, type_: ResourceType) -> bool:
         assert type_ == HTTP_ROUTE
         return self._is_served
@@ -243,16 +250,6 @@ def test_what_waits_for_kueue_is_woken_by_its_installation(is_readable: bool) ->
         task.cancel()
 
     run(test())
-
-
-async def test_a_workload_is_found_by_the_label_with_the_uid_of_its_job() -> None:
-    class Server:
-        async def first(self, type_: ResourceType, namespace: str, selector: str) -> Manifest:
-            return {"kind": type_.kind, "metadata": {"name": f"{namespace} {selector}"}}
-
-    found = await Lookups(cast(Any, Server())).get(WORKLOAD, "team", "uid-1")
-    assert found is not None
-    assert found["metadata"]["name"] == "team kueue.x-k8s.io/job-uid=uid-1"
 
 
 class VisibilityServer:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import ClassVar, Final
 
 from finetune_operator.engine.metadata import controller, controller_uid
+from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import (
     CLAIM,
     DEPLOYMENT,
@@ -29,8 +30,9 @@ from finetune_operator.engine.resources import (
     ResourceType,
 )
 from finetune_operator.engine.store import Indexer, Transform
-from finetune_operator.manifests.labels import ANALYZED, RUN, SELECTOR
+from finetune_operator.manifests.labels import ANALYZED, OPERATOR, RUN, SELECTOR
 from finetune_operator.observe.queueposition import slim_summary
+from finetune_operator.observe.routestatus import route_health
 from finetune_operator.plan import Manifest
 
 Children = Mapping[ResourceType, Mapping[str, Manifest]]
@@ -45,6 +47,12 @@ Needs = Mapping[ResourceType, frozenset[str]]
 
 JOB_UID: Final = "kueue.x-k8s.io/job-uid"
 """Label of a Workload with the uid of its Job."""
+SHARED_SECONDS: Final = 30.0
+"""Time for which all objects of a namespace that wait share one list."""
+ROUTES_SECONDS: Final = 15.0
+"""The same for HTTPRoutes, so that a change by others is found within 45 s."""
+EVENTS_PER_PAGE: Final = 500
+"""Events are small, and the API server reads those of a namespace from etcd for each list."""
 
 NOTHING: Final[Needs] = MappingProxyType({})
 
@@ -52,6 +60,8 @@ UNREAD_IN_JOBS: Final = frozenset({"podFailurePolicy", "template"})
 UNREAD_IN_PODS: Final = frozenset(
     {"affinity", "securityContext", "tolerations", "topologySpreadConstraints", "volumes"}
 )
+MAX_EVENT_CHARACTERS: Final = 1024
+"""Length to which the message of an event is cut, as clients do. Anyone in the namespace can write events."""
 UNREAD_IN_CONTAINERS: Final = frozenset({"args", "command", "env", "securityContext", "volumeMounts"})
 
 
@@ -98,15 +108,35 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedList:
+    """One list of a namespace, in place of one request per object.
+
+    Attributes:
+        name_of: returns the name by which passes find an object in the list; empty: no pass needs it. Of
+            several objects with a name, the list has the last one.
+        selector: label selector of the list.
+        fields: field selector of the list.
+        page_size: objects per page. None: that of all lists.
+        answers: whether the list is enough for an object, or, with None, for one that it does not have. If
+            not, the operator requests the object by its name. None: the list is always enough.
+    """
+
+    name_of: Callable[[Manifest], str]
+    selector: str = ""
+    fields: str = ""
+    page_size: int | None = None
+    answers: Callable[[Manifest | None], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lookup:
-    """A type of objects that belong to others. The operator requests them by name when a pass needs them.
+    """A type of objects that the operator does not watch. It requests them when a pass needs them.
 
     Attributes:
         type: the type in the API.
-        label: label whose value is the name by which the operator requests an object. None: `metadata.name`.
-        fields: field selector in which `{}` is the name by which the operator requests an object. Of several
-            objects it gets the last one by name.
-        fresh_seconds: time for which a response is reused, so that many runs share one request.
+        shared: the list that has the objects of a namespace. None: each is requested by its name.
+        fresh_seconds: time for which a response is reused, so that many runs share one request. Each object
+            that `shared` does not answer for is requested anew.
         is_lacking: whether the response can block an object. The operator then repeats the request
             periodically until the response changes.
         is_optional: whether a cluster may lack the type, or the operator the right to read it.
@@ -119,8 +149,7 @@ class Lookup:
     """
 
     type: ResourceType
-    label: str | None = None
-    fields: str | None = None
+    shared: SharedList | None = None
     fresh_seconds: float = 10.0
     is_lacking: Callable[[Manifest | None], bool] = lambda found: found is None
     is_optional: bool = False
@@ -137,7 +166,9 @@ class Lookup:
     @property
     def verbs(self) -> tuple[str, ...]:
         """RBAC verbs for reading the type."""
-        return ("get",) if self.label is None and self.fields is None else ("list",)
+        if self.shared is None:
+            return ("get",)
+        return ("list",) if self.shared.answers is None else ("get", "list")
 
 
 Secondary = Child | Lookup
@@ -177,6 +208,49 @@ def _is_pod_of(pod: Manifest, children: Children) -> bool:
     return owner.get("uid") in {job["metadata"]["uid"] for job in children[JOB].values()}
 
 
+def _subject(event: Manifest) -> str:
+    """The uid of the object that the event is about."""
+    uid: str = event.get("involvedObject", {}).get("uid", "")
+    return uid
+
+
+def _slim_event(event: Manifest) -> Manifest:
+    message = (event.get("message") or "")[:MAX_EVENT_CHARACTERS]
+    return {"kind": event["kind"], "message": message, "lastTimestamp": event.get("lastTimestamp")}
+
+
+def _job_of(workload: Manifest) -> str:
+    uid: str = workload["metadata"].get("labels", {}).get(JOB_UID, "")
+    return uid
+
+
+def _slim_workload(workload: Manifest) -> Manifest:
+    """The Workload without its pod templates, which are most of it."""
+    status = workload.get("status", {})
+    return {
+        "kind": workload["kind"],
+        "metadata": {"name": workload["metadata"]["name"]},
+        "status": {name: status[name] for name in ("conditions", "admissionChecks") if name in status},
+    }
+
+
+def _name(obj: Manifest) -> str:
+    name: str = obj["metadata"]["name"]
+    return name
+
+
+def _slim_route(route: Manifest) -> Manifest:
+    """The route with the managed fields of the operator only."""
+    entries = route["metadata"].get("managedFields") or ()
+    own = [entry for entry in entries if entry["manager"] == OPERATOR]
+    return route | {"metadata": route["metadata"] | {"managedFields": own}}
+
+
+def _is_routed(route: Manifest | None) -> bool:
+    """Whether all gateways have accepted the route. Until then each pass reads it anew."""
+    return route is not None and not is_refusal(route) and route_health(route).status == "True"
+
+
 def _is_absent(queue: Manifest | None) -> bool:
     """Whether the LocalQueue or its type does not exist."""
     return queue is None or queue.get("code") == HTTPStatus.NOT_FOUND
@@ -194,28 +268,42 @@ SECONDARIES: Final[tuple[Secondary, ...]] = (
     Child(SERVICE),
     Child(NETWORK_POLICY),
     Child(POD_DISRUPTION_BUDGET),
-    # Only events show why a Job has no pod. Their names end with the time of their creation.
+    # Only events show why a Job has no pod. Their names end with the time of their creation. The API server
+    # has no index for them: a list per Job would read all events of the namespace for each.
     Lookup(
         EVENT,
-        fields="involvedObject.uid={},reason=FailedCreate",
-        fresh_seconds=30.0,
+        SharedList(_subject, fields="involvedObject.kind=Job,reason=FailedCreate", page_size=EVENTS_PER_PAGE),
+        fresh_seconds=SHARED_SECONDS,
         is_lacking=lambda _: False,
         is_best_effort=True,
-        kept=lambda event: {name: event.get(name) for name in ("metadata", "message", "lastTimestamp")},
+        kept=_slim_event,
     ),
     Lookup(CLAIM, is_lacking=_is_on_one_node, kept=_without_marks),
     # For its labels, which many runs read, and when an object is deleted. Nothing waits for a namespace.
     Lookup(NAMESPACE, fresh_seconds=15.0, is_lacking=lambda _: False, is_optional=True),
     # Not watched: a watch of a type that is not installed fails. A pass requests its next check itself.
-    Lookup(HTTP_ROUTE, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True),
+    Lookup(
+        HTTP_ROUTE,
+        SharedList(_name, SELECTOR, answers=_is_routed),
+        fresh_seconds=ROUTES_SECONDS,
+        is_lacking=lambda _: False,
+        is_optional=True,
+        kept=_slim_route,
+    ),
     Lookup(LOCAL_QUEUE, is_lacking=_is_absent, is_optional=True, any_version=True, kept=_without_marks),
     # Not watched: most Workloads of a cluster belong to others. A Job's `suspend` shows its admission.
     Lookup(
-        WORKLOAD, JOB_UID, fresh_seconds=0.0, is_lacking=lambda _: False, is_optional=True, any_version=True
+        WORKLOAD,
+        SharedList(_job_of, JOB_UID),
+        fresh_seconds=SHARED_SECONDS,
+        is_lacking=lambda _: False,
+        is_optional=True,
+        any_version=True,
+        kept=_slim_workload,
     ),
     Lookup(
         PENDING_WORKLOADS,
-        fresh_seconds=30.0,
+        fresh_seconds=SHARED_SECONDS,
         is_lacking=lambda _: False,
         subresource="pendingworkloads",
         is_best_effort=True,

@@ -13,6 +13,7 @@ from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOA
 from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
 from finetune_operator.observe.admission import waiting_since
 from finetune_operator.observe.servingpods import is_gated
+from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
@@ -23,7 +24,7 @@ Queues = Mapping[str, str]
 """Names of LocalQueues by the field that names them, for messages."""
 
 MIN_WAIT: Final = timedelta(seconds=4)
-"""Time after which the position is requested. Most Jobs are admitted before."""
+"""Time after which the reason and the position are requested. Most Jobs are admitted before."""
 
 
 def queues_of(
@@ -83,14 +84,15 @@ def queue_needs(queues: Queues) -> Needs:
 
 
 def admission_needs(snapshot: Snapshot) -> Needs:
-    """The Workloads of the object's suspended Jobs, by the Job's uid, and the queues of what waits longer."""
-    suspended = [job for job in snapshot.children[JOB].values() if job.get("spec", {}).get("suspend")]
-    gated = filter(is_gated, snapshot.children[POD].values())
-    queues = {
-        waiting["metadata"].get("labels", {}).get(QUEUE_LABEL, "")
-        for waiting in (*suspended, *gated)
-        if snapshot.now - waiting_since(waiting) >= MIN_WAIT
-    }
+    """The Workloads of the object's suspended Jobs, by the Job's uid, and the queues of all that waits."""
+
+    def waits(obj: Manifest) -> bool:
+        return snapshot.now - waiting_since(obj) >= MIN_WAIT
+
+    jobs = (job for job in snapshot.children[JOB].values() if job.get("spec", {}).get("suspend"))
+    suspended = list(filter(waits, jobs))
+    gated = filter(waits, filter(is_gated, snapshot.children[POD].values()))
+    queues = {each["metadata"].get("labels", {}).get(QUEUE_LABEL, "") for each in (*suspended, *gated)}
     names = {
         WORKLOAD: frozenset(job["metadata"]["uid"] for job in suspended),
         PENDING_WORKLOADS: frozenset(queues - {""}),

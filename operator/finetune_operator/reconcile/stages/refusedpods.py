@@ -3,9 +3,8 @@
 
 from finetune_operator.engine.resources import EVENT, JOB
 from finetune_operator.observe.jobtrouble import lacks_a_pod
-from finetune_operator.observe.missingpods import ASK_AFTER
+from finetune_operator.observe.missingpods import ASK_AFTER, started_at
 from finetune_operator.observe.peerpods import newest_per_index
-from finetune_operator.observe.stagetimes import parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
@@ -20,8 +19,9 @@ def refusal_needs(snapshot: Snapshot) -> Needs:
 
 
 def _awaits_a_pod(job: Manifest, snapshot: Snapshot) -> bool:
-    metadata = job["metadata"]
-    if job.get("spec", {}).get("suspend") or "deletionTimestamp" in metadata or not is_unfinished(job):
+    started = started_at(job)
+    if started is None or snapshot.now - started < ASK_AFTER:
         return False
-    age = snapshot.now - parse_time(metadata["creationTimestamp"])
-    return age >= ASK_AFTER and lacks_a_pod(job, newest_per_index(pods_of(job, snapshot)))
+    if job.get("spec", {}).get("suspend") or "deletionTimestamp" in job["metadata"]:
+        return False
+    return is_unfinished(job) and lacks_a_pod(job, newest_per_index(pods_of(job, snapshot)))
