@@ -112,12 +112,11 @@ bench-serving: packages packages-peers .venv programs ## Start and speed of the 
 bench-memory: packages-environment .venv ## Host memory of each process of a sharded run
 	@$(RUN) -m tools.bench.memory --page
 
-bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 VERSIONS=20000 WAITING=1000 choose how many
+bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs, CROWDS="refused" which crowds
 	@$(RUN) -m tools.bench.operator $(SIZES)
 	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
 	@$(RUN) -m tools.bench.operator.history $(HISTORY)
-	@$(RUN) -m tools.bench.operator.crowds versions $(VERSIONS)
-	@$(RUN) -m tools.bench.operator.crowds budget $(WAITING)
+	@$(RUN) -m tools.bench.operator.crowds $(CROWDS)
 	@$(RUN) -m tools.bench.operator.costs
 
 sizing: packages-environment .venv ## Predict memory and speed from 270M to 70B, into docs/sizing.md; MODELS="1B 8B" for some

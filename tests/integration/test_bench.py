@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.operator.controlplanes import control_plane
-from tools.bench.operator.crowds import CROWDS, Scene
+from tools.bench.operator.crowds.__main__ import CROWDS
+from tools.bench.operator.crowds.crowd import Stage
 from tools.bench.operator.measurement import measure
 from tools.bench.operator.requestledger import OPERATOR
 from tools.bootstrap.uv import ROOT
@@ -37,9 +38,11 @@ def test_a_run_costs_few_requests_and_a_restart_writes_nothing(tmp_path: Path) -
 @pytest.mark.parametrize("name", CROWDS)
 def test_a_small_crowd_stays_below_its_ceilings_of_requests_and_writes(name: str, tmp_path: Path) -> None:
     crowd = CROWDS[name]
-    with control_plane(f"crowd-{name}") as plane:
+    with control_plane("crowd") as plane:
         plane.kubectl.define(ROOT / "crds")
-        phases = asyncio.run(Scene(plane, crowd, 50, tmp_path / "operator.log", lambda _: None).measure())
-    for phase, figures in phases.items():
+        stage = Stage(plane, 50, tmp_path / "operator.log", lambda _: None)
+        asyncio.run(crowd.measure(stage))
+    assert stage.phases.keys() == crowd.ceilings.keys()
+    for phase, figures in stage.phases.items():
         assert figures.writes <= crowd.ceilings[phase].writes, phase
         assert figures.requests_per_second <= crowd.ceilings[phase].requests_per_second, phase

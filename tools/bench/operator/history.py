@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import httpx
 import typer
 
 from finetune_operator.engine.client import KubernetesClient
@@ -27,7 +26,7 @@ from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.copies import Copies, checkpoint_name
 from tools.bench.operator.deadlines import background, patience, until_done
-from tools.bench.operator.operatorprocess import OperatorProcess
+from tools.bench.operator.operatorprocess import OperatorProcess, probe
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.sheet import Sheet
@@ -40,9 +39,6 @@ LINE: Final = "routing"
 """Model line of half of the runs."""
 KINDS: Final = ("FineTuneJob", "Checkpoint")
 """Kinds of the copied objects."""
-PROBE_SECONDS: Final = 0.02
-PROBE_TIMEOUT_SECONDS: Final = 300
-"""An operator that does not answer a probe for so long counts as dead."""
 ORIGINAL_SECONDS: Final = 120
 
 BEGIN: Final = "<!-- Written by python -m tools.bench.operator.history from here -->"
@@ -187,17 +183,6 @@ async def create_with_status(user: KubernetesClient, manifest: Manifest) -> Mani
             "status": manifest["status"],
         }
     )
-
-
-async def probe(operator: OperatorProcess, response_seconds: list[float]) -> None:
-    """Request /healthz every PROBE_SECONDS and append each response time."""
-    async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_SECONDS) as http:
-        while True:
-            sent = time.monotonic()
-            with contextlib.suppress(httpx.TransportError):
-                await http.get(f"http://127.0.0.1:{operator.port}/healthz")
-                response_seconds.append(time.monotonic() - sent)
-            await asyncio.sleep(PROBE_SECONDS)
 
 
 def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:

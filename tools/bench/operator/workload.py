@@ -3,6 +3,7 @@
 
 from typing import Any, Final
 
+from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL
 from finetune_operator.api.meta import API_VERSION
 
 Object = dict[str, Any]
@@ -21,34 +22,47 @@ def namespace(name: str = NAMESPACE) -> Object:
 def prerequisites() -> list[Object]:
     """Objects that the platform team and the team create before the first run."""
     return [
-        _ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
+        ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
         *team_prerequisites(),
     ]
 
 
 def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
     """Objects that a team creates before its first run."""
+    return [namespace(name), *claims(name), dataset("tickets", name)]
+
+
+def claims(team: str) -> list[Object]:
+    """The volumes with a team's base models and its store."""
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-    source = {"uri": "configmap://tickets/rows.jsonl"}
     return [
-        namespace(name),
-        *(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "metadata": {"name": each, "namespace": name},
-                "spec": claim,
-            }
-            for each in ("artifacts", "models")
-        ),
-        _ours("Dataset", name, "tickets", {"source": source, "store": {"uri": "pvc://artifacts"}}),
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": each, "namespace": team},
+            "spec": claim,
+        }
+        for each in ("artifacts", "models")
     ]
+
+
+def dataset(name: str, team: str) -> Object:
+    """A Dataset whose rows are in a ConfigMap."""
+    source = {"uri": "configmap://tickets/rows.jsonl"}
+    return ours("Dataset", team, name, {"source": source, "store": {"uri": "pvc://artifacts"}})
+
+
+def profile(**spec: Any) -> Object:
+    """The cluster's default ComputeProfile."""
+    made = ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}, **spec})
+    made["metadata"]["annotations"] = {DEFAULT_PROFILE_LABEL: "true"}
+    return made
 
 
 def finetunejob(number: int, team: str = NAMESPACE, **spec: Any) -> Object:
     """A run that is preflighted, trained, evaluated and promoted, unless fields of `spec` prevent it."""
     gates = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGain": 0.3, "over": "Base"}]
-    return _ours(
+    return ours(
         "FineTuneJob",
         team,
         f"run-{number:05d}",
@@ -81,6 +95,7 @@ def is_done(obj: Object) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
-def _ours(kind: str, namespace: str, name: str, spec: Object) -> Object:
+def ours(kind: str, namespace: str, name: str, spec: Object) -> Object:
+    """An object of one of the operator's kinds."""
     metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
