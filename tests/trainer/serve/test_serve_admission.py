@@ -16,7 +16,7 @@ from finetune_trainer.serve.admission import (
     MAX_RETRY_AFTER_SECONDS,
     MAX_WAIT_SECONDS,
     RETURNING_FACTOR,
-    Admission,
+    AdmissionControl,
     Refusal,
     is_returning,
 )
@@ -32,9 +32,9 @@ class Clock:
         return self.now
 
 
-def admission(clock: Clock, max_queue: int = 64, seconds_per_answer: float | None = None) -> Admission:
+def admission(clock: Clock, max_queue: int = 64, seconds_per_answer: float | None = None) -> AdmissionControl:
     """That of a server with 8 slots, which has answered 10 requests if `seconds_per_answer` is given."""
-    made = Admission(8, max_queue, clock)
+    made = AdmissionControl(8, max_queue, clock)
     for _ in range(10 if seconds_per_answer else 0):
         made.throughput.measure(5, seconds_per_answer or 0)
         made.throughput.answered(5)
@@ -144,7 +144,7 @@ class Server:
     def run(self, seed: int = 0) -> "Server":
         self._random = random.Random(seed)  # noqa: S311 - not for secrets
         self._clock = Clock()
-        self._admission = Admission(self.slots, self.max_queue, self._clock)
+        self._admission = AdmissionControl(self.slots, self.max_queue, self._clock)
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
         self._waiting: list[tuple[int, int, float]] = []
         self._running, self._ended_at, self._number = 0, 0.0, 0

@@ -44,7 +44,7 @@ def is_returning(headers: Mapping[str, str]) -> bool:
     return headers.get(_RETRY_COUNT, "0") not in ("", "0")
 
 
-class Throughput:
+class AnswerRate:
     """The time per answer of a full batch, by recent measurements."""
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class Refusal:
     retry_after_seconds: int
 
 
-class Admission:
+class AdmissionControl:
     """Decides about each request of one server. Not thread-safe."""
 
     def __init__(self, slots: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`slots`: answers at the same time. `max_queue`: answers that may wait."""
-        self.throughput = Throughput()
+        self.throughput = AnswerRate()
         self._slots = slots
         self._max_queue = max_queue
         self._clock = clock

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from finetune_trainer.model.generationbatch import GenerationBatch
-from finetune_trainer.serve.admission import Admission, Refusal
+from finetune_trainer.serve.admission import AdmissionControl, Refusal
 from finetune_trainer.serve.generation import EngineRequest, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.sequence import Sequence
@@ -31,7 +31,7 @@ class Engine:
     def __init__(self, served: LoadedModels, max_batch_size: int, max_queue: int) -> None:
         self._served = served
         self._max_batch_size = max_batch_size
-        self._admission = Admission(max_batch_size, max_queue)
+        self._admission = AdmissionControl(max_batch_size, max_queue)
         self._batch = GenerationBatch(served.model, mixed=served.mixed)
         self._running: list[Sequence] = []
         self._waiting: deque[EngineRequest] = deque()

@@ -9,7 +9,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finetune_trainer.serve.admission import Admission, is_returning
+from finetune_trainer.serve.admission import AdmissionControl, is_returning
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.requestmetrics import RequestMeasurement
 
@@ -37,7 +37,7 @@ class RefuseOverload:
         self._slots = slots
         self._deadline_seconds = deadline_seconds
         self._clock = clock
-        self._admission = Admission(slots, max_queue, clock)
+        self._admission = AdmissionControl(slots, max_queue, clock)
         self._in_flight = 0
         self._changed_at = clock()
         """When the last request was answered, or the slots were last used up."""
