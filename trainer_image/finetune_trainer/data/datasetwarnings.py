@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings about all rows together."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -15,7 +13,7 @@ from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
 from finetune_trainer.data.options import OLDEST_RULE, Recipe
 from finetune_trainer.data.result import Label
 from finetune_trainer.data.rowproblems import Code, Issue, quoted
-from finetune_trainer.data.textchecks import INVISIBLE, field_name
+from finetune_trainer.data.textchecks import field_name, with_hidden_characters
 
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95
@@ -31,8 +29,6 @@ CONTRADICTIONS: Final[Mapping[RowForm | None, str]] = {
 MIN_ROWS_PER_LABEL: Final = 4
 """Minimum average number of rows per distinct completion for completions to count as labels."""
 MAX_LABELS_IN_MESSAGE: Final = 10
-OUTER_SPACES: Final = re.compile("^ +| +$| {2,}")
-"""Spaces that a reader does not see."""
 
 
 def summary_issues(
@@ -132,7 +128,10 @@ def similar_labels(labels: Sequence[Label]) -> Iterator[Issue]:
     if not groups:
         return
     named = "; ".join(
-        " and ".join(f"{_visible(label.completion)} ({_rows(sum(label.rows.values()))})" for label in group)
+        " and ".join(
+            f"{with_hidden_characters(label.completion)} ({_rows(sum(label.rows.values()))})"
+            for label in group
+        )
         for group in groups[:MAX_LABELS_IN_MESSAGE]
     )
     more = f"; and {len(groups) - MAX_LABELS_IN_MESSAGE} more" if len(groups) > MAX_LABELS_IN_MESSAGE else ""
@@ -273,26 +272,6 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
             "or set cleaning.nearDuplicates: Off",
         )
-
-
-def _visible(label: str) -> str:
-    """A label in quotes. Outer and repeated spaces are visible, and other hidden characters are escaped."""
-    text = OUTER_SPACES.sub(lambda spaces: "␣" * len(spaces[0]), label)
-    return f"'{''.join(_escaped(each) if _is_hidden(each) else each for each in text)}'"
-
-
-def _is_hidden(character: str) -> bool:
-    """Whether a reader may not see a character, or confuse it with another one."""
-    return (
-        INVISIBLE.match(character) is not None
-        or (character.isspace() and character != " ")
-        or unicodedata.normalize("NFKD", character) != character
-        or unicodedata.combining(character) > 0
-    )
-
-
-def _escaped(character: str) -> str:
-    return f"\\u{ord(character):04x}"
 
 
 def _warning(code: Code, what: str, expected: str, fix: str) -> Issue:

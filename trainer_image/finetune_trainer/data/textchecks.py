@@ -14,6 +14,8 @@ INVISIBLE: Final = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 """Characters that a reader does not see: zero-width characters, direction marks, variation selectors."""
+OUTER_SPACES: Final = re.compile("^ +| +$| {2,}")
+"""Spaces that a reader does not see."""
 SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 MAX_NAMES: Final = 200
 """Maximum number of names that are checked for looking like field names; more are shown in reports only."""
@@ -127,3 +129,23 @@ def listed(names: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """The text in a form that UTF-8 can encode: surrogates as escape sequences."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def with_hidden_characters(text: str) -> str:
+    """A text in quotes. Outer and repeated spaces are visible, and other hidden characters are escaped."""
+    text = OUTER_SPACES.sub(lambda spaces: "␣" * len(spaces[0]), text)
+    return f"'{''.join(_escaped(each) if _is_hidden(each) else each for each in text)}'"
+
+
+def _is_hidden(character: str) -> bool:
+    """Whether a reader may not see a character, or confuse it with another one."""
+    return (
+        INVISIBLE.match(character) is not None
+        or (character.isspace() and character != " ")
+        or unicodedata.normalize("NFKD", character) != character
+        or unicodedata.combining(character) > 0
+    )
+
+
+def _escaped(character: str) -> str:
+    return f"\\u{ord(character):04x}"
