@@ -8,7 +8,7 @@ import pytest
 
 from tools.bench.operator.controlplanes import control_plane
 from tools.bench.operator.crowds.__main__ import CROWDS
-from tools.bench.operator.crowds.crowd import Stage
+from tools.bench.operator.crowds.crowd import CrowdScene
 from tools.bench.operator.measurement import measure
 from tools.bench.operator.requestledger import OPERATOR
 from tools.bootstrap.uv import ROOT
@@ -40,7 +40,7 @@ def test_a_small_crowd_stays_below_its_ceilings_of_requests_and_writes(name: str
     crowd = CROWDS[name]
     with control_plane("crowd") as plane:
         plane.kubectl.define(ROOT / "crds")
-        stage = Stage(plane, 50, tmp_path / "operator.log", lambda _: None)
+        stage = CrowdScene(plane, 50, tmp_path / "operator.log", lambda _: None)
         asyncio.run(crowd.measure(stage))
     assert stage.phases.keys() == crowd.ceilings.keys()
     for phase, figures in stage.phases.items():

@@ -7,15 +7,15 @@ import pytest
 
 from tools.bench.errors import BenchError
 from tools.bench.operator.crowds.__main__ import CROWDS
-from tools.bench.operator.crowds.crowd import Ceilings, Phase
+from tools.bench.operator.crowds.crowd import Ceilings, PhaseFigures
 from tools.bench.page import PAGE
 
 FIGURES = tuple(Ceilings.__dataclass_fields__)
 
 
-def at_the_ceiling(ceilings: Ceilings) -> Phase:
+def at_the_ceiling(ceilings: Ceilings) -> PhaseFigures:
     bounds = {name: getattr(ceilings, name) for name in FIGURES}
-    return Phase(**bounds, seconds=90, lists=3, processor_seconds=1)
+    return PhaseFigures(**bounds, seconds=90, lists=3, processor_seconds=1)
 
 
 @pytest.mark.parametrize("name", CROWDS)

@@ -10,7 +10,7 @@ import typer
 
 from tools.bench.operator import alone
 from tools.bench.operator.crowds.copied import BUDGET, VERSIONS
-from tools.bench.operator.crowds.crowd import Crowd, Stage
+from tools.bench.operator.crowds.crowd import Crowd, CrowdScene
 from tools.bench.operator.crowds.endpoints import ENDPOINTS
 from tools.bench.operator.crowds.queued import QUEUED
 from tools.bench.operator.crowds.refused import REFUSED
@@ -55,7 +55,7 @@ def crowds(
         def table(
             plane: ControlPlane, progress: Callable[[str], None], crowd: Crowd = crowd, size: int = size
         ) -> Sheet:
-            stage = Stage(plane, size, logs / f"operator-{crowd.name}-{size}.log", progress)
+            stage = CrowdScene(plane, size, logs / f"operator-{crowd.name}-{size}.log", progress)
             asyncio.run(crowd.measure(stage))
             exceeded.extend(crowd.exceeded(stage.phases))
             return crowd.sheet(size, stage.phases)

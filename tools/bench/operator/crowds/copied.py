@@ -22,7 +22,7 @@ from tools.bench.operator import workload
 from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.copies import SERVER_FIELDS
-from tools.bench.operator.crowds.crowd import Ceilings, Crowd, Stage
+from tools.bench.operator.crowds.crowd import Ceilings, Crowd, CrowdScene
 from tools.bench.operator.deadlines import STUCK_SECONDS, background, until, until_done
 from tools.bench.operator.history import create_with_status
 from tools.bench.operator.requestledger import KUBELET, USER
@@ -54,7 +54,7 @@ class _Copied:
     event: Callable[[KubernetesClient], Awaitable[None]]
     name: str
 
-    async def measure(self, stage: Stage) -> None:
+    async def measure(self, stage: CrowdScene) -> None:
         async with client(stage.plane, USER) as user, client(stage.plane, KUBELET) as node:
             stage.progress("Completing the first object")
             async with stage.operator(), background(BenchKubelet(node, workload.NAMESPACE).run()):
@@ -68,7 +68,7 @@ class _Copied:
                     await self.event(user)
                     await operator.until_quiet()
 
-    async def _fill(self, stage: Stage, user: KubernetesClient, original: Manifest) -> None:
+    async def _fill(self, stage: CrowdScene, user: KubernetesClient, original: Manifest) -> None:
         async def fill(number: int) -> None:
             await create_with_status(user, self.copy(original, number))
             if number % 100 == 0:

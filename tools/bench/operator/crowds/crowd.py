@@ -46,7 +46,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class PhaseFigures:
     """What was measured in a phase; the first four figures are those of `Ceilings`."""
 
     requests_per_second: float
@@ -64,7 +64,7 @@ class Phase:
         ]
 
 
-class Stage:
+class CrowdScene:
     """A control plane on which a crowd gathers, and the phases measured so far.
 
     Args:
@@ -79,7 +79,7 @@ class Stage:
         self.size = size
         self.log = log
         self.progress = progress
-        self.phases: dict[str, Phase] = {}
+        self.phases: dict[str, PhaseFigures] = {}
         self._audit = AuditLog(plane.audit_log)
 
     @contextlib.asynccontextmanager
@@ -131,7 +131,12 @@ class Watched:
     """A running operator that is measured."""
 
     def __init__(
-        self, stage: Stage, process: OperatorProcess, stalls: list[float], began: float, ledger: RequestLedger
+        self,
+        stage: CrowdScene,
+        process: OperatorProcess,
+        stalls: list[float],
+        began: float,
+        ledger: RequestLedger,
     ) -> None:
         self.process = process
         self._stage = stage
@@ -153,7 +158,7 @@ class Watched:
         # Before the audit log is read, which holds up the probes of this process.
         stall_seconds = max(self._stalls, default=0.0)
         ledger.read()
-        self._stage.phases[name] = Phase(
+        self._stage.phases[name] = PhaseFigures(
             requests_per_second=ledger.requests.of(OPERATOR) / seconds,
             writes=ledger.operator_writes,
             stall_seconds=stall_seconds,
@@ -190,9 +195,9 @@ class Crowd:
     title: str
     size: int
     ceilings: dict[str, Ceilings]
-    measure: Callable[[Stage], Coroutine[Any, Any, None]]
+    measure: Callable[[CrowdScene], Coroutine[Any, Any, None]]
 
-    def exceeded(self, phases: dict[str, Phase]) -> list[str]:
+    def exceeded(self, phases: dict[str, PhaseFigures]) -> list[str]:
         """Figures above their ceilings, as text."""
         return [
             f"{self.name}, {phase}: {name} is {getattr(phases[phase], name):.2f}, above"
@@ -201,12 +206,12 @@ class Crowd:
             for name in phases[phase].exceeded(ceilings)
         ]
 
-    def sheet(self, size: int, phases: dict[str, Phase]) -> Sheet:
+    def sheet(self, size: int, phases: dict[str, PhaseFigures]) -> Sheet:
         """The results with their ceilings, one column per phase."""
         missing = self.ceilings.keys() - phases.keys()
         if missing:
             raise BenchError(f"{self.name} did not measure {', '.join(sorted(missing))}")
-        rows: dict[str, Callable[[Phase, Ceilings], str]] = {
+        rows: dict[str, Callable[[PhaseFigures, Ceilings], str]] = {
             "requests per second": lambda found, most: (
                 f"{found.requests_per_second:.2f} (≤ {most.requests_per_second:g})"
             ),

@@ -19,7 +19,7 @@ from tools.bench.errors import BenchError
 from tools.bench.operator import workload
 from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, create
-from tools.bench.operator.crowds.crowd import IDLE_SECONDS, NAMESPACE, Ceilings, Crowd, Stage, numbered
+from tools.bench.operator.crowds.crowd import IDLE_SECONDS, NAMESPACE, Ceilings, Crowd, CrowdScene, numbered
 from tools.bench.operator.deadlines import background
 from tools.bench.operator.requestledger import KUBELET, USER
 from tools.cluster import gatewayapi
@@ -123,7 +123,7 @@ def _accepted(route: Manifest) -> Manifest:
     }
 
 
-async def _measure(stage: Stage) -> None:
+async def _measure(stage: CrowdScene) -> None:
     stage.plane.kubectl.define(gatewayapi.route_definition())
     stage.apply(
         workload.namespace(NAMESPACE),
@@ -160,7 +160,7 @@ async def _measure(stage: Stage) -> None:
                 await _until_served(stage, user, "second")
 
 
-async def _until_served(stage: Stage, user: KubernetesClient, checkpoint: str) -> None:
+async def _until_served(stage: CrowdScene, user: KubernetesClient, checkpoint: str) -> None:
     def is_served(endpoint: Manifest) -> bool:
         models = endpoint.get("status", {}).get("models", ())
         return workload.is_done(endpoint) and [each.get("checkpoint") for each in models] == [checkpoint]

@@ -20,7 +20,7 @@ from tools.bench.operator.crowds.crowd import (
     NAMESPACE,
     Ceilings,
     Crowd,
-    Stage,
+    CrowdScene,
     numbered,
     reconciling,
 )
@@ -111,7 +111,7 @@ class _Kueue:
             await self._cluster.apply_status(identity | {"status": status})
 
 
-async def _measure(stage: Stage) -> None:
+async def _measure(stage: CrowdScene) -> None:
     for type_ in (WORKLOAD, LOCAL_QUEUE):
         stage.plane.kubectl.define(json.dumps(_definition(type_)))
     queue = {

@@ -11,7 +11,7 @@ from tools.bench.operator.crowds.crowd import (
     NAMESPACE,
     Ceilings,
     Crowd,
-    Stage,
+    CrowdScene,
     numbered,
     reconciling,
 )
@@ -25,7 +25,7 @@ QUOTA: Final[dict[str, Any]] = {
 }
 
 
-async def _measure(stage: Stage) -> None:
+async def _measure(stage: CrowdScene) -> None:
     stage.apply(workload.namespace(NAMESPACE), QUOTA, *workload.claims(NAMESPACE), workload.profile())
     async with client(stage.plane, USER) as user, stage.operator() as operator:
         async with operator.phase("refused"):
