@@ -157,7 +157,7 @@ ANSWERED: Final[dict[str, Call]] = {
     "completion with a stop text": lambda client: of_completion(completion(client, "base", stop="e")),
     "stream of a completion": lambda client: of_stream(completion(client, **STREAMED)),
     "models": lambda client: {each.id: getattr(each, "parent") for each in client.models.list()},  # noqa: B009
-    "an unknown field": lambda client: of_chat(chat(client, extra_body={"user": "anna"})),
+    "a field without effect": lambda client: of_chat(chat(client, extra_body={"user": "anna"})),
 }
 """Requests that both engines answer with the same text, end and usage."""
 
@@ -202,6 +202,17 @@ REFUSED: Final[dict[str, tuple[int, Call]]] = {
         400,
         lambda client: chat(client, response_format=tag_with(repeated(10_000))),
     ),
+    "a misspelt field": (400, lambda client: chat(client, extra_body={"temprature": 0})),
+    "a template of the client": (
+        400,
+        lambda client: chat(client, extra_body={"chat_template_kwargs": {"chat_template": "{{ x }}"}}),
+    ),
+    "an image without a type": (
+        400,
+        lambda client: chat(
+            client, messages=[{"role": "user", "content": [{"image_url": "http://127.0.0.1:1/"}]}]
+        ),
+    ),
     "a wrong type": (400, lambda client: chat(client, max_tokens="many")),
     "no key": (401, lambda client: chat(client.with_options(api_key="none"))),
     "no key for models": (401, lambda client: list(client.with_options(api_key="none").models.list())),
@@ -217,10 +228,6 @@ DIFFERENT: Final[dict[str, tuple[Call, dict[str, int]]]] = {
     ),
     "rules that repeat one another": (
         lambda client: chat(client, **within(repeated(99))),
-        {"VLLM": 200, "Transformers": 400},
-    ),
-    "a misspelt field": (
-        lambda client: chat(client, extra_body={"temprature": 0}),
         {"VLLM": 200, "Transformers": 400},
     ),
 }

@@ -55,6 +55,8 @@ EXPECTED: Final[dict[str, Any]] = {
     "tool_call_parser": "hermes",
     "max_model_len": 8192,
     "max_num_seqs": 32,
+    "limit_mm_per_prompt": {"audio": 0, "image": 0, "video": 0},
+    "allowed_media_domains": ["none.invalid"],
     "max_num_queued_reqs": 128,
     "override_generation_config": {"temperature": 0, "top_p": 0.5, "max_new_tokens": 512},
     "tensor_parallel_size": 2,

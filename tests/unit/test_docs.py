@@ -105,6 +105,9 @@ def test_the_page_on_endpoints_has_the_limits_of_schemas() -> None:
         constraintlimits.MAX_COUNTED_PROPERTIES,
         constraintlimits.MAX_ITEMS,
         constraintlimits.MAX_PROPERTIES,
+        constraintlimits.MAX_VALUES,
+        grammarlimits.MAX_ALL_BRANCHES,
+        grammarlimits.MAX_BRANCHES,
         grammarlimits.MAX_NESTING,
         grammarlimits.MAX_REPETITIONS,
     }

@@ -132,6 +132,14 @@ def test_a_whole_model_is_served_under_its_name_without_adapters() -> None:
     assert "maxLoraRank" not in fetch_of(cluster)
 
 
+def test_a_model_that_reads_images_too_is_served_with_text_only() -> None:
+    cluster = cluster_of()
+    options = options_of(cluster)
+    assert json.loads(options["--limit-mm-per-prompt"]) == {"audio": 0, "image": 0, "video": 0}
+    assert options["--allowed-media-domains"] == "none.invalid"
+    assert {"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "0"} in container_of(cluster)["env"]
+
+
 def test_settings_that_are_absent_are_those_of_vllm() -> None:
     options = options_of(cluster_of())
     assert options["--max-model-len"] == "auto"
@@ -267,6 +275,9 @@ def test_models_that_need_other_prompts_or_parsers_do_not_share_a_server() -> No
         ("--middleware=mine.Open", "is set by the operator"),
         ("--trust-remote-code", "is set by the operator"),
         ("--trust-remote", "is set by the operator"),
+        ("--allowed-media-domains=a", "is set by the operator"),
+        ("--limit-mm-per-prompt={}", "is set by the operator"),
+        ("--enable-prompt-embeds", "is set by the operator"),
     ],
 )
 def test_arguments_reach_vllm_only_if_the_profile_allows_them(argument: str, problem: str | None) -> None:

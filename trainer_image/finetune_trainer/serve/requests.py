@@ -14,11 +14,15 @@ from finetune_trainer.serve.toolfields import DeclaredTool, EarlierCall
 MAX_CHOICES: Final = 128
 """Max value of `n`, as in OpenAI's API. A server has its own limit, too."""
 MAX_TOP_LOGPROBS: Final = 20
+MAX_TOOLS: Final = 128
+MAX_TEMPLATE_ARGUMENTS: Final = 16
+MAX_STOP_TEXTS: Final = 4
+MAX_STOP_CHARACTERS: Final = 256
 
 UNSUPPORTED: Final = "unsupported"
 """Type of the validation error for an unsupported field. Its context has the name of the field."""
 
-_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
@@ -38,7 +42,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
 """Unsupported fields that would change the answer, with the values that have no effect."""
 
 _NEUTRAL_IN_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = {
-    **_NEUTRAL,
+    **NEUTRAL,
     "logprobs": (),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none",),
@@ -188,9 +192,9 @@ class GenerationRequest(StrictFields):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
         BeforeValidator(_as_list),
-        Field(max_length=4),
+        Field(max_length=MAX_STOP_TEXTS),
     ] = Field(default=[])
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -226,18 +230,18 @@ class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     PROMPT_FIELD = "messages"
-    UNSUPPORTED_FIELDS = _NEUTRAL
+    UNSUPPORTED_FIELDS = NEUTRAL
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: AnswerForm | None = None
-    tools: list[DeclaredTool] = Field(default=[], max_length=128)
+    tools: list[DeclaredTool] = Field(default=[], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto"] | None = None
     """Default: auto."""
     chat_template_kwargs: Annotated[
-        ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=16)
+        ChatTemplateKwargs, BeforeValidator(_template_arguments), Field(max_length=MAX_TEMPLATE_ARGUMENTS)
     ] = Field(default={})
     """Arguments for the chat template, as in vLLM. They replace those that the model was trained with."""
 

@@ -40,6 +40,8 @@ STARTUP_PERIOD_SECONDS: Final = 5
 
 MANAGED: Final = frozenset(
     {
+        "allowed-local-media-path",
+        "allowed-media-domains",
         "api-key",
         "api-server-count",
         "chat-template",
@@ -47,8 +49,12 @@ MANAGED: Final = frozenset(
         "default-chat-template-kwargs",
         "enable-auto-tool-choice",
         "enable-lora",
+        "enable-mm-embeds",
+        "enable-prompt-embeds",
         "generation-config",
         "host",
+        "language-model-only",
+        "limit-mm-per-prompt",
         "lora-modules",
         "max-cpu-loras",
         "max-lora-rank",
@@ -66,10 +72,20 @@ MANAGED: Final = frozenset(
         "tensor-parallel-size",
         "tool-call-parser",
         "trust-remote-code",
+        "trust-request-chat-template",
         "uds",
     }
 )
 """Options that the operator sets, or whose effect would bypass it. No profile can allow them."""
+TEXT_ONLY: Final = (
+    '--limit-mm-per-prompt={"audio":0,"image":0,"video":0}',
+    "--allowed-media-domains=none.invalid",
+)
+"""Options with which vLLM takes no images, audio or video, which a base model may support.
+
+It would fetch them from any address that a client names. The middleware refuses such requests; if one reached
+vLLM, only hosts with this name, which cannot exist, would be allowed.
+"""
 
 
 def max_lora_rank(config: ServingConfig) -> int:
@@ -122,7 +138,7 @@ def vllm_command(config: ServingConfig) -> list[str]:
     """The command that serves the models of the config."""
     serve = config.serve
     model = f"{serve.models_path}/{serve.base_folder}"
-    options = [*_models(config), *_limits(config), *_server(config)]
+    options = [*_models(config), *_limits(config), *TEXT_ONLY, *_server(config)]
     return ["vllm", "serve", model, *options, *config.settings.extra_engine_arguments]
 
 
@@ -138,6 +154,8 @@ def vllm_container(config: ServingConfig) -> Manifest:
         "env": [
             config_variable(_middleware_config(config)),
             *engine_environment(VLLM_PYTHONPATH),
+            # Redirects of a host that is allowed could lead anywhere.
+            {"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "0"},
         ],
         # Not `http`: the metrics are on a port of their own.
         "ports": [

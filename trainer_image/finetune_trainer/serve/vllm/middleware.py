@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketClose
 from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.runtime import configuration
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.apikeys import ApiKeys, RequireKey
@@ -41,7 +42,12 @@ class EndpointMiddleware:
     """Outermost layer of vLLM's server. vLLM passes the layers below it."""
 
     def __init__(self, app: ASGIApp, lifetime: Lifetime | None = None) -> None:
-        """`lifetime`: default: one with the config of the pod, whose errors end the process."""
+        """`lifetime`: default: one with the config of the pod, whose errors end the process.
+
+        In a pod, the process of the server can no longer connect to metadata services of clouds and nodes.
+        """
+        if lifetime is None:
+            guard_connections()
         self._engine = app
         self._lifetime = lifetime or Lifetime(_config_of_pod())
         config = self._lifetime.config

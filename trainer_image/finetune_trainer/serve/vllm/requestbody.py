@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """The body of a request to vLLM, read once as a whole before vLLM reads it."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finetune_trainer.serve.constraintlimits import check_schema, check_text
+from finetune_trainer.serve.constraintlimits import values_of
 from finetune_trainer.serve.errors import RequestError
-from finetune_trainer.serve.grammarlimits import check_grammar, check_regex
 from finetune_trainer.serve.requestmetrics import UNKNOWN_MODEL, RequestMeasurement
+from finetune_trainer.serve.vllm.requestfields import check_fields, prompts_of
 
-MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-"""Enough for the token ids of two million tokens."""
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""As in the built-in engine."""
+MAX_TOKENS_BODY_BYTES: Final = 16 * 1024 * 1024
+"""Of a completion whose prompt is a list of token ids. Enough for two million of them."""
+MAX_SIGNS: Final[Mapping[bytes, int]] = {b"{": 100, b"[": 1000, b'"': 1000, b",": 2_100_000}
+"""Max numbers of signs in a body above MAX_BODY_BYTES, which are counted before it is parsed.
+
+Each value of JSON except the first one follows one of these signs, so they limit the number of values.
+"""
+INLINE_BYTES: Final = 4096
+"""Size to which a body is read within the event loop. Reading it takes less than passing it to a thread."""
 
 
 class CheckBody:
-    """ASGI layer that refuses a body which could end vLLM, and notes its model in the measurement.
+    """ASGI layer that refuses bodies that could end or hold up vLLM, and notes the model in the measurement.
 
-    vLLM has no limit of the size, and compiles the schemas of clients recursively within its processes.
+    vLLM has no limit of the size, and compiles the schemas of clients recursively within its processes. Its
+    parser may be another one, so a body that this layer cannot read does not reach vLLM either.
     """
 
     def __init__(self, app: ASGIApp, served: Sequence[str]) -> None:
         """`served`: names of the models that the server has. vLLM takes the first one by default."""
         self._app = app
         self._served = served
+        # One, so that bodies wait for each other and not the streams of the event loop for them.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-body")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request. If its client disconnects before the end of the body, vLLM does not get it."""
@@ -34,90 +48,77 @@ class CheckBody:
         if measurement is None:
             await self._app(scope, receive, send)
             return
+        path = scope["path"]
         try:
-            body = await _read(receive)
+            body = await _read(receive, path)
             if body is None:
                 return
-            # As vLLM reads it. Bodies that are not JSON get vLLM's own error.
-            request = _parsed(body)
-            measurement.model = self._model(request)
-            _check(request or {})
+            if len(body) <= INLINE_BYTES:
+                self._check(body, path, measurement)
+            else:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._thread, self._check, body, path, measurement)
         except RequestError as error:
             await error.response()(scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        del body, request
+        del body
 
         async def receive_again() -> Message:
             return messages.pop() if messages else await receive()
 
         await self._app(scope, receive_again, send)
 
-    def _model(self, request: Mapping[str, Any] | None) -> str:
-        if request is None:
-            return UNKNOWN_MODEL
+    def _check(self, body: bytes, path: str, measurement: RequestMeasurement) -> None:
+        """Raises RequestError."""
+        request = parsed(body)
         name = request.get("model") or self._served[0]
-        return name if name in self._served else UNKNOWN_MODEL
+        measurement.model = name if name in self._served else UNKNOWN_MODEL
+        check_fields(request, path)
 
 
-async def _read(receive: Receive) -> bytes | None:
+def parsed(body: bytes) -> Mapping[str, Any]:
+    """The JSON object of a body. Raises RequestError if it is something else, or too large."""
+    is_large = len(body) > MAX_BODY_BYTES
+    if is_large and any(body.count(sign) > limit for sign, limit in MAX_SIGNS.items()):
+        raise _too_large()
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError.invalid(f"The request body is not valid JSON: {error}.") from error
+    if not isinstance(request, dict):
+        raise RequestError.invalid("The request body is not a JSON object.")
+    if is_large and not _is_large_by_tokens(request):
+        raise _too_large()
+    return request
+
+
+def _is_large_by_tokens(request: Mapping[str, Any]) -> bool:
+    others = ((name, value) for name, value in request.items() if name != "prompt")
+    texts = (value for name, each in others for value, _ in values_of(each, name) if isinstance(value, str))
+    return (
+        all(isinstance(each, list) for each in prompts_of(request)) and sum(map(len, texts)) <= MAX_BODY_BYTES
+    )
+
+
+def _too_large() -> RequestError:
+    return RequestError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"The request body is larger than {MAX_BODY_BYTES} bytes. Only a completion whose prompt is a list of"
+        f" token ids may have up to {MAX_TOKENS_BODY_BYTES}. Shorten the request.",
+    )
+
+
+async def _read(receive: Receive, path: str) -> bytes | None:
     """The whole body; None if the client disconnected. Raises RequestError if it is too large."""
+    limit = MAX_TOKENS_BODY_BYTES if path == "/v1/completions" else MAX_BODY_BYTES
     parts: list[bytes] = []
     size = 0
     while (message := await receive())["type"] == "http.request":
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The request body is larger than {MAX_BODY_BYTES} bytes.",
-            )
+        if size > limit:
+            raise _too_large()
         if not message.get("more_body", False):
             return b"".join(parts)
     return None
-
-
-def _parsed(body: bytes) -> Mapping[str, Any] | None:
-    """The JSON object; None if the body is something else."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return request if isinstance(request, dict) else None
-
-
-def _check(request: Mapping[str, Any]) -> None:
-    """Check what vLLM compiles. Raises RequestError if it is beyond a limit, or if text in it is not JSON."""
-    for field in ("response_format", "tools"):
-        check_schema(request.get(field), field)
-    settings = request.get("structured_outputs")
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        _check_setting(name, value, f"structured_outputs.{name}")
-
-
-def _check_setting(name: str, value: object, field: str) -> None:
-    if not isinstance(value, str):
-        check_schema(value, field)
-        return
-    check_text(value, field)
-    if name == "grammar":
-        check_grammar(value, field)
-    elif name in {"regex", "whitespace_pattern"}:
-        check_regex(value, field)
-    elif name in {"json", "structural_tag"}:
-        check_schema(_of_text(value, field), field)
-
-
-def _of_text(text: str, field: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_unambiguous)
-    except (ValueError, RecursionError) as error:
-        raise RequestError.invalid(f"{field}: not valid JSON: {error}", field) from error
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names differ: parsers disagree about which of two equal ones counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a name twice")
-    return found
