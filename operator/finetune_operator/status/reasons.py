@@ -43,6 +43,7 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     PREVIEW = "Preview"
     CANARY = "Canary"
+    AWAITING_REPLICAS = "AwaitingReplicas"
     NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
     SCALING = "Scaling"
     ROUTE_PENDING = "RoutePending"

@@ -10,7 +10,11 @@ from finetune_operator.manifests.serving import endpoint_url
 from finetune_operator.plan import Event
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
-from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
+from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
+    awaited_message,
+    awaits_stable,
+    is_dead,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL, pod_selector
 from finetune_operator.reconcile.steps import Done, Failed, Suspended, Working
@@ -159,6 +163,9 @@ def give_back(view: EndpointView) -> RolloutOutcome:
         f"revision {view.wanted.name} ({view.models}) is rolled back{why}; {view.stable} gets all requests"
         " when its replicas are ready"
     )
+    if is_dead(view, view.stable):
+        message = f"{message}. {awaited_message(view, view.stable)}"
+        return RolloutOutcome(Working(Reason.AWAITING_REPLICAS, message))
     return RolloutOutcome(Working(Reason.ROLLING_OUT, message))
 
 
@@ -173,9 +180,13 @@ def abort(view: EndpointView) -> RolloutOutcome:
 
 
 def return_requests(view: EndpointView) -> RolloutOutcome:
-    """Return the requests of a revision that does not serve well to the one before it, at once."""
+    """Return the requests of a revision that does not serve well to the one before it, at once.
+
+    It keeps them as long as it has a ready pod and the one before it has none.
+    """
     why = shortened(view.regression or "")
-    return _roll_back_to_stable(view, why, RevisionVerdict(result="Failed", reason=why))
+    outcome = _roll_back_to_stable(view, why, RevisionVerdict(result="Failed", reason=why))
+    return replace(give_back(view), entry=outcome.entry) if is_dead(view, view.stable) else outcome
 
 
 def _failure_message(view: EndpointView, failure: str) -> str:

@@ -57,13 +57,14 @@ def _replaced(view: EndpointView, limits: RollingLimits, state: State) -> dict[s
 def returning_replicas(view: EndpointView, stable: str) -> dict[str, int]:
     """Replicas while the requests of the other revisions return to the stable revision.
 
-    Each replica of it that is ready takes over from one of those that share the requests with it.
+    Each replica of it that is ready takes over from one of those that share the requests with it. The first
+    one may need the room of such a replica.
     """
     total = view.endpoint.spec.replicas
     replicas = {stable: total}
     for name in view.weights:
         if stable in view.weights and name != stable:
-            replicas[name] = min(_desired(view, name), max(total - num_ready(view, stable), 1))
+            replicas[name] = min(_desired(view, name), max(total - max(num_ready(view, stable), 1), 1))
     return replicas
 
 

@@ -21,9 +21,12 @@ from finetune_operator.reconcile.inferencedeployment.rollout.outcome import Roll
 from finetune_operator.reconcile.inferencedeployment.rollout.preview import preview_writes
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of, returning_replicas
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import (
+    awaited_message,
     awaits_stable,
     has_lost_its_share,
     is_complete,
+    is_dead,
+    returns_to,
     rolling_limits,
     weights_by_replicas,
 )
@@ -127,8 +130,11 @@ def _return_to_one(view: EndpointView) -> Plan:
     Another one has a share that it may not have any more. The wanted revision starts in a later pass: a
     Service that splits requests selects every revision.
     """
-    stable = view.serving
+    stable = returns_to(view)
     replicas = returning_replicas(view, stable)
+    if is_dead(view, stable):
+        halt = Working(Reason.AWAITING_REPLICAS, awaited_message(view, stable))
+        return view.observed.plan(halt, apply=view.observed.replica_applies(replicas))
     if not is_complete(view, stable):
         message = f"{stable} gets all requests when its {view.endpoint.spec.replicas} replicas are ready"
         halt = Working(Reason.ROLLING_OUT, message)

@@ -2,7 +2,12 @@
 """Requests that two revisions share, and their return to one of them."""
 
 from finetune_operator.engine.resources import DEPLOYMENT, POD
-from finetune_operator.observe.deployments import capacity_shortage, has_exceeded_deadline, is_ready
+from finetune_operator.observe.deployments import (
+    capacity_shortage,
+    has_exceeded_deadline,
+    is_ready,
+    trouble_of,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
@@ -24,8 +29,31 @@ def num_ready(view: EndpointView, revision: str) -> int:
     return ready
 
 
+def is_dead(view: EndpointView, revision: str) -> bool:
+    """Whether the revision has no ready pod, and another one with requests has one.
+
+    It must not get all requests. With Recreate, it gives and takes the room of the other one, so it does.
+    """
+    strategy = view.endpoint.spec.strategy
+    if "Recreate" in {strategy.type, strategy.fallback} or num_ready(view, revision):
+        return False
+    return any(num_ready(view, name) for name in view.weights if name != revision)
+
+
+def awaited_message(view: EndpointView, revision: str) -> str:
+    """What a dead revision waits for, and which revisions answer until then."""
+    snapshot = view.snapshot
+    pods, deployment = snapshot.children[POD], snapshot.children[DEPLOYMENT].get(revision)
+    trouble = trouble_of(revision, deployment, pods, snapshot.now, snapshot.positions)
+    why = f": {trouble.message}" if trouble is not None else ""
+    living = ", ".join(name for name in view.weights if name != revision and num_ready(view, name))
+    return f"{revision} has no ready pod, so {living} keeps its requests until it has one{why}"
+
+
 def is_complete(view: EndpointView, revision: str) -> bool:
-    """Whether the revision has all replicas, or cannot get them now."""
+    """Whether the revision can get all requests: it has all replicas, or cannot get more of them now."""
+    if is_dead(view, revision):
+        return False
     deployment = view.snapshot.children[DEPLOYMENT].get(revision)
     return (
         deployment is None
@@ -45,6 +73,18 @@ def has_lost_its_share(view: EndpointView) -> bool:
     if len(view.others) != 1 or view.wanted.name not in view.weights:
         return len(view.others) > 1
     return view.serving == view.wanted.name or (view.canary is None and rolling_limits(view) is None)
+
+
+def returns_to(view: EndpointView) -> str:
+    """The revision that gets all requests when several have lost their shares: the one that serves.
+
+    If its Deployment was deleted, it is the one of the others that has most ready pods.
+    """
+    deployments = view.snapshot.children[DEPLOYMENT]
+    left = [name for name in view.weights if name in deployments]
+    if view.serving in deployments or not left:
+        return view.serving
+    return max(left, key=lambda name: num_ready(view, name))
 
 
 def weights_by_replicas(view: EndpointView) -> dict[str, int]:
