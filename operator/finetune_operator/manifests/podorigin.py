@@ -6,6 +6,7 @@ change them, for example a tag to a digest.
 """
 
 import json
+import re
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -18,9 +19,13 @@ from finetune_operator.manifests.labels import (
     short_hash,
 )
 from finetune_operator.plan import Manifest
+from finetune_trainer.contract.environment import CONFIG_ENV
 
 DIGEST_LENGTH: Final = 16
 """Hexadecimal digits of a recorded digest."""
+
+NONCE_FIELD: Final = re.compile(r',?"nonce":"[0-9a-f]+"')
+"""The nonce of a config in its JSON. Quotes within a text of it are escaped, so no text matches."""
 
 SHAPES_PODS: Final = frozenset(
     {
@@ -67,7 +72,7 @@ SHAPES_NO_PODS: Final = frozenset(
 def origin_annotations(profile: ComputeProfile | None, template: Manifest) -> dict[str, str]:
     """What shaped the pods of this template. Pods without a profile have no digest of one."""
     marks = {
-        TEMPLATE_DIGEST: _digest(template),
+        TEMPLATE_DIGEST: _digest(_without_nonces(template)),
         IMAGES: ",".join(sorted({each["image"] for each in _containers(template)})),
     }
     return marks if profile is None else {PROFILE_DIGEST: profile_digest(profile), **marks}
@@ -97,6 +102,27 @@ def changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> 
         causes["its image"] = (IMAGES,)
     changed = {key for key in {*old, *wanted} if old.get(key) != wanted.get(key)}
     return next((cause for cause, keys in causes.items() if not changed.isdisjoint(keys)), None)
+
+
+def _without_nonces(template: Manifest) -> Manifest:
+    """The template without the nonces in its configs, which each process of the operator chooses anew."""
+    spec = dict(template["spec"])
+    for kind in ("initContainers", "containers"):
+        spec[kind] = [
+            {**each, "env": [_without_nonce(variable) for variable in each.get("env", ())]}
+            if any(variable["name"] == CONFIG_ENV for variable in each.get("env", ()))
+            else each
+            for each in spec.get(kind, ())
+        ]
+        if kind not in template["spec"]:
+            del spec[kind]
+    return {**template, "spec": spec}
+
+
+def _without_nonce(variable: Manifest) -> Manifest:
+    if variable["name"] != CONFIG_ENV or "value" not in variable:
+        return variable
+    return {**variable, "value": NONCE_FIELD.sub("", variable["value"])}
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:

@@ -9,6 +9,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
+from finetune_operator.manifests.labels import NONCE, TEMPLATE_DIGEST
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.podsizing import pod_sizing
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, container_resources
@@ -29,6 +30,7 @@ def built(
     stage: JobStage = "train",
     uses: ComputeProfile | None = None,
     devices: int = 0,
+    nonce_key: str = "",
     **storage: Any,
 ) -> Manifest:
     manifest = finetunejob()
@@ -43,7 +45,7 @@ def built(
         devices=devices,
     )
     config = collect_config(StageInputs(job, job.uid, "pvc://artifacts/team", None), "train")
-    return build_stage_job(job, "tickets-v1-x", config, stage, placement)
+    return build_stage_job(job, "tickets-v1-x", config, stage, placement, nonce_key=nonce_key)
 
 
 def pod_of(job: Manifest) -> Manifest:
@@ -63,6 +65,14 @@ def test_every_pod_is_restricted_and_holds_no_api_token(stage: JobStage) -> None
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert "report-token" not in [volume["name"] for volume in pod["volumes"]]
+
+
+def test_a_restart_of_the_operator_changes_no_digest_by_which_a_waiting_job_is_created_again() -> None:
+    """Each process has another nonce key. An edit of the profile compares with Jobs of the one before."""
+    old, new = (built(nonce_key=key * 64)["metadata"]["annotations"] for key in "ab")
+    assert old[NONCE] != new[NONCE]
+    assert old[TEMPLATE_DIGEST] == new[TEMPLATE_DIGEST]
+    assert old[TEMPLATE_DIGEST] != built(devices=1)["metadata"]["annotations"][TEMPLATE_DIGEST]
 
 
 @pytest.mark.parametrize("stage", STAGES)
