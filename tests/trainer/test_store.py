@@ -200,6 +200,18 @@ def test_a_result_of_another_version_counts_as_none(store: Store) -> None:
     assert store.read_result("uid-1", "prepare") is None
 
 
+def test_the_content_of_a_run_is_not_deleted_through_a_link(tmp_path: Path) -> None:
+    root, outside = tmp_path / "volume" / "store", tmp_path / "outside" / "uid-1"
+    root.mkdir(parents=True)
+    outside.mkdir(parents=True)
+    (root / "runs").symlink_to(outside.parent)
+    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(root)))
+    with pytest.raises(StageFailure) as caught:
+        store.delete_run("uid-1")
+    assert caught.value.reason == FailureReason.STORE_UNAVAILABLE
+    assert outside.is_dir()
+
+
 def test_a_run_is_one_folder_name(store: Store) -> None:
     with pytest.raises(StageFailure, match=r"run: '\.\./x' is not a folder name"):
         store.run_folder("../x", "prepare")

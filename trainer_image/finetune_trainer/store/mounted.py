@@ -101,7 +101,7 @@ class MountedStore(Store):
 
     @override
     def delete_run(self, run: str) -> None:
-        folder = self._root / run_key(run)
+        folder = self._at(run_key(run))
         with self._mount.reachable(folder), suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
