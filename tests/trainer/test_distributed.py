@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,12 @@ from finetune_trainer.distributed.peermonitor import (
 )
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, ProcessRank
 from finetune_trainer.distributed.rendezvous import Rendezvous
-from finetune_trainer.distributed.tunnel import PeerNotAuthenticated, TunnelClient, read_key
+from finetune_trainer.distributed.tunnel import (
+    MAX_PENDING_PER_ADDRESS,
+    PeerNotAuthenticated,
+    TunnelClient,
+    read_key,
+)
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
@@ -148,6 +153,20 @@ def test_the_store_of_several_pods_requires_the_key() -> None:
         assert answers("127.0.0.2", port)
         with pytest.raises(DistError):
             TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=1))
+
+
+def test_a_stranger_that_never_authenticates_does_not_keep_the_processes_of_the_run_out() -> None:
+    with leading() as port, ExitStack() as stack:
+        silent = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.3", 0))
+            )
+            for _ in range(MAX_PENDING_PER_ADDRESS + 40)
+        ]
+        # The last one is refused: the leader closes it without a challenge.
+        silent[-1].settimeout(TIMEOUT_SECONDS)
+        assert silent[-1].recv(1) == b""
+        TunnelClient("127.0.0.1", port, KEY).connect().close()
 
 
 def test_a_process_with_another_key_does_not_join() -> None:

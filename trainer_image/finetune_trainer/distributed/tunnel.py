@@ -13,6 +13,7 @@ import logging
 import secrets
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +28,13 @@ PROOF_BYTES: Final = sha256().digest_size
 MIN_KEY_BYTES: Final = 16
 HANDSHAKE_SECONDS: Final = 10.0
 """Time for the other end to authenticate."""
-MAX_PENDING_CONNECTIONS: Final = 64
+MAX_PENDING_CONNECTIONS: Final = 256
 """Limit of connections that have not authenticated yet; further ones are closed."""
+MAX_PENDING_PER_ADDRESS: Final = 32
+"""Limit of those from one address, so that one pod outside of the run cannot keep all its processes out.
+
+The processes of one pod connect at the same time, and each of them opens several connections.
+"""
 CHUNK_BYTES: Final = 1 << 16
 
 logger = logging.getLogger(__name__)
@@ -71,17 +77,34 @@ class TunnelServer:
     def __init__(self, listener: socket.socket, key: bytes, port: int) -> None:
         self._key = key
         self._port = port
-        self._pending = threading.BoundedSemaphore(MAX_PENDING_CONNECTIONS)
+        self._pending: Counter[str] = Counter()
+        """Number of connections that have not authenticated yet, by address."""
+        self._lock = threading.Lock()
         self._listener = listener
         _thread(self._accept, "tunnel")
 
     def _accept(self) -> None:
         while True:
             connection, address = self._listener.accept()
-            if self._pending.acquire(blocking=False):
+            if self._admits(address[0]):
                 _thread(self._serve, "tunnel: connection", connection, address[0])
             else:
                 connection.close()
+
+    def _admits(self, host: str) -> bool:
+        """Count a connection, unless this or all addresses have too many of them."""
+        with self._lock:
+            is_full = self._pending.total() >= MAX_PENDING_CONNECTIONS
+            if is_full or self._pending[host] >= MAX_PENDING_PER_ADDRESS:
+                return False
+            self._pending[host] += 1
+            return True
+
+    def _release(self, host: str) -> None:
+        with self._lock:
+            self._pending[host] -= 1
+            if not self._pending[host]:
+                del self._pending[host]
 
     def _serve(self, connection: socket.socket, host: str) -> None:
         try:
@@ -99,7 +122,7 @@ class TunnelServer:
             connection.close()
             return
         finally:
-            self._pending.release()
+            self._release(host)
         _join(connection, store)
 
 
