@@ -116,6 +116,21 @@ def test_a_run_keeps_its_devices_if_no_older_run_competes_for_them(other: dict[s
     assert found.has_stage_job(STAGE)
 
 
+def test_a_run_that_no_older_one_competes_with_gives_back_after_an_hour() -> None:
+    cluster = partly_scheduled(other_created=LATER)
+    assert advance(cluster, 3599)["reason"] == "Unschedulable"
+    message = advance(cluster, 1)["message"]
+    assert "no more than 1 of 2 pods had a node for an hour" in message
+    assert "a smaller spec.compute.nodes" in message
+    assert not cluster.has_stage_job(STAGE)
+    end_pods(cluster)
+    assert (
+        "gave its devices back to other runs, and requests them again at" in advance(cluster, 50)["message"]
+    )
+    advance(cluster, 16)
+    assert cluster.has_stage_job(STAGE)
+
+
 def with_taint(value: str) -> list[Manifest]:
     return [{"key": "dedicated", "value": value, "effect": "NoSchedule"}]
 

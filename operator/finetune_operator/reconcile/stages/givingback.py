@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of several pods that each hold a part of the devices that another one needs: the younger gives back.
+"""Runs of several pods that hold a part of the devices that they need: they give them back.
 
-Without a queue that admits all pods of a Job together, two such runs would wait for each other forever.
+Without a queue that admits all pods of a Job together, two such runs would wait for each other forever, so
+the younger one gives back soon. A run for which the nodes never suffice would hold devices without end, so
+each one gives back after an hour.
 """
 
 from datetime import datetime, timedelta
@@ -36,6 +38,8 @@ GIVE_BACK_TO_OTHER_TAINTS_AFTER: Final = timedelta(hours=1)
 
 Both may hold devices of nodes without taints, and then nothing else ends their wait.
 """
+GIVE_BACK_ALONE_AFTER: Final = timedelta(hours=1)
+"""How long a run waits that competes with no older one. Runs of one pod may need its devices, too."""
 RECHECK_SECONDS: Final = 30.0
 """Time between two passes over a run that waits for its remaining pods: another run may join it."""
 
@@ -50,20 +54,29 @@ def is_partly_scheduled(job: Manifest, pods: list[Manifest]) -> bool:
 
 
 def give_back(draft: Draft, job: Manifest, pods: list[Manifest], request: StageRequest) -> Retry | None:
-    """Delete the Job of a partly scheduled run while an older one waits in the same way.
+    """Delete the Job of a partly scheduled run that has waited for long, or while an older one waits too.
 
     The wait until the Job is created again grows each time. None: the run keeps what it has.
     """
     snapshot = draft.snapshot
     since = max(filter(None, map(_unscheduled_since, pods)), default=snapshot.now)
-    if not _has_waited_for_older(snapshot.now - since, request, snapshot):
+    waited = snapshot.now - since
+    if _has_waited_for_older(waited, request, snapshot):
+        why = (
+            "an older run of several pods waits for devices too, and each held a part of what the other one"
+            " needs"
+        )
+    elif waited >= GIVE_BACK_ALONE_AFTER:
+        placed = sum("nodeName" in pod["spec"] for pod in newest_per_index(pods) if not has_ended(pod))
+        why = (
+            f"no more than {placed} of {nodes_of(job)} pods had a node for an hour. If the nodes never"
+            " suffice, create a run with a smaller spec.compute.nodes, or another ComputeProfile"
+        )
+    else:
         return None
     draft.remove(job)
     status = backoff.count_give_back(request.retry, request.stage, snapshot.now)
-    message = (
-        f"the {request.stage} pods gave their devices back: an older run of several pods waits for devices"
-        " too, and each held a part of what the other one needs"
-    )
+    message = f"the {request.stage} pods gave their devices back: {why}"
     draft.event(EventReason.DEVICES_GIVEN_BACK, message)
     halt = Working(Reason.QUEUED, message)
     return Retry(Reason.QUEUED, message, None, status, halt)
@@ -79,8 +92,7 @@ def held_back(request: StageRequest, now: datetime) -> Working | None:
         return None
     return Working(
         Reason.QUEUED,
-        f"{request.stage} gave its devices back to an older run of several pods, and requests them again at"
-        f" {due:%H:%M:%S} UTC",
+        f"{request.stage} gave its devices back to other runs, and requests them again at {due:%H:%M:%S} UTC",
         max(1.0, (due - now).total_seconds()),
     )
 
