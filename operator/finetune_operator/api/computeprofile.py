@@ -251,8 +251,18 @@ class ComputeProfileSpec(Model):
             ge=1,
             le=1000,
             description="Max number of endpoints with this profile, in all namespaces, that start a new"
-            " revision next to a serving one at the same time. The remaining endpoints wait. Default: one"
-            " per namespace.",
+            " revision next to a serving one at the same time. The remaining endpoints wait, and namespaces"
+            " take turns. Default: one per namespace.",
+        ),
+    ] = None
+    max_progress_deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=10,
+            le=86400,
+            description="Seconds after which the starting revision of an endpoint no longer counts for"
+            " maxConcurrentRollouts, if it is not ready. It continues to start until the endpoint's own"
+            " progressDeadlineSeconds. Default: it counts until that deadline.",
         ),
     ] = None
 

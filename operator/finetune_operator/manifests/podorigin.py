@@ -64,6 +64,7 @@ SHAPES_NO_PODS: Final = frozenset(
         "max_run_seconds",
         "checkpoint_history_limit",
         "max_concurrent_rollouts",
+        "max_progress_deadline_seconds",
     }
 )
 """The other fields. An edit of them replaces nothing."""

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`maxConcurrentRollouts` of a profile limits how many endpoints replace their revision at once."""
 
+from datetime import timedelta
+from typing import Final
+
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.plan import Key
-from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import is_replacing
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import is_replacing, slot_of
 from finetune_operator.reconcile.scheduling.locks import rollout_lock
 from finetune_operator.reconcile.scheduling.relations import related
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile
+from tests.unit.operator.endpoints import NOW, EndpointCluster, checkpoint, profile
 from tests.unit.operator.memorycluster import MemoryCluster
+
+NEXT: Final = {"trainer": "registry.example/trainer:2"}
 
 
 def other(
@@ -144,6 +149,72 @@ def test_passes_over_endpoints_overlap_unless_they_share_a_limit() -> None:
     assert rollout_lock(endpoint, one) == rollout_lock(other(), one)
     assert rollout_lock(other(compute={"profile": "standard"}), one) == rollout_lock(endpoint, one)
     assert rollout_lock(other(compute={"profile": "h100"}), one) is None
+
+
+def test_a_rollout_holds_its_slot_no_longer_than_the_profile_allows() -> None:
+    cluster, old = serving_cluster()
+    stuck = other().to_dict()
+    stuck["status"]["revisions"][0]["since"] = cluster.cluster.now.isoformat()
+    cluster.put(stuck)
+    cluster.put(profile(maxConcurrentRollouts=1, maxProgressDeadlineSeconds=600, images=NEXT))
+    cluster.settle()
+    assert list(cluster.deployments) == [old]
+    assert cluster.reconcile().requeue_after == 600
+    cluster.wait(600)
+    cluster.settle()
+    assert len(cluster.deployments) == 2
+
+
+def queued(name: str, namespace: str) -> InferenceDeployment:
+    """An endpoint that waits for a slot."""
+    waiting = other(name, state="Live").to_dict()
+    waiting["metadata"] |= {"namespace": namespace}
+    return InferenceDeployment.model_validate(waiting)
+
+
+def turns(*waiting: InferenceDeployment, slots: int = 1, minutes: int = 60) -> list[list[str]]:
+    """The endpoints that may take a slot in each minute, if none of them does."""
+    uses = profile(maxConcurrentRollouts=slots)
+    return [
+        [
+            each.metadata.name
+            for each in waiting
+            if slot_of(each, uses, (), lambda: waiting, NOW + timedelta(minutes=minute)).is_free
+        ]
+        for minute in range(minutes)
+    ]
+
+
+def test_namespaces_take_turns_however_many_endpoints_they_have() -> None:
+    many = [queued(f"many-{number}", "greedy") for number in range(30)]
+    found = turns(*many, queued("one", "modest"))
+    assert {len(names) for names in found} == {1}, "no slot stays free, and none is taken twice"
+    assert found.count(["one"]) == 30
+    assert {name for (name,) in found} == {each.metadata.name for each in many} | {"one"}
+
+
+def test_each_namespace_gets_one_of_several_slots_before_another_gets_two() -> None:
+    found = turns(*(queued(f"{team}-{n}", team) for team in "abc" for n in range(3)), slots=3)
+    assert all({name[0] for name in names} == set("abc") for names in found)
+
+
+def test_an_endpoint_whose_turn_it_is_not_is_checked_again_at_the_next_turn() -> None:
+    waiting = [queued("first", "a"), queued("second", "b")]
+    now = NOW.replace(second=20)
+    found = [slot_of(each, profile(maxConcurrentRollouts=1), (), lambda: waiting, now) for each in waiting]
+    assert sorted((each.is_free, each.recheck_seconds) for each in found) == [(False, 40), (True, None)]
+
+
+def test_endpoints_that_wait_for_something_else_have_no_turn() -> None:
+    paused = queued("paused", "b").to_dict()
+    paused["spec"]["strategy"] = {"paused": True}
+    started = queued("started", "c").to_dict()
+    started["status"]["revisions"][0]["state"] = "WaitingForCapacity"
+    others = [InferenceDeployment.model_validate(each) for each in (paused, started)]
+    waiting = queued("waiting", "a")
+    for minute in range(5):
+        now = NOW + timedelta(minutes=minute)
+        assert slot_of(waiting, profile(maxConcurrentRollouts=1), (), lambda: others, now).is_free
 
 
 def test_a_profile_without_a_limit_allows_one_rollout_per_namespace() -> None:

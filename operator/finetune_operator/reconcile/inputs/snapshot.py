@@ -102,6 +102,8 @@ class Snapshot:
     """Returns InferenceDeployments in the same way, because weights in a bucket have no namespace."""
     rolling_everywhere: Iterable[InferenceDeployment] = ()
     """InferenceDeployments of all namespaces with a starting revision, because profiles have no namespace."""
+    queued_everywhere: Callable[[], Iterable[InferenceDeployment]] = tuple
+    """Returns the InferenceDeployments of all namespaces with the reason Queued, in the same way."""
     partly_scheduled_everywhere: Iterable[FineTuneJob] = ()
     """FineTuneJobs of all namespaces with several pods of which no node can take one."""
     profiles: Mapping[str, ComputeProfile] = field(default_factory=dict)

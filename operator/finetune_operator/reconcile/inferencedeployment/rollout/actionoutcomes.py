@@ -9,7 +9,10 @@ from finetune_operator.manifests.serviceaccount import build_service_account
 from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.plan import Create, Event
 from finetune_operator.reconcile.inferencedeployment.rollout import readyoutcomes
-from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import DEFAULT_PER_NAMESPACE
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import (
+    DEFAULT_PER_NAMESPACE,
+    slot_of,
+)
 from finetune_operator.reconcile.inferencedeployment.rollout.outcome import RolloutOutcome
 from finetune_operator.reconcile.inferencedeployment.rollout.replicas import replicas_of
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import num_ready, rolling_limits
@@ -61,7 +64,11 @@ def queue(view: EndpointView) -> RolloutOutcome:
         f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
         f" out: ComputeProfile {profile.name} has {allowed}"
     )
-    return RolloutOutcome(Working(Reason.QUEUED, message))
+    snapshot = view.snapshot
+    slot = slot_of(
+        view.endpoint, profile, snapshot.rolling_everywhere, snapshot.queued_everywhere, snapshot.now
+    )
+    return RolloutOutcome(Working(Reason.QUEUED, message, slot.recheck_seconds))
 
 
 def make_room(view: EndpointView) -> RolloutOutcome:

@@ -4,7 +4,7 @@
 from finetune_operator.observe.deployments import is_ready
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
-from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import must_wait
+from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import slot_of
 from finetune_operator.reconcile.inferencedeployment.rollout.sharing import awaits_stable
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import (
     PROGRESSING,
@@ -157,6 +157,15 @@ def _observe_bake(view: EndpointView) -> Observation:
 
 def has_slot(view: EndpointView) -> bool:
     """Whether a rollout may start; the first revision of an endpoint needs no slot."""
-    everywhere = view.snapshot.rolling_everywhere
     has_begun = not view.has_fallback or view.has_made_room
-    return has_begun or not must_wait(view.endpoint, view.wanted.profile, everywhere)
+    snapshot = view.snapshot
+    return (
+        has_begun
+        or slot_of(
+            view.endpoint,
+            view.wanted.profile,
+            snapshot.rolling_everywhere,
+            snapshot.queued_everywhere,
+            snapshot.now,
+        ).is_free
+    )
