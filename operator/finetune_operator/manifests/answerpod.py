@@ -14,6 +14,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.manifests.answerservers import answer_servers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_of, engine_resources
+from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
 from finetune_operator.manifests.security import container_security
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.answerengine import AnswerEngine
@@ -35,7 +36,6 @@ ANSWER_CONTAINERS: Final = (PROMPTS_CONTAINER, ANSWERS_CONTAINER)
 ENDED_BY_SIGTERM: Final = (ExitCode.PREEMPTED_SAVED, 128 + signal.SIGTERM)
 """Exit codes of these containers after SIGTERM. The next pod answers again what is not measured."""
 MOUNT: Final[Manifest] = {"name": "answers", "mountPath": ANSWERS_MOUNT}
-VOLUME: Final[Manifest] = {"name": "answers", "emptyDir": {}}
 
 
 def separate_engine(config: object) -> AnswerEngine | None:
@@ -61,7 +61,10 @@ def with_answers(pod: Manifest, config: EvaluateConfig, profile: ComputeProfile,
             _answers(trainer, config, engine, profile, devices),
         ],
         "containers": [reading],
-        "volumes": [*pod["volumes"], VOLUME],
+        "volumes": [
+            *pod["volumes"],
+            disk_volume("answers", profile.spec.resources.evaluate, SCRATCH_LIMIT),
+        ],
     }
 
 

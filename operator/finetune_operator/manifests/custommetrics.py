@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_operator.api.custommetric import CustomMetric
+from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.locations import Location
+from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.custommetric import CustomMetric as MountedMetric
 from finetune_trainer.contract.environment import (
@@ -63,12 +65,12 @@ def source_volumes(metrics: tuple[CustomMetric, ...]) -> tuple[list[Manifest], l
     return volumes, mounts
 
 
-def folder_volumes(folders: ScoredFolders) -> tuple[list[Manifest], list[Manifest]]:
+def folder_volumes(folders: ScoredFolders, resources: PodResources) -> tuple[list[Manifest], list[Manifest]]:
     """The claim of the store and an empty folder for temporary files, and their mounts."""
     claim = {"claimName": folders.store.name}
     volumes: list[Manifest] = [
         {"name": "store", "persistentVolumeClaim": claim},
-        {"name": "scratch", "emptyDir": {}},
+        disk_volume("scratch", resources, SCRATCH_LIMIT),
     ]
     mounts: list[Manifest] = [
         {"name": "store", "mountPath": mount, "subPath": _beneath(folders.store, key), "readOnly": True}

@@ -9,6 +9,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import PodResources, quantity_value
 from finetune_operator.api.prediction import Prediction
+from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 
 MEBIBYTE: Final = 1 << 20
@@ -27,6 +28,13 @@ WRITE_BYTES_PER_SECOND: Final = 100 * MEBIBYTE
 STEP_SECONDS: Final = 60
 """Seconds of the grace period to finish a step, in addition to those for the resume state."""
 MAX_GRACE_SECONDS: Final = 1800
+SCRATCH_LIMIT: Final = "100Gi"
+"""Size limit of temporary files and answers, if the profile has no `ephemeralStorage` for the stage.
+
+An endless log or cache then ends its own pod before the node evicts others.
+"""
+MODELS_LIMIT: Final = "2Ti"
+"""Size limit of an endpoint's models in the same case: above the largest known ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,12 @@ class PodSizing:
     """Size of /dev/shm as a quantity; None for that of the container runtime."""
     grace_seconds: int | None
     """Seconds from SIGTERM to SIGKILL; None for the cluster's default."""
+
+
+def disk_volume(name: str, resources: PodResources | None, default: str) -> Manifest:
+    """A volume on the node's disk with the size limit of the profile, or else this one."""
+    given = None if resources is None else resources.ephemeral_storage
+    return {"name": name, "emptyDir": {"sizeLimit": given or default}}
 
 
 def one_device_holds(weights_bytes: int | None, device_bytes: int | None) -> bool:

@@ -21,7 +21,7 @@ from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.modelcache import cache_volume
 from finetune_operator.manifests.placement import device_placement
-from finetune_operator.manifests.podsizing import PodSizing, pod_sizing
+from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
@@ -114,7 +114,7 @@ def build_stage_pod(
 ) -> Manifest:
     """The pod's spec. `devices` is 0 for stages without devices; their pods may run on any node."""
     sizing = pod_sizing(stage, profile, devices, prediction)
-    volumes, mounts = _volumes(config, sizing.shared_memory, storage)
+    volumes, mounts = _volumes(config, sizing, storage)
     for mount in _secrets(credentials):
         volume, volume_mount = secret_volume(mount)
         volumes.append(volume)
@@ -187,18 +187,16 @@ def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
     return [mount for mount in mounts if mount is not None]
 
 
-def _volumes(
-    config: JobConfig, shared_memory: str | None, storage: Storage
-) -> tuple[list[Manifest], list[Manifest]]:
+def _volumes(config: JobConfig, sizing: PodSizing, storage: Storage) -> tuple[list[Manifest], list[Manifest]]:
     sources, source_mounts = source_volumes(storage.custom_metrics)
     if storage.folders is not None:
-        folders, folder_mounts = folder_volumes(storage.folders)
+        folders, folder_mounts = folder_volumes(storage.folders, sizing.resources)
         return [*folders, *sources], [*folder_mounts, *source_mounts]
     tasks, task_mounts = task_volumes(storage.tasks)
     caches, cache_mounts = cache_volume(storage.cache, is_filled=True)
     volumes: list[Manifest] = [
-        {"name": "store", **_store_volume(storage)},
-        {"name": "scratch", "emptyDir": {}},
+        {"name": "store", **_store_volume(storage, sizing)},
+        disk_volume("scratch", sizing.resources, SCRATCH_LIMIT),
         *sources,
         *tasks,
         *caches,
@@ -222,9 +220,9 @@ def _volumes(
             continue
         volumes.append({"name": name, **_read_only_volume(location)})
         mounts.append({"name": name, "mountPath": mount, "readOnly": True})
-    if shared_memory is not None:
+    if sizing.shared_memory is not None:
         volumes.append(
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": sizing.shared_memory}}
         )
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - a volume of the pod
     if isinstance(config, StageConfig) and config.report is not None:
@@ -235,10 +233,14 @@ def _volumes(
     return volumes, mounts
 
 
-def _store_volume(storage: Storage) -> dict[str, Any]:
-    """The claim. For a bucket, an emptyDir for files that a stage downloads or will upload."""
+def _store_volume(storage: Storage, sizing: PodSizing) -> dict[str, Any]:
+    """The claim. For a bucket, an emptyDir for files that a stage downloads or will upload.
+
+    It holds models and resume states of any size, so it has no limit except that of the profile.
+    """
     if storage.store is None:
-        return {"emptyDir": {}}
+        limit = sizing.resources.ephemeral_storage
+        return {"emptyDir": {} if limit is None else {"sizeLimit": limit}}
     if storage.cache is not None:
         return _read_only_volume(storage.store)
     return {"persistentVolumeClaim": {"claimName": storage.store.name}}

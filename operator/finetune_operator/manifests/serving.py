@@ -30,7 +30,7 @@ from finetune_operator.manifests.modelcache import (
 from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podorigin import origin_annotations
 from finetune_operator.manifests.podshape import shaped
-from finetune_operator.manifests.podsizing import serving_shared_memory
+from finetune_operator.manifests.podsizing import MODELS_LIMIT, disk_volume, serving_shared_memory
 from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
@@ -216,7 +216,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         ],
         "volumes": [
             *store_volumes,
-            {"name": "models", "emptyDir": {}},
+            disk_volume("models", profile.spec.resources.serve, MODELS_LIMIT),
             scratch_volume(engine.scratch_limit),
             *key_volumes,
             *memory_volumes,

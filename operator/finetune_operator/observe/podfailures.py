@@ -125,8 +125,7 @@ def eviction_advice(pod: Manifest, stage: str) -> str:
     message = pod["status"].get("message") or ""
     disk = _field(pod, stage, "ephemeralStorage")
     if POD_LIMIT_EXCEEDED.search(message):
-        # The operator sets no limit on volumes on disk.
-        where = f": {disk}" if disk and "EmptyDir" not in message else ""
+        where = f": {disk}" if disk and '"shared-memory"' not in message else ""
         return f"raise or remove that limit{where}"
     if "ephemeral" in message:
         raised = f"raise {disk} to what it uses, or " if disk else ""

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serving revision stays if the Service is deleted, and if no replicas can prove a new revision."""
 
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, rolling, serving, states
+import pytest
+
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, rolling, serving, states
 
 
 def test_a_service_deleted_during_a_rollout_comes_back_for_the_revision_that_serves() -> None:
@@ -123,3 +125,13 @@ def test_a_live_revision_scaled_to_zero_stays_live() -> None:
     cluster.settle()
     assert states(cluster) == {revision: "Live"}
     assert cluster.points_at == revision
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, "2Ti"), ({"ephemeralStorage": "50Gi"}, "50Gi")])
+def test_the_models_of_a_pod_cannot_fill_the_disk_of_a_node(given: dict[str, str], limit: str) -> None:
+    cluster = EndpointCluster(checkpoint("first", "1"))
+    cluster.put(profile(resources={"serve": {"cpu": "1", "memory": "1Gi", **given}}))
+    cluster.settle()
+    (deployment,) = cluster.deployments.values()
+    volumes = {each["name"]: each for each in deployment["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["models"] == {"name": "models", "emptyDir": {"sizeLimit": limit}}

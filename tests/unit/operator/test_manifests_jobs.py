@@ -172,3 +172,17 @@ def test_the_stores_folder_is_a_path_and_no_sub_path_of_the_mount() -> None:
     container = pod_of(built())["containers"][0]
     assert '"path":"/mnt/store/team"' in container["env"][0]["value"]
     assert all("subPath" not in mount for mount in container["volumeMounts"])
+
+
+def disk_limits(job: Manifest) -> dict[str, str | None]:
+    """Size limits of the volumes on the node's disk."""
+    volumes = [each for each in pod_of(job)["volumes"] if "emptyDir" in each]
+    return {each["name"]: each["emptyDir"].get("sizeLimit") for each in volumes}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
+def test_temporary_files_cannot_fill_the_disk_of_a_node(stage: JobStage) -> None:
+    given = {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "20Gi"}
+    assert disk_limits(built(stage))["scratch"] == "100Gi"
+    limited = built(stage, profile_of(resources={stage: given}))
+    assert disk_limits(limited)["scratch"] == "20Gi"

@@ -8,6 +8,7 @@ import pytest
 
 from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes
 from finetune_operator.manifests.locations import Location
+from finetune_operator.stagetable import STAGES
 from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import GateEvidence
@@ -280,6 +281,6 @@ def test_a_store_in_a_bucket_is_refused() -> None:
 def test_folders_of_a_store_in_a_subfolder_are_in_it() -> None:
     folders = ScoredFolders(Location("pvc", "artifacts", "team/a"), "uid", ROWS)
 
-    _, mounts = folder_volumes(folders)
+    _, mounts = folder_volumes(folders, STAGES["score"].resources)
 
     assert mounts[0]["subPath"] == "team/a/runs/uid/evaluate"
