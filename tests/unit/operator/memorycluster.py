@@ -88,7 +88,7 @@ class MemoryCluster:
             stored.setdefault("status", {"observedGeneration": -1})
         if stored["kind"] == "Job":
             # As the Job controller does.
-            is_suspended = stored["spec"].get("suspend", False)
+            is_suspended = stored.get("spec", {}).get("suspend", False)
             stored.setdefault("status", {} if is_suspended else {"startTime": at(self.now)})
         if stored["kind"] == "Pod" and (uid := _controller(stored)) is not None:
             metadata.setdefault("labels", {}).setdefault(JOB_UID, uid)  # as the Job controller does
