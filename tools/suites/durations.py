@@ -54,6 +54,8 @@ class Result:
         """Add the tests of these JUnit files of pytest."""
         for report in reports:
             for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
+                if "name" not in case.attrib:  # pytest was interrupted in its test
+                    continue
                 name, module = case.attrib["name"], case.attrib["classname"]
                 if module:  # pytest writes a module that cannot be imported as a test without one
                     self.tests[module.split(".")[1]] += 1

@@ -541,7 +541,10 @@ def test_without_probes_the_pod_mounts_neither_store_nor_keys() -> None:
     (job,) = jobs(cluster)
     assert config_of(cluster, job).probe is None
     volumes = cluster.cluster.objects["Job", job]["spec"]["template"]["spec"]["volumes"]
-    assert volumes == [{"name": "store", "emptyDir": {}}, {"name": "scratch", "emptyDir": {"sizeLimit": "100Gi"}}]
+    assert volumes == [
+        {"name": "store", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": "100Gi"}},
+    ]
 
 
 def test_a_policy_lets_the_analysis_connect_and_stays_as_it_was_without_one() -> None:

@@ -114,7 +114,10 @@ def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_pa
     )
     reports = [tmp_path / f"{number}.xml" for number in range(2)]
     reports[0].write_text(f"<testsuites><testsuite>{cases[0]}</testsuite></testsuites>")
-    reports[1].write_text(f"<testsuites><testsuite>{cases[1]}{cases[2]}</testsuite></testsuites>")
+    interrupted = '<testcase time="0.1"/>'
+    reports[1].write_text(
+        f"<testsuites><testsuite>{cases[1]}{cases[2]}{interrupted}</testsuite></testsuites>"
+    )
     result = Result("both", seconds=125.4, sessions={"a": 59.6, "b": 125.0})
 
     result.count(reports)
