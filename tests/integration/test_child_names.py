@@ -107,7 +107,7 @@ def _remove(cluster: MemoryCluster, *kinds: str) -> None:
                 if (kind, name) in cluster.objects:
                     cluster.reconcile(kind, name)
                 for job in cluster.of("Job").values():
-                    if job["metadata"]["labels"][STAGE] == "cleanup" and "status" not in job:
+                    if job["metadata"]["labels"][STAGE] == "cleanup" and "conditions" not in job["status"]:
                         cluster.end("cleanup", "")
             assert (kind, name) not in cluster.objects
 
