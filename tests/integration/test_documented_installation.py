@@ -5,6 +5,7 @@ tests/peers/test_release.py runs them on a node and from a registry. This is a q
 lines that need running pods or a registry are left out, and the charts come from the tree.
 """
 
+import csv
 import os
 import re
 import subprocess
@@ -26,7 +27,7 @@ PAGES: Final = ("installation.md", "quickstart.md", "models.md", "results.md")
 VALUES: Final = {"installation.md": "platform.yaml", "quickstart.md": "values.yaml"}
 """Values file that a page writes."""
 NEEDS_PODS: Final = re.compile(
-    r"kubectl (-n \S+ )?(wait|rollout|cp|port-forward)|oras|curl|  --(header|data)|kill|fetch"
+    r"kubectl (-n \S+ )?(wait|rollout|cp|port-forward)|oras|curl|  --(header|data)|kill|fetch|until"
 )
 IMAGE: Final = re.compile(r"\$\(kubectl .*trainerImage\}'\)")
 
@@ -101,10 +102,10 @@ def test_the_documented_installation_is_accepted_from_the_first_to_the_last_comm
         ("PersistentVolumeClaim", "artifacts"),
         ("PersistentVolumeClaim", "models"),
         ("ConfigMap", "rows"),
-        ("Secret", "hub"),
+        ("Secret", "gated"),
     }
     rows = next(each for each in objects["items"] if each["metadata"]["name"] == "rows")
-    assert len(rows["data"]["rows.jsonl"].splitlines()) == 48
+    assert len(list(csv.DictReader(rows["data"]["rows.csv"].splitlines()))) == 36
 
 
 def test_the_pods_of_the_documentation_are_restricted(user: User) -> None:

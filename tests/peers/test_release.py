@@ -40,6 +40,11 @@ PULL_SECRET = (
     "kubectl -n team-a create secret docker-registry registry --docker-server=registry.example.com "
     "--docker-username=USER --docker-password=PASSWORD"
 )
+HUB_SECRET = (
+    "kubectl -n team-a create secret generic hub --type=finetune.dev/credentials "
+    "--from-literal=endpoint=https://huggingface.co --from-literal=token=hf_TOKEN"
+)
+BASE_MODEL = "baseModel: {uri: hf://Qwen/Qwen3-0.6B}\n  chatTemplateKwargs"
 IMAGE_NAMES = "{.items[*].spec.containers[*].image}"
 IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
 CHARTS = {"chart-finetune-operator"}
@@ -107,10 +112,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def hub(cluster: TestCluster) -> Iterator[HubServer]:
-    """A hub that pods reach, with the tiny model under the name of the documented one, which is gated."""
+    """A hub that pods reach, with the tiny model under the name of the documented one, for a token only."""
     with HubServer(str(NODE_ADDRESS)) as server:
         server.authorization = "Bearer hf_TOKEN"
-        repository = server.repositories["models/google/gemma-3-270m-it"] = Repository()
+        repository = server.repositories["models/Qwen/Qwen3-0.6B"] = Repository()
         repository.commit(contents(tiny()))
         yield server
 
@@ -127,7 +132,9 @@ def steps(
 ) -> DocumentedSteps:
     """A user's folder, which is not a checkout."""
     names = {
-        "kubectl create namespace team-a": f"kubectl create namespace team-a\n{PULL_SECRET}",
+        "kubectl create namespace team-a": f"kubectl create namespace team-a\n{PULL_SECRET}\n{HUB_SECRET}",
+        # Only a Secret leads to another hub than the public one. Its token is the one for a gated model.
+        BASE_MODEL: BASE_MODEL.replace("}", ", credentialsSecretRef: {name: hub}}"),
         "registry.example.com/finetune": release.prefix,
         "mirror.example.com/finetune": f"{release.registry.address}/mirror",
         "registry.example.com": release.registry.address,
@@ -137,7 +144,7 @@ def steps(
         "https://huggingface.co": hub.endpoint,
         # The test cluster has a local volume, and the tiny model learns one answer in 15 epochs.
         "ReadWriteMany": "ReadWriteOnce",
-        "epochs: 5, learningRate: 0.001": "epochs: 15, learningRate: 0.01",
+        "epochs: 10, learningRate: 0.001": "epochs: 15, learningRate: 0.01",
         "shipping": "billing",
     }
     environment = {"SSL_CERT_FILE": str(release.registry.ca)}
