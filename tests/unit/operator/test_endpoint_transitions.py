@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout's state machine: its table, a pass for each row of it, and the picture of it in the docs."""
+"""The rollout's state machine: its table, a pass for each row of it, and the table of it in the docs."""
 
 from datetime import timedelta
 from itertools import product
@@ -221,7 +221,7 @@ UNWANTED:
   RolledBack -> =, REMOVE
 """
 ROLLOUTS_PAGE: Final = Path(__file__).parents[3] / "docs" / "rollouts.md"
-BEGINS_AGAIN: Final = {
+BEGINS_AGAIN: Final[dict[State, str]] = {
     "Standby": "is wanted again",
     "Retired": "is wanted again",
     "Failed": "is tried again after an edit or a decision, or because nothing else serves",
@@ -502,20 +502,23 @@ def test_a_postponed_revision_loses_its_deployment(state: State) -> None:
     assert states == {serves: "Live"} | ({wanted: "Retired"} if state == "RollingOut" else {})
 
 
-def picture() -> str:
-    """The transitions from one state to another as a mermaid diagram."""
-    lines = ["stateDiagram-v2", "    [*] --> Pending"]
-    edges: dict[tuple[str, str], list[str]] = {}
+def next_states() -> str:
+    """The transitions from one state to another as the table of the docs, grouped by event and next state."""
+    rows: dict[tuple[State, str], list[State]] = {}
     for (state, seen), following in TRANSITIONS.items():
         if state != following.state:
-            edges.setdefault((state, following.state), []).append(seen.value)
-    edges |= {(state, "Pending"): [why] for state, why in BEGINS_AGAIN.items()}
+            rows.setdefault((following.state, seen.value), []).append(state)
+    for state, why in BEGINS_AGAIN.items():
+        rows.setdefault(("Pending", why), []).append(state)
+    lines = ["| a revision that … | in the state | becomes |", "|---|---|---|"]
     lines += [
-        f"    {source} --> {target}: {'; '.join(edges[source, target])}"
-        for source, target in sorted(edges, key=lambda edge: tuple(STATES.index(each) for each in edge))
+        f"| {event} | {', '.join(f'`{state}`' for state in sorted(before, key=STATES.index))} | `{following}` |"
+        for (following, event), before in sorted(rows.items(), key=lambda row: STATES.index(row[0][0]))
     ]
-    return "\n".join(["```mermaid", *lines, "```"])
+    return "\n".join(lines)
 
 
-def test_the_picture_in_the_docs_shows_the_table() -> None:
-    assert picture() in ROLLOUTS_PAGE.read_text(), f"docs/rollouts.md needs this block:\n{picture()}"
+def test_the_table_in_the_docs_has_every_change_of_state() -> None:
+    assert f"\n\n{next_states()}\n\n" in ROLLOUTS_PAGE.read_text(), (
+        f"docs/rollouts.md needs this table:\n{next_states()}"
+    )

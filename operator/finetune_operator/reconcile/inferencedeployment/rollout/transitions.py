@@ -2,8 +2,8 @@
 """The rollout as a state machine.
 
 A pass takes the state of the wanted revision, reduces what it reads to one `Observation`, and looks up the
-transition. Revisions that are no longer wanted use the same table. A test compares it with the picture in
-docs/endpoints.md.
+transition. Revisions that are no longer wanted use the same table. A test compares it with the table in
+docs/rollouts.md.
 """
 
 from collections.abc import Iterable, Mapping
