@@ -137,4 +137,4 @@ class Affinity(Model):
 
     node_affinity: Annotated[NodeAffinity | None, Field(description="Nodes.")] = None
     pod_affinity: Annotated[PodAffinity | None, Field(description="Pods to be near to.")] = None
-    pod_anti_affinity: Annotated[PodAffinity | None, Field(description="Pods to be away from.")] = None
+    pod_anti_affinity: Annotated[PodAffinity | None, Field(description="Pods to keep away from.")] = None

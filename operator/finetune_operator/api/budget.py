@@ -116,9 +116,9 @@ ProfileBudget = Annotated[
     Field(
         description="What each namespace may use of the profile's devices per period. If it is used up,"
         " further stages with devices wait for the next period; running pods are never stopped, and endpoints"
-        " serve. A stage also waits if the budget has no more left than 1 h for each device of the"
-        " namespace's other Jobs that run or are younger than 1 h. status.budget has the usage of each"
-        " namespace; all users who may list profiles can read it. Default: no budget."
+        " serve. Each running Job of the namespace, and each that is younger than 1 h, reserves 1 h per"
+        " device. A stage also waits if these reservations use up the rest of the budget. status.budget has"
+        " the usage of each namespace; all users who may list profiles can read it. Default: no budget."
     ),
 ]
 ProfileBudgetStatus = Annotated[

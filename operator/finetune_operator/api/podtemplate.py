@@ -167,8 +167,8 @@ class PodTemplate(Model):
         tuple[PodStage, ...],
         Field(
             max_length=4,
-            description="Stages whose pods get the additions. prepare: prepare, preflight and all other pods"
-            " without devices. serve: the pods of endpoints. Empty: all pods.",
+            description="Stages to apply this entry to. prepare: all pods without devices, such as those of"
+            " prepare and preflight. serve: the pods of endpoints. Empty: all pods.",
         ),
     ] = ()
     labels: Annotated[

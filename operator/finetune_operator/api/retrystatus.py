@@ -27,8 +27,8 @@ class RetryStatus(Model):
     gave_back: Annotated[
         bool | None,
         Field(
-            description="True if the stage did not fail: its pods, of which some had no device, gave the"
-            " devices of the remaining pods back to an older run."
+            description="True if the stage did not fail: only some of its pods had devices, so it released"
+            " them for an older run."
         ),
     ] = None
     reading: Annotated[

@@ -237,8 +237,8 @@ class Strategy(Model):
     paused: Annotated[
         bool,
         Field(
-            description="Whether rollouts pause: no revision starts, and none that is starting gets requests."
-            " What serves keeps serving and can be scaled."
+            description="Whether rollouts pause: no new revision starts, and a starting one receives no"
+            " requests. What serves keeps serving and can be scaled."
         ),
     ] = False
     decision: Annotated[

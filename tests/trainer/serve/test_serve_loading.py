@@ -262,7 +262,7 @@ def test_a_record_of_another_device_is_only_reported(
     other = of_the_base(record).model_copy(update={"device": "cuda"})
     with caplog.at_level(logging.WARNING):
         start(served(root), {"tickets": other})
-    assert "No tolerance was measured for this combination, so it is served" in caplog.text
+    assert "It is served: no tolerance was measured for this combination" in caplog.text
 
 
 def test_a_server_reads_the_records_that_were_fetched(own: Path, record: ProbeRecord) -> None:

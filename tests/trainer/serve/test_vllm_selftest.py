@@ -172,7 +172,7 @@ def test_without_a_measured_tolerance_a_difference_is_logged(
     engine = Engine(base=BASE, router={**TUNED, 6: -4.5})
     check(router(tmp_path, RECORD.model_copy(update=record)), engine, computation)
     assert "differ by up to 2 nats" in caplog.text
-    assert "so it is served" in caplog.text
+    assert "It is served" in caplog.text
 
 
 def test_a_record_of_another_format_is_not_compared(tmp_path: Path) -> None:

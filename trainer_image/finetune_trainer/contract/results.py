@@ -244,7 +244,7 @@ class EvaluateResult(Contract):
 
 
 class ScoreResult(Contract):
-    """Result of `score`: what the result of `evaluate` has of other metrics."""
+    """Result of `score`: the custom metrics, in the same form as in the result of `evaluate`."""
 
     scores: tuple[Score, ...]
     evidence: tuple[GateEvidence, ...] = ()

@@ -31,7 +31,7 @@ PROBE_LOGIT: Final = 1000.0
 Losses = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """Negative log-likelihoods in nats, in float32, of hidden states (positions, hidden size), weight, bias and
 targets (positions,). The head multiplies in the dtype of autocast if it is on, else in that of the hidden
-states. Only if all losses have the same gradient, that of weight and bias is right."""
+states. The gradients of weight and bias are correct only if all losses have the same upstream gradient."""
 
 
 class ChunkedHead:

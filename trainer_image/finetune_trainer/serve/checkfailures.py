@@ -38,4 +38,4 @@ def require_probe(
     message = f"model {name!r}: {mismatch(record, computation, version, difference)}"
     if tolerance is not None:
         raise StageFailure(FailureReason.ARTIFACT_CORRUPT, f"{message}. {REMEDY}")
-    logger.warning("%s. No tolerance was measured for this combination, so it is served", message)
+    logger.warning("%s. It is served: no tolerance was measured for this combination", message)

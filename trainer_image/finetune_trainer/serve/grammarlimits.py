@@ -8,7 +8,7 @@ from typing import Final
 from finetune_trainer.serve.errors import RequestError
 
 MAX_NESTING: Final = 1000
-"""Compilers that have a stack of 8 MiB were ended by 2,400 and more, those of grammars by 5,000 rules."""
+"""With a stack of 8 MiB, compilers crashed from 2,400 nested levels or 5,000 rules of a grammar on."""
 MAX_REPETITIONS: Final = 1_000_000
 """Of a part of a regular expression or of a rule, times those of the parts that contain it.
 

@@ -11,7 +11,7 @@ from finetune_trainer.stage.judgeendpoint import JudgeProblem
 MAX_UNREADABLE: Final = 0.1
 """Share of replies without a verdict above which a judge has no win rate."""
 MIN_READABLE_CALLS: Final = 20
-"""If none of the first replies, as many as these, has a verdict, the following ones will have none either."""
+"""Number of first replies after which to give up if none of them has a verdict."""
 
 
 class ReplyCounter:

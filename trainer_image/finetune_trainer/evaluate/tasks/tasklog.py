@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune_trainer.scoring.tasks.harness import HarnessTask
 
 WITHOUT_TASKS: Final[frozenset[Subject]] = frozenset({"Prompted"})
-"""A task has its own prompts, so that it measures the weights: those of Prompted are the ones of Base."""
+"""A task has its own prompts, so Prompted would have the values of Base, which has the same weights."""
 
 logger = logging.getLogger(__name__)
 
