@@ -164,7 +164,7 @@ def test_without_a_terminal_each_change_is_one_line_said_once() -> None:
     for _ in range(3):
         view.show(snapshot(job(condition("DatasetReady")), None, started))
     assert [line.strip() for line in out.getvalue().splitlines()] == [
-        "FineTuneJob routing StageStarted train started",
+        "FineTuneJob routing · StageStarted · train started",
         "✔ prepare",
         "▶ preflight",
     ]

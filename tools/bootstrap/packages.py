@@ -41,6 +41,9 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "browser": {"chromium": "shows the evaluation page"},
 }
 
+NO_TERMINAL: Final = "--option=Dpkg::Use-Pty=0"
+"""Otherwise apt gives dpkg a terminal, on which it redraws its progress: lines of noise in a log."""
+
 
 def missing(packages: list[str]) -> list[str]:
     """The `packages` that are not installed."""
@@ -73,7 +76,7 @@ def install(packages: list[str]) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (
         ["apt-get", "update", "--quiet=2"],
-        [*("apt-get", "install", "--yes", "--quiet=2", "--no-install-recommends"), *packages],
+        [*("apt-get", "install", "--yes", "--quiet=2", "--no-install-recommends", NO_TERMINAL), *packages],
     ):
         subprocess.run(prefix + command, env=environment, stdin=subprocess.DEVNULL, check=True)
 

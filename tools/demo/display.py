@@ -125,4 +125,4 @@ def _stage(stage: Stage) -> str:
 
 def _event(event: DemoEvent) -> str:
     color = "red" if event.warning else "cyan"
-    return f"[dim]{event.about}[/] [{color}]{event.reason}[/] {escape(event.message)}"
+    return f"[dim]{event.about} ·[/] [{color}]{event.reason}[/] [dim]·[/] {escape(event.message)}"

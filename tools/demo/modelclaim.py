@@ -2,6 +2,7 @@
 """Copy the base model to a claim in the demo's namespace, once."""
 
 import contextlib
+import os
 import shlex
 import subprocess
 import sys
@@ -63,7 +64,10 @@ def copy(access: Access, image: str, console: Console) -> bool:
 def _folder() -> Path:
     """Folder of the model on this machine; built in a process of its own, which takes gigabytes of memory."""
     command = [sys.executable, "-m", "tools.models", "gemma"]
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # also those of transformers
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     if result.returncode:
         raise DemoError("the base model could not be built", [shlex.join(["python", *command[1:]])])
     return Path(result.stdout.strip())
