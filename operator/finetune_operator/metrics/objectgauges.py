@@ -30,7 +30,7 @@ class ObjectStateCollector(Collector):
     Args:
         kinds: the objects by kind, without settled runs.
         active: whether this process is the active one.
-        pods: returns the pods of the run with this uid.
+        pods: returns the pods of the run with this namespace and uid.
         since_progress: seconds since the run with this uid last reported a new step, or None.
         settled: number of settled runs by namespace and phase.
         max_series: objects of a kind that have their own series. Of more objects, those come first for which
@@ -42,7 +42,7 @@ class ObjectStateCollector(Collector):
         self,
         kinds: Mapping[str, Iterable[Manifest]],
         active: Callable[[], bool],
-        pods: Callable[[str], Iterable[Manifest]],
+        pods: Callable[[str, str], Iterable[Manifest]],
         since_progress: Callable[[str], float | None],
         *,
         settled: Callable[[], Mapping[tuple[str, str], int]] = dict,
@@ -127,8 +127,9 @@ class ObjectStateCollector(Collector):
 
     def _progressed_at(self, job: Manifest) -> float | None:
         """The latest of the pod's start, the last report, and the status, which outlives this process."""
-        uid = job["metadata"]["uid"]
-        running = [container_state(pod).get("running", {}).get("startedAt") for pod in self._pods(uid)]
+        namespace, uid = job["metadata"]["namespace"], job["metadata"]["uid"]
+        pods = self._pods(namespace, uid)
+        running = [container_state(pod).get("running", {}).get("startedAt") for pod in pods]
         moments = [parse_time(started).timestamp() for started in running if started]
         if not moments:
             return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The caches of the process: the operator's kinds and their children, with indexes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from finetune_operator.api.kinds import KINDS
@@ -9,9 +9,9 @@ from finetune_operator.api.meta import API_VERSION, GROUP
 from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound
 from finetune_operator.engine.packing import NEVER, PackingPolicy
 from finetune_operator.engine.resources import ResourceType
-from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, ObjectStore, Transform
+from finetune_operator.engine.store import MAX_NAMESPACE_MEBIBYTES, Indexer, ObjectStore, Transform
 from finetune_operator.plan import Key, Manifest
-from finetune_operator.reconcile.inputs.indexes import INDEXERS, has_ended
+from finetune_operator.reconcile.inputs.indexes import INDEXERS, address, has_ended, namespace_of
 from finetune_operator.reconcile.inputs.secondaries import SECONDARIES, Secondary, children_of
 
 KIND_TYPES: Final = {
@@ -23,7 +23,8 @@ READ_PREFIXES: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/
 """Begin of the labels and annotations that the operator reads or writes."""
 
 BY_OWNER: Final = "owner"
-"""Index of children, by `Child.owners`."""
+"""Index of children, by the `address` of the uids in `Child.owners`. An owner is in the namespace of its
+children: whoever may create objects in another namespace may give them any owner."""
 
 
 def key_of(manifest: Manifest) -> Key:
@@ -58,11 +59,17 @@ class Caches:
         }
         self.child_types = children_of(secondaries)
         self.children = {
-            each.type: ObjectStore({BY_OWNER: each.owners}, read_only_marks(each.kept), bound=self.bound)
+            each.type: ObjectStore(
+                {BY_OWNER: _in_namespace(each.owners)}, read_only_marks(each.kept), bound=self.bound
+            )
             for each in self.child_types
         }
         self.by_type = {KIND_TYPES[name]: store for name, store in self.kinds.items()} | self.children
         self.by_kind = {type_.kind: store for type_, store in self.by_type.items()}
+
+    def owned(self, type_: ResourceType, namespace: str, uid: str) -> Iterable[Manifest]:
+        """Objects of this type of the namespace that an owner with this uid has, by `Child.owners`."""
+        return self.children[type_].indexed(BY_OWNER, address(namespace, uid)).values()
 
     def keys(self) -> Iterator[Key]:
         """Keys of all objects of the operator's kinds."""
@@ -86,6 +93,13 @@ def read_only_marks(kept: Transform) -> Transform:
         return kept(obj | {"metadata": metadata})
 
     return transform
+
+
+def _in_namespace(owners: Indexer) -> Indexer:
+    def addresses(obj: Manifest) -> Iterator[str]:
+        return (address(namespace_of(obj), uid) for uid in owners(obj))
+
+    return addresses
 
 
 def _slim_checkpoint(checkpoint: Manifest) -> Manifest:

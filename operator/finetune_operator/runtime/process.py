@@ -32,7 +32,7 @@ from finetune_operator.report.authorizer import Authorizer
 from finetune_operator.report.board import ProgressBoard
 from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
-from finetune_operator.runtime.caches import BY_OWNER, Caches
+from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import Definitions
 from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.kopfwatch import KopfWatch
@@ -149,7 +149,7 @@ class Process:
             ObjectStateCollector(
                 {kind: store.unsettled for kind, store in self._caches.kinds.items()},
                 active=lambda: self._lease.held,
-                pods=lambda uid: self._caches.children[POD].indexed(BY_OWNER, uid).values(),
+                pods=partial(self._caches.owned, POD),
                 since_progress=self._board.since_progress,
                 settled=self._caches.kinds["FineTuneJob"].notes,
                 max_series=settings.max_series_per_kind,

@@ -44,7 +44,7 @@ from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, RunProgre
 from finetune_operator.reconcile.inputs.sortedgroups import SortedGroups
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.scheduling.locks import budget_lock, line_lock, rollout_lock
-from finetune_operator.runtime.caches import BY_OWNER, Caches
+from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.models import Models
 
 R = TypeVar("R", bound=Resource)
@@ -129,7 +129,7 @@ class SnapshotReader:
             progress: newest report of the run, if the object is one.
         """
         namespace = resource.namespace
-        children, orphans = self._children(resource.uid)
+        children, orphans = self._children(namespace, resource.uid)
         return Snapshot(
             now=now,
             facts=facts,
@@ -256,14 +256,14 @@ class SnapshotReader:
         same = records.indexed(BY_DIGEST, resource.spec.digest)
         return tuple(record for record in same if record.uid != resource.uid)
 
-    def _children(self, uid: str) -> tuple[Children, dict[str, tuple[Manifest, ...]]]:
+    def _children(self, namespace: str, uid: str) -> tuple[Children, dict[str, tuple[Manifest, ...]]]:
         """The children of the object, and, by the Job's name, pods that only claim to belong to its Jobs."""
         children: dict[ResourceType, dict[str, Manifest]] = {}
         orphans: dict[str, tuple[Manifest, ...]] = {}
         owners = [uid]
         for entry in self._caches.child_types:
-            store, own = self._caches.children[entry.type], children.setdefault(entry.type, {})
-            for obj in [obj for owner in owners for obj in store.indexed(BY_OWNER, owner).values()]:
+            own = children.setdefault(entry.type, {})
+            for obj in [obj for owner in owners for obj in self._caches.owned(entry.type, namespace, owner)]:
                 if entry.belongs(obj, children):
                     own[obj["metadata"]["name"]] = obj
                 elif (reference := controller(obj)).get("kind") == JOB.kind:

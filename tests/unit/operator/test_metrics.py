@@ -80,7 +80,7 @@ def collected(
         ObjectStateCollector(
             kinds,
             lambda: active,
-            lambda _uid: pods,
+            lambda _namespace, _uid: pods,
             lambda _uid: since_progress,
             settled=lambda: settled or {},
             max_series=max_series,

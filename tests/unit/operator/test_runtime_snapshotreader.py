@@ -8,7 +8,14 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.engine.resources import DEPLOYMENT, JOB, NETWORK_POLICY, POD, POD_DISRUPTION_BUDGET
+from finetune_operator.engine.resources import (
+    DEPLOYMENT,
+    JOB,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+)
 from finetune_operator.manifests.labels import OWNER_KIND, RUN
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.inputs.snapshot import OperatorFacts, Snapshot
@@ -100,6 +107,24 @@ def test_only_children_by_uid_are_seen() -> None:
     scene.caches.children[JOB].put(child("Job", "ours", ("FineTuneJob", "run", OWNER)))
     scene.caches.children[JOB].put(child("Job", "predecessors", ("FineTuneJob", "run", "uid-earlier")))
     assert set(scene.snapshot().children[JOB]) == {"ours"}
+
+
+def test_objects_of_another_namespace_are_no_children_whatever_owner_they_name() -> None:
+    """Their editor may know the uids of a run and its Jobs, and gives them its names."""
+    scene = Scene()
+    forged = [
+        (JOB, child("Job", "train", ("FineTuneJob", "run", OWNER))),
+        (POD, child("Pod", "train-abc", ("Job", "train", "uid-train"))),
+        (POD, child("Pod", "orphan", ("Job", "preflight", "uid-of-a-deleted-job"))),
+        (SERVICE, child("Service", "run", ("FineTuneJob", "run", OWNER))),
+    ]
+    for type_, each in forged:
+        each["metadata"] |= {"namespace": "elsewhere", "uid": f"forged-{each['metadata']['name']}"}
+        scene.caches.children[type_].put(each)
+    scene.caches.children[JOB].put(child("Job", "train", ("FineTuneJob", "run", OWNER)))
+    snapshot = scene.snapshot()
+    assert snapshot.children[JOB]["train"]["metadata"]["namespace"] == "team"
+    assert (snapshot.children[POD], snapshot.children[SERVICE], snapshot.orphans) == ({}, {}, {})
 
 
 def test_policies_and_budgets_are_children_by_uid_too() -> None:
