@@ -6,6 +6,7 @@ An object is in exactly one state: working (`Reconciling`), done (`Ready`), fail
 and a remaining `Stalled` as failed. Domain conditions (`Trained`, `Evaluated`, …) are independent of it.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Literal
@@ -17,6 +18,9 @@ from finetune_operator.status.reasons import ConditionType
 MESSAGE_LIMIT: Final = 1024
 """Limit of a message in characters; longer ones end in an ellipsis."""
 
+CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters except tabs and line breaks, and those that change the direction of the text."""
+
 STATES: Final = (
     ConditionType.READY,
     ConditionType.RECONCILING,
@@ -26,8 +30,12 @@ STATES: Final = (
 
 
 def shortened(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Shorten the text to `limit` characters."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    """Shorten the text to `limit` characters, and replace characters that control a terminal.
+
+    Texts of pods and events are quoted, and whoever may create these decides what they say.
+    """
+    cut = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", cut)
 
 
 def find(conditions: Iterable[Condition], type_: ConditionType) -> Condition | None:

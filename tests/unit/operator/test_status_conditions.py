@@ -6,7 +6,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune_operator.api.meta import Condition
-from finetune_operator.status.conditions import MESSAGE_LIMIT, enter, find, is_true, with_condition
+from finetune_operator.status.conditions import (
+    MESSAGE_LIMIT,
+    enter,
+    find,
+    is_true,
+    shortened,
+    with_condition,
+)
 from finetune_operator.status.reasons import ConditionType, Reason
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
@@ -44,6 +51,13 @@ def test_a_long_message_is_cut_to_what_the_api_takes() -> None:
     conditions = enter((), ConditionType.STALLED, Reason.STAGE_FAILED, "x" * 5000, generation=1, now=NOW)
     assert len(conditions[0].message) == MESSAGE_LIMIT
     assert conditions[0].message.endswith("…")
+
+
+def test_a_quoted_text_controls_no_terminal() -> None:
+    text = "clears \x1b[2J\x9b2J, rings \x07, reverses \u202e\u2066, and keeps\ttabs,\nlines, ü and 語"
+    shown = shortened(text)
+    assert len(shown) == len(text)
+    assert set(text) - set(shown) == set("\x1b\x9b\x07\u202e\u2066")
 
 
 def test_a_condition_that_is_not_there_is_not_true() -> None:
