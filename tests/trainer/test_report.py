@@ -219,13 +219,13 @@ def test_equal_preparations_have_equal_reports() -> None:
 
 def test_characters_that_utf8_cannot_encode_or_that_control_a_terminal_are_escaped() -> None:
     found = prepared(
-        problem(1, "has \ud83d and \x1b[31m and \x00 and ü"),
+        problem(1, "has \ud83d and \x1b[31m and \x00 and \u202e and ü"),
         statistics=Statistics(labels=(Label("\udc80", {"train": 80}),)),
     )
 
     report = json.loads(encode(document(found)))
 
-    assert report["problems"][0]["message"] == "has \\ud83d and \\x1b[31m and \\x00 and ü"
+    assert report["problems"][0]["message"] == "has \\ud83d and \\x1b[31m and \\x00 and \\u202e and ü"
     assert report["statistics"]["labels"][0]["completion"] == "\\udc80"
     assert page(report).encode()
 

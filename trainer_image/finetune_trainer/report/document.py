@@ -26,8 +26,8 @@ MAX_LISTED_PROBLEMS: Final = 1_000
 MAX_TEXT_CHARACTERS: Final = 1_000
 """Max length of a text from the rows. Longer texts are truncated, so that the report stays small."""
 
-UNSHOWABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that UTF-8 cannot encode, and control characters of terminals."""
+UNSHOWABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff]")
+"""Characters that UTF-8 cannot encode, control characters of terminals, and those that reverse text."""
 
 Document = dict[str, Any]
 
@@ -208,7 +208,7 @@ def _truncated(text: str | None) -> str | None:
 
 
 def showable(text: str | None) -> str | None:
-    """The text with characters escaped that UTF-8 cannot encode, or that control a terminal."""
+    """The text with the characters of UNSHOWABLE escaped."""
     return None if text is None else UNSHOWABLE.sub(lambda match: _escape(match[0]), text)
 
 
