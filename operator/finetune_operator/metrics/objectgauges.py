@@ -69,7 +69,7 @@ class ObjectStateCollector(Collector):
         faulty = [dataset for dataset in datasets if object_status(dataset).get("problemCount")]
         yield from self._running(self._first(running, self._silent_since))
         yield _problems(self._first(faulty, lambda each: -object_status(each)["problemCount"]))
-        yield from endpoint_gauges(self._first(endpoints, lambda each: not is_troubled(each)))
+        yield from endpoint_gauges(self._first(endpoints, is_later=lambda each: not is_troubled(each)))
         namespaces = {namespace for namespace, _ in self._settled()}
         namespaces |= {each["metadata"]["namespace"] for each in (*jobs, *evaluations, *datasets, *endpoints)}
         shares = used_shares(profiles, namespaces)
@@ -91,11 +91,32 @@ class ObjectStateCollector(Collector):
                 dropped.add_metric((kind,), max(0, number - self._max_series))
         yield dropped
 
-    def _first(self, objects: list[Manifest], key: Callable[[Manifest], float]) -> list[Manifest]:
-        """The objects that have series of their own: all, or those with the smallest keys."""
+    def _first(
+        self,
+        objects: list[Manifest],
+        key: Callable[[Manifest], float] = lambda _: 0,
+        is_later: Callable[[Manifest], bool] = lambda _: False,
+    ) -> list[Manifest]:
+        """The objects that have series of their own: all, or of each namespace in turn the next by its key.
+
+        Otherwise one namespace could take all series.
+
+        Args:
+            objects: all objects of a kind.
+            key: those with the smallest key of a namespace come first.
+            is_later: whether an object comes after all others for which this is False.
+        """
         if len(objects) <= self._max_series:
             return objects
-        return sorted(objects, key=key)[: self._max_series]
+        turns: Tally[tuple[bool, str]] = Tally()
+        places: list[tuple[bool, int]] = []
+        ordered = sorted(objects, key=key)
+        for each in ordered:
+            later, namespace = is_later(each), each["metadata"]["namespace"]
+            places.append((later, turns[later, namespace]))
+            turns[later, namespace] += 1
+        numbers = sorted(range(len(ordered)), key=places.__getitem__)
+        return [ordered[number] for number in numbers[: self._max_series]]
 
     def _silent_since(self, job: Manifest) -> float:
         at = self._progressed_at(job)

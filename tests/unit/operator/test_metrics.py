@@ -420,6 +420,25 @@ def test_the_runs_without_progress_for_longest_and_the_worst_datasets_have_serie
         assert registry.get_sample_value(name, labels) is not None
 
 
+def test_no_namespace_takes_the_series_of_another_one() -> None:
+    endpoints = [endpoint(f"broken-{number}") for number in range(20)]
+    endpoints.append(endpoint("other"))
+    endpoints[-1]["metadata"]["namespace"] = "calm"
+    runs = [running(f"job-{number}", 1) for number in range(20)]
+    faulty = [dataset(f"dataset-{number}", problemCount=number + 2) for number in range(20)]
+    runs.append(running("other", 1))
+    faulty.append(dataset("other", problemCount=1))
+    for each in (runs[-1], faulty[-1]):
+        each["metadata"]["namespace"] = "calm"
+    registry = collected(runs, faulty, endpoints, max_series=10)
+    for name, kind in (
+        ("finetune_endpoint_models", "inferencedeployment"),
+        ("finetune_job_progress_ratio", "finetunejob"),
+        ("finetune_dataset_problems", "dataset"),
+    ):
+        assert registry.get_sample_value(name, {"namespace": "calm", kind: "other"}) is not None
+
+
 def test_a_standby_says_nothing_about_objects_so_that_sums_are_right() -> None:
     bad = dataset("d", phase="Blocked", problemCount=1)
     registry = collected([running("a", 50)], [bad], [endpoint()], active=False)
