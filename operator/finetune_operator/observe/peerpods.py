@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pods of an Indexed Job, which work together. Each index has one pod at a time."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -8,12 +9,14 @@ from finetune_operator.plan import Manifest
 
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 """Annotation that the Job controller sets only on pods of an Indexed Job."""
+NUMBER: Final = re.compile("[0-9]{1,9}")
 
 
 def index_of(pod: Manifest) -> int | None:
     """Index of the pod in an Indexed Job; None for the pod of another Job."""
     index = (pod["metadata"].get("annotations") or {}).get(INDEX)
-    return None if index is None else int(index)
+    # Users may edit it.
+    return int(index) if index is not None and NUMBER.fullmatch(index) else None
 
 
 def nodes_of(job: Manifest) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes by others in the Deployment of a revision: the operator restores it, once per change."""
 
+import json
 from copy import deepcopy
 from typing import Any
 
@@ -124,6 +125,27 @@ def test_a_deployment_of_an_earlier_release_is_left_as_it_is() -> None:
     del cluster.deployments[revision]["metadata"]["annotations"][CREATED_SPEC]
     edit(cluster, revision)
     assert not cluster.reconcile().apply
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_deployment_whose_recorded_spec_cannot_be_read_is_left_as_it_is(written: str) -> None:
+    cluster, revision = serving()
+    cluster.deployments[revision]["metadata"]["annotations"][CREATED_SPEC] = written
+    edit(cluster, revision)
+    assert not cluster.reconcile().apply
+
+
+@pytest.mark.parametrize(
+    "containers",
+    [7, ["engine"], [{"name": []}], [{"name": "engine", "args": [{"name": {}}], "env": "9" * 99}]],
+)
+@pytest.mark.parametrize("corrected", ["", "²", "9" * 5000])
+def test_a_recorded_spec_and_generation_of_any_form_are_compared(containers: Any, corrected: str) -> None:
+    cluster, revision = serving()
+    recorded = json.dumps({"template": {"spec": {"containers": containers, "volumes": [{"name": "1"}]}}})
+    marks = {CREATED_SPEC: recorded, CORRECTED: corrected}
+    cluster.deployments[revision]["metadata"]["annotations"] |= marks
+    cluster.reconcile()
 
 
 def test_another_image_of_the_operator_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@
 A later release can build a different Deployment for the same revision. So a live Deployment is compared with
 the spec that it was created with, which is in its annotation, and not with what this release would build.
 Fields that the operator did not set, such as defaults of the API server and additions of admission webhooks,
-are ignored. Deployments of earlier releases have no annotation and stay unchanged.
+are ignored. Deployments of earlier releases have no annotation and stay unchanged, and so do those whose
+annotation was edited to something else than a spec.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
-from finetune_operator.api.podresources import QUANTITY, quantity_value
+from finetune_operator.api.podresources import MAX_QUANTITY_LENGTH, QUANTITY, quantity_value
 from finetune_operator.manifests.labels import CORRECTED, CREATED_SPEC
 from finetune_operator.manifests.serving import build_correction
 from finetune_operator.plan import Apply, Manifest
@@ -21,6 +22,7 @@ from finetune_operator.plan import Apply, Manifest
 REVISION_PART: Final = "revision"
 """Part of the Deployment that a correction applies; every release applies the replicas separately."""
 MAX_NAMES_IN_MESSAGE: Final = 3
+GENERATION: Final = re.compile("[0-9]{1,18}")
 EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 MERGE_KEYS: Final = ("mountPath", "containerPort", "name")
 """Fields by which the API server identifies items of a list, in the order in which they are tried."""
@@ -28,8 +30,7 @@ MERGE_KEYS: Final = ("mountPath", "containerPort", "name")
 
 def changed_fields(deployment: Manifest) -> tuple[str, ...]:
     """Paths of the fields whose value differs from the created one."""
-    created = deployment["metadata"].get("annotations", {}).get(CREATED_SPEC)
-    return () if created is None else tuple(_changed(json.loads(created), deployment["spec"], "spec"))
+    return tuple(_changed(_created_spec(deployment), deployment["spec"], "spec"))
 
 
 def correction(deployment: Manifest) -> Apply | None:
@@ -38,15 +39,24 @@ def correction(deployment: Manifest) -> Apply | None:
     corrected = annotations.get(CORRECTED)
     # The correction itself is at most one generation. If there was no later generation, only an admission
     # webhook can have changed the spec, and it would do so again.
-    if corrected is not None and corrected.isdigit() and generation <= int(corrected) + 1:
+    if corrected is not None and GENERATION.fullmatch(corrected) and generation <= int(corrected) + 1:
         return None
-    return Apply(build_correction(deployment, json.loads(annotations[CREATED_SPEC])), part=REVISION_PART)
+    return Apply(build_correction(deployment, _created_spec(deployment)), part=REVISION_PART)
 
 
 def describe_fields(deployment: Manifest, paths: tuple[str, ...]) -> str:
     """The Deployment and the changed fields, for messages."""
     more = f" and {len(paths) - MAX_NAMES_IN_MESSAGE} more" if len(paths) > MAX_NAMES_IN_MESSAGE else ""
     return f"Deployment {deployment['metadata']['name']}: {', '.join(paths[:MAX_NAMES_IN_MESSAGE])}{more}"
+
+
+def _created_spec(deployment: Manifest) -> dict[str, Any]:
+    """The spec in the annotation; empty if there is none. Whoever may edit the Deployment may edit it."""
+    try:
+        created = json.loads(deployment["metadata"].get("annotations", {}).get(CREATED_SPEC, ""))
+    except (ValueError, RecursionError):
+        return {}
+    return created if isinstance(created, dict) else {}
 
 
 def _changed(created: Any, live: Any, path: str) -> Iterator[str]:
@@ -67,13 +77,18 @@ def _changed_items(created: list[Any], live: list[Any], path: str) -> Iterator[s
         ):
             yield path
         return
-    found = {item.get(key): item for item in live}
+    found = {item[key]: item for item in live if isinstance(item, dict) and _is_name(item.get(key))}
     for item in created:
         yield from _changed(item, found.get(item[key]), f"{path}[{item[key]}]")
 
 
 def _merge_key(items: list[Any]) -> str | None:
-    return next((key for key in MERGE_KEYS if items and all(key in item for item in _objects(items))), None)
+    keys = (key for key in MERGE_KEYS if items)
+    return next((key for key in keys if all(_is_name(item.get(key)) for item in _objects(items))), None)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str | int)
 
 
 def _objects(items: list[Any]) -> list[dict[str, Any]]:
@@ -93,6 +108,6 @@ def _is_equal(created: Any, live: Any) -> bool:
 
 def _size(value: Any) -> Fraction | None:
     """The value of a quantity, because the API server writes 0.5 as 500m; None if it is not a quantity."""
-    if not isinstance(value, str) or not re.match(QUANTITY, value):
+    if not isinstance(value, str) or len(value) > MAX_QUANTITY_LENGTH or not re.match(QUANTITY, value):
         return None
     return quantity_value(value)
