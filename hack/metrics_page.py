@@ -108,7 +108,7 @@ def _wrapped(metrics: object) -> Iterator[Family]:
 
 def _computed() -> Iterator[Family]:
     kinds: dict[str, list[Any]] = {kind.name: [] for kind in KINDS}
-    objects = ObjectStateCollector(kinds, lambda: True, lambda _: (), lambda _: None)
+    objects = ObjectStateCollector(kinds, lambda: True, lambda _namespace, _name: (), lambda _: None)
     devices = DeviceCollector(defaultdict(list), lambda: True, Calibration())
     process = ProcessStateCollector(
         depth=lambda: 0, ages=dict, active=lambda: True, lease_transitions=lambda: 0, report_up=lambda: True
