@@ -511,9 +511,9 @@ def next_states() -> str:
     for state, why in BEGINS_AGAIN.items():
         rows.setdefault(("Pending", why), []).append(state)
     lines = ["| a revision that … | in the state | becomes |", "|---|---|---|"]
-    for (following, event), before in sorted(rows.items(), key=lambda row: STATES.index(row[0][0])):
+    for (becomes, event), before in sorted(rows.items(), key=lambda row: STATES.index(row[0][0])):
         states = ", ".join(f"`{state}`" for state in sorted(before, key=STATES.index))
-        lines.append(f"| {event} | {states} | `{following}` |")
+        lines.append(f"| {event} | {states} | `{becomes}` |")
     return "\n".join(lines)
 
 
