@@ -161,9 +161,19 @@ def test_a_pod_can_be_extended() -> None:
     assert [volume["name"] for volume in spec["volumes"]] == ["tmp", "ca"]
     assert made["volumeMounts"][1:] == [{"name": "ca", "mountPath": "/ca"}]
     assert made["livenessProbe"] == {
-        "httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 20, "timeoutSeconds": 5,
+        "httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 20, "timeoutSeconds": 15,
         "failureThreshold": 9,
     }  # fmt: skip
+
+
+def test_a_busy_node_does_not_get_the_operator_restarted() -> None:
+    def patience(probe: str) -> int:
+        timing: dict[str, int] = container()[probe]
+        return timing["periodSeconds"] * timing["failureThreshold"]
+
+    assert patience("startupProbe") >= 600
+    assert patience("livenessProbe") >= 120
+    assert all(container()[probe]["timeoutSeconds"] >= 10 for probe in ("startupProbe", "livenessProbe"))
 
 
 def test_objects_and_templates_of_objects_are_created_with_the_release() -> None:
