@@ -228,6 +228,10 @@ def test_the_end_of_a_canary_never_prefers_a_dead_revision(lost: int, end: tuple
     walk_along([("lost", lost), end, ("time", 3)])
 
 
+def test_a_canary_that_alone_answers_keeps_its_requests_if_it_is_aborted_and_tried_again() -> None:
+    walk_along([("lost", 0), ("decision", 3), ("decision", 2)])
+
+
 def test_a_canary_that_alone_answers_keeps_its_requests_until_the_old_revision_is_ready() -> None:
     walk = Walk()
     for happening, number in TO_CANARY:
