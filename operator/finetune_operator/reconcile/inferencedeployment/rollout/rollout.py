@@ -114,7 +114,9 @@ def _routed(view: EndpointView, state: State, outcome: RolloutOutcome) -> Mappin
     name = view.wanted.name
     routed = view.weights if outcome.weights is None else outcome.weights
     is_replacing = rolling_limits(view) is not None and state in {"RollingOut", "WaitingForCapacity"}
-    returns = awaits_stable(view) if state in UNWELCOME else name in view.weights and is_dead(view, view.stable)
+    returns = (
+        awaits_stable(view) if state in UNWELCOME else name in view.weights and is_dead(view, view.stable)
+    )
     may_serve = outcome.keeps_wanted and (state in HAS_REQUESTS or is_replacing or returns)
     if not may_serve and (view.others or view.predecessor):
         routed = {each: weight for each, weight in routed.items() if each != name}
