@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revisions with errors, high latencies or a worse model are rolled back by themselves, with figures."""
+"""Revisions that refuse requests, are slow or have a worse model are rolled back by themselves, with figures."""
 
 import json
 import os
@@ -36,7 +36,7 @@ STRATEGY: Final[Object] = {
         "durationSeconds": 40,
         "maxDurationSeconds": 300,
         "minRequests": 10,
-        "gates": [{"metric": "error_rate", "max": 0.05, "maxIncrease": 0.05}],
+        "gates": [{"metric": "shed_rate", "max": 0.05, "maxIncrease": 0.05}],
     },
 }
 ONE_AT_A_TIME: Final = {"maxConcurrentRequests": 1, "maxQueuedRequests": 0}
@@ -112,7 +112,7 @@ def rolled_back(team: Team, analyzed: Object) -> Object:
         return team.until("InferenceDeployment", ENDPOINT, "Stalled", "RolledBack")
 
 
-def test_a_revision_with_errors_is_rolled_back_and_its_figures_say_why(
+def test_a_revision_that_refuses_requests_is_rolled_back_and_its_figures_say_why(
     analyzed: Object, rolled_back: Object
 ) -> None:
     newest, old = rolled_back["status"]["revisions"]
@@ -127,13 +127,13 @@ def test_a_revision_with_errors_is_rolled_back_and_its_figures_say_why(
     assert min(found["requests"], found["stableRequests"]) > 0
     message = condition_of(rolled_back, "Stalled")["message"]
     assert f"its analysis failed after {found['requests']} requests" in message
-    assert f"error_rate {figure['value']:g}" in message
+    assert f"shed_rate {figure['value']:g}" in message
 
 
 def test_an_event_has_the_figures(team: Team, rolled_back: Object) -> None:
     selector = f"--field-selector=involvedObject.uid={uid_of(rolled_back)},reason=RolledBack"
     events = json.loads(team.kubectl("get", "events", selector, "--output=json"))["items"]
-    assert "error_rate" in events[0]["message"]
+    assert "shed_rate" in events[0]["message"]
 
 
 def newest(team: Team) -> Object:
