@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revisions that refuse requests, are slow or have a worse model are rolled back by themselves, with figures."""
+"""Revisions that refuse requests, are slow or worse are rolled back by themselves, with figures."""
 
 import json
 import os
