@@ -7,15 +7,12 @@ from typing import Final
 
 import pytest
 
-from tools.demo import install
 from tools.images.base import base_image
 from tools.images.buildah import Buildah
 from tools.images.nodeimages import Node
 from tools.images.tags import content_key
 
 COMMIT: Final = "ec8a5a2"
-OLDER_PROFILE: Final = {field: value for field, value in install.PROFILE.items() if field != "podTemplates"}
-"""The demo's profile, with the fields that the chart of the previous release knows."""
 ROOT: Final = Path(__file__).parents[1]
 DOCKERFILE: Final = """\
 ARG BASE_IMAGE

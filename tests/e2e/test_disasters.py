@@ -32,7 +32,7 @@ from tests.e2e.team import (
     new_namespace,
     uid_of,
 )
-from tests.olderrelease import OLDER_PROFILE, older_release, operator_image
+from tests.olderrelease import older_release, operator_image
 from tests.waiting import eventually
 from tools.bench.operator.controlplanes import client, create
 from tools.cluster import TestCluster
@@ -163,8 +163,7 @@ def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFact
     refs = images()
     older = older_release(tmp_path_factory.mktemp("older"))
     with_older = refs._replace(operator=operator_image(older, refs.operator))
-    chart = older / "charts" / "finetune-operator"
-    install_operator(access, with_older, chart, defaultProfile={"spec": OLDER_PROFILE})
+    install_operator(access, with_older, older / "charts" / "finetune-operator")
     return refs
 
 

@@ -17,7 +17,7 @@ from finetune_operator.api.kinds import KINDS
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.pacing import FAST, LONG, SAVED, SLOW, STEPS, pace, resize
 from tests.e2e.team import Team, is_running, new_namespace, uid_of
-from tests.olderrelease import OLDER_PROFILE, older_release, operator_image
+from tests.olderrelease import older_release, operator_image
 from tools.cluster import TestCluster
 from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
@@ -82,8 +82,7 @@ def scene(access: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     refs = images()
     older = older_release(tmp_path_factory.mktemp("older"))
     with_older = refs._replace(operator=operator_image(older, refs.operator))
-    chart = older / "charts" / "finetune-operator"
-    install_operator(access, with_older, chart, defaultProfile={"spec": OLDER_PROFILE})
+    install_operator(access, with_older, older / "charts" / "finetune-operator")
     with new_namespace(access, "helm3", "restricted") as team:
         team.apply(
             manifests.profile(manifests.CPU),

@@ -34,11 +34,14 @@ PROFILE: Final[dict[str, Any]] = {
         "evaluate": {"cpu": "750m", "memory": "4Gi"},
         "serve": {"cpu": "750m", "memory": "3Gi"},
     },
-    # By the CPU request it would be one thread, but the second core is idle while no one uses the endpoint.
+}
+TWO_THREADS: Final[dict[str, Any]] = {
     "podTemplates": [
         {"stages": ["train", "evaluate"], "env": [{"name": "OMP_NUM_THREADS", "value": "2"}]},
     ],
 }
+"""Fields of the demo's profile. By the CPU request, a stage would have one thread, but the second core is idle
+while no one uses the endpoint."""
 
 
 def images() -> References:

@@ -25,7 +25,7 @@ from tools.demo.access import Access
 from tools.demo.connection import Endpoint, open_endpoint
 from tools.demo.errors import DemoError
 from tools.demo.follow import Follower
-from tools.demo.install import SYSTEM, images, install
+from tools.demo.install import PROFILE, SYSTEM, TWO_THREADS, images, install
 from tools.demo.loadgenerator import OVERLOAD, SteadyLoad, calibrated_rate
 from tools.demo.namespace import NAMESPACE
 from tools.demo.questions import compare, held_out
@@ -69,7 +69,7 @@ class Story:
         self._print(f"[bold]From rows to a served model[/] on {self._access.where}, namespace {NAMESPACE}.")
         with self._step("Install the operator with its Helm chart"):
             refs = images()
-            install(self._access, refs)
+            install(self._access, refs, defaultProfile={"spec": {**PROFILE, **TWO_THREADS}})
             self._print(f"Helm release finetune-operator in {SYSTEM}; image {refs.operator}")
         with self._step("Create a namespace, and copy the base model to a claim"):
             removed = namespace.prepare(self._access)
