@@ -105,7 +105,8 @@ class KubernetesClient:
             selector: label selector.
             fields: field selector.
             page_size: objects per page. None: PAGE_SIZE.
-            max_page_bytes: bytes of a page above which the list ends with an error. None: no limit.
+            max_page_bytes: bytes of a page above which the list ends with an error. None: a page above
+                MAX_PAGE_BYTES is requested again with fewer objects.
 
         Raises:
             Rejected: 404 if the type is not installed; 410 if reading took so long that the API server has
