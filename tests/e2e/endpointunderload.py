@@ -22,6 +22,9 @@ from tools.demo.questions import ask
 
 T = TypeVar("T")
 
+REQUESTS_OF_ROUTED: Final = 6
+"""Requests in a row, each on its own connection, that show which pods get all requests."""
+
 NO_STRATEGY: Final = dict.fromkeys(
     ("type", "rollingUpdate", "blueGreen", "canary", "bakeSeconds", "paused", "decision")
 )
@@ -178,6 +181,19 @@ class EndpointUnderLoad:
     def until_answered(self, answer: str, service: str = "") -> None:
         """Wait until the model behind a Service gives this answer."""
         self.eventually(f"{service or self.name} answers {answer}", lambda: self.answer(service) == answer)
+
+    def until_routed(self, **answers: str) -> None:
+        """Wait until nodes route the requests to pods whose models give these answers.
+
+        Each condition of the endpoint can precede its nodes by a moment. An empty answer means that the
+        request fails.
+        """
+
+        def is_routed() -> bool:
+            given = {(name, self.answer(model=name)) for _ in range(REQUESTS_OF_ROUTED) for name in answers}
+            return given == set(answers.items())
+
+        self.eventually(f"all requests are answered {answers}", is_routed)
 
     def until_only(self, revision: str) -> None:
         """Wait until only this revision has a Deployment, and the endpoint has no preview."""

@@ -210,10 +210,7 @@ def test_a_canary_is_promoted_and_aborted_in_its_bake(
         old = endpoint.serving()
         endpoint.decide("Promote")
         endpoint.until("Ready", "Baking")
-        endpoint.eventually(
-            "nodes route all requests to the promoted revision",
-            lambda: {endpoint.answer() for _ in range(6)} == {first.answer},
-        )
+        endpoint.until_routed(tuned=first.answer)
 
         endpoint.decide("Abort")
 
@@ -269,7 +266,7 @@ def test_a_model_is_added_replica_by_replica(
             "both revisions serve", lambda: endpoint.revisions()[0].get("weight") in range(1, 100)
         )
         endpoint.until("Ready", "Serving")
-        assert (endpoint.answer(), endpoint.answer(model="extra")) == (second.answer, first.answer)
+        endpoint.until_routed(tuned=second.answer, extra=first.answer)
 
 
 def test_a_replica_is_removed(endpoint: EndpointUnderLoad) -> None:
@@ -283,7 +280,7 @@ def test_a_model_is_moved_and_another_one_removed(endpoint: EndpointUnderLoad, f
     with endpoint.step("RollingUpdate, a model moved, another one removed"):
         endpoint.serve({}, tuned=first.pin)
         endpoint.until("Ready", "Serving")
-        assert (endpoint.answer(), endpoint.answer(model="extra")) == (first.answer, "")
+        endpoint.until_routed(tuned=first.answer, extra="")
         endpoint.until_only(endpoint.serving())
 
 

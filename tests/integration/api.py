@@ -54,12 +54,16 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
     return f"{collection}/{name}" if name else collection
 
 
-class NotFound(AssertionError):
+class Refused(AssertionError):
+    """The API server refused a request."""
+
+
+class NotFound(Refused):
     """The object does not exist."""
 
 
 class Api:
-    """Requests of a kubeconfig's user. A refused request raises AssertionError."""
+    """Requests of a kubeconfig's user. A refused request raises Refused."""
 
     def __init__(self, kubeconfig: Path) -> None:
         configuration = client.Configuration()
@@ -129,7 +133,7 @@ class Api:
 
 def _read(answer: httpx.Response) -> Object:
     if answer.is_error:
-        refusal = NotFound if answer.status_code == httpx.codes.NOT_FOUND else AssertionError
+        refusal = NotFound if answer.status_code == httpx.codes.NOT_FOUND else Refused
         raise refusal(f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text}")
     read: Object = answer.json()
     return read

@@ -2,9 +2,10 @@
 """What the controller of a Gateway does with an HTTPRoute: it reports that it has taken it."""
 
 import threading
+from contextlib import suppress
 from typing import Final
 
-from tests.integration.api import Api, Object
+from tests.integration.api import Api, Object, Refused
 
 CONTROLLER: Final = "example.com/gateway-controller"
 
@@ -56,8 +57,13 @@ class Gateway:
         while not self._stop.wait(0.1):
             if self.is_paused:
                 continue
-            for route in self._api.list("HTTPRoute", self._namespace):
-                metadata = route["metadata"]
-                if self._taken.get(metadata["uid"]) != metadata["generation"]:
-                    accept(self._api, route)
-                    self._taken[metadata["uid"]] = metadata["generation"]
+            # As every controller does, it tries again: a kind whose definition has just changed answers 429.
+            with suppress(Refused):
+                self._accept_all()
+
+    def _accept_all(self) -> None:
+        for route in self._api.list("HTTPRoute", self._namespace):
+            metadata = route["metadata"]
+            if self._taken.get(metadata["uid"]) != metadata["generation"]:
+                accept(self._api, route)
+                self._taken[metadata["uid"]] = metadata["generation"]
