@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number of tests and duration of each suite, as a table for the terminal and docs/testing.md."""
+"""Number of tests and duration of each suite, as tables for the terminal and docs/testing.md."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +19,8 @@ from tools.bootstrap.uv import ROOT
 PAGE: Final = ROOT / "docs" / "testing.md"
 BEGIN: Final = "<!-- Written by make test-times from here -->"
 BEGIN_FRESH: Final = "<!-- Written by make ci-times from here -->"
+SLOWEST: Final = 20
+"""Rows of the table of the slowest modules."""
 PASSED: Final = frozenset({pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED})
 
 
@@ -31,6 +33,7 @@ class Result:
         seconds: time from the start of its first command to the end of its last.
         sessions: seconds of each parallel session, by name.
         tests: number of tests, by folder below `tests`.
+        modules: seconds of the tests of each module and of their fixtures.
         skipped: number of skipped tests.
         failures: failed tests, as `module::test` with the first line of the message, and sessions that
             ended for another reason, such as a signal.
@@ -40,6 +43,7 @@ class Result:
     seconds: float = 0
     sessions: dict[str, float] = field(default_factory=dict)
     tests: Counter[str] = field(default_factory=Counter)
+    modules: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -59,6 +63,7 @@ class Result:
                 name, module = case.attrib["name"], case.attrib["classname"]
                 if module:  # pytest writes a module that cannot be imported as a test without one
                     self.tests[module.split(".")[1]] += 1
+                    self.modules[module] += float(case.get("time", 0))
                 self.skipped += case.find("skipped") is not None
                 for outcome in (*case.iterfind("failure"), *case.iterfind("error")):
                     message = outcome.get("message", "").partition("\n")[0]
@@ -84,20 +89,33 @@ def sheet(results: Sequence[Result]) -> Sheet:
     )
 
 
-def print_results(console: Console, table: Sheet, results: Iterable[Result]) -> None:
-    """Print a table of results, then a line for each failed test, because a log is read from its end."""
-    console.print(table.to_terminal())
+def slowest(results: Sequence[Result]) -> Sheet:
+    """The modules whose tests and fixtures take longest, beside the other sessions."""
+    taken = sorted(
+        ((seconds, module, each.title) for each in results for module, seconds in each.modules.items()),
+        reverse=True,
+    )
+    rows = tuple((module, suite, minutes(seconds)) for seconds, module, suite in taken[:SLOWEST])
+    return Sheet(
+        f"The {SLOWEST} slowest modules beside the other sessions, min:s", ("module", "suite", "total"), rows
+    )
+
+
+def print_results(console: Console, results: Sequence[Result]) -> None:
+    """Print the tables, then a line for each failed test, because a log is read from its end."""
+    for table in (slowest(results), sheet(results)):
+        console.print(table.to_terminal())
     for failure in chain.from_iterable(each.failures for each in results):
         console.print(f"FAILED {failure}", markup=False, soft_wrap=True)
 
 
 def write(results: Sequence[Result]) -> None:
-    """Replace the text between the markers of docs/testing.md with the table.
+    """Replace the text between the markers of docs/testing.md with the tables.
 
     Raises:
         BenchError: the page has no markers.
     """
-    put(PAGE, BEGIN, [sheet(results)], "`make test` with everything built")
+    put(PAGE, BEGIN, [sheet(results), slowest(results)], "`make test` with everything built")
 
 
 def write_fresh(seconds: float) -> None:

@@ -18,7 +18,7 @@ from tools.bench.page import END
 from tools.bootstrap.uv import ROOT
 from tools.cluster.processes import start_time
 from tools.suites.__main__ import app
-from tools.suites.durations import BEGIN, PAGE, Result, print_results, sheet
+from tools.suites.durations import BEGIN, PAGE, Result, print_results, sheet, slowest
 from tools.suites.lanes import run_concurrently
 from tools.suites.sessions import E2E_LAST, E2E_SECOND, SEPARATE_SESSIONS, Suite, TestSession, suites
 
@@ -108,8 +108,8 @@ def test_after_an_interrupt_commands_that_run_are_waited_for_and_no_other_begins
 
 def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_path: Path) -> None:
     cases = (
-        '<testcase classname="tests.trainer.data.test_rows" name="a"/>',
-        '<testcase classname="tests.trainer.test_train.TestIt" name="b"><skipped/></testcase>',
+        '<testcase classname="tests.trainer.data.test_rows" name="a" time="61.2"/>',
+        '<testcase classname="tests.trainer.test_train" name="b" time="2.5"><skipped/></testcase>',
         '<testcase classname="tests.integration.test_rights" name="c"><failure/></testcase>',
     )
     reports = [tmp_path / f"{number}.xml" for number in range(2)]
@@ -127,6 +127,11 @@ def test_the_table_counts_the_tests_by_folder_and_those_that_were_skipped(tmp_pa
         ("both", "2 + 1", "1", "a 1:00, b 2:05", "2:05"),
         ("other", "", "0", "", "1:00"),
         ("all", "3", "1", "", "3:05"),
+    )
+    assert slowest([result]).rows == (
+        ("tests.trainer.data.test_rows", "both", "1:01"),
+        ("tests.trainer.test_train", "both", "0:02"),
+        ("tests.integration.test_rights", "both", "0:00"),
     )
 
 
@@ -152,7 +157,7 @@ def test_the_tests_that_failed_are_named_below_the_table(tmp_path: Path) -> None
     assert [result.end(str(status), status) for status in (0, 5, 1, -9)] == [True, True, False, False]
     text = StringIO()
 
-    print_results(Console(file=text, width=60), sheet([result]), [result])
+    print_results(Console(file=text, width=60), [result])
 
     assert result.tests == {"unit": 3}
     assert text.getvalue().splitlines()[-4:] == [
@@ -181,7 +186,11 @@ def test_a_suite_that_fails_does_not_keep_the_next_ones_from_running(
 
     assert ended.exit_code == 1
     rows = [line.split("│")[1:3] for line in ended.output.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in row] for row in rows] == [["first", "1"], ["second", "1"], ["all", "2"]]
+    assert [[cell.strip() for cell in row] for row in rows][2:] == [
+        ["first", "1"],
+        ["second", "1"],
+        ["all", "2"],
+    ]
     assert "FAILED tests.first.test_first::test_it: OSError: full" in ended.output
 
 
