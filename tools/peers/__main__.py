@@ -68,7 +68,7 @@ def run_peers(
         if is_passed:
             passed.append((peer, result))
     console = Console(highlight=False)
-    print_results(console, summary(results), [result for _, result in results])
+    print_results(console, (summary(results),), [result for _, result in results])
     if left_out:
         console.print(f"Left out, because the cache has no programs for them: {', '.join(left_out)}")
     if late:

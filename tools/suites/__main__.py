@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tools.cluster.isolation import isolated
-from tools.suites.durations import Result, print_results, write
+from tools.suites.durations import Result, print_results, sheet, slowest, write
 from tools.suites.lanes import run_concurrently
 from tools.suites.sessions import Suite, TestSession, suites
 
@@ -38,7 +38,7 @@ def run_suites(
         folder = Path(name)
         selected = [each for each in suites(folder) if suite in (None, each.name)]
         outcomes = [_passes(each, folder, arguments or (), results) for each in selected]
-    print_results(Console(highlight=False), results)
+    print_results(Console(highlight=False), (slowest(results), sheet(results)), results)
     if not all(outcomes):
         raise typer.Exit(1)
     if page:

@@ -101,9 +101,9 @@ def slowest(results: Sequence[Result]) -> Sheet:
     )
 
 
-def print_results(console: Console, results: Sequence[Result]) -> None:
-    """Print the tables, then a line for each failed test, because a log is read from its end."""
-    for table in (slowest(results), sheet(results)):
+def print_results(console: Console, tables: Iterable[Sheet], results: Iterable[Result]) -> None:
+    """Print tables of results, then a line for each failed test, because a log is read from its end."""
+    for table in tables:
         console.print(table.to_terminal())
     for failure in chain.from_iterable(each.failures for each in results):
         console.print(f"FAILED {failure}", markup=False, soft_wrap=True)

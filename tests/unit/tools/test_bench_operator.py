@@ -2,6 +2,9 @@
 """Time limits of the operator's benchmark."""
 
 import asyncio
+import subprocess
+import sys
+import time
 from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 
@@ -9,8 +12,11 @@ import pytest
 
 from tools.bench.errors import BenchError
 from tools.bench.operator import operatorprocess
-from tools.bench.operator.deadlines import patience
+from tools.bench.operator.deadlines import background, patience
+from tools.bench.operator.healthprobe import HealthProbe
 from tools.bench.operator.operatorprocess import OperatorProcess
+
+STALL_SECONDS = 0.3
 
 
 def test_an_operator_with_more_to_read_may_take_longer() -> None:
@@ -47,3 +53,48 @@ def test_an_answer_may_take_a_while_but_not_for_ever(tmp_path: Path, monkeypatch
     monkeypatch.setattr(operatorprocess, "ANSWER_SECONDS", 0.2)
     with pytest.raises(BenchError, match=r"does not answer \(ReadTimeout\)"):
         asyncio.run(metric_of_one_that_hangs(tmp_path))
+
+
+def test_the_longest_response_time_is_that_of_the_operator() -> None:
+    async def respond(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(STALL_SECONDS)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async def longest() -> float:
+        server = await asyncio.start_server(respond, "127.0.0.1", 0)
+        async with server:
+            probe = HealthProbe(server.sockets[0].getsockname()[1])
+            async with background(probe.run()):
+                return await probe.longest()
+
+    assert asyncio.run(longest()) >= STALL_SECONDS
+
+
+def test_work_of_the_benchmark_holds_up_no_probe() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind=127.0.0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline().split("port ")[1].split()[0])
+
+        def work() -> tuple[float, float]:
+            began = time.monotonic()
+            time.sleep(1)  # the event loop is blocked
+            return began, time.monotonic()
+
+        async def probes_during_work() -> int:
+            probe = HealthProbe(port)
+            async with background(probe.run()):
+                await probe.longest()
+                began, ended = work()
+                await probe.longest()
+            return sum(began <= sent <= ended for sent, _ in probe.responses)
+
+        found = asyncio.run(probes_during_work())
+        server.terminate()
+    assert found > 0

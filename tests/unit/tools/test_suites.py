@@ -157,7 +157,7 @@ def test_the_tests_that_failed_are_named_below_the_table(tmp_path: Path) -> None
     assert [result.end(str(status), status) for status in (0, 5, 1, -9)] == [True, True, False, False]
     text = StringIO()
 
-    print_results(Console(file=text, width=60), [result])
+    print_results(Console(file=text, width=60), (), [result])
 
     assert result.tests == {"unit": 3}
     assert text.getvalue().splitlines()[-4:] == [

@@ -26,7 +26,8 @@ from tools.bench.operator.benchkubelet import BenchKubelet
 from tools.bench.operator.controlplanes import client, for_each_concurrently
 from tools.bench.operator.copies import Copies, checkpoint_name
 from tools.bench.operator.deadlines import background, patience, until_done
-from tools.bench.operator.operatorprocess import OperatorProcess, probe
+from tools.bench.operator.healthprobe import HealthProbe
+from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import KUBELET, OPERATOR, QUIET_SECONDS, USER, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.sheet import Sheet
@@ -82,12 +83,11 @@ class _History:
         async with client(self._plane, USER) as user, client(self._plane, KUBELET) as node:
             copies = await self._original(user, node)
             await self._fill(user, copies)
-            async with self._operator() as (operator, response_seconds):
+            async with self._operator() as (operator, probe):
                 active, started = operator.seconds, time.monotonic() - operator.seconds
                 await self._until_idle(operator, 3 * self._runs)
-                start = await self._phase(operator, response_seconds, started, active_seconds=active)
+                start = await self._phase(operator, probe, started, active_seconds=active)
                 begun, before = time.monotonic(), await operator.passes(KINDS)
-                response_seconds.clear()
                 label = {"labels": {"seen": "again"}}
                 name = checkpoint_name(0)
                 checkpoint = await user.get(KIND_TYPES["Checkpoint"], workload.NAMESPACE, name)
@@ -95,7 +95,7 @@ class _History:
                     raise BenchError(f"Checkpoint {name} is gone")
                 await user.patch_metadata(checkpoint, label)
                 await self._until_idle(operator, before + 1)
-                event = await self._phase(operator, response_seconds, begun, before)
+                event = await self._phase(operator, probe, begun, before)
         return {"start": start, "one changed label": event}
 
     async def _original(self, user: KubernetesClient, node: KubernetesClient) -> Copies:
@@ -130,16 +130,16 @@ class _History:
         await for_each_concurrently(fill, range(self._runs))
 
     @contextlib.asynccontextmanager
-    async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, list[float]]]:
-        """An active operator, and the response times of its /healthz."""
+    async def _operator(self) -> AsyncIterator[tuple[OperatorProcess, HealthProbe]]:
+        """An active operator, and a probe of its /healthz."""
         self._ledger = RequestLedger(AuditLog(self._plane.audit_log))
         operator = await OperatorProcess.start(
             self._plane.client(OPERATOR), "default", self._log, patience(self._runs)
         )
-        response_seconds: list[float] = []
+        probe = HealthProbe(operator.port)
         try:
-            async with background(probe(operator, response_seconds)):
-                yield operator, response_seconds
+            async with background(probe.run()):
+                yield operator, probe
                 await operator.stop()
         finally:
             await operator.kill()
@@ -150,7 +150,7 @@ class _History:
     async def _phase(
         self,
         operator: OperatorProcess,
-        response_seconds: list[float],
+        probe: HealthProbe,
         begun: float,
         passes: float = 0,
         active_seconds: float | None = None,
@@ -163,7 +163,7 @@ class _History:
             active_seconds=active_seconds,
             seconds=seconds,
             processor_seconds=processor,
-            max_response_seconds=max(response_seconds, default=0.0),
+            max_response_seconds=await probe.longest(since=begun),
             passes=await operator.passes(KINDS) - passes,
             writes=self._ledger.operator_writes,
             resident_bytes=resident_bytes(operator.pid),

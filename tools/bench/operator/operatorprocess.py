@@ -24,20 +24,6 @@ SCRAPE_SECONDS: Final = 0.5
 """Time between two scrapes, which is also the resolution of `until_idle`. A scrape takes milliseconds of the
 operator's processor time."""
 STOP_SECONDS: Final = 60
-PROBE_SECONDS: Final = 0.02
-PROBE_TIMEOUT_SECONDS: Final = 300
-"""An operator that does not answer a probe for so long counts as dead."""
-
-
-async def probe(operator: "OperatorProcess", response_seconds: list[float]) -> None:
-    """Request /healthz every PROBE_SECONDS and append each response time."""
-    async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_SECONDS) as http:
-        while True:
-            sent = time.monotonic()
-            with contextlib.suppress(httpx.TransportError):
-                await http.get(f"http://127.0.0.1:{operator.port}/healthz")
-                response_seconds.append(time.monotonic() - sent)
-            await asyncio.sleep(PROBE_SECONDS)
 
 
 class OperatorProcess:

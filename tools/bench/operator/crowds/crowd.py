@@ -15,7 +15,8 @@ from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import KIND_TYPES
 from tools.bench.errors import BenchError
 from tools.bench.operator.deadlines import background, patience, until
-from tools.bench.operator.operatorprocess import OperatorProcess, probe
+from tools.bench.operator.healthprobe import HealthProbe
+from tools.bench.operator.operatorprocess import OperatorProcess
 from tools.bench.operator.requestledger import OPERATOR, QUIET_SECONDS, RequestLedger
 from tools.bench.operator.tables import MEBIBYTE
 from tools.bench.sheet import Sheet
@@ -89,10 +90,10 @@ class CrowdScene:
         operator = await OperatorProcess.start(
             self.plane.client(OPERATOR), "default", self.log, patience(self.size)
         )
-        stalls: list[float] = []
+        probe = HealthProbe(operator.port)
         try:
-            async with background(probe(operator, stalls)):
-                yield Watched(self, operator, stalls, began, ledger)
+            async with background(probe.run()):
+                yield Watched(self, operator, probe, began, ledger)
                 await operator.stop()
         finally:
             await operator.kill()
@@ -134,13 +135,13 @@ class Watched:
         self,
         stage: CrowdScene,
         process: OperatorProcess,
-        stalls: list[float],
+        probe: HealthProbe,
         began: float,
         ledger: RequestLedger,
     ) -> None:
         self.process = process
         self._stage = stage
-        self._stalls = stalls
+        self._probe = probe
         self._start = began, ledger
 
     @contextlib.asynccontextmanager
@@ -151,12 +152,10 @@ class Watched:
         else:
             began, ledger = time.monotonic(), self._stage.ledger()
             used = processor_seconds(self.process.pid)
-            self._stalls.clear()
         self._stage.progress(name)
         yield
         seconds = time.monotonic() - began
-        # Before the audit log is read, which holds up the probes of this process.
-        stall_seconds = max(self._stalls, default=0.0)
+        stall_seconds = await self._probe.longest(since=began)
         ledger.read()
         self._stage.phases[name] = PhaseFigures(
             requests_per_second=ledger.requests.of(OPERATOR) / seconds,
