@@ -114,7 +114,7 @@ def test_no_request_fails_while_a_new_champion_is_rolled_in(rollout: Rollout) ->
     load, end_of_busy = rollout.load, rollout.beside.ended[-1].at
     assert load.sent >= 20
     assert load.answered + load.failed == load.sent
-    # Beside the busy loops a request may be refused or late, which is no failure of the rollout.
+    # Beside the busy loops a request may be refused or late, which is not a failure of the rollout.
     failed = [each for each in load.ended if each.failure]
     assert [each for each in failed if each.kind not in OVERLOAD or each.at > end_of_busy] == []
 

@@ -286,7 +286,7 @@ def test_overload_is_not_reported_as_a_failed_rollout(served: Endpoint) -> None:
         load.raise_failures()
     assert (
         f"{load.sent} of {load.sent} requests failed: {load.sent} were refused because of load before the"
-        " rollout. The endpoint was too slow for them, which is no failure of the rollout"
+        " rollout. The endpoint was too slow for them, which is not a failure of the rollout"
     ) in str(error.value)
 
 

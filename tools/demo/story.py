@@ -218,7 +218,7 @@ class RolloutLoad(SteadyLoad):
         message = f"{len(failed)} of {self.sent} requests failed: {found}"
         if all(each.kind in OVERLOAD for each in failed):
             raise DemoError(
-                f"{message}. The endpoint was too slow for them, which is no failure of the rollout: end"
+                f"{message}. The endpoint was too slow for them, which is not a failure of the rollout: end"
                 " other programs on this machine, and run the demo again",
                 ["uptime", f"kubectl -n {NAMESPACE} get pods"],
             )

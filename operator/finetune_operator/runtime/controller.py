@@ -159,7 +159,7 @@ class Controller:
         message = (
             f"the objects of this namespace need more than the {limit} MiB of memory that the operator has"
             f" for one namespace: delete runs that have ended, and objects with the label {SELECTOR} that"
-            " nobody needs. The operator continues within ten minutes; running pods are not affected"
+            " are no longer needed. The operator continues within ten minutes; running pods are not affected"
         )
         await self._block(primary, resource, Reason.NAMESPACE_TOO_LARGE, message, now)
         raise Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestEntityTooLarge", message)

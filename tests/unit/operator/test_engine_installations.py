@@ -82,7 +82,7 @@ def binding(lease: str, *watched: str) -> Manifest:
 
 
 class Held:
-    """The own Lease, which nobody else takes."""
+    """The own Lease, which no one else takes."""
 
     def __init__(self) -> None:
         self.terms = 0

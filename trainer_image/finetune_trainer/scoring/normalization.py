@@ -9,7 +9,7 @@ def normalize(text: str) -> str:
 
     It has Unicode normalization form KC, in which full-width letters and digits are plain ones, folded case,
     one space for each run of white space, no white space around it, and no punctuation at its end. Text that
-    is punctuation only keeps it. A bracket that closes another one is no punctuation at the end: f(x) is not
+    is punctuation only keeps it. A bracket that closes another one is not punctuation at the end: f(x) is not
     f(x.
     """
     # Case folding can leave characters that are not normalized.

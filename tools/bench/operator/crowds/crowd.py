@@ -173,7 +173,7 @@ class Watched:
         await self._stage.ledger().until_quiet()
 
     async def until_reconciled(self, kind: str, passes: float) -> None:
-        """Wait until there were so many passes over a kind, since the start, and the queue is empty."""
+        """Wait until there were this many passes over a kind, since the start, and the queue is empty."""
         size = self._stage.size
         await self.process.until_idle([kind], passes, 5 * patience(size), self._stage.progress)
 

@@ -84,8 +84,8 @@ class TabReader:
     def _lines_of_cell(self) -> int | None:
         """What a quote means that opens in a complete row and does not close in its line.
 
-        0: it is text. None: it opens a cell, because a line up to the quote that closes it is no complete row
-        or has a doubled quote. Otherwise both are possible: the number of lines to the quote that closes.
+        0: it is text. None: it opens a cell, because a line up to the quote that closes it is not a complete
+        row or has a doubled quote. Otherwise both are possible: the number of lines to the quote that closes.
         """
         characters = 0
         for number in range(1, MAX_LINES_AHEAD + 1):
