@@ -106,7 +106,7 @@ def finetunejob(name: str, **spec: Any) -> Object:
         "FineTuneJob",
         name,
         {
-            "model": name,
+            "modelLine": name,
             "baseModel": {"uri": MODEL_URI},
             "dataset": {"ref": {"name": "tickets"}},
             "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0}},
@@ -137,7 +137,7 @@ def endpoint(name: str, line: str) -> Object:
         name,
         {
             "baseModel": {"uri": MODEL_URI},
-            "models": [{"name": "tuned", "follow": {"model": line}}],
+            "models": [{"name": "tuned", "follow": {"modelLine": line}}],
             "compute": {"profile": CPU},
         },
     )

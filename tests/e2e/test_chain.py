@@ -28,7 +28,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
         ),
         manifests.finetunejob(
             "unworthy",
-            model="routing",
+            modelLine="routing",
             hyperparameters={"epochs": 5, "learningRate": 0.01},
             deletionPolicy="Delete",
             **manifests.judged(out_of_reach),
@@ -51,7 +51,7 @@ def test_a_run_that_clears_its_bar_is_promoted(team: Team, tickets: Object, rout
         assert condition_of(routing, domain)["status"] == "True"
     checkpoint = team.checkpoint_of(routing)
     assert condition_of(checkpoint, "Promoted")["status"] == "True"
-    assert checkpoint["spec"]["model"] == "routing"
+    assert checkpoint["spec"]["modelLine"] == "routing"
     assert checkpoint["spec"]["type"] == "Adapter"
     scores = {(score["metric"], score["subject"]): score["value"] for score in
               routing["status"]["evaluation"]["scores"]}  # fmt: skip
@@ -134,7 +134,7 @@ def test_kubectl_get_shows_the_columns_of_each_kind(
         ("dset", "tickets"): {"LATEST": name_of(version), "ROWS": "24", "PROBLEMS": "0"},
         ("dsv", name_of(version)): {"DATASET": "tickets", "ROWS": "24", "DIGEST": version["spec"]["digest"]},
         ("ckpt", name_of(checkpoint)): {
-            "MODEL": "routing", "STEP": "45", "SCORE": score, "PROMOTED": "True", "IN-USE": "support",
+            "MODEL-LINE": "routing", "STEP": "45", "SCORE": score, "PROMOTED": "True", "IN-USE": "support",
         },
         ("infd", "support"): {
             "MODELS": "tuned", "READY": "1/1",

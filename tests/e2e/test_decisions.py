@@ -58,7 +58,7 @@ def run_of(name: str, dataset: str, *, epochs: int, learning_rate: float = 0.01,
     """A run with the evaluation that decides."""
     return manifests.finetunejob(
         name,
-        model=line,
+        modelLine=line,
         dataset={"ref": {"name": dataset}},
         hyperparameters={"epochs": epochs, "learningRate": learning_rate},
         evaluation=EVALUATION,

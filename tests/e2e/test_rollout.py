@@ -63,7 +63,7 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
         team.apply(
             manifests.finetunejob(
                 "routing-v2",
-                model="routing",
+                modelLine="routing",
                 dataset={"ref": {"name": "tickets-v2"}},
                 **manifests.judged(*manifests.BAR),
             ),
@@ -72,7 +72,7 @@ def rollout(team: Team, support: Object, endpoint: Endpoint) -> Rollout:
         team.apply(
             manifests.finetunejob(
                 "routing-v3",
-                model="routing",
+                modelLine="routing",
                 hyperparameters={**manifests.SHORT, "seed": 3},
                 promotion={"mode": "Manual"},
             )

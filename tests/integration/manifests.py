@@ -65,7 +65,7 @@ def finetunejob(namespace: str, name: str = "routing", **spec: Any) -> Object:
         namespace,
         name,
         {
-            "model": "ticket-routing",
+            "modelLine": "ticket-routing",
             "baseModel": {"uri": "pvc://models/tiny"},
             "dataset": {"ref": {"name": "tickets"}},
             "compute": {"profile": profile_name(namespace)},
@@ -94,7 +94,7 @@ def inferencedeployment(namespace: str, name: str = "support") -> Object:
         name,
         {
             "baseModel": {"uri": "pvc://models/tiny"},
-            "models": [{"name": "routing", "follow": {"model": "ticket-routing"}}],
+            "models": [{"name": "routing", "follow": {"modelLine": "ticket-routing"}}],
             "compute": {"profile": profile_name(namespace)},
         },
     )

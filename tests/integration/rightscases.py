@@ -234,7 +234,7 @@ def _checkpoint(namespace: str, name: str) -> Object:
         namespace,
         name,
         {
-            "model": "ticket-routing",
+            "modelLine": "ticket-routing",
             "digest": weights,
             "type": "Adapter",
             "step": 1,

@@ -9,7 +9,7 @@ from tests.waiting import eventually
 from tools.fakepods import digest
 
 BASE = digest("base", "pvc://models/tiny")
-FOLLOWS: Object = {"name": "routing", "follow": {"model": "ticket-routing"}}
+FOLLOWS: Object = {"name": "routing", "follow": {"modelLine": "ticket-routing"}}
 SETTLES_SECONDS = 60
 
 
@@ -34,7 +34,7 @@ class Team:
             "saveEverySteps": 10,
         }
         spec = {
-            "model": "ticket-routing",
+            "modelLine": "ticket-routing",
             "digest": digest(name),
             "type": "Adapter",
             "step": 40,

@@ -14,7 +14,7 @@ from tools.cluster import ClusterError, ControlPlane
 DIGEST = "sha256:" + "a" * 64
 
 SPEC = {
-    "model": "routing",
+    "modelLine": "routing",
     "digest": DIGEST,
     "type": "Adapter",
     "step": 1,

@@ -72,7 +72,7 @@ class RecordingCluster(MemoryCluster):
 
 
 def _run(name: str, **spec: Any) -> Manifest:
-    fields = {"model": name, "dataset": {"ref": {"name": name}}, "deletionPolicy": "Delete", **spec}
+    fields = {"modelLine": name, "dataset": {"ref": {"name": name}}, "deletionPolicy": "Delete", **spec}
     run: Manifest = merged(finetunejob(), {"metadata": {"name": name}, "spec": fields})
     return run
 

@@ -59,7 +59,7 @@ def test_an_operator_with_older_definitions_names_them_and_waits(api: Api, opera
 def test_a_status_with_a_field_of_this_release_is_not_mistaken_for_passing_trouble(
     api: Api, namespace: str
 ) -> None:
-    spec = {"model": "m", "baseModel": {"uri": "pvc://m"}, "dataset": {"ref": {"name": "d"}}}
+    spec = {"modelLine": "m", "baseModel": {"uri": "pvc://m"}, "dataset": {"ref": {"name": "d"}}}
     head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}}
     path = f"/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
     api.request("POST", path, {**head, "spec": spec}).raise_for_status()

@@ -48,7 +48,7 @@ def until_sources(team: Team, checkpoint: str, *sources: str) -> list[Object]:
 
 def test_two_checkpoints_are_measured_one_after_the_other_and_keep_their_scores(team: Team) -> None:
     first = trained(team, "routing")
-    second = trained(team, "answers", model="answers", method={"type": "QLoRA"}, evaluation=None)
+    second = trained(team, "answers", modelLine="answers", method={"type": "QLoRA"}, evaluation=None)
 
     evaluate(team, "last-month", first, second)
     what = (team.namespace, "Evaluation", "last-month")
@@ -78,7 +78,7 @@ def test_a_missed_gate_of_an_evaluation_stalls_it_and_the_champion_stays(team: T
 def test_an_endpoint_takes_a_champion_when_the_named_evaluation_has_measured_it(team: Team) -> None:
     made = trained(team, "routing")
     bar = {"metric": "exact_match", "min": 0.9, "evaluation": "last-month"}
-    team.serve({"name": "routing", "follow": {"model": "ticket-routing", "minScores": [bar]}})
+    team.serve({"name": "routing", "follow": {"modelLine": "ticket-routing", "minScores": [bar]}})
     message = team.until_reason("InferenceDeployment", "support", "Reconciling", "WaitingForCheckpoint")
     assert "not measured by Evaluation last-month" in message
 

@@ -209,7 +209,7 @@ def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
     api.create(manifests.inferencedeployment(NAMESPACE))
     # It has no revision to roll out, and the cluster has no Gateway API that could accept a route.
     routed = manifests.inferencedeployment(NAMESPACE, "routed")
-    routed["spec"]["models"][0]["follow"]["model"] = "none-of-this-name"
+    routed["spec"]["models"][0]["follow"]["modelLine"] = "none-of-this-name"
     routed["spec"]["traffic"] = {"gateway": {"parentRefs": [{"name": "public"}]}}
     api.create(routed)
     api.create(manifests.finetunejob(NAMESPACE))

@@ -50,7 +50,7 @@ def test_a_promotion_by_the_gates_still_waits_for_a_follower_that_asks_for_appro
     run(team, "routing")
     bar = {"requireApproval": True, "minScores": [{"metric": "exact_match", "min": 0.9}]}
     team.serve(FOLLOWS, name="internal")
-    team.serve({"name": "routing", "follow": {"model": "ticket-routing", **bar}}, name="public")
+    team.serve({"name": "routing", "follow": {"modelLine": "ticket-routing", **bar}}, name="public")
     made = checkpoint_of(team, "routing")
     team.until_served("internal", routing=made)
     assert "not approved" in team.until_reason(

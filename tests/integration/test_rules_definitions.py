@@ -14,7 +14,7 @@ HEADERS = {
     "FineTuneJob": ["NAME", "PHASE", "PROGRESS", "LOSS", "SCORE", "ETA", "AGE"],
     "Dataset": ["NAME", "PHASE", "LATEST", "ROWS", "PROBLEMS", "AGE"],
     "DatasetVersion": ["NAME", "DATASET", "ROWS", "DIGEST", "AGE"],
-    "Checkpoint": ["NAME", "MODEL", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
+    "Checkpoint": ["NAME", "MODEL-LINE", "STEP", "SCORE", "PROMOTED", "IN-USE", "AGE"],
     "Evaluation": ["NAME", "PHASE", "CHECKPOINTS", "SCORE", "AGE"],
     "InferenceDeployment": ["NAME", "MODELS", "REVISION", "WEIGHT", "VERDICT", "READY", "URL", "AGE"],
     "ComputeProfile": ["NAME", "DEVICE", "MAX", "ENGINE", "AGE"],

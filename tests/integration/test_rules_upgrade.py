@@ -61,7 +61,7 @@ def install(api: Api, crd: Object) -> None:
 
 
 def run(name: str, spec: Object) -> Object:
-    fields = {"model": "m", "baseModel": {"uri": "pvc://m"}, "dataset": {"ref": {"name": "d"}}, **spec}
+    fields = {"modelLine": "m", "baseModel": {"uri": "pvc://m"}, "dataset": {"ref": {"name": "d"}}, **spec}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",

@@ -29,14 +29,14 @@ CLUSTER: Final = {"computeprofiles"}
 CONTENT: Final = {"POST": "application/json", "PATCH": "application/merge-patch+json"}
 SPECS: Final[dict[str, Object]] = {
     "FineTuneJob": {
-        "model": "routing",
+        "modelLine": "routing",
         "baseModel": {"uri": "pvc://models/tiny"},
         "dataset": {"ref": {"name": "tickets"}},
     },
     "Evaluation": {"checkpoints": ["routing-1"], "dataset": {"ref": {"name": "tickets"}}},
     "InferenceDeployment": {
         "baseModel": {"uri": "pvc://models/tiny"},
-        "models": [{"name": "routing", "follow": {"model": "routing"}}],
+        "models": [{"name": "routing", "follow": {"modelLine": "routing"}}],
     },
 }
 NAME_LABEL: Final = "kubernetes.io/metadata.name"

@@ -113,7 +113,7 @@ def test_a_team_trains_and_serves(team: Platform) -> None:
     until(team, "InferenceDeployment", "ticket-routing", "Ready")
     team.kubelet.held = {"train"}
     run = team.api.get("FineTuneJob", TEAM, "ticket-routing-1") or {}
-    team.api.create(manifests.of("FineTuneJob", TEAM, "steady", {**run["spec"], "model": "other"}))
+    team.api.create(manifests.of("FineTuneJob", TEAM, "steady", {**run["spec"], "modelLine": "other"}))
     eventually("a run trains", lambda: team.kubelet.started.count("train") == 2, 90)
 
 

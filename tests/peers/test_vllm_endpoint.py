@@ -134,7 +134,7 @@ def rollout(team: Team, keeper: Keeper) -> Rollout:
         manifests.dataset("tickets", "tickets"),
         manifests.finetunejob("routing"),
         manifests.finetunejob("dora", method=DORA),
-        endpoint("desk", manifests.CPU, {"follow": {"model": "routing"}}),
+        endpoint("desk", manifests.CPU, {"follow": {"modelLine": "routing"}}),
     )
     first = team.until("InferenceDeployment", "desk", "Ready")
     before = served(team, first, SERVE_PORT, QUESTIONS)
@@ -253,7 +253,7 @@ def test_metrics_are_on_their_own_port_only(team: Team, rollout: Rollout) -> Non
 
 
 def test_a_dora_checkpoint_is_served_merged_and_in_place(team: Team, rollout: Rollout) -> None:
-    model = {"follow": {"model": "dora"}, "merge": True}
+    model = {"follow": {"modelLine": "dora"}, "merge": True}
     team.apply(manifests.claim("cache"), endpoint("merged", CACHED, model, **SETTINGS))
     merged = team.until("InferenceDeployment", "merged", "Ready")
 

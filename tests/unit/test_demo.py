@@ -47,7 +47,7 @@ def job(*conditions: dict[str, Any], **status: Any) -> dict[str, Any]:
     return {
         "metadata": {"name": "routing", "uid": "u", "creationTimestamp": NOW.isoformat()},
         "spec": {
-            "model": "routing",
+            "modelLine": "routing",
             "baseModel": {"uri": "pvc://models/m"},
             "dataset": {"ref": {"name": "tickets"}},
         },
@@ -61,7 +61,7 @@ def endpoint(checkpoint: str, *conditions: dict[str, Any], **status: Any) -> dic
         "metadata": {"name": "routing", "uid": "e"},
         "spec": {
             "baseModel": {"uri": "pvc://models/m"},
-            "models": [{"name": "routing", "follow": {"model": "routing"}}],
+            "models": [{"name": "routing", "follow": {"modelLine": "routing"}}],
         },
         "status": {"conditions": list(conditions), "models": served, **status},
     }

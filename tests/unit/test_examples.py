@@ -325,7 +325,7 @@ def test_the_run_that_continues_leaves_the_adapters_settings_to_its_checkpoint()
     assert parent.startswith(f"{first.name}-")
     assert onwards.spec.method.type == first.spec.method.type
     assert onwards.spec.method.lora is None
-    assert (onwards.spec.model, onwards.spec.dataset) == (first.spec.model, first.spec.dataset)
+    assert (onwards.spec.model_line, onwards.spec.dataset) == (first.spec.model_line, first.spec.dataset)
 
 
 def method_examples() -> dict[str, FineTuneJob]:

@@ -142,7 +142,7 @@ RUNS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("spec", "expected"), [case[1:] for case in RUNS], ids=[case[0] for case in RUNS])
 def test_runs_keep_their_fingerprints(spec: dict[str, Any], expected: str) -> None:
-    base = {"model": "tone", "baseModel": {"uri": "pvc://models/gemma"}}
+    base = {"modelLine": "tone", "baseModel": {"uri": "pvc://models/gemma"}}
     metadata = {"name": "tone-1", "namespace": "team", "uid": "0f0f"}
     job = FineTuneJob.model_validate({"kind": "FineTuneJob", "metadata": metadata, "spec": {**base, **spec}})
 

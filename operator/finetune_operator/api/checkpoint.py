@@ -109,7 +109,7 @@ class Approval(Model):
 
 
 class _CheckpointFields(Model):
-    model: Annotated[ShortName, Field(description="Model line of the Checkpoint.")]
+    model_line: Annotated[ShortName, Field(description="Name of the line that the Checkpoint belongs to.")]
     digest: Annotated[Digest, Field(description="SHA-256 of the weights' manifest.")]
     type: Annotated[
         CheckpointType,

@@ -13,7 +13,15 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from finetune_operator.api.kinds import Kind
-from finetune_operator.api.meta import GROUP, VERSION, CELRule, Model, Reserved, ReservedValues
+from finetune_operator.api.meta import (
+    GROUP,
+    VERSION,
+    CELRule,
+    Model,
+    RequiredByRule,
+    Reserved,
+    ReservedValues,
+)
 from finetune_operator.plan import NEVER_OBSERVED
 
 Schema = dict[str, Any]
@@ -35,14 +43,23 @@ LIMITS: Final = {"string": ("maxLength", 1024), "array": ("maxItems", 64)}
 
 
 class _WithRules(GenerateJsonSchema):
-    """Add each model's CEL rules, and note in the description what this release does not implement."""
+    """Add the CEL rules of each model, and what its marks say about its fields."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result = super().model_schema(schema)
         model = schema["cls"]
         if issubclass(model, Model):
-            if model.rules:
-                result["x-kubernetes-validations"] = validations(model.rules)
+            wanted = {
+                field.alias or name: mark
+                for name, field in model.model_fields.items()
+                for mark in field.metadata
+                if isinstance(mark, RequiredByRule)
+            }
+            rules = (*(mark.rule(alias) for alias, mark in wanted.items()), *model.rules)
+            if rules:
+                result["x-kubernetes-validations"] = validations(rules)
+            if wanted:
+                result["required"] = [alias for alias in result["required"] if alias not in wanted]
             for name, field in model.model_fields.items():
                 marks = (mark for mark in field.metadata if isinstance(mark, Reserved | ReservedValues))
                 for mark in marks:

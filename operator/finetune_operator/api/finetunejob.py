@@ -17,6 +17,7 @@ from finetune_operator.api.meta import (
     CELRule,
     DeletionPolicy,
     Model,
+    RequiredByRule,
     Resource,
     ShortName,
     immutable_part,
@@ -117,9 +118,15 @@ class Promotion(Model):
 
 
 class _FineTuneJobFields(Model):
-    model: Annotated[
+    model_line: Annotated[
         ShortName,
-        Field(description="Model line of the run's Checkpoints. Endpoints follow a model line by this name."),
+        RequiredByRule(
+            "modelLine names the line that the result belongs to; the model to train goes into baseModel.uri"
+        ),
+        Field(
+            description="Name of the line that the run's Checkpoints belong to. Endpoints follow a line by this"
+            " name. Required."
+        ),
     ]
     base_model: BaseModelReference
     dataset: JobDataset

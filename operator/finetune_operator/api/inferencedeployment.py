@@ -102,7 +102,7 @@ class MinScore(Model):
 class Follow(Model):
     """Serve the champion of a model line."""
 
-    model: Annotated[ShortName, Field(description="Model line to follow.")]
+    model_line: Annotated[ShortName, Field(description="Name of the line to follow.")]
     require_approval: Annotated[
         bool,
         Field(description="Whether the endpoint takes only Checkpoints with spec.approval.state Approved."),

@@ -88,7 +88,7 @@ KINDS: Final[tuple[Kind, ...]] = (
         "checkpoints",
         "ckpt",
         (
-            Column("Model", ".spec.model"),
+            Column("Model-Line", ".spec.modelLine"),
             Column("Step", ".spec.step", "integer"),
             Column("Score", ".status.display.score"),
             Column("Promoted", '.status.conditions[?(@.type=="Promoted")].status'),

@@ -62,6 +62,19 @@ class CELRule:
 
 
 @dataclass(frozen=True, slots=True)
+class RequiredByRule:
+    """Marker of a required field that the schema leaves optional, so that a rule of its type can refuse its
+    absence with a sentence: the API server skips rules as soon as a field that the schema requires is absent.
+    """
+
+    message: str
+
+    def rule(self, field: str) -> CELRule:
+        """The rule of the type that has the field."""
+        return CELRule(f"has(self.{field})", self.message, field)
+
+
+@dataclass(frozen=True, slots=True)
 class Reserved:
     """Marker of a field that this release validates but does not implement; setting it stalls the object."""
 
@@ -275,7 +288,7 @@ def immutable_rules(spec: type[Model], mutable: frozenset[str], advice: str) -> 
         alias = field.alias or to_camel(name)
         if alias in mutable:
             continue
-        if field.is_required():
+        if field.is_required() and not any(isinstance(mark, RequiredByRule) for mark in field.metadata):
             rules.append(
                 CELRule(f"self.{alias} == oldSelf.{alias}", f"{alias} is immutable: {advice}", alias)
             )

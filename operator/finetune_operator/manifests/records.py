@@ -30,7 +30,7 @@ from finetune_operator.api.method import LoRA, Method
 from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,
-    MODEL,
+    MODEL_LINE,
     RECORDED_AT,
     checkpoint_name,
     child_labels,
@@ -146,7 +146,7 @@ def build_checkpoint(
             ),
         )
     spec = CheckpointSpec(
-        model=job.spec.model,
+        model_line=job.spec.model_line,
         digest=result.digest,
         type=result.type,
         step=result.step,
@@ -180,7 +180,7 @@ def build_checkpoint(
         "metadata": {
             "name": checkpoint_name(job.name, job.uid, result.step, result.digest),
             "namespace": job.namespace,
-            "labels": child_labels(job, **{MODEL: job.spec.model}),
+            "labels": child_labels(job, **{MODEL_LINE: job.spec.model_line}),
             "annotations": {
                 **store_annotations(None, store_credentials),
                 RECORDED_AT: recorded_at.isoformat(timespec="milliseconds"),

@@ -98,8 +98,8 @@ class SnapshotReader:
         if key.kind == "Checkpoint":
             # Without reading the Checkpoint: a line may have thousands, of which all but one wait.
             index = self._lines.get(key.namespace)
-            model = None if index is None else index.model_of(key.name)
-            return None if model is None else line_lock(key.namespace, model)
+            model_line = None if index is None else index.line_of(key.name)
+            return None if model_line is None else line_lock(key.namespace, model_line)
         if key.kind in {"FineTuneJob", "Evaluation"}:
             waiting = self._caches.kinds[key.kind].indexed(BY_STATE, OVER_BUDGET)
             return budget_lock(key.namespace) if address(key.namespace, key.name) in waiting else None
@@ -202,18 +202,18 @@ class SnapshotReader:
             load = partial(self._of(Checkpoint).get, namespace)
             index = self._lines[namespace] = CheckpointIndex(load=load)
         after = self._of(Checkpoint).parse(new) if new is not None else None
-        models = {index.model_of(name), None if after is None else after.spec.model}
-        champions = {model: index.champion_identity(model) for model in models if model is not None}
+        lines = {index.line_of(name), None if after is None else after.spec.model_line}
+        champions = {line: index.champion_identity(line) for line in lines if line is not None}
         if after is None:
             index.remove(name)
         else:
             index.put(after)
         if index.is_empty:
             del self._lines[namespace]
-        for model, champion in champions.items():
-            if index.champion_identity(model) != champion:
+        for line, champion in champions.items():
+            if index.champion_identity(line) != champion:
                 for listener in self._champion_listeners:
-                    listener(namespace, model)
+                    listener(namespace, line)
 
     def _is_first_in_line(self, resource: Resource, profile: str) -> bool:
         first = self._first_place(resource.namespace, profile)

@@ -70,9 +70,9 @@ class Wakeups:
             self.add(key_of(changed))
             self._queue_related(kind, old, new)
 
-    def _champion_changed(self, namespace: str, model: str) -> None:
+    def _champion_changed(self, namespace: str, model_line: str) -> None:
         if self._active():
-            for key in affected_by_champion(namespace, model, self._reader):
+            for key in affected_by_champion(namespace, model_line, self._reader):
                 self.add(key)
 
     def _queue_related(self, kind: str, old: Manifest | None, new: Manifest | None) -> None:

@@ -54,7 +54,7 @@ def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: A
             "kind": "Checkpoint",
             "metadata": {"name": name, "namespace": "team"},
             "spec": {
-                "model": "tickets",
+                "modelLine": "tickets",
                 "digest": digest(character),
                 "type": "Adapter",
                 "step": 10,
@@ -86,7 +86,7 @@ def endpoint(status: Manifest | None = None, generation: int = 1, **spec: Any) -
             },
             "spec": {
                 "baseModel": {"uri": "pvc://models/base"},
-                "models": [{"name": "router", "follow": {"model": "tickets"}}],
+                "models": [{"name": "router", "follow": {"modelLine": "tickets"}}],
                 **spec,
             },
             "status": status or {},

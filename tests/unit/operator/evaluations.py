@@ -98,7 +98,7 @@ def second_checkpoint(cluster: MemoryCluster, model: str = "answers") -> None:
     }
     spec = {
         **first["spec"],
-        "model": model,
+        "modelLine": model,
         "digest": SECOND_WEIGHTS,
         "type": "Full",
         "uri": f"pvc://artifacts/checkpoints/{'e' * 64}",

@@ -64,7 +64,7 @@ def dataset(**spec: Any) -> Manifest:
 def finetunejob(**spec: Any) -> Manifest:
     """A run on the Dataset with two gates, without the fields that are None."""
     fields: Manifest = {
-        "model": "ticket-routing",
+        "modelLine": "ticket-routing",
         "baseModel": {"uri": "pvc://models/gemma"},
         "dataset": {"ref": {"name": DATASET}},
         "evaluation": {

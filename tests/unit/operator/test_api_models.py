@@ -12,7 +12,7 @@ MANIFEST = {
     "kind": "FineTuneJob",
     "metadata": {"name": "routing", "namespace": "team"},
     "spec": {
-        "model": "ticket-routing",
+        "modelLine": "ticket-routing",
         "baseModel": {"uri": "pvc://models/gemma"},
         "dataset": {"ref": {"name": "tickets"}},
     },

@@ -347,7 +347,7 @@ def test_the_requests_return_if_the_new_revision_fails_while_no_operator_runs(ba
 
 
 def test_a_bake_ends_in_time_also_while_a_model_of_the_endpoint_is_held_back() -> None:
-    follow = {"follow": {"model": "tickets", "minScores": [{"metric": "bleu", "min": 0.5}]}}
+    follow = {"follow": {"modelLine": "tickets", "minScores": [{"metric": "bleu", "min": 0.5}]}}
     cluster, old, new = ready(bakeSeconds=600)
     models = [{"name": "router", "pin": {"checkpoint": "second"}}, {"name": "other", **follow}]
     cluster.edit(models=models)

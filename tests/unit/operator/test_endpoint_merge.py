@@ -14,7 +14,7 @@ from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, dig
 from tests.unit.operator.runobjects import claim
 
 MERGED = MergedWeights(weights=digest("e"), probe=digest("f"))
-MODELS = [{"name": "router", "follow": {"model": "tickets"}, "merge": True}]
+MODELS = [{"name": "router", "follow": {"modelLine": "tickets"}, "merge": True}]
 VLLM = {"engine": "VLLM", "images": {"engine": "registry.example/vllm:1"}}
 DORA = {"adapter": {"r": 8, "dora": True}}
 
@@ -133,7 +133,7 @@ def test_vllm_serves_a_merged_adapter_that_it_cannot_load() -> None:
 
 
 def test_a_merged_model_is_the_only_one_of_its_endpoint() -> None:
-    cluster = merging(models=[*MODELS, {"name": "other", "follow": {"model": "tickets"}}])
+    cluster = merging(models=[*MODELS, {"name": "other", "follow": {"modelLine": "tickets"}}])
 
     problems = [each.problem for each in resolve(cluster.endpoint, cluster.snapshot().checkpoints).problems]
     assert len(problems) == 1
@@ -184,7 +184,7 @@ def test_an_older_trainer_cannot_merge() -> None:
 
 def test_a_full_checkpoint_is_served_as_before() -> None:
     names: list[str] = []
-    for models in (MODELS, [{"name": "router", "follow": {"model": "tickets"}}]):
+    for models in (MODELS, [{"name": "router", "follow": {"modelLine": "tickets"}}]):
         cluster = EndpointCluster(checkpoint("first", "1", type="Full"), models=models)
         cluster.settle()
         names += cluster.deployments

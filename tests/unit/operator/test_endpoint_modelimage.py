@@ -62,7 +62,7 @@ def test_a_model_without_an_image_is_copied_as_without_a_cache() -> None:
 
 
 def test_merged_weights_are_copied() -> None:
-    models = [{"name": "router", "follow": {"model": "tickets"}, "merge": True}]
+    models = [{"name": "router", "follow": {"modelLine": "tickets"}, "merge": True}]
     cluster = with_images({BASE: IMAGE, digest("1"): OTHER}, models=models)
     cluster.cluster.end("merge", MergedWeights(weights=digest("e"), probe=digest("f")).to_json())
     cluster.settle()

@@ -182,7 +182,7 @@ def test_an_endpoint_that_waits_for_its_profile_can_still_be_scaled() -> None:
 
 def test_a_model_whose_record_was_deleted_keeps_being_served() -> None:
     models = [
-        {"name": "router", "follow": {"model": "tickets"}},
+        {"name": "router", "follow": {"modelLine": "tickets"}},
         {"name": "writer", "pin": {"checkpoint": "pinned"}},
     ]
     cluster = EndpointCluster(
@@ -211,7 +211,7 @@ def test_an_endpoint_for_another_base_model_uri_takes_no_checkpoint() -> None:
 
 
 def test_many_long_model_names_fit_into_the_columns() -> None:
-    models = [{"name": f"{'m' * 37}-{n:02}", "follow": {"model": "tickets"}} for n in range(32)]
+    models = [{"name": f"{'m' * 37}-{n:02}", "follow": {"modelLine": "tickets"}} for n in range(32)]
     cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     cluster.settle()
     assert cluster.endpoint.status.display is not None
@@ -219,7 +219,7 @@ def test_many_long_model_names_fit_into_the_columns() -> None:
 
 
 def test_the_newest_evaluation_decides_on_the_score() -> None:
-    follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
+    follow = {"modelLine": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
     judged = checkpoint("first", "1").to_dict()
     judged["status"]["evaluations"] = [
         {
@@ -261,7 +261,7 @@ def test_a_follower_can_require_the_rows_of_a_score(
     bar = {"metric": "exact_match", "min": 0.9, "evaluation": source}
     bar["datasetVersion"] = of_run if required == "of the run" else required
     bar = {key: value for key, value in bar.items() if value is not None}
-    follow = {"model": "tickets", "minScores": [bar]}
+    follow = {"modelLine": "tickets", "minScores": [bar]}
     cluster = EndpointCluster(
         Checkpoint.model_validate(judged), models=[{"name": "router", "follow": follow}]
     )
@@ -342,7 +342,7 @@ def test_a_checkpoint_of_another_base_model_is_not_rolled_out() -> None:
 
 
 def test_a_follower_that_needs_approval_waits_for_it() -> None:
-    follow = {"model": "tickets", "requireApproval": True}
+    follow = {"modelLine": "tickets", "requireApproval": True}
     cluster = EndpointCluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
     cluster.settle()
     assert not cluster.deployments
@@ -353,7 +353,7 @@ def test_a_follower_that_needs_approval_waits_for_it() -> None:
 
 
 def test_a_follower_refuses_scores_below_its_own_bar() -> None:
-    follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
+    follow = {"modelLine": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
     cluster = EndpointCluster(checkpoint("first", "1"), models=[{"name": "router", "follow": follow}])
     cluster.settle()
     assert "exact_match was not measured" in (cluster.condition("Reconciling") or ("", ""))[1]
@@ -415,7 +415,7 @@ def test_a_fully_trained_model_cannot_share_an_endpoint() -> None:
         checkpoint("first", "1", type="Full"),
         models=[
             {"name": "one", "pin": {"checkpoint": "first"}},
-            {"name": "two", "follow": {"model": "other"}},
+            {"name": "two", "follow": {"modelLine": "other"}},
         ],
     )
     cluster.settle()

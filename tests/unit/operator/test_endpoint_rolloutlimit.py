@@ -26,7 +26,7 @@ def other(
             "metadata": {"name": name, "namespace": "another-team", "uid": f"uid-of-{name}"},
             "spec": {
                 "baseModel": {"uri": "pvc://models/base"},
-                "models": [{"name": "chat", "follow": {"model": "chat"}}],
+                "models": [{"name": "chat", "follow": {"modelLine": "chat"}}],
                 **spec,
             },
             "status": {"revision": serving, "revisions": [{"name": "new", "state": state}]},

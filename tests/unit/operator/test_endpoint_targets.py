@@ -10,7 +10,7 @@ from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 
-FOLLOWS = {"name": "router", "follow": {"model": "tickets"}}
+FOLLOWS = {"name": "router", "follow": {"modelLine": "tickets"}}
 
 
 def pin(character: str, store: str = "pvc://golden", **fields: Any) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_weights_that_no_pin_names_any_more_are_kept_until_there_are_others() ->
     base = {"uri": "pvc://models/base", "digest": BASE}
     cluster = EndpointCluster(models=[pin("7", store="pvc://artifacts")], baseModel=base)
     old = serve(cluster)
-    cluster.edit(models=[{"name": "bought", "follow": {"model": "tickets"}}])
+    cluster.edit(models=[{"name": "bought", "follow": {"modelLine": "tickets"}}])
     cluster.settle()
     assert cluster.points_at == old
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -165,7 +165,10 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
 @pytest.mark.parametrize(
     ("checkpoints", "text"),
     [
-        ((), "model line tickets has no Checkpoint yet: check spec.models[router].follow.model, or start a"),
+        (
+            (),
+            "model line tickets has no Checkpoint yet: check spec.models[router].follow.modelLine, or start a",
+        ),
         ((checkpoint("first", "1", promoted=None),), "model line tickets has no promoted checkpoint yet"),
     ],
 )
@@ -191,7 +194,7 @@ def test_an_endpoint_says_that_what_it_serves_was_rejected_and_nothing_can_take_
 
 
 def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> None:
-    follow = {"model": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
+    follow = {"modelLine": "tickets", "minScores": [{"metric": "exact_match", "min": 0.9}]}
     scores = {"first": 0.95, "second": 0.5}
 
     def judged(name: str, character: str, promoted: int) -> Checkpoint:
@@ -209,14 +212,14 @@ def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> Non
 
 
 def test_a_model_that_cannot_be_resolved_yet_does_not_hold_back_the_others() -> None:
-    models = [FOLLOWS, {"name": "writer", "follow": {"model": "letters"}}]
+    models = [FOLLOWS, {"name": "writer", "follow": {"modelLine": "letters"}}]
     cluster = EndpointCluster(checkpoint("first", "1"), models=models)
     serve(cluster)
     assert served(cluster) == {"router": ("first", digest("1"))}
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "WaitingForCheckpoint"
     assert "model line letters" in message
-    cluster.put(checkpoint("letter", "2", model="letters"))
+    cluster.put(checkpoint("letter", "2", modelLine="letters"))
     serve(cluster)
     assert set(served(cluster)) == {"router", "writer"}
 

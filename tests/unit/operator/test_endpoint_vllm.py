@@ -17,7 +17,7 @@ VLLM: dict[str, Any] = {
     "images": {"engine": "registry.example/vllm:1"},
     "devices": {"resource": "nvidia.com/gpu", "max": 8},
 }
-ROUTER: dict[str, Any] = {"name": "router", "follow": {"model": "tickets"}}
+ROUTER: dict[str, Any] = {"name": "router", "follow": {"modelLine": "tickets"}}
 OTHER: dict[str, Any] = {"name": "other", "pin": {"checkpoint": "second"}}
 
 ALLOWED: list[str] = [

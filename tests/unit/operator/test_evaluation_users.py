@@ -168,7 +168,7 @@ def monthly(cluster: MemoryCluster, number: int) -> None:
 def follower(*evaluations: str) -> Manifest:
     """An endpoint that requires scores of these Evaluations."""
     scores = [{"metric": "exact_match", "min": 0.5, "evaluation": each} for each in evaluations]
-    follow = {"model": "ticket-routing", "minScores": scores}
+    follow = {"modelLine": "ticket-routing", "minScores": scores}
     spec = {"baseModel": {"uri": "pvc://models/gemma"}, "models": [{"name": "m", "follow": follow}]}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -235,7 +235,7 @@ def followed(checkpoint: Manifest, *min_scores: dict[str, Any]) -> str:
             "spec": {
                 "baseModel": {"uri": "pvc://models/gemma"},
                 "models": [
-                    {"name": "m", "follow": {"model": "ticket-routing", "minScores": list(min_scores)}}
+                    {"name": "m", "follow": {"modelLine": "ticket-routing", "minScores": list(min_scores)}}
                 ],
             },
         }

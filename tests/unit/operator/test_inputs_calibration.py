@@ -47,7 +47,7 @@ def trained(
     """A run that was trained in minute `number` and used `peak` of `device` bytes."""
     job = run(number, None, profile)
     job["metadata"]["namespace"] = namespace
-    job["spec"] = {"model": "tickets"}
+    job["spec"] = {"modelLine": "tickets"}
     job["status"]["training"] = {"deviceMemoryBytes": peak}
     if device is not None:
         job["status"]["prediction"]["deviceMemoryAvailableBytes"] = device

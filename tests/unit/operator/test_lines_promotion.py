@@ -106,7 +106,7 @@ def test_the_runs_verdict(job: FineTuneJob, champion: str | None, reason: Reason
 
 
 SPEC: Manifest = {
-    "model": LINE,
+    "modelLine": LINE,
     "digest": digest("c"),
     "type": "Adapter",
     "step": 40,

@@ -21,7 +21,7 @@ from tests.unit.operator.runobjects import (
 
 def checkpoint(type_: str = "Adapter", **lineage: Any) -> Checkpoint:
     spec = {
-        "model": "ticket-routing",
+        "modelLine": "ticket-routing",
         "digest": WEIGHTS,
         "type": type_,
         "step": 40,

@@ -48,7 +48,7 @@ def measured() -> Calibration:
             "conditions": [trained],
         }
         metadata = {"namespace": "team", "uid": f"run-on-{profile}"}
-        calibration.note({"metadata": metadata, "spec": {"model": "tickets"}, "status": status})
+        calibration.note({"metadata": metadata, "spec": {"modelLine": "tickets"}, "status": status})
     return calibration
 
 

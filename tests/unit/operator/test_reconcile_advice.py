@@ -36,7 +36,7 @@ def earlier(number: int, gib: float, namespace: str = "team", model: str = "tick
     conditions = [
         {"type": type_, "status": "True", "lastTransitionTime": at} for type_ in ("Trained", "Ready")
     ]
-    run = finetunejob(model=model)
+    run = finetunejob(modelLine=model)
     return {
         **run,
         "metadata": {"name": f"before-{number}", "uid": f"before-{number}", "namespace": namespace},

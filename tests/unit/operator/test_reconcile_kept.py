@@ -89,7 +89,7 @@ def pinned(name: str) -> Manifest:
 
 def served(name: str, digest_: str) -> Manifest:
     endpoint = pinned(name)
-    endpoint["spec"]["models"] = [{"name": "router", "follow": {"model": "others"}}]
+    endpoint["spec"]["models"] = [{"name": "router", "follow": {"modelLine": "others"}}]
     endpoint["status"] = {"models": [{"name": "router", "checkpoint": name, "digest": digest_}]}
     return endpoint
 

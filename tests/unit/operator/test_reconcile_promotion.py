@@ -329,7 +329,7 @@ def test_a_checkpoint_names_the_endpoints_that_serve_it() -> None:
                 "metadata": {"name": name},
                 "spec": {
                     "baseModel": {"uri": "pvc://models/gemma"},
-                    "models": [{"name": "router", "follow": {"model": "ticket-routing"}}],
+                    "models": [{"name": "router", "follow": {"modelLine": "ticket-routing"}}],
                 },
                 "status": {"models": [{"name": "router", "checkpoint": CHECKPOINT}]},
             }

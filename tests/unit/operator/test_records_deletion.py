@@ -193,7 +193,7 @@ def endpoint(model: Manifest, status: Manifest | None = None) -> Manifest:
     [
         pytest.param(
             endpoint(
-                {"follow": {"model": "others"}},
+                {"follow": {"modelLine": "others"}},
                 {"models": [{"name": "router", "checkpoint": CHECKPOINT, "digest": WEIGHTS}]},
             ),
             id="serves it",

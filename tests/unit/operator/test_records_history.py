@@ -105,7 +105,7 @@ def pinned(cluster: MemoryCluster) -> None:
 def served(cluster: MemoryCluster) -> None:
     digest = cluster.objects["Checkpoint", OLD]["spec"]["digest"]
     status = {"models": [{"name": "m", "checkpoint": OLD, "digest": digest}]}
-    cluster.add({**served_by({"name": "m", "follow": {"model": "another"}}), "status": status})
+    cluster.add({**served_by({"name": "m", "follow": {"modelLine": "another"}}), "status": status})
 
 
 def a_parent(cluster: MemoryCluster) -> None:

@@ -100,7 +100,7 @@ class Scene:
 
 
 def approved(name: str, character: str, created: str, model: str = "tickets") -> Manifest:
-    made: Any = checkpoint(name, character, promoted=None, model=model, approval={"state": "Approved"})
+    made: Any = checkpoint(name, character, promoted=None, modelLine=model, approval={"state": "Approved"})
     manifest: Manifest = made.to_dict()
     manifest["metadata"] |= {
         "uid": f"uid-of-{name}",

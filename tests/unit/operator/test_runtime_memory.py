@@ -18,7 +18,7 @@ POD_SPEC = {"nodeName": "node", "containers": [CONTAINER], "volumes": [{"name": 
 
 
 def run() -> Manifest:
-    spec = {"model": "m", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "d"}}}
+    spec = {"modelLine": "m", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "d"}}}
     metadata = {"name": "run", "uid": "u", "resourceVersion": "1"}
     return {"kind": "FineTuneJob", "metadata": metadata, "spec": spec}
 

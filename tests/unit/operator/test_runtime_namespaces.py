@@ -22,7 +22,7 @@ BUCKET = f"s3://artifacts/team/checkpoints/{'c' * 64}"
 CLAIM = f"pvc://artifacts/checkpoints/{'c' * 64}"
 PINS: Manifest = {"spec": {"pin": {"uri": BUCKET, "digest": WEIGHTS}}}
 SERVES: Manifest = {
-    "spec": {"follow": {"model": "copied"}},
+    "spec": {"follow": {"modelLine": "copied"}},
     "status": {"models": [{"name": "router", "digest": WEIGHTS}]},
 }
 PINS_THE_NAME: Manifest = {"spec": {"pin": {"checkpoint": CHECKPOINT}}}

@@ -40,7 +40,7 @@ def obj(kind: str, name: str, *, uid: str = "", version: int = 1, **more: Any) -
 
 def run() -> Manifest:
     spec = {
-        "model": "line",
+        "modelLine": "line",
         "baseModel": {"uri": "pvc://models/tiny"},
         "dataset": {"ref": {"name": "tickets"}},
     }
@@ -75,7 +75,7 @@ def checkpoint(name: str, model: str = "line", version: int = 1) -> Manifest:
         "trainerImage": "trainer:1",
     }
     spec = {
-        "model": model,
+        "modelLine": model,
         "digest": digest,
         "type": "Adapter",
         "step": 1,
@@ -187,7 +187,7 @@ def test_checkpoints_are_found_by_line_and_run_as_they_come_change_and_go() -> N
     store = scene.caches.kinds["Checkpoint"]
     store.put(checkpoint("c1"))
     store.put(checkpoint("c2", model="other"))
-    assert [each.name for each in scene.snapshot().checkpoints.of_model("line")] == ["c1"]
+    assert [each.name for each in scene.snapshot().checkpoints.of_line("line")] == ["c1"]
     assert {each.name for each in scene.snapshot().checkpoints.of_run(OWNER)} == {"c1", "c2"}
     promoted = checkpoint("c1", version=2)
     promoted["status"] = {"promotedAt": "2026-01-01T00:00:00Z"}
@@ -196,7 +196,7 @@ def test_checkpoints_are_found_by_line_and_run_as_they_come_change_and_go() -> N
     assert found is not None
     assert found.status.promoted_at is not None
     store.remove(promoted)
-    assert scene.snapshot().checkpoints.of_model("line") == ()
+    assert scene.snapshot().checkpoints.of_line("line") == ()
 
 
 def test_an_object_that_cannot_be_read_is_left_out_and_hinders_no_other() -> None:
@@ -205,9 +205,9 @@ def test_an_object_that_cannot_be_read_is_left_out_and_hinders_no_other() -> Non
     strange["spec"]["lineage"] = "none"
     scene.caches.kinds["Checkpoint"].put(strange)
     scene.caches.kinds["Checkpoint"].put(checkpoint("fine"))
-    scene.caches.kinds["FineTuneJob"].put(obj("FineTuneJob", "strange", spec={"model": 7}))
+    scene.caches.kinds["FineTuneJob"].put(obj("FineTuneJob", "strange", spec={"modelLine": 7}))
     snapshot = scene.snapshot()
-    assert [each.name for each in snapshot.checkpoints.of_model("line")] == ["fine"]
+    assert [each.name for each in snapshot.checkpoints.of_line("line")] == ["fine"]
     assert set(snapshot.finetunejobs) == {"run"}
     assert snapshot.finetunejobs.get("strange") is None
     assert scene.reader.resource(Key("FineTuneJob", "team", "strange")) is None

@@ -33,9 +33,9 @@ def endpoint(name: str, served: str = "", **model: object) -> Manifest:
 @pytest.fixture
 def cluster() -> MemoryCluster:
     cluster = reached("evaluate")
-    cluster.add(endpoint("follower", follow={"model": "ticket-routing"}))
+    cluster.add(endpoint("follower", follow={"modelLine": "ticket-routing"}))
     cluster.add(endpoint("pinned", pin={"checkpoint": CHECKPOINT}))
-    cluster.add(endpoint("stranger", follow={"model": "another-line"}))
+    cluster.add(endpoint("stranger", follow={"modelLine": "another-line"}))
     return cluster
 
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_leads_to_its_run_and_to_those_that_pin_or_serve_it_and_not
     cluster: MemoryCluster,
 ) -> None:
     rival_of(cluster, "rival")
-    cluster.add(endpoint("server", served=CHECKPOINT, follow={"model": "another-line"}))
+    cluster.add(endpoint("server", served=CHECKPOINT, follow={"modelLine": "another-line"}))
     assert names(cluster, "Checkpoint", CHECKPOINT) == {
         ("FineTuneJob", JOB),
         ("InferenceDeployment", "pinned"),
@@ -127,7 +127,7 @@ def test_a_run_leads_to_its_checkpoints(cluster: MemoryCluster) -> None:
 
 def test_an_endpoint_leads_to_what_it_serves_and_to_what_it_served(cluster: MemoryCluster) -> None:
     assert names(cluster, "InferenceDeployment", "follower") == set()
-    served = cluster.add(endpoint("server", served=CHECKPOINT, follow={"model": "ticket-routing"}))
+    served = cluster.add(endpoint("server", served=CHECKPOINT, follow={"modelLine": "ticket-routing"}))
     checkpoint = Key("Checkpoint", NAMESPACE, CHECKPOINT)
     unserved = {**served, "status": {}}
     for old, new in ((None, served), (served, unserved), (unserved, served), (served, None)):

@@ -113,7 +113,7 @@ def test_longer_lists_are_data() -> None:
 
 def test_another_json_type_is_not_read() -> None:
     manifest = finished()
-    manifest["spec"]["model"] = {"name": "m"}
+    manifest["spec"]["modelLine"] = {"name": "m"}
     assert read(manifest)[0] is None
 
 

@@ -52,7 +52,7 @@ def steps(work: Callable[[], object]) -> int:
 
 
 def run(name: str, **status: object) -> Manifest:
-    spec = {"model": "line", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "tickets"}}}
+    spec = {"modelLine": "line", "baseModel": {"uri": "pvc://m/x"}, "dataset": {"ref": {"name": "tickets"}}}
     return obj("FineTuneJob", name, spec=spec, status=status)
 
 
@@ -76,7 +76,7 @@ class Line:
             self.caches.kinds["FineTuneJob"].put(run(name, **ENDED))
             self.caches.kinds["Checkpoint"].put(record(f"{name}-best", name, minute=number))
             self.caches.kinds["Checkpoint"].put(record(f"{name}-last", name))
-        follower = endpoint(models=[{"name": "m", "follow": {"model": "line"}}]).to_dict()
+        follower = endpoint(models=[{"name": "m", "follow": {"modelLine": "line"}}]).to_dict()
         follower["metadata"] |= {"uid": "uid-desk", "resourceVersion": "1"}
         self.caches.kinds["InferenceDeployment"].put(follower)
         self.reader.subscribe_champions(self._champion_changed)
@@ -173,11 +173,11 @@ def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
                 made["spec"]["approval"] = {"state": chance.choice(["Rejected", "Approved"]), "reason": "r"}
             if chance.random() < 0.2:
                 made["metadata"]["deletionTimestamp"] = "2030-01-02T00:00:00Z"
-            made["spec"]["model"] = chance.choice(["line", "another"])
+            made["spec"]["modelLine"] = chance.choice(["line", "another"])
             known[name] = Checkpoint.model_validate(made)
             index.put(known[name])
         for model in ("line", "another"):
-            members = [each for each in known.values() if each.spec.model == model]
+            members = [each for each in known.values() if each.spec.model_line == model]
             times = [each.status.promoted_at for each in members if each.status.promoted_at is not None]
             eligible = [
                 (each.status.promoted_at, each.name)
@@ -191,7 +191,7 @@ def test_the_index_of_a_line_agrees_with_a_walk_over_it() -> None:
             now = BEGIN + timedelta(minutes=5)
             later = [time + timedelta(milliseconds=1) for time in times]
             assert index.promotion_time(model, now) == max([now, *later])
-            assert {each.name for each in index.of_model(model)} == {each.name for each in members}
+            assert {each.name for each in index.of_line(model)} == {each.name for each in members}
 
 
 @pytest.mark.parametrize("parent", [True, False])

@@ -22,7 +22,7 @@ class Copies:
     def __init__(self, job: Manifest, checkpoint: Manifest) -> None:
         self._job = json.dumps(_made_by_user(job))
         self._checkpoint = json.dumps(_made_by_user(checkpoint))
-        self._names = (job["metadata"]["name"], checkpoint["metadata"]["name"], job["spec"]["model"])
+        self._names = (job["metadata"]["name"], checkpoint["metadata"]["name"], job["spec"]["modelLine"])
         self._digest = checkpoint["spec"]["digest"]
 
     def job(self, number: int, model: str) -> Manifest:

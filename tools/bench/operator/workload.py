@@ -67,7 +67,7 @@ def finetunejob(number: int, team: str = NAMESPACE, **spec: Any) -> Object:
         team,
         f"run-{number:05d}",
         {
-            "model": f"line-{number:05d}",
+            "modelLine": f"line-{number:05d}",
             "baseModel": {"uri": "pvc://models/tiny"},
             "dataset": {"ref": {"name": "tickets"}},
             "compute": {"profile": PROFILE},

@@ -55,12 +55,12 @@ def scores(checkpoint: Checkpoint, job: FineTuneJob | None, snapshot: Snapshot) 
 
 def _required(checkpoint: Checkpoint, snapshot: Snapshot) -> frozenset[str]:
     """Names of the Evaluations whose scores InferenceDeployments require of Checkpoints of the model line."""
-    line = address(checkpoint.namespace, checkpoint.spec.model)
+    line = address(checkpoint.namespace, checkpoint.spec.model_line)
     return frozenset(
         required.evaluation
         for endpoint in snapshot.followers_of(line)
         for model in endpoint.spec.models
-        if model.follow is not None and model.follow.model == checkpoint.spec.model
+        if model.follow is not None and model.follow.model_line == checkpoint.spec.model_line
         for required in model.follow.min_scores
         if required.evaluation is not None
     )

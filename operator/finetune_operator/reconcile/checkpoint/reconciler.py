@@ -33,7 +33,7 @@ def reconcile(checkpoint: Checkpoint, snapshot: Snapshot) -> Plan:
     promoted_at = checkpoint.status.promoted_at
     events: tuple[Event, ...] = ()
     if promoted and promoted_at is None:
-        promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model, snapshot.now)
+        promoted_at = snapshot.checkpoints.promotion_time(checkpoint.spec.model_line, snapshot.now)
         events = (Event("Normal", EventReason.PROMOTED, conditions.shortened(decision.message)),)
     evaluations, omitted = scores(checkpoint, job, snapshot)
     in_use_by = _users(checkpoint, snapshot)

@@ -25,7 +25,7 @@ def choose(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     """
     if "Live" not in subjects_of(run.evaluation.spec):
         return None
-    champion = run.snapshot.checkpoints.champion(checkpoint.spec.model)
+    champion = run.snapshot.checkpoints.champion(checkpoint.spec.model_line)
     now = ComparedChampion()
     if champion is not None and champion.name != checkpoint.name:
         now = ComparedChampion(checkpoint=champion.name, digest=champion.spec.digest)

@@ -135,7 +135,7 @@ def _champion_of(run: Assessment, digest: str | None) -> str | None:
     index, name = run.snapshot.checkpoints, run.current or ""
     if digest is None:
         return None
-    rivals = index.of_model(index.model_of(name) or "")
+    rivals = index.of_line(index.line_of(name) or "")
     return next((each.name for each in rivals if each.spec.digest == digest), None)
 
 

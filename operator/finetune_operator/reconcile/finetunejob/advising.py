@@ -40,7 +40,7 @@ def advise(run: Run, training: TrainingStatus, times: StageStatus | None) -> Non
     current = Offer.of(profile) if profile is not None else None
     if profile is None or current is None or not training.device_memory_bytes:
         return
-    line = LineOnProfile(run.job.namespace, run.job.spec.model, profile.name)
+    line = LineOnProfile(run.job.namespace, run.job.spec.model_line, profile.name)
     peaks = [*map(int, run.snapshot.peak_bytes(line)), training.device_memory_bytes][-MAX_LINE_RUNS:]
     required = max(max(peaks) / PEAK_SHARE, _evaluated_bytes(run, current, max(peaks)) / WEIGHTS_SHARE)
     offer = smaller_offer(current, _offers(run, profile), required, times.seconds if times else 0)

@@ -42,7 +42,7 @@ def evaluate(run: Run) -> Halt | None:
         return chosen
     if spec is None:
         if evaluation is None:
-            champion = run.snapshot.checkpoints.champion_name(run.job.spec.model)
+            champion = run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
             run.update(
                 evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion)
             )
@@ -84,7 +84,7 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
         measured if against is None else of_champion(spec, measured, against.digest),
         checkpoint=checkpoint.name,
         champion=(
-            run.snapshot.checkpoints.champion_name(run.job.spec.model)
+            run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
             if against is None
             else against.checkpoint
         ),

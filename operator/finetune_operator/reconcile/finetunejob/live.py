@@ -105,7 +105,7 @@ def live_model(run: Run) -> LiveModel | None:
 
 
 def _champion(run: Run) -> LiveComparison:
-    champion = run.snapshot.checkpoints.champion(run.job.spec.model)
+    champion = run.snapshot.checkpoints.champion(run.job.spec.model_line)
     if champion is None:
         return LiveComparison()
     return LiveComparison(checkpoint=champion.name, digest=champion.spec.digest)

@@ -24,7 +24,7 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
 def promote(run: Run) -> Halt:
     """The end of the run. The Checkpoint's reconciler writes `promotedAt`, and the run waits for it."""
     evaluation = run.status.evaluation
-    decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model))
+    decision = verdict(run.job, evaluation, run.snapshot.checkpoints.champion_name(run.job.spec.model_line))
     if evaluation is None:
         return Working(decision.reason, decision.message)
     end = ENDS.get(decision.reason)
@@ -35,16 +35,16 @@ def promote(run: Run) -> Halt:
 
 
 def _wait(run: Run, evaluation: EvaluationStatus, *, is_outdated: bool) -> Halt:
-    name, model = evaluation.checkpoint, run.job.spec.model
+    name, line = evaluation.checkpoint, run.job.spec.model_line
     checkpoint = run.snapshot.checkpoints.get(name)
     if checkpoint is not None and checkpoint.status.promoted_at is not None:
-        return Done(Reason.PROMOTED, f"Checkpoint {name} is promoted in model line {model}")
+        return Done(Reason.PROMOTED, f"Checkpoint {name} is promoted in model line {line}")
     if checkpoint is not None and is_rejected(checkpoint):
         return Done(Reason.REJECTED, f"Checkpoint {name} was rejected by a person: it is not promoted")
     if is_outdated:
         # The verdict also holds against the new champion, because no gate of the run compares with it: the
         # step `evaluate` renews a verdict that does.
-        champion = run.snapshot.checkpoints.champion_name(model)
+        champion = run.snapshot.checkpoints.champion_name(line)
         run.update(evaluation=evaluation.model_copy(update={"champion": champion}))
     return Working(
         Reason.PROMOTING,

@@ -24,7 +24,7 @@ class LineOnProfile(NamedTuple):
     """A model line and the ComputeProfile of its runs."""
 
     namespace: str
-    model: str
+    model_line: str
     profile: str
 
 
@@ -92,7 +92,7 @@ class Calibration:
         device = prediction.get("deviceMemoryAvailableBytes")
         if peak and device:
             self._memory_used_ratio.add(profile, trained_at, uid, peak / device)
-            line = LineOnProfile(job["metadata"]["namespace"], job["spec"]["model"], profile)
+            line = LineOnProfile(job["metadata"]["namespace"], job["spec"]["modelLine"], profile)
             self._peak_bytes.add(line, trained_at, uid, peak)
 
     def mfu(self, profile: str) -> float | None:

@@ -149,9 +149,9 @@ def _run_by_parent(job: Manifest) -> Iterator[str]:
 
 
 def _run_by_line(job: Manifest) -> Iterator[str]:
-    model = _spec(job).get("model") if not has_ended(job) else None
-    if model:
-        yield address(namespace_of(job), model)
+    model_line = _spec(job).get("modelLine") if not has_ended(job) else None
+    if model_line:
+        yield address(namespace_of(job), model_line)
 
 
 def _run_by_profile(job: Manifest) -> Iterable[str]:
@@ -179,8 +179,8 @@ def _evaluation_by_profile(evaluation: Manifest) -> Iterable[str]:
 
 
 def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
-    followed = {(model.get("follow") or {}).get("model") for model in _spec(endpoint).get("models", ())}
-    return {address(namespace_of(endpoint), model) for model in followed if model}
+    followed = {(model.get("follow") or {}).get("modelLine") for model in _spec(endpoint).get("models", ())}
+    return {address(namespace_of(endpoint), model_line) for model_line in followed if model_line}
 
 
 def _endpoint_by_profile(endpoint: Manifest) -> Iterator[str]:

@@ -26,7 +26,7 @@ class _Entry:
 
     uid: str
     run: str
-    model: str
+    model_line: str
     parent: str | None
     dataset_version: str
     recorded_at: datetime
@@ -40,7 +40,7 @@ class _Entry:
         return cls(
             uid=checkpoint.uid,
             run=sys.intern(checkpoint.spec.lineage.job.uid),
-            model=sys.intern(checkpoint.spec.model),
+            model_line=sys.intern(checkpoint.spec.model_line),
             parent=checkpoint.spec.lineage.parent_checkpoint,
             dataset_version=sys.intern(checkpoint.spec.lineage.dataset_version),
             recorded_at=recorded_at(checkpoint) or LONG_AGO,
@@ -87,7 +87,7 @@ class CheckpointIndex:
             self._held[checkpoint.name] = checkpoint
         entry = self._entries[checkpoint.name] = _Entry.of(checkpoint)
         self._by_run[entry.run] = (*self._by_run.get(entry.run, ()), checkpoint.name)
-        self._lines.setdefault(entry.model, _Line()).add(checkpoint.name, entry)
+        self._lines.setdefault(entry.model_line, _Line()).add(checkpoint.name, entry)
         self._origins.update(entry.origins)
 
     def remove(self, name: str) -> None:
@@ -107,9 +107,9 @@ class CheckpointIndex:
             self._by_run[old.run] = others
         else:
             del self._by_run[old.run]
-        self._lines[old.model].discard(name, old)
-        if self._lines[old.model].is_empty:
-            del self._lines[old.model]
+        self._lines[old.model_line].discard(name, old)
+        if self._lines[old.model_line].is_empty:
+            del self._lines[old.model_line]
 
     @property
     def is_empty(self) -> bool:
@@ -129,18 +129,18 @@ class CheckpointIndex:
         """Checkpoints that the FineTuneJob with this uid made."""
         return self._all(self._by_run.get(uid, ()))
 
-    def of_model(self, model: str) -> tuple[Checkpoint, ...]:
+    def of_line(self, model_line: str) -> tuple[Checkpoint, ...]:
         """Checkpoints of this model line; loads all of them."""
-        return self._all(self._lines.get(model, ()))
+        return self._all(self._lines.get(model_line, ()))
 
-    def has_line(self, model: str) -> bool:
+    def has_line(self, model_line: str) -> bool:
         """Whether a Checkpoint belongs to this model line."""
-        return model in self._lines
+        return model_line in self._lines
 
-    def model_of(self, name: str) -> str | None:
+    def line_of(self, name: str) -> str | None:
         """The model line of the Checkpoint of this name."""
         entry = self._entries.get(name)
-        return None if entry is None else entry.model
+        return None if entry is None else entry.model_line
 
     def is_origin(self, record: str) -> bool:
         """Whether a Checkpoint of the index was trained from the Checkpoint, or on the rows, of this name."""
@@ -149,37 +149,37 @@ class CheckpointIndex:
     def newer(self, name: str) -> int:
         """Number of Checkpoints of its line that were recorded after it and are not being deleted."""
         entry = self._entries.get(name)
-        return 0 if entry is None else self._lines[entry.model].newer(name, entry)
+        return 0 if entry is None else self._lines[entry.model_line].newer(name, entry)
 
-    def champion(self, model: str) -> Checkpoint | None:
+    def champion(self, model_line: str) -> Checkpoint | None:
         """The line's Checkpoint with the newest `status.promotedAt` that is not rejected or being deleted."""
-        identity = self.champion_identity(model)
+        identity = self.champion_identity(model_line)
         return None if identity is None else self.get(identity[0])
 
-    def champion_name(self, model: str) -> str | None:
+    def champion_name(self, model_line: str) -> str | None:
         """Name of the line's champion."""
-        identity = self.champion_identity(model)
+        identity = self.champion_identity(model_line)
         return None if identity is None else identity[0]
 
-    def champion_identity(self, model: str) -> tuple[str, str] | None:
+    def champion_identity(self, model_line: str) -> tuple[str, str] | None:
         """Name and uid of the line's champion."""
-        line = self._lines.get(model)
+        line = self._lines.get(model_line)
         name = None if line is None else line.champion
         return None if name is None else (name, self._entries[name].uid)
 
-    def last_promotion(self, model: str) -> datetime | None:
+    def last_promotion(self, model_line: str) -> datetime | None:
         """The newest `status.promotedAt` of the line, also if its Checkpoint was rejected later."""
-        line = self._lines.get(model)
+        line = self._lines.get(model_line)
         return None if line is None else line.last_promotion
 
-    def promotion_time(self, model: str, now: datetime) -> datetime:
+    def promotion_time(self, model_line: str, now: datetime) -> datetime:
         """A time for `promotedAt` that is newer than any other of the line, even if clocks differ."""
-        last = self.last_promotion(model)
+        last = self.last_promotion(model_line)
         return now if last is None else max(now, last + timedelta(milliseconds=1))
 
-    def approved(self, model: str) -> tuple[str, ...]:
+    def approved(self, model_line: str) -> tuple[str, ...]:
         """Names of the line's Checkpoints that are approved and not promoted."""
-        line = self._lines.get(model)
+        line = self._lines.get(model_line)
         return () if line is None else tuple(line.approved)
 
     def _all(self, names: Iterable[str]) -> tuple[Checkpoint, ...]:

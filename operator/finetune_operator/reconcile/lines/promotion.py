@@ -40,7 +40,7 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
     A rejection has priority and also withdraws a promotion. A promotion that is not withdrawn stays. In other
     cases the run decides; if the run does not promote, an approval does.
     """
-    model, approval = checkpoint.spec.model, checkpoint.spec.approval
+    line, approval = checkpoint.spec.model_line, checkpoint.spec.approval
     if approval is not None and is_rejected(checkpoint):
         return Decision(Reason.REJECTED, f"rejected: {approval.reason or 'no reason given'}")
     if checkpoint.status.promoted_at is not None:
@@ -48,11 +48,11 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
         known = find(checkpoint.status.conditions, ConditionType.PROMOTED)
         if known is not None and known.reason == Reason.PROMOTED:
             return Decision(Reason.PROMOTED, known.message)
-        return Decision(Reason.PROMOTED, f"promoted in model line {model}")
-    decision = _by_run(checkpoint, job, index.champion_name(model))
+        return Decision(Reason.PROMOTED, f"promoted in model line {line}")
+    decision = _by_run(checkpoint, job, index.champion_name(line))
     # If the run promotes, or will, the approval changes nothing.
     if is_approved(checkpoint) and decision.reason not in {Reason.PROMOTED, Reason.PROMOTING}:
-        return _by_approval(checkpoint, index.champion(model))
+        return _by_approval(checkpoint, index.champion(line))
     return decision
 
 
@@ -97,7 +97,7 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
         against = current_champion or "none"
         return Decision(Reason.PROMOTING, f"to be compared with the current champion first: {against}")
     return Decision(
-        Reason.PROMOTED, f"promoted in model line {job.spec.model}: {gates or 'without evaluation'}"
+        Reason.PROMOTED, f"promoted in model line {job.spec.model_line}: {gates or 'without evaluation'}"
     )
 
 
@@ -114,11 +114,11 @@ def _by_run(checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: s
 
 
 def _by_approval(checkpoint: Checkpoint, best: Checkpoint | None) -> Decision:
-    model = checkpoint.spec.model
+    line = checkpoint.spec.model_line
     if best is None or not is_older(checkpoint, best):
-        return Decision(Reason.PROMOTED, f"approved, and promoted in model line {model}")
+        return Decision(Reason.PROMOTED, f"approved, and promoted in model line {line}")
     return Decision(
         Reason.NOT_PROMOTED,
-        f"approved, but {best.name}, which is newer, is the champion of {model}: to serve this one, pin it in"
+        f"approved, but {best.name}, which is newer, is the champion of {line}: to serve this one, pin it in"
         " an InferenceDeployment",
     )

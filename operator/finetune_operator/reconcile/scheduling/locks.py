@@ -10,12 +10,12 @@ LockName = tuple[str, ...]
 """Key of a lock that a pass holds."""
 
 
-def line_lock(namespace: str, model: str) -> LockName:
+def line_lock(namespace: str, model_line: str) -> LockName:
     """The lock of a Checkpoint's pass: a line promotes its Checkpoints one by one.
 
     Two promotions at the same time would both compare with the champion that the first of them replaces.
     """
-    return ("model line", namespace, model)
+    return ("model line", namespace, model_line)
 
 
 def budget_lock(namespace: str) -> LockName:

@@ -84,19 +84,19 @@ def related(kind: str, old: Manifest | None, new: Manifest | None, objects: Inde
     return frozenset(RELATIONS.get(kind, _owner)(change, objects))
 
 
-def affected_by_champion(namespace: str, model: str, objects: IndexedObjects) -> frozenset[Key]:
+def affected_by_champion(namespace: str, model_line: str, objects: IndexedObjects) -> frozenset[Key]:
     """Keys of the objects that may react to a new champion of a model line.
 
     They are its followers, its unfinished runs with their Checkpoints that are not promoted, and the
     Checkpoints that a person has approved.
     """
-    line, index = address(namespace, model), objects.checkpoints(namespace)
+    line, index = address(namespace, model_line), objects.checkpoints(namespace)
     keys = {_key(endpoint) for endpoint in objects.indexed("InferenceDeployment", BY_LINE, line)}
     for job in objects.indexed("FineTuneJob", BY_LINE, line):
         keys.add(_key(job))
         checkpoints = index.of_run(job["metadata"]["uid"])
         keys |= {_record_key(each) for each in checkpoints if each.status.promoted_at is None}
-    return frozenset(keys | {Key("Checkpoint", namespace, name) for name in index.approved(model)})
+    return frozenset(keys | {Key("Checkpoint", namespace, name) for name in index.approved(model_line)})
 
 
 def _key(manifest: Manifest) -> Key:
@@ -164,9 +164,9 @@ def _of_checkpoint(change: Change, objects: IndexedObjects) -> Iterator[Key]:
     yield from map(_key, objects.indexed("InferenceDeployment", BY_CONTENT, here))
     waiting = objects.indexed("Evaluation", BY_CHECKPOINT, here)
     yield from (_key(evaluation) for evaluation in waiting if not has_ended(evaluation))
-    if objects.checkpoints(change.namespace).champion_name(spec["model"]) == change.name:
+    if objects.checkpoints(change.namespace).champion_name(spec["modelLine"]) == change.name:
         # Followers serve it only if its scores and its approval allow it.
-        line = address(change.namespace, spec["model"])
+        line = address(change.namespace, spec["modelLine"])
         yield from map(_key, objects.indexed("InferenceDeployment", BY_LINE, line))
 
 

@@ -55,7 +55,7 @@ def _checkpoint(name: str) -> Manifest:
         "trainerImage": "registry.example/trainer:1",
     }
     spec = {
-        "model": LINE,
+        "modelLine": LINE,
         "digest": digest(name),
         "type": "Adapter",
         "step": 40,
@@ -71,7 +71,7 @@ def _endpoint(name: str) -> Manifest:
     gateway = {"parentRefs": [{"name": "public", "namespace": "infra"}], "hostnames": [f"{name}.example.com"]}
     spec = {
         "baseModel": {"uri": "pvc://models/tiny"},
-        "models": [{"name": LINE, "follow": {"model": LINE}}],
+        "models": [{"name": LINE, "follow": {"modelLine": LINE}}],
         "compute": {"profile": workload.PROFILE},
         "traffic": {"gateway": gateway},
     }

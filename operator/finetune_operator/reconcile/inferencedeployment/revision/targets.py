@@ -150,13 +150,14 @@ def _pinned(name: str, pin: Pin, checkpoints: CheckpointIndex) -> ModelTarget:
 
 
 def _followed(name: str, follow: Follow, checkpoints: CheckpointIndex) -> ModelTarget:
-    best = checkpoints.champion(follow.model)
-    if best is None and checkpoints.has_line(follow.model):
-        problem = f"model line {follow.model} has no promoted checkpoint yet"
+    best = checkpoints.champion(follow.model_line)
+    if best is None and checkpoints.has_line(follow.model_line):
+        problem = f"model line {follow.model_line} has no promoted checkpoint yet"
     elif best is None:
         problem = (
-            f"model line {follow.model} has no Checkpoint yet: check spec.models[{name}].follow.model, or"
-            f" start a FineTuneJob with spec.model: {follow.model}"
+            f"model line {follow.model_line} has no Checkpoint yet: check"
+            f" spec.models[{name}].follow.modelLine, or start a FineTuneJob with"
+            f" spec.modelLine: {follow.model_line}"
         )
     elif follow.require_approval and not is_approved(best):
         problem = (
