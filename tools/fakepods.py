@@ -20,7 +20,7 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
 from finetune_trainer.contract.prediction import DeviceFacts, Prediction
 from finetune_trainer.contract.results import (
@@ -62,7 +62,7 @@ def _result(config: StageConfig, common: dict[str, Any]) -> StageResult:
         case TrainConfig():
             weights = CheckpointResult(
                 digest=digest("weights", config.run),
-                type=METHODS[config.method.type].checkpoint_type,
+                type=TYPES[config.method.type].checkpoint_type,
                 step=40,
                 epoch=2.0,
                 best=True,
@@ -132,6 +132,7 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
     return PreflightResult(
         base_model=digest("base", config.base_model_uri),
         hyperparameters=hyperparameters,
+        lora=config.method.resolved().lora if TYPES[config.method.type].trains_adapter else None,
         chat_template="model",
         train_rows=200,
         train_tokens=20_000,

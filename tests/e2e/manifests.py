@@ -21,7 +21,7 @@ SHORT: Final = {"epochs": 15, "learningRate": 0.01}
 """45 steps: enough to learn the one answer for all prompts, including held-out ones."""
 LONG: Final = {"epochs": 80, "learningRate": 0.01}
 """240 steps: seconds of training, so that a test can interrupt it."""
-SAVED: Final = {"everySteps": 5}
+SAVED: Final = {"stateEverySteps": 5}
 
 OWN: Final = uuid.uuid4().hex[:5]
 """Part of the names of cluster-scoped objects, so that two suites can share a cluster."""
@@ -96,6 +96,11 @@ def source(configmap_name: str) -> Object:
     }
 
 
+def own_rows(configmap_name: str) -> Object:
+    """Rows of a run that has no Dataset."""
+    return {"source": {"uri": f"configmap://{configmap_name}/rows.jsonl"}}
+
+
 def dataset(name: str, configmap_name: str, **spec: Any) -> Object:
     return of("Dataset", name, {**source(configmap_name), **spec})
 
@@ -112,7 +117,7 @@ def finetunejob(name: str, **spec: Any) -> Object:
             "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0}},
             "hyperparameters": SHORT,
             "compute": {"profile": CPU},
-            "promotion": {"withoutEvaluation": True},
+            "promotion": {"mode": "Always"},
             **spec,
         },
     )
@@ -120,7 +125,7 @@ def finetunejob(name: str, **spec: Any) -> Object:
 
 def judged(*gates: Object) -> Object:
     """Fields of a FineTuneJob's spec for a promotion only if it passes these gates."""
-    return {"evaluation": {"gates": list(gates)}, "promotion": {"mode": "Automatic"}}
+    return {"evaluation": {"gates": list(gates)}, "promotion": {"mode": "ByGates"}}
 
 
 BAR: Final = (

@@ -12,7 +12,7 @@ SAVED: Final = "saved the state after step"
 STEPS: Final = 900
 LONG: Final = {
     "hyperparameters": {"epochs": STEPS // 3, "learningRate": 0.01},
-    "checkpoints": {"everySteps": 10},
+    "checkpoints": {"stateEverySteps": 10},
     "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}},
 }
 FAST: Final = {"requests": {"cpu": "200m"}, "limits": {"cpu": "2"}}

@@ -74,12 +74,13 @@ def profile(team: Team) -> Iterator[str]:
 def test_a_run_over_buckets_alone_ends_in_an_answer(
     team: Team, server: S3Server, profile: str, begun: None
 ) -> None:
-    rows = {"inline": {**manifests.source("none"), "source": ROWS}}
     endpoint_of_it = manifests.endpoint("bucket", "bucket")
     compute = {"profile": profile}
     endpoint_of_it["spec"] |= {"baseModel": MODEL, "compute": compute}
     team.apply(
-        manifests.finetunejob("bucket", dataset=rows, baseModel={**MODEL, **SECRET}, compute=compute),
+        manifests.finetunejob(
+            "bucket", dataset={"source": ROWS}, baseModel={**MODEL, **SECRET}, compute=compute
+        ),
         endpoint_of_it,
     )
 

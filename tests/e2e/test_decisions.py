@@ -62,7 +62,7 @@ def run_of(name: str, dataset: str, *, epochs: int, learning_rate: float = 0.01,
         dataset={"ref": {"name": dataset}},
         hyperparameters={"epochs": epochs, "learningRate": learning_rate},
         evaluation=EVALUATION,
-        promotion={"mode": "Automatic"},
+        promotion={"mode": "ByGates"},
     )
 
 

@@ -92,10 +92,10 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
                     {"metric": "custom/agrees", "min": 0.9},
                 ],
                 "sliceBy": "area",
-                "learningCurve": [0.5],
                 "customMetrics": own("agrees", "confined"),
             },
-            promotion={"mode": "Automatic"},
+            learningCurve={"shares": [0.5]},
+            promotion={"mode": "ByGates"},
         ),
         manifests.finetunejob(
             "connects",

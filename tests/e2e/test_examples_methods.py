@@ -21,7 +21,7 @@ RESTING: Final = ("dora", "full", "kto", "lora", "orpo", "rslora")
 DORA, KTO, ORPO = (pytest.param(name, marks=pytest.mark.full) for name in ("dora", "kto", "orpo"))
 """The suspended runs that `make test-full` resumes."""
 
-SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128, "onLongRows": "Truncate"}
+SHORT: Final = {"epochs": 6, "learningRate": 0.01, "maxSequenceLength": 128}
 """24 steps, enough for the tiny model to learn the preferred answers."""
 
 
@@ -38,6 +38,7 @@ def overlay(folder: Path) -> Path:
         "baseModel": {"uri": manifests.MODEL_URI},
         "compute": {"profile": manifests.CPU},
         "hyperparameters": SHORT,
+        "dataset": {"onLongRows": "Truncate"},
     }
     patches = [
         {

@@ -181,8 +181,7 @@ def a_suspended_run_holds_no_device_and_goes_on_when_it_is_resumed(team: Team, n
 
 
 def a_run_that_is_deleted_takes_its_pods_with_it_and_leaves_its_records(team: Team, node: Team) -> None:
-    inline = manifests.source("tickets")
-    run, _ = until_saved(team, "deleted", dataset={"inline": inline})
+    run, _ = until_saved(team, "deleted", dataset=manifests.own_rows("tickets"))
     version = team.get("FineTuneJob", "deleted")["status"]["resolved"]["datasetVersion"]
 
     team.kubectl("delete", "finetunejob", "deleted", "--wait=false")

@@ -47,7 +47,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     shutil.copytree(tiny(), folder)
     (folder / "config.json").write_text(json.dumps(LLAMA_8B))
     keeper.copy(folder, "/models/llama-8b")
-    long = {"inline": manifests.source("long-answers")}
+    long = manifests.own_rows("long-answers")
     team.apply(
         manifests.configmap("long-answers", manifests.jsonl(LONG_ANSWER)),
         of_8b("on-h100", H100),

@@ -41,10 +41,10 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [no_image, no_memory]})
     request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY))
     team.access.kubectl("apply", "--server-side", "--filename=-", text=text)
-    bad, inline = manifests.source("bad-rows"), {"inline": manifests.source("tickets")}
+    rows = manifests.own_rows("tickets")
     team.apply(
         manifests.configmap("bad-rows", BAD_ROWS),
-        manifests.finetunejob("bad-rows", dataset={"inline": bad}),
+        manifests.finetunejob("bad-rows", dataset=manifests.own_rows("bad-rows")),
         manifests.dataset("bad-rows", "bad-rows"),
         manifests.finetunejob("on-bad-rows", dataset={"ref": {"name": "bad-rows"}}),
         manifests.dataset("no-rows", "no-such-rows"),
@@ -67,8 +67,8 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
         manifests.finetunejob(
             "other-model", baseModel={"uri": manifests.MODEL_URI, "digest": OTHER_DIGEST}
         ),
-        manifests.finetunejob("no-image", dataset=inline, compute={"profile": NO_IMAGE}),
-        manifests.finetunejob("no-memory", dataset=inline, compute={"profile": NO_MEMORY}),
+        manifests.finetunejob("no-image", dataset=rows, compute={"profile": NO_IMAGE}),
+        manifests.finetunejob("no-memory", dataset=rows, compute={"profile": NO_MEMORY}),
     )  # fmt: skip
 
 

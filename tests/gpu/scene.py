@@ -20,7 +20,7 @@ from finetune_trainer.contract.devicecards import find_card
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import LABELLED, METHODS, PAIRS
+from finetune_trainer.contract.methods import LABELLED, OBJECTIVES, PAIRS
 from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
@@ -28,6 +28,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.store import Store, open_store
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.shapes import make_model
+from tests.methods import requested
 from tools.models import tiny
 from tools.models.tiny import CORPUS
 
@@ -108,7 +109,7 @@ class Scene:
             base_model_uri="pvc://gpu/model",
             base_model_path=str(model),
             dataset=dataset,
-            method=method,
+            method=requested(method),
             hyperparameters=RequestedHyperparameters(**wanted),
             device=device_facts() if self.device == "cuda" else None,
             on_predicted_out_of_memory="Warn",
@@ -210,7 +211,7 @@ def row_of(method: Method, text: str) -> Row:
     """A row of the method's form: the first half of the text is the prompt, the second the answer."""
     middle = len(text) // 2
     row = Row.pair(text[:middle], text[middle:])
-    kind = METHODS[method.type].rows
+    kind = OBJECTIVES[method.objective].rows
     if kind is PAIRS:
         return replace(row, form="Preference", rejected=text[: len(text) - middle])
     if kind is LABELLED and len(text) % 2:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from finetune_trainer.contract.methods import METHODS
 from tests.gpu import inference, machine, training
 from tests.gpu.scene import GPUFigures, Scene
+from tests.methods import NAMES
 
 MAX_STEP_SECONDS: Final = 480
 """A lent machine runs one command for ten minutes at most."""
@@ -17,7 +17,7 @@ Step = Callable[[Scene], GPUFigures]
 STEPS: Final[Mapping[str, Step]] = {
     "machine": machine.machine,
     "kernels": machine.kernels,
-    **{f"method-{name}": partial(training.method, name=name) for name in METHODS},
+    **{f"method-{name}": partial(training.method, name=name) for name in NAMES},
     "interrupted": training.interrupted,
     "start-8b": training.starting,
     "evaluate-and-serve": inference.evaluate_and_serve,

@@ -11,13 +11,13 @@ from typing import Final
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.devicecards import GIBIBYTE
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, TrainResult
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.machine import needs
 from tests.gpu.scene import GPUFigures, Scene, messages
+from tests.methods import method_of
 from tools.bench.start.measure import forget, seconds_to_first_step, seconds_to_read
 
 STEPS: Final = 20
@@ -27,9 +27,9 @@ MAX_LOSS_DIFFERENCE: Final = 0.01
 """Between a disturbed and an undisturbed run, in nats: kernels of a GPU do not always sum in one order."""
 
 
-def method(scene: Scene, name: MethodType) -> GPUFigures:
+def method(scene: Scene, name: str) -> GPUFigures:
     """Twenty optimizer steps of one method with a model of 0.7B; the loss must fall."""
-    chosen = Method(type=name)
+    chosen = method_of(name)
     data = scene.dataset(chosen, rows=STEPS * 8, tokens=scene.tokens(512), held_out=8)
     model = scene.model(scene.size("0.7B"))
     found = scene.preflight(name, model, data, chosen, epochs=1, learning_rate=LEARNING_RATE)

@@ -68,16 +68,16 @@ def a_run_in_two_pods(api: Api, namespace: str) -> None:
 
 
 def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
-    """A run with inline rows, which its first stage prepares."""
-    inline = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    """A run with rows of its own, which its first stage prepares."""
+    rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     compute = {"profile": PROFILE}
-    api.create(manifests.finetunejob(namespace, dataset={"inline": inline}, compute=compute))
+    api.create(manifests.finetunejob(namespace, dataset=rows, compute=compute))
 
 
 def an_evaluation(api: Api, namespace: str) -> None:
     """An Evaluation of a Checkpoint on a Dataset."""
     checkpoint = _checkpoint(namespace, CHECKPOINTS[0])
-    checkpoint["spec"]["lineage"]["method"] = "LoRA"
+    checkpoint["spec"]["lineage"]["method"] = {"objective": "SFT", "type": "LoRA"}
     api.create(checkpoint)
     api.create(manifests.dataset(namespace, "questions"))
     profile = {"profile": PROFILE}

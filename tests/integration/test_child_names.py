@@ -46,7 +46,7 @@ from tests.unit.operator.test_endpoint_merge import MERGED, MODELS
 from tests.unit.operator.test_reconcile_score import METRIC, scored, to_score
 
 RECORDS: Final = ("Checkpoint", "DatasetVersion")
-INLINE: Final = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+OWN_ROWS: Final = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
 MAX_STEP: Final = 9_999_999
 """Seven digits: the last step of a year of five steps per second is larger by one digit."""
 
@@ -132,8 +132,8 @@ def run_with_metrics(name: str) -> RecordingCluster:
 
 
 def run_with_inline_rows(name: str) -> RecordingCluster:
-    """A run with inline rows and a great number of steps, until all that it left is removed."""
-    cluster = _cluster(name, _run(name, dataset={"ref": None, **INLINE}, evaluation=None))
+    """A run with rows of its own and a great number of steps, until all that it left is removed."""
+    cluster = _cluster(name, _run(name, dataset={"ref": None, **OWN_ROWS}, evaluation=None))
     cluster.remove("Dataset", name)
     for stage, result in (
         ("prepare", prepared(JOB_UID)),

@@ -101,9 +101,9 @@ def test_a_run_costs_few_requests_until_its_first_stage(
     until_condition(api, ("", "ComputeProfile", f"cpu-{namespace}"), "Ready", operator)
     until_settled(audit, operators.user)
     mark = audit.mark()
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     kubelet.held.add("prepare")
-    api.create(manifests.finetunejob(namespace, dataset=inline))
+    api.create(manifests.finetunejob(namespace, dataset=own_rows))
     eventually("the first stage runs", lambda: kubelet.started == ["prepare"])
     until_settled(audit, operators.user)
     asked = [

@@ -61,8 +61,8 @@ def operator(api: Api, namespace: str, kubelet: FakeKubelet, operators: Operator
         metadata = {"name": "strict", "namespace": namespace}
         api.create({"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": strict})
     operator = operators.start().wait_active()
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
-    api.create(manifests.finetunejob(namespace, dataset=inline))
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    api.create(manifests.finetunejob(namespace, dataset=own_rows))
     api.create(manifests.inferencedeployment(namespace))
     return operator
 
@@ -108,8 +108,8 @@ def test_a_namespace_that_gets_the_labels_of_a_profile_may_use_it_and_has_its_ow
     spec = {"namespaceSelector": selector, "store": {"uri": "pvc://artifacts/{namespace}"}}
     api.patch("ComputeProfile", "", manifests.profile_name(namespace), {"spec": spec})
     operator = operators.start().wait_active()
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
-    run = manifests.finetunejob(namespace, dataset=inline)
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    run = manifests.finetunejob(namespace, dataset=own_rows)
     del run["spec"]["store"]
     api.create(run)
 

@@ -322,10 +322,10 @@ def test_without_the_right_to_namespaces_only_profiles_that_select_them_by_label
     api.create(selecting)
     for claim in ("artifacts", "models"):
         api.create(manifests.claim(namespace, claim))
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     for name, profile in (("waits", f"{PROFILE}-by-labels"), ("runs", PROFILE)):
         compute = {"profile": profile}
-        api.create(manifests.finetunejob(namespace, name, dataset=inline, compute=compute))
+        api.create(manifests.finetunejob(namespace, name, dataset=own_rows, compute=compute))
     operator = processes.start(user, user, [namespace]).wait_active()
 
     def reason(name: str) -> str | None:

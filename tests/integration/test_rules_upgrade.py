@@ -37,7 +37,7 @@ REFUSED: dict[str, Object] = {
         }
     },
     "password-in-a-uri": {
-        "dataset": {"inline": {"source": {"uri": "https://reader:hunter2@rows.example/tickets.jsonl"}}}
+        "dataset": {"source": {"uri": "https://reader:hunter2@rows.example/tickets.jsonl"}}
     },
 }
 

@@ -43,7 +43,7 @@ SPEC: Final[dict[str, Any]] = {
     "method": {"type": "LoRA", "lora": {"r": 8, "alpha": 16, "dropout": 0.1}},
     "hyperparameters": {**manifests.LONG, "epochs": 120},
     # After each step, so that a state is being written whenever the pod is preempted.
-    "checkpoints": {"everySteps": 1},
+    "checkpoints": {"stateEverySteps": 1},
 }
 
 

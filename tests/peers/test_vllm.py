@@ -41,7 +41,7 @@ UNTIL_KNOWN: Final[dict[str, Any]] = {
 ADAPTERS: Final = {
     "router": Method(lora=LoRA(r=8, alpha=16, dropout=0)),
     "rank-stabilised": Method(lora=LoRA(r=16, alpha=16, dropout=0, rslora=True)),
-    "preferred": Method(type="DPO", lora=LoRA(r=8, alpha=16, dropout=0)),
+    "preferred": Method(objective="DPO", lora=LoRA(r=8, alpha=16, dropout=0)),
 }
 THOUGHT: Final = "It is about that."
 THINKING: Final = [
@@ -70,7 +70,7 @@ class Models:
         )
         self.base = self._bench.store.artifact(ArtifactRef(kind="models", digest=plain))
         self.adapters = {
-            name: self._trained(plain, method, PAIRS if method.type == "DPO" else ROWS, **UNTIL_KNOWN)
+            name: self._trained(plain, method, PAIRS if method.objective == "DPO" else ROWS, **UNTIL_KNOWN)
             for name, method in ADAPTERS.items()
         }
         self.refused = {

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.method import LoRA, Method, Preference
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.method import LoRA, Preference
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
+from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench
 
 ADAPTER = LoRA(r=8, alpha=16)
@@ -26,23 +26,23 @@ class Trainings:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.base: Digest = bench.model()
-        self._checkpoints: dict[tuple[MethodType, Digest], CheckpointResult] = {}
+        self._checkpoints: dict[tuple[str, Digest], CheckpointResult] = {}
 
     def evaluate(
-        self, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], **settings: Any
+        self, method: str, train: tuple[Row, ...], test: tuple[Row, ...], **settings: Any
     ) -> EvaluateResult:
         """Evaluate a model trained on `train` with the rows `test`."""
         checkpoint = self._checkpoint(method, self.bench.dataset(train))
         return self.bench.evaluate(self.base, self.bench.dataset(test=test), checkpoint, **settings)
 
-    def _checkpoint(self, method: MethodType, dataset: Digest) -> CheckpointResult:
+    def _checkpoint(self, method: str, dataset: Digest) -> CheckpointResult:
         key = (method, dataset)
         if key not in self._checkpoints:
             config = self.bench.train_config(
                 self.base,
                 dataset,
-                method=Method(
-                    type=method,
+                method=method_of(
+                    method,
                     lora=ADAPTER,
                     preference=Preference(desirable_weight=1, undesirable_weight=1),
                 ),
@@ -67,7 +67,7 @@ def value(result: EvaluateResult, metric: str, subject: str) -> float:
 
 @pytest.mark.parametrize("method", ["DPO", "ORPO"])
 def test_a_model_that_learned_which_answer_is_wanted_prefers_it_more_often_than_its_base(
-    trainings: Trainings, method: MethodType
+    trainings: Trainings, method: str
 ) -> None:
     result = trainings.evaluate(method, PAIRS, PAIRS[:6], **ALL)
 
@@ -140,7 +140,7 @@ def test_the_loss_of_a_pair_is_that_of_its_chosen_answer(tmp_path: Path) -> None
     ],
 )
 def test_rows_that_say_nothing_about_the_metric_are_refused(
-    trainings: Trainings, method: MethodType, train: tuple[Row, ...], test: tuple[Row, ...], words: str
+    trainings: Trainings, method: str, train: tuple[Row, ...], test: tuple[Row, ...], words: str
 ) -> None:
     with pytest.raises(StageFailure) as caught:
         trainings.evaluate(method, train, test, **ALL)

@@ -18,7 +18,7 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.evaluate import stage
 from finetune_trainer.model import head, placement
@@ -36,6 +36,7 @@ from finetune_trainer.model.placement import (
 from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors
 from finetune_trainer.runtime.failure import StageFailure
+from tests.methods import method_of
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny
 
@@ -214,7 +215,7 @@ def test_the_scores_are_those_of_one_device(
 ) -> None:
     bench = Workbench(tmp_path)
     base, dataset = bench.model(), bench.dataset(ROWS, (), ROWS[:4])
-    config = bench.train_config(base, dataset, method=Method(type=method, lora=LoRA(r=4, alpha=8)))
+    config = bench.train_config(base, dataset, method=method_of(method, lora=LoRA(r=4, alpha=8)))
     (checkpoint,) = bench.train(config).checkpoints
     settings = {"quantized_base": method == "QLoRA"}
     expected = bench.evaluate(base, dataset, checkpoint, **settings)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters, sequence_length
 from finetune_trainer.runtime.failure import StageFailure
+from tests.methods import method_of
 
 
 def chosen(
-    method: MethodType = "LoRA",
+    method: str = "LoRA",
     *,
     rows: int = 200,
     longest: int = 90,
@@ -24,13 +24,15 @@ def chosen(
     train_tokens: int = 0,
     **wanted: Any,
 ) -> Hyperparameters:
-    requested = RequestedHyperparameters(**wanted)
+    requested, how = RequestedHyperparameters(**wanted), method_of(method)
     return choose_hyperparameters(
         requested,
-        method,
+        how,
         train_rows=rows,
         longest_row_tokens=longest,
-        max_sequence_length=sequence_length(requested.max_sequence_length, method, longest, context_length),
+        max_sequence_length=sequence_length(
+            requested.max_sequence_length, how.objective, longest, context_length
+        ),
         hidden_size=hidden_size,
         processes=processes,
         token_budget=token_budget,
@@ -89,9 +91,7 @@ def test_few_rows_get_more_epochs_and_many_rows_fewer(rows: int, epochs: int) ->
         ("Full", 4096, 2.9e-5),
     ],
 )
-def test_the_learning_rate_falls_with_the_models_width(
-    method: MethodType, hidden_size: int, rate: float
-) -> None:
+def test_the_learning_rate_falls_with_the_models_width(method: str, hidden_size: int, rate: float) -> None:
     assert chosen(method, hidden_size=hidden_size).learning_rate == rate
 
 
@@ -115,9 +115,7 @@ def test_the_length_holds_the_longest_row_within_the_models_context(
 
 
 @pytest.mark.parametrize(("method", "length"), [("LoRA", 8192), ("DPO", 4096), ("KTO", 4096)])
-def test_one_row_of_the_default_length_needs_the_memory_of_a_default_batch(
-    method: MethodType, length: int
-) -> None:
+def test_one_row_of_the_default_length_needs_the_memory_of_a_default_batch(method: str, length: int) -> None:
     assert chosen(method, longest=30_000).max_sequence_length == length
 
 
@@ -147,7 +145,7 @@ def test_a_length_beyond_the_models_context_is_rejected() -> None:
     ("method", "longest", "batch"),
     [("LoRA", 2048, 4), ("DPO", 2048, 2), ("ORPO", 2048, 2), ("DPO", 4096, 1), ("KTO", 4096, 1)],
 )
-def test_a_row_with_two_sequences_counts_twice(method: MethodType, longest: int, batch: int) -> None:
+def test_a_row_with_two_sequences_counts_twice(method: str, longest: int, batch: int) -> None:
     settings = chosen(method, longest=longest, max_sequence_length=longest)
 
     assert settings.per_device_batch_size == batch

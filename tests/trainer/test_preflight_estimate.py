@@ -10,9 +10,9 @@ import torch
 from transformers import Gemma3TextConfig, PretrainedConfig
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import METHODS, MethodType
 from finetune_trainer.preflight.estimate.depth import measure_at_depth
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
+from tests.methods import NAMES, method_of
 from tests.trainer.architectures import ARCHITECTURES, tiny_config
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tools.sizing.realstep import measured_peak, small
@@ -33,9 +33,9 @@ QUICK = {("LoRA", False, True), ("Full", True, False), ("DPO", True, True), ("KT
     ],
 )
 def test_the_predicted_memory_is_within_ten_percent_of_the_peak_of_a_real_step(
-    method: MethodType, checkpointing: bool, on_gpu: bool, tmp_path: Path
+    method: str, checkpointing: bool, on_gpu: bool, tmp_path: Path
 ) -> None:
-    how = Method(type=method)
+    how = method_of(method)
     shape = StepShape(rows=2, length=640, checkpointing=checkpointing)
     stored_dtype = torch.bfloat16 if on_gpu else torch.float32
     weights = torch.float32 if method == "Full" else stored_dtype
@@ -48,11 +48,11 @@ def test_the_predicted_memory_is_within_ten_percent_of_the_peak_of_a_real_step(
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full", pytest.param("DPO", marks=pytest.mark.full)])
-def test_two_shallow_models_give_the_figures_of_a_deep_one(method: MethodType) -> None:
+def test_two_shallow_models_give_the_figures_of_a_deep_one(method: str) -> None:
     shape = StepShape(rows=1, length=128, checkpointing=method == "DPO")
 
     def measure(config: PretrainedConfig) -> StepMeasure:
-        return measure_step(config, Method(type=method, lora=LoRA(r=4)), shape, ON_CPU)
+        return measure_step(config, method_of(method, lora=LoRA(r=4)), shape, ON_CPU)
 
     deep, extrapolated = measure(small(5)), measure_at_depth(small(5), measure)
 
@@ -92,13 +92,13 @@ QUICK_ARCHITECTURES = {("gemma3", "Full"), ("qwen3_moe", "LoRA"), ("falcon_h1", 
     ("name", "method"),
     [
         pytest.param(*case, marks=() if case in QUICK_ARCHITECTURES else pytest.mark.full)
-        for case in product(ARCHITECTURES, METHODS)
+        for case in product(ARCHITECTURES, NAMES)
     ],
 )
-def test_a_step_of_every_architecture_can_be_measured(name: str, method: MethodType) -> None:
+def test_a_step_of_every_architecture_can_be_measured(name: str, method: str) -> None:
     shape = StepShape(rows=2, length=16, checkpointing=True)
 
-    measured = measure_step(tiny_config(name), Method(type=method), shape, ON_GPU)
+    measured = measure_step(tiny_config(name), method_of(method), shape, ON_GPU)
 
     assert measured.peak_bytes > measured.frozen_bytes + measured.trained_bytes
     assert measured.matmul_flops > 0

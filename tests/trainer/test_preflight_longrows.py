@@ -42,7 +42,10 @@ def test_a_few_long_rows_are_left_out_and_counted(bench: Workbench) -> None:
     dropped, truncated = result.warnings
     assert dropped.startswith("2 rows of training and validation (5.3%) have more than 64 tokens")
     assert f"(train row {len(MANY) + 1}, validation row {len(ROWS) + 1})" in dropped
-    assert f"set hyperparameters.maxSequenceLength to {result.longest_row_tokens}, or onLongRows" in dropped
+    assert (
+        f"set hyperparameters.maxSequenceLength to {result.longest_row_tokens}, or dataset.onLongRows"
+        in dropped
+    )
     assert truncated.startswith("1 row of the test split has more than 64 tokens")
     assert result.truncated_rows == 1
 

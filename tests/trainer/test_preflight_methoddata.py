@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.method import LoRA, Method, Preference
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import Sharding
 from finetune_trainer.preflight.methoddata import resolve_preference
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.encode import RowEncoder
+from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
 
 CHAT = (replace(ROWS[0], form="ChatMessages"),)
@@ -28,40 +28,51 @@ def bench(tmp_path: Path) -> Workbench:
 
 
 def kto(**preference: Any) -> Method:
-    return Method(type="KTO", preference=Preference(**preference))
+    return Method(objective="KTO", preference=Preference(**preference))
 
 
 @pytest.mark.parametrize(
-    ("method", "rows", "form", "instead"),
+    ("objective", "rows", "form", "instead"),
     [
-        ("LoRA", PAIRS, "Preference", "DPO or ORPO"),
-        ("Full", JUDGED, "KTO", "KTO"),
-        ("DPO", ROWS, "PromptCompletion", "LoRA, QLoRA or Full"),
+        ("SFT", PAIRS, "Preference", "DPO or ORPO"),
+        ("SFT", JUDGED, "KTO", "KTO"),
+        ("DPO", ROWS, "PromptCompletion", "SFT"),
         ("DPO", JUDGED, "KTO", "KTO"),
-        ("ORPO", CHAT, "ChatMessages", "LoRA, QLoRA or Full"),
+        ("ORPO", CHAT, "ChatMessages", "SFT"),
         ("KTO", PAIRS, "Preference", "DPO or ORPO"),
     ],
 )
 def test_rows_of_another_form_are_rejected_before_the_model_is_read(
-    bench: Workbench, method: MethodType, rows: Sequence[Row], form: str, instead: str
+    bench: Workbench, objective: str, rows: Sequence[Row], form: str, instead: str
 ) -> None:
     failure = bench.preflight_failure(
-        bench.root / "no-model", bench.dataset(rows), method=Method(type=method)
+        bench.root / "no-model", bench.dataset(rows), method=method_of(objective)
     )
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert failure.message.startswith(f"method.type: {method} trains on rows with ")
+    assert failure.message.startswith(f"method.objective: {objective} trains on rows with ")
     assert failure.message.endswith(
-        f"the format {form}; set method.type to {instead}, or choose another dataset"
+        f"the format {form}; set method.objective to {instead}, or choose another dataset"
+    )
+
+
+def test_a_pair_that_the_trainer_does_not_have_is_rejected_before_the_model_is_read(bench: Workbench) -> None:
+    failure = bench.preflight_failure(
+        bench.root / "no-model", bench.dataset(PAIRS), method=Method(objective="DPO", type="QLoRA")
+    )
+
+    assert failure.reason == FailureReason.INVALID_CONFIG
+    assert failure.message == (
+        "method.type: QLoRA is not in this release with method.objective: DPO; set method.type to LoRA"
     )
 
 
 @pytest.mark.parametrize(("method", "rows"), [("DPO", PAIRS), ("ORPO", PAIRS), ("KTO", JUDGED)])
 def test_rows_that_fit_their_method_pass_with_its_settings(
-    bench: Workbench, method: MethodType, rows: Sequence[Row]
+    bench: Workbench, method: str, rows: Sequence[Row]
 ) -> None:
     result = bench.preflight(
-        dataset=bench.dataset(rows), method=Method(type=method, preference=Preference(beta=0.2))
+        dataset=bench.dataset(rows), method=method_of(method, preference=Preference(beta=0.2))
     )
 
     assert result.preference is not None
@@ -78,7 +89,7 @@ def test_the_longer_of_two_answers_counts(bench: Workbench) -> None:
     long = replace(PAIRS[0], rejected="it is not " * 20)
     whole = replace(long, messages=(*long.input, replace(long.messages[-1], content=long.rejected or "")))
 
-    result = bench.preflight(dataset=bench.dataset((*PAIRS, long)), method=Method(type="DPO"))
+    result = bench.preflight(dataset=bench.dataset((*PAIRS, long)), method=Method(objective="DPO"))
 
     assert result.longest_row_tokens == len(RowEncoder(tiny_tokenizer()).encode(whole).input_ids)
 
@@ -90,7 +101,7 @@ def test_a_pair_whose_prompt_leaves_no_room_for_answers_is_named(bench: Workbenc
 
     failure = bench.preflight_failure(
         dataset=bench.dataset((*PAIRS, long)),
-        method=Method(type="DPO"),
+        method=Method(objective="DPO"),
         hyperparameters={"max_sequence_length": 32, "on_long_rows": "Truncate"},
     )
 
@@ -99,7 +110,7 @@ def test_a_pair_whose_prompt_leaves_no_room_for_answers_is_named(bench: Workbenc
 
 
 def test_target_modules_are_checked_for_every_method_with_an_adapter(bench: Workbench) -> None:
-    method = Method(type="DPO", lora=LoRA(target_modules=("nothing",)))
+    method = Method(objective="DPO", lora=LoRA(target_modules=("nothing",)))
 
     failure = bench.preflight_failure(dataset=bench.dataset(PAIRS), method=method)
 
@@ -169,10 +180,10 @@ def test_weights_that_cannot_be_sharded_are_refused_before_the_model_is_read(ben
     ],
 )
 def test_the_requested_sharding_is_resolved(
-    bench: Workbench, method: MethodType, sharding: Sharding, *, sharded: bool | None
+    bench: Workbench, method: str, sharding: Sharding, *, sharded: bool | None
 ) -> None:
     result = bench.preflight(
-        dataset=bench.dataset(ROWS), method=Method(type=method), sharding=sharding, nodes=2
+        dataset=bench.dataset(ROWS), method=method_of(method), sharding=sharding, nodes=2
     )
 
     assert result.hyperparameters.sharded is sharded

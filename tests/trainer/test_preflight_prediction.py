@@ -13,7 +13,6 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.model.load import empty_model
@@ -25,6 +24,7 @@ from finetune_trainer.preflight.estimate.modelsizes import ModelSizes
 from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit
 from finetune_trainer.preflight.estimate.refusal import refusal
 from finetune_trainer.train.modelsetup import trainable_model
+from tests.methods import method_of
 from tests.trainer.workbench import Workbench
 from tools.models import tiny
 
@@ -56,19 +56,19 @@ class Stated(TrainMemory):
 
     @override
     def peak_bytes(self, shape: StepShape) -> int:
-        row = {"LoRA": 10, "QLoRA": 8, "Full": 40, "DPO": 10, "KTO": 10, "ORPO": 10}[self.method.type]
+        row = {"LoRA": 10, "QLoRA": 8, "Full": 40}[self.method.type]
         activations = shape.rows * (3 if shape.checkpointing else 10) * shape.length // 1000
         return (row // (self.processes if self.sharded else 1) + activations) * GIBIBYTE
 
 
-def stated(method: MethodType = "LoRA", processes: int = 1) -> TrainMemory:
-    return Stated(small_llama(), Method(type=method), processes, sharded=processes > 1, on_gpu=True)
+def stated(method: str = "LoRA", processes: int = 1) -> TrainMemory:
+    return Stated(small_llama(), method_of(method), processes, sharded=processes > 1, on_gpu=True)
 
 
 def planned(
     available: int | None,
     *,
-    method: MethodType = "LoRA",
+    method: str = "LoRA",
     batch: int = 8,
     tokens: int = 1000,
     budget: int | None = None,
@@ -188,13 +188,11 @@ def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_n
             1000,
             "; LoRA needs 13, or QLoRA needs 11, or 2 devices with Full sharded need 23. Create",
         ),
-        ("DPO", 11, 1000, "; 2 devices with DPO sharded need 8. Create"),
+        ("DPO", 11, 1000, "; 2 devices with DPO with LoRA sharded need 8. Create"),
         ("DPO", 3, 1000, "; nothing that the trainer can change would fit. Create"),
     ],
 )
-def test_a_refusal_names_what_would_fit(
-    method: MethodType, available: int, tokens: int, expected: str
-) -> None:
+def test_a_refusal_names_what_would_fit(method: str, available: int, tokens: int, expected: str) -> None:
     plan = planned(available, method=method, tokens=tokens)
 
     assert expected in refusal(stated(method), plan, available * GIBIBYTE).message
@@ -229,8 +227,8 @@ def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workben
 def test_preflight_predicts_the_weights_that_evaluation_loads(bench: Workbench) -> None:
     stored = sum(path.stat().st_size for path in tiny().glob("*.safetensors"))
 
-    def weights(method: MethodType) -> int | None:
-        predicted = bench.preflight(device=H100, method=Method(type=method)).prediction
+    def weights(method: str) -> int | None:
+        predicted = bench.preflight(device=H100, method=method_of(method)).prediction
         return None if predicted is None else predicted.weights_bytes
 
     assert weights("LoRA") == pytest.approx(stored, rel=0.02)

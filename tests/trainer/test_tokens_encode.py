@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.methods import Objective
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
@@ -284,17 +284,17 @@ def test_a_cut_row_keeps_its_beginning(tokenizer: PreTrainedTokenizerBase) -> No
     assert learned(tokenizer, row.truncate(row.prompt_length)) == ""
 
 
-@pytest.mark.parametrize("method", ["LoRA", "DPO"])
+@pytest.mark.parametrize("objective", ["SFT", "DPO"])
 def test_arguments_of_the_template_reach_both_encoders(
-    with_template: MakeTokenizer, method: MethodType
+    with_template: MakeTokenizer, objective: Objective
 ) -> None:
     tokenizer = with_template(
         "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{{ style }}{% endif %}"
         "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{{ style }}{% endif %}"
     )
-    row = replace(PAIR, rejected="billing", form="Preference") if method == "DPO" else PAIR
+    row = replace(PAIR, rejected="billing", form="Preference") if objective == "DPO" else PAIR
 
-    encoder = make_encoder(method, tokenizer, {"style": "short:"})
+    encoder = make_encoder(objective, tokenizer, {"style": "short:"})
     encoded = encoder.encode(row)
 
     if isinstance(encoded, EncodedRow):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import OBJECTIVES, Objective
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.preflight import tokenizing
 from finetune_trainer.preflight.tokenizing import RowFiles, TokenizedRows, tokenize
@@ -57,15 +57,15 @@ def content(row: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "rows"),
-    [("LoRA", (*ROWS, CHAT, CONTEXT_ONLY)), ("DPO", PAIRS), ("KTO", JUDGED)],
+    ("objective", "rows"),
+    [("SFT", (*ROWS, CHAT, CONTEXT_ONLY)), ("DPO", PAIRS), ("KTO", JUDGED)],
     ids=["turns", "pairs", "labelled"],
 )
 @pytest.mark.parametrize("max_length", [5, 1000])
 def test_rows_on_disk_are_the_encoded_rows(
-    bench: Workbench, method: MethodType, rows: Sequence[Row], max_length: int
+    bench: Workbench, objective: Objective, rows: Sequence[Row], max_length: int
 ) -> None:
-    encoder = make_encoder(method, tiny_tokenizer())
+    encoder = make_encoder(objective, tiny_tokenizer())
     expected = [encoder.encode(row) for row in rows]
 
     found = tokenized(bench, rows, encoder).files.rows("train", max_length)
@@ -74,11 +74,11 @@ def test_rows_on_disk_are_the_encoded_rows(
     assert found.lengths.tolist() == [row.truncate(max_length).num_tokens for row in expected]
     assert found.prompt_lengths.tolist() == [row.prompt_length for row in expected]
     assert content(found[-1]) == content(expected[-1].truncate(max_length))
-    assert isinstance(found[0], EncodedAnswers) == METHODS[method].rows.is_preference_data
+    assert isinstance(found[0], EncodedAnswers) == OBJECTIVES[objective].rows.is_preference_data
 
 
 def test_splits_without_rows_and_numbers_of_rows_are_read_back(bench: Workbench) -> None:
-    files = tokenized(bench, ROWS, make_encoder("LoRA", tiny_tokenizer())).files
+    files = tokenized(bench, ROWS, make_encoder("SFT", tiny_tokenizer())).files
 
     assert [len(files.rows(split)) for split in SPLIT_FILES] == [len(ROWS), 1, 0]
     assert [files.facts[split].rows for split in SPLIT_FILES] == [len(ROWS), 1, 0]
@@ -88,7 +88,7 @@ def test_splits_without_rows_and_numbers_of_rows_are_read_back(bench: Workbench)
 
 def test_a_batch_is_encoded_like_its_rows_one_by_one(bench: Workbench) -> None:
     broken = replace(CHAT, tools='[{"function":{"name":"lookup"},"type":"function"}]')
-    encoder = make_encoder("LoRA", tiny_tokenizer())
+    encoder = make_encoder("SFT", tiny_tokenizer())
 
     first, rejected, last = encoder.encode_batch([ROWS[0], broken, CHAT])
 
@@ -98,7 +98,7 @@ def test_a_batch_is_encoded_like_its_rows_one_by_one(bench: Workbench) -> None:
 
 
 def test_the_same_rows_are_not_tokenized_again(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = make_encoder("LoRA", tiny_tokenizer())
+    encoder = make_encoder("SFT", tiny_tokenizer())
     first = tokenized(bench, ROWS, encoder)
     monkeypatch.setattr(type(encoder), "encode_batch", lambda *_: pytest.fail("tokenized again"))
 
@@ -109,14 +109,14 @@ def test_an_encoding_with_other_arguments_or_of_another_kind_has_another_name() 
     names = {
         encoding_name(encoder)
         for encoder in (
-            make_encoder("LoRA", tiny_tokenizer()),
-            make_encoder("LoRA", tiny_tokenizer(), {"enable_thinking": False}),
+            make_encoder("SFT", tiny_tokenizer()),
+            make_encoder("SFT", tiny_tokenizer(), {"enable_thinking": False}),
             make_encoder("DPO", tiny_tokenizer()),
         )
     }
 
     assert len(names) == 3
-    assert encoding_name(make_encoder("QLoRA", tiny_tokenizer())) in names
+    assert encoding_name(make_encoder("SFT", tiny_tokenizer())) in names
     assert encoding_name(make_encoder("KTO", tiny_tokenizer())) in names
 
 
@@ -126,7 +126,7 @@ def test_tokenizing_and_reading_hold_few_rows_in_memory(
 ) -> None:
     """A row as an object takes about 800 bytes, and its tokens as lists 2 KiB."""
     monkeypatch.setattr(tokenizing, "MAX_BATCH_ROWS", 32)
-    encoder, path = make_encoder("LoRA", tiny_tokenizer()), bench.root / "train.jsonl"
+    encoder, path = make_encoder("SFT", tiny_tokenizer()), bench.root / "train.jsonl"
     with path.open("w") as file:
         file.writelines(f'{{"completion":"sales","prompt":"order {at} late?"}}\n' for at in range(count))
     files = RowFiles(

@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.model import attention
@@ -281,7 +280,7 @@ def test_padded_rows_without_a_mask_are_computed_as_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_two_processes_train_as_one_and_go_on_exactly(tmp_path: Path, method: MethodType) -> None:
+def test_two_processes_train_as_one_and_go_on_exactly(tmp_path: Path, method: str) -> None:
     settings: dict[str, Any] = {"max_batch_tokens": 24, "save_every_steps": 2}
     with pods(tmp_path, dropout=0, method=method, accumulation=2, settings=settings) as two:
         one = elsewhere(two.bench, "one")

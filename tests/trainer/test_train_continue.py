@@ -197,6 +197,19 @@ def test_another_setting_than_the_parents_is_refused_with_both(
     assert said in failure.message
 
 
+def test_a_setting_at_the_value_of_a_new_adapter_is_compared_like_any_other(bench: Workbench) -> None:
+    parent = parent_of(bench, METHODS["LoRA"])
+
+    failure = preflight_failure(bench, parent, method=Method(lora=LoRA(r=16)))
+
+    assert "method.lora.r: 16, but the adapter of Checkpoint routing-1f1f-6 has 4" in failure.message
+
+
+def test_the_settings_of_a_new_adapter_are_those_that_were_given_and_the_defaults(bench: Workbench) -> None:
+    assert bench.preflight(method=Method(lora=LoRA(r=8))).lora == LoRA(r=8)
+    assert bench.preflight(method=METHODS["Full"]).lora is None
+
+
 def test_a_whole_model_needs_no_adapter_settings(bench: Workbench) -> None:
     parent = parent_of(bench, METHODS["Full"])
 

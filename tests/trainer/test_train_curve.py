@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.results import CheckpointResult, RepeatedTraining, StageResult, TrainResult
 from finetune_trainer.runtime import termination
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.states.losses import MAX_POINTS, MAX_SHOWN_POINTS, LossCurve
+from tests.methods import method_of
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 
 
@@ -143,9 +142,9 @@ def test_a_report_without_validation_has_one_line(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize(("method", "unit"), [("LoRA", "nats per token"), ("DPO", "loss per row")])
-def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: MethodType, unit: str) -> None:
+def test_the_axis_says_what_the_loss_is_of(bench: Workbench, method: str, unit: str) -> None:
     rows = PAIRS if method == "DPO" else ROWS
-    bench.train(bench.train_config(dataset=bench.dataset(rows), method=Method(type=method), rows=len(rows)))
+    bench.train(bench.train_config(dataset=bench.dataset(rows), method=method_of(method), rows=len(rows)))
 
     page = (bench.store.run_folder(RUN, "train").path / "report.html").read_text()
     assert f">{unit}</text>" in page

@@ -18,7 +18,6 @@ import torch
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.rank import PORT_ENV
@@ -28,6 +27,7 @@ from finetune_trainer.train import modelsetup, session, stage, trainer
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.states.layout import is_sharded
 from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
+from tests.methods import method_of
 from tests.trainer.processes import (
     THREADS_ENV,
     Ended,
@@ -100,7 +100,7 @@ class Pods:
 
     bench: Workbench
     dropout: float = 0.1
-    method: MethodType = "LoRA"
+    method: str = "LoRA"
     dora: bool = False
     base: Path | None = None
     """Folder of the base model; None for the tiny one."""
@@ -176,7 +176,7 @@ class Pods:
 
     def _config(self, settings: dict[str, Any]) -> TrainConfig:
         lora = LoRA(r=4, alpha=8, dropout=self.dropout, dora=self.dora)
-        method = Method(type="Full") if self.method == "Full" else Method(type=self.method, lora=lora)
+        method = Method(type="Full") if self.method == "Full" else method_of(self.method, lora=lora)
         config = self.bench.train_config(
             self.bench.model(self.base or tiny()),
             self.bench.dataset(self.rows, self.rows[:5]),
@@ -236,7 +236,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    method: MethodType,
+    method: str,
     sharded: bool | None,
     accumulation: int,
 ) -> None:

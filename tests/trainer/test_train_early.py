@@ -150,7 +150,7 @@ def test_preflight_refuses_patience_without_validation_rows(bench: Workbench) ->
     failure = bench.preflight_failure(hyperparameters={"early_stopping_patience": 2})
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "hyperparameters.earlyStoppingPatience" in failure.message
+    assert "validation.earlyStoppingPatience" in failure.message
     assert "raise split.validation" in failure.message
 
 

@@ -13,7 +13,6 @@ import pytest
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurvePoint
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import TrainResult
@@ -173,7 +172,7 @@ def test_without_validation_rows_the_run_is_refused(bench: Workbench) -> None:
     failure = bench.train_failure(config)
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "evaluation.learningCurve" in failure.message
+    assert "learningCurve" in failure.message
 
 
 def test_the_page_has_table_plot_and_sentence(bench: Workbench) -> None:
@@ -358,7 +357,7 @@ def test_a_curve_that_cannot_fit_the_time_of_the_run_is_refused_with_figures(ben
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert caught.value.message.startswith(
-        "evaluation.learningCurve: the run takes at least 1000 s, and the trainings on parts of its rows"
+        "learningCurve.shares: the run takes at least 1000 s, and the trainings on parts of its rows"
         " 750 s more, together 1750 s, but maxRunSeconds is 1749."
     )
 
@@ -367,11 +366,11 @@ def test_preflight_refuses_a_curve_without_validation_rows(bench: Workbench) -> 
     failure = bench.preflight_failure(learning_curve=SHARES)
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "evaluation.learningCurve: its losses need validation rows" in failure.message
+    assert "learningCurve: its losses need validation rows" in failure.message
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])
-def test_two_processes_have_the_curve_of_one(tmp_path: Path, method: MethodType) -> None:
+def test_two_processes_have_the_curve_of_one(tmp_path: Path, method: str) -> None:
     """Full is sharded. The pods are killed once, in the training of the second subset."""
     settings: dict[str, Any] = {"dropout": 0, "method": method, "settings": {"save_every_steps": 1}}
     one = elsewhere(Workbench(tmp_path), "one")

@@ -34,9 +34,9 @@ from tools.models import tiny
 ADAPTER = LoRA(r=4, alpha=8)
 KTO = Preference(desirable_weight=1, undesirable_weight=1)
 METHODS = {
-    "DPO": Method(type="DPO", lora=ADAPTER),
-    "KTO": Method(type="KTO", lora=ADAPTER, preference=KTO),
-    "ORPO": Method(type="ORPO", lora=ADAPTER),
+    "DPO": Method(objective="DPO", lora=ADAPTER),
+    "KTO": Method(objective="KTO", lora=ADAPTER, preference=KTO),
+    "ORPO": Method(objective="ORPO", lora=ADAPTER),
 }
 CPU = torch.device("cpu")
 
@@ -196,7 +196,7 @@ def _labelled(ids: torch.Tensor, labels: torch.Tensor) -> list[int]:
 
 
 def test_the_margin_of_dpo_is_that_of_the_published_weights_over_the_base_model(bench: Workbench) -> None:
-    method = Method(type="DPO", lora=ADAPTER, preference=Preference(beta=0.3))
+    method = Method(objective="DPO", lora=ADAPTER, preference=Preference(beta=0.3))
     config = bench.train_config(dataset=bench.dataset(PAIRS, PAIRS[:5]), method=method, epochs=4)
     (final,) = (checkpoint for checkpoint in bench.train(config).checkpoints if checkpoint.final)
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.train import trainer
 from tests.trainer.test_train_distributed import Pods, gradients, pods, show_gradients
@@ -18,13 +17,13 @@ ROWS = 9
 """In the last step, one process has a batch of one row, and the other has none."""
 
 
-def settings_for(method: MethodType) -> dict[str, Any]:
+def settings_for(method: str) -> dict[str, Any]:
     return {"method": method, "rows": rows_for(method)[:ROWS], "settings": {"epochs": 3}}
 
 
 @pytest.mark.parametrize("method", ["DPO", "KTO", pytest.param("ORPO", marks=pytest.mark.full)])
 def test_two_processes_train_as_one_with_the_same_rows_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: MethodType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(trainer, "MAX_GRADIENT_NORM", 1e9)
     one = elsewhere(Workbench(tmp_path), "one")
@@ -56,7 +55,7 @@ def test_two_processes_train_as_one_with_the_same_rows_a_step(
         pytest.param("ORPO", marks=pytest.mark.full),
     ],
 )
-def test_a_run_whose_process_is_killed_ends_with_the_same_weights(tmp_path: Path, method: MethodType) -> None:
+def test_a_run_whose_process_is_killed_ends_with_the_same_weights(tmp_path: Path, method: str) -> None:
     other = elsewhere(Workbench(tmp_path), "undisturbed")
     with pods(other.root, **settings_for(method)) as undisturbed:
         assert [ended.code for ended in undisturbed.run()] == [ExitCode.OK, ExitCode.OK]

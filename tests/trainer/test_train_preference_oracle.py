@@ -20,6 +20,7 @@ from finetune_trainer.train.preference.comparisons import ComparedRows
 from finetune_trainer.train.preference.losses import Totals
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
 from finetune_trainer.train.preference.rewards import RewardSums
+from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, Workbench, tiny_tokenizer
 from tools.models import tiny
 
@@ -41,8 +42,8 @@ def move(model: Trainable) -> None:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def method_of(name: str) -> Method:
-    return Method(type=name, lora=LoRA(r=4, alpha=8), preference=PREFERENCES[name])  # type: ignore[arg-type]
+def method_named(name: str) -> Method:
+    return method_of(name, lora=LoRA(r=4, alpha=8), preference=PREFERENCES[name])
 
 
 def encoded(name: str) -> list[EncodedAnswers]:
@@ -72,7 +73,7 @@ def of_trl(name: str, folder: Path) -> tuple[float, dict[str, float], dict[str, 
     preference = PREFERENCES[name]
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5} if name == "KTO" else {}
     rows = columns(name, encoded(name))
-    model = trainable_model(tiny(), method_of(name), CPU)
+    model = trainable_model(tiny(), method_named(name), CPU)
     trainer: Any = trainer_class(
         model=model,
         args=config(
@@ -139,12 +140,12 @@ def columns(name: str, rows: Sequence[EncodedAnswers]) -> list[dict[str, Any]]:
 def of_ours(name: str, folder: Path, batch_size: int) -> tuple[float, RewardSums, dict[str, torch.Tensor]]:
     """The same of our trainer, in batches of a step."""
     rows = encoded(name)
-    model = trainable_model(tiny(), method_of(name), CPU)
+    model = trainable_model(tiny(), method_named(name), CPU)
     trainer = make_trainer(
         model,
         rows,
         tokenizer=tiny_tokenizer(),
-        method=method_of(name),
+        method=method_named(name),
         hyperparameters=Workbench(folder)
         .train_config("sha256:" + "0" * 64, "sha256:" + "0" * 64, max_sequence_length=64)
         .hyperparameters,

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.train.parallel import fsdp
@@ -44,7 +43,7 @@ def state(pods: Pods, step: int) -> Path:
     ("method", "rank", "file"), [("LoRA", 0, LAST_FILE), ("Full", 1, "-of-00002.safetensors")]
 )
 def test_a_process_killed_in_a_save_in_the_background_costs_that_state_only(
-    tmp_path: Path, method: MethodType, rank: int, file: str
+    tmp_path: Path, method: str, rank: int, file: str
 ) -> None:
     with pods(elsewhere(Workbench(tmp_path), "undisturbed").root, method=method) as undisturbed:
         assert [each.code for each in undisturbed.run(InBackground())] == [ExitCode.OK] * 2
@@ -65,7 +64,7 @@ def test_a_process_killed_in_a_save_in_the_background_costs_that_state_only(
 
 @pytest.mark.parametrize(("method", "sharding"), [("Full", {}), ("LoRA", {"sharded": True})])
 def test_a_state_is_read_by_another_number_of_processes(
-    tmp_path: Path, method: MethodType, sharding: dict[str, bool]
+    tmp_path: Path, method: str, sharding: dict[str, bool]
 ) -> None:
     settings: dict[str, Any] = {"dropout": 0, "method": method, "settings": {"epochs": 3, **sharding}}
     alone = elsewhere(Workbench(tmp_path), "alone")

@@ -13,7 +13,6 @@ from transformers.utils import chat_template_utils
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
@@ -21,6 +20,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.encode import RowEncoder
+from tests.methods import method_of
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 from tools.models import tiny
 
@@ -44,10 +44,10 @@ def preflight(bench: Workbench, dataset: Digest, method: Method, base: Path | No
 
 
 def run_of(
-    bench: Workbench, type_: MethodType, rows: Sequence[Row] = ROWS, base: Path | None = None
+    bench: Workbench, type_: str, rows: Sequence[Row] = ROWS, base: Path | None = None
 ) -> tuple[TrainConfig, DerivedRef]:
     """A run after its preflight, and the tokens of its rows."""
-    method = Method(type=type_, lora=LoRA(r=4, alpha=8, dropout=0.1))
+    method = method_of(type_, lora=LoRA(r=4, alpha=8, dropout=0.1))
     dataset = bench.dataset(rows, rows[:5])
     result = preflight(bench, dataset, method, base)
     assert result.tokens is not None
@@ -65,7 +65,7 @@ def untokenized(bench: Workbench, config: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize(("method", "rows"), [("LoRA", ROWS), ("DPO", PAIRS)], ids=["LoRA", "DPO"])
 def test_tokens_of_preflight_train_the_same_weights(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch, method: MethodType, rows: Sequence[Row]
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, method: str, rows: Sequence[Row]
 ) -> None:
     config, _ = run_of(bench, method, rows)
     own = untokenized(bench, config)

@@ -124,7 +124,7 @@ def test_a_validation_between_epochs_reads_a_sample(
 
 
 def test_a_ledger_of_the_older_release_continues() -> None:
-    """It has no sums of an interval: without `validateEverySteps` they equal those of the epoch."""
+    """It has no sums of an interval: without an interval they equal those of the epoch."""
     ledger = RunLedger(fingerprint=FINGERPRINT)
     ledger.add_step(StepFigures(12.5, 10, 20))
     stored = json.loads(ledger.model_dump_json())
@@ -174,4 +174,4 @@ def test_preflight_refuses_an_interval_without_validation_rows(bench: Workbench)
     failure = bench.preflight_failure(hyperparameters={"validate_every_steps": 10})
 
     assert failure.reason == FailureReason.INVALID_CONFIG
-    assert "hyperparameters.validateEverySteps: validation needs validation rows" in failure.message
+    assert "validation.everySteps: validation needs validation rows" in failure.message

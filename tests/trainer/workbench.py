@@ -34,6 +34,7 @@ from finetune_trainer.store import Store, open_store
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import steps_per_epoch
+from tests.methods import requested
 from tools.models import tiny
 
 OWNER: Final = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="1f1f")
@@ -124,6 +125,8 @@ class Workbench:
 
     def preflight_config(self, source: Path, dataset: Digest, **settings: Any) -> PreflightConfig:
         wanted = settings.pop("hyperparameters", {})
+        if isinstance(method := settings.get("method"), Method):
+            settings["method"] = requested(method)
         return PreflightConfig(
             **self._common(),
             base_model_uri=URI,

@@ -24,15 +24,15 @@ from finetune_operator.api.podresources import quantity_value
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented
+from finetune_trainer.contract import methods
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
-from finetune_trainer.preflight.methoddata import check_form, resolve_preference
+from finetune_trainer.preflight.methoddata import check_method, resolve_preference
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 from tools.demo.install import PROFILE as DEMO
@@ -340,7 +340,7 @@ def test_every_method_and_every_variant_of_lora_has_an_example() -> None:
     jobs = method_examples().values()
     adapters = [job.spec.method.lora for job in jobs if job.spec.method.lora is not None]
 
-    assert {job.spec.method.type for job in jobs} == set(get_args(MethodType))
+    assert {(job.spec.method.objective, job.spec.method.type) for job in jobs} == set(methods.METHODS)
     assert [adapter.dora for adapter in adapters].count(True) == 1
     assert [adapter.rslora for adapter in adapters].count(True) == 1
 
@@ -364,8 +364,9 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
         assert result.dataset is not None
         artifact = ArtifactRef(kind="datasets", digest=result.dataset)
         rows = load_rows(preparation.store.artifact(artifact, verify=True) / "train.jsonl")
-        check_form(rows[0].form, job.spec.method.type)
-        resolve_preference(Method(type=job.spec.method.type), rows)
+        method = Method(objective=job.spec.method.objective, type=job.spec.method.type)
+        check_method(method, rows[0].form)
+        resolve_preference(method, rows)
         assert all(split.rows >= 3 for split in result.splits)
         assert result.problem_count == 0
 

@@ -123,19 +123,19 @@ def test_a_field_that_comes_later_enters_the_name_only_when_set(
 
 
 RUNS: list[tuple[str, dict[str, Any], str]] = [
-    ("a small run", {"dataset": {"ref": {"name": "rows"}}}, "0f0f.1346a20ec9eb25b0"),
+    ("a small run", {"dataset": {"ref": {"name": "rows"}}}, "0f0f.b07abb1cbc774202"),
     (
         "a run with many settings",
         {
-            "dataset": {"inline": {"source": {"uri": "pvc://rows/a.csv"}, "split": {"seed": 3}}},
-            "method": {"type": "DPO", "lora": {"r": 8, "alpha": 16}, "preference": {"beta": 0.2}},
+            "dataset": {"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"},
+            "method": {"objective": "DPO", "lora": {"r": 8, "alpha": 16}, "preference": {"beta": 0.2}},
             "hyperparameters": {"epochs": 2, "learningRate": 0.0002, "perDeviceBatchSize": 4},
             "compute": {"devices": 2, "nodes": 2, "stepTimeoutSeconds": 600},
-            "checkpoints": {"everySteps": 10, "keep": 2, "keepSteps": [10, 20]},
+            "checkpoints": {"stateEverySteps": 10, "keep": 2, "keepSteps": [10, 20]},
             "evaluation": {"gates": [{"metric": "exact_match", "min": 0.8}]},
             "suspend": False,
         },
-        "0f0f.c42d2766719c5e04",
+        "0f0f.303055801f4ca0bc",
     ),
 ]
 
@@ -200,7 +200,8 @@ FINGERPRINT: dict[str, Any] = {
     "parent": "sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
     "dataset": "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd",
     "method": {
-        "type": "KTO",
+        "objective": "KTO",
+        "type": "LoRA",
         "lora": {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": [], "rslora": False, "dora": False},
         "preference": {"beta": 0.2, "desirable_weight": None, "undesirable_weight": None},
     },
@@ -231,7 +232,7 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
             "baseModel": digest("b"),
             "dataset": digest("d"),
             "parent": {"name": "before", "digest": digest("c")},
-            "method": {"type": "KTO", "lora": {"r": 8}, "preference": {"beta": 0.2}},
+            "method": {"objective": "KTO", "lora": {"r": 8}, "preference": {"beta": 0.2}},
             "hyperparameters": HYPERPARAMETERS,
         }
     )

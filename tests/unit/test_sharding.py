@@ -4,7 +4,7 @@
 import pytest
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import TYPES, MethodType
 from finetune_trainer.contract.sharding import Sharding, can_shard, is_sharded, resolve_sharding
 
 
@@ -14,7 +14,6 @@ from finetune_trainer.contract.sharding import Sharding, can_shard, is_sharded, 
         ("Auto", "Full", True, True),
         ("Auto", "LoRA", True, False),
         ("Auto", "LoRA", False, True),
-        ("Auto", "DPO", False, True),
         ("Replicated", "Full", False, False),
         ("Replicated", "LoRA", False, False),
         ("Sharded", "Full", True, True),
@@ -31,11 +30,11 @@ def test_weights_are_sharded_as_requested_or_where_a_replica_does_not_fit(
     assert not is_sharded(method, resolved, 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TYPES)
 def test_the_default_of_a_method_is_not_recorded(method: MethodType) -> None:
     """Ledgers of earlier releases do not have the field."""
     assert resolve_sharding("Auto", Method(type=method), 2) is None
-    assert is_sharded(method, None, 2) is not METHODS[method].trains_adapter
+    assert is_sharded(method, None, 2) is not TYPES[method].trains_adapter
 
 
 def test_dora_stays_replicated() -> None:

@@ -102,8 +102,8 @@ def test_a_gain_is_positive_in_the_direction_of_the_metric(
     assert metrics.METRICS[name].gain(value, over) == gain
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_the_name_of_a_method_stands_once(name: methods.MethodType) -> None:
+@pytest.mark.parametrize("name", [*methods.OBJECTIVES, *methods.TYPES])
+def test_the_name_of_an_objective_or_a_type_stands_once(name: str) -> None:
     """Finds a name alone or in quotation marks, as code and CEL use it; messages may contain names."""
     named = {
         module
@@ -116,9 +116,14 @@ def test_the_name_of_a_method_stands_once(name: methods.MethodType) -> None:
     assert named <= {source(methods), source(vocabulary), TRAINERS / f"{name.lower()}.py"}
 
 
-def test_every_method_of_the_contract_has_a_row_and_those_with_judged_rows_a_module() -> None:
-    assert tuple(methods.METHODS) == get_args(methods.MethodType)
-    judged = methods.methods_where(lambda info: info.rows.is_preference_data)
+def test_every_objective_and_type_has_a_row_and_a_pair_and_those_with_judged_rows_a_module() -> None:
+    assert tuple(methods.OBJECTIVES) == get_args(methods.Objective)
+    assert tuple(methods.TYPES) == get_args(methods.MethodType)
+    pairs = set(methods.METHODS)
+    assert {objective for objective, _ in pairs} == set(methods.OBJECTIVES)
+    assert {type_ for _, type_ in pairs} == set(methods.TYPES)
+    assert (methods.DEFAULT_OBJECTIVE, methods.DEFAULT_TYPE) in pairs
+    judged = methods.objectives_where(lambda info: info.rows.is_preference_data)
     assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}
 
 

@@ -8,12 +8,14 @@ from typing import Final
 import torch
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType, methods_where
+from finetune_trainer.contract.methods import METHODS, TYPES
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepShape, measure_step
 from tools.bench.sheet import Sheet
 from tools.sizing.realstep import measured_peak, small
 
-MEASURED_METHODS: Final = methods_where(lambda info: not info.quantized_base)
+MEASURED_METHODS: Final = tuple(
+    Method(objective=objective, type=type_) for objective, type_ in METHODS if not TYPES[type_].quantized_base
+)
 MEBIBYTE: Final = 1 << 20
 
 
@@ -26,14 +28,13 @@ def sheet() -> Sheet:
     )
 
 
-def _row(method: MethodType, checkpointing: bool) -> tuple[str, ...]:
+def _row(method: Method, checkpointing: bool) -> tuple[str, ...]:
     shape = StepShape(rows=2, length=640, checkpointing=checkpointing)
-    how = Method(type=method)
     with TemporaryDirectory() as folder:
-        measured = measured_peak(how, shape, torch.float32, Path(folder))
-    predicted = measure_step(small(), how, shape, Precision(torch.float32, autocast=False)).peak_bytes
+        measured = measured_peak(method, shape, torch.float32, Path(folder))
+    predicted = measure_step(small(), method, shape, Precision(torch.float32, autocast=False)).peak_bytes
     return (
-        f"{method}, checkpointing" if checkpointing else method,
+        f"{method.label}, checkpointing" if checkpointing else method.label,
         f"{predicted / MEBIBYTE:.1f}",
         f"{measured / MEBIBYTE:.1f}",
         f"{predicted / measured - 1:+.1%}",

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import OBJECTIVES, Objective
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.tokens.answers import EncodedAnswers
@@ -68,7 +68,7 @@ def measured_peak(method: Method, shape: StepShape, dtype: torch.dtype, folder: 
     )
     trainer = make_trainer(
         model,
-        _rows(method.type, 2 * batches * shape.rows, shape.length),
+        _rows(method.objective, 2 * batches * shape.rows, shape.length),
         tokenizer=load_tokenizer(tiny()),
         method=method,
         hyperparameters=hyperparameters,
@@ -90,14 +90,14 @@ def _stored(dtype: torch.dtype) -> Path:
     return folder
 
 
-def _rows(method: MethodType, count: int, length: int) -> list[Any]:
+def _rows(objective: Objective, count: int, length: int) -> list[Any]:
     draw = random.Random(7)  # noqa: S311 - token ids are not secret
 
     def ids(number: int) -> list[int]:
         return [draw.randrange(VOCABULARY) for _ in range(number)]
 
     # The rows of a batch differ in length, so it has a mask.
-    if not METHODS[method].rows.is_preference_data:
+    if not OBJECTIVES[objective].rows.is_preference_data:
         return [EncodedRow(tokens, tokens) for tokens in (ids(length - at % 2) for at in range(count))]
     return [
         EncodedAnswers(ids(1), ids(length - 1 - index % 2), rejected=ids(length - 2), label=bool(index % 2))

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from finetune_trainer.contract.devicecards import CARDS, gibibytes
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType, methods_where
+from finetune_trainer.contract.methods import DEFAULT_OBJECTIVE, MethodType, types_of
 from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
@@ -20,7 +20,7 @@ from tools.bench.sheet import Sheet
 CARD: Final = CARDS["NVIDIA-H100-80GB-HBM3"]
 LENGTHS: Final = (2048, 8192, 32_768)
 MAX_DEVICES: Final = 64
-SIZED_METHODS: Final = methods_where(lambda info: not info.rows.is_preference_data)
+SIZED_METHODS: Final = types_of(DEFAULT_OBJECTIVE)
 
 
 @dataclass(frozen=True, slots=True)

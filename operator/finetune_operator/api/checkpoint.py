@@ -25,7 +25,7 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
-from finetune_trainer.contract.methods import MethodType
+from finetune_operator.api.method import MethodRecord
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 MAX_EVALUATIONS: Final = 5
@@ -66,7 +66,7 @@ class Lineage(Model):
         Name | None, Field(description="Checkpoint whose weights training started from.")
     ] = None
     method: Annotated[
-        MethodType | None,
+        MethodRecord | None,
         Field(description="Training method of the run. Absent: an earlier release recorded the Checkpoint."),
     ] = None
     hyperparameters: ResolvedHyperparameters

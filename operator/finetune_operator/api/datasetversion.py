@@ -93,7 +93,7 @@ class DatasetStatistics(Model):
 
 class _DatasetVersionFields(Model):
     dataset: Annotated[
-        ShortName, Field(description="Dataset, or FineTuneJob with inline data, that the version came from.")
+        ShortName, Field(description="Dataset, or FineTuneJob with dataset.source, of the version.")
     ]
     digest: Annotated[Digest, Field(description="SHA-256 of the version's manifest.")]
     source: Annotated[

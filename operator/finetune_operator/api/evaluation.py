@@ -9,7 +9,6 @@ from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.judge import JUDGE_RULES, JudgeList
-from finetune_operator.api.learningcurve import MAX_SHARES
 from finetune_operator.api.meta import CELRule, Model, Name
 from finetune_operator.api.metricrules import (
     DESCRIPTION,
@@ -193,7 +192,7 @@ class EvaluationSettings(Model):
             min_length=1,
             max_length=128,
             description="Column by which the evaluation page shows the scores in parts. keepColumns of the"
-            " Dataset or of the inline rows names it. Default: none.",
+            " Dataset names it. Default: none.",
         ),
     ] = None
 
@@ -203,19 +202,6 @@ class EvaluationSpec(EvaluationSettings):
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         *EvaluationSettings.rules,
-        CELRule(
-            "!has(self.learningCurve) || size(self.learningCurve) == 0"
-            " || self.learningCurve.exists(share, share < 1.0)",
-            "learningCurve needs a share below 1, because the run itself is always its last point: add one,"
-            " such as 0.5, or remove learningCurve",
-            "learningCurve",
-        ),
-        CELRule(
-            "!has(self.learningCurve) || self.learningCurve.all(one, self.learningCurve.exists_one(other,"
-            " other == one))",
-            "learningCurve names a share twice: name each share once",
-            "learningCurve",
-        ),
         CELRule(
             "!has(self.customMetrics) || self.customMetrics.all(one, self.customMetrics.exists_one(other,"
             " other.name == one.name))",
@@ -252,18 +238,6 @@ class EvaluationSpec(EvaluationSettings):
         Name | None,
         Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
     ] = None
-    learning_curve: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...],
-        Field(
-            max_length=MAX_SHARES,
-            description="Shares of the training rows, such as [0.25, 0.5], on which the train stage trains"
-            " again after the run itself, with the same settings and epochs, to see whether more rows would"
-            " help. The rows of a smaller share are contained in a larger one. The whole run is always the"
-            " last point, with or without 1 in the list. Results are in status.training.learningCurve and on"
-            " the training page. It takes that share of the training time for each, needs validation rows,"
-            " and makes no Checkpoints. Default: none.",
-        ),
-    ] = ()
     custom_metrics: Annotated[
         tuple[CustomMetric, ...],
         Field(

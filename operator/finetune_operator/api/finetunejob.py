@@ -13,6 +13,7 @@ from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
+from finetune_operator.api.learningcurve import RequestedLearningCurve
 from finetune_operator.api.meta import (
     CELRule,
     DeletionPolicy,
@@ -28,32 +29,84 @@ from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
     PAIR_METRICS,
 )
-from finetune_operator.api.preparation import DataPreparation
+from finetune_operator.api.preparation import Columns, DataPreparation, DataSource
 from finetune_operator.api.storereference import OwnStoreReference
-from finetune_trainer.contract.methods import PAIRS, methods_where
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.hyperparameters import OnLongRows
+from finetune_trainer.contract.methods import PAIRS, objectives_where
+from finetune_trainer.contract.vocabulary import DataFormat, listed
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
-PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
+PAIRED_OBJECTIVES: Final = objectives_where(lambda info: info.rows is PAIRS)
 
 
 class JobDataset(Model):
-    """Rows to train on. Set either ref or inline."""
+    """Rows to train on. Set either ref or source."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "has(self.ref) != has(self.inline)",
-            "dataset needs exactly one of ref and inline: name a Dataset, or describe the rows inline",
+            "has(self.ref) != has(self.source)",
+            "dataset needs exactly one of ref and source: name a Dataset, or the location of the rows",
+        ),
+        CELRule(
+            "!has(self.ref) || !has(self.format) && !has(self.columns)",
+            "dataset.format and dataset.columns describe dataset.source: set them in the Dataset that"
+            " dataset.ref names",
         ),
     )
 
     ref: Annotated[DatasetReference | None, Field(description="Dataset in the same namespace.")] = None
-    inline: Annotated[
-        DataPreparation | None,
+    source: Annotated[
+        DataSource | None,
         Field(
-            description="Source of rows for this run only, and how to prepare them, as in the spec of a"
-            " Dataset."
+            description="Location of rows for this run only. Everything else is prepared by the defaults of a"
+            " Dataset: write a Dataset to change it."
+        ),
+    ] = None
+    format: Annotated[
+        DataFormat | None,
+        Field(description="Format of the source. Default: detected from the content."),
+    ] = None
+    columns: Annotated[
+        Columns | None, Field(description="Names of the columns of the source, as in the files.")
+    ] = None
+    on_long_rows: Annotated[
+        OnLongRows | None,
+        Field(
+            description="What happens to rows of training and validation with more tokens than"
+            " hyperparameters.maxSequenceLength. Drop: they are not used. Fail: the run fails and names the"
+            " length that holds them. Truncate: they lose their end. Default: Drop; Fail if more than 10 % of"
+            " the rows are longer."
+        ),
+    ] = None
+
+    @property
+    def preparation(self) -> DataPreparation | None:
+        """How to prepare the rows of `source`; None for a Dataset."""
+        if self.source is None:
+            return None
+        return DataPreparation(source=self.source, format=self.format, columns=self.columns)
+
+
+class Validation(Model):
+    """When the run measures its loss on the validation rows, and whether it stops early by it."""
+
+    every_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Optimizer steps between two validations; the last step is always validated. Default:"
+            " after each epoch; in runs with long epochs and without earlyStoppingPatience, about 20 times"
+            " per run, at least 100 steps apart.",
+        ),
+    ] = None
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Validations without a lower loss after which training stops; one validation per"
+            " epoch unless everySteps is set. Needs validation rows. Default: no early stopping.",
         ),
     ] = None
 
@@ -74,7 +127,7 @@ class Checkpoints(Model):
         ),
     )
 
-    every_steps: Annotated[
+    state_every_steps: Annotated[
         int | None,
         Field(
             ge=1,
@@ -96,7 +149,7 @@ class Checkpoints(Model):
         tuple[Annotated[int, Field(ge=1, le=1000000000)], ...] | None,
         Field(
             max_length=8,
-            description="Optimizer steps to publish as Checkpoints, independent of everySteps and keep."
+            description="Optimizer steps to publish as Checkpoints, independent of stateEverySteps and keep."
             " Default: none.",
         ),
     ] = None
@@ -106,15 +159,14 @@ class Promotion(Model):
     """Whether and when the evaluated Checkpoint becomes the champion of its model line."""
 
     mode: Annotated[
-        Literal["Automatic", "Manual"],
+        Literal["ByGates", "Manual", "Always", "Never"],
         Field(
-            description="Trigger of the promotion. Automatic: all gates pass. Manual: a user sets"
-            " spec.approval of the Checkpoint."
+            description="What promotes the Checkpoint. ByGates: all gates pass; a run without gates is not"
+            " promoted. Manual: all gates pass, and a user sets spec.approval of the Checkpoint. Always: the"
+            " end of a run without gates. Never: nothing. A veto blocks all of them, and spec.approval"
+            " promotes in every mode except Never."
         ),
-    ] = "Automatic"
-    without_evaluation: Annotated[
-        bool, Field(description="Whether mode Automatic also promotes a run without gates.")
-    ] = False
+    ] = "ByGates"
 
 
 class _FineTuneJobFields(Model):
@@ -124,8 +176,8 @@ class _FineTuneJobFields(Model):
             "modelLine names the line that the result belongs to; the model to train goes into baseModel.uri"
         ),
         Field(
-            description="Name of the line that the run's Checkpoints belong to. Endpoints follow a line by this"
-            " name. Required."
+            description="Name of the line that the run's Checkpoints belong to. Endpoints follow a line by"
+            " this name. Required."
         ),
     ]
     base_model: BaseModelReference
@@ -141,6 +193,7 @@ class _FineTuneJobFields(Model):
         ),
     ] = None
     hyperparameters: Hyperparameters = Hyperparameters()
+    validation: Validation = Validation()
     compute: Compute = Compute()
     store: Annotated[
         OwnStoreReference | None,
@@ -151,7 +204,14 @@ class _FineTuneJobFields(Model):
         EvaluationSpec | None,
         Field(
             description="Evaluation of the trained model on the test split. Default: no evaluation. The"
-            " Checkpoint is then promoted only by promotion.withoutEvaluation or by a user's approval."
+            " Checkpoint is then promoted only by promotion.mode: Always or by a user's approval."
+        ),
+    ] = None
+    learning_curve: Annotated[
+        RequestedLearningCurve | None,
+        Field(
+            description="Further trainings on parts of the rows, to see whether more rows would help."
+            " Default: none."
         ),
     ] = None
     promotion: Promotion = Promotion()
@@ -159,7 +219,7 @@ class _FineTuneJobFields(Model):
         DeletionPolicy,
         Field(
             description="What happens to the records of the run, its Checkpoints and the DatasetVersion of"
-            " inline data, when the run is deleted. Retain: they stay. Delete: those that are neither"
+            " dataset.source, when the run is deleted. Retain: they stay. Delete: those that are neither"
             " promoted nor in use are deleted, with their content in the store."
         ),
     ] = "Retain"
@@ -193,28 +253,28 @@ class FineTuneJobSpec(_FineTuneJobFields):
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(
             "!has(self.compute.sharding) || self.compute.sharding != 'Sharded' || !has(self.method.lora)"
-            " || !self.method.lora.dora",
+            " || !has(self.method.lora.dora) || !self.method.lora.dora",
             "the weights of DoRA are replicated in this release: remove compute.sharding or method.lora.dora",
             "compute.sharding",
         ),
         CELRule(
-            "!self.promotion.withoutEvaluation || !has(self.evaluation) || size(self.evaluation.gates) == 0",
-            "promotion.withoutEvaluation contradicts evaluation.gates: remove one of them",
-            "promotion",
+            "self.promotion.mode != 'Always' || !has(self.evaluation) || size(self.evaluation.gates) == 0",
+            "promotion.mode: Always contradicts evaluation.gates: remove the gates, or choose mode: ByGates",
+            "promotion.mode",
         ),
         CELRule(
-            f"{is_one_of('self.method.type', PAIRED_METHODS)} || !has(self.evaluation)"
+            f"{is_one_of('self.method.objective', PAIRED_OBJECTIVES)} || !has(self.evaluation)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
             f"{listed(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
-            f" evaluation.metrics and evaluation.gates, or choose method.type {listed(PAIRED_METHODS, 'or')}",
+            f" evaluation.metrics and evaluation.gates, or choose method.objective"
+            f" {listed(PAIRED_OBJECTIVES, 'or')}",
             "evaluation",
         ),
         CELRule(
-            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || !has(self.dataset.inline)"
-            " || self.dataset.inline.keepColumns.exists(name, name == self.evaluation.sliceBy)",
-            "evaluation.sliceBy names a column that the rows do not keep: add it to"
-            " dataset.inline.keepColumns",
+            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || has(self.dataset.ref)",
+            "evaluation.sliceBy needs a column that is kept with the rows: write a Dataset with keepColumns,"
+            " and name it in dataset.ref",
             "evaluation.sliceBy",
         ),
     )

@@ -16,7 +16,7 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.jobdisplay import JobDisplay
 from finetune_operator.api.learningcurve import LearningCurve
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
-from finetune_operator.api.method import LoRA, Preference
+from finetune_operator.api.method import Preference, ResolvedLoRA
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
@@ -52,7 +52,10 @@ class Resolved(Model):
     dataset_version: Annotated[str | None, Field(description="DatasetVersion that the run trains on.")] = None
     dataset_digest: Annotated[str | None, Field(description="Digest of that DatasetVersion.")] = None
     hyperparameters: ResolvedHyperparameters | None = None
-    lora: Annotated[LoRA | None, Field(description="Settings of the adapter that training continues.")] = None
+    lora: Annotated[
+        ResolvedLoRA | None,
+        Field(description="Settings of the adapter. Absent: the run trains all weights of the model."),
+    ] = None
     preference: Annotated[
         Preference | None, Field(description="Settings of DPO, KTO or ORPO, including the chosen values.")
     ] = None
@@ -181,7 +184,7 @@ class TrainingStatus(Model):
     ] = None
     learning_curve: Annotated[
         LearningCurve | None,
-        Field(description="Learning curve of the run, if evaluation.learningCurve requests it."),
+        Field(description="Learning curve of the run, if spec.learningCurve requests it."),
     ] = None
     image: Annotated[
         str | None,
@@ -249,7 +252,7 @@ class FineTuneJobStatus(Status):
     ] = ()
     problems: Annotated[
         tuple[Message, ...],
-        Field(max_length=MAX_PROBLEMS, description="First problems in the rows of inline data."),
+        Field(max_length=MAX_PROBLEMS, description="First problems in the rows of spec.dataset.source."),
     ] = ()
     live: LiveComparison | None = None
     evaluation: EvaluationStatus | None = None

@@ -1,14 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning curve of a run in its status."""
+"""The learning curve of a run: what is requested, and its status."""
 
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.meta import Model
+from finetune_operator.api.meta import CELRule, Model
 
 MAX_SHARES: Final = 5
 """Max number of shares of a learning curve."""
+
+
+class RequestedLearningCurve(Model):
+    """Trainings on shares of the rows, after the run itself."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "self.shares.exists(share, share < 1.0)",
+            "learningCurve.shares needs a share below 1, because the run itself is always its last point: add"
+            " one, such as 0.5, or remove learningCurve",
+            "shares",
+        ),
+        CELRule(
+            "self.shares.all(one, self.shares.exists_one(other, other == one))",
+            "learningCurve.shares names a share twice: name each share once",
+            "shares",
+        ),
+    )
+
+    shares: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...],
+        Field(
+            min_length=1,
+            max_length=MAX_SHARES,
+            description="Shares of the training rows, such as [0.25, 0.5], on which the train stage trains"
+            " again after the run itself, with the same settings and epochs. The rows of a smaller share are"
+            " contained in a larger one. The whole run is always the last point, with or without 1 in the"
+            " list. Results are in status.training.learningCurve and on the training page. It takes that"
+            " share of the training time for each, needs validation rows, and makes no Checkpoints.",
+        ),
+    ]
+
+    @property
+    def extra_shares(self) -> tuple[float, ...]:
+        """Shares to train on in addition to the run itself, the smallest first."""
+        return tuple(sorted(share for share in self.shares if share < 1))
 
 
 class LearningCurvePoint(Model):

@@ -6,12 +6,11 @@ from typing import Any, cast
 
 from pydantic import JsonValue
 
-from finetune_operator.api.evaluation import EvaluationSpec
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
-from finetune_operator.api.method import LoRA, Method, Preference
+from finetune_operator.api.method import Method
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.custommetrics import mounted_metrics
@@ -33,10 +32,9 @@ from finetune_trainer.contract.environment import (
     SOURCE_MOUNT,
 )
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.method import LoRA as ContractLoRA
+from finetune_trainer.contract.method import LoRA, Preference, RequestedLoRA, RequestedMethod
 from finetune_trainer.contract.method import Method as ContractMethod
-from finetune_trainer.contract.method import Preference as ContractPreference
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.vocabulary import (
@@ -96,17 +94,22 @@ def _mounted(uri: str, mount: str) -> str | None:
     return None if place is None else place.under(mount)
 
 
-def _method(method: Method, lora: LoRA | None = None, preference: Preference | None = None) -> ContractMethod:
-    """The method.
-
-    Args:
-        lora: settings of the adapter that the run continues.
-        preference: settings that preflight resolved.
-    """
-    return ContractMethod(
+def _requested(method: Method) -> RequestedMethod:
+    return RequestedMethod(
+        objective=method.objective,
         type=method.type,
-        lora=ContractLoRA(**_fields(lora or method.lora)),
-        preference=ContractPreference(**_fields(preference or method.preference)),
+        lora=RequestedLoRA(**_fields(method.lora)),
+        preference=Preference(**_fields(method.preference)),
+    )
+
+
+def _resolved(method: Method, resolved: Resolved) -> ContractMethod:
+    """The method with the settings that preflight has chosen."""
+    return ContractMethod(
+        objective=method.objective,
+        type=method.type,
+        lora=LoRA(**_fields(resolved.lora)),
+        preference=Preference(**_fields(resolved.preference)),
     )
 
 
@@ -145,10 +148,14 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         base_model_digest=given.digest if parent is None else resolved.base_model_digest,
         parent=parent,
         dataset=resolved.dataset_digest or "",
-        method=_method(spec.method),
+        method=_requested(spec.method),
         chat_template_kwargs=template_arguments(resolved),
         hyperparameters=RequestedHyperparameters(
-            **requested.model_dump(), save_every_steps=spec.checkpoints.every_steps
+            **requested.model_dump(),
+            save_every_steps=spec.checkpoints.state_every_steps,
+            validate_every_steps=spec.validation.every_steps,
+            early_stopping_patience=spec.validation.early_stopping_patience,
+            on_long_rows=spec.dataset.on_long_rows,
         ),
         keep_steps=spec.checkpoints.keep_steps or (),
         devices=inputs.accelerators,
@@ -160,7 +167,7 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         metrics=tuple(metric for metric in metrics if METRICS[metric].needs_more_than_answers),
         options=metric_options(spec.evaluation),
         slice_by=None if spec.evaluation is None else spec.evaluation.slice_by,
-        learning_curve=(shares := _curve_shares(spec.evaluation)),
+        learning_curve=(shares := _curve_shares(spec)),
         max_run_seconds=inputs.max_run_seconds if shares else None,
         custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
         judges=judges_of(spec.evaluation),
@@ -168,10 +175,8 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     )
 
 
-def _curve_shares(evaluation: EvaluationSpec | None) -> tuple[float, ...]:
-    """Shares of the rows to train on in addition to the run itself, the smallest first."""
-    shares = evaluation.learning_curve if evaluation is not None else ()
-    return tuple(sorted(share for share in shares if share < 1))
+def _curve_shares(spec: FineTuneJobSpec) -> tuple[float, ...]:
+    return () if spec.learning_curve is None else spec.learning_curve.extra_shares
 
 
 def train_config(
@@ -193,7 +198,7 @@ def train_config(
         base_model=resolved.base_model_digest or "",
         parent=_parent(spec, resolved),
         dataset=resolved.dataset_digest or "",
-        method=_method(spec.method, resolved.lora, resolved.preference),
+        method=_resolved(spec.method, resolved),
         chat_template_kwargs=template_arguments(resolved),
         hyperparameters=Hyperparameters(**hyperparameters.model_dump()),
         keep=spec.checkpoints.keep or 0,
@@ -204,7 +209,7 @@ def train_config(
         devices=inputs.accelerators,
         coordinator=inputs.coordinator,
         peer_key_path=f"{PEER_KEY_MOUNT}/{PEER_KEY_FILE}" if inputs.coordinator else None,
-        learning_curve=(shares := _curve_shares(spec.evaluation)),
+        learning_curve=(shares := _curve_shares(spec)),
         group_by=group_by if shares else None,
         max_run_seconds=inputs.max_run_seconds if shares else None,
     )
@@ -212,7 +217,7 @@ def train_config(
 
 def checkpoint_type(method: Method) -> CheckpointType:
     """Type of the Checkpoints that a method makes."""
-    return METHODS[method.type].checkpoint_type
+    return TYPES[method.type].checkpoint_type
 
 
 def cleanup_config(

@@ -8,7 +8,7 @@ from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_trainer.contract.evaluation import LiveModel
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.vocabulary import FULL_MODEL, ChatTemplateKwargs, CheckpointType
 
 
@@ -72,9 +72,7 @@ def live_model(champion: Checkpoint, job: FineTuneJob | None) -> LiveModel:
 
 
 def _has_quantized_base(checkpoint: Checkpoint, job: FineTuneJob | None) -> bool | None:
-    method = checkpoint.spec.lineage.method
-    if method is None and job is not None:
-        method = job.spec.method.type
+    method = checkpoint.spec.lineage.method or (job.spec.method if job is not None else None)
     if method is not None:
-        return METHODS[method].quantized_base
+        return TYPES[method.type].quantized_base
     return False if checkpoint.spec.type == FULL_MODEL else None

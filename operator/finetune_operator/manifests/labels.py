@@ -41,6 +41,8 @@ RECORDED_RUN: Final = f"{GROUP}/recorded-run"
 """Annotation of a FineTuneJob with recorded Checkpoints: identity of the run, which survives a restore."""
 RECORDED_AT: Final = f"{GROUP}/recorded-at"
 """Annotation of a Checkpoint: time of its first creation. A restore changes the creation timestamp."""
+NEVER_PROMOTED: Final = f"{GROUP}/never-promoted"
+"""Annotation of a Checkpoint: "true" if its run has `promotion.mode: Never`. The record outlives the run."""
 REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
 """Annotation of a Dataset: each new value requests a check of its source. On the Job: the value that it
 answers."""
@@ -115,7 +117,7 @@ def dataset_version_name(dataset: str, digest: str) -> str:
     return f"{dataset}-{digest.removeprefix('sha256:')[:12]}"
 
 
-def inline_version_name(job: str, digest: str) -> str:
+def own_version_name(job: str, digest: str) -> str:
     """`<job>-data-<12 hex>`."""
     return f"{job}-data-{digest.removeprefix('sha256:')[:12]}"
 

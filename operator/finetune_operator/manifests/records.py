@@ -26,11 +26,12 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
-from finetune_operator.api.method import LoRA, Method
+from finetune_operator.api.method import MethodRecord, ResolvedLoRA
 from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,
     MODEL_LINE,
+    NEVER_PROMOTED,
     RECORDED_AT,
     checkpoint_name,
     child_labels,
@@ -38,7 +39,6 @@ from finetune_operator.manifests.labels import (
 )
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
 from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
@@ -58,7 +58,7 @@ def build_dataset_version(
     """The record of prepared rows.
 
     Args:
-        owner: the Dataset, or the FineTuneJob with inline data.
+        owner: the Dataset, or the FineTuneJob with dataset.source.
         name: name of the record.
         result: result of prepare.
         source: URI that the rows were read from.
@@ -124,7 +124,7 @@ def build_checkpoint(
     hyperparameters: ResolvedHyperparameters,
     chat_template_kwargs: dict[str, JsonValue] | None,
     reasoning_parser: str | None,
-    lora: LoRA | None,
+    lora: ResolvedLoRA | None,
     trainer_image: str,
     loss_curve: Sequence[ContractLossPoint],
     cost: Cost | None,
@@ -132,7 +132,7 @@ def build_checkpoint(
 ) -> Manifest:
     """The record of published weights, with their lineage.
 
-    `lora` has the settings of an adapter that the run continues; `loss_curve` is the curve of the whole run;
+    `lora` has the settings of the adapter, if the run trains one; `loss_curve` is the curve of the whole run;
     `cost` is that of the run so far.
     """
     metrics: tuple[Score, ...] = ()
@@ -165,11 +165,11 @@ def build_checkpoint(
             dataset_version=dataset_version,
             job=JobRecord(name=job.name, uid=job.uid),
             parent_checkpoint=parent_checkpoint,
-            method=job.spec.method.type,
+            method=MethodRecord(objective=job.spec.method.objective, type=job.spec.method.type),
             hyperparameters=hyperparameters,
             chat_template_kwargs=chat_template_kwargs or None,
             reasoning_parser=reasoning_parser,
-            adapter=adapter_record(job.spec.method, lora),
+            adapter=adapter_record(lora),
             trainer_image=trainer_image,
         ),
         deletion_policy=job.spec.deletion_policy,
@@ -184,6 +184,7 @@ def build_checkpoint(
             "annotations": {
                 **store_annotations(None, store_credentials),
                 RECORDED_AT: recorded_at.isoformat(timespec="milliseconds"),
+                **({NEVER_PROMOTED: "true"} if job.spec.promotion.mode == "Never" else {}),
             },
             **_finalizers(job.spec.deletion_policy),
         },
@@ -191,17 +192,9 @@ def build_checkpoint(
     }
 
 
-def adapter_record(method: Method, continued: LoRA | None) -> AdapterRecord | None:
-    """Properties of the adapter that a run trains; None if it trains whole models.
-
-    Args:
-        method: the method of the run.
-        continued: settings of the adapter that the run continues.
-    """
-    if not METHODS[method.type].trains_adapter:
-        return None
-    lora = continued or method.lora or LoRA()
-    return AdapterRecord(r=lora.r, dora=lora.dora or None)
+def adapter_record(lora: ResolvedLoRA | None) -> AdapterRecord | None:
+    """Properties of the adapter that a run trains; None if it trains whole models."""
+    return None if lora is None else AdapterRecord(r=lora.r, dora=lora.dora or None)
 
 
 def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:

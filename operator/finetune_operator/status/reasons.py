@@ -70,6 +70,7 @@ class Reason(StrEnum):
     PROMOTED = "Promoted"
     NOT_PROMOTED = "NotPromoted"
     AWAITING_APPROVAL = "AwaitingApproval"
+    PROMOTION_DISABLED = "PromotionDisabled"
     REJECTED = "Rejected"
     # information only
     OLDER_RULE = "OlderRule"

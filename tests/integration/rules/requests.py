@@ -37,10 +37,10 @@ class Verdict:
         return [cause.message for cause in self.causes if cause.field == named]
 
 
-def try_create(api: Api, manifest: Object) -> Verdict:
-    """Create with a dry run and strict field validation, as kubectl does."""
+def try_create(api: Api, manifest: Object, field_validation: str = "Strict") -> Verdict:
+    """Create with a dry run, with the field validation of kubectl or of another client."""
     namespace = manifest["metadata"].get("namespace", "")
-    path = path_of(manifest["kind"], namespace) + "?dryRun=All&fieldValidation=Strict"
+    path = f"{path_of(manifest['kind'], namespace)}?dryRun=All&fieldValidation={field_validation}"
     return _verdict(api.request("POST", path, manifest))
 
 

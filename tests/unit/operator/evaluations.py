@@ -93,7 +93,7 @@ def second_checkpoint(cluster: MemoryCluster, model: str = "answers") -> None:
     lineage = {
         **first["spec"]["lineage"],
         "baseModel": {"uri": "pvc://models/llama", "digest": digest("9")},
-        "method": "Full",
+        "method": {"objective": "SFT", "type": "Full"},
         "job": {"name": "gone", "uid": "gone"},
     }
     spec = {

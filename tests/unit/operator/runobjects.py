@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.results import (
     CheckpointResult,
     DataStatistics,
@@ -126,6 +127,7 @@ def preflighted(run: str = JOB_UID) -> StageResult:
         preflight=PreflightResult(
             base_model=BASE,
             hyperparameters=HYPERPARAMETERS,
+            lora=LoRA(),
             chat_template="gemma3",
             train_rows=192,
             train_tokens=9000,

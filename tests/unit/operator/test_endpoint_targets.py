@@ -167,7 +167,7 @@ def test_a_checkpoint_that_is_being_deleted_cannot_be_pinned_and_is_still_served
     [
         (
             (),
-            "model line tickets has no Checkpoint yet: check spec.models[router].follow.modelLine, or start a",
+            "model line tickets has no Checkpoint yet: check spec.models[router].follow.modelLine, or start",
         ),
         ((checkpoint("first", "1", promoted=None),), "model line tickets has no promoted checkpoint yet"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.manifests.labels import NEVER_PROMOTED
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.promotion import decide, verdict
@@ -50,10 +51,19 @@ RUN: list[tuple[str, FineTuneJob, str | None, Reason, str]] = [
         "exact_match 0.95",
     ),
     ("by hand", run(evaluation(), mode="Manual"), None, Reason.AWAITING_APPROVAL, "spec.approval.state"),
+    ("never", run(evaluation(), mode="Never"), None, Reason.PROMOTION_DISABLED, "promotion.mode is Never"),
+    (
+        "never, without gates",
+        run(evaluation("NoGates"), mode="Never"),
+        None,
+        Reason.PROMOTION_DISABLED,
+        "no gates",
+    ),
+    ("never, and gates missed", run(evaluation("Failed"), mode="Never"), None, Reason.GATE_FAILED, "0.95"),
     ("no gates", run(evaluation("NoGates")), None, Reason.NOT_PROMOTED, "the run has no gates"),
     (
         "no gates needed",
-        run(evaluation("NoGates"), withoutEvaluation=True),
+        run(evaluation("NoGates"), mode="Always"),
         None,
         Reason.PROMOTED,
         f"promoted in model line {LINE}: without evaluation",
@@ -105,6 +115,14 @@ def test_the_runs_verdict(job: FineTuneJob, champion: str | None, reason: Reason
     assert message in decision.message
 
 
+@pytest.mark.parametrize("verdict_", ["Failed", "Undecided"])
+def test_a_run_that_never_promotes_does_not_advise_an_approval(verdict_: str) -> None:
+    job = run(evaluation(verdict_), mode="Never")
+    message = verdict(job, job.status.evaluation, None).message
+    assert "approval" not in message
+    assert "To try again, create a FineTuneJob with another name" in message
+
+
 SPEC: Manifest = {
     "modelLine": LINE,
     "digest": digest("c"),
@@ -138,6 +156,7 @@ def record(
     created: str = STAMP,
     promoted: str | None = None,
     condition: str | None = None,
+    never: bool = False,
 ) -> Checkpoint:
     """A Checkpoint of the run; `condition` is the message of its condition Promoted."""
     status: Manifest = {"observedGeneration": 1, **({"promotedAt": promoted} if promoted else {})}
@@ -154,6 +173,7 @@ def record(
                 "uid": f"uid-{name}",
                 "generation": 1,
                 "creationTimestamp": created,
+                "annotations": {NEVER_PROMOTED: "true"} if never else {},
             },
             "spec": {**SPEC, **({"approval": {"state": approval, "reason": "seen"}} if approval else {})},
             "status": status,
@@ -178,6 +198,31 @@ CHECKPOINT: list[tuple[str, Checkpoint, FineTuneJob | None, Checkpoint | None, R
         "better checkpoint better",
     ),
     ("not evaluated", record(), run(None), None, Reason.EVALUATING, "has not evaluated it yet"),
+    (
+        "never",
+        record(never=True),
+        run(evaluation(), mode="Never"),
+        None,
+        Reason.PROMOTION_DISABLED,
+        "promotion.mode of FineTuneJob tickets-v1 is Never",
+    ),
+    (
+        "never, approved",
+        record("Approved", never=True),
+        run(evaluation(), mode="Never"),
+        None,
+        Reason.PROMOTION_DISABLED,
+        "an approval does not promote it either",
+    ),
+    (
+        "never, approved, run gone",
+        record("Approved", never=True),
+        None,
+        None,
+        Reason.PROMOTION_DISABLED,
+        "pin it in an InferenceDeployment",
+    ),
+    ("never, rejected", record("Rejected", never=True), None, None, Reason.REJECTED, "rejected: seen"),
     ("waits for a person", record(), MANUAL, None, Reason.AWAITING_APPROVAL, "spec.approval.state"),
     ("approved", record("Approved"), MANUAL, None, Reason.PROMOTED, "approved, and promoted"),
     (

@@ -25,7 +25,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import METHODS, TYPES
 from finetune_trainer.contract.vocabulary import SplitName
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
@@ -57,10 +57,19 @@ def test_variants_of_lora_reach_the_trainer() -> None:
     assert method.lora.dora
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full", "DPO", "KTO", "ORPO"])
-def test_the_method_reaches_the_trainer(method: str) -> None:
-    assert preflight(method={"type": method}).method.type == method
-    assert train(method={"type": method}).method.type == method
+@pytest.mark.parametrize(("objective", "type_"), METHODS)
+def test_the_method_reaches_the_trainer(objective: str, type_: str) -> None:
+    method = {"objective": objective, "type": type_}
+
+    for config in (preflight(method=method), train(method=method)):
+        assert (config.method.objective, config.method.type) == (objective, type_)
+
+
+def test_settings_of_an_adapter_reach_preflight_as_they_were_given_and_training_as_they_were_resolved() -> (
+    None
+):
+    assert preflight(method={"lora": {"r": 16}}).to_dict()["method"] == {"lora": {"r": 16}}
+    assert "method" not in preflight(method={"lora": {}}).to_dict()
 
 
 def test_the_requested_sharding_reaches_preflight_and_the_resolved_one_training() -> None:
@@ -73,7 +82,9 @@ def test_the_requested_sharding_reaches_preflight_and_the_resolved_one_training(
 
 
 def test_what_preflight_made_of_the_preference_reaches_training() -> None:
-    spec: dict[str, Any] = {"method": {"type": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}}
+    spec: dict[str, Any] = {
+        "method": {"objective": "KTO", "preference": {"beta": 0.2, "undesirableWeight": 1.5}}
+    }
     chosen = Preference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
     asked, trained = preflight(**spec).method.preference, train(preference=chosen, **spec).method.preference
@@ -95,7 +106,7 @@ def evaluate(
         digest=digest("c"),
         type=checkpoint_type(method),
         base_model=digest("b"),
-        quantized_base=METHODS[method.type].quantized_base,
+        quantized_base=TYPES[method.type].quantized_base,
         chat_template_kwargs={"enable_thinking": False},
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
     )
@@ -119,7 +130,7 @@ def test_a_trainer_that_knows_only_the_test_split_is_not_given_another_one() -> 
 def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
     gate = {"metric": "preference_accuracy", "min": 0.9, "minGain": 0.2, "over": "Base"}
 
-    config = evaluate(method={"type": "DPO"}, evaluation={"metrics": ["loss"], "gates": [gate]})
+    config = evaluate(method={"objective": "DPO"}, evaluation={"metrics": ["loss"], "gates": [gate]})
 
     assert config.metrics == ("loss", "preference_accuracy")
     assert config.chat_template_kwargs == {"enable_thinking": False}
@@ -186,7 +197,7 @@ def test_an_older_trainer_gets_an_evaluation_that_it_can_read() -> None:
     assert "live" in evaluate(contract_version=1, live=live).unsupported_fields()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TYPES)
 def test_only_what_was_trained_in_four_bits_is_evaluated_in_four_bits(method: str) -> None:
     assert evaluate(method={"type": method}).quantized_base == (method == "QLoRA")
 
@@ -198,21 +209,20 @@ def test_an_older_trainer_evaluates_qlora_on_the_stored_weights_as_it_always_did
     assert "quantizedBase" not in config.unsupported_fields()
 
 
-def test_the_patience_reaches_the_trainer() -> None:
-    assert (
-        preflight(hyperparameters={"earlyStoppingPatience": 2}).hyperparameters.early_stopping_patience == 2
-    )
+def test_steps_and_patience_of_the_validation_reach_the_trainer() -> None:
+    wanted = preflight(validation={"everySteps": 5, "earlyStoppingPatience": 2}).hyperparameters
+    assert (wanted.validate_every_steps, wanted.early_stopping_patience) == (5, 2)
 
 
 def test_what_happens_to_long_rows_reaches_the_trainer_and_an_older_one_refuses_it() -> None:
-    config = preflight(hyperparameters={"onLongRows": "Truncate"})
+    config = preflight(dataset={"ref": {"name": "tickets"}, "onLongRows": "Truncate"})
 
     assert config.hyperparameters.on_long_rows == "Truncate"
     assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("hyperparameters.onLongRows",)
 
 
 def test_defaults_are_left_out_of_the_config_so_that_an_older_trainer_can_read_it() -> None:
-    spec = {"method": {"type": "LoRA", "lora": {"r": 16, "rsLoRA": False, "dora": False}}}
+    spec = {"method": {"objective": "SFT", "type": "LoRA"}}
 
     assert "method" not in preflight(**spec).to_dict()
     assert "hyperparameters" not in preflight(**spec).to_dict()
@@ -255,18 +265,18 @@ def test_arguments_for_the_chat_template_reach_preflight_and_training() -> None:
 
 
 def test_shares_of_a_learning_curve_reach_the_trainer_sorted_and_without_the_run_itself() -> None:
-    evaluation = {"learningCurve": [1, 0.5, 0.25]}
+    curve = {"shares": [1, 0.5, 0.25]}
 
-    assert preflight(evaluation=evaluation).learning_curve == (0.25, 0.5)
-    assert train(evaluation=evaluation).learning_curve == (0.25, 0.5)
-    assert train(evaluation={}).learning_curve == ()
-    older = train(evaluation=evaluation).model_copy(update={"contract": 1})
+    assert preflight(learningCurve=curve).learning_curve == (0.25, 0.5)
+    assert train(learningCurve=curve).learning_curve == (0.25, 0.5)
+    assert train().learning_curve == ()
+    older = train(learningCurve=curve).model_copy(update={"contract": 1})
     assert older.unsupported_fields() == ("learningCurve",)
 
 
 def test_only_a_learning_curve_depends_on_the_time_of_the_run() -> None:
     """A limit that is raised changes neither other configs nor the digest of any."""
-    job, inputs = job_and_inputs(evaluation={"learningCurve": [0.5]})
+    job, inputs = job_and_inputs(learningCurve={"shares": [0.5]})
     plain, _ = job_and_inputs()
     resolved = Resolved(base_model_digest=digest("b"), dataset_digest=ROWS)
     chosen = ResolvedHyperparameters(**HYPERPARAMETERS.model_dump())

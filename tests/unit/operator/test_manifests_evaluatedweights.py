@@ -45,7 +45,7 @@ def run(method: str) -> FineTuneJob:
 
 
 def test_weights_are_measured_as_they_were_trained() -> None:
-    weights = EvaluatedWeights.of(checkpoint(method="QLoRA"), None)
+    weights = EvaluatedWeights.of(checkpoint(method={"objective": "SFT", "type": "QLoRA"}), None)
 
     assert weights is not None
     assert (weights.digest, weights.base_model, weights.type) == (WEIGHTS, BASE, "Adapter")

@@ -163,8 +163,8 @@ def test_without_the_right_to_namespaces_only_objects_of_profiles_that_select_by
 
 def test_each_namespace_has_its_own_folder_in_the_store_of_a_profile() -> None:
     store = {"uri": "s3://artifacts/{namespace}/finetune"}
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
-    cluster = cluster_of(profile(store=store), dataset=inline)
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    cluster = cluster_of(profile(store=store), dataset=own_rows)
     jobs = cluster.of("Job").values()
     stores = [job["metadata"]["annotations"]["finetune.dev/store"] for job in jobs]
     # Of the Dataset and of the run.

@@ -29,7 +29,7 @@ def with_claims(*objects: Manifest) -> tuple[Manifest, ...]:
     return (*objects, claim("artifacts", "ReadWriteMany"), claim("models"))
 
 
-INLINE = {"inline": {"source": {"uri": "pvc://rows/tickets.csv"}}}
+OWN_ROWS = {"source": {"uri": "pvc://rows/tickets.csv"}}
 Mend = Callable[[MemoryCluster], object]
 
 BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] = [
@@ -142,9 +142,9 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     (
         "the source's claim does not exist",
         with_claims(profile()),
-        {"dataset": INLINE},
+        {"dataset": OWN_ROWS},
         "SourceNotFound",
-        "rows of spec.dataset.inline.source.uri (pvc://rows/tickets.csv) does not exist",
+        "rows of spec.dataset.source.uri (pvc://rows/tickets.csv) does not exist",
         lambda c: c.add(claim("rows")),
     ),
     (
@@ -214,7 +214,7 @@ def test_what_this_release_does_not_act_on_stalls_the_run_and_is_named(
         ),
         ({"baseModel": {"uri": "pvc://models/../../etc"}}, "has .. in its path"),
         ({"baseModel": {"uri": "hf://gemma"}}, "hf://gemma is not a valid location: write hf://ORG/NAME"),
-        ({"dataset": {"inline": {"source": {"uri": "configmap://rows"}}}}, "has no valid key of a ConfigMap"),
+        ({"dataset": {"source": {"uri": "configmap://rows"}}}, "has no valid key of a ConfigMap"),
     ],
 )
 def test_a_uri_that_points_nowhere_is_an_invalid_spec(spec: dict[str, Any], message: str) -> None:

@@ -138,7 +138,7 @@ def test_an_evaluation_without_held_out_rows_ends_the_run_before_training() -> N
 
 def test_invalid_inline_rows_end_the_run_before_any_device_is_requested_and_are_reported() -> None:
     cluster = cluster_of(
-        *with_claims(profile()), dataset={"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+        *with_claims(profile()), dataset={"source": {"uri": "configmap://tickets/rows.jsonl"}}
     )
     cluster.remove("Dataset", DATASET)
     result = failed("prepare", "InvalidData", "2 of 240 rows are invalid", run=JOB_UID)
@@ -152,7 +152,7 @@ def test_invalid_inline_rows_end_the_run_before_any_device_is_requested_and_are_
 
 def test_inline_rows_become_a_version_of_the_run_itself() -> None:
     cluster = cluster_of(
-        *with_claims(profile()), dataset={"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+        *with_claims(profile()), dataset={"source": {"uri": "configmap://tickets/rows.jsonl"}}
     )
     cluster.remove("Dataset", DATASET)
     cluster.settle()

@@ -51,14 +51,12 @@ def test_an_evaluation_is_given_the_column_of_its_rows(
     assert group_by(evaluating(data, group_by=recorded)) == column
 
 
-@pytest.mark.parametrize(("shares", "column"), [([0.5], "customer"), ([], None)])
+@pytest.mark.parametrize(("curve", "column"), [({"shares": [0.5]}, "customer"), (None, None)])
 def test_a_training_is_given_the_column_for_the_intervals_of_its_curve(
-    shares: list[float], column: str | None
+    curve: Manifest | None, column: str | None
 ) -> None:
     """A run without a curve keeps the digest of its config."""
-    cluster = MemoryCluster(
-        *prerequisites(), dataset(**BY_CUSTOMER), finetunejob(evaluation={"learningCurve": shares})
-    )
+    cluster = MemoryCluster(*prerequisites(), dataset(**BY_CUSTOMER), finetunejob(learningCurve=curve))
     cluster.settle()
     cluster.succeed("prepare", prepared(group_by="customer"))
     cluster.settle()

@@ -51,13 +51,28 @@ def ends(cluster: MemoryCluster) -> tuple[str, str]:
     [
         ({}, "Promoted", "True/Promoted"),
         ({"promotion": {"mode": "Manual"}}, "AwaitingApproval", "False/AwaitingApproval"),
+        ({"promotion": {"mode": "Never"}}, "PromotionDisabled", "False/PromotionDisabled"),
+        (
+            {"evaluation": None, "promotion": {"mode": "Never"}},
+            "PromotionDisabled",
+            "False/PromotionDisabled",
+        ),
+        ({"evaluation": None, "promotion": {"mode": "Manual"}}, "AwaitingApproval", "False/AwaitingApproval"),
         ({"evaluation": None}, "NotPromoted", "False/NotPromoted"),
         ({"evaluation": {"gates": []}}, "NotPromoted", "False/NotPromoted"),
-        ({"evaluation": None, "promotion": {"withoutEvaluation": True}}, "Promoted", "True/Promoted"),
+        ({"evaluation": None, "promotion": {"mode": "Always"}}, "Promoted", "True/Promoted"),
         (
             {"evaluation": {"gates": [{"metric": "exact_match", "min": 0.99}]}},
             "GateFailed",
             "False/GateFailed",
+        ),
+        (
+            {
+                "evaluation": {"gates": [{"metric": "exact_match", "min": 0.99}]},
+                "promotion": {"mode": "Never"},
+            },
+            "GateFailed",
+            "False/PromotionDisabled",
         ),
     ],
 )
@@ -75,7 +90,7 @@ WARNING = CheckFinding(check="memorization", veto=False, message="1 answer repea
         ({}, "Promoted"),
         ({"promotion": {"mode": "Manual"}}, "AwaitingApproval"),
         ({"evaluation": {}}, "NotPromoted"),
-        ({"evaluation": {}, "promotion": {"withoutEvaluation": True}}, "Promoted"),
+        ({"evaluation": {}, "promotion": {"mode": "Always"}}, "Promoted"),
     ],
 )
 def test_a_veto_blocks_the_promotion_whatever_the_gates_say(spec: dict[str, Any], passed: str) -> None:
@@ -126,6 +141,17 @@ def test_approving_a_waiting_checkpoint_promotes_it() -> None:
     assert [event.reason for event in cluster.events if event.reason == "Promoted"] == ["Promoted"]
 
 
+def test_no_approval_promotes_a_checkpoint_of_a_run_that_never_promotes() -> None:
+    cluster = judged(promotion={"mode": "Never"})
+    approve(cluster)
+    assert ends(cluster) == ("PromotionDisabled", "False/PromotionDisabled")
+
+    cluster.remove("FineTuneJob", JOB)
+    cluster.reconcile("Checkpoint", CHECKPOINT)
+    assert ends_promoted(cluster) == ("False", "PromotionDisabled")
+    assert "Promoted" not in [event.reason for event in cluster.events]
+
+
 def test_rejecting_withdraws_a_promotion_without_forgetting_when_it_was() -> None:
     cluster = judged()
     promoted_at = cluster.objects["Checkpoint", CHECKPOINT]["status"]["promotedAt"]
@@ -155,7 +181,7 @@ def record(name: str, character: str, promoted_at: str | None = None, **metadata
 def test_a_verdict_reached_against_another_champion_is_renewed_before_promotion() -> None:
     cluster = judged(promotion={"mode": "Manual"})
     job = cluster.objects["FineTuneJob", JOB]
-    job["spec"]["promotion"] = {"mode": "Automatic"}
+    job["spec"]["promotion"] = {"mode": "ByGates"}
     job["status"]["conditions"] = [c for c in job["status"]["conditions"] if c["type"] != "Ready"]
     cluster.add(record("rival", "9", "2030-01-02T03:00:10Z"))
     cluster.reconcile("Checkpoint", CHECKPOINT)
@@ -173,7 +199,7 @@ def waiting_for_promotion() -> MemoryCluster:
     """A run that passed its gates, in whose line a Checkpoint made later is the champion meanwhile."""
     cluster = judged(promotion={"mode": "Manual"})
     job = cluster.objects["FineTuneJob", JOB]
-    job["spec"]["promotion"] = {"mode": "Automatic"}
+    job["spec"]["promotion"] = {"mode": "ByGates"}
     job["status"]["conditions"] = [c for c in job["status"]["conditions"] if c["type"] != "Ready"]
     cluster.add(record("rival", "9", "2030-01-02T04:00:00Z", creationTimestamp="2030-01-02T03:59:00Z"))
     return cluster

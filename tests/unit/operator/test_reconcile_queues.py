@@ -43,8 +43,8 @@ def preparing() -> MemoryCluster:
     return MemoryCluster(profile(queues=QUEUES), claim("artifacts"), dataset())
 
 
-def inline() -> MemoryCluster:
-    source = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+def with_own_rows() -> MemoryCluster:
+    source = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     objects = profile(queues=QUEUES), claim("artifacts"), claim("models")
     return MemoryCluster(*objects, finetunejob(dataset=source))
 
@@ -58,7 +58,7 @@ def measuring() -> MemoryCluster:
 
 OBJECTS: dict[str, tuple[Callable[[], MemoryCluster], str, str]] = {
     "Dataset": (preparing, DATASET, "prepare"),
-    "FineTuneJob": (inline, JOB, "prepare"),
+    "FineTuneJob": (with_own_rows, JOB, "prepare"),
     "Evaluation": (measuring, EVALUATION, "evaluate"),
 }
 

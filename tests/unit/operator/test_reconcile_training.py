@@ -45,7 +45,7 @@ def after(chosen: dict[str, Any] | None = None, **training: Any) -> MemoryCluste
     result = trained()
     assert result.train is not None
     result = result.model_copy(update={"train": result.train.model_copy(update=training)})
-    run = finetunejob(hyperparameters={"earlyStoppingPatience": 1})
+    run = finetunejob(validation={"earlyStoppingPatience": 1})
     cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.settle()
     for stage, ended in (
@@ -208,7 +208,7 @@ def test_what_preflight_chose_for_kto_is_kept_and_trained_with() -> None:
     result = result.model_copy(
         update={"preflight": result.preflight.model_copy(update={"preference": chosen})}
     )
-    run = finetunejob(method={"type": "KTO", "preference": {"beta": 0.2}})
+    run = finetunejob(method={"objective": "KTO", "preference": {"beta": 0.2}})
     cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.settle()
 
@@ -218,7 +218,7 @@ def test_what_preflight_chose_for_kto_is_kept_and_trained_with() -> None:
 
     kept = cluster.objects["FineTuneJob", JOB]["status"]["resolved"]["preference"]
     assert kept == {"beta": 0.2, "desirableWeight": 1, "undesirableWeight": 3}
-    assert cluster.config("train").method == Method(type="KTO", preference=chosen)
+    assert cluster.config("train").method == Method(objective="KTO", preference=chosen)
 
 
 BY_DIGEST = "registry.example/trainer@sha256:" + "e" * 64

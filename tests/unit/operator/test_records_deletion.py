@@ -414,13 +414,13 @@ def test_rows_stay_for_a_dataset_whose_source_is_looked_at_again() -> None:
 
 
 def test_rows_stay_for_a_run_that_was_made_again_and_may_come_to_them_again() -> None:
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
-    cluster = MemoryCluster(*prerequisites(), finetunejob(dataset=inline, deletionPolicy="Delete"))
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
+    cluster = MemoryCluster(*prerequisites(), finetunejob(dataset=own_rows, deletionPolicy="Delete"))
     cluster.settle()
     cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
     cluster.settle()
     delete_run(cluster)
-    again = finetunejob(dataset=inline)
+    again = finetunejob(dataset=own_rows)
     again["metadata"]["uid"] = "22222222-0000-4000-8000-000000000001"
     cluster.add(again)
     version = f"{JOB}-data-{'d' * 12}"

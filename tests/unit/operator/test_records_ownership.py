@@ -21,7 +21,7 @@ from tests.unit.operator.runobjects import (
 from tests.unit.operator.runsteps import delete_run, ended, reached
 
 MANUAL = {"promotion": {"mode": "Manual"}}
-INLINE_VERSION = f"{JOB}-data-{'d' * 12}"
+OWN_VERSION = f"{JOB}-data-{'d' * 12}"
 
 
 def is_going(cluster: MemoryCluster, kind: str, name: str) -> bool:
@@ -94,17 +94,17 @@ def test_a_run_with_retain_goes_at_once_and_leaves_everything() -> None:
 
 
 def test_rows_of_a_runs_own_go_with_it_even_in_the_middle_of_it() -> None:
-    inline = {"inline": {"source": {"uri": "configmap://tickets/rows.jsonl"}}}
+    own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
     cluster = MemoryCluster(*reached("train").of("ComputeProfile").values())
     for name in ("artifacts", "models"):
         cluster.add(reached("train").objects["PersistentVolumeClaim", name])
-    cluster.add(finetunejob(dataset=inline, deletionPolicy="Delete"))
+    cluster.add(finetunejob(dataset=own_rows, deletionPolicy="Delete"))
     cluster.settle()
     cluster.succeed("prepare", prepared(run=cluster.job(JOB).uid))
     cluster.settle()
-    assert ("DatasetVersion", INLINE_VERSION) in cluster.objects
+    assert ("DatasetVersion", OWN_VERSION) in cluster.objects
     delete_run(cluster)
-    assert is_going(cluster, "DatasetVersion", INLINE_VERSION)
+    assert is_going(cluster, "DatasetVersion", OWN_VERSION)
 
 
 @pytest.mark.parametrize("in_use", [False, True], ids=["no run uses them", "a run uses them"])

@@ -221,7 +221,7 @@ def test_a_job_that_is_being_deleted_is_not_taken_for_one_of_somebody_else() -> 
     cluster = MemoryCluster(
         profile(images={"trainer": WRONG}),
         *(claim("artifacts"), claim("models")),
-        finetunejob(dataset={"inline": {"source": {"uri": "pvc://models/rows.jsonl"}}}),
+        finetunejob(dataset={"source": {"uri": "pvc://models/rows.jsonl"}}),
         facts=replace(FACTS, nonce_key="key"),
     )
     cluster.settle()
@@ -246,7 +246,7 @@ def with_image(image: str, **spec: Any) -> MemoryCluster:
         claim("wrong"),
         claim("models"),
         dataset(store={"uri": "pvc://artifacts"}),
-        finetunejob(dataset={"inline": {"source": {"uri": "pvc://models/rows.jsonl"}}}, **spec),
+        finetunejob(dataset={"source": {"uri": "pvc://models/rows.jsonl"}}, **spec),
     )
     cluster.remove("Dataset", DATASET)
     cluster.settle()

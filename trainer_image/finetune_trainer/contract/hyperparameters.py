@@ -59,9 +59,9 @@ class _Schedule(BaseModel):
         Field(
             ge=16,
             le=1048576,
-            description="Max tokens per row; onLongRows decides about longer rows. Default: the length of the"
-            " longest row, rounded up to a multiple of 64, at most the context length of the model, and at"
-            " most 8,192, or 4,096 with DPO, KTO and ORPO.",
+            description="Max tokens per row; dataset.onLongRows decides about longer rows. Default: the"
+            " length of the longest row, rounded up to a multiple of 64, at most the context length of the"
+            " model, and at most 8,192, or 4,096 with DPO, KTO and ORPO.",
         ),
     ] = None
     seed: Annotated[
@@ -74,20 +74,7 @@ class _Schedule(BaseModel):
     ] = None
 
 
-class _Saving(BaseModel):
-    save_every_steps: int | None = None
-
-
 class _Options(BaseModel):
-    early_stopping_patience: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1000,
-            description="Validations without a lower loss after which training stops; one validation per"
-            " epoch unless validateEverySteps is set. Needs validation rows. Default: no early stopping.",
-        ),
-    ] = None
     gradient_checkpointing: Annotated[
         bool | None,
         Field(
@@ -95,37 +82,29 @@ class _Options(BaseModel):
             " more time, the same weights. Default: false. Turned on if a batch does not fit into memory."
         ),
     ] = None
-    validate_every_steps: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Optimizer steps between two validations; the last step is always validated. Default:"
-            " after each epoch; in runs with long epochs and without earlyStoppingPatience, about 20 times"
-            " per run, at least 100 steps apart.",
-            json_schema_extra={"since": 2, "essential": True},
-        ),
-    ] = None
-    on_long_rows: Annotated[
-        OnLongRows | None,
-        Field(
-            description="What happens to rows of training and validation with more tokens than"
-            " maxSequenceLength. Drop: they are not used. Fail: the run fails and names the length that holds"
-            " them. Truncate: they lose their end. Default: Drop; Fail if more than 10 % of the rows are"
-            " longer.",
-            json_schema_extra={"since": 2, "essential": True},
-        ),
-    ] = None
+
+
+class _OfOtherParts(BaseModel):
+    save_every_steps: int | None = None
+    """`checkpoints.stateEverySteps` of the spec."""
+    validate_every_steps: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = (
+        None
+    )
+    """`validation.everySteps` of the spec."""
+    early_stopping_patience: int | None = None
+    """`validation.earlyStoppingPatience` of the spec."""
+    on_long_rows: Annotated[OnLongRows | None, Field(json_schema_extra={"since": 2, "essential": True})] = (
+        None
+    )
+    """`dataset.onLongRows` of the spec."""
 
 
 class HyperparameterFields(_Options, _Schedule):
     """Hyperparameters that a user may set."""
 
 
-class RequestedHyperparameters(_Options, _Saving, _Schedule, SharedPart):
-    """Hyperparameters that the user set. Preflight chooses the others.
-
-    `save_every_steps` comes from the spec's `checkpoints`. On the wire it precedes the options.
-    """
+class RequestedHyperparameters(_OfOtherParts, _Options, _Schedule, SharedPart):
+    """Hyperparameters that the user set, and what other parts of the spec set. Preflight chooses the rest."""
 
 
 class ResolvedHyperparameterFields(BaseModel):

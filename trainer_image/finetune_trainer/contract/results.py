@@ -101,9 +101,9 @@ class PreflightResult(Contract):
     """Commit of a model at the hub."""
     hyperparameters: Hyperparameters
     lora: LoRA | None = None
-    """Settings of the adapter that the run continues; None if it does not continue one."""
+    """Settings of the adapter; None for a method that trains all weights."""
     preference: Preference | None = None
-    """Resolved settings of DPO, KTO or ORPO; None for other methods."""
+    """Resolved settings of DPO, KTO or ORPO; None for other objectives."""
     chat_template: str
     """`model`, or the name of the trainer's own template."""
     reasoning_parser: str | None = Field(default=None, json_schema_extra={"since": 2})

@@ -4,7 +4,7 @@
 from typing import Literal
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import TYPES, MethodType
 
 Sharding = Literal["Auto", "Replicated", "Sharded"]
 
@@ -14,28 +14,28 @@ def can_shard(method: Method) -> bool:
 
     They cannot with DoRA, because PEFT computes its magnitudes from whole weights.
     """
-    return not (METHODS[method.type].trains_adapter and method.lora.dora)
+    return not (TYPES[method.type].trains_adapter and method.lora.dora)
 
 
-def is_sharded(method: MethodType, sharded: bool | None, processes: int) -> bool:
+def is_sharded(type_: MethodType, sharded: bool | None, processes: int) -> bool:
     """Whether a run with this hyperparameter `sharded` shards its weights; one process shards nothing."""
     if processes == 1:
         return False
-    return METHODS[method].sharded_by_default if sharded is None else sharded
+    return TYPES[type_].sharded_by_default if sharded is None else sharded
 
 
 def resolve_sharding(
     requested: Sharding, method: Method, processes: int, *, replica_fits: bool = True
 ) -> bool | None:
-    """The hyperparameter `sharded` of a run; None where it is the method's default.
+    """The hyperparameter `sharded` of a run; None where it is the default of the method's type.
 
     Args:
-        requested: `compute.sharding`. Auto is the method's default.
+        requested: `compute.sharding`. Auto is the default of the method's type.
         method: the method, with the settings of the adapter that the run continues.
         processes: number of processes of the run.
         replica_fits: whether a replica is predicted to fit a device. If not, Auto shards what can be sharded.
     """
-    info = METHODS[method.type]
+    info = TYPES[method.type]
     if requested == "Auto":
         wanted = info.sharded_by_default or (can_shard(method) and not replica_fits)
     else:

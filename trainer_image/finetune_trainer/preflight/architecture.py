@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.model.modules import stacked_experts
 from finetune_trainer.preflight.modelfiles import invalid
@@ -56,7 +56,7 @@ def check_adapter(model: PreTrainedModel, method: Method, uri: str) -> tuple[str
     Raises StageFailure (INVALID_CONFIG) for target modules that the model does not have,
     (BASE_MODEL_INVALID) for a model that PEFT cannot adapt.
     """
-    if not METHODS[method.type].trains_adapter:
+    if not TYPES[method.type].trains_adapter:
         return ()
     left_out = stacked_experts(model)
     adapter = adapter_config(model, method)

@@ -48,7 +48,8 @@ validateEverySteps
 from typing import Final
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.methods import METHODS, MethodInfo, MethodType
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import METHODS, OBJECTIVES, MethodInfo, Objective, ObjectiveInfo
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import steps_per_epoch
@@ -78,7 +79,7 @@ MIN_STEPS_BETWEEN_VALIDATIONS: Final = 100
 
 def choose_hyperparameters(
     requested: RequestedHyperparameters,
-    method: MethodType,
+    method: Method,
     *,
     train_rows: int,
     longest_row_tokens: int,
@@ -95,12 +96,13 @@ def choose_hyperparameters(
     are divided by it where the method and the request allow that; `train_tokens` is the number of tokens of
     all training rows.
     """
-    info, length = METHODS[method], max_sequence_length
+    objective, info = OBJECTIVES[method.objective], METHODS[method.objective, method.type]
+    length = max_sequence_length
     max_rows = _max_rows_per_process(train_rows, processes)
-    batch = requested.per_device_batch_size or _batch_size(info.sequences_per_row * length, max_rows)
+    batch = requested.per_device_batch_size or _batch_size(objective.sequences_per_row * length, max_rows)
     accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
     epochs = requested.epochs or _epochs(train_rows)
-    if not _divides_by_tokens(requested, info):
+    if not _divides_by_tokens(requested, objective):
         token_budget = None
     if token_budget is not None:
         tokens_per_row = train_tokens / train_rows
@@ -127,10 +129,10 @@ def choose_hyperparameters(
     )
 
 
-def _divides_by_tokens(requested: RequestedHyperparameters, method: MethodInfo) -> bool:
+def _divides_by_tokens(requested: RequestedHyperparameters, objective: ObjectiveInfo) -> bool:
     """Whether batches may be divided by tokens instead of rows."""
     return not (
-        method.rows.is_preference_data
+        objective.rows.is_preference_data
         or requested.per_device_batch_size
         or requested.gradient_accumulation_steps
     )
@@ -155,7 +157,7 @@ def _rows_per_step(examples: int, tokens_per_row: float, tokens_at_once: int) ->
 
 
 def sequence_length(
-    requested: int | None, method: MethodType, max_tokens: int, context_length: int | None
+    requested: int | None, objective: Objective, max_tokens: int, context_length: int | None
 ) -> int:
     """The max sequence length of a run whose longest row has `max_tokens` tokens.
 
@@ -170,7 +172,7 @@ def sequence_length(
             )
         return requested
     rounded = -(-max_tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    limit = MAX_BATCH_TOKENS // METHODS[method].sequences_per_row
+    limit = MAX_BATCH_TOKENS // OBJECTIVES[objective].sequences_per_row
     return min(rounded, limit, context_length or limit)
 
 

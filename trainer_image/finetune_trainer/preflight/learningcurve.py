@@ -24,7 +24,7 @@ def with_learning_curve(
     if config.learning_curve and limit is not None and together > limit:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"evaluation.learningCurve: the run takes at least {alone:.0f} s, and the trainings on parts of"
+            f"learningCurve.shares: the run takes at least {alone:.0f} s, and the trainings on parts of"
             f" its rows {together - alone:.0f} s more, together {together:.0f} s, but maxRunSeconds is"
             f" {limit}. Create a new run with fewer or smaller shares, without learningCurve, or with a"
             " larger compute.maxRunSeconds",

@@ -78,7 +78,7 @@ class LongRows:
             warnings.append(
                 f"{count_of(self.dropped)} of training and validation ({self.dropped_share:.1%}) {verb} more"
                 f" than {self.max_length} tokens and will not be used ({first_of(self.found)}). To use them,"
-                f" set hyperparameters.maxSequenceLength to {self._needed}, or onLongRows to Truncate"
+                f" set hyperparameters.maxSequenceLength to {self._needed}, or dataset.onLongRows to Truncate"
             )
         if self.truncated and not self.truncates:
             verb = "has" if self.truncated == 1 else "have"
@@ -118,13 +118,13 @@ class LongRows:
         if context_length is not None and self._needed > context_length:
             return (
                 f"the context of the base model has only {context_length} tokens: shorten the rows, or set"
-                " hyperparameters.onLongRows to Drop or Truncate"
+                " dataset.onLongRows to Drop or Truncate"
             )
         whole = np.concatenate([self.lengths[split].whole for split in LEARNED_FROM])
         most = int(np.quantile(whole, 1 - MAX_DROPPED_SHARE, method="higher"))
         return (
             f"set hyperparameters.maxSequenceLength to {self._needed} to use all rows, or to {most} to use"
-            f" {1 - MAX_DROPPED_SHARE:.0%} of them, or set onLongRows to Drop or Truncate"
+            f" {1 - MAX_DROPPED_SHARE:.0%} of them, or set dataset.onLongRows to Drop or Truncate"
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that rows suit the training method, and resolve the settings for preference data."""
+"""Check that method and rows suit each other, and resolve the settings for preference data."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from typing import Protocol
 
 from finetune_trainer.contract.method import Method, Preference
 from finetune_trainer.contract.methods import (
-    DEFAULT_METHOD,
+    DEFAULT_OBJECTIVE,
     LABELLED,
-    METHODS,
-    MethodType,
-    methods_where,
+    OBJECTIVES,
+    objectives_where,
+    types_of,
 )
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import Sharding, can_shard
@@ -19,16 +19,24 @@ from finetune_trainer.contract.vocabulary import RowForm, listed
 from finetune_trainer.runtime.failure import StageFailure
 
 
-def check_form(form: RowForm, method: MethodType) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for rows of a form that the method does not train on."""
-    needed = METHODS[method].rows
+def check_method(method: Method, form: RowForm) -> None:
+    """Raise StageFailure (INVALID_CONFIG) for a pair that the trainer does not have, and for rows of a form
+    that the objective does not train on."""
+    objective, types = method.objective, types_of(method.objective)
+    if method.type not in types:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"method.type: {method.type} is not in this release with method.objective: {objective}; set"
+            f" method.type to {listed(types, 'or')}",
+        )
+    needed = OBJECTIVES[objective].rows
     if form in needed.forms:
         return
-    suitable = listed(methods_where(lambda info: form in info.rows.forms), "or")
+    suitable = listed(objectives_where(lambda info: form in info.rows.forms), "or")
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
-        f"method.type: {method} trains on rows with {needed.description}, but the rows of the dataset have"
-        f" the format {form}; set method.type to {suitable}, or choose another dataset",
+        f"method.objective: {objective} trains on rows with {needed.description}, but the rows of the dataset"
+        f" have the format {form}; set method.objective to {suitable}, or choose another dataset",
     )
 
 
@@ -38,7 +46,7 @@ def check_sharding(sharding: Sharding, method: Method) -> None:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
             "compute.sharding: Sharded, but the weights of DoRA are replicated in this release; remove it, or"
-            " set method.lora.dora to false",
+            " remove method.lora.dora",
         )
 
 
@@ -51,14 +59,14 @@ class Labelled(Protocol):
 
 
 def resolve_preference(method: Method, train: Iterable[Labelled]) -> Preference | None:
-    """Resolve the settings of a method for preference data; None for other methods.
+    """Resolve the settings of an objective for preference data; None for other objectives.
 
     The default weights of KTO give both labels the same total weight: desirable weight × good rows =
     undesirable weight × bad rows, as its paper recommends (Ethayarajh et al., 2024, equation 8). The label
     with more rows has the weight 1.
     Raises StageFailure (INVALID_CONFIG) if all rows have the same label.
     """
-    rows = METHODS[method.type].rows
+    rows = OBJECTIVES[method.objective].rows
     if not rows.is_preference_data:
         return None
     if rows is not LABELLED:
@@ -69,9 +77,9 @@ def resolve_preference(method: Method, train: Iterable[Labelled]) -> Preference 
         missing = "true" if bad else "false"
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            f"method.type: {method.type} needs good and bad answers, but none of the {good + bad} training"
-            f" rows has the label {missing}; add such rows, or train on the good answers with method.type"
-            f" {DEFAULT_METHOD}",
+            f"method.objective: {method.objective} needs good and bad answers, but none of the {good + bad}"
+            f" training rows has the label {missing}; add such rows, or train on the good answers with"
+            f" method.objective: {DEFAULT_OBJECTIVE}",
         )
     given = method.preference
     desirable, undesirable = given.desirable_weight, given.undesirable_weight

@@ -6,7 +6,7 @@ from typing import Any, Final
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.method import LoRA
+from finetune_trainer.contract.method import LoRA, RequestedLoRA
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.vocabulary import FULL_MODEL
@@ -28,13 +28,12 @@ FIELDS: Final = {
 def continued_lora(
     parent: ParentCheckpoint,
     base_model: Digest,
-    requested: LoRA,
+    requested: RequestedLoRA,
     model: PreTrainedModel,
     context: StageContext,
 ) -> LoRA | None:
     """Settings of the adapter that the run continues; None if the parent is a complete model.
 
-    A field of `requested` at its default counts as not set and takes the parent's value.
     Raises StageFailure: INVALID_CONFIG for a value that differs from the parent's, BASE_MODEL_MISMATCH,
     ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE; Preempted.
     """
@@ -52,8 +51,10 @@ def continued_lora(
         )
     lora = adapter.lora
     for name, field in FIELDS.items():
+        if getattr(requested, name) is None:
+            continue
         value, parent_value = _setting(requested, name), _setting(lora, name)
-        if value not in (_setting(LoRA(), name), parent_value):
+        if value != parent_value:
             raise StageFailure(
                 FailureReason.INVALID_CONFIG,
                 f"method.lora.{field}: {_format(value)}, but the adapter of Checkpoint {parent.name} has"
@@ -63,13 +64,13 @@ def continued_lora(
     targets_all = set(lora.target_modules) == set(linear_layers(model))
     return lora.model_copy(
         update={
-            "dropout": lora.dropout if requested.dropout == LoRA().dropout else requested.dropout,
+            "dropout": lora.dropout if requested.dropout is None else requested.dropout,
             "target_modules": () if targets_all else lora.target_modules,
         }
     )
 
 
-def _setting(lora: LoRA, name: str) -> Any:
+def _setting(lora: LoRA | RequestedLoRA, name: str) -> Any:
     value = getattr(lora, name)
     return sorted(set(value)) if isinstance(value, tuple) else value
 

@@ -10,6 +10,7 @@ from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
@@ -23,7 +24,7 @@ from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predic
 from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
 from finetune_trainer.preflight.longrows import LongRows
-from finetune_trainer.preflight.methoddata import check_form, check_sharding, resolve_preference
+from finetune_trainer.preflight.methoddata import check_method, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
@@ -71,10 +72,11 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
         for wanted, task in zip(config.tasks, open_tasks(config.tasks), strict=True)
     )
-    check_form(next(read_rows(paths["train"])).form, config.method.type)
-    check_sharding(config.sharding, config.method)
+    method = config.method.resolved()
+    check_method(method, next(read_rows(paths["train"])).form)
+    check_sharding(config.sharding, method)
     _check_slices(config.slice_by, read_rows(paths["test"]))
-    preference = resolve_preference(config.method, read_rows(paths["train"]))
+    preference = resolve_preference(method, read_rows(paths["train"]))
     if config.learning_curve:
         require_validation_rows(rows.counts["validation"])
     if not rows.counts["validation"]:
@@ -88,7 +90,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         meter = StageMeter(context, total + rows.cost, MEBIBYTE)
         model_config = load_config(source, uri)
         model = build_empty(model_config, uri)
-        warnings = check_adapter(model, config.method, uri)
+        warnings = check_adapter(model, method, uri)
         tokenizer = load_tokenizer(source)
         held_out = ScopeSource(data, "test", tokenizer, config.chat_template_kwargs)
         held_out.find(config.metrics, config.options)
@@ -100,19 +102,20 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
         manifest = require_digest(uri, manifest, config.base_model_digest, config.parent)
-        lora = None
         if config.parent is not None:
-            lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
-            check_sharding(config.sharding, config.method.model_copy(update={"lora": lora}))
+            adapter = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
+            if adapter is not None:
+                method = method.model_copy(update={"lora": adapter})
+                check_sharding(config.sharding, method)
         store_model(uri, found, manifest, context, meter)
-    encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
+    encoder = make_encoder(method.objective, tokenizer, config.chat_template_kwargs)
     tokens = tokenize(rows, encoder, context.store, meter)
     lengths = {split: TokenLengths.of(tokens.files, split) for split in rows.paths}
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit, processes = context_length(model_config), config.nodes * config.devices
     requested = config.hyperparameters
-    max_length = sequence_length(requested.max_sequence_length, config.method.type, longest_row, limit)
+    max_length = sequence_length(requested.max_sequence_length, method.objective, longest_row, limit)
     long_rows = LongRows(lengths, max_length, requested.on_long_rows)
     with context.store.run_folder(config.run, config.stage) as folder:
         report_uri = write_token_report(folder, token_report(uri.partition("?")[0], long_rows))
@@ -121,24 +124,23 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         check_answers(lengths, max_length, limit, report_uri)
     if long_rows.dropped and preference is not None:
         kept = tokens.files.rows("train", max_length, drops_longer=True)
-        preference = resolve_preference(config.method, kept)
+        preference = resolve_preference(method, kept)
     used = long_rows.used_lengths
     chosen = choose_hyperparameters(
         requested,
-        config.method.type,
+        method,
         train_rows=len(used),
         longest_row_tokens=longest_row,
         max_sequence_length=max_length,
         hidden_size=model_config.get_text_config().hidden_size,
         processes=processes,
-        sharded=resolve_sharding(config.sharding, config.method, processes),
+        sharded=resolve_sharding(config.sharding, method, processes),
         token_budget=TOKEN_BUDGET if config.device and config.device.memory_bytes else None,
         train_tokens=int(used.sum()),
     )
     _check_keep_steps(config.keep_steps, chosen.total_steps)
     chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
     meter.begin("predicting memory and duration")
-    method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
     chosen, prediction = predict(config, method, model, chosen, used.tolist())
     prediction = with_learning_curve(config, prediction, len(used))
     logger.info("hyperparameters: %s", chosen.to_json())
@@ -146,7 +148,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         base_model=manifest.digest,
         base_model_revision=found.revision,
         hyperparameters=chosen,
-        lora=lora,
+        lora=method.lora if TYPES[method.type].trains_adapter else None,
         preference=preference,
         chat_template=template_name(tokenizer),
         reasoning_parser=parser.name if parser is not None else None,
@@ -184,16 +186,16 @@ def _check_slices(column: str | None, rows: Iterable[Row]) -> None:
 
 
 def _check_validation_is_not_needed(requested: RequestedHyperparameters) -> None:
-    """Raise StageFailure (INVALID_CONFIG) for hyperparameters that need validation rows."""
+    """Raise StageFailure (INVALID_CONFIG) for settings that need validation rows."""
     if requested.early_stopping_patience is not None:
         field, purpose = "earlyStoppingPatience", "early stopping"
     elif requested.validate_every_steps is not None:
-        field, purpose = "validateEverySteps", "validation"
+        field, purpose = "everySteps", "validation"
     else:
         return
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
-        f"hyperparameters.{field}: {purpose} needs validation rows, but the dataset has none; raise"
+        f"validation.{field}: {purpose} needs validation rows, but the dataset has none; raise"
         f" split.validation, or remove {field}",
     )
 

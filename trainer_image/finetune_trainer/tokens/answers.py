@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import OBJECTIVES, Objective
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, require_encoded
@@ -78,16 +78,16 @@ Encoder = RowEncoder | AnswerEncoder
 
 
 def make_encoder(
-    method: MethodType, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
 ) -> Encoder:
-    """Create the encoder of the rows that `method` trains on.
+    """Create the encoder of the rows that an objective trains on.
 
     Args:
-        method: the training method.
+        objective: the training objective.
         tokenizer: the base model's tokenizer, with its chat template.
         chat_template_kwargs: arguments for the chat template.
     """
-    encoder = AnswerEncoder if METHODS[method].rows.is_preference_data else RowEncoder
+    encoder = AnswerEncoder if OBJECTIVES[objective].rows.is_preference_data else RowEncoder
     return encoder(tokenizer, chat_template_kwargs)
 
 

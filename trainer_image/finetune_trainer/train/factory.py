@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import OBJECTIVES
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
@@ -47,7 +47,7 @@ def make_trainer(
         continues: whether another run trained the weights before.
         group: the processes of the run.
     """
-    if not METHODS[method.type].rows.is_preference_data:
+    if not OBJECTIVES[method.objective].rows.is_preference_data:
         # An adapter is replicated, also if its base model is sharded.
         trainer_class = FullyShardedTrainer if is_fully_sharded(model) else CompletionTrainer
         pad, max_tokens = tokenizer.pad_token_id, hyperparameters.max_batch_tokens
@@ -61,8 +61,10 @@ def make_trainer(
             model, rows, collate, hyperparameters, folder, device=device, group=group, budget=budget
         )
     if not isinstance(model, PeftModel):
-        raise TypeError(f"{method.type} trains an adapter, not a {type(model).__name__}")
-    loss = LOSSES[method.type](method.preference, tokenizer.pad_token_id, hyperparameters.max_sequence_length)
+        raise TypeError(f"{method.label} trains an adapter, not a {type(model).__name__}")
+    loss = LOSSES[method.objective](
+        method.preference, tokenizer.pad_token_id, hyperparameters.max_sequence_length
+    )
     return PreferenceTrainer(
         model, rows, loss, hyperparameters, folder, device=device, group=group, continues=continues
     )

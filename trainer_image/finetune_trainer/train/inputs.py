@@ -102,7 +102,7 @@ def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
 def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: StageContext) -> ReadSplit:
     """Encode the rows of the dataset, and hold all of them in memory."""
     data = context.store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
-    encoder = make_encoder(config.method.type, tokenizer, config.chat_template_kwargs)
+    encoder = make_encoder(config.method.objective, tokenizer, config.chat_template_kwargs)
     max_length = config.hyperparameters.max_sequence_length
     drops_longer = config.hyperparameters.on_long_rows == "Drop"
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import excluded_layers, freeze_encoders, linear_layers, unknown_layers
@@ -35,7 +35,7 @@ def trainable_model(
     Precision:
 
     - The adapter is float32.
-    - The base model of LoRA, DPO, KTO and ORPO keeps its stored dtype. On CPUs that multiply bfloat16, a step
+    - The base model of LoRA keeps its stored dtype. On CPUs that multiply bfloat16, a step
       in bfloat16 takes a third of the time of float32, and float16, which they compute slowly, becomes
       bfloat16. On other CPUs the base model is float32.
     - The linear layers of QLoRA are 4-bit NormalFloats, and are never merged with the adapter.
@@ -43,7 +43,7 @@ def trainable_model(
 
     Raises StageFailure (BASE_MODEL_INVALID, INVALID_CONFIG, ARTIFACT_CORRUPT).
     """
-    info = METHODS[method.type]
+    info = TYPES[method.type]
     if not info.trains_adapter:
         whole = load_base(parent or folder, torch.float32, device, sharding=sharding)
         freeze_encoders(whole)

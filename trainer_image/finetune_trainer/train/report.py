@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurve
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import OBJECTIVES
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.htmlpage import training_page
@@ -28,9 +28,9 @@ def training_report(config: TrainConfig, result: TrainResult, curve: LossCurve) 
     return {
         "version": VERSION,
         "run": config.run,
-        "method": config.method.type,
+        "method": config.method.label,
         "lossUnit": "loss per row"
-        if METHODS[config.method.type].rows.is_preference_data
+        if OBJECTIVES[config.method.objective].rows.is_preference_data
         else "nats per token",
         "baseModel": config.base_model,
         "dataset": config.dataset,

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.model.bundle import Bundle
@@ -91,7 +91,7 @@ class TrainingSession:
             with catch_out_of_memory("loading the base model", [device], data.max_row_tokens, by_batch=False):
                 sharding = None
                 if is_sharded(config.method.type, attempt.hyperparameters.sharded, group.size):
-                    frozen = METHODS[config.method.type].trains_adapter
+                    frozen = TYPES[config.method.type].trains_adapter
                     sharding = sharding_config(data.base, group.size, device, frozen=frozen)
                 model = trainable_model(data.base, config.method, device, parent, sharding)
             yield cls(config, context, attempt, data, device, model, parent is not None, watchdog)
@@ -175,14 +175,14 @@ class TrainingSession:
             model=self.model,
             prompts=prompts,
             pad_token_id=tokenizer.pad_token_id,
-            quantized=METHODS[self.config.method.type].quantized_base,
+            quantized=TYPES[self.config.method.type].quantized_base,
         )
 
     def _log_size(self, validation_rows: int) -> None:
         parameters = self.model.parameters()
         logger.info(
             "%s: training %d parameters on %d rows, validating on %d of %d rows, %d steps on %s",
-            self.config.method.type,
+            self.config.method.label,
             sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             len(self.data.rows),
             validation_rows,

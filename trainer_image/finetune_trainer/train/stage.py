@@ -199,7 +199,7 @@ def _need_less_memory(
     Raises StageFailure (OUT_OF_MEMORY) if it cannot or must not; PeerLost if other processes have to restart
     together with this one.
     """
-    used, method = attempt.hyperparameters, config.method.type
+    used, method = attempt.hyperparameters, config.method
     ladder = None
     if error.by_batch:
         ladder = attempt.ladder.next(used, error.max_row_tokens, adapts_batches=config.adapt_batch_size)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a run: a DatasetVersion, from a Dataset or from the run's inline source."""
+"""Data of a run: a DatasetVersion, from a Dataset or from the run's own source."""
 
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.manifests.configs import prepare_config
-from finetune_operator.manifests.labels import inline_version_name
+from finetune_operator.manifests.labels import own_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -21,7 +21,7 @@ def data(run: Run) -> Halt | None:
     if run.status.resolved.dataset_version is not None:
         return None
     ref = run.job.spec.dataset.ref
-    return _inline(run) if ref is None else _reference(run, ref)
+    return _own_source(run) if ref is None else _reference(run, ref)
 
 
 def _reference(run: Run, ref: DatasetReference) -> Halt | None:
@@ -48,10 +48,10 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
     return None
 
 
-def _inline(run: Run) -> Halt | None:
-    preparation = run.job.spec.dataset.inline
+def _own_source(run: Run) -> Halt | None:
+    preparation = run.job.spec.dataset.preparation
     if preparation is None:
-        return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and inline")
+        return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and source")
     result = run_stage(run, "prepare", lambda inputs: prepare_config(inputs, preparation))
     if not isinstance(result, StageResult):
         return result
@@ -67,7 +67,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
     ):
         return without_result("prepare")
     rows = {split.name: split.rows for split in prepared.splits}
-    name = inline_version_name(run.job.name, prepared.dataset)
+    name = own_version_name(run.job.name, prepared.dataset)
     resolved = run.status.resolved
     record = build_dataset_version(
         run.job,
@@ -88,7 +88,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
     run.update(problems=shown_problems(prepared))
     run.resolve(dataset_version=name, dataset_digest=prepared.dataset)
     run.succeed("prepare", f"DatasetVersion {name}, {sum(rows.values())} rows")
-    return _test_rows(run, rows.get("test", 0), "the inline dataset")
+    return _test_rows(run, rows.get("test", 0), "spec.dataset.source")
 
 
 def _test_rows(run: Run, rows: int, what: str) -> Failed | None:

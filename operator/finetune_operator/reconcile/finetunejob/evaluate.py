@@ -27,7 +27,7 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -136,10 +136,10 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
         probe=chosen.probe,
         type=checkpoint_type(method),
         base_model=resolved.base_model_digest or "",
-        quantized_base=METHODS[method.type].quantized_base,
+        quantized_base=TYPES[method.type].quantized_base,
         chat_template_kwargs=template_arguments(resolved),
         hyperparameters=hyperparameters,
-        adapter=adapter_record(method, resolved.lora),
+        adapter=adapter_record(resolved.lora),
     )
     return run_stage(
         run,

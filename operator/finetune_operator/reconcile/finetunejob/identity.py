@@ -34,7 +34,7 @@ def checkpoints(job: FineTuneJob, index: CheckpointIndex) -> tuple[Checkpoint, .
 
 
 def records(job: FineTuneJob, snapshot: Snapshot) -> tuple[Record, ...]:
-    """The run's Checkpoints, and the DatasetVersions of its inline data."""
+    """The run's Checkpoints, and the DatasetVersions of its dataset.source."""
     return (*checkpoints(job, snapshot.checkpoints), *versions_of(job, snapshot))
 
 

@@ -5,7 +5,7 @@ from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationtask import EvaluationTaskSource
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.method import LoRA, Preference
+from finetune_operator.api.method import Preference, ResolvedLoRA
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.predicting import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
@@ -34,7 +34,7 @@ def preflight(run: Run) -> Halt | None:
         base_model_digest=found.base_model,
         base_model_revision=found.base_model_revision,
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
-        lora=LoRA(**found.lora.model_dump()) if found.lora is not None else None,
+        lora=ResolvedLoRA(**found.lora.model_dump()) if found.lora is not None else None,
         reasoning_parser=found.reasoning_parser,
         custom_metrics=_sources(found),
         tasks=tuple(EvaluationTaskSource(**each.model_dump()) for each in found.tasks) or None,

@@ -90,9 +90,9 @@ def chosen_queueing(job: FineTuneJob, stage: JobStage) -> QueueChoice:
 def inputs_of(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:
     """What the run has yet to read, besides its store: field, uri, and the reason if it does not exist."""
     inputs = []
-    inline, base_model = job.spec.dataset.inline, job.spec.base_model.uri
-    if inline is not None and job.status.resolved.dataset_version is None:
-        inputs.append(("spec.dataset.inline.source.uri", inline.source.uri, Reason.SOURCE_NOT_FOUND.value))
+    source, base_model = job.spec.dataset.source, job.spec.base_model.uri
+    if source is not None and job.status.resolved.dataset_version is None:
+        inputs.append(("spec.dataset.source.uri", source.uri, Reason.SOURCE_NOT_FOUND.value))
     if base_model is not None and job.status.resolved.base_model_digest is None:
         inputs.append(("spec.baseModel.uri", base_model, FailureReason.BASE_MODEL_NOT_FOUND.value))
     return tuple(inputs)

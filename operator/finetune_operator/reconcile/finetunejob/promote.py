@@ -17,6 +17,7 @@ ENDS: Final[dict[str, type[Done | Failed]]] = {
     Reason.CHAMPION_KEEPS_CHANGING: Failed,
     Reason.AWAITING_APPROVAL: Done,
     Reason.NOT_PROMOTED: Done,
+    Reason.PROMOTION_DISABLED: Done,
 }
 """How a run ends if its Checkpoint is not promoted."""
 

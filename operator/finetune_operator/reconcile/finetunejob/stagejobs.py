@@ -143,7 +143,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
     spec, row = run.job.spec, STAGES[stage]
     metrics = spec.evaluation.custom_metrics if spec.evaluation and "custom_metrics" in row.mounts else ()
     judges = spec.evaluation.judges if spec.evaluation and "judges" in row.mounts else ()
-    source = spec.dataset.inline.source if spec.dataset.inline and "source" in row.mounts else None
+    source = spec.dataset.source if "source" in row.mounts else None
     base_model = spec.base_model if "base_model" in row.mounts else None
     nodes = nodes_of(run, stage)
     peers = peer_name(run.job, stage) if nodes > 1 else None

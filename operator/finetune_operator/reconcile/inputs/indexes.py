@@ -252,7 +252,7 @@ def _by_digest(record: Manifest) -> Iterator[str]:
 
 
 def version_owner(kind: str, namespace: str, name: str) -> str:
-    """Value of BY_DATASET_OF; with the kind, because a run with inline data can have a Dataset's name."""
+    """Value of BY_DATASET_OF; with the kind, because a run with dataset.source can have a Dataset's name."""
     return f"{kind}/{address(namespace, name)}"
 
 

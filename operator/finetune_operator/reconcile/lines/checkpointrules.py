@@ -4,7 +4,7 @@
 from datetime import datetime
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.manifests.labels import RECORDED_AT
+from finetune_operator.manifests.labels import NEVER_PROMOTED, RECORDED_AT
 
 
 def is_rejected(checkpoint: Checkpoint) -> bool:
@@ -15,6 +15,11 @@ def is_rejected(checkpoint: Checkpoint) -> bool:
 def is_approved(checkpoint: Checkpoint) -> bool:
     """Whether a person has approved it."""
     return checkpoint.spec.approval is not None and checkpoint.spec.approval.state == "Approved"
+
+
+def never_promoted(checkpoint: Checkpoint) -> bool:
+    """Whether nothing promotes it, by `promotion.mode: Never` of the run that made it."""
+    return checkpoint.metadata.annotations.get(NEVER_PROMOTED) == "true"
 
 
 def is_terminating(checkpoint: Checkpoint) -> bool:

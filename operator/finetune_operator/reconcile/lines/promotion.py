@@ -12,17 +12,20 @@ from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
-from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_older, is_rejected
+from finetune_operator.reconcile.lines.checkpointrules import (
+    is_approved,
+    is_older,
+    is_rejected,
+    never_promoted,
+)
 from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text, vetoes_of
 from finetune_operator.status.conditions import find
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
-NEXT_STEP: Final = (
-    ". Read the worst answers (status.evaluation.reportUri of the run). To promote it anyway, set"
-    " spec.approval.state of the Checkpoint to Approved; to try again, create a FineTuneJob with another name"
-)
-"""What a person can do about a Checkpoint that its gates do not promote."""
+READ: Final = ". Read the worst answers (status.evaluation.reportUri of the run). "
+APPROVE: Final = "To promote it anyway, set spec.approval.state of the Checkpoint to Approved; to"
+TRY_AGAIN: Final = " try again, create a FineTuneJob with another name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,9 @@ class Decision:
 def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointIndex) -> Decision:
     """Decide whether the Checkpoint is promoted. `job` is the run that made it, None if it no longer exists.
 
-    A rejection has priority and also withdraws a promotion. A promotion that is not withdrawn stays. In other
-    cases the run decides; if the run does not promote, an approval does.
+    A rejection has priority and also withdraws a promotion. A promotion that is not withdrawn stays. Nothing
+    promotes a Checkpoint of a run with `promotion.mode: Never`, also after the run is gone. In other cases
+    the run decides; if the run does not promote, an approval does.
     """
     line, approval = checkpoint.spec.model_line, checkpoint.spec.approval
     if approval is not None and is_rejected(checkpoint):
@@ -49,6 +53,13 @@ def decide(checkpoint: Checkpoint, job: FineTuneJob | None, index: CheckpointInd
         if known is not None and known.reason == Reason.PROMOTED:
             return Decision(Reason.PROMOTED, known.message)
         return Decision(Reason.PROMOTED, f"promoted in model line {line}")
+    if never_promoted(checkpoint):
+        return Decision(
+            Reason.PROMOTION_DISABLED,
+            f"promotion.mode of FineTuneJob {checkpoint.spec.lineage.job.name} is Never, so an approval does"
+            " not promote it either: to serve it, pin it in an InferenceDeployment; to promote such a"
+            " Checkpoint, create a FineTuneJob with another promotion.mode",
+        )
     decision = _by_run(checkpoint, job, index.champion_name(line))
     # If the run promotes, or will, the approval changes nothing.
     if is_approved(checkpoint) and decision.reason not in {Reason.PROMOTED, Reason.PROMOTING}:
@@ -67,28 +78,33 @@ def verdict(job: FineTuneJob, evaluation: EvaluationStatus | None, current_champ
             message = f"FineTuneJob {job.name} ended without an evaluation: approve it by hand"
             return Decision(Reason.NOT_PROMOTED, message)
         return Decision(Reason.EVALUATING, f"FineTuneJob {job.name} has not evaluated it yet")
-    gates = "; ".join(gate.message for gate in evaluation.gates)
+    gates, mode = "; ".join(gate.message for gate in evaluation.gates), job.spec.promotion.mode
+    next_step = f"{READ}To{TRY_AGAIN}" if mode == "Never" else f"{READ}{APPROVE}{TRY_AGAIN}"
     if vetoes_of(evaluation):
         return Decision(Reason.VETOED, verdict_text(evaluation))
     if evaluation.verdict == "Failed":
-        return Decision(Reason.GATE_FAILED, f"{gates}{NEXT_STEP}")
+        return Decision(Reason.GATE_FAILED, f"{gates}{next_step}")
     if evaluation.reason == Reason.CHAMPION_KEEPS_CHANGING:
+        approve = "" if mode == "Never" else " set spec.approval of the Checkpoint to promote it, or"
         message = (
-            "the champion of the model line changed each time that the run had been compared with it: set"
-            f" spec.approval of the Checkpoint to promote it, or create a new FineTuneJob. {gates}"
+            "the champion of the model line changed each time that the run had been compared with it:"
+            f"{approve} create a new FineTuneJob. {gates}"
         )
         return Decision(Reason.CHAMPION_KEEPS_CHANGING, message)
     if evaluation.verdict not in {"Passed", "NoGates"}:
         # A verdict that only a newer release knows promotes nothing either.
-        return Decision(Reason.EVALUATION_UNDECIDED, f"{gates}{NEXT_STEP}")
-    if job.spec.promotion.mode == "Manual":
+        return Decision(Reason.EVALUATION_UNDECIDED, f"{gates}{next_step}")
+    if mode == "Never":
+        message = f"promotion.mode is Never, which an approval does not change: {gates or 'no gates'}"
+        return Decision(Reason.PROMOTION_DISABLED, message)
+    if mode == "Manual":
         message = "set spec.approval.state of the Checkpoint to Approved to promote it"
         return Decision(Reason.AWAITING_APPROVAL, message)
-    if evaluation.verdict == "NoGates" and not job.spec.promotion.without_evaluation:
+    if evaluation.verdict == "NoGates" and mode != "Always":
         return Decision(
             Reason.NOT_PROMOTED,
             "the run has no gates: set spec.approval.state of the Checkpoint to Approved to promote it, or"
-            " add evaluation.gates or promotion.withoutEvaluation to the next run",
+            " add evaluation.gates or promotion.mode: Always to the next run",
         )
     if evaluation.champion != current_champion:
         if is_finished(job):

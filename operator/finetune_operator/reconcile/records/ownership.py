@@ -50,7 +50,7 @@ def delete_records(draft: Draft, records: Iterable[Record]) -> None:
 
 
 def versions_of(owner: Owner, snapshot: Snapshot) -> tuple[DatasetVersion, ...]:
-    """The DatasetVersions that this Dataset, or this run with inline data, has made."""
+    """The DatasetVersions that this Dataset, or this run with dataset.source, has made."""
     return tuple(snapshot.versions_made_by(version_owner(owner.kind, owner.namespace, owner.name)))
 
 

@@ -12,7 +12,7 @@ from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.evaluationtask import EvaluationTask
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.judge import Judge
-from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.method import RequestedMethod
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
@@ -37,10 +37,9 @@ class PreflightConfig(StageConfig):
     base_model_digest: Digest | None = None
     """Required digest of the files. With a parent, also the name of the model in the store."""
     parent: ParentCheckpoint | None = None
-    """A Checkpoint of this base model in the same store. Where `method` has the defaults, the run uses the
-    settings of its adapter."""
+    """A Checkpoint of this base model in the same store. The run uses the settings of its adapter."""
     dataset: Digest
-    method: Method = Method()
+    method: RequestedMethod = RequestedMethod()
     chat_template_kwargs: ChatTemplateKwargs = Field(
         default={}, json_schema_extra={"since": 2, "essential": True}
     )

@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import OBJECTIVES, TYPES
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.modules import freeze_encoders
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward, replaced
@@ -161,7 +161,7 @@ def _fake_model(config: PretrainedConfig, method: Method, dtype: torch.dtype) ->
         base.tie_weights()
     finally:
         torch.set_default_dtype(torch.float32)
-    if not METHODS[method.type].trains_adapter:
+    if not TYPES[method.type].trains_adapter:
         freeze_encoders(base)
         return base
     model = get_peft_model(base, adapter_config(base, method))
@@ -192,7 +192,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 def _rows(method: Method, shape: StepShape, count: int) -> list[Any]:
     """Rows of equal length; all tokens have labels, except the first, which is the prompt of an answer."""
     tokens = [0] * shape.length
-    if not METHODS[method.type].rows.is_preference_data:
+    if not OBJECTIVES[method.objective].rows.is_preference_data:
         return [EncodedRow(input_ids=tokens, labels=tokens)] * count
     prompt, answer = tokens[:1], tokens[1:]
     return [EncodedAnswers(prompt, answer, rejected=answer, label=bool(index % 2)) for index in range(count)]

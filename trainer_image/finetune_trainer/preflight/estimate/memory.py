@@ -28,7 +28,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.preflight.estimate.depth import measure_at_depth
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
@@ -81,7 +81,7 @@ class TrainMemory:
         if self.sharded:
             return self._sharded_bytes(step, peaks) + workspace
         peak = max(peaks.values()) + workspace
-        if METHODS[self.method.type].quantized_base:
+        if TYPES[self.method.type].quantized_base:
             peak += quantized_difference(self._sizes, self._precision.weights.itemsize)
         if self.processes > 1:
             peak += step.trained_bytes
@@ -113,7 +113,7 @@ class TrainMemory:
         if not self._trains_adapter:
             return torch.float32
         fast = self.on_gpu or multiplies_bfloat16(torch.device("cpu"))
-        if METHODS[self.method.type].quantized_base:
+        if TYPES[self.method.type].quantized_base:
             return torch.bfloat16 if fast else torch.float32
         dtype = stored_dtype(self._config)
         if not fast:
@@ -130,7 +130,7 @@ class TrainMemory:
 
     @property
     def _trains_adapter(self) -> bool:
-        return METHODS[self.method.type].trains_adapter
+        return TYPES[self.method.type].trains_adapter
 
     def _trained(self, step: StepMeasure) -> int:
         """Number of trained parameters. Adapters are float32."""
@@ -142,7 +142,7 @@ class TrainMemory:
         activations = max(peaks.values()) - step.frozen_bytes - step.trained_bytes
         itemsize = self._precision.weights.itemsize
         frozen = step.frozen_bytes // itemsize * self._stored_precision.itemsize
-        if METHODS[self.method.type].quantized_base:
+        if TYPES[self.method.type].quantized_base:
             frozen += quantized_difference(self._sizes, itemsize)
         trained = self._trained(step)
         replicated = trained if self._trains_adapter else 0

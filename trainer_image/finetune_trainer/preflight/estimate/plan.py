@@ -12,7 +12,7 @@ from typing import Final
 
 from finetune_trainer.contract.devicecards import gibibytes
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.methods import OBJECTIVES, Objective
 from finetune_trainer.contract.prediction import Verdict
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fakestep import StepShape
@@ -59,10 +59,10 @@ def fit(
         max_row_tokens: tokens of the longest row after truncation.
         available: memory of a device in bytes.
     """
-    method = memory.method.type
+    objective = memory.method.objective
 
     def peak_of(used: Hyperparameters) -> int:
-        return memory.peak_bytes(step_shape(used, method, max_row_tokens))
+        return memory.peak_bytes(step_shape(used, objective, max_row_tokens))
 
     used, smallest = defaults, peak_of(defaults)
     verdict: Verdict = "Unknown"
@@ -78,7 +78,7 @@ def fit(
             verdict = "TooLarge" if smallest > TOO_LARGE * available else "Tight"
     return MemoryPlan(
         hyperparameters=used,
-        shape=step_shape(used, method, max_row_tokens),
+        shape=step_shape(used, objective, max_row_tokens),
         peak_bytes=peak_of(used),
         verdict=verdict,
         smallest_bytes=smallest,
@@ -115,7 +115,7 @@ def _budgets(tokens: int, max_row_tokens: int, min_tokens: int) -> Iterator[int]
     yield smallest
 
 
-def step_shape(used: Hyperparameters, method: MethodType, max_row_tokens: int) -> StepShape:
+def step_shape(used: Hyperparameters, objective: Objective, max_row_tokens: int) -> StepShape:
     """The step of a process that needs most memory: all rows are as long as the longest one."""
     batch, accumulation = used.per_device_batch_size, used.gradient_accumulation_steps
     if used.max_batch_tokens is not None:
@@ -132,7 +132,7 @@ def step_shape(used: Hyperparameters, method: MethodType, max_row_tokens: int) -
         rows=batch,
         length=max_row_tokens,
         checkpointing=used.gradient_checkpointing,
-        masks=batch * METHODS[method].sequences_per_row > 1,
+        masks=batch * OBJECTIVES[objective].sequences_per_row > 1,
         accumulates=accumulation > 1,
     )
 

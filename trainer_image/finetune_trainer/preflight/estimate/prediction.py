@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.sharding import is_sharded, resolve_sharding
 from finetune_trainer.model.placement import weights_bytes
@@ -109,7 +109,7 @@ def _prediction(
         device_memory_bytes=plan.peak_bytes,
         device_memory_available_bytes=config.device.memory_bytes if config.device is not None else None,
         host_memory_bytes=host_bytes(memory, config.devices, config.nodes, state_bytes),
-        weights_bytes=weights_bytes(memory.model, quantized=METHODS[memory.method.type].quantized_base),
+        weights_bytes=weights_bytes(memory.model, quantized=TYPES[memory.method.type].quantized_base),
         state_bytes=state_bytes,
         flops=flops,
         seconds_low=low,

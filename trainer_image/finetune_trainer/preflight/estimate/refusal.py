@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_trainer.contract.devicecards import gibibytes
-from finetune_trainer.contract.methods import METHODS
+from finetune_trainer.contract.methods import TYPES, types_of
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.preflight.estimate.fakestep import StepShape
@@ -28,7 +28,7 @@ def refusal(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailu
     advice = ", or ".join(fitting) or "nothing that the trainer can change would fit"
     return StageFailure(
         FailureReason.PREDICTED_OUT_OF_MEMORY,
-        f"{memory.method.type} needs {gibibytes(plan.smallest_bytes)} GiB per device of"
+        f"{memory.method.label} needs {gibibytes(plan.smallest_bytes)} GiB per device of"
         f" {gibibytes(available)}, with batches of {rows} of {shape.length} tokens and gradient"
         f" checkpointing; {advice}. Create a new run, use a ComputeProfile with more memory per device, or"
         " set compute.onPredictedOutOfMemory: Warn to train in any case",
@@ -54,15 +54,12 @@ def _smaller_batch(memory: TrainMemory, shape: StepShape, smallest: StepShape) -
 
 
 def _adapters(memory: TrainMemory, shape: StepShape) -> Iterator[tuple[str, int]]:
-    """The other methods that learn the same from the same rows, with an adapter."""
-    rows = METHODS[memory.method.type].rows
-    for method, info in METHODS.items():
-        if method == memory.method.type or info.rows is not rows or rows.is_preference_data:
-            continue
-        if info.trains_adapter:
-            other = memory.with_method(memory.method.model_copy(update={"type": method}))
-            size = other.peak_bytes(shape)
-            yield f"{method} needs {gibibytes(size)}", size
+    """The other types that train an adapter for the same objective."""
+    for type_ in types_of(memory.method.objective):
+        if type_ != memory.method.type and TYPES[type_].trains_adapter:
+            method = memory.method.model_copy(update={"type": type_})
+            size = memory.with_method(method).peak_bytes(shape)
+            yield f"{method.label} needs {gibibytes(size)}", size
 
 
 def _more_devices(memory: TrainMemory, shape: StepShape, limit: float) -> Iterator[tuple[str, int]]:
@@ -71,7 +68,7 @@ def _more_devices(memory: TrainMemory, shape: StepShape, limit: float) -> Iterat
     while can_shard(memory.method) and devices <= MAX_DEVICES:
         size = memory.with_shards(devices).peak_bytes(shape)
         if size < limit:
-            yield f"{devices} devices with {memory.method.type} sharded need {gibibytes(size)}", size
+            yield f"{devices} devices with {memory.method.label} sharded need {gibibytes(size)}", size
             return
         devices *= 2
 

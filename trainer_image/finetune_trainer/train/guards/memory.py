@@ -10,7 +10,8 @@ from typing import Final
 from pydantic import BaseModel, Field, ValidationError
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.methods import METHODS, MethodType
+from finetune_trainer.contract.method import Method
+from finetune_trainer.contract.methods import TYPES, types_of
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.distributed.group import Group
@@ -119,7 +120,7 @@ def describe_batches(used: Hyperparameters) -> str:
     return f"{batches}, and gradient checkpointing" if used.gradient_checkpointing else batches
 
 
-def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: MethodType) -> StageFailure:
+def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: Method) -> StageFailure:
     """Create the failure of a run whose batches cannot or must not be smaller."""
     rows, max_row_tokens = used.per_device_batch_size, error.max_row_tokens
     if used.max_batch_tokens is None:
@@ -131,11 +132,14 @@ def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: Met
         rows = 1
         figures = f"the largest batch is the longest row, of {max_row_tokens} tokens"
     checkpointing = "on" if used.gradient_checkpointing else "off"
-    replicated = not is_sharded(method, used.sharded, used.processes)
+    replicated = not is_sharded(method.type, used.sharded, used.processes)
+    lighter = TYPES[method.type].lighter
+    if lighter not in types_of(method.objective):
+        lighter = None
     options = [
         *(["a smaller hyperparameters.perDeviceBatchSize, or none"] if rows > 1 else []),
         f"a hyperparameters.maxSequenceLength below {max_row_tokens}",
-        *([advice] if (advice := METHODS[method].memory_advice) else []),
+        *([f"method.type: {lighter} instead of {method.type}"] if lighter else []),
         *(["several devices and compute.sharding: Sharded"] if replicated else []),
         "a ComputeProfile with more memory",
     ]

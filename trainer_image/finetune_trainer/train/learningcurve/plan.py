@@ -50,7 +50,7 @@ def require_validation_rows(rows: int) -> None:
     if not rows:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
-            "evaluation.learningCurve: its losses need validation rows, but the dataset has none; raise"
+            "learningCurve: its losses need validation rows, but the dataset has none; raise"
             " split.validation, or remove learningCurve",
         )
 

@@ -25,7 +25,7 @@ class PairRatios:
 class DPO(PreferenceLoss[PairRatios]):
     """Direct Preference Optimization (Rafailov et al., 2023), equation 7."""
 
-    method = "DPO"
+    objective = "DPO"
 
     @override
     def _sequences(self, compared: ComparedRow) -> tuple[EncodedRow, EncodedRow]:

@@ -31,7 +31,7 @@ class KTO(PreferenceLoss[AnswerRatios]):
     of these sequences in all rows of a step, at least 0, estimates the KL term.
     """
 
-    method = "KTO"
+    objective = "KTO"
 
     def __init__(self, preference: Preference, pad_token_id: int, max_length: int) -> None:
         super().__init__(preference, pad_token_id, max_length)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.contract.method import Preference
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.methods import Objective
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.batching import Padding
 from finetune_trainer.tokens.encode import EncodedRow
@@ -46,9 +46,9 @@ class Totals:
 
 
 class PreferenceLoss(ABC, Generic[ScoresT]):
-    """The loss of a method, in two parts: what a model says about a batch, and the loss of that."""
+    """The loss of an objective, in two parts: what a model says about a batch, and the loss of that."""
 
-    method: ClassVar[MethodType]
+    objective: ClassVar[Objective]
 
     def __init__(self, preference: Preference, pad_token_id: int, max_length: int) -> None:
         self._beta = preference.beta

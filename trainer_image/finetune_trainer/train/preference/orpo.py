@@ -33,7 +33,7 @@ class ORPO(PreferenceLoss[PairLikelihoods]):
     of a step have equal weight in it.
     """
 
-    method = "ORPO"
+    objective = "ORPO"
 
     @override
     def collate(self, rows: Sequence[ComparedRow]) -> Batch:

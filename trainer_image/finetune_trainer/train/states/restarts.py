@@ -85,7 +85,7 @@ class RestartBudget:
                 f"training was started {record.without_progress} times from step {step} and never reached the"
                 " next saved state. Check how the last pods ended. Out of memory: create a new run with more"
                 " memory or a smaller hyperparameters.perDeviceBatchSize. Hung: check the GPU and the store."
-                " Evicted or preempted: lower checkpoints.everySteps in a new run",
+                " Evicted or preempted: lower checkpoints.stateEverySteps in a new run",
             )
         record.total += 1
         record.without_progress += 1
