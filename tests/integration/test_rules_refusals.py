@@ -18,6 +18,8 @@ def test_a_mistake_is_refused_with_its_field_and_the_correction_is_accepted(api:
     refused = try_create(api, case.given)
     assert refused.status == 422
     assert any(case.refused_with in message for message in refused.messages_of(case.field)), refused.message
+    lenient = try_create(api, case.given, "Warn")
+    assert lenient.causes == refused.causes, "a client without strict field validation reads the same"
 
     corrected = try_create(api, case.corrected)
     assert corrected.accepted, corrected.message
