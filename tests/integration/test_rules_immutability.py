@@ -11,7 +11,7 @@ from tests.integration.rules.schema import spec_schema
 from tests.mergepatch import merged
 
 MUTABLE = {
-    "FineTuneJob": {"suspend", "childrenTTLSeconds"},
+    "FineTuneJob": {"suspend", "cancel", "childrenTTLSeconds"},
     "DatasetVersion": {"deletionPolicy"},
     "Checkpoint": {"approval", "deletionPolicy"},
     "Evaluation": {"suspend", "childrenTTLSeconds"},
@@ -33,6 +33,7 @@ INSIDE = [
     ("dataset", {"ref": {"version": "tickets-1a2b3c4d5e6f"}}),
     ("hyperparameters", {"seed": 1}),
     ("hyperparameters", {"epochs": None}),
+    ("baseModel", {"champion": {}}),
     ("compute", {"profile": "a100"}),
     ("method", {"lora": {"r": 8}}),
     ("evaluation", {"gates": []}),

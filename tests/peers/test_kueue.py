@@ -232,6 +232,29 @@ def test_a_preempted_run_shows_why_it_waits_and_trains_on_without_a_failed_attem
     assert "retry" not in run["status"]
 
 
+def test_a_run_that_is_cancelled_while_it_waits_leaves_the_queue_and_the_next_one_moves_up(
+    scene: Scene, queue: None
+) -> None:
+    scene.start("first", {"devices": 8, "nodes": 2})
+    scene.until_state("first", "Training")
+    scene.start("given-up", {"devices": 8})
+    scene.until_state("given-up", "Queued", "LocalQueue gpus, at position 1 (1 in its ClusterQueue): ")
+    scene.start("patient", {"devices": 8})
+    scene.until_state("patient", "Queued", "at position 2 (2 in its ClusterQueue): ")
+
+    scene.api.patch("FineTuneJob", NAMESPACE, "given-up", {"spec": {"cancel": True}})
+    eventually(
+        "it is cancelled",
+        lambda: condition(scene.run("given-up"), "Stalled").get("reason") == "Cancelled",
+        WAIT_SECONDS,
+    )
+    assert scene.job("given-up") is None
+    scene.until_state("patient", "Queued", "at position 1 (1 in its ClusterQueue): ")
+    scene.kubelet.held.clear()
+    scene.until_ready("first")
+    scene.until_ready("patient")
+
+
 def urgent_job(devices: int = 16) -> Object:
     """A Job of another team that needs all devices."""
     resources = {"nvidia.com/gpu": str(devices)}

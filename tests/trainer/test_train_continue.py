@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that continues from a Checkpoint starts from its weights."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult, PreflightResult
+from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
+from tools.models import tiny
 
 ADAPTER = LoRA(r=4, alpha=8, dropout=0.0)
 METHODS = {
@@ -230,6 +233,37 @@ def test_an_adapter_of_another_base_model_than_recorded_is_refused(bench: Workbe
     assert failure.reason == FailureReason.BASE_MODEL_MISMATCH
     assert bench.model() in failure.message
     assert other in failure.message
+
+
+def of_start(bench: Workbench, source: Path) -> PreflightResult:
+    """A run that continues from a champion, and names the base model that its line started from."""
+    parent = parent_of(bench, METHODS["LoRA"])
+    config = bench.preflight_config(source, bench.dataset(), parent=named(parent), base_model_named=True)
+    return bench.run_preflight(config.model_copy(update={"base_model_digest": bench.model()}))
+
+
+def test_a_base_model_that_is_named_with_a_champion_may_be_the_champions(bench: Workbench) -> None:
+    result = of_start(bench, tiny())
+
+    assert result.base_model == bench.model()
+    assert result.lora is not None
+
+
+def test_another_base_model_than_the_champions_is_refused_with_both_digests(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny(), other)
+    with (other / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+
+    with pytest.raises(StageFailure) as caught:
+        of_start(bench, other)
+
+    assert caught.value.reason == FailureReason.BASE_MODEL_MISMATCH
+    found = Manifest.of(other, sorted(path.name for path in other.iterdir())).digest
+    assert f"its digest is {found}, but champion routing-1f1f-6 was trained from" in caught.value.message
+    assert bench.model() in caught.value.message
 
 
 def test_a_base_model_that_left_the_store_is_asked_for_where_it_was_on_a_claim(bench: Workbench) -> None:

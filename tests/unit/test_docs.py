@@ -35,6 +35,7 @@ def test_the_page_on_conditions_explains_every_type_and_reason(name: str) -> Non
 NO_FAILURE = {
     *(Reason.PREPARING, Reason.PREFLIGHT, Reason.TRAINING, Reason.EVALUATING, Reason.PROMOTING),
     *(Reason.SCORING, Reason.SCALING, Reason.ROLLING_OUT, Reason.SUSPENDING, Reason.CLEANING_UP),
+    *(Reason.WAITING_FOR_CHAMPION, Reason.CANCELLING, Reason.CANCELLED),
     *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.AWAITING_APPROVAL),
     Reason.PROMOTION_DISABLED,
     *(Reason.CANARY, Reason.PREVIEW, Reason.AWAITING_DECISION, Reason.BAKING),

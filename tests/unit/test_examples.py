@@ -332,8 +332,24 @@ def method_examples() -> dict[str, FineTuneJob]:
     return {
         path.stem: FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
         for path in sorted(METHODS.glob("*.yaml"))
-        if path.stem not in ("datasets", "kustomization", "pvc")
+        if path.stem not in ("chain", "datasets", "kustomization", "pvc")
     }
+
+
+def test_the_second_run_of_the_chain_continues_from_what_the_first_one_becomes() -> None:
+    documents = yaml.safe_load_all((METHODS / "chain.yaml").read_text())
+    first, second = map(FineTuneJob.model_validate, documents)
+    assert first.spec.base_model.uri is not None
+    assert first.spec.evaluation is not None
+    assert first.spec.evaluation.gates
+    assert second.spec.base_model.champion is not None
+    assert second.spec.base_model.uri is None
+    assert (second.spec.base_model.champion.model_line, second.spec.model_line) == (
+        None,
+        first.spec.model_line,
+    )
+    assert second.spec.method.lora is None
+    assert second.spec.dataset != first.spec.dataset
 
 
 def test_every_method_and_every_variant_of_lora_has_an_example() -> None:

@@ -134,6 +134,7 @@ RUNS: list[tuple[str, dict[str, Any], str]] = [
             "checkpoints": {"stateEverySteps": 10, "keep": 2, "keepSteps": [10, 20]},
             "evaluation": {"gates": [{"metric": "exact_match", "min": 0.8}]},
             "suspend": False,
+            "cancel": True,
         },
         "0f0f.303055801f4ca0bc",
     ),

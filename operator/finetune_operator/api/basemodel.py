@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.meta import CELRule, Digest, Model, Name, SecretReference, Uri
+from finetune_operator.api.meta import CELRule, Digest, Model, Name, SecretReference, ShortName, Uri
 
 BASE_MODEL_SCHEME_RULE: Final = CELRule(
     "!has(self.uri) || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
@@ -22,13 +22,35 @@ REVISION_RULE: Final = CELRule(
 )
 
 
+class ChampionReference(Model):
+    """Champion of a model line in the same namespace."""
+
+    model_line: Annotated[
+        ShortName | None,
+        Field(description="Model line of the champion. Default: the model line of the run."),
+    ] = None
+
+
 class BaseModelReference(Model):
-    """Model that training starts from. Set either uri or checkpoint."""
+    """Model that training starts from: uri, checkpoint or champion. Only champion can be set with uri."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "has(self.uri) != has(self.checkpoint)",
-            "baseModel needs exactly one of uri and checkpoint: give one and leave the other out",
+            "has(self.uri) || has(self.checkpoint) || has(self.champion)",
+            "baseModel names no model: set uri to start from a base model, checkpoint to continue from a"
+            " Checkpoint, or champion to continue from the champion of a model line",
+        ),
+        CELRule(
+            "!has(self.checkpoint) || !has(self.uri)",
+            "baseModel.checkpoint has its own base model: remove baseModel.uri to continue from the"
+            " Checkpoint, or baseModel.checkpoint to start from the base model",
+            "uri",
+        ),
+        CELRule(
+            "!has(self.checkpoint) || !has(self.champion)",
+            "baseModel.checkpoint and baseModel.champion exclude each other: keep checkpoint to continue from"
+            " that Checkpoint, or champion to continue from the champion of a model line",
+            "champion",
         ),
         BASE_MODEL_SCHEME_RULE,
         REVISION_RULE,
@@ -39,7 +61,8 @@ class BaseModelReference(Model):
         Field(
             description="Folder with config.json, tokenizer and safetensors: pvc://CLAIM/FOLDER in the same"
             " namespace, hf://ORG/NAME, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER."
-            " A model from the network is kept in the store for later runs."
+            " A model from the network is kept in the store for later runs. With champion: the model to start"
+            " from if the model line has no champion; a champion must have been trained from it."
         ),
     ] = None
     revision: Annotated[
@@ -64,6 +87,14 @@ class BaseModelReference(Model):
             description="Checkpoint to continue from, in the same namespace and in the run's store. The run"
             " has the same base model as that Checkpoint. An adapter continues with any method except Full,"
             " a full model only with Full."
+        ),
+    ] = None
+    champion: Annotated[
+        ChampionReference | None,
+        Field(
+            description="Champion to continue from: the one that the model line has when the run starts. The"
+            " run waits for it if the line has none, or starts from uri if that is set. Later champions do"
+            " not change the run. The same methods as for checkpoint can continue."
         ),
     ] = None
     credentials_secret_ref: Annotated[

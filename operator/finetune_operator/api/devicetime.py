@@ -10,12 +10,13 @@ from pydantic import Field
 from finetune_operator.api.meta import Model, Name
 from finetune_trainer.contract.vocabulary import Stage
 
-LostCause = Literal["Waiting", "Preemption", "Failure", "BadData", "Unknown"]
+LostCause = Literal["Waiting", "Preemption", "Failure", "BadData", "Cancelled", "Unknown"]
 LOST_CAUSES: Final[Mapping[LostCause, str]] = {
     "Waiting": "pods held devices before their container or their last peer started",
     "Preemption": "training was repeated after a pod was preempted, evicted, drained or deleted",
     "Failure": "training was repeated after a pod failed, or the stage failed",
     "BadData": "the stage failed because of its data, its settings or its base model",
+    "Cancelled": "the run was cancelled before the stage had a result",
     "Unknown": "training was repeated after an end of a pod that the operator did not observe",
 }
 """Why device time was lost. Labels of metrics have the same values."""

@@ -230,6 +230,14 @@ class _FineTuneJobFields(Model):
             " is false again, training resumes from the last saved state. Mutable."
         ),
     ] = False
+    cancel: Annotated[
+        bool,
+        Field(
+            description="Whether the run is cancelled. Its pods save their state, end and free their devices."
+            " Its Checkpoints stay. A cancelled run never starts again, even if the field is removed. No"
+            " effect on a finished run. Mutable."
+        ),
+    ] = False
     children_ttl_seconds: Annotated[
         int,
         Field(
@@ -243,12 +251,14 @@ class _FineTuneJobFields(Model):
 
 
 class FineTuneJobSpec(_FineTuneJobFields):
-    """Desired state of a run. Immutable except `suspend`, `childrenTTLSeconds` and
+    """Desired state of a run. Immutable except `suspend`, `cancel`, `childrenTTLSeconds` and
     `compute.maxRunSeconds`."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         *immutable_rules(
-            _FineTuneJobFields, mutable=frozenset({"suspend", "childrenTTLSeconds", "compute"}), advice=ADVICE
+            _FineTuneJobFields,
+            mutable=frozenset({"suspend", "cancel", "childrenTTLSeconds", "compute"}),
+            advice=ADVICE,
         ),
         immutable_part("compute", Compute, mutable=frozenset({"maxRunSeconds"}), advice=ADVICE),
         CELRule(

@@ -43,7 +43,11 @@ class Resolved(Model):
         None
     )
     base_model_uri: Annotated[
-        str | None, Field(description="Source of the base model of that Checkpoint.")
+        str | None,
+        Field(
+            description="Source of the base model of that Checkpoint. If baseModel.champion found no"
+            " champion: baseModel.uri."
+        ),
     ] = None
     base_model_digest: Annotated[str | None, Field(description="Digest of the base model's files.")] = None
     base_model_revision: Annotated[str | None, Field(description="Commit of the base model at the hub.")] = (

@@ -135,17 +135,21 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
     """The config of preflight, which checks the base model and the data.
 
     A run that continues from a Checkpoint reads its base model from the store, and not from a mounted volume.
+    If it names a base model in addition to a champion, preflight reads that one and compares it with the
+    champion's. At the hub it is the same commit, unless the run names another one.
     """
     given, secret, requested = spec.base_model, spec.base_model.credentials_secret_ref, spec.hyperparameters
     parent = _parent(spec, resolved)
+    is_recorded = given.uri in (None, resolved.base_model_uri)
     metrics = () if spec.evaluation is None else measured_metrics(spec.evaluation)
     return PreflightConfig(
         **inputs.shared,
         base_model_uri=given.uri or resolved.base_model_uri or "",
         base_model_path=_mounted(given.uri, BASE_MODEL_MOUNT) if given.uri else None,
-        base_model_revision=given.revision if parent is None else resolved.base_model_revision,
+        base_model_revision=given.revision or (resolved.base_model_revision if is_recorded else None),
         base_model_credentials=secret_mount("base-model", secret.name if secret else None),
         base_model_digest=given.digest if parent is None else resolved.base_model_digest,
+        base_model_named=parent is not None and given.uri is not None,
         parent=parent,
         dataset=resolved.dataset_digest or "",
         method=_requested(spec.method),

@@ -114,7 +114,9 @@ def _stages(
             # The condition of `evaluate` can wait for `score`. A stage that fails ends the run at once.
             has_failed = _is_true(new, ConditionType.STALLED)
             succeeded = row is not None and (_is_true(new, str(row.condition)) or not has_failed)
-            outcome = StageOutcome.SUCCEEDED if succeeded else StageOutcome.FAILED
+            is_cancelled = _condition(new, ConditionType.STALLED).get("reason") == Reason.CANCELLED
+            ended = StageOutcome.CANCELLED if is_cancelled else StageOutcome.FAILED
+            outcome = StageOutcome.SUCCEEDED if succeeded else ended
             metrics.stage_seconds.labels(stage["name"], outcome).observe(stage.get("seconds", 0.0))
             if "profile" in stage:
                 queued = metrics.stage_queued_seconds.labels(stage["name"], stage["profile"])

@@ -35,6 +35,7 @@ class StageOutcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class PodEnd(StrEnum):

@@ -49,7 +49,7 @@ STATES: Final[Mapping[type, ConditionType]] = {
     Suspended: ConditionType.SUSPENDED,
 }
 PHASES: Final[Mapping[type, str]] = {Blocked: "Blocked", Failed: "Failed", Suspended: "Suspended"}
-"""Phases by the end of a pass; while an object works, the phase is the reason."""
+"""Phases by the end of a pass; while an object works, and if it was cancelled, the phase is the reason."""
 DONE_PHASES: Final[Mapping[str, str]] = {
     "FineTuneJob": "Succeeded",
     "Dataset": "Ready",
@@ -137,6 +137,8 @@ def _set(
 
 
 def _phase(kind: str, halt: Halt) -> str:
+    if halt.reason == Reason.CANCELLED:
+        return halt.reason
     return DONE_PHASES[kind] if isinstance(halt, Done) else PHASES.get(type(halt), halt.reason)
 
 

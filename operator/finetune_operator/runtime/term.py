@@ -64,11 +64,11 @@ class FirstLists:
 
 
 def _has_checkpoint(job: Manifest) -> bool:
-    """Whether the run has made a Checkpoint, or continues from one."""
+    """Whether the run has made a Checkpoint, or continues from one, which may be a champion."""
     made = (job.get("status") or {}).get("checkpoints") or RECORDED_RUN in (
         job["metadata"].get("annotations") or {}
     )
-    return bool(made or job["spec"].get("baseModel", {}).get("checkpoint"))
+    return bool(made or {"checkpoint", "champion"} & job["spec"].get("baseModel", {}).keys())
 
 
 class Term:

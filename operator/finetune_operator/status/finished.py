@@ -27,6 +27,11 @@ def ends_run(type_: str, status: str, reason: str) -> bool:
     return status == "True" and (failed or type_ == ConditionType.READY)
 
 
+def is_cancelled(job: FineTuneJob) -> bool:
+    """Whether a run was cancelled, or its pods are ending because of that."""
+    return any(each.reason in {Reason.CANCELLING, Reason.CANCELLED} for each in job.status.conditions)
+
+
 def is_prepared(dataset: Dataset) -> bool:
     """Whether a Dataset is Ready with its current spec."""
     current = dataset.status.observed_generation == dataset.metadata.generation

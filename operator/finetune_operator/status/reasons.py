@@ -49,11 +49,13 @@ class Reason(StrEnum):
     ROUTE_PENDING = "RoutePending"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
+    WAITING_FOR_CHAMPION = "WaitingForChampion"
     MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
     BUDGET_EXHAUSTED = "BudgetExhausted"
     BUDGET_NOT_COUNTED = "BudgetNotCounted"
     SUSPENDING = "Suspending"
+    CANCELLING = "Cancelling"
     CLEANING_UP = "CleaningUp"
     # done
     SUCCEEDED = "Succeeded"
@@ -140,6 +142,7 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     MAX_RUN_SECONDS_EXCEEDED = "MaxRunSecondsExceeded"
+    CANCELLED = "Cancelled"
     RESULT_LOST = "ResultLost"
     ROLLOUT_FAILED = "RolloutFailed"
     ROLLED_BACK = "RolledBack"
@@ -151,6 +154,8 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PREPARING, Reason.PREFLIGHT, Reason.QUEUED, Reason.TRAINING, Reason.EVALUATING),
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
+        Reason.WAITING_FOR_CHAMPION,
+        Reason.CANCELLING,
         Reason.SCORING,
         Reason.MERGING,
         Reason.FILLING_MODEL_CACHE,
@@ -187,6 +192,8 @@ class EventReason(StrEnum):
     BUDGET_EXHAUSTED = "BudgetExhausted"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
+    CANCELLED = "Cancelled"
+    CANCEL_IGNORED = "CancelIgnored"
     RECORDS_DELETED = "RecordsDeleted"
     HISTORY_LIMIT_EXCEEDED = "HistoryLimitExceeded"
     CONTENT_REMOVED = "ContentRemoved"

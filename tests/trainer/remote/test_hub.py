@@ -238,6 +238,10 @@ def test_the_base_model_of_a_parent_is_fetched_again_only_where_the_store_has_lo
     assert run_preflight(bench, secret, **recorded) == first
     assert hub.seen == []
 
+    assert run_preflight(bench, secret, **recorded, base_model_named=True) == first
+    assert hub.seen != []
+    assert "model.safetensors" not in contents(hub)
+
     base_model = ArtifactRef(kind="models", digest=first.base_model)
     bench.store.delete(base_model)
     assert run_preflight(bench, secret, **recorded) == first

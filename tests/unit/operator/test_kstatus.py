@@ -22,6 +22,7 @@ LATER = NOW + timedelta(minutes=5)
 WORKING = Working(Reason.QUEUED, "the pod is being created", 30)
 BLOCKED = Blocked(Reason.STORE_MISSING, "set spec.store", 60)
 FAILED = Failed(Reason.STAGE_FAILED, "exit code 1")
+CANCELLED = Failed(Reason.CANCELLED, "create another run")
 DONE = Done(Reason.SUCCEEDED, "everything is there")
 SUSPENDED = Suspended(Reason.SUSPENDED, "no devices are held")
 
@@ -29,6 +30,7 @@ ENDS: list[tuple[Halt, str, tuple[str, str], float | None]] = [
     (WORKING, "Reconciling", ("Queued", "Queued"), 30),
     (BLOCKED, "Reconciling", ("Blocked", "Blocked"), 60),
     (FAILED, "Stalled", ("Failed", "Failed"), None),
+    (CANCELLED, "Stalled", ("Cancelled", "Cancelled"), None),
     (DONE, "Ready", ("Succeeded", "Ready"), None),
     (SUSPENDED, "Suspended", ("Suspended", "Suspended"), None),
 ]

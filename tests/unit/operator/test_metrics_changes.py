@@ -49,6 +49,14 @@ def test_a_failed_stage_is_told_from_one_that_succeeded() -> None:
     assert stage_count(metrics, "train", "failed") == 1
 
 
+def test_a_stage_that_was_cancelled_is_no_failure() -> None:
+    metrics = OperatorMetrics()
+    cancelled = job(stages=[{"name": "train", "seconds": 1}], conditions=[condition("Stalled", "Cancelled")])
+    record_transition(metrics, job(), cancelled)
+    assert stage_count(metrics, "train", "cancelled") == 1
+    assert not stage_count(metrics, "train", "failed")
+
+
 def test_a_stage_whose_condition_waits_for_the_next_stage_has_succeeded() -> None:
     metrics = OperatorMetrics()
     scoring = job(

@@ -21,6 +21,13 @@ def continued(manifest: Manifest) -> Manifest:
     return {**manifest, "spec": {**manifest["spec"], "baseModel": {"checkpoint": "parent"}}}
 
 
+def from_champion(manifest: Manifest) -> Manifest:
+    return {
+        **manifest,
+        "spec": {**manifest["spec"], "baseModel": {"champion": {}, "uri": "pvc://models/gemma"}},
+    }
+
+
 def as_it_is(manifest: Manifest) -> Manifest:
     return manifest
 
@@ -32,6 +39,9 @@ def as_it_is(manifest: Manifest) -> Manifest:
         pytest.param(started, "FineTuneJob", JOB, terminating, False, id="run that is being deleted"),
         pytest.param(
             started, "FineTuneJob", JOB, continued, False, id="run that continues from a Checkpoint"
+        ),
+        pytest.param(
+            started, "FineTuneJob", JOB, from_champion, False, id="run that continues from a champion"
         ),
         pytest.param(lambda: reached("evaluate"), "FineTuneJob", JOB, as_it_is, False, id="trained run"),
         pytest.param(ended, "FineTuneJob", JOB, as_it_is, False, id="ended run"),

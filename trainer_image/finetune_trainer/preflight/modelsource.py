@@ -46,7 +46,8 @@ class LocalModel:
 def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[LocalModel]:
     """The config's base model until the block ends, downloaded unless the store has it.
 
-    The store keeps the base model of a parent since the parent's training.
+    The store keeps the base model of a parent since the parent's training. A base model that the run names
+    in addition to the parent is read from its source.
 
     Raises StageFailure: BASE_MODEL_NOT_FOUND, BASE_MODEL_INVALID, STORE_UNAVAILABLE, and for a remote model
     whatever `RemoteSource` raises; Preempted, OSError.
@@ -57,7 +58,7 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[L
             yield LocalModel(opened)
         return
     uri = config.base_model_uri
-    if config.parent is not None and config.base_model_digest is not None:
+    if config.parent is not None and config.base_model_digest is not None and not config.base_model_named:
         stored = ArtifactRef(kind="models", digest=config.base_model_digest)
         if context.store.has(stored):
             yield LocalModel(context.store.artifact(stored), stored, config.base_model_revision)
@@ -127,7 +128,7 @@ def _check_remote(uri: str, parent: ParentCheckpoint, stored_uri: str) -> None:
     if uri.startswith("pvc://"):
         raise StageFailure(
             FailureReason.BASE_MODEL_NOT_FOUND,
-            f"baseModel.checkpoint: the store no longer has {stored_uri}, the base model of Checkpoint"
+            f"baseModel: the store no longer has {stored_uri}, the base model of Checkpoint"
             f" {parent.name}; create a FineTuneJob with baseModel.uri {uri}, whose preflight stores it again,"
             " then create this run again",
         )

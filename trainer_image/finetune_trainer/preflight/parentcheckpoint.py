@@ -46,7 +46,7 @@ def continued_lora(
     if trained_from != base_model:
         raise StageFailure(
             FailureReason.BASE_MODEL_MISMATCH,
-            f"baseModel.checkpoint: the adapter of Checkpoint {parent.name} was trained from base model"
+            f"baseModel: the adapter of Checkpoint {parent.name} was trained from base model"
             f" {trained_from}, but its record names {base_model}; continue from another Checkpoint",
         )
     lora = adapter.lora

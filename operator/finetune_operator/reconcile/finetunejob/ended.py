@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that train nothing: finished, restored from a backup, or suspended."""
+"""Runs that train nothing: finished, restored from a backup, cancelled, or suspended."""
 
+from collections.abc import Sequence
 from typing import get_args
 
+from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
-from finetune_operator.manifests.labels import RECORDED_RUN
+from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.labels import RECORDED_RUN, STAGE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.finetunejob.identity import checkpoints
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
+from finetune_operator.reconcile.stages.jobstate import has_result
 from finetune_operator.reconcile.stages.leftovers import clear_leftovers
 from finetune_operator.reconcile.stages.stop import stop_all
-from finetune_operator.reconcile.steps import Blocked, Done, Suspended
+from finetune_operator.reconcile.stages.usage import finish, has_finished
+from finetune_operator.reconcile.steps import Blocked, Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import status_manifest
-from finetune_operator.status.reasons import ConditionType, Reason
+from finetune_operator.status.finished import is_cancelled
+from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.vocabulary import Stage
 
 
@@ -25,7 +31,13 @@ def finished(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     requeue_after = clear_leftovers(draft, job.status.conditions, job.spec.children_ttl_seconds)
     status = None
     if job.status.observed_generation != job.metadata.generation:
-        # suspend and childrenTTLSeconds can still change; the verdict does not.
+        # suspend, cancel and childrenTTLSeconds can still change; the verdict does not.
+        if job.spec.cancel and not is_cancelled(job):
+            draft.event(
+                EventReason.CANCEL_IGNORED,
+                "spec.cancel has no effect, because the run has already ended: its Checkpoints and promotions"
+                " stay",
+            )
         status = status_manifest(
             job.status.model_copy(update={"observed_generation": job.metadata.generation})
         )
@@ -45,6 +57,17 @@ def restored(run: Run) -> Plan:
                 requeue_after=None,
             )
         )
+    _adopt(run, records)
+    return run.plan(
+        Done(
+            Reason.RESTORED,
+            f"the status was lost, but Checkpoint {records[-1].name} of this run exists: nothing is repeated",
+        )
+    )
+
+
+def _adopt(run: Run, records: Sequence[Checkpoint]) -> None:
+    """Take Checkpoints that the run recorded before its status was lost into the status."""
     lineage = records[-1].spec.lineage
     run.resolve(
         parent_checkpoint=lineage.parent_checkpoint,
@@ -63,16 +86,43 @@ def restored(run: Run) -> Plan:
         )
     )
     run.condition(ConditionType.TRAINED, Reason.RESTORED, f"{len(records)} Checkpoints of this run exist")
-    return run.plan(
-        Done(
-            Reason.RESTORED,
-            f"the status was lost, but Checkpoint {records[-1].name} of this run exists: nothing is repeated",
-        )
-    )
+
+
+def accept_cancel(run: Run) -> Plan:
+    """Record that the run is cancelled, before anything is deleted: `spec.cancel` may be removed again."""
+    return run.plan(Working(Reason.CANCELLING, "cancelled: the operator stops what runs"))
+
+
+def cancel(run: Run) -> Plan:
+    """Stop the run for good. Its pods save their state in the grace period; its Checkpoints stay."""
+    ending = stop_all(run, _job_names(run), "their state", Reason.CANCELLING)
+    if ending is not None:
+        return run.plan(ending)
+    recorded = checkpoints(run.job, run.snapshot.checkpoints)
+    if recorded and not run.status.checkpoints:
+        _adopt(run, recorded)
+    _end_stages(run)
+    run.update(retry=None)
+    kept = ", and its Checkpoints stay" if recorded else ""
+    message = f"cancelled by spec.cancel{kept}. To train again, create a FineTuneJob with another name"
+    run.draft.event(EventReason.CANCELLED, message)
+    return run.plan(Failed(Reason.CANCELLED, message))
+
+
+def _end_stages(run: Run) -> None:
+    """Record the times of stages whose result is not recorded, so that they count as lost."""
+    begun = [run.status.usage.name] if run.status.usage is not None else []
+    jobs = (job for job in run.snapshot.children[JOB].values() if has_result(job))
+    for stage in (*begun, *(job["metadata"]["labels"][STAGE] for job in jobs)):
+        if not has_finished(run, stage):
+            finish(run, stage)
 
 
 def suspend(run: Run) -> Plan:
     """Delete running Jobs in the foreground: their pods save the state in the grace period and then end."""
-    names = (run.job_names(stage).stage for stage in get_args(Stage))
     message = "suspended: the run uses no devices; set spec.suspend to false to continue"
-    return run.plan(stop_all(run, names, "their state") or Suspended(Reason.SUSPENDED, message))
+    return run.plan(stop_all(run, _job_names(run), "their state") or Suspended(Reason.SUSPENDED, message))
+
+
+def _job_names(run: Run) -> tuple[str, ...]:
+    return tuple(run.job_names(stage).stage for stage in get_args(Stage))

@@ -51,7 +51,7 @@ def needs(job: FineTuneJob, snapshot: Snapshot) -> Needs:
     advised = snapshot.profiles if _awaits_advice(job, snapshot) else ()
     names = (_profile_name(job), *filter(None, [_evaluate_profile_name(job)]), *advised)
     labels = profiles.label_needs(names, job.namespace, snapshot)
-    if job.spec.suspend or is_stage_running(snapshot):
+    if job.spec.suspend or job.spec.cancel or is_stage_running(snapshot):
         return labels
     profile = _profile(job, snapshot, profiles.named_profile)
     store = None if isinstance(profile, Blocked) else _store(job, profile)
@@ -93,7 +93,7 @@ def inputs_of(job: FineTuneJob) -> tuple[tuple[str, str, str], ...]:
     source, base_model = job.spec.dataset.source, job.spec.base_model.uri
     if source is not None and job.status.resolved.dataset_version is None:
         inputs.append(("spec.dataset.source.uri", source.uri, Reason.SOURCE_NOT_FOUND.value))
-    if base_model is not None and job.status.resolved.base_model_digest is None:
+    if base_model is not None and job.status.resolved.hyperparameters is None:
         inputs.append(("spec.baseModel.uri", base_model, FailureReason.BASE_MODEL_NOT_FOUND.value))
     return tuple(inputs)
 

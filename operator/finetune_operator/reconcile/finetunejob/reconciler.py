@@ -13,9 +13,20 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.data import data
 from finetune_operator.reconcile.finetunejob.deleting import delete
-from finetune_operator.reconcile.finetunejob.ended import finished, restored, suspend
+from finetune_operator.reconcile.finetunejob.ended import (
+    accept_cancel,
+    cancel,
+    finished,
+    restored,
+    suspend,
+)
 from finetune_operator.reconcile.finetunejob.evaluate import evaluate
-from finetune_operator.reconcile.finetunejob.identity import has_lost_status, metadata
+from finetune_operator.reconcile.finetunejob.identity import (
+    accepts_cancel,
+    has_lost_status,
+    is_recorded_as_cancelled,
+    metadata,
+)
 from finetune_operator.reconcile.finetunejob.parent import parent
 from finetune_operator.reconcile.finetunejob.preflight import preflight
 from finetune_operator.reconcile.finetunejob.prerequisites import needs
@@ -44,15 +55,18 @@ def reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     """The plan of one pass over a run."""
     if job.metadata.deletion_timestamp is not None:
         return delete(job, snapshot)
-    plan = _reconcile(job, snapshot)
+    cancelled = accepts_cancel(job, snapshot.checkpoints)
+    plan = accept_cancel(Run(job, snapshot)) if cancelled else _reconcile(job, snapshot)
     recorded = bool(job.status.checkpoints or (plan.status or {}).get("checkpoints"))
-    return replace(plan, metadata=metadata(job, recorded=recorded))
+    return replace(plan, metadata=metadata(job, recorded=recorded, cancelled=cancelled))
 
 
 def _reconcile(job: FineTuneJob, snapshot: Snapshot) -> Plan:
     if is_finished(job):
         return finished(job, snapshot)
     run = Run(job, snapshot)
+    if is_recorded_as_cancelled(job):
+        return cancel(run)
     if has_lost_status(job, snapshot.checkpoints):
         return restored(run)
     if job.spec.suspend:

@@ -82,7 +82,8 @@ class Run(StagePass[FineTuneJobStatus]):
     def plan(self, halt: Halt) -> Plan:
         """The plan of a pass that ends with `halt`."""
         was_suspended = conditions.is_true(self.job.status.conditions, ConditionType.SUSPENDED)
-        if was_suspended and not self.job.spec.suspend and isinstance(halt, Working | Blocked):
+        goes_on = isinstance(halt, Working | Blocked) and halt.reason != Reason.CANCELLING
+        if was_suspended and not self.job.spec.suspend and goes_on:
             self.draft.event(EventReason.RESUMED, "the run resumes from its saved state")
         self._count_losses(halt)
         self._show(halt)

@@ -21,7 +21,9 @@ BY_PARENT: Final = "parent"
 BY_CHECKPOINT: Final = "checkpoint"
 """Evaluations by `address` of each Checkpoint that they name. Also finished ones, which have its scores."""
 BY_LINE: Final = "line"
-"""Unfinished FineTuneJobs, and endpoints that follow, by `address` of the model line."""
+"""Unfinished FineTuneJobs, and endpoints that follow, by `address` of the model line.
+
+A FineTuneJob is also at the line whose champion it waits to continue from."""
 BY_PROFILE: Final = "profile"
 """Unfinished FineTuneJobs and Evaluations, and endpoints, by ComputeProfile.
 
@@ -148,10 +150,13 @@ def _run_by_parent(job: Manifest) -> Iterator[str]:
         yield address(namespace_of(job), name)
 
 
-def _run_by_line(job: Manifest) -> Iterator[str]:
-    model_line = _spec(job).get("modelLine") if not has_ended(job) else None
-    if model_line:
-        yield address(namespace_of(job), model_line)
+def _run_by_line(job: Manifest) -> Iterable[str]:
+    if has_ended(job):
+        return ()
+    waits = not _resolved(job).get("baseModelUri")
+    champion = (_spec(job).get("baseModel", {}).get("champion") or {}) if waits else {}
+    lines = {_spec(job).get("modelLine"), champion.get("modelLine")}
+    return [address(namespace_of(job), line) for line in lines if line]
 
 
 def _run_by_profile(job: Manifest) -> Iterable[str]:

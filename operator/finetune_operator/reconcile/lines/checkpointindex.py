@@ -4,7 +4,7 @@
 import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -151,10 +151,15 @@ class CheckpointIndex:
         entry = self._entries.get(name)
         return 0 if entry is None else self._lines[entry.model_line].newer(name, entry)
 
-    def champion(self, model_line: str) -> Checkpoint | None:
-        """The line's Checkpoint with the newest `status.promotedAt` that is not rejected or being deleted."""
-        identity = self.champion_identity(model_line)
-        return None if identity is None else self.get(identity[0])
+    def champion(self, model_line: str, *, except_of: Container[str] = ()) -> Checkpoint | None:
+        """The line's Checkpoint with the newest `status.promotedAt` that is not rejected or being deleted.
+
+        Checkpoints of the runs with the uids `except_of` do not count.
+        """
+        line = self._lines.get(model_line)
+        names = line.candidates if line is not None else iter(())
+        name = next((each for each in names if self._entries[each].run not in except_of), None)
+        return None if name is None else self.get(name)
 
     def champion_name(self, model_line: str) -> str | None:
         """Name of the line's champion."""
@@ -206,8 +211,13 @@ class _Line:
         return not self._names
 
     @property
+    def candidates(self) -> Iterator[str]:
+        """Promoted Checkpoints that can be the champion, the newest promotion first."""
+        return (name for _, name in reversed(self._eligible))
+
+    @property
     def champion(self) -> str | None:
-        return self._eligible[-1][1] if self._eligible else None
+        return next(self.candidates, None)
 
     @property
     def last_promotion(self) -> datetime | None:

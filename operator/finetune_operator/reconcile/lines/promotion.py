@@ -20,7 +20,7 @@ from finetune_operator.reconcile.lines.checkpointrules import (
 )
 from finetune_operator.reconcile.verdicts.evaluationresult import verdict_text, vetoes_of
 from finetune_operator.status.conditions import find
-from finetune_operator.status.finished import is_finished
+from finetune_operator.status.finished import is_cancelled, is_finished
 from finetune_operator.status.reasons import ConditionType, Reason
 
 READ: Final = ". Read the worst answers (status.evaluation.reportUri of the run). "
@@ -125,6 +125,9 @@ def _by_run(checkpoint: Checkpoint, job: FineTuneJob | None, current_champion: s
     evaluation = job.status.evaluation
     if evaluation is not None and evaluation.checkpoint != checkpoint.name:
         message = f"the run evaluated its better checkpoint {evaluation.checkpoint}"
+        return Decision(Reason.NOT_PROMOTED, message)
+    if evaluation is not None and is_cancelled(job):
+        message = f"FineTuneJob {job.name} was cancelled: set spec.approval of the Checkpoint to promote it"
         return Decision(Reason.NOT_PROMOTED, message)
     return verdict(job, evaluation, current_champion)
 

@@ -87,7 +87,7 @@ def _lost_by(causes: Collection[PodEndCause]) -> LostCause:
 
 
 def lose_stage(run: StagePass[Any], stage: Stage, reason: str) -> None:
-    """Count the remaining device time of a finished stage as lost, because its object failed."""
+    """Count the remaining device time of a finished stage as lost, because its object failed for `reason`."""
     run.update(
         stages=tuple(
             times.model_copy(
@@ -126,4 +126,6 @@ def total_losses(run: StagePass[Any]) -> None:
 
 def cause_of(reason: str) -> LostCause:
     """Why the device time of a stage is lost that failed for this reason."""
+    if reason == Reason.CANCELLED:
+        return "Cancelled"
     return "BadData" if reason in OF_INPUTS else "Failure"

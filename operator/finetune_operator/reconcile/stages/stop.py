@@ -22,12 +22,15 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
 
 
-def stop_all(run: StagePass[Any], names: Iterable[str], saves: str) -> Working | Blocked | None:
-    """Stop all Jobs of a suspended object; None once nothing runs.
+def stop_all(
+    run: StagePass[Any], names: Iterable[str], saves: str, reason: Reason = Reason.SUSPENDING
+) -> Working | Blocked | None:
+    """Stop all Jobs of a suspended or cancelled object; None once nothing runs.
 
     Args:
         names: names of its Jobs, also of those that are gone but whose pods may still run.
         saves: what its pods save before they end.
+        reason: reason of the condition while they end.
     """
     snapshot = run.snapshot
     running = [child for child in snapshot.children[JOB].values() if is_unfinished(child)]
@@ -38,7 +41,7 @@ def stop_all(run: StagePass[Any], names: Iterable[str], saves: str) -> Working |
         stop(run, child)
     pods = [*orphans, *(pod for child in running for pod in pods_of(child, snapshot))]
     message = f"waiting for the pods to save {saves} and end"
-    return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
+    return until_ended(pods, reason, message, snapshot.now)
 
 
 def stop(run: StagePass[Any], job: Manifest) -> None:

@@ -36,6 +36,9 @@ class PreflightConfig(StageConfig):
     base_model_credentials: SecretMount | None = None
     base_model_digest: Digest | None = None
     """Required digest of the files. With a parent, also the name of the model in the store."""
+    base_model_named: bool = False
+    """Whether the run names the base model in addition to the parent. Its files are then read, and must be
+    those that the parent was trained from. Otherwise the copy in the store is used."""
     parent: ParentCheckpoint | None = None
     """A Checkpoint of this base model in the same store. The run uses the settings of its adapter."""
     dataset: Digest
