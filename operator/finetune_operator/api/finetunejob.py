@@ -88,7 +88,7 @@ class JobDataset(Model):
         return DataPreparation(source=self.source, format=self.format, columns=self.columns)
 
 
-class Validation(Model):
+class JobValidation(Model):
     """When the run measures its loss on the validation rows, and whether it stops early by it."""
 
     every_steps: Annotated[
@@ -193,7 +193,7 @@ class _FineTuneJobFields(Model):
         ),
     ] = None
     hyperparameters: Hyperparameters = Hyperparameters()
-    validation: Validation = Validation()
+    validation: JobValidation = JobValidation()
     compute: Compute = Compute()
     store: Annotated[
         OwnStoreReference | None,

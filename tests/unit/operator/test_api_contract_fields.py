@@ -5,15 +5,19 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator.api.hyperparameters import Hyperparameters, ResolvedHyperparameters
-from finetune_operator.api.method import LoRA, Preference
+from finetune_operator.api.method import LoRA, Preference, ResolvedLoRA
 from finetune_operator.api.serving import DefaultSampling
 from finetune_trainer.contract import hyperparameters, method, serving
 from finetune_trainer.contract.evaluation import MetricOptions
 
+OF_OTHER_PARTS = {"save_every_steps", "validate_every_steps", "early_stopping_patience", "on_long_rows"}
+"""Hyperparameters of the trainer that other parts of the spec set."""
+
 PAIRS: list[tuple[type[BaseModel], type[BaseModel], set[str]]] = [
-    (Hyperparameters, hyperparameters.RequestedHyperparameters, {"save_every_steps"}),
+    (Hyperparameters, hyperparameters.RequestedHyperparameters, OF_OTHER_PARTS),
     (ResolvedHyperparameters, hyperparameters.Hyperparameters, set()),
-    (LoRA, method.LoRA, set()),
+    (LoRA, method.RequestedLoRA, set()),
+    (ResolvedLoRA, method.LoRA, set()),
     (Preference, method.Preference, set()),
     (DefaultSampling, serving.DefaultSampling, set()),
 ]
@@ -30,7 +34,7 @@ def test_the_contract_sends_the_fields_of_the_api(
     ("shown", "sent", "beyond"),
     [
         (Hyperparameters, hyperparameters.RequestedHyperparameters, {"epochs": 1001}),
-        (LoRA, method.LoRA, {"target_modules": tuple(map(str, range(33)))}),
+        (LoRA, method.RequestedLoRA, {"target_modules": tuple(map(str, range(33)))}),
         (Preference, method.Preference, {"desirable_weight": 1001.0}),
     ],
 )
@@ -42,12 +46,12 @@ def test_a_value_beyond_the_bounds_of_the_api_is_data_for_the_contract(
     assert sent.model_validate(beyond).model_dump(exclude_defaults=True) == beyond
 
 
-def test_the_wire_form_has_its_fields_in_the_order_of_the_first_version() -> None:
+def test_the_wire_form_has_its_fields_in_the_order_of_their_declaration() -> None:
     asked = hyperparameters.RequestedHyperparameters(
         gradient_checkpointing=True, early_stopping_patience=2, save_every_steps=50, seed=1
     )
     assert asked.to_json() == (
-        '{"seed":1,"saveEverySteps":50,"earlyStoppingPatience":2,"gradientCheckpointing":true}'
+        '{"seed":1,"gradientCheckpointing":true,"saveEverySteps":50,"earlyStoppingPatience":2}'
     )
     assert method.LoRA(rslora=True).to_json() == '{"rslora":true}'
     assert LoRA(rslora=True).to_dict()["rsLoRA"] is True

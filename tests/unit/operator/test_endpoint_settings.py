@@ -82,10 +82,10 @@ def analyzed(*gates: Manifest, requests: int | None = None) -> Manifest:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "bd86ec62beaf77e1"),
-        ({"serving": {"apiKeysSecretRef": {"name": "keys"}}}, "e4c51b75a512e623"),
-        ({"serving": {}}, "c68a68d4ca3fa6aa"),
-        ({"strategy": analyzed({"metric": "error_rate", "max": 0.05}, requests=200)}, "0d4fac08522b4b99"),
+        ({}, "0e4bce353f6468ca"),
+        ({"serving": {"apiKeysSecretRef": {"name": "keys"}}}, "be8dabaeac36db77"),
+        ({"serving": {}}, "cb421b9ace355a5c"),
+        ({"strategy": analyzed({"metric": "error_rate", "max": 0.05}, requests=200)}, "8e34d0b552537160"),
         (
             {
                 "strategy": analyzed(
@@ -93,7 +93,7 @@ def analyzed(*gates: Manifest, requests: int | None = None) -> Manifest:
                     {"metric": "queue_depth", "max": 3, "maxIncrease": 1},
                 )
             },
-            "f3c0d5bcd79fdc95",
+            "c189679f98e372ed",
         ),
     ],
 )

@@ -43,6 +43,8 @@ def cluster_of(*champions: dict[str, Any], on: dict[str, Any] | None = None, **s
     """A run whose evaluation has started on a profile with the engine VLLM, with champions of its line."""
     spec.setdefault("evaluation", {"metrics": ["exact_match", "loss"]})
     cluster = reached("train", **spec)
+    resolved = cluster.objects["FineTuneJob", JOB]["status"]["resolved"]
+    resolved["lora"] |= spec.get("method", {}).get("lora", {})
     cluster.change("ComputeProfile", "cpu", **(VLLM | (on or {})))
     for number, lineage in enumerate(champions, 1):
         crown(cluster, str(number), **{"adapter": {"r": 4}, **lineage})
