@@ -140,7 +140,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     meter.begin("predicting memory and duration")
     method = config.method if lora is None else config.method.model_copy(update={"lora": lora})
     chosen, prediction = predict(config, method, model, chosen, used.tolist())
-    prediction = with_learning_curve(config, prediction, len(used))
+    prediction = with_learning_curve(config, prediction, len(used), chosen)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,
