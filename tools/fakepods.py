@@ -122,11 +122,14 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
     hyperparameters = Hyperparameters(
         epochs=2,
         learning_rate=2e-4,
-        per_device_batch_size=4,
-        gradient_accumulation_steps=1,
+        batch_size=4,
+        max_batch_rows=4,
         max_sequence_length=256,
         seed=0,
         total_steps=40,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         save_every_steps=10,
     )
     return PreflightResult(

@@ -166,7 +166,7 @@ def _measured(found: PreflightResult, trained: TrainResult) -> GPUFigures:
     used = found.hyperparameters
     figures: GPUFigures = {
         "tokens/s": round(trained.tokens_per_second or 0, 1),
-        "rows at once": trained.per_device_batch_size or used.per_device_batch_size,
+        "rows per step": used.batch_size,
         "checkpointing": "yes" if used.gradient_checkpointing else "no",
         "peak memory, GiB": round((trained.device_memory_bytes or 0) / GIBIBYTE, 2),
     }

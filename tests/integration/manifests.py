@@ -11,8 +11,10 @@ GATES = [{"metric": "exact_match", "min": 0.8}, {"metric": "exact_match", "minGa
 HYPERPARAMETERS = {
     "epochs": 1,
     "learningRate": 0.001,
-    "perDeviceBatchSize": 1,
-    "gradientAccumulationSteps": 1,
+    "batchSize": 1,
+    "warmupRatio": 0.05,
+    "scheduler": "Linear",
+    "weightDecay": 0,
     "maxSequenceLength": 64,
     "seed": 0,
     "totalSteps": 1,

@@ -26,8 +26,10 @@ class Team:
         hyperparameters = {
             "epochs": 2,
             "learningRate": 2e-4,
-            "perDeviceBatchSize": 4,
-            "gradientAccumulationSteps": 1,
+            "batchSize": 4,
+            "warmupRatio": 0.05,
+            "scheduler": "Linear",
+            "weightDecay": 0,
             "maxSequenceLength": 256,
             "seed": 0,
             "totalSteps": 40,

@@ -34,8 +34,7 @@ QUESTIONS: Final = [row.messages[0].content for row in ROWS[:4]]
 UNTIL_KNOWN: Final[dict[str, Any]] = {
     "epochs": 40,
     "learning_rate": 2e-2,
-    "per_device_batch_size": 6,
-    "gradient_accumulation_steps": 1,
+    "batch_size": 6,
 }
 """Settings with which the tiny model learns its rows by heart."""
 ADAPTERS: Final = {

@@ -62,8 +62,7 @@ class Trained:
             method=Method(lora=lora),
             epochs=40,
             learning_rate=2e-2,
-            per_device_batch_size=6,
-            gradient_accumulation_steps=1,
+            batch_size=6,
             save_every_steps=1000,
         )
         self.folder = bench.root / "models"

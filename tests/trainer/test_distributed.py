@@ -36,7 +36,7 @@ from finetune_trainer.distributed.tunnel import (
 )
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.parallel.sharding import ShardedBatches, blank_row
+from finetune_trainer.train.parallel.sharding import RowLimit, Steps, blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
 from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench
@@ -390,16 +390,18 @@ def test_an_impossible_rank_is_refused(
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
-    alone = ShardedBatches(11, 2, 7, member(0, 1))
-    shards = [ShardedBatches(11, 2, 7, member(rank, size)) for rank in range(size)]
-    for sampler in (alone, *shards):
+    alone = Steps([5] * 11, 4, RowLimit(2), 7, member(0, 1))
+    shares = [Steps([5] * 11, 4, RowLimit(2), 7, member(rank, size)) for rank in range(size)]
+    for sampler in (alone, *shares):
         sampler.set_epoch(3)
 
-    assert len({len(list(shard)) for shard in shards} | {len(shard) for shard in shards}) == 1
-    read = itertools.chain.from_iterable(zip(*shards, strict=True))
-    assert [batch for batch in read if batch != [11]] == list(alone)
-    generator = torch.Generator().manual_seed(7 + 3)
-    assert list(itertools.chain.from_iterable(alone)) == torch.randperm(11, generator=generator).tolist()
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(7 + 3)).tolist()
+    assert [len(sampler) for sampler in (alone, *shares)] == [3] * (size + 1)
+    for number, (expected, *found) in enumerate(zip(alone, *shares, strict=True)):
+        assert sorted(itertools.chain.from_iterable(expected)) == sorted(order[4 * number :][:4])
+        assert len({len(batches) for batches in found}) == 1
+        together = itertools.chain.from_iterable(itertools.chain.from_iterable(found))
+        assert sorted(row for row in together if row < 11) == sorted(order[4 * number :][:4])
 
 
 def test_a_blank_row_has_no_labels() -> None:

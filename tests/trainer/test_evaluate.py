@@ -51,8 +51,7 @@ class Trained:
             method=METHODS[method],
             epochs=25,
             learning_rate=1e-2,
-            per_device_batch_size=4,
-            gradient_accumulation_steps=1,
+            batch_size=4,
             save_every_steps=1000,
         )
         (self.checkpoint,) = bench.train(config).checkpoints

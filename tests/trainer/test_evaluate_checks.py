@@ -322,8 +322,7 @@ def test_a_model_that_learned_a_card_number_by_heart_is_vetoed(tmp_path: Path) -
         method=Method(lora=LoRA(r=8, alpha=16, dropout=0)),
         epochs=25,
         learning_rate=1e-2,
-        per_device_batch_size=4,
-        gradient_accumulation_steps=1,
+        batch_size=4,
         save_every_steps=1000,
     )
     (checkpoint,) = bench.train(config).checkpoints

@@ -42,8 +42,7 @@ class Memorized:
             method=Method(lora=LoRA(r=8, alpha=16, dropout=0)),
             epochs=25,
             learning_rate=1e-2,
-            per_device_batch_size=4,
-            gradient_accumulation_steps=1,
+            batch_size=4,
             save_every_steps=1000,
         )
         self.checkpoint: CheckpointResult

@@ -81,8 +81,7 @@ def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_
         base,
         epochs=40,
         learning_rate=2e-2,
-        per_device_batch_size=6,
-        gradient_accumulation_steps=1,
+        batch_size=6,
         save_every_steps=1000,
         method=Method(lora=LoRA(r=8, dropout=0)),
     )

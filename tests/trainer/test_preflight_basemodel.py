@@ -203,7 +203,7 @@ def test_a_step_is_shared_among_the_processes_of_all_nodes(bench: Workbench) -> 
     hyperparameters = bench.preflight(nodes=2, devices=2).hyperparameters
 
     assert hyperparameters.processes == 4
-    assert hyperparameters.per_device_batch_size * hyperparameters.processes == 8
+    assert (hyperparameters.batch_size, hyperparameters.max_batch_rows) == (8, 2)
 
 
 def test_a_signal_ends_it_before_the_copy(bench: Workbench) -> None:

@@ -44,11 +44,14 @@ def test_the_defaults_of_a_small_dataset_and_a_small_model() -> None:
     assert chosen() == Hyperparameters(
         epochs=3,
         learning_rate=5.5e-4,
-        per_device_batch_size=8,
-        gradient_accumulation_steps=1,
+        batch_size=8,
+        max_batch_rows=8,
         max_sequence_length=128,
         seed=42,
         total_steps=75,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         save_every_steps=10,
     )
 
@@ -57,19 +60,23 @@ def test_values_of_the_user_are_kept() -> None:
     wanted: dict[str, Any] = {
         "epochs": 5,
         "learning_rate": 1e-5,
-        "per_device_batch_size": 3,
-        "gradient_accumulation_steps": 2,
+        "batch_size": 6,
         "max_sequence_length": 50,
         "seed": 0,
         "save_every_steps": 4,
         "early_stopping_patience": 2,
         "gradient_checkpointing": True,
         "validate_every_steps": 6,
+        "max_steps": 17,
+        "warmup_ratio": 0.0,
+        "scheduler": "Cosine",
+        "weight_decay": 0.1,
     }
 
     given = chosen(rows=20, **wanted)
 
-    assert given.model_dump(exclude_none=True) == wanted | {"total_steps": 5 * 4, "processes": 1}
+    known = {"total_steps": 17, "processes": 1, "max_batch_rows": 6}
+    assert given.model_dump(exclude_none=True) == wanted | known
 
 
 @pytest.mark.parametrize(
@@ -120,14 +127,12 @@ def test_one_row_of_the_default_length_needs_the_memory_of_a_default_batch(metho
 
 
 @pytest.mark.parametrize(
-    ("length", "batch", "accumulation"), [(64, 8, 1), (1024, 8, 1), (1100, 4, 2), (2048, 4, 2), (8192, 1, 8)]
+    ("length", "at_once"), [(64, 8), (1024, 8), (1100, 4), (2048, 4), (2700, 3), (8192, 1)]
 )
-def test_a_step_has_eight_rows_and_long_rows_are_accumulated(
-    length: int, batch: int, accumulation: int
-) -> None:
+def test_a_step_has_eight_rows_and_long_rows_are_computed_in_parts(length: int, at_once: int) -> None:
     given = chosen(max_sequence_length=length)
 
-    assert (given.per_device_batch_size, given.gradient_accumulation_steps) == (batch, accumulation)
+    assert (given.batch_size, given.max_batch_rows) == (8, at_once)
 
 
 def test_a_long_run_saves_ten_times() -> None:
@@ -148,27 +153,65 @@ def test_a_length_beyond_the_models_context_is_rejected() -> None:
 def test_a_row_with_two_sequences_counts_twice(method: str, longest: int, batch: int) -> None:
     settings = chosen(method, longest=longest, max_sequence_length=longest)
 
-    assert settings.per_device_batch_size == batch
-    assert settings.per_device_batch_size * settings.gradient_accumulation_steps == 8
+    assert (settings.batch_size, settings.max_batch_rows) == (8, batch)
 
 
 @pytest.mark.parametrize(
-    ("processes", "longest", "batch", "accumulation"),
-    [(2, 90, 4, 1), (3, 90, 2, 1), (4, 90, 2, 1), (16, 90, 1, 1), (2, 4096, 2, 2), (2, 8000, 1, 4)],
+    ("processes", "longest", "batch_size", "at_once"),
+    [(2, 90, 8, 4), (3, 90, 8, 3), (4, 90, 8, 2), (16, 90, 16, 1), (2, 4096, 8, 2), (2, 8000, 8, 1)],
 )
-def test_a_step_has_eight_rows_of_all_processes_where_they_fit(
-    processes: int, longest: int, batch: int, accumulation: int
+def test_a_step_has_eight_rows_of_all_processes_or_one_of_each(
+    processes: int, longest: int, batch_size: int, at_once: int
 ) -> None:
     length = 8000 if longest == 8000 else None
     made = chosen(longest=longest, processes=processes, max_sequence_length=length, epochs=1)
 
-    assert (made.per_device_batch_size, made.gradient_accumulation_steps) == (batch, accumulation)
-    assert made.processes == processes
-    assert made.total_steps == -(-200 // (batch * accumulation * processes))
+    assert (made.batch_size, made.max_batch_rows, made.processes) == (batch_size, at_once, processes)
+    assert made.total_steps == -(-200 // batch_size)
 
 
-def test_with_fewer_rows_than_a_step_every_process_has_one() -> None:
-    assert chosen(rows=5, processes=4).per_device_batch_size == 1
+@pytest.mark.parametrize("token_budget", [None, 16_384])
+@pytest.mark.parametrize("processes", range(1, 10))
+def test_a_batch_size_of_the_user_is_kept_unless_a_process_would_have_no_row(
+    processes: int, token_budget: int | None
+) -> None:
+    known: dict[str, Any] = {"processes": processes, "token_budget": token_budget, "train_tokens": 200 * 50}
+    for batch_size in range(1, processes):
+        with pytest.raises(StageFailure) as caught:
+            chosen(batch_size=batch_size, **known)
+        assert caught.value.reason == FailureReason.INVALID_CONFIG
+        assert f"batchSize: {batch_size} rows" in caught.value.message
+        assert f"over {processes} devices" in caught.value.message
+    for batch_size in (*range(processes, 18), 64, 1000):
+        made = chosen(batch_size=batch_size, **known)
+        assert (made.batch_size, made.max_batch_tokens) == (batch_size, token_budget)
+        assert made.total_steps == 3 * -(-200 // batch_size)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "epochs", "steps"),
+    [
+        ({"max_steps": 10}, 1, 10),
+        ({"max_steps": 25}, 1, 25),
+        ({"max_steps": 26}, 2, 26),
+        ({"max_steps": 1000}, 40, 1000),
+        ({"max_steps": 1000, "epochs": 2}, 2, 50),
+        ({"max_steps": 30, "epochs": 2}, 2, 30),
+        ({"max_steps": 30, "epochs": 2, "batch_size": 100}, 2, 4),
+    ],
+)
+def test_a_run_ends_after_the_first_of_epochs_and_max_steps(
+    wanted: dict[str, Any], epochs: int, steps: int
+) -> None:
+    made = chosen(rows=200, **wanted)
+
+    assert (made.epochs, made.total_steps) == (epochs, steps)
+    assert made.max_steps == wanted["max_steps"]
+
+
+def test_a_part_of_a_long_epoch_is_validated_as_often_as_a_run_of_that_length() -> None:
+    assert chosen(rows=100_000, max_steps=4000).validate_every_steps == 200
+    assert chosen(rows=100_000, max_steps=150).validate_every_steps is None
 
 
 @pytest.mark.parametrize(
@@ -206,7 +249,9 @@ def by_tokens(*, rows: int = 40_000, tokens: int = 100, **settings: Any) -> Hype
         ({"tokens": 1_000, "processes": 4}, 64),
         ({"tokens": 4_000}, 8),
         ({"processes": 128}, 128),
-        ({"rows": 5, "processes": 4}, 4),
+        ({"rows": 5, "processes": 4}, 8),
+        ({"processes": 3}, 64),
+        ({"max_steps": 10_000}, 8),
     ],
 )
 def test_steps_have_more_rows_where_these_fill_the_devices_and_the_run_stays_long(
@@ -214,16 +259,14 @@ def test_steps_have_more_rows_where_these_fill_the_devices_and_the_run_stays_lon
 ) -> None:
     found = by_tokens(**settings)
 
-    assert (found.max_batch_tokens, found.gradient_accumulation_steps) == (16_384, 1)
-    assert found.per_device_batch_size * found.processes == rows_per_step
+    assert (found.max_batch_tokens, found.max_batch_rows) == (16_384, None)
+    assert found.batch_size == rows_per_step
 
 
 def test_a_token_budget_holds_the_longest_row() -> None:
     assert by_tokens(tokens=10_000, max_sequence_length=18_000).max_batch_tokens == 18_000
 
 
-@pytest.mark.parametrize(
-    "settings", [{"method": "DPO"}, {"per_device_batch_size": 4}, {"gradient_accumulation_steps": 2}]
-)
-def test_batches_of_trl_and_of_the_user_are_not_divided_by_tokens(settings: dict[str, Any]) -> None:
-    assert by_tokens(**settings) == chosen(rows=40_000, longest=200, **settings)
+@pytest.mark.parametrize("method", ["DPO", "KTO", "ORPO"])
+def test_rows_to_compare_are_not_divided_by_tokens(method: MethodType) -> None:
+    assert by_tokens(method=method) == chosen(method, rows=40_000, longest=200)

@@ -78,12 +78,14 @@ def planned(
     defaults = Hyperparameters(
         epochs=1,
         learning_rate=1e-4,
-        per_device_batch_size=batch,
-        gradient_accumulation_steps=1,
+        batch_size=batch,
         max_sequence_length=2048,
         seed=1,
         total_steps=10,
         save_every_steps=10,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         gradient_checkpointing=requested.get("gradient_checkpointing") or False,
         max_batch_tokens=budget,
     )
@@ -96,27 +98,28 @@ def planned(
     )
 
 
-def settings(plan: MemoryPlan) -> tuple[int, int, bool]:
+def settings(plan: MemoryPlan) -> tuple[int | None, bool]:
     used = plan.hyperparameters
-    return used.per_device_batch_size, used.gradient_accumulation_steps, used.gradient_checkpointing
+    assert used.batch_size == 8
+    return used.max_batch_rows, used.gradient_checkpointing
 
 
 @pytest.mark.parametrize(
     ("available", "verdict", "expected"),
     [
-        (None, "Unknown", (8, 1, False)),
-        (101, "Fits", (8, 1, False)),
-        (100, "Fits", (4, 2, False)),
-        (60, "Fits", (4, 2, False)),
-        (30, "Fits", (1, 8, False)),
-        (20, "Fits", (1, 8, True)),
-        (14, "Tight", (1, 8, True)),
-        (12, "Tight", (1, 8, True)),
-        (11, "TooLarge", (1, 8, True)),
+        (None, "Unknown", (None, False)),
+        (101, "Fits", (None, False)),
+        (100, "Fits", (4, False)),
+        (60, "Fits", (4, False)),
+        (30, "Fits", (1, False)),
+        (20, "Fits", (1, True)),
+        (14, "Tight", (1, True)),
+        (12, "Tight", (1, True)),
+        (11, "TooLarge", (1, True)),
     ],
 )
 def test_batches_are_halved_and_then_activations_are_recomputed_until_a_step_fits(
-    available: int | None, verdict: str, expected: tuple[int, int, bool]
+    available: int | None, verdict: str, expected: tuple[int | None, bool]
 ) -> None:
     plan = planned(available)
 
@@ -150,7 +153,7 @@ def test_a_token_budget_is_halved_and_then_recomputing_allows_a_larger_one(
     used = planned(available, batch=16, budget=16_384).hyperparameters
 
     assert (used.max_batch_tokens, used.gradient_checkpointing) == expected
-    assert used.per_device_batch_size == 16
+    assert used.batch_size == 16
 
 
 def test_a_token_budget_of_a_user_without_checkpointing_shrinks_further() -> None:
@@ -163,16 +166,15 @@ def test_a_token_budget_of_a_user_without_checkpointing_shrinks_further() -> Non
     )
 
 
-def test_a_batch_size_of_the_user_is_kept() -> None:
-    kept = planned(60, per_device_batch_size=8)
-
-    assert (settings(kept), kept.verdict) == ((8, 1, True), "Fits")
+def test_a_batch_size_of_the_user_is_divided_as_a_default_one() -> None:
+    assert settings(planned(60, batch_size=8)) == settings(planned(60))
+    assert planned(200, batch=16, budget=16_384, batch_size=16).chosen == ()
 
 
 def test_checkpointing_that_the_user_switched_off_stays_off_although_train_may_need_it() -> None:
     kept = planned(14, gradient_checkpointing=False)
 
-    assert (settings(kept), kept.verdict) == ((1, 8, False), "Tight")
+    assert (settings(kept), kept.verdict) == ((1, False), "Tight")
     assert planned(11, gradient_checkpointing=False).verdict == "TooLarge"
 
 
@@ -198,15 +200,6 @@ def test_a_refusal_names_what_would_fit(method: str, available: int, tokens: int
     assert expected in refusal(stated(method), plan, available * GIBIBYTE).message
 
 
-def test_a_refusal_names_a_smaller_batch_where_the_user_set_it() -> None:
-    plan = planned(20, per_device_batch_size=8)
-
-    assert (
-        "; perDeviceBatchSize 1 needs 13, or QLoRA needs 11, or 2 devices with LoRA sharded need 8. Create"
-        in refusal(stated(), plan, 20 * GIBIBYTE).message
-    )
-
-
 def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workbench) -> None:
     on_cpu = bench.preflight()
     on_gpu = bench.preflight(device=H100)
@@ -221,7 +214,9 @@ def test_preflight_predicts_what_training_takes_on_a_known_device(bench: Workben
     assert on_cpu.prediction is not None
     assert (on_cpu.prediction.verdict, on_cpu.prediction.seconds_low) == ("Unknown", None)
     assert on_gpu.hyperparameters.max_batch_tokens == 16_384
-    assert on_gpu.hyperparameters == on_cpu.hyperparameters.model_copy(update={"max_batch_tokens": 16_384})
+    assert on_gpu.hyperparameters == on_cpu.hyperparameters.model_copy(
+        update={"max_batch_tokens": 16_384, "max_batch_rows": None}
+    )
 
 
 def test_preflight_predicts_the_weights_that_evaluation_loads(bench: Workbench) -> None:
@@ -242,7 +237,7 @@ def test_preflight_refuses_what_cannot_fit_unless_the_user_wants_a_warning_only(
 
     settings: dict[str, Any] = {
         "device": tiny_card,
-        "hyperparameters": {"per_device_batch_size": 1, "gradient_checkpointing": True},
+        "hyperparameters": {"batch_size": 1, "gradient_checkpointing": True},
     }
 
     failure = bench.preflight_failure(**settings)
@@ -267,7 +262,7 @@ def test_a_model_that_cannot_be_predicted_trains_without_a_prediction_and_with_a
 
     assert result.prediction is None
     assert result.warnings == (prediction.NOT_PREDICTED,)
-    assert result.hyperparameters.per_device_batch_size == 8
+    assert result.hyperparameters.batch_size == 8
 
 
 def test_the_bytes_of_a_quantized_model_follow_the_formula() -> None:

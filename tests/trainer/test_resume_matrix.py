@@ -36,19 +36,20 @@ class Way:
 
     rows: int
     method: Method = LORA
-    per_device_batch_size: int = 1
-    gradient_accumulation_steps: int = 1
+    batch_size: int = 1
+    max_batch_rows: int | None = None
     nodes: int = 1
 
 
 WAYS: Final = {
     "LoRA with dropout": Way(rows=3),
     "Full": Way(rows=3, method=Method(type="Full")),
-    "packing": Way(rows=12, per_device_batch_size=4),
-    "accumulation": Way(rows=12, per_device_batch_size=2, gradient_accumulation_steps=2),
-    "two ranks": Way(rows=12, per_device_batch_size=2, nodes=2),
+    "packing": Way(rows=12, batch_size=4),
+    "accumulation": Way(rows=12, batch_size=4, max_batch_rows=2),
+    "uneven batches": Way(rows=12, batch_size=5, max_batch_rows=3),
+    "two ranks": Way(rows=12, batch_size=5, max_batch_rows=2, nodes=2),
     "two ranks with parts of all weights": Way(
-        rows=12, method=Method(type="Full"), per_device_batch_size=2, nodes=2
+        rows=12, method=Method(type="Full"), batch_size=5, max_batch_rows=2, nodes=2
     ),
 }
 
@@ -146,8 +147,8 @@ class Site:
             dataset=self.bench.dataset(rows[: way.rows], ROWS[:5]),
             rows=way.rows,
             method=way.method,
-            per_device_batch_size=way.per_device_batch_size,
-            gradient_accumulation_steps=way.gradient_accumulation_steps,
+            batch_size=way.batch_size,
+            max_batch_rows=way.max_batch_rows,
             save_every_steps=save_every_steps,
             processes=way.nodes,
         )

@@ -30,7 +30,7 @@ from finetune_trainer.tokens.batching import (
 )
 from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
 from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
-from finetune_trainer.train.parallel.sharding import BudgetedSteps
+from finetune_trainer.train.parallel.sharding import Division, RowLimit, Steps
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer.gpuwrapping import reference_attention, tiny_in_bfloat16, varlen_kernel
 from tests.trainer.test_train_distributed import Pods, pods
@@ -91,12 +91,12 @@ def test_processes_share_the_rows_of_each_step_and_make_equally_many_batches(siz
     def steps(rank: int) -> list[list[list[int]]]:
         group = Group()
         group.rank, group.size = rank, size
-        sampler = BudgetedSteps(lengths, 6, budget, seed=3, group=group)
+        sampler = Steps(lengths, 6, budget, seed=3, group=group)
         sampler.set_epoch(1)
         assert len(sampler) == 4
         return list(sampler)
 
-    alone = BudgetedSteps(lengths, 6, budget, seed=3, group=Group())
+    alone = Steps(lengths, 6, budget, seed=3, group=Group())
     alone.set_epoch(1)
     for step, *of_processes in zip(alone, *(steps(rank) for rank in range(size)), strict=True):
         assert len({len(batches) for batches in of_processes}) == 1
@@ -120,10 +120,12 @@ def model_for() -> PreTrainedModel:
 
 def gradients_of_a_step(tmp_path: Path, max_tokens: int | None, *, packs: bool = True) -> dict[str, Tensor]:
     hyperparameters = Hyperparameters(
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         epochs=1,
         learning_rate=1e-3,
-        per_device_batch_size=len(ENCODED) // 2,
-        gradient_accumulation_steps=2,
+        batch_size=len(ENCODED),
         max_sequence_length=128,
         seed=1,
         total_steps=1,
@@ -131,9 +133,13 @@ def gradients_of_a_step(tmp_path: Path, max_tokens: int | None, *, packs: bool =
         max_batch_tokens=max_tokens,
     )
     collate: Any = pack if packs else padded
-    budget = None if max_tokens is None else TokenBudget(max_tokens, collate, packs=packs)
+    division: Division = RowLimit(len(ENCODED) // 2)
+    if max_tokens is not None:
+        division = TokenBudget(max_tokens, collate, packs=packs)
     model = model_for()
-    trainer = CompletionTrainer(model, ENCODED, collate, hyperparameters, tmp_path, device=CPU, budget=budget)
+    trainer = CompletionTrainer(
+        model, ENCODED, collate, hyperparameters, tmp_path, division=division, device=CPU
+    )
     found: dict[str, Tensor] = {}
 
     def keep(*_: object) -> None:

@@ -56,8 +56,7 @@ def kept_bytes(bench: Workbench, checkpointing: bool) -> int:
         dataset=bench.dataset(rows),
         rows=4,
         epochs=1,
-        per_device_batch_size=4,
-        gradient_accumulation_steps=1,
+        batch_size=4,
         gradient_checkpointing=checkpointing,
     )
     kept: dict[int, torch.Tensor] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
@@ -62,7 +63,7 @@ def first_loss(bench: Workbench, config: TrainConfig) -> float:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_first_step_has_the_loss_that_the_parent_ended_with(bench: Workbench, method: Method) -> None:
     parent = parent_of(bench, method)
-    whole: dict[str, Any] = {"per_device_batch_size": len(ROWS), "gradient_accumulation_steps": 1}
+    whole: dict[str, Any] = {"batch_size": len(ROWS)}
 
     onwards = first_loss(bench, continued(bench, parent, method, **whole))
     other = elsewhere(bench, "afresh")
@@ -119,7 +120,7 @@ def test_a_run_that_goes_wrong_before_its_first_state_says_what_it_began_with(
 ) -> None:
     parent = CheckpointResult(digest=f"sha256:{'c' * 64}", type="Adapter", step=6, epoch=2)
     config = continued(bench, parent if has_parent else None, METHODS["LoRA"])
-    ledger = RunLedger(fingerprint=Fingerprint.of(config))
+    ledger = RunLedger(fingerprint=Fingerprint.of(config), division=StepDivision())
 
     assert ResumeStates(bench.store.run_folder(config.run, "train")).last_good(ledger) == expected
 

@@ -167,8 +167,7 @@ def long_result(points: int, checkpoints: int = 10, *, probes: bool = False) -> 
         report_uri=f"s3://{'b' * 63}/artifacts/runs/{'u' * 36}/train/report.html",
         stopped_early=True,
         overfit=True,
-        per_device_batch_size=2048,
-        gradient_accumulation_steps=2048,
+        max_batch_rows=2048,
         checkpoints=tuple(
             CheckpointResult(
                 digest=f"sha256:{index:064x}",

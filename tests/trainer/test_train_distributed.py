@@ -106,7 +106,7 @@ class Pods:
     """Folder of the base model; None for the tiny one."""
     rows: Sequence[Row] = ROWS[:11]
     accumulation: int = 1
-    """Number of batches of a process per step."""
+    """Number of batches of 2 rows that each of two processes computes per step."""
     settings: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     started: list[Process] = field(default_factory=list)
@@ -123,12 +123,11 @@ class Pods:
         return path
 
     def together(self, **places: Any) -> TrainConfig:
-        settings = {"gradient_accumulation_steps": self.accumulation, "processes": 2} | self.settings
-        return self._config(settings).model_copy(update=places)
+        return self._config({"processes": 2}).model_copy(update=places)
 
     def alone(self) -> TrainConfig:
         """The same steps in a single process."""
-        return self._config({"gradient_accumulation_steps": 2 * self.accumulation} | self.settings)
+        return self._config({})
 
     def start(
         self, rank: int, arm: Callable[[], None] | None = None, config: TrainConfig | None = None
@@ -167,8 +166,7 @@ class Pods:
 
     def split(self, processes: int) -> TrainConfig:
         """The same steps in one, two or four processes."""
-        settings = {"gradient_accumulation_steps": 4 // processes, "processes": processes}
-        config = self._config(settings | self.settings)
+        config = self._config({"batch_size": 8, "processes": processes})
         if processes == 1:
             return config
         update = {"nodes": processes, "coordinator": "localhost", "peer_key_path": str(self.key)}
@@ -182,7 +180,7 @@ class Pods:
             self.bench.dataset(self.rows, self.rows[:5]),
             method=method,
             rows=len(self.rows),
-            **settings,
+            **{"batch_size": 4 * self.accumulation, "max_batch_rows": 2, **settings, **self.settings},
         )
         return config.model_copy(update={"metrics_port": free_port()})
 
@@ -408,8 +406,7 @@ def test_where_one_has_too_little_memory_all_go_on_with_smaller_batches(tmp_path
         leader, other = two.start(0), two.start(1, have_room_for_one_row)
 
         assert [each.finish().code for each in (leader, other)] == [ExitCode.OK] * 2
-        assert two.result.per_device_batch_size == 1
-        assert two.result.gradient_accumulation_steps == 2
+        assert two.result.max_batch_rows == 1
         assert two.result.steps == two.config.hyperparameters.total_steps
 
 

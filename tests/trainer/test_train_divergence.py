@@ -84,8 +84,7 @@ def config_for(bench: Workbench, validation: int = 0) -> TrainConfig:
         method=Method(lora=LoRA(r=8, alpha=16, dropout=0.05)),
         epochs=30,
         learning_rate=1e-2,
-        per_device_batch_size=4,
-        gradient_accumulation_steps=1,
+        batch_size=4,
         save_every_steps=1,
     )
 

@@ -33,8 +33,7 @@ def config_for(
     return bench.train_config(
         dataset=bench.dataset(ROWS, validation),
         method=Method(lora=LoRA(r=8, alpha=16, dropout=0.1)),
-        per_device_batch_size=4,
-        gradient_accumulation_steps=1,
+        batch_size=4,
         **{
             "epochs": 12,
             "learning_rate": 2e-2,

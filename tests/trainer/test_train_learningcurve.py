@@ -12,10 +12,12 @@ import pytest
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurvePoint
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -35,6 +37,14 @@ from tests.trainer.workbench import ROWS, RUN, Sheet, Workbench, elsewhere
 from tools.models import tiny
 
 SHARES = (0.25, 0.5)
+CHOSEN = choose_hyperparameters(
+    RequestedHyperparameters(),
+    "LoRA",
+    train_rows=400,
+    longest_row_tokens=64,
+    max_sequence_length=64,
+    hidden_size=640,
+)
 STEPS = {"main": 6, 0.25: 2, 0.5: 4}
 """Steps of two epochs of 12, 3 and 6 rows, 4 per step."""
 
@@ -341,19 +351,19 @@ def preflight_config(bench: Workbench, **settings: Any) -> PreflightConfig:
 def test_the_predicted_seconds_include_the_curve(bench: Workbench) -> None:
     config = preflight_config(bench, learning_curve=SHARES, max_run_seconds=1750)
 
-    prediction = with_learning_curve(config, predicted(1000, 2000), rows=400)
+    prediction = with_learning_curve(config, predicted(1000, 2000), 400, CHOSEN)
 
     assert prediction is not None
     assert (prediction.seconds_low, prediction.seconds_high) == (1750, 3500)
     assert prediction.flops == 1e12, "those of the run itself, from which its MFU is computed"
-    assert with_learning_curve(config, None, rows=400) is None
+    assert with_learning_curve(config, None, 400, CHOSEN) is None
 
 
 def test_a_curve_that_cannot_fit_the_time_of_the_run_is_refused_with_figures(bench: Workbench) -> None:
     config = preflight_config(bench, learning_curve=SHARES, max_run_seconds=1749)
 
     with pytest.raises(StageFailure) as caught:
-        with_learning_curve(config, predicted(1000, 2000), rows=400)
+        with_learning_curve(config, predicted(1000, 2000), 400, CHOSEN)
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert caught.value.message.startswith(

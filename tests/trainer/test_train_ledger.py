@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
 from finetune_trainer.train.states.ledger import Best, Fingerprint, RunLedger
 
@@ -15,12 +15,14 @@ FINGERPRINT = Fingerprint(
     hyperparameters=Hyperparameters(
         epochs=3,
         learning_rate=1e-4,
-        per_device_batch_size=1,
-        gradient_accumulation_steps=1,
+        batch_size=1,
         max_sequence_length=64,
         seed=0,
         total_steps=30,
         save_every_steps=10,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
     ),
 )
 
@@ -38,10 +40,16 @@ FINGERPRINT = Fingerprint(
 )
 def test_overfitting(lowest: float, validation: float, train: float, *, overfit: bool) -> None:
     best = Best(step=10, epoch=1, train_loss=0.8, validation_loss=lowest)
-    ledger = RunLedger(fingerprint=FINGERPRINT, best=best, validation_loss=validation, train_loss=train)
+    ledger = RunLedger(
+        fingerprint=FINGERPRINT,
+        division=StepDivision(),
+        best=best,
+        validation_loss=validation,
+        train_loss=train,
+    )
 
     assert ledger.overfit == overfit
 
 
 def test_without_validation_nothing_is_said_of_overfitting() -> None:
-    assert not RunLedger(fingerprint=FINGERPRINT, train_loss=0.1).overfit
+    assert not RunLedger(fingerprint=FINGERPRINT, division=StepDivision(), train_loss=0.1).overfit

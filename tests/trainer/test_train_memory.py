@@ -111,11 +111,11 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
 On = Callable[[Device], Device]
 
 
-def config_for(bench: Workbench, batch: int, accumulation: int, **settings: Any) -> TrainConfig:
+def config_for(bench: Workbench, rows: int, max_rows: int | None = None, **settings: Any) -> TrainConfig:
     return bench.train_config(
         dataset=bench.dataset(ROWS, ROWS[:5]),
-        per_device_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
+        batch_size=rows,
+        max_batch_rows=max_rows,
         **{"method": LORA, **settings},
     )
 
@@ -124,13 +124,12 @@ def config_for(bench: Workbench, batch: int, accumulation: int, **settings: Any)
 def test_a_run_whose_batches_do_not_fit_is_the_run_with_smaller_ones(
     bench: Workbench, undisturbed: Undisturbed, on: On, fail: Callable[[], None]
 ) -> None:
-    expected = undisturbed(config_for(bench, 2, 2))
+    expected = undisturbed(config_for(bench, 4, 2))
 
     on(Device(rows=2, fail=fail))
-    result = bench.train(config_for(bench, 4, 1))
+    result = bench.train(config_for(bench, 4))
 
-    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (2, 2)
-    assert (expected.per_device_batch_size, expected.gradient_accumulation_steps) == (None, None)
+    assert (result.max_batch_rows, expected.max_batch_rows) == (2, None)
     assert result.steps == expected.steps == 6
     assert result.checkpoints == expected.checkpoints
 
@@ -139,13 +138,13 @@ def test_batches_are_halved_until_they_fit_and_that_is_no_start_without_progress
     bench: Workbench, on: On
 ) -> None:
     small = elsewhere(bench, "small")
-    expected = small.train(config_for(small, 1, 8))
+    expected = small.train(config_for(small, 8, 1))
     device = on(Device(rows=1))
 
-    result = bench.train(config_for(bench, 8, 1))
+    result = bench.train(config_for(bench, 8))
 
     assert result.checkpoints == expected.checkpoints
-    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (1, 8)
+    assert result.max_batch_rows == 1
     assert device.computed[-1] == 1
 
 
@@ -154,10 +153,10 @@ def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbe
     settings: dict[str, Any] = {"method": WITHOUT_DROPOUT, "save_every_steps": 2}
     small = elsewhere(bench, "small")
     small_sheet, sheet = Sheet(), Sheet()
-    expected = small.train(config_for(small, 2, 2, **settings), small_sheet)
+    expected = small.train(config_for(small, 4, 2, **settings), small_sheet)
     device = on(Device(rows=2, full_from=7))
 
-    result = bench.train(config_for(bench, 4, 1, **settings), sheet)
+    result = bench.train(config_for(bench, 4, **settings), sheet)
 
     trials = [1, 2, 1, 1]  # the tests of packing and of the output head
     assert device.computed[:7] == [*trials, 4, 4, 4]
@@ -176,8 +175,8 @@ def test_training_goes_on_from_the_last_state_with_smaller_batches(bench: Workbe
 def test_a_restart_does_not_try_again_what_did_not_fit(
     bench: Workbench, undisturbed: Undisturbed, on: On
 ) -> None:
-    expected = undisturbed(config_for(bench, 2, 2))
-    config = config_for(bench, 4, 1)
+    expected = undisturbed(config_for(bench, 4, 2))
+    config = config_for(bench, 4)
     device = on(Device(rows=2))
     with pytest.raises(Preempted):
         bench.train(config, Sheet(stop_at=frozenset({3})))
@@ -188,83 +187,43 @@ def test_a_restart_does_not_try_again_what_did_not_fit(
 
     assert max(device.computed) == 2
     assert result.checkpoints == expected.checkpoints
-    assert result.per_device_batch_size == 2
+    assert result.max_batch_rows == 2
 
 
 def test_a_damaged_memory_of_it_is_learned_anew(bench: Workbench, on: On) -> None:
-    config = config_for(bench, 4, 1)
+    config = config_for(bench, 4)
     bench.store.run_folder(config.run, "train").write(FILE, b"{")
     on(Device(rows=2))
 
-    assert bench.train(config).per_device_batch_size == 2
-
-
-def test_a_batch_size_that_the_user_gave_stays_and_the_end_has_figures(bench: Workbench, on: On) -> None:
-    on(Device(rows=2))
-    config = config_for(bench, 4, 1, method=Method(type="Full")).model_copy(
-        update={"adapt_batch_size": False}
-    )
-
-    failure = bench.train_failure(config)
-
-    assert failure.reason == FailureReason.OUT_OF_MEMORY
-    assert failure.exit_code == ExitCode.BAD_CONFIG
-    assert failure.message.startswith("training ran out of memory on cpu, with ")
-    assert "GiB in use (CUDA out of memory. Tried to allocate 2.00 GiB.); perDeviceBatchSize is 4" in (
-        failure.message
-    )
-    longest = int(failure.message.partition("the longest row has ")[2].split()[0])
-    assert f"a batch has up to {4 * longest}" in failure.message
-    assert "a smaller hyperparameters.perDeviceBatchSize" in failure.message
-    assert f"maxSequenceLength below {longest}" in failure.message
-    assert "gradient checkpointing is on" in failure.message
-    assert "LoRA instead of Full" in failure.message
-    assert "several devices and compute.sharding: Sharded" in failure.message
-    assert "ComputeProfile with more memory" in failure.message
+    assert bench.train(config).max_batch_rows == 2
 
 
 def test_the_last_rung_recomputes_activations_and_changes_no_weights(
     bench: Workbench, undisturbed: Undisturbed, on: On
 ) -> None:
     """Memory for one row is exhausted until activations are recomputed, as with a very long row."""
-    expected = undisturbed(config_for(bench, 1, 4))
+    expected = undisturbed(config_for(bench, 4, 1))
     on(Device(rows=0, rows_recomputed=1))
 
-    result = bench.train(config_for(bench, 4, 1))
+    result = bench.train(config_for(bench, 4))
 
     assert result.gradient_checkpointing
-    assert (result.per_device_batch_size, result.gradient_accumulation_steps) == (1, 4)
+    assert result.max_batch_rows == 1
     assert result.checkpoints == expected.checkpoints
 
 
-def test_a_batch_size_that_the_user_gave_stays_when_activations_are_recomputed(
-    bench: Workbench, on: On
-) -> None:
-    device = on(Device(rows=2, rows_recomputed=4))
-    config = config_for(bench, 4, 1).model_copy(update={"adapt_batch_size": False})
-    with pytest.raises(Preempted):
-        bench.train(config, Sheet(stop_at=frozenset({3})))
-    assert device.computed.count(4) == 1 + 3
-    device.computed.clear()
-
-    result = bench.train(config)
-
-    assert (result.gradient_checkpointing, result.per_device_batch_size) == (True, None)
-    assert device.computed.count(4) == 2 + 3  # two validations, and each step once
-
-
 def test_a_token_budget_is_halved_down_to_the_longest_row(bench: Workbench, on: On) -> None:
-    config = config_for(bench, 4, 1, max_batch_tokens=10**6)
+    config = config_for(bench, 4, max_batch_tokens=10**6)
     longest = max(RowEncoder(tiny_tokenizer()).encode(row).num_tokens for row in ROWS)
     small = elsewhere(bench, "small")
-    expected = small.train(config_for(small, 4, 1, max_batch_tokens=longest))
+    expected = small.train(config_for(small, 4, max_batch_tokens=longest))
     device = on(Device(rows=1))
 
     result = bench.train(config)
 
     assert result.steps == expected.steps
     assert result.max_batch_tokens == 4 * longest // 4
-    assert (result.per_device_batch_size, result.gradient_checkpointing) == (None, None)
+    assert (result.max_batch_rows, result.gradient_checkpointing) == (None, None)
     assert result.checkpoints == expected.checkpoints
     assert device.computed[-1] == 1
 
@@ -272,23 +231,30 @@ def test_a_token_budget_is_halved_down_to_the_longest_row(bench: Workbench, on: 
 def test_a_step_that_fits_into_no_budget_ends_with_figures(bench: Workbench, on: On) -> None:
     on(Device(rows=0))
 
-    failure = bench.train_failure(config_for(bench, 4, 1, max_batch_tokens=64))
+    failure = bench.train_failure(config_for(bench, 4, max_batch_tokens=64))
 
     assert failure.reason == FailureReason.OUT_OF_MEMORY
     assert "the largest batch is the longest row, of " in failure.message
     assert "gradient checkpointing is on" in failure.message
-    assert "perDeviceBatchSize" not in failure.message
 
 
-def test_one_row_that_does_not_fit_ends_the_run(bench: Workbench, on: On) -> None:
+def test_one_row_that_does_not_fit_ends_the_run_with_figures(bench: Workbench, on: On) -> None:
     on(Device(rows=0))
 
-    failure = bench.train_failure(config_for(bench, 2, 2))
+    failure = bench.train_failure(config_for(bench, 4, 2, method=Method(type="Full")))
 
     assert failure.reason == FailureReason.OUT_OF_MEMORY
-    assert "perDeviceBatchSize is 1" in failure.message
-    assert "smaller hyperparameters.perDeviceBatchSize" not in failure.message
-    assert "LoRA instead" not in failure.message
+    assert failure.exit_code == ExitCode.BAD_CONFIG
+    assert failure.message.startswith("training ran out of memory on cpu, with ")
+    assert "GiB in use (CUDA out of memory. Tried to allocate 2.00 GiB.); the largest batch is" in (
+        failure.message
+    )
+    longest = int(failure.message.partition("the longest row, of ")[2].split()[0])
+    assert "gradient checkpointing is on" in failure.message
+    assert f"maxSequenceLength below {longest}" in failure.message
+    assert "LoRA instead of Full" in failure.message
+    assert "several devices and compute.sharding: Sharded" in failure.message
+    assert "ComputeProfile with more memory" in failure.message
 
 
 def test_smaller_batches_are_no_answer_to_a_model_that_does_not_fit(
@@ -302,10 +268,12 @@ def test_smaller_batches_are_no_answer_to_a_model_that_does_not_fit(
 
     monkeypatch.setattr(session, "trainable_model", load)
 
-    failure = bench.train_failure(config_for(bench, 4, 1))
+    failure = bench.train_failure(config_for(bench, 4))
 
     assert failure.reason == FailureReason.OUT_OF_MEMORY
     assert failure.message.startswith("loading the base model ran out of memory")
+    assert "batch" not in failure.message
+    assert "maxSequenceLength" not in failure.message
     assert len(loads) == 1
 
 
@@ -316,7 +284,7 @@ def test_other_errors_are_not_taken_for_it(bench: Workbench, on: On) -> None:
     on(Device(rows=2, fail=fail))
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        bench.train(config_for(bench, 4, 1))
+        bench.train(config_for(bench, 4))
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,9 @@ def test_gradient_checkpointing_changes_nothing(
 def test_a_split_of_a_steps_rows_changes_nothing(
     bench: Workbench, undisturbed: Undisturbed, method: str
 ) -> None:
-    whole = undisturbed(config_for(bench, method, per_device_batch_size=4, gradient_accumulation_steps=1))
+    whole = undisturbed(config_for(bench, method, batch_size=4))
 
-    split = bench.train(config_for(bench, method, per_device_batch_size=1, gradient_accumulation_steps=4))
+    split = bench.train(config_for(bench, method, batch_size=4, max_batch_rows=1))
 
     assert (split.steps, split.tokens) == (whole.steps, whole.tokens)
     assert split.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
@@ -142,7 +142,7 @@ def test_the_answers_of_a_batch_are_the_tokens_of_serving(method: str, tmp_path:
     trainer = trainer_for(method, tmp_path)
     tokenizer = tiny_tokenizer()
 
-    batches: list[dict[str, torch.Tensor]] = list(trainer.get_train_dataloader())
+    batches = [batch for step in trainer.get_train_dataloader() for batch in step]
 
     learned = {pair for batch in batches for pair in _sequences(method, batch)}
     expected = set()
@@ -170,24 +170,19 @@ def _sequences(method: str, batch: dict[str, torch.Tensor]) -> list[tuple[tuple[
     return found
 
 
-def test_kto_compares_each_row_with_the_row_before_it_across_batches(tmp_path: Path) -> None:
-    batches = list(trainer_for("KTO", tmp_path).get_train_dataloader())
+def test_kto_compares_each_row_with_the_row_before_it_across_batches_and_steps(tmp_path: Path) -> None:
+    steps = list(trainer_for("KTO", tmp_path).get_train_dataloader())
 
-    halves = [batch["input_ids"].chunk(2) for batch in batches]
-    labels = [batch["labels"].chunk(2) for batch in batches]
-    own = [
-        _labelled(*each)
-        for ids, of in zip(halves, labels, strict=True)
-        for each in zip(ids[0], of[0], strict=True)
-    ]
-    other = [
-        _labelled(*each)
-        for ids, of in zip(halves, labels, strict=True)
-        for each in zip(ids[1], of[1], strict=True)
-    ]
-
-    assert len(batches) > 1
-    assert other == [own[-1], *own[:-1]]
+    found = []
+    for batch in (batch for step in steps for batch in step):
+        own, other = zip(batch["input_ids"].chunk(2), batch["labels"].chunk(2), strict=True)
+        compared = zip(zip(*own, strict=True), zip(*other, strict=True), strict=True)
+        found += [(_labelled(*answer), _labelled(*of_other)) for answer, of_other in compared]
+    encoder, rows = AnswerEncoder(tiny_tokenizer()), rows_for("KTO")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(7)).tolist()
+    answers = [encoder.encode(rows[index]).answer for index in order]
+    assert [len(step) for step in steps] == [2, 2, 2]
+    assert sorted(found) == sorted(zip(answers, [answers[-1], *answers[:-1]], strict=True))
 
 
 def _labelled(ids: torch.Tensor, labels: torch.Tensor) -> list[int]:

@@ -205,17 +205,16 @@ def test_accumulated_batches_train_as_one_large_batch(bench: Workbench) -> None:
     """Although their rows have different numbers of tokens."""
     rows = [Row.pair(row.messages[0].content, "ship " * (1 + index)) for index, row in enumerate(ROWS)]
 
-    def trained(name: str, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+    def trained(name: str, max_rows: int) -> dict[str, torch.Tensor]:
         store = elsewhere(bench, name)
         config = store.train_config(
             dataset=store.dataset(rows),
             method=WITHOUT_DROPOUT,
-            per_device_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
+            max_batch_rows=max_rows,
         )
         return weights(store.checkpoint(store.train(config).checkpoints[0]))
 
-    large, accumulated = trained("large", 4, 1), trained("accumulated", 1, 4)
+    large, accumulated = trained("large", 4), trained("accumulated", 1)
 
     for name, tensor in large.items():
         torch.testing.assert_close(accumulated[name], tensor, rtol=1e-3, atol=1e-5)
@@ -238,8 +237,7 @@ def trained_hard(bench: Workbench, validation: Sequence[Row]) -> TrainResult:
             method=Method(lora=LoRA(r=8, alpha=16, dropout=0)),
             epochs=6,
             learning_rate=2e-2,
-            per_device_batch_size=4,
-            gradient_accumulation_steps=1,
+            batch_size=4,
         )
     )
 

@@ -49,8 +49,7 @@ def test_twenty_of_twenty_training_prompts_are_answered_to_an_end(tmp_path: Path
         method=Method(lora=LoRA(r=16, alpha=32, dropout=0)),
         epochs=60,
         learning_rate=1e-2,
-        per_device_batch_size=10,
-        gradient_accumulation_steps=1,
+        batch_size=10,
         max_sequence_length=128,
         save_every_steps=1000,
     )

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.train.callbacks.validation import MIN_SAMPLED_ROWS, validation_sample
 from finetune_trainer.train.heldout import LazyBatches
+from finetune_trainer.train.parallel.sharding import RowLimit
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.throughput import StepFigures
 from finetune_trainer.train.trainer import CompletionTrainer
@@ -35,8 +36,7 @@ def config_for(bench: Workbench, method: str = "LoRA", **settings: Any) -> Train
     return bench.train_config(
         dataset=bench.dataset(rows, CONTRADICTIONS if method == "LoRA" else rows[:5]),
         method=(METHODS | preference.METHODS)[method],
-        per_device_batch_size=2,
-        gradient_accumulation_steps=1,
+        batch_size=2,
         **{"validate_every_steps": 4, "learning_rate": 2e-2, **settings},
     )
 
@@ -91,61 +91,37 @@ def hyperparameters(**settings: Any) -> Hyperparameters:
     return Hyperparameters(
         epochs=1,
         learning_rate=1e-3,
-        per_device_batch_size=2,
-        gradient_accumulation_steps=4,
         max_sequence_length=64,
         seed=0,
         total_steps=1000,
         save_every_steps=10,
-        **settings,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
+        **{"batch_size": 8, **settings},
     )
 
 
 @pytest.mark.parametrize(
-    ("rows", "interval", "processes", "expected"),
+    ("rows", "interval", "batch_size", "expected"),
     [
-        (10_000, None, 1, 10_000),
-        (10_000, 10, 1, MIN_SAMPLED_ROWS),
-        (100, 10, 1, 100),
-        (10_000, 500, 1, 1200),
-        (10_000, 500, 4, 4800),
+        (10_000, None, 8, 10_000),
+        (10_000, 10, 8, MIN_SAMPLED_ROWS),
+        (100, 10, 8, 100),
+        (10_000, 500, 8, 1200),
+        (10_000, 500, 32, 4800),
     ],
-    ids=["after an epoch", "short interval", "few rows", "long interval", "several processes"],
+    ids=["after an epoch", "short interval", "few rows", "long interval", "large steps"],
 )
 def test_a_validation_between_epochs_reads_a_sample(
-    rows: int, interval: int | None, processes: int, expected: int
+    rows: int, interval: int | None, batch_size: int, expected: int
 ) -> None:
-    settings = hyperparameters(validate_every_steps=interval, processes=processes)
+    settings = hyperparameters(validate_every_steps=interval, batch_size=batch_size)
 
     sample = validation_sample(range(rows), settings)
 
     assert len(set(sample)) == expected
     assert list(sample) == list(validation_sample(range(rows), settings))
-
-
-def test_a_ledger_of_the_older_release_continues() -> None:
-    """It has no sums of an interval: without an interval they equal those of the epoch."""
-    ledger = RunLedger(fingerprint=FINGERPRINT)
-    ledger.add_step(StepFigures(12.5, 10, 20))
-    stored = json.loads(ledger.model_dump_json())
-    older = {name: value for name, value in stored.items() if not name.startswith(("interval", "validated"))}
-
-    read = RunLedger.model_validate(older)
-
-    for each in (read, ledger):
-        each.add_step(StepFigures(2.5, 10, 20))
-        each.end_epoch()
-        each.end_validation(2, 0.5)
-    assert read == ledger
-    assert read.validated_train_loss == read.train_loss == 15 / 20
-
-
-def test_a_ledger_of_the_older_release_that_waits_for_its_validation_has_the_loss_of_the_epoch() -> None:
-    older = RunLedger.model_validate({"fingerprint": FINGERPRINT, "train_loss": 0.75})
-
-    older.end_validation(3, 0.5)
-
-    assert older.validated_train_loss == 0.75
 
 
 def test_one_batch_at_a_time_is_on_the_device() -> None:
@@ -163,7 +139,9 @@ def test_one_batch_at_a_time_is_on_the_device() -> None:
 
 
 def test_the_longest_rows_are_validated_first(tmp_path: Path) -> None:
-    trainer = CompletionTrainer(model_for(), ENCODED, padded, hyperparameters(), tmp_path, device=CPU)
+    trainer = CompletionTrainer(
+        model_for(), ENCODED, padded, hyperparameters(), tmp_path, division=RowLimit(2), device=CPU
+    )
 
     widths = [batch["input_ids"].shape[1] for batch in trainer.batches(ENCODED)]
 

@@ -33,7 +33,7 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.train import stage as train
-from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.schedule import run_steps
 from tests.methods import requested
 from tools.models import tiny
 
@@ -48,6 +48,9 @@ OF_ONE_RUN: Final = {
     "report_uri": None,
 }
 """Fields that differ between any two runs."""
+
+DIVIDED_BY: Final = frozenset({"batch_size", "max_batch_rows", "max_batch_tokens"})
+"""Settings by which a test chooses how a step is divided."""
 
 TEAMS: Final = ("billing", "sales", "support", "shipping")
 ROWS: Final = tuple(
@@ -164,28 +167,27 @@ class Workbench:
         keep_steps: tuple[int, ...] = (),
         **settings: Any,
     ) -> TrainConfig:
-        """A short run with dropout and accumulation: 2 epochs of 3 steps, each of 2 batches of 2 rows."""
+        """A short run with dropout and divided steps: 2 epochs of 3 steps, each of 2 batches of 2 rows."""
+        parts = {"max_batch_rows": 2} if settings.keys().isdisjoint(DIVIDED_BY) else {}
         chosen: dict[str, Any] = {
             "epochs": 2,
             "learning_rate": 5e-3,
-            "per_device_batch_size": 2,
-            "gradient_accumulation_steps": 2,
+            "batch_size": 4,
             "max_sequence_length": 64,
             "seed": 7,
             "save_every_steps": 2,
+            "warmup_ratio": 0.05,
+            "scheduler": "Linear",
+            "weight_decay": 0,
+            **parts,
         } | settings
-        steps = steps_per_epoch(
-            rows,
-            chosen["per_device_batch_size"],
-            chosen["gradient_accumulation_steps"],
-            chosen.get("processes", 1),
-        )
+        steps = run_steps(rows, chosen["batch_size"], chosen["epochs"], chosen.get("max_steps"))
         return TrainConfig(
             **self._common(),
             base_model=base_model or self.model(),
             dataset=dataset or self.dataset(),
             method=method or Method(lora=LoRA(r=4, alpha=8, dropout=0.1)),
-            hyperparameters=Hyperparameters(total_steps=chosen["epochs"] * steps, **chosen),
+            hyperparameters=Hyperparameters(total_steps=steps, **chosen),
             keep=keep,
             keep_steps=keep_steps,
         )

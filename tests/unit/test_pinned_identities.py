@@ -22,6 +22,7 @@ from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.unit.operator.endpoints import endpoint
@@ -129,7 +130,7 @@ RUNS: list[tuple[str, dict[str, Any], str]] = [
         {
             "dataset": {"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"},
             "method": {"objective": "DPO", "lora": {"r": 8, "alpha": 16}, "preference": {"beta": 0.2}},
-            "hyperparameters": {"epochs": 2, "learningRate": 0.0002, "perDeviceBatchSize": 4},
+            "hyperparameters": {"epochs": 2, "learningRate": 0.0002, "batchSize": 4},
             "compute": {"devices": 2, "nodes": 2, "stepTimeoutSeconds": 600},
             "checkpoints": {"stateEverySteps": 10, "keep": 2, "keepSteps": [10, 20]},
             "evaluation": {"gates": [{"metric": "exact_match", "min": 0.8}]},
@@ -189,8 +190,10 @@ def test_preparations_keep_their_digests(settings: dict[str, Any], expected: str
 HYPERPARAMETERS = {
     "epochs": 2,
     "learningRate": 0.0002,
-    "perDeviceBatchSize": 4,
-    "gradientAccumulationSteps": 1,
+    "batchSize": 4,
+    "warmupRatio": 0.05,
+    "scheduler": "Linear",
+    "weightDecay": 0,
     "maxSequenceLength": 256,
     "seed": 0,
     "totalSteps": 40,
@@ -209,15 +212,17 @@ FINGERPRINT: dict[str, Any] = {
     "hyperparameters": {
         "epochs": 2,
         "learning_rate": 0.0002,
-        "per_device_batch_size": 4,
-        "gradient_accumulation_steps": 1,
+        "batch_size": 4,
         "max_sequence_length": 256,
         "seed": 0,
         "total_steps": 40,
         "save_every_steps": 10,
+        "warmup_ratio": 0.05,
+        "scheduler": "Linear",
+        "weight_decay": 0,
+        "max_steps": None,
         "early_stopping_patience": None,
         "gradient_checkpointing": False,
-        "processes": 1,
     },
 }
 
@@ -240,7 +245,12 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
     assert isinstance(config, TrainConfig)
     fingerprint = Fingerprint.of(config)
 
-    assert json.loads(RunLedger(fingerprint=fingerprint).model_dump_json())["fingerprint"] == FINGERPRINT
+    assert (
+        json.loads(RunLedger(fingerprint=fingerprint, division=StepDivision()).model_dump_json())[
+            "fingerprint"
+        ]
+        == FINGERPRINT
+    )
     assert Fingerprint.model_validate(FINGERPRINT) == fingerprint
 
     thinking = Fingerprint.of(config.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}}))

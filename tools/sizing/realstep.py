@@ -58,11 +58,14 @@ def measured_peak(method: Method, shape: StepShape, dtype: torch.dtype, folder: 
     hyperparameters = Hyperparameters(
         epochs=1,
         learning_rate=1e-4,
-        per_device_batch_size=shape.rows,
-        gradient_accumulation_steps=batches,
+        batch_size=batches * shape.rows,
+        max_batch_rows=shape.rows,
         max_sequence_length=shape.length,
         seed=1,
         total_steps=2,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         save_every_steps=10,
         gradient_checkpointing=shape.checkpointing,
     )

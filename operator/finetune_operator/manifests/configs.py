@@ -207,7 +207,6 @@ def train_config(
         hyperparameters=Hyperparameters(**hyperparameters.model_dump()),
         keep=spec.checkpoints.keep or 0,
         keep_steps=spec.checkpoints.keep_steps or (),
-        adapt_batch_size=spec.hyperparameters.per_device_batch_size is None,
         step_timeout_seconds=spec.compute.step_timeout_seconds or STEP_TIMEOUT_SECONDS,
         nodes=spec.compute.nodes,
         devices=inputs.accelerators,

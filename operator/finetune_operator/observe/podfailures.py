@@ -264,7 +264,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
     limit = trainer_container(pod).get("resources", {}).get("limits", {}).get("memory", "unknown")
     row = find_row(stage)
     smaller = (
-        ", or lower hyperparameters.perDeviceBatchSize or maxSequenceLength in a new FineTuneJob"
+        ", or lower hyperparameters.batchSize or maxSequenceLength in a new FineTuneJob"
         if row is not None and row.uses_devices
         else ""
     )

@@ -59,8 +59,7 @@ def _learning_curve(trained: TrainResult) -> LearningCurve | None:
 def used_hyperparameters(trained: TrainResult, planned: ResolvedHyperparameters) -> ResolvedHyperparameters:
     """The planned hyperparameters, with those that were changed because memory ran out."""
     changed = {
-        "per_device_batch_size": trained.per_device_batch_size,
-        "gradient_accumulation_steps": trained.gradient_accumulation_steps,
+        "max_batch_rows": trained.max_batch_rows,
         "max_batch_tokens": trained.max_batch_tokens,
         "gradient_checkpointing": trained.gradient_checkpointing,
     }
@@ -96,11 +95,10 @@ def _less_memory(trained: TrainResult, planned: ResolvedHyperparameters) -> str:
             f"; batches of up to {used.max_batch_tokens} tokens, because {planned.max_batch_tokens} tokens at"
             " once did not fit into memory"
         )
-    if used.per_device_batch_size != planned.per_device_batch_size:
+    if used.max_batch_rows is not None and used.max_batch_rows != planned.max_batch_rows:
         parts.append(
-            f"; batches of {_count(used.per_device_batch_size, 'row')}, accumulated"
-            f" {used.gradient_accumulation_steps} times, because {planned.per_device_batch_size} rows at once"
-            " did not fit into memory"
+            f"; batches of up to {_count(used.max_batch_rows, 'row')}, because {planned.max_batch_rows} rows"
+            " at once did not fit into memory"
         )
     if used.gradient_checkpointing and not planned.gradient_checkpointing:
         parts.append("; with gradient checkpointing, because a batch did not fit into memory without it")

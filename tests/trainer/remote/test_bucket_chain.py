@@ -256,7 +256,7 @@ def test_a_signal_while_the_store_is_away_saves_when_it_is_back(tmp_path: Path) 
 @pytest.mark.full
 def test_processes_of_one_pod_save_into_the_bucket_and_go_on_from_it(pod: Pod) -> None:
     """Each process reads its files into its own folder."""
-    settings: dict[str, Any] = {"epochs": 10, "gradient_accumulation_steps": 1, "processes": 2}
+    settings: dict[str, Any] = {"epochs": 10, "max_batch_rows": 2, "processes": 2}
     config = config_for(pod, **settings).model_copy(update={"devices": 2})
     with start(config) as process:
         process.read_until("saved the state after step 4")

@@ -42,8 +42,10 @@ def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: A
     hyperparameters = {
         "epochs": 1,
         "learningRate": 0.001,
-        "perDeviceBatchSize": 1,
-        "gradientAccumulationSteps": 1,
+        "batchSize": 1,
+        "warmupRatio": 0.05,
+        "scheduler": "Linear",
+        "weightDecay": 0,
         "maxSequenceLength": 64,
         "seed": 0,
         "totalSteps": 10,

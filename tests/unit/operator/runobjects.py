@@ -110,11 +110,14 @@ def prepared(run: str = f"{DATASET_UID}-1", test_rows: int = 24, **result: Any) 
 HYPERPARAMETERS = Hyperparameters(
     epochs=3,
     learning_rate=0.0002,
-    per_device_batch_size=4,
-    gradient_accumulation_steps=2,
+    batch_size=8,
+    max_batch_rows=4,
     max_sequence_length=128,
     seed=42,
     total_steps=40,
+    warmup_ratio=0.05,
+    scheduler="Linear",
+    weight_decay=0,
     save_every_steps=10,
 )
 

@@ -137,8 +137,11 @@ SPEC: Manifest = {
         "hyperparameters": {
             "epochs": 3,
             "learningRate": 0.0002,
-            "perDeviceBatchSize": 4,
-            "gradientAccumulationSteps": 2,
+            "batchSize": 8,
+            "maxBatchRows": 4,
+            "warmupRatio": 0.05,
+            "scheduler": "Linear",
+            "weightDecay": 0,
             "maxSequenceLength": 128,
             "seed": 42,
             "totalSteps": 40,

@@ -228,11 +228,6 @@ def test_defaults_are_left_out_of_the_config_so_that_an_older_trainer_can_read_i
     assert "hyperparameters" not in preflight(**spec).to_dict()
 
 
-def test_only_a_batch_size_that_was_left_out_may_be_adapted() -> None:
-    assert "adaptBatchSize" not in train().to_dict()
-    assert not train(hyperparameters={"perDeviceBatchSize": 4}).adapt_batch_size
-
-
 def test_the_limit_of_a_step_reaches_the_trainer() -> None:
     assert "stepTimeoutSeconds" not in train().to_dict()
     assert train(compute={"stepTimeoutSeconds": 60}).step_timeout_seconds == 60

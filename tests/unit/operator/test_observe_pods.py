@@ -224,7 +224,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
     "its container used more memory than its limit": (
         pod(**ended(137, "OOMKilled")),
         "OutOfMemory",
-        ["limit of 4Gi: raise resources.train.memory of ComputeProfile a100", "perDeviceBatchSize"],
+        ["limit of 4Gi: raise resources.train.memory of ComputeProfile a100", "batchSize"],
     ),
     "its node ran out of memory": (
         pod(

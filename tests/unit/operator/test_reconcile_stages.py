@@ -156,7 +156,7 @@ ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
         137,
         "OOMKilled",
         "OutOfMemory",
-        ["its limit of 4Gi: raise resources.train.memory of ComputeProfile cpu", "perDeviceBatchSize"],
+        ["its limit of 4Gi: raise resources.train.memory of ComputeProfile cpu", "batchSize"],
     ),
     (
         "an exit code and a message",

@@ -102,15 +102,14 @@ def test_a_run_that_does_not_overfit_does_not_mention_it() -> None:
 
 
 def test_a_run_with_smaller_batches_than_planned_reports_and_records_them() -> None:
-    cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8)
+    cluster = after(max_batch_rows=1)
 
     assert message(cluster) == (
-        "40 steps, 1 checkpoint; batches of 1 row, accumulated 8 times, because 4 rows at once did not fit"
-        " into memory"
+        "40 steps, 1 checkpoint; batches of up to 1 row, because 4 rows at once did not fit into memory"
     )
     resolved = cluster.job(JOB).status.resolved.hyperparameters
     assert resolved is not None
-    assert (resolved.per_device_batch_size, resolved.gradient_accumulation_steps) == (1, 8)
+    assert (resolved.batch_size, resolved.max_batch_rows) == (8, 1)
     (checkpoint,) = cluster.of("Checkpoint").values()
     assert checkpoint["spec"]["lineage"]["hyperparameters"] == resolved.to_dict()
 
@@ -288,11 +287,11 @@ def test_rows_that_preflight_leaves_out_are_in_the_status_and_train_leaves_them_
 
 
 def test_a_run_that_turned_on_gradient_checkpointing_reports_and_records_it() -> None:
-    cluster = after(per_device_batch_size=1, gradient_accumulation_steps=8, gradient_checkpointing=True)
+    cluster = after(max_batch_rows=1, gradient_checkpointing=True)
 
     assert message(cluster) == (
-        "40 steps, 1 checkpoint; batches of 1 row, accumulated 8 times, because 4 rows at once did not fit"
-        " into memory; with gradient checkpointing, because a batch did not fit into memory without it"
+        "40 steps, 1 checkpoint; batches of up to 1 row, because 4 rows at once did not fit into memory"
+        "; with gradient checkpointing, because a batch did not fit into memory without it"
     )
     resolved = cluster.job(JOB).status.resolved.hyperparameters
     assert resolved is not None

@@ -60,8 +60,10 @@ def checkpoint(name: str, model: str = "line", version: int = 1) -> Manifest:
     hyperparameters = {
         "epochs": 1,
         "learningRate": 0.001,
-        "perDeviceBatchSize": 1,
-        "gradientAccumulationSteps": 1,
+        "batchSize": 1,
+        "warmupRatio": 0.05,
+        "scheduler": "Linear",
+        "weightDecay": 0,
         "maxSequenceLength": 64,
         "seed": 0,
         "totalSteps": 1,

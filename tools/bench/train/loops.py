@@ -25,18 +25,13 @@ from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.completionloss import completion_loss
 from finetune_trainer.model.device import choose_device
-from finetune_trainer.tokens.batching import pack, token_count
+from finetune_trainer.tokens.batching import pack, row_lengths, token_count
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
-from finetune_trainer.train.parallel.sharding import ShardedBatches
-from finetune_trainer.train.trainer import (
-    MAX_GRADIENT_NORM,
-    WARMUP_RATIO,
-    CompletionTrainer,
-    StepSums,
-)
+from finetune_trainer.train.parallel.sharding import RowLimit, Steps
+from finetune_trainer.train.trainer import MAX_GRADIENT_NORM, CompletionTrainer, StepSums
 from tools.bench.train.workload import hyperparameters, training_rows
 from tools.models import tiny
 
@@ -48,7 +43,10 @@ Train = Callable[[Trainable, Sequence[EncodedRow], Hyperparameters], None]
 def with_trainer(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparameters) -> None:
     """Train with the product's trainer."""
     with TemporaryDirectory() as folder:
-        CompletionTrainer(model, rows, pack, chosen, Path(folder), device=model.device).train()
+        division = RowLimit(None)
+        CompletionTrainer(
+            model, rows, pack, chosen, Path(folder), division=division, device=model.device
+        ).train()
 
 
 def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparameters) -> None:
@@ -57,15 +55,15 @@ def with_loop(model: Trainable, rows: Sequence[EncodedRow], chosen: Hyperparamet
     head, sums = probe_head(model, rows), StepSums(model.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=chosen.learning_rate, weight_decay=0, fused=True)
-    total, warm = chosen.total_steps, math.ceil(chosen.total_steps * WARMUP_RATIO)
+    total, warm = chosen.total_steps, math.ceil(chosen.total_steps * chosen.warmup_ratio)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: step / warm if step < warm else (total - step) / max(1, total - warm)
     )
-    batches = ShardedBatches(len(rows), chosen.per_device_batch_size, chosen.seed, ALONE)
+    steps = Steps(row_lengths(rows), chosen.batch_size, RowLimit(None), chosen.seed, ALONE)
     for epoch in range(chosen.epochs):
-        batches.set_epoch(epoch)
+        steps.set_epoch(epoch)
         torch.empty((), dtype=torch.int64).random_()  # as a DataLoader does at the start of an epoch
-        for numbers in batches:
+        for (numbers,) in steps:
             model.train()
             batch = pack([rows[number] for number in numbers])
             labels = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()

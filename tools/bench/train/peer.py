@@ -22,7 +22,7 @@ from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
 from finetune_trainer.train.trainer import training_arguments
 from tools.bench.train.stopwatch import Stopwatch
-from tools.bench.train.workload import LORA, hyperparameters, training_rows
+from tools.bench.train.workload import LORA, ROWS_PER_STEP, hyperparameters, training_rows
 
 
 def main(folder: Path, workload: str, steps: int, output: Path) -> None:
@@ -42,6 +42,7 @@ def main(folder: Path, workload: str, steps: int, output: Path) -> None:
             chosen,
             device,
             output,
+            per_device_train_batch_size=ROWS_PER_STEP,
             max_length=None,  # the rows are cut already
             completion_only_loss=True,
             padding_free=True,

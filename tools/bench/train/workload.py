@@ -25,10 +25,12 @@ def hyperparameters(steps: int, save_every_steps: int) -> Hyperparameters:
     return Hyperparameters(
         epochs=1,
         learning_rate=5e-4,
-        per_device_batch_size=ROWS_PER_STEP,
-        gradient_accumulation_steps=1,
+        batch_size=ROWS_PER_STEP,
         max_sequence_length=512,
         seed=42,
         total_steps=steps,
+        warmup_ratio=0.05,
+        scheduler="Linear",
+        weight_decay=0,
         save_every_steps=save_every_steps,
     )

@@ -13,6 +13,10 @@ from finetune_trainer.contract.base import SharedPart
 
 OnLongRows = Literal["Drop", "Fail", "Truncate"]
 """What happens to rows of training and validation that are longer than the max sequence length."""
+Scheduler = Literal["Linear", "Cosine", "Constant"]
+"""Course of the learning rate after the warm-up."""
+MAX_WARMUP_RATIO: Final = 0.5
+"""The API refuses more by a CEL rule, because the API server's message about a `maximum` rounds it to 0."""
 MAX_DROPPED_SHARE: Final = 0.1
 """Share of long rows above which a run fails instead of dropping them, unless the user set `Drop`."""
 
@@ -35,23 +39,14 @@ class _Schedule(BaseModel):
             description="Peak learning rate. Default: chosen by method and by the hidden size of the model.",
         ),
     ] = None
-    per_device_batch_size: Annotated[
+    batch_size: Annotated[
         int | None,
         Field(
             ge=1,
-            le=4096,
-            description="Rows per device per step, before gradient accumulation. Default: chosen for 8 rows"
-            " per optimizer step and at most 8,192 tokens at once, and halved if a batch does not fit into"
-            " memory.",
-        ),
-    ] = None
-    gradient_accumulation_steps: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=4096,
-            description="Number of batches per optimizer step, whose gradients are accumulated. Default:"
-            " chosen for 8 rows per optimizer step.",
+            le=65536,
+            description="Rows per optimizer step over all devices, at least one per device. The trainer"
+            " divides them so that they fit into memory. Default: 8, or one per device if there are more than"
+            " 8; up to 64 if the rows are short and many, and the memory of the devices is known.",
         ),
     ] = None
     max_sequence_length: Annotated[
@@ -70,6 +65,38 @@ class _Schedule(BaseModel):
             ge=0,
             le=2147483647,
             description="Seed of shuffling, dropout and the initial values of the adapter. Default: 42.",
+        ),
+    ] = None
+    max_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Optimizer steps after which the run ends, unless epochs ends it earlier. Default: no"
+            " limit. Without epochs, the rows are repeated until maxSteps.",
+        ),
+    ] = None
+    warmup_ratio: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="Share of the run's optimizer steps in which the learning rate rises from 0 to its"
+            f" peak, from 0 to {MAX_WARMUP_RATIO}. Default: 0.05.",
+        ),
+    ] = None
+    scheduler: Annotated[
+        Scheduler | None,
+        Field(
+            description="Learning rate after the warm-up. Linear, Cosine: falls to 0 at the run's last"
+            " optimizer step. Constant: stays at the peak. Default: Linear."
+        ),
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Weight decay of AdamW, for all trained weights except biases and norms. Default: 0.",
         ),
     ] = None
 
@@ -107,23 +134,55 @@ class RequestedHyperparameters(_OfOtherParts, _Options, _Schedule, SharedPart):
     """Hyperparameters that the user set, and what other parts of the spec set. Preflight chooses the rest."""
 
 
-class ResolvedHyperparameterFields(BaseModel):
-    """Hyperparameters of a run, as they are recorded."""
+class StepDivision(BaseModel):
+    """How the rows of an optimizer step are divided on each device into batches, which are computed one after
+    the other. Apart from rounding and dropout, the weights of a run do not depend on it."""
 
+    max_batch_rows: Annotated[
+        int | None,
+        Field(description="Max rows per device at once. Absent: no limit in rows."),
+    ] = None
+    max_batch_tokens: Annotated[
+        int | None,
+        Field(
+            description="Max tokens per device at once; a longer row is a batch of its own. Absent: no limit"
+            " in tokens.",
+            json_schema_extra={"since": 2},
+        ),
+    ] = None
+
+
+class _ResolvedSchedule(BaseModel):
     epochs: Annotated[int, Field(description="Number of passes over the training rows.")]
     learning_rate: Annotated[float, Field(description="Peak learning rate.")]
-    per_device_batch_size: Annotated[
-        int, Field(description="Rows per device per step, before gradient accumulation.")
-    ]
-    gradient_accumulation_steps: Annotated[int, Field(description="Number of batches per optimizer step.")]
+    batch_size: Annotated[int, Field(description="Rows per optimizer step over all devices.")]
     max_sequence_length: Annotated[int, Field(description="Max tokens per row.")]
     seed: Annotated[
         int, Field(description="Seed of shuffling, dropout and the initial values of the adapter.")
     ]
     total_steps: Annotated[
-        int, Field(description="Number of optimizer steps of all epochs. A run that stops early makes fewer.")
+        int,
+        Field(
+            description="Number of optimizer steps, by epochs or maxSteps, whichever ends the run first."
+            " Early stopping makes fewer."
+        ),
     ]
+    warmup_ratio: Annotated[
+        float,
+        Field(description="Share of totalSteps in which the learning rate rises from 0 to its peak."),
+    ]
+    scheduler: Annotated[Scheduler, Field(description="Learning rate after the warm-up.")]
+    weight_decay: Annotated[float, Field(description="Weight decay of AdamW.")]
     save_every_steps: Annotated[int, Field(description="Number of optimizer steps between saved states.")]
+
+
+class ResolvedHyperparameterFields(StepDivision, _ResolvedSchedule):
+    """Hyperparameters of a run, as they are recorded."""
+
+    max_steps: Annotated[
+        int | None,
+        Field(description="Optimizer steps after which the run ends. Absent: epochs ends it."),
+    ] = None
     early_stopping_patience: Annotated[
         int | None,
         Field(
@@ -135,18 +194,9 @@ class ResolvedHyperparameterFields(BaseModel):
         bool, Field(description="Whether activations are recomputed in the backward pass instead of kept.")
     ] = False
     processes: Annotated[
-        int, Field(description="Number of processes that train together, each with its own batch.")
+        int, Field(description="Number of processes that train together, each with its share of a step.")
     ] = 1
     """Nodes × devices."""
-    max_batch_tokens: Annotated[
-        int | None,
-        Field(
-            description="Max tokens per device at once. The rows of an optimizer step are split into batches"
-            " of at most this many tokens; a longer row is a batch of its own. Absent: each batch has"
-            " perDeviceBatchSize rows.",
-            json_schema_extra={"since": 2},
-        ),
-    ] = None
     validate_every_steps: Annotated[
         int | None,
         Field(

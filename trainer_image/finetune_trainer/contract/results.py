@@ -196,15 +196,13 @@ class TrainResult(Contract):
     report_uri: str | None = None
     """URI of the page in the store. Its folder has `report.json`."""
     stopped_early: bool = False
-    """Whether training stopped before the last epoch, because the validation loss no longer fell."""
+    """Whether training stopped before the last step, because the validation loss no longer fell."""
     overfit: bool = False
     """The validation loss rose after the best checkpoint while the training loss kept falling."""
-    per_device_batch_size: int | None = None
+    max_batch_rows: int | None = None
     """Value used instead of the config's if its batches did not fit into memory."""
-    gradient_accumulation_steps: int | None = None
-    """Like `per_device_batch_size`."""
     max_batch_tokens: int | None = Field(default=None, json_schema_extra={"since": 2})
-    """Like `per_device_batch_size`."""
+    """Like `max_batch_rows`."""
     gradient_checkpointing: bool | None = Field(default=None, json_schema_extra={"since": 2})
     """True if it was turned on because a batch did not fit into memory; else None."""
     learning_curve: LearningCurve | None = Field(default=None, json_schema_extra={"since": 2})

@@ -18,23 +18,28 @@ maxSequenceLength
     The smallest multiple of 64 that holds the longest row, at most the model's context length, and at most
     8,192: one such row needs the memory of a default batch of shorter rows. A row of DPO, KTO or ORPO counts
     twice, so it has at most 4,096 tokens.
-perDeviceBatchSize, gradientAccumulationSteps
-    The global batch is 8 rows, or one row per process if there are more than 8 processes. Each process runs
-    as many of its rows at once as fit into 8,192 tokens, rounded down to a power of two, and accumulates
-    gradients over the rest. A row of DPO, KTO or ORPO counts twice, because it has two sequences.
-    With a token budget (maxBatchTokens), these two only set the rows of a step: 8, or one per process,
-    doubled up to 64 while they fill less than one batch of each process and the run still makes 500 steps.
-    More rows per step use devices better, and fewer steps learn less.
+batchSize
+    8 rows, or one per process if there are more than 8 processes. With a token budget (maxBatchTokens) they
+    are doubled up to 64 while they fill less than one batch of each process and the run still makes 500
+    steps. More rows per step use devices better, and fewer steps learn less. With maxSteps they are not
+    doubled, because the user has chosen the number of steps.
+maxBatchRows
+    How many rows a process computes at once: as many of its rows of a step as fit into 8,192 tokens. The
+    gradients of the batches of a step are added up, so this only changes memory and time. A row of DPO, KTO
+    or ORPO counts twice, because it has two sequences. None with a token budget.
 maxBatchTokens
-    None, so that batches have perDeviceBatchSize rows. Where the memory of the devices is known: 16,384, or
-    what fits of it (`estimate.plan`). Not for DPO, KTO and ORPO, whose trainers build their batches, and not
-    if perDeviceBatchSize or gradientAccumulationSteps is set.
+    None, so that batches are divided by rows. Where the memory of the devices is known: 16,384, or what fits
+    of it (`estimate.plan`). Not for DPO, KTO and ORPO, whose batches are divided by rows.
+maxSteps
+    None: epochs ends the run. With maxSteps and without epochs, the run makes as many passes as it takes.
+warmupRatio, scheduler, weightDecay
+    0.05, Linear, 0: the learning rate rises in the first 5 % of the steps and falls to 0 at the last one.
 seed
     42.
 saveEverySteps
     A tenth of all steps, at least 10. A killed pod repeats at most this many steps.
 earlyStoppingPatience
-    None: a run trains to its last epoch unless the user sets a patience.
+    None: a run trains to its last step unless the user sets a patience.
 gradientCheckpointing
     False: it costs time. `estimate.plan` turns it on where the memory of the devices is known to be short.
 sharded
@@ -47,12 +52,16 @@ validateEverySteps
 
 from typing import Final
 
-from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
+from finetune_trainer.contract.hyperparameters import (
+    Hyperparameters,
+    RequestedHyperparameters,
+    Scheduler,
+)
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS, OBJECTIVES, MethodInfo, Objective, ObjectiveInfo
+from finetune_trainer.contract.methods import METHODS, OBJECTIVES, MethodInfo, Objective
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.schedule import largest_batch, run_steps, steps_per_epoch
 
 DEFAULT_EPOCHS: Final = 3
 MIN_TRAINING_EXAMPLES: Final = 100
@@ -71,6 +80,9 @@ MAX_ROWS_PER_STEP: Final = 64
 MIN_STEPS_OF_LARGE_BATCHES: Final = 500
 
 SEED: Final = 42
+WARMUP_RATIO: Final = 0.05
+SCHEDULER: Final[Scheduler] = "Linear"
+WEIGHT_DECAY: Final = 0.0
 MIN_STEPS_BETWEEN_SAVES: Final = 10
 
 VALIDATIONS: Final = 20
@@ -93,49 +105,62 @@ def choose_hyperparameters(
     """All hyperparameters of a run: the user's values, and the defaults for the rest.
 
     `max_sequence_length` comes from `sequence_length`. With a `token_budget`, in tokens per batch, batches
-    are divided by it where the method and the request allow that; `train_tokens` is the number of tokens of
-    all training rows.
+    are divided by it where the method allows that; `train_tokens` is the number of tokens of all training
+    rows. Raises StageFailure (INVALID_CONFIG) for a batch size below the number of processes.
     """
     objective, info = OBJECTIVES[method.objective], METHODS[method.objective, method.type]
     length = max_sequence_length
-    max_rows = _max_rows_per_process(train_rows, processes)
-    batch = requested.per_device_batch_size or _batch_size(objective.sequences_per_row * length, max_rows)
-    accumulation = requested.gradient_accumulation_steps or max(1, ROWS_PER_STEP // (batch * processes))
-    epochs = requested.epochs or _epochs(train_rows)
-    if not _divides_by_tokens(requested, objective):
+    if objective.rows.is_preference_data:
         token_budget = None
-    if token_budget is not None:
-        tokens_per_row = train_tokens / train_rows
-        rows = _rows_per_step(epochs * train_rows, tokens_per_row, token_budget * processes)
-        batch, accumulation = max(1, min(rows, train_rows) // processes), 1
+    batch_size, max_rows = max(ROWS_PER_STEP, processes), None
+    if requested.batch_size is not None:
+        batch_size = _spreadable(requested.batch_size, processes)
+    elif token_budget is not None and requested.max_steps is None:
+        examples = (requested.epochs or _epochs(train_rows)) * train_rows
+        rows = _rows_per_step(examples, train_tokens / train_rows, token_budget * processes)
+        batch_size = max(rows, processes)
+    if token_budget is None:
+        fitting = max(1, MAX_BATCH_TOKENS // (objective.sequences_per_row * length))
+        max_rows = largest_batch(batch_size, processes, fitting)
+    else:
         token_budget = max(token_budget, min(length, longest_row_tokens))
-    epoch_steps = steps_per_epoch(train_rows, batch, accumulation, processes)
-    total = epochs * epoch_steps
+    epoch_steps = steps_per_epoch(train_rows, batch_size)
+    epochs = requested.epochs or _epochs(train_rows)
+    if requested.epochs is None and requested.max_steps is not None:
+        epochs = -(-requested.max_steps // epoch_steps)
+    total = run_steps(train_rows, batch_size, epochs, requested.max_steps)
     return Hyperparameters(
         epochs=epochs,
         learning_rate=requested.learning_rate or _learning_rate(info, hidden_size),
-        per_device_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
+        batch_size=batch_size,
         max_sequence_length=length,
         seed=SEED if requested.seed is None else requested.seed,
         total_steps=total,
+        max_steps=requested.max_steps,
+        warmup_ratio=WARMUP_RATIO if requested.warmup_ratio is None else requested.warmup_ratio,
+        scheduler=requested.scheduler or SCHEDULER,
+        weight_decay=WEIGHT_DECAY if requested.weight_decay is None else requested.weight_decay,
         save_every_steps=requested.save_every_steps or max(MIN_STEPS_BETWEEN_SAVES, total // 10),
         early_stopping_patience=requested.early_stopping_patience,
         gradient_checkpointing=requested.gradient_checkpointing or False,
-        validate_every_steps=_validation_interval(requested, epoch_steps, total),
+        validate_every_steps=_validation_interval(requested, min(epoch_steps, total), total),
         processes=processes,
         sharded=sharded,
+        max_batch_rows=max_rows,
         max_batch_tokens=token_budget,
     )
 
 
-def _divides_by_tokens(requested: RequestedHyperparameters, objective: ObjectiveInfo) -> bool:
-    """Whether batches may be divided by tokens instead of rows."""
-    return not (
-        objective.rows.is_preference_data
-        or requested.per_device_batch_size
-        or requested.gradient_accumulation_steps
-    )
+def _spreadable(batch_size: int, processes: int) -> int:
+    """The batch size. Raises StageFailure (INVALID_CONFIG) if some process would have no row of a step."""
+    if batch_size < processes:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"hyperparameters.batchSize: {batch_size} rows per optimizer step cannot be spread over"
+            f" {processes} devices; create a run with a batchSize of at least {processes}, or with fewer"
+            " devices",
+        )
+    return batch_size
 
 
 def _rows_per_step(examples: int, tokens_per_row: float, tokens_at_once: int) -> int:
@@ -187,7 +212,7 @@ def _epochs(rows: int) -> int:
 def _validation_interval(
     requested: RequestedHyperparameters, epoch_steps: int, total_steps: int
 ) -> int | None:
-    """Steps between validations; None to validate after each epoch."""
+    """Steps between validations; None to validate after each epoch. `epoch_steps` are those that are made."""
     if requested.validate_every_steps is not None or requested.early_stopping_patience is not None:
         return requested.validate_every_steps
     interval = max(MIN_STEPS_BETWEEN_VALIDATIONS, -(-total_steps // VALIDATIONS))
@@ -200,15 +225,3 @@ def _learning_rate(method: MethodInfo, hidden_size: int) -> float:
     ratio = REFERENCE_HIDDEN_SIZE / hidden_size
     rate = method.learning_rate * min(ratio**exponent for exponent in HIDDEN_SIZE_EXPONENTS)
     return float(f"{rate:.1e}")
-
-
-def _max_rows_per_process(rows: int, processes: int) -> int:
-    """Max rows per process and step, so that every process gets rows."""
-    if processes == 1:
-        return ROWS_PER_STEP
-    return max(1, min(ROWS_PER_STEP, rows) // processes)
-
-
-def _batch_size(length: int, max_rows: int) -> int:
-    fitting = max(1, min(max_rows, MAX_BATCH_TOKENS // length))
-    return 1 << (fitting.bit_length() - 1)

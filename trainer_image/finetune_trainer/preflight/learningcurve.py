@@ -2,23 +2,25 @@
 """What a learning curve adds to a run: the duration of its trainings, which must fit the time of the run."""
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.prediction import Prediction
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.learningcurve.subsets import subset_size
+from finetune_trainer.train.learningcurve.subsets import share_of_work, subset_size
 
 
 def with_learning_curve(
-    config: PreflightConfig, prediction: Prediction | None, rows: int
+    config: PreflightConfig, prediction: Prediction | None, rows: int, chosen: Hyperparameters
 ) -> Prediction | None:
     """The prediction of a run on `rows` rows, with the seconds of its learning curve.
 
-    A training on a share of the rows takes that share of the seconds.
+    A training takes seconds in proportion to the rows that it reads.
     Raises StageFailure (INVALID_CONFIG) if even the lower bound exceeds the limit of the run.
     """
     if prediction is None or prediction.seconds_low is None or prediction.seconds_high is None:
         return prediction
-    factor = 1 + sum(subset_size(rows, share) for share in config.learning_curve) / rows
+    sizes = (subset_size(rows, share) for share in config.learning_curve)
+    factor = 1 + sum(share_of_work(size, rows, chosen) for size in sizes)
     alone, limit = prediction.seconds_low, config.max_run_seconds
     together = factor * alone
     if config.learning_curve and limit is not None and together > limit:

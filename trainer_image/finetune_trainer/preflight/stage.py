@@ -142,7 +142,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     chosen = chosen.model_copy(update={"on_long_rows": long_rows.resolved})
     meter.begin("predicting memory and duration")
     chosen, prediction = predict(config, method, model, chosen, used.tolist())
-    prediction = with_learning_curve(config, prediction, len(used))
+    prediction = with_learning_curve(config, prediction, len(used), chosen)
     logger.info("hyperparameters: %s", chosen.to_json())
     return PreflightResult(
         base_model=manifest.digest,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One attempt at a run: the state it resumes from, and its batch size."""
+"""One attempt at a run: the state it resumes from, and how it divides a step."""
 
 from dataclasses import dataclass
 
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.guards.memory import MemoryLadder
@@ -22,7 +22,7 @@ class Attempt:
     """The state to resume from; None for a run that starts."""
     ladder: MemoryLadder
     hyperparameters: Hyperparameters
-    """Those of the run, with batches that fit into memory."""
+    """Those of the run, with the division of the state; if memory ran out later, with smaller batches."""
     fingerprint: Fingerprint
 
     @classmethod
@@ -34,7 +34,10 @@ class Attempt:
         states, fingerprint = ResumeStates(folder, group), Fingerprint.of(config)
         state = states.newest(fingerprint)
         ladder = MemoryLadder.read(folder).broadcast(group)
-        return cls(folder, states, state, ladder, ladder.apply(config.hyperparameters), fingerprint)
+        hyperparameters = config.hyperparameters
+        if state is not None:
+            hyperparameters = hyperparameters.model_copy(update=state.ledger.division.model_dump())
+        return cls(folder, states, state, ladder, ladder.apply(hyperparameters), fingerprint)
 
     @property
     def step(self) -> int:
@@ -42,7 +45,8 @@ class Attempt:
         return self.state.step if self.state else 0
 
     def ledger(self) -> RunLedger:
-        """A copy of the state's ledger, to be continued."""
-        return (
-            self.state.ledger.model_copy(deep=True) if self.state else RunLedger(fingerprint=self.fingerprint)
-        )
+        """A copy of the state's ledger, to be continued, with the division of this attempt."""
+        division = StepDivision(**self.hyperparameters.model_dump(include=set(StepDivision.model_fields)))
+        if self.state is None:
+            return RunLedger(fingerprint=self.fingerprint, division=division)
+        return self.state.ledger.model_copy(update={"division": division}, deep=True)

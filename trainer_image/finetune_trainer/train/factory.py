@@ -16,9 +16,11 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
+from finetune_trainer.train.parallel.sharding import Division, RowLimit
 from finetune_trainer.train.parallel.shards import is_fully_sharded
 from finetune_trainer.train.preference.methodlosses import LOSSES
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
+from finetune_trainer.train.schedule import largest_batch
 from finetune_trainer.train.trainer import CompletionTrainer
 
 
@@ -47,18 +49,21 @@ def make_trainer(
         continues: whether another run trained the weights before.
         group: the processes of the run.
     """
+    by_rows = RowLimit(hyperparameters.max_batch_rows)
     if not OBJECTIVES[method.objective].rows.is_preference_data:
         # An adapter is replicated, also if its base model is sharded.
         trainer_class = FullyShardedTrainer if is_fully_sharded(model) else CompletionTrainer
         pad, max_tokens = tokenizer.pad_token_id, hyperparameters.max_batch_tokens
+        division: Division
         if max_tokens is None:
-            budget = None
-            collate = choose_collation(model, rows, hyperparameters.per_device_batch_size, pad)
+            division = by_rows
+            largest = largest_batch(hyperparameters.batch_size, group.size, by_rows.max_rows)
+            collate = choose_collation(model, rows, largest, pad)
         else:
-            budget = choose_budget(model, max_tokens, pad, device)
+            division = budget = choose_budget(model, max_tokens, pad, device)
             collate = budget.collate
         return trainer_class(
-            model, rows, collate, hyperparameters, folder, device=device, group=group, budget=budget
+            model, rows, collate, hyperparameters, folder, division=division, device=device, group=group
         )
     if not isinstance(model, PeftModel):
         raise TypeError(f"{method.label} trains an adapter, not a {type(model).__name__}")
@@ -66,5 +71,13 @@ def make_trainer(
         method.preference, tokenizer.pad_token_id, hyperparameters.max_sequence_length
     )
     return PreferenceTrainer(
-        model, rows, loss, hyperparameters, folder, device=device, group=group, continues=continues
+        model,
+        rows,
+        loss,
+        hyperparameters,
+        folder,
+        division=by_rows,
+        device=device,
+        group=group,
+        continues=continues,
     )

@@ -23,7 +23,7 @@ from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.rendering import RowNotEncodable
 from finetune_trainer.tokens.tokenfiles import TokenFiles
-from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.schedule import run_steps, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -128,16 +128,12 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
 
 def _checked_steps(rows: int, hyperparameters: Hyperparameters) -> int:
     """Steps per epoch. Raises StageFailure (INVALID_CONFIG) if they do not match the config."""
-    steps = steps_per_epoch(
-        rows,
-        hyperparameters.per_device_batch_size,
-        hyperparameters.gradient_accumulation_steps,
-        hyperparameters.processes,
-    )
-    if steps == 0 or steps * hyperparameters.epochs != hyperparameters.total_steps:
+    batch_size, epochs = hyperparameters.batch_size, hyperparameters.epochs
+    steps = run_steps(rows, batch_size, epochs, hyperparameters.max_steps)
+    if steps == 0 or steps != hyperparameters.total_steps:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
             f"hyperparameters.totalSteps: {hyperparameters.total_steps}, but {rows} training rows make"
-            f" {steps * hyperparameters.epochs} steps; these hyperparameters belong to another dataset",
+            f" {steps} steps; these hyperparameters belong to another dataset",
         )
-    return steps
+    return steps_per_epoch(rows, batch_size)

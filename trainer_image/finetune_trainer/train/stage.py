@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.model.device import peak_memory
@@ -26,9 +27,7 @@ from finetune_trainer.train.states.checkpoints import publish_checkpoints
 from finetune_trainer.train.states.restarts import RestartBudget
 
 ADAPTED: Final = (
-    "per_device_batch_size",
-    "gradient_accumulation_steps",
-    "max_batch_tokens",
+    *StepDivision.model_fields,
     "gradient_checkpointing",
 )
 """Hyperparameters that a result reports if memory ran out and others were used than the config's."""
@@ -196,17 +195,17 @@ def _need_less_memory(
 ) -> None:
     """Make the next attempt need less memory.
 
-    Raises StageFailure (OUT_OF_MEMORY) if it cannot or must not; PeerLost if other processes have to restart
+    Raises StageFailure (OUT_OF_MEMORY) if it cannot; PeerLost if other processes have to restart
     together with this one.
     """
     used, method = attempt.hyperparameters, config.method
     ladder = None
     if error.by_batch:
-        ladder = attempt.ladder.next(used, error.max_row_tokens, adapts_batches=config.adapt_batch_size)
+        ladder = attempt.ladder.next(used, error.max_row_tokens)
     if ladder is None:
         raise out_of_memory_failure(error, used, method) from error
     ladder.write(attempt.folder)
-    batches = describe_batches(ladder.apply(config.hyperparameters))
+    batches = describe_batches(ladder.apply(used))
     if context.group.size > 1:
         raise PeerLost(
             f"{error}; training resumes with {batches} when all processes have restarted"

@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from typing_extensions import override
 
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, Scheduler
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.model.completionloss import (
     completion_loss,
@@ -23,22 +22,20 @@ from finetune_trainer.model.completionloss import (
 )
 from finetune_trainer.tokens.batching import (
     Collate,
-    TokenBudget,
     collate_with_row_labels,
-    longest_first,
     row_lengths,
     token_count,
 )
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches, RowBatches
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.sharding import (
-    BudgetedSteps,
     CollatedBatches,
+    Division,
     RowsWithBlank,
-    ShardedBatches,
+    Steps,
+    share_batches,
 )
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.preference.rewards import RewardSums
@@ -47,11 +44,16 @@ from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.layout import is_sharded
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
+from finetune_trainer.train.steptrainer import StepTrainer
 from finetune_trainer.train.throughput import StepFigures
 
-WARMUP_RATIO: Final = 0.05
-"""Share of all steps in which the learning rate rises; after that it falls linearly to 0."""
 MAX_GRADIENT_NORM: Final = 1.0
+SCHEDULERS: Final[Mapping[Scheduler, str]] = {
+    "Linear": "linear",
+    "Cosine": "cosine",
+    "Constant": "constant_with_warmup",
+}
+"""Schedules by their names in transformers."""
 
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -68,15 +70,13 @@ def training_arguments(
     on_gpu = device.type == "cuda"
     arguments = arguments_class(
         output_dir=str(folder),
-        num_train_epochs=hyperparameters.epochs,
+        max_steps=hyperparameters.total_steps,
         learning_rate=hyperparameters.learning_rate,
-        per_device_train_batch_size=hyperparameters.per_device_batch_size,
-        gradient_accumulation_steps=hyperparameters.gradient_accumulation_steps,
         seed=hyperparameters.seed,
         data_seed=hyperparameters.seed,
-        lr_scheduler_type="linear",
-        warmup_steps=WARMUP_RATIO,
-        weight_decay=0,
+        lr_scheduler_type=SCHEDULERS[hyperparameters.scheduler],
+        warmup_steps=hyperparameters.warmup_ratio,  # a share of all steps if it is below 1
+        weight_decay=hyperparameters.weight_decay,
         max_grad_norm=MAX_GRADIENT_NORM,
         bf16=on_gpu,
         use_cpu=not on_gpu,
@@ -120,17 +120,10 @@ class StepSums:
         return StepFigures(loss_sum, int(labels), int(tokens), rewards)
 
 
-class CompletionTrainer(NormKeeper):
-    """Trains on completion tokens. All tokens of an optimizer step have equal weight, across its batches.
+class CompletionTrainer(StepTrainer):
+    """Trains on completion tokens. All tokens of an optimizer step have equal weight, across its batches."""
 
-    Without a token budget, transformers accumulates the batches of a step. With one, the loader returns the
-    list of batches of a whole step, because their number differs from step to step.
-    """
-
-    loss_is_scaled_for_ga = True
     unit = "nats per token"
-    reduces_each_batch = False
-    """Whether processes add up their gradients after each batch of a step, instead of once per step."""
 
     def __init__(
         self,
@@ -140,19 +133,14 @@ class CompletionTrainer(NormKeeper):
         hyperparameters: Hyperparameters,
         folder: Path,
         *,
+        division: Division,
         device: torch.device,
         group: Group = ALONE,
-        budget: TokenBudget | None = None,
     ) -> None:
-        """`collate` makes the batches, with or without a `budget`."""
+        """`division` divides the rows of a step into batches, and `collate` makes their tensors."""
         self._rows = rows
-        self._step_rows = group.size * (
-            hyperparameters.per_device_batch_size * hyperparameters.gradient_accumulation_steps
-        )
-        self._budget = budget
-        if budget is not None:
-            # For the Trainer, a list of batches is one batch.
-            hyperparameters = hyperparameters.model_copy(update={"gradient_accumulation_steps": 1})
+        self._batch_size = hyperparameters.batch_size
+        self._division = division
         super().__init__(
             model=model,
             args=training_arguments(TrainingArguments, hyperparameters, device, folder),
@@ -167,36 +155,6 @@ class CompletionTrainer(NormKeeper):
         self._group = group
         self._head = probe_head(model, rows)
         self._trained, self._collate = model, collate
-
-    @override
-    def training_step(
-        self,
-        model: torch.nn.Module,
-        inputs: Any,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Compute one batch, or all batches of a step; processes exchange gradients at the end."""
-        if self._budget is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        loss = torch.zeros((), device=self.args.device)
-        for left, batch in zip(range(len(inputs) - 1, -1, -1), inputs, strict=True):
-            waits = left > 0 and not self.reduces_each_batch
-            with self.accelerator.no_sync(model) if waits else nullcontext():
-                loss += super().training_step(model, batch, num_items_in_batch)
-            if left:
-                self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
-        return loss
-
-    @override
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        if self._budget is not None:
-            batch_samples = [batch for step in batch_samples for batch in step]
-        return super()._get_num_items_in_batch(batch_samples, device)
-
-    @override
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: nothing reads the estimate, which walks over all weights for each batch."""
-        return 0
 
     @override
     def compute_loss(
@@ -219,36 +177,16 @@ class CompletionTrainer(NormKeeper):
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of this process; with a token budget, the lists of batches of each step."""
-        seed = self.args.seed
-        if self._budget is not None:
-            return DataLoader(
-                CollatedBatches(RowsWithBlank(self._rows), self._collate),
-                batch_sampler=BudgetedSteps(
-                    row_lengths(self._rows), self._step_rows, self._budget, seed, self._group
-                ),
-                collate_fn=list,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
-        if self._group.size == 1:
-            return super().get_train_dataloader()
-        size = self.args.per_device_train_batch_size
-        return DataLoader(
-            RowsWithBlank(self._rows),  # type: ignore[arg-type] # a sequence is a Dataset
-            batch_sampler=ShardedBatches(len(self._rows), size, seed, self._group),
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
+        """The batches of this process in each step."""
+        lengths, seed = row_lengths(self._rows), self.args.seed
+        return self.step_loader(
+            CollatedBatches(RowsWithBlank(self._rows), self._collate),
+            Steps(lengths, self._batch_size, self._division, seed, self._group),
         )
 
     def batches(self, rows: Sequence[EncodedRow]) -> LazyBatches:
         """This process's share of held-out rows for `validate`, the longest first."""
-        lengths = [int(length) for length in row_lengths(rows)]
-        if self._budget is not None:
-            split = self._budget.split(lengths, self._group.size)
-        else:
-            order, size = longest_first(lengths), self.args.per_device_train_batch_size
-            split = [order[at : at + size] for at in range(0, len(order), size)]
-        share = self._group.share(split, [len(rows)])
+        share = share_batches(row_lengths(rows), range(len(rows)), self._division, self._group)
         collate = partial(collate_with_row_labels, collate=self._collate)
         return LazyBatches(RowBatches(RowsWithBlank(rows), share), collate, self.args.device)
 

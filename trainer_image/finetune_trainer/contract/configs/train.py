@@ -33,8 +33,6 @@ class TrainConfig(StageConfig):
     """Number of most recent periodic saves to publish as Checkpoints, in addition to best and final."""
     keep_steps: tuple[int, ...] = ()
     """Steps to publish as Checkpoints in any case."""
-    adapt_batch_size: bool = True
-    """Whether to halve batches that do not fit into memory, and accumulate twice as many."""
     step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
     """Seconds without a finished batch, validation batch or save after which the process ends."""
     metrics_port: int = METRICS_PORT

@@ -16,7 +16,7 @@ CAUSAL_SHARE: Final = 0.5
 TERA: Final = 1e12
 
 
-def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epochs: int) -> float:
+def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epochs: float) -> float:
     """Operations of all training steps on all devices; recomputed activations count.
 
     Matrix products grow with the tokens, attention with the square of each row's tokens.
@@ -25,7 +25,7 @@ def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epoch
         step: what was measured.
         shape: the shape of the measured step.
         lengths: tokens of each training row, after truncation.
-        epochs: number of passes over these rows.
+        epochs: number of passes over these rows, the last one possibly a part.
     """
     per_token = step.matmul_flops / (shape.rows * shape.length)
     per_square = CAUSAL_SHARE * step.attention_flops / (shape.rows * shape.length**2)

@@ -202,11 +202,14 @@ def _hyperparameters(shape: StepShape, batches: int) -> Hyperparameters:
     return Hyperparameters(
         epochs=1,
         learning_rate=1e-5,
-        per_device_batch_size=shape.rows,
-        gradient_accumulation_steps=batches,
+        batch_size=batches * shape.rows,
+        max_batch_rows=shape.rows,
         max_sequence_length=shape.length,
         seed=0,
         total_steps=STEPS,
+        warmup_ratio=0,
+        scheduler="Constant",
+        weight_decay=0,
         save_every_steps=STEPS,
         gradient_checkpointing=shape.checkpointing,
     )

@@ -18,6 +18,7 @@ from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.train.guards.memory import MemoryLadder
+from finetune_trainer.train.schedule import largest_batch, max_process_rows
 
 FITS: Final = 0.9
 """Share of a device's memory below which a prediction fits."""
@@ -82,7 +83,7 @@ def fit(
         peak_bytes=peak_of(used),
         verdict=verdict,
         smallest_bytes=smallest,
-        chosen=_sentences(defaults, used, peak_of),
+        chosen=_sentences(requested, defaults, used, peak_of),
     )
 
 
@@ -99,11 +100,10 @@ def _candidates(
                     update={"max_batch_tokens": tokens, "gradient_checkpointing": checkpointing}
                 )
         return
-    adapts_batches = requested.per_device_batch_size is None
     ladder: MemoryLadder | None = MemoryLadder()
     while ladder is not None and (may_checkpoint or not ladder.gradient_checkpointing):
         yield (used := ladder.apply(defaults))
-        ladder = ladder.next(used, max_row_tokens, adapts_batches=adapts_batches)
+        ladder = ladder.next(used, max_row_tokens)
 
 
 def _budgets(tokens: int, max_row_tokens: int, min_tokens: int) -> Iterator[int]:
@@ -117,9 +117,9 @@ def _budgets(tokens: int, max_row_tokens: int, min_tokens: int) -> Iterator[int]
 
 def step_shape(used: Hyperparameters, objective: Objective, max_row_tokens: int) -> StepShape:
     """The step of a process that needs most memory: all rows are as long as the longest one."""
-    batch, accumulation = used.per_device_batch_size, used.gradient_accumulation_steps
+    rows = max_process_rows(used.batch_size, used.processes)
     if used.max_batch_tokens is not None:
-        step_tokens = batch * accumulation * max_row_tokens
+        step_tokens = rows * max_row_tokens
         tokens = max(max_row_tokens, min(used.max_batch_tokens, step_tokens))
         return StepShape(
             rows=1,
@@ -128,22 +128,26 @@ def step_shape(used: Hyperparameters, objective: Objective, max_row_tokens: int)
             masks=False,
             accumulates=tokens < step_tokens,
         )
+    batch = largest_batch(used.batch_size, used.processes, used.max_batch_rows)
     return StepShape(
         rows=batch,
         length=max_row_tokens,
         checkpointing=used.gradient_checkpointing,
         masks=batch * OBJECTIVES[objective].sequences_per_row > 1,
-        accumulates=accumulation > 1,
+        accumulates=rows > batch,
     )
 
 
 def _sentences(
-    defaults: Hyperparameters, used: Hyperparameters, peak_of: Callable[[Hyperparameters], int]
+    requested: RequestedHyperparameters,
+    defaults: Hyperparameters,
+    used: Hyperparameters,
+    peak_of: Callable[[Hyperparameters], int],
 ) -> tuple[str, ...]:
     """Why `used` differs from the defaults, and its steps from those of one device."""
     sentences = []
-    rows = used.per_device_batch_size * used.gradient_accumulation_steps * used.processes
-    if used.max_batch_tokens is not None and rows > max(ROWS_PER_STEP, used.processes):
+    rows = used.batch_size
+    if requested.batch_size is None and rows > max(ROWS_PER_STEP, used.processes):
         sentences.append(f"optimizer steps of {rows} rows: {ROWS_PER_STEP} would not fill the devices")
     without = used.model_copy(update={"gradient_checkpointing": defaults.gradient_checkpointing})
     if without != defaults:
@@ -160,5 +164,5 @@ def _sentences(
 def _batch_text(used: Hyperparameters) -> str:
     if used.max_batch_tokens is not None:
         return f"up to {used.max_batch_tokens} tokens"
-    rows = used.per_device_batch_size
+    rows = largest_batch(used.batch_size, used.processes, used.max_batch_rows)
     return "1 row" if rows == 1 else f"{rows} rows"

@@ -19,6 +19,7 @@ from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit
 from finetune_trainer.preflight.estimate.refusal import refusal
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.train.schedule import steps_per_epoch
 
 CPU_PROCESS_BYTES: Final = 1 << 30
 """Memory of a process of train without tensors, on a CPU: its libraries."""
@@ -101,7 +102,9 @@ def _prediction(
     config: PreflightConfig, memory: TrainMemory, plan: MemoryPlan, lengths: Sequence[int]
 ) -> Prediction:
     step = memory.step(plan.shape)
-    flops = run_flops(step, plan.shape, lengths, plan.hyperparameters.epochs)
+    used = plan.hyperparameters
+    epochs = used.total_steps / steps_per_epoch(len(lengths), used.batch_size)
+    flops = run_flops(step, plan.shape, lengths, epochs)
     state_bytes = memory.state_bytes(step)
     seconds = seconds_range(flops, config.device, memory.processes, config.mfu)
     low, high = seconds or (None, None)

@@ -23,13 +23,12 @@ MIN_LENGTH: Final = 256
 def refusal(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailure:
     """Create the failure (PREDICTED_OUT_OF_MEMORY), with figures and what would fit."""
     shape = replace(plan.shape, checkpointing=True)
-    rows = "1 row" if shape.rows == 1 else f"{shape.rows} rows"
     fitting = _alternatives(memory, shape, FITS * available)
     advice = ", or ".join(fitting) or "nothing that the trainer can change would fit"
     return StageFailure(
         FailureReason.PREDICTED_OUT_OF_MEMORY,
         f"{memory.method.label} needs {gibibytes(plan.smallest_bytes)} GiB per device of"
-        f" {gibibytes(available)}, with batches of {rows} of {shape.length} tokens and gradient"
+        f" {gibibytes(available)}, with batches of 1 row of {shape.length} tokens and gradient"
         f" checkpointing; {advice}. Create a new run, use a ComputeProfile with more memory per device, or"
         " set compute.onPredictedOutOfMemory: Warn to train in any case",
     )
@@ -37,20 +36,9 @@ def refusal(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailu
 
 def _alternatives(memory: TrainMemory, shape: StepShape, limit: float) -> list[str]:
     """The ways to train these rows that need less than `limit` bytes per device; shorter rows come last."""
-    smallest = replace(shape, rows=1)
-    others = (
-        _smaller_batch(memory, shape, smallest),
-        _adapters(memory, smallest),
-        _more_devices(memory, smallest, limit),
-    )
+    others = (_adapters(memory, shape), _more_devices(memory, shape, limit))
     fitting = [text for each in others for text, size in each if size < limit]
-    return fitting or list(_shorter_rows(memory, smallest, limit))
-
-
-def _smaller_batch(memory: TrainMemory, shape: StepShape, smallest: StepShape) -> Iterator[tuple[str, int]]:
-    if smallest.rows < shape.rows:
-        size = memory.peak_bytes(smallest)
-        yield f"perDeviceBatchSize {smallest.rows} needs {gibibytes(size)}", size
+    return fitting or list(_shorter_rows(memory, shape, limit))
 
 
 def _adapters(memory: TrainMemory, shape: StepShape) -> Iterator[tuple[str, int]]:

@@ -40,12 +40,9 @@ def validation_sample(rows: Sequence[T], hyperparameters: Hyperparameters) -> Se
     """
     if hyperparameters.validate_every_steps is None:
         return rows
-    rows_per_step = (
-        hyperparameters.per_device_batch_size
-        * hyperparameters.gradient_accumulation_steps
-        * hyperparameters.processes
+    affordable = int(
+        hyperparameters.validate_every_steps * hyperparameters.batch_size * STEP_COST * MAX_TIME_SHARE
     )
-    affordable = int(hyperparameters.validate_every_steps * rows_per_step * STEP_COST * MAX_TIME_SHARE)
     size = max(MIN_SAMPLED_ROWS, affordable)
     if len(rows) <= size:
         return rows
@@ -75,8 +72,11 @@ class Validating(Callback):
 
     @override
     def end_step(self, step: int, epoch: float) -> None:
-        if self.run.ends_epoch(step):
-            self.run.ledger.end_epoch()
+        run = self.run
+        # A run that maxSteps ends within its first epoch has that part of an epoch only.
+        ends_first = step == run.hyperparameters.total_steps and run.ledger.train_loss is None
+        if run.ends_epoch(step) or ends_first:
+            run.ledger.end_epoch()
         if not self.run.validates(step):
             return
         try:

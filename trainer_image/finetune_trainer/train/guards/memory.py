@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handles exhausted memory: halves batches, then recomputes activations, then fails with advice.
 
-A step reads the same rows in any split, so the schedule and the number of steps do not change.
+A step reads the same rows however it is divided, so the schedule and the number of steps do not change.
 """
 
 import logging
 from typing import Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import TYPES, types_of
 from finetune_trainer.contract.outcomes import FailureReason
@@ -18,22 +18,21 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.model.outofmemory import OutOfMemory
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
+from finetune_trainer.train.schedule import largest_batch, max_process_rows
 
 FILE: Final = "batchsplit.json"
 
 logger = logging.getLogger(__name__)
 
 
-class MemoryLadder(BaseModel):
+class MemoryLadder(StepDivision):
     """What was done so that a run's batches fit; stored in its folder, so no restart tries larger ones again.
 
     The rungs, in this order: batches are halved as long as a batch has several rows; activations are
-    recomputed. None of them changes the rows of an optimizer step.
+    recomputed. None of them changes the rows of an optimizer step. Its division is that of the last halving.
     """
 
     halvings: int = Field(default=0, ge=0)
-    max_batch_tokens: int | None = None
-    """The halved token budget; None if the run has none, or if it was never halved."""
     gradient_checkpointing: bool = False
     """Whether it was turned on because memory ran out."""
 
@@ -57,6 +56,7 @@ class MemoryLadder(BaseModel):
         """That of rank 0. Collective."""
         return MemoryLadder(
             halvings=group.broadcast(self.halvings),
+            max_batch_rows=group.broadcast(self.max_batch_rows or 0) or None,
             max_batch_tokens=group.broadcast(self.max_batch_tokens or 0) or None,
             gradient_checkpointing=bool(group.broadcast(int(self.gradient_checkpointing))),
         )
@@ -68,46 +68,30 @@ class MemoryLadder(BaseModel):
 
     def apply(self, hyperparameters: Hyperparameters) -> Hyperparameters:
         """Apply to `hyperparameters`: smaller batches, and the same number of rows per optimizer step."""
-        parts = 1 << self.halvings
-        update: dict[str, int] = {}
+        update: dict[str, int] = self.model_dump(include=set(StepDivision.model_fields), exclude_none=True)
         if self.gradient_checkpointing:
             update["gradient_checkpointing"] = True
-        if self.max_batch_tokens is not None:
-            update["max_batch_tokens"] = self.max_batch_tokens
-        elif hyperparameters.max_batch_tokens is None:
-            update["per_device_batch_size"] = hyperparameters.per_device_batch_size // parts
-            update["gradient_accumulation_steps"] = hyperparameters.gradient_accumulation_steps * parts
         return hyperparameters.model_copy(update=update)
 
-    def next(
-        self, used: Hyperparameters, max_row_tokens: int, *, adapts_batches: bool
-    ) -> "MemoryLadder | None":
-        """The next rung for a run that uses `used`; None after the last one.
-
-        `adapts_batches`: whether batches may be halved, because the user did not set their size.
-        """
-        if adapts_batches and _can_halve(used, max_row_tokens):
-            update: dict[str, int] = {"halvings": self.halvings + 1}
-            if used.max_batch_tokens is not None:
-                # All rows of a step may be fewer tokens than the budget.
-                largest = min(used.max_batch_tokens, _step_rows(used) * max_row_tokens)
-                update["max_batch_tokens"] = largest // 2
-            return self.model_copy(update=update)
+    def next(self, used: Hyperparameters, max_row_tokens: int) -> "MemoryLadder | None":
+        """The next rung for a run that uses `used`; None after the last one."""
+        halved = _halved(used, max_row_tokens)
+        if halved:
+            return self.model_copy(update={"halvings": self.halvings + 1, **halved})
         if not used.gradient_checkpointing:
             return self.model_copy(update={"gradient_checkpointing": True})
         return None
 
 
-def _can_halve(used: Hyperparameters, max_row_tokens: int) -> bool:
-    """Whether a smaller batch is possible: the longest row alone is the smallest batch of a token budget."""
+def _halved(used: Hyperparameters, max_row_tokens: int) -> dict[str, int]:
+    """The limit of batches half as large; empty if the largest batch has one row."""
     if used.max_batch_tokens is not None:
-        return min(used.max_batch_tokens, _step_rows(used) * max_row_tokens) > max_row_tokens
-    return used.per_device_batch_size % 2 == 0
-
-
-def _step_rows(used: Hyperparameters) -> int:
-    """Rows of an optimizer step per process."""
-    return used.per_device_batch_size * used.gradient_accumulation_steps
+        # All rows of a step may be fewer tokens than the budget, and the longest row is a batch in any case.
+        rows = max_process_rows(used.batch_size, used.processes)
+        tokens = min(used.max_batch_tokens, rows * max_row_tokens)
+        return {"max_batch_tokens": tokens // 2} if tokens > max_row_tokens else {}
+    rows = largest_batch(used.batch_size, used.processes, used.max_batch_rows)
+    return {"max_batch_rows": -(-rows // 2)} if rows > 1 else {}
 
 
 def describe_batches(used: Hyperparameters) -> str:
@@ -115,36 +99,31 @@ def describe_batches(used: Hyperparameters) -> str:
     if used.max_batch_tokens is not None:
         batches = f"batches of up to {used.max_batch_tokens} tokens"
     else:
-        rows, times = used.per_device_batch_size, used.gradient_accumulation_steps
-        batches = f"batches of {rows} rows, accumulated {times} times"
+        rows = largest_batch(used.batch_size, used.processes, used.max_batch_rows)
+        batches = "batches of 1 row" if rows == 1 else f"batches of up to {rows} rows"
     return f"{batches}, and gradient checkpointing" if used.gradient_checkpointing else batches
 
 
 def out_of_memory_failure(error: OutOfMemory, used: Hyperparameters, method: Method) -> StageFailure:
-    """Create the failure of a run whose batches cannot or must not be smaller."""
-    rows, max_row_tokens = used.per_device_batch_size, error.max_row_tokens
-    if used.max_batch_tokens is None:
-        figures = (
-            f"perDeviceBatchSize is {rows} and the longest row has {max_row_tokens} tokens, so a batch has up"
-            f" to {rows * max_row_tokens} tokens"
-        )
-    else:
-        rows = 1
-        figures = f"the largest batch is the longest row, of {max_row_tokens} tokens"
-    checkpointing = "on" if used.gradient_checkpointing else "off"
+    """Create the failure of a run that no rung is left for."""
     replicated = not is_sharded(method.type, used.sharded, used.processes)
     lighter = TYPES[method.type].lighter
     if lighter not in types_of(method.objective):
         lighter = None
     options = [
-        *(["a smaller hyperparameters.perDeviceBatchSize, or none"] if rows > 1 else []),
-        f"a hyperparameters.maxSequenceLength below {max_row_tokens}",
+        *([f"a hyperparameters.maxSequenceLength below {error.max_row_tokens}"] if error.by_batch else []),
         *([f"method.type: {lighter} instead of {method.type}"] if lighter else []),
         *(["several devices and compute.sharding: Sharded"] if replicated else []),
         "a ComputeProfile with more memory",
     ]
+    figures = ""
+    if error.by_batch:
+        checkpointing = "on" if used.gradient_checkpointing else "off"
+        figures = (
+            f"; the largest batch is the longest row, of {error.max_row_tokens} tokens, and gradient"
+            f" checkpointing is {checkpointing}"
+        )
     return StageFailure(
         FailureReason.OUT_OF_MEMORY,
-        f"{error}; {figures}, and gradient checkpointing is {checkpointing}. Create a new run with"
-        f" {', or '.join(options)}",
+        f"{error}{figures}. Create a new run with {', or '.join(options)}",
     )

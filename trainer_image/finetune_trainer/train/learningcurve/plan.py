@@ -13,7 +13,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.learningcurve.subsets import subset_size
-from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.schedule import run_steps
 
 
 class PartialProgress(Reporter):
@@ -68,13 +68,8 @@ class CurvePlan:
         """Plan a run on `rows` training rows; `used` are hyperparameters whose batches fit into memory."""
 
         def of_share(share: float) -> TrainConfig:
-            steps = steps_per_epoch(
-                subset_size(rows, share),
-                used.per_device_batch_size,
-                used.gradient_accumulation_steps,
-                used.processes,
-            )
-            hyperparameters = used.model_copy(update={"total_steps": steps * used.epochs})
+            steps = run_steps(subset_size(rows, share), used.batch_size, used.epochs, used.max_steps)
+            hyperparameters = used.model_copy(update={"total_steps": steps})
             return config.model_copy(update={"hyperparameters": hyperparameters, "keep": 0, "keep_steps": ()})
 
         return cls(config.hyperparameters.total_steps, tuple(map(of_share, config.learning_curve)))

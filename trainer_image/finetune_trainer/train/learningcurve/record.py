@@ -7,8 +7,10 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.store import RunFolder
+from finetune_trainer.train.learningcurve.subsets import share_of_work
 from finetune_trainer.train.rowlosses import RowLosses
 from finetune_trainer.train.states.ledger import Fingerprint
 
@@ -83,16 +85,16 @@ class CurveRecord(BaseModel):
             return False
         if config.max_run_seconds is None:
             return True
-        problem = self._lack_of_time(rows, config.max_run_seconds)
+        problem = self._lack_of_time(rows, config.max_run_seconds, config.hyperparameters)
         if problem is not None:
             logger.warning("learning curve: no point for %d rows: %s", rows, problem)
             self.add(MeasuredShare(share=share, rows=rows, problem=problem), folder)
         return problem is None
 
-    def _lack_of_time(self, rows: int, max_run_seconds: int) -> str | None:
+    def _lack_of_time(self, rows: int, max_run_seconds: int, hyperparameters: Hyperparameters) -> str | None:
         main = next(each for each in self.measured if each.share == 1)
         used = sum(each.seconds for each in self.measured)
-        expected = TIME_MARGIN * main.seconds * rows / main.rows
+        expected = TIME_MARGIN * main.seconds * share_of_work(rows, main.rows, hyperparameters)
         if used + expected <= max_run_seconds:
             return None
         return (

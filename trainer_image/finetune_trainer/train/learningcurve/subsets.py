@@ -12,6 +12,7 @@ from typing_extensions import override
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.inputs import TrainingData
+from finetune_trainer.train.schedule import rows_read, steps_per_epoch
 
 SEED_OFFSET: Final = 0x5EED
 """Added to the run's seed, so that the choice of rows is independent of their order in an epoch."""
@@ -51,6 +52,14 @@ def subset_size(rows: int, share: float) -> int:
     return max(1, math.ceil(share * rows))
 
 
+def share_of_work(subset_rows: int, rows: int, used: Hyperparameters) -> float:
+    """Rows that a training on a subset reads, relative to those that the run reads."""
+    of_subset, of_run = (
+        rows_read(each, used.batch_size, used.epochs, used.max_steps) for each in (subset_rows, rows)
+    )
+    return of_subset / of_run
+
+
 def subset_indices(rows: int, share: float, seed: int) -> list[int]:
     """Indices of the rows of a subset, ascending. A larger share has the rows of a smaller one."""
     order = np.random.default_rng(seed + SEED_OFFSET).permutation(rows)
@@ -65,5 +74,5 @@ def subset_data(data: TrainingData, hyperparameters: Hyperparameters, share: flo
         data,
         rows=rows,
         max_row_tokens=max(rows.lengths),
-        steps_per_epoch=hyperparameters.total_steps // hyperparameters.epochs,
+        steps_per_epoch=steps_per_epoch(len(rows), hyperparameters.batch_size),
     )

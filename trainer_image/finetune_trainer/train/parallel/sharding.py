@@ -1,16 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards the batches of a step across processes, so that together they make the steps of one process."""
+"""Divides the rows of an optimizer step into batches, and shares these among processes.
 
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+All divisions of a step, and any number of processes, compute the same rows, so they train the same weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, overload
 
 import torch
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import override
 
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.tokens.batching import Collate, TokenBudget
+from finetune_trainer.tokens.batching import longest_first
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.train.schedule import batch_sizes, steps_per_epoch
+
+
+class Division(Protocol):
+    """Divides the rows of a step into batches."""
+
+    def split(self, lengths: Sequence[int], processes: int = 1) -> list[list[int]]:
+        """The batches, as indices of rows with these lengths in tokens: each row once, no batch empty.
+
+        If there are enough rows, the number of batches is a multiple of `processes`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RowLimit:
+    """Batches of at most `max_rows` rows; None for one batch per process and step."""
+
+    max_rows: int | None
+
+    def split(self, lengths: Sequence[int], processes: int = 1) -> list[list[int]]:
+        """Batches of nearly equally many rows of similar length; longest first, so memory runs out early."""
+        order = iter(longest_first(lengths))
+        sizes = batch_sizes(len(lengths), processes, self.max_rows)
+        return [list(islice(order, size)) for size in sizes]
+
+
+def share_batches(
+    lengths: Sequence[int], rows: Sequence[int], division: Division, group: Group
+) -> list[list[int]]:
+    """This process's batches of `rows`, as many as every other process has.
+
+    Process r of n gets every n-th batch from the r-th on. If there are too few batches, it gets a blank row,
+    whose index is the number of all rows.
+
+    Args:
+        lengths: tokens of each of all rows.
+        rows: indices of the rows of one step.
+        division: how they become batches.
+        group: the processes.
+    """
+    batches = division.split([int(lengths[row]) for row in rows], group.size)
+    return group.share([[rows[at] for at in batch] for batch in batches], [len(lengths)])
 
 
 def blank_row(row: EncodedRow) -> EncodedRow:
@@ -44,57 +92,29 @@ class ShuffledRows(Sampler[Any]):
             yield chunk
 
 
-class GroupBatches(ShuffledRows):
-    """Batches of equal numbers of rows, of which each process of a group gets every n-th."""
+class Steps(ShuffledRows):
+    """The batches of this process in each optimizer step of an epoch.
 
-    def __init__(self, rows: int, batch_size: int, seed: int, group: Group) -> None:
-        super().__init__(rows, seed)
-        self._batch_size = batch_size
-        self._group = group
-
-    def __len__(self) -> int:
-        return len(self._group.share(range(0, self._rows, self._batch_size), 0))
-
-
-class ShardedBatches(GroupBatches):
-    """Every `size`-th batch of the order in which a single process reads the rows.
-
-    An optimizer step of all processes has the rows of a step of a single process that accumulates `size`
-    times as many batches. If the last step has too few batches, a process gets the row with index `rows`.
-    """
-
-    @override
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self._group.share(list(self.chunks(self._batch_size)), [self._rows])
-
-
-class BudgetedSteps(ShuffledRows):
-    """The batches of this process in each optimizer step, by a token budget.
-
-    A step has the same `step_rows` rows as without a budget, of all processes together. They are split into
-    batches, and process r of n gets every n-th batch from the r-th largest on, so all processes compute
-    equal numbers of batches of similar sizes. If there are too few batches, a process gets the row with index
-    `rows`.
+    A step of all processes has the rows of a step of a single process, in the same order.
     """
 
     def __init__(
-        self, lengths: Sequence[int], step_rows: int, budget: TokenBudget, seed: int, group: Group
+        self, lengths: Sequence[int], batch_size: int, division: Division, seed: int, group: Group
     ) -> None:
-        """`lengths` are those of all rows, in tokens."""
+        """`lengths` are those of all rows, in tokens; `batch_size` is the number of rows of a step."""
         super().__init__(len(lengths), seed)
         self._lengths = lengths
-        self._step_rows = step_rows
-        self._budget = budget
+        self._batch_size = batch_size
+        self._division = division
         self._group = group
 
     def __len__(self) -> int:
-        return len(range(0, self._rows, self._step_rows))
+        return steps_per_epoch(self._rows, self._batch_size)
 
     @override
-    def __iter__(self) -> Iterator[list[list[int]]]:
-        for rows in self.chunks(self._step_rows):
-            batches = self._budget.split([int(self._lengths[row]) for row in rows], self._group.size)
-            yield self._group.share([[rows[at] for at in batch] for batch in batches], [self._rows])
+    def __iter__(self) -> Iterator[list[list[Any]]]:
+        for rows in self.chunks(self._batch_size):
+            yield share_batches(self._lengths, rows, self._division, self._group)
 
 
 class RowsWithBlank(Sequence[EncodedRow]):
@@ -122,10 +142,11 @@ class RowsWithBlank(Sequence[EncodedRow]):
 class CollatedBatches(Dataset[dict[str, Any]]):
     """A dataset whose items are whole batches: `batches[[3, 1]]` collates rows 3 and 1."""
 
-    def __init__(self, rows: Sequence[EncodedRow], collate: Collate) -> None:
+    def __init__(self, rows: Any, collate: Callable[[Any], dict[str, Any]]) -> None:
+        """`rows` are indexed with what a batch lists."""
         self._rows = rows
         self._collate = collate
 
     @override
-    def __getitem__(self, batch: Sequence[int]) -> dict[str, Any]:
-        return self._collate([self._rows[index] for index in batch])
+    def __getitem__(self, batch: Sequence[Any]) -> dict[str, Any]:
+        return self._collate([self._rows[place] for place in batch])

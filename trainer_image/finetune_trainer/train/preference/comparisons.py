@@ -11,7 +11,7 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.heldout import RowBatches
-from finetune_trainer.train.parallel.sharding import GroupBatches
+from finetune_trainer.train.parallel.sharding import Division, Steps
 
 Position = tuple[int, int]
 """Index of a row, and of the row whose answer it is compared with."""
@@ -42,35 +42,26 @@ class ComparedRows(Dataset[ComparedRow]):
         return ComparedRow(self._rows[index], self._rows[other].answer)
 
 
-class ComparedBatches(GroupBatches):
-    """As `ShardedBatches`, with the row before each row in the order of the epoch, across all batches.
+class ComparedSteps(Steps):
+    """As `Steps`, with the row before each row in the order of the epoch, across all steps.
 
-    So the comparisons depend neither on the size of a batch nor on the number of processes.
+    So the comparisons depend neither on how a step is divided nor on the number of processes.
     """
 
     @override
-    def __iter__(self) -> Iterator[list[Position]]:
-        yield from self.shared(self.positions())
-
-    def positions(self) -> list[Position]:
-        """All rows in the order of the epoch."""
+    def __iter__(self) -> Iterator[list[list[Position]]]:
         (order,) = self.chunks(self._rows)
-        return list(zip(order, [order[-1], *order[:-1]], strict=True))
-
-    def shared(self, positions: Sequence[Position]) -> Sequence[list[Position]]:
-        """This process's batches of `positions`."""
-        size = self._batch_size
-        batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
-        return self._group.share(batches, [(self._rows, self._rows)])
+        before = dict(zip(order, [order[-1], *order[:-1]], strict=True))
+        for batches in super().__iter__():
+            yield [[(row, before.get(row, row)) for row in batch] for batch in batches]
 
 
 def held_out_batches(
-    rows: Sequence[EncodedAnswers], batch_size: int, seed: int, group: Group
+    rows: Sequence[EncodedAnswers], division: Division, seed: int, group: Group
 ) -> Sequence[list[ComparedRow]]:
-    """This process's share of held-out rows, those with the longest rows first; read batch by batch."""
-    batches, lengths = ComparedBatches(len(rows), batch_size, seed, group), row_lengths(rows)
-    longest_first = sorted(batches.positions(), key=lambda position: -lengths[position[0]])
-    return RowBatches(ComparedRows(rows), batches.shared(longest_first))
+    """This process's share of held-out rows, the longest first; read batch by batch."""
+    (share,) = ComparedSteps(row_lengths(rows), len(rows), division, seed, group)
+    return RowBatches(ComparedRows(rows), share)
 
 
 def _blank(row: EncodedAnswers) -> ComparedRow:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' Trainer with the losses of preference methods."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.gradientnorm import NormKeeper
 from finetune_trainer.train.heldout import LazyBatches
-from finetune_trainer.train.preference.comparisons import ComparedBatches, ComparedRows, held_out_batches
+from finetune_trainer.train.parallel.sharding import CollatedBatches, Division
+from finetune_trainer.train.preference.comparisons import ComparedRows, ComparedSteps, held_out_batches
 from finetune_trainer.train.preference.losses import PreferenceLoss, Totals
 from finetune_trainer.train.preference.referencedmodel import ReferencedModel
 from finetune_trainer.train.preference.rewards import RewardSums
@@ -27,14 +27,14 @@ from finetune_trainer.train.protocol import Validation
 from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
+from finetune_trainer.train.steptrainer import StepTrainer
 from finetune_trainer.train.throughput import StepFigures
 from finetune_trainer.train.trainer import StepSums, training_arguments
 
 
-class PreferenceTrainer(NormKeeper):
+class PreferenceTrainer(StepTrainer):
     """Trains on answers to compare. All rows of an optimizer step have equal weight, across its batches."""
 
-    loss_is_scaled_for_ga = True
     unit = "per row"
 
     def __init__(
@@ -45,11 +45,12 @@ class PreferenceTrainer(NormKeeper):
         hyperparameters: Hyperparameters,
         folder: Path,
         *,
+        division: Division,
         device: torch.device,
         group: Group,
         continues: bool,
     ) -> None:
-        """`continues` says whether another run trained the adapter of `model`."""
+        """`division` divides the rows of a step; `continues`: another run trained the adapter of `model`."""
         super().__init__(
             model=model,
             args=training_arguments(TrainingArguments, hyperparameters, device, folder),
@@ -62,6 +63,8 @@ class PreferenceTrainer(NormKeeper):
         head = probe_head(model, [shortest.row(shortest.answer)])
         self.sums = StepSums(device)
         self._rows = rows
+        self._batch_size = hyperparameters.batch_size
+        self._division = division
         self._loss = loss
         self._group = group
         self._model = ReferencedModel.of(model, head, continues=continues)
@@ -70,29 +73,18 @@ class PreferenceTrainer(NormKeeper):
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of this process."""
-        size, seed = self.args.per_device_train_batch_size, self.args.seed
-        return DataLoader(
-            ComparedRows(self._rows),
-            batch_sampler=ComparedBatches(len(self._rows), size, seed, self._group),
-            collate_fn=self._loss.collate,
-            pin_memory=self.args.dataloader_pin_memory,
+        """The batches of this process in each step."""
+        lengths, seed = row_lengths(self._rows), self.args.seed
+        return self.step_loader(
+            CollatedBatches(ComparedRows(self._rows), self._loss.collate),
+            ComparedSteps(lengths, self._batch_size, self._division, seed, self._group),
         )
 
     @override
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of the next step, whose totals over all processes are kept for its losses."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+    def count_items(self, batches: list[dict[str, Any]], device: torch.device) -> None:
+        """Keep the totals of the step over all processes for its losses."""
         own = sum((self._loss.totals(self._model, batch) for batch in batches), Totals())
         self._totals = own.all_reduced(self._group)
-        return batches, None
-
-    @override
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: nothing reads the estimate, which walks over all weights for each batch."""
-        return 0
 
     @override
     def compute_loss(
@@ -114,8 +106,7 @@ class PreferenceTrainer(NormKeeper):
 
     def batches(self, rows: Sequence[EncodedAnswers]) -> LazyBatches:
         """This process's share of held-out rows for `validate`, the longest first."""
-        size, seed = self.args.per_device_train_batch_size, self.args.seed
-        share = held_out_batches(rows, size, seed, self._group) if rows else []
+        share = held_out_batches(rows, self._division, self.args.seed, self._group) if rows else []
         return LazyBatches(share, self._loss.collate, self.args.device)
 
     def take_step(self) -> StepFigures:

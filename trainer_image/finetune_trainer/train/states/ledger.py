@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of a run that its states carry, in addition to weights, optimizer and random numbers."""
 
-from math import prod
 from typing import Any, Final
 
 from pydantic import (
@@ -15,7 +14,7 @@ from pydantic import (
 
 from finetune_trainer.contract.base import Contract, Digest, without_newer_defaults
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 from finetune_trainer.train.preference.rewards import RewardSums
@@ -29,8 +28,8 @@ OVERFIT_MIN_RISE: Final = 0.01
 """It must also have risen by this many nats per token, because near zero every change is relatively large."""
 
 
-ROWS_PER_STEP: Final = ("processes", "per_device_batch_size", "gradient_accumulation_steps")
-"""Hyperparameters whose product is the number of rows of a step."""
+NOT_IN_FINGERPRINT: Final = frozenset({"processes", *StepDivision.model_fields})
+"""Hyperparameters that only say how the rows of a step are divided: the weights do not depend on them."""
 
 
 class Fingerprint(BaseModel):
@@ -49,7 +48,10 @@ class Fingerprint(BaseModel):
     @field_serializer("method", "hyperparameters")
     def _without_newer_defaults(self, part: Contract) -> dict[str, Any]:
         """Omit fields of this release at their default: older trainers do not know them."""
-        return without_newer_defaults(part)
+        values = without_newer_defaults(part)
+        if isinstance(part, Hyperparameters):
+            return {name: value for name, value in values.items() if name not in NOT_IN_FINGERPRINT}
+        return values
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Fingerprint":
@@ -72,22 +74,13 @@ class Fingerprint(BaseModel):
         return fields
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Describe the fields that differ, with both values.
-
-        The rows of a step may be split differently among processes and batches.
-        """
+        """Describe the fields that differ, with both values."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        if _rows_per_step(self.hyperparameters) == _rows_per_step(other.hyperparameters):
-            theirs["hyperparameters"] |= {name: mine["hyperparameters"][name] for name in ROWS_PER_STEP}
         return [
             f"{field} {theirs.get(field)} → {mine.get(field)}"
             for field in {**mine, **theirs}
             if mine.get(field) != theirs.get(field)
         ]
-
-
-def _rows_per_step(hyperparameters: Hyperparameters) -> int:
-    return prod(getattr(hyperparameters, name) for name in ROWS_PER_STEP)
 
 
 class Best(BaseModel):
@@ -105,6 +98,8 @@ class RunLedger(StoredModel):
     """The figures of a run, bit-identical across restarts."""
 
     fingerprint: Fingerprint
+    division: StepDivision
+    """How steps are divided, chosen at the first step. Only exhausted memory changes it."""
     tokens: int = 0
     """Number of tokens read in training, without padding."""
     epoch_loss_sum: float = Field(default=0, alias="epoch_nats")

@@ -84,7 +84,7 @@ class RestartBudget:
                 FailureReason.RESTARTED_WITHOUT_PROGRESS,
                 f"training was started {record.without_progress} times from step {step} and never reached the"
                 " next saved state. Check how the last pods ended. Out of memory: create a new run with more"
-                " memory or a smaller hyperparameters.perDeviceBatchSize. Hung: check the GPU and the store."
+                " memory or a smaller hyperparameters.maxSequenceLength. Hung: check the GPU and the store."
                 " Evicted or preempted: lower checkpoints.stateEverySteps in a new run",
             )
         record.total += 1
