@@ -145,7 +145,7 @@ class EndpointCost(Model):
     amount_per_hour: Annotated[
         float | None,
         Field(
-            description="Price of these devices per hour, by pricePerDeviceHour of their ComputeProfiles."
+            description="Price of these devices per hour, by cost.pricePerDeviceHour of their ComputeProfiles."
             " Devices on a profile without a price are not included. Absent: without a price, or if the"
             " profiles of the revisions have several currencies."
         ),

@@ -103,4 +103,4 @@ def _is_equivalent(run: Run, own: ComputeProfile, other: ComputeProfile) -> bool
 
 def _domain(profile: ComputeProfile) -> str:
     """The vendor of the devices: nvidia.com for nvidia.com/gpu and for nvidia.com/mig-1g.10gb."""
-    return profile.spec.devices.resource.partition("/")[0]
+    return profile.spec.accelerator.resource.partition("/")[0]
