@@ -144,9 +144,10 @@ SERVE_PODS: Final[frozenset[PodStage]] = frozenset({"serve"})
 
 
 def pod_names(stage: JobStage) -> frozenset[PodStage]:
-    """Names of a stage's pods in the entries of a profile's `pods`."""
-    own = frozenset[PodStage](name for name in SIZED_STAGES if name == stage)
-    return own if STAGES[stage].uses_devices else own | {"cpu"}
+    """Names of a stage's pods in the entries of a profile's `pods`: of their kind, and of the stage itself."""
+    row = STAGES[stage]
+    kind: PodStage = row.queue if row.uses_devices else "cpu"
+    return frozenset({kind, *(name for name in SIZED_STAGES if name == stage)})
 
 
 def stages_with(profile: ProfileField) -> tuple[JobStage, ...]:

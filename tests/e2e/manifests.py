@@ -61,7 +61,7 @@ def configmap(name: str, rows: str) -> Object:
 
 def claim(name: str) -> Object:
     """A claim that any cluster with one node can bind; the profiles have `singleNode`."""
-    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    spec = {"accessModes": ["ReadWriteOnce"], "pods": [{"stages": ["requests"], "resources": {"storage": "1Gi"}}]}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
@@ -80,7 +80,7 @@ def profile(name: str, resource: str = "cpu") -> Object:
         "ComputeProfile",
         name,
         {
-            "devices": {"resource": resource, "max": 2},
+            "accelerator": {"resource": resource, "maxPerPod": 2},
             "resources": SMALL,
             "store": {"uri": "pvc://artifacts"},
             "singleNode": True,

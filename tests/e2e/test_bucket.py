@@ -56,7 +56,7 @@ def profile(team: Team) -> Iterator[str]:
         "store": STORE,
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": team.namespace}},
         "securityContext": {"runAsUser": USER, "fsGroup": USER},
-        "podTemplates": [
+        "pods": [
             {
                 "labels": {"sidecar.istio.io/inject": "false"},
                 "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],

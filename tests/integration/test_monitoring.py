@@ -192,11 +192,11 @@ def labels_of_pod(endpoint: str) -> dict[str, str]:
 def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
     profile = manifests.profile(manifests.profile_name(NAMESPACE))
     profile["spec"] = {
-        "devices": {"resource": "nvidia.com/gpu"},
+        "accelerator": {"resource": "nvidia.com/gpu"},
         "device": {"product": "NVIDIA-H100-80GB-HBM3"},
         "pricePerDeviceHour": 2.5,
         "currency": "EUR",
-        "budget": {"period": "Month", "deviceHoursPerNamespace": 1000},
+        "cost": {"budget": {"period": "Month", "deviceHoursPerNamespace": 1000}},
     }
     api.create(profile)
     smaller = manifests.profile("smaller")

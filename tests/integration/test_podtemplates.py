@@ -51,7 +51,7 @@ PODS = {"prepare", "preflight", "train", "evaluate", "serve"}
 @pytest.fixture
 def operator(api: Api, namespace: str, kubelet: FakeKubelet, operators: Operators) -> Operator:
     """An operator, and a run and an endpoint of a profile with additions for all pods."""
-    spec = {"podTemplates": [EVERYWHERE, TRAINING], "securityContext": {"supplementalGroups": [2000]}}
+    spec = {"pods": [EVERYWHERE, TRAINING], "securityContext": {"supplementalGroups": [2000]}}
     api.patch("ComputeProfile", "", manifests.profile_name(namespace), {"spec": spec})
     limits = [{"type": "Container", "default": {"cpu": "1m"}, "defaultRequest": {"cpu": "1m"}}]
     for kind, strict in (

@@ -59,11 +59,11 @@ PROFILES: Final[dict[str, Object]] = {
         for name, (condition, _) in CONDITIONS.items()
     },
     "open": {},
-    "theirs": {"allowedNamespaces": ["team-b"]},
-    "withdrawn": {"allowedNamespaces": ["team-a"]},
+    "theirs": {"namespaces": {"names": ["team-b"]}},
+    "withdrawn": {"namespaces": {"names": ["team-a"]}},
     "by-label": {"namespaceSelector": {"matchLabels": {NAME_LABEL: "team-a"}}},
     "ours": {
-        "allowedNamespaces": ["team-a"],
+        "namespaces": {"names": ["team-a"]},
         "queues": {"train": "night"},
         "queueing": {
             "allowedQueues": ["spare"],
@@ -333,7 +333,7 @@ def test_a_queue_or_priority_that_the_profile_does_not_offer_is_refused(
 def test_a_run_can_be_suspended_after_its_profile_was_withdrawn(api: Api, profiles: Tenant) -> None:
     run = new("FineTuneJob", profiles.namespace, {"profile": "withdrawn"}, "mine")
     api.create(run)
-    api.patch("ComputeProfile", "", "withdrawn", {"spec": {"allowedNamespaces": ["other"]}})
+    api.patch("ComputeProfile", "", "withdrawn", {"spec": {"namespaces": {"names": ["other"]}}})
     eventually("the profile is refused", lambda: profiles.asks(profile="withdrawn"))
     assert profiles.refusal("PATCH", run | {"spec": {"suspend": True}}) == ""
     found = api.get("FineTuneJob", profiles.namespace, "mine")

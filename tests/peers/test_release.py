@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 MARKER = "run by tests/peers/test_release.py"
 PROFILE = {
-    "devices": {"resource": "cpu", "max": 2},
+    "accelerator": {"resource": "cpu", "maxPerPod": 2},
     "device": None,
     "singleNode": True,
     "resources": SMALL,

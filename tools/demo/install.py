@@ -22,7 +22,7 @@ DEFINITIONS: Final = "finetune-operator-crds"
 
 PROFILE: Final[dict[str, Any]] = {
     # Without an accelerator a device is a CPU core; the requests fit a machine with two cores.
-    "devices": {"resource": "cpu", "max": 2},
+    "accelerator": {"resource": "cpu", "maxPerPod": 2},
     "engine": "Transformers",
     "store": {"uri": "pvc://artifacts"},
     "singleNode": True,
@@ -36,7 +36,7 @@ PROFILE: Final[dict[str, Any]] = {
     },
 }
 TWO_THREADS: Final[dict[str, Any]] = {
-    "podTemplates": [
+    "pods": [
         {"stages": ["train", "evaluate"], "env": [{"name": "OMP_NUM_THREADS", "value": "2"}]},
     ],
 }

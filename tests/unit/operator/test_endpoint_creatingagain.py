@@ -21,7 +21,7 @@ NO_NODE = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/s
 
 def correct(cluster: EndpointCluster) -> None:
     """Edit the profile, as the platform team does."""
-    cluster.cluster.change("ComputeProfile", "standard", podTemplates=SELECTOR)
+    cluster.cluster.change("ComputeProfile", "standard", pods=SELECTOR)
     cluster.settle()
 
 
@@ -54,7 +54,7 @@ def test_a_refused_pod_is_quoted_with_what_to_change() -> None:
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "PodNotStarting"
     assert "the API server refuses the pod: failed quota: q: must specify limits.cpu" in message
-    assert "(set podTemplates[].cpuLimitRequestRatio of ComputeProfile standard)" in message
+    assert "(set pods[].cpuLimitRequestRatio of ComputeProfile standard)" in message
     assert "x7k2p" not in message
 
     cluster.miss_deadline(name)
@@ -125,9 +125,9 @@ def test_a_revision_with_a_pod_that_has_started_stays(status: dict[str, Any]) ->
 @pytest.mark.parametrize(
     "edit",
     [
-        {"pricePerDeviceHour": 2.0},
-        {"maxRunSeconds": 3600},
-        {"podTemplates": [{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}]},
+        {"cost": {"pricePerDeviceHour": 2.0}},
+        {"limits": {"runSeconds": 3600}},
+        {"pods": [{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}]},
     ],
 )
 def test_an_edit_that_does_not_change_the_pods_replaces_no_revision(edit: dict[str, Any]) -> None:
@@ -174,6 +174,6 @@ def test_a_revision_of_an_earlier_release_or_without_trouble_stays() -> None:
 
     del cluster.deployments[name]["metadata"]["annotations"][TEMPLATE_DIGEST]
     cluster.put(unscheduled_pod(name, NO_NODE))
-    cluster.cluster.change("ComputeProfile", "standard", podTemplates=[])
+    cluster.cluster.change("ComputeProfile", "standard", pods=[])
     cluster.settle()
     assert uid_of(cluster, name) == before

@@ -15,6 +15,7 @@ from tests.unit.operator.runobjects import (
     DATASET,
     DATASET_UID,
     ROWS,
+    STORE,
     VERSION,
     claim,
     dataset,
@@ -151,10 +152,10 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_profile() -> None:
     [
         ((), {}, "StoreMissing"),
         ((profile(), profile("gpu")), {}, "DefaultProfileConflict"),
-        ((profile(allowedNamespaces=["research"]),), {}, "ProfileNotAllowed"),
+        ((profile(namespaces={"names": ["research"]}),), {}, "ProfileNotAllowed"),
         ((profile(),), {}, "StoreNotFound"),
         ((profile(), claim("artifacts")), {"source": {"uri": "pvc://rows/x.csv"}}, "SourceNotFound"),
-        ((profile(singleNode=False), claim("artifacts")), {}, "StoreNotShareable"),
+        ((profile(store={"uri": STORE}), claim("artifacts")), {}, "StoreNotShareable"),
     ],
 )
 def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reason: str) -> None:
@@ -167,7 +168,7 @@ def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reas
 
 def test_a_dataset_whose_namespace_may_not_use_the_default_profile_can_have_its_own_store() -> None:
     cluster = MemoryCluster(
-        profile(allowedNamespaces=["research"]), claim("artifacts", "ReadWriteMany"), dataset()
+        profile(namespaces={"names": ["research"]}), claim("artifacts", "ReadWriteMany"), dataset()
     )
     cluster.settle()
     found = cluster.condition("Dataset", DATASET, "Reconciling")

@@ -30,7 +30,7 @@ class BenchNamespace:
 
     def __init__(self, access: Access) -> None:
         self.access = access
-        claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}
+        claim = {"accessModes": ["ReadWriteOnce"], "pods": [{"stages": ["requests"], "resources": {"storage": "2Gi"}}]}
         self.apply(named("Namespace", NAMESPACE, None))
         self.apply(
             named("PersistentVolumeClaim", "artifacts") | {"spec": claim},
@@ -45,7 +45,7 @@ class BenchNamespace:
             profile: fields of the ComputeProfile that depend on the engine.
             spec: fields of the endpoint in addition to those of its model.
         """
-        common = {"devices": {"resource": "cpu", "max": 2}, "store": {"uri": "pvc://artifacts"}}
+        common = {"accelerator": {"resource": "cpu", "maxPerPod": 2}, "store": {"uri": "pvc://artifacts"}}
         uri = f"pvc://artifacts/checkpoints/{self._digest.removeprefix('sha256:')}"
         pin = {"uri": uri, "digest": self._digest, "type": "Full"}
         model = {

@@ -72,7 +72,7 @@ def _serve(namespace: BenchNamespace, engine: str) -> None:
         "engine": "VLLM",
         "images": {"engine": engine},
         "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
-        "resources": {"serve": {"cpu": "100m", "memory": "6Gi"}},
+        "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "6Gi"}}],
     }
     spec = {
         "serving": serving(extraEngineArguments=list(vllmoncpu.ARGUMENTS)),
