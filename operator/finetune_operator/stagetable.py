@@ -125,9 +125,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         queued=False,
         stores_result=False,
     ),
-    "collect": StageRow(
-        resources=PodResources(cpu="50m", memory="256Mi"), queued=False, binds_config=False
-    ),
+    "collect": StageRow(resources=PodResources(cpu="50m", memory="256Mi"), queued=False, binds_config=False),
     "cleanup": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"),
         queued=False,

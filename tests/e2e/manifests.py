@@ -61,7 +61,10 @@ def configmap(name: str, rows: str) -> Object:
 
 def claim(name: str) -> Object:
     """A claim that any cluster with one node can bind; the profiles have `singleNode`."""
-    spec = {"accessModes": ["ReadWriteOnce"], "pods": [{"stages": ["requests"], "resources": {"storage": "1Gi"}}]}
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 

@@ -156,8 +156,9 @@ def test_an_image_that_cannot_be_pulled_is_named_and_so_is_a_deadline_that_someb
 
 def test_a_pod_that_needs_more_memory_than_it_may_have_is_tried_again_and_then_named(team: Team) -> None:
     run = team.until("FineTuneJob", "no-memory", "Stalled", "OutOfMemory")
-    assert f"limit of 12Mi: raise resources.memory for prepare in pods of ComputeProfile {NO_MEMORY}" in message(
-        run, "Stalled"
+    assert (
+        f"limit of 12Mi: raise resources.memory for prepare in pods of ComputeProfile {NO_MEMORY}"
+        in message(run, "Stalled")
     )
     pods = team.children("pods", uid_of(run))
     assert {exit_code(pod) for pod in pods} == {137}

@@ -48,7 +48,10 @@ def installation(namespace: str, lease: str, *watched: str) -> Object:
 
 
 def claim(namespace: str, name: str) -> Object:
-    spec = {"accessModes": ["ReadWriteMany"], "pods": [{"stages": ["requests"], "resources": {"storage": "1Gi"}}]}
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 

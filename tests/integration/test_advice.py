@@ -17,7 +17,10 @@ GPU = {"resource": "nvidia.com/gpu", "max": 8}
 def offer(name: str, product: str, price: float, **spec: Any) -> Object:
     device = {"devices": GPU, "device": {"product": product}}
     return manifests.of(
-        "ComputeProfile", "", name, {**device, "cost": {"pricePerDeviceHour": price, "currency": "EUR"}, **spec}
+        "ComputeProfile",
+        "",
+        name,
+        {**device, "cost": {"pricePerDeviceHour": price, "currency": "EUR"}, **spec},
     )
 
 

@@ -174,7 +174,9 @@ def endpoint_with_preview(name: str) -> RecordingCluster:
 def endpoint_with_merged_models(name: str) -> RecordingCluster:
     """An endpoint with a merged model in a model cache, whose Deployment is edited by a person."""
     cluster = _endpoint(name, models=MODELS)
-    cluster.put(claim("cache", "ReadWriteMany"), endpoints.profile(serving={"modelCache": {"claim": "cache"}}))
+    cluster.put(
+        claim("cache", "ReadWriteMany"), endpoints.profile(serving={"modelCache": {"claim": "cache"}})
+    )
     cluster.settle()
     cluster.cluster.end("merge", MERGED.to_json())
     cluster.settle()

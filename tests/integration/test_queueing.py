@@ -16,7 +16,9 @@ def test_without_kueue_nothing_starts_outside_of_its_quota_until_the_profile_has
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:
     operator = operators.start().wait_active()
-    api.patch("ComputeProfile", "", profile_name(namespace), {"spec": {"kueue": {"queues": {"train": "gpus"}}}})
+    api.patch(
+        "ComputeProfile", "", profile_name(namespace), {"spec": {"kueue": {"queues": {"train": "gpus"}}}}
+    )
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     found = eventually(

@@ -254,7 +254,9 @@ def test_a_missing_queue_is_a_condition_and_the_run_starts_when_it_is_created(
     scene.api.create(profile)
     scene.start("early", {"profile": "late"})
     message = scene.until_state("early", "QueueNotFound")
-    assert message.startswith("LocalQueue late of kueue.queues.train of ComputeProfile late does not exist in")
+    assert message.startswith(
+        "LocalQueue late of kueue.queues.train of ComputeProfile late does not exist in"
+    )
     assert scene.job("early") is None
     create_queue(control_plane, name="late")
     scene.kubelet.held.clear()

@@ -86,7 +86,9 @@ def access() -> Iterator[Access]:
             "resources": manifests.SMALL
             | {"serve": {"cpu": "200m", "memory": "4Gi"}, "merge": {"cpu": "150m", "memory": "2Gi"}},
         }
-        cached = manifests.of("ComputeProfile", CACHED, profile["spec"] | {"serving": {"modelCache": {"claim": "cache"}}})
+        cached = manifests.of(
+            "ComputeProfile", CACHED, profile["spec"] | {"serving": {"modelCache": {"claim": "cache"}}}
+        )
         for each in (profile, cached, manifests.profile(manifests.CPU)):
             access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(each))
         yield access

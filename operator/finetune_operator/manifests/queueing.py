@@ -38,7 +38,8 @@ def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> Q
     offered = profile.spec.kueue
     return QueueChoice(
         queue_name=chosen.queue_name or getattr(offered.queues, name, None),
-        workload_priority_class=chosen.workload_priority_class or getattr(offered.workload_priority_classes, name, None),
+        workload_priority_class=chosen.workload_priority_class
+        or getattr(offered.workload_priority_classes, name, None),
     )
 
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources

@@ -99,7 +99,9 @@ def test_entries_for_the_same_pods_are_merged_and_the_later_one_wins(
     )
 
 
-def test_an_entry_for_all_pods_without_devices_and_one_for_a_stage_of_them_are_merged_in_their_order() -> None:
+def test_an_entry_for_all_pods_without_devices_and_one_for_a_stage_of_them_are_merged_in_their_order() -> (
+    None
+):
     cpu, own = {"stages": ["cpu"], "schedulerName": "cpu"}, {"stages": ["prepare"], "schedulerName": "own"}
     names = {
         order: pod_of(built("prepare", profile_of(pods=list(entries))))["schedulerName"]
@@ -273,9 +275,7 @@ IN_NO_NAME: Manifest = {
 
 def test_no_other_edit_of_the_profile_starts_a_revision() -> None:
     assert {*IN_NO_NAME, "stages"} == {
-        field.alias or name
-        for name, field in PodTemplate.model_fields.items()
-        if name not in HASHED
+        field.alias or name for name, field in PodTemplate.model_fields.items() if name not in HASHED
     }
     cluster, revision = serving()
     elsewhere = {"stages": ["train", "cpu"], "nodeSelector": {"pool": "gpu"}}

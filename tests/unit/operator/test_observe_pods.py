@@ -42,7 +42,7 @@ def pod(deletion: str | None = None, **status: Any) -> Manifest:
     container = {
         "name": "trainer",
         "image": "registry.example/trainer:1",
-        "pods": [{"stages": ["limits"], "resources": {"memory": "4Gi"}}],
+        "resources": {"limits": {"memory": "4Gi"}},
     }
     return {
         "kind": "Pod",
@@ -224,7 +224,10 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
     "its container used more memory than its limit": (
         pod(**ended(137, "OOMKilled")),
         "OutOfMemory",
-        ["limit of 4Gi: raise resources.memory for train in pods of ComputeProfile a100", "perDeviceBatchSize"],
+        [
+            "limit of 4Gi: raise resources.memory for train in pods of ComputeProfile a100",
+            "perDeviceBatchSize",
+        ],
     ),
     "its node ran out of memory": (
         pod(
@@ -234,7 +237,10 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             conditions=[BY_EVICTION],
         ),
         "Evicted",
-        ["low on resource: memory", "(raise resources.memory for train in pods of ComputeProfile a100 to what it uses)"],
+        [
+            "low on resource: memory",
+            "(raise resources.memory for train in pods of ComputeProfile a100 to what it uses)",
+        ],
     ),
     "its node ran out of disk": (
         pod(

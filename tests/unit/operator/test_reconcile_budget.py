@@ -442,7 +442,9 @@ def test_an_endpoint_uses_the_budget_and_starts_and_serves_whatever_is_left_of_i
     desk.make_ready(first)
     running = {"name": "engine", "state": {"running": {"startedAt": at(desk.cluster.now)}}}
     pod = serving_pod(first, phase="Running", containerStatuses=[running])
-    pod["spec"]["containers"] = [{"name": "engine", "pods": [{"stages": ["limits"], "resources": {"nvidia.com/gpu": "2"}}]}]
+    pod["spec"]["containers"] = [
+        {"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "2"}}}
+    ]
     desk.put(pod)
     desk.cluster.now += timedelta(hours=2)
     desk.cluster.reconcile("ComputeProfile", "standard")
@@ -474,7 +476,10 @@ def test_a_run_is_woken_by_the_profile_that_was_the_default_when_it_started() ->
     profile = cluster.objects["ComputeProfile", PROFILE]
     no_default = {**profile, "metadata": {**profile["metadata"], "annotations": {}}}
     cluster.objects["ComputeProfile", PROFILE] = no_default
-    raised = {**no_default, "spec": {**no_default["spec"], "cost": {"budget": {**HOURS, "deviceHoursPerNamespace": 9}}}}
+    raised = {
+        **no_default,
+        "spec": {**no_default["spec"], "cost": {"budget": {**HOURS, "deviceHoursPerNamespace": 9}}},
+    }
     woken = related("ComputeProfile", no_default, raised, cluster.reader())
     assert Key("FineTuneJob", NAMESPACE, JOB) in woken
 

@@ -92,7 +92,9 @@ def test_no_job_is_made_before_its_queue_exists(kind: str) -> None:
     cluster, name, queue = made(kind, None)
     reason, message = condition(cluster, kind, name)
     assert reason == "QueueNotFound"
-    assert message.startswith(f"LocalQueue {QUEUES[queue]} of kueue.queues.{queue} of ComputeProfile cpu does")
+    assert message.startswith(
+        f"LocalQueue {QUEUES[queue]} of kueue.queues.{queue} of ComputeProfile cpu does"
+    )
     assert queues_of_jobs(cluster) <= {None}
     for existing in ("cpus", "gpus"):
         cluster.add(local_queue(existing))

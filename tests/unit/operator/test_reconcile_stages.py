@@ -156,7 +156,10 @@ ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
         137,
         "OOMKilled",
         "OutOfMemory",
-        ["its limit of 4Gi: raise resources.memory for train in pods of ComputeProfile cpu", "perDeviceBatchSize"],
+        [
+            "its limit of 4Gi: raise resources.memory for train in pods of ComputeProfile cpu",
+            "perDeviceBatchSize",
+        ],
     ),
     (
         "an exit code and a message",

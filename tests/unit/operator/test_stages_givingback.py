@@ -107,7 +107,9 @@ def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growi
 )
 def test_a_run_keeps_its_devices_if_no_older_run_competes_for_them(other: dict[str, str]) -> None:
     found = partly_scheduled(**other)
-    found.objects["ComputeProfile", "cpu"]["spec"]["pods"] = [{"nodeSelector": {"pool": "here", "spot": "false"}}]
+    found.objects["ComputeProfile", "cpu"]["spec"]["pods"] = [
+        {"nodeSelector": {"pool": "here", "spot": "false"}}
+    ]
     found.add(profile("a100", default=False, accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 4}))
     found.add(profile("elsewhere", default=False, pods=[{"nodeSelector": {"pool": "elsewhere"}}]))
     spot = {"stages": ["train"], "nodeSelector": {"spot": "true"}}

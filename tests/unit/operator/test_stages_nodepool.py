@@ -36,10 +36,18 @@ ANY = pool()
     [
         (ANY, ANY, True),
         (ANY, pool(accelerator={"resource": "amd.com/gpu", "maxPerPod": 4}), False),
-        (pool(pods=[{"nodeSelector": {"gpu": "a100"}}]), pool(pods=[{"nodeSelector": {"gpu": "h100"}}]), False),
+        (
+            pool(pods=[{"nodeSelector": {"gpu": "a100"}}]),
+            pool(pods=[{"nodeSelector": {"gpu": "h100"}}]),
+            False,
+        ),
         (pool(pods=[{"nodeSelector": {"gpu": "a100"}}]), pool(pods=[{"nodeSelector": {"zone": "a"}}]), True),
         (pool(pods=[{"nodeSelector": {"gpu": "h100"}}]), requiring(A100), False),
-        (pool(pods=[{"nodeSelector": {"gpu": "h100"}}]), requiring(A100, [("gpu", "In", ["h100", "h200"])]), True),
+        (
+            pool(pods=[{"nodeSelector": {"gpu": "h100"}}]),
+            requiring(A100, [("gpu", "In", ["h100", "h200"])]),
+            True,
+        ),
         (requiring(A100), requiring([("gpu", "NotIn", ["a100"])]), False),
         (requiring(A100), requiring([("gpu", "NotIn", ["h100"])]), True),
         (requiring(A100), requiring([("gpu", "DoesNotExist", [])]), False),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.devicetime import Cost, StageUsage
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate

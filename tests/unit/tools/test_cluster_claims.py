@@ -17,7 +17,7 @@ def claim(**spec: object) -> dict[str, Any]:
         "spec": {
             "storageClassName": "local",
             "accessModes": ["ReadWriteMany"],
-            "pods": [{"stages": ["requests"], "resources": {"storage": "2Gi"}}],
+            "resources": {"requests": {"storage": "2Gi"}},
         }
         | spec,
     }

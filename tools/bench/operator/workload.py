@@ -34,7 +34,10 @@ def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
 
 def claims(team: str) -> list[Object]:
     """The volumes with a team's base models and its store."""
-    claim = {"accessModes": ["ReadWriteMany"], "pods": [{"stages": ["requests"], "resources": {"storage": "1Gi"}}]}
+    claim = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     return [
         {
             "apiVersion": "v1",

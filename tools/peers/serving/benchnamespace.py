@@ -30,7 +30,10 @@ class BenchNamespace:
 
     def __init__(self, access: Access) -> None:
         self.access = access
-        claim = {"accessModes": ["ReadWriteOnce"], "pods": [{"stages": ["requests"], "resources": {"storage": "2Gi"}}]}
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "2Gi"}},
+        }
         self.apply(named("Namespace", NAMESPACE, None))
         self.apply(
             named("PersistentVolumeClaim", "artifacts") | {"spec": claim},

@@ -78,7 +78,9 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     if used + reserved(jobs) < budget.limit:
         return None
     # The message has neither the usage nor the Jobs, which change: a waiting object writes its status once.
-    unit = (profile.spec.cost.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
+    unit = (
+        (profile.spec.cost.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
+    )
     whose = (
         f"its budget of ComputeProfile {profile.name}: {_figure(budget.limit)} {unit}"
         f" {PERIODS.get(budget.period, '')}"

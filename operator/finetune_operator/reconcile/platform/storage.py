@@ -5,7 +5,6 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.storereference import AccessMode, StoreReference
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed

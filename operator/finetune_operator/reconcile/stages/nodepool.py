@@ -45,11 +45,7 @@ class NodePool:
         return cls(
             profile.spec.accelerator.resource,
             tuple((*selected, *term) for term in _required_terms(pods.affinity)),
-            tuple(
-                each
-                for each in pods.tolerations
-                if not (each.key or "").startswith(CONDITION_TAINTS)
-            ),
+            tuple(each for each in pods.tolerations if not (each.key or "").startswith(CONDITION_TAINTS)),
         )
 
     def may_share_nodes_with(self, other: "NodePool") -> bool:

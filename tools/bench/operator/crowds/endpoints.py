@@ -151,7 +151,10 @@ async def _measure(stage: CrowdScene) -> None:
             async with operator.phase("profile edited"):
                 stage.apply(
                     workload.ours(
-                        "ComputeProfile", "", workload.PROFILE, {**PROFILE, "limits": {"concurrentRollouts": 999}}
+                        "ComputeProfile",
+                        "",
+                        workload.PROFILE,
+                        {**PROFILE, "limits": {"concurrentRollouts": 999}},
                     )
                 )
                 await operator.until_reconciled(KIND, before + stage.size)
