@@ -142,7 +142,7 @@ SERVE_PODS: Final[frozenset[PodStage]] = frozenset({"serve"})
 
 
 def pod_names(stage: JobStage) -> frozenset[PodStage]:
-    """Names of a stage's pods in the entries of a profile's `pods`: of their kind, and of the stage itself."""
+    """Names of a stage's pods in the entries of a profile's `pods`: of their kind, and of the stage."""
     row = STAGES[stage]
     kind: PodStage = row.queue if row.uses_devices else "cpu"
     return frozenset({kind, *(name for name in SIZED_STAGES if name == stage)})

@@ -38,8 +38,8 @@ TWO_THREADS: Final[dict[str, Any]] = {
     "stages": ["train", "evaluate"],
     "env": [{"name": "OMP_NUM_THREADS", "value": "2"}],
 }
-"""One more entry of the demo's profile. By the CPU request, a stage would have one thread, but the second core
-is idle while no one uses the endpoint."""
+"""One more entry of the demo's profile. By the CPU request, a stage would have one thread, but the second
+core is idle while no one uses the endpoint."""
 
 
 def images() -> References:

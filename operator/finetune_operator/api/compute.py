@@ -28,9 +28,9 @@ class Compute(QueueChoice):
         DeviceCount,
         Field(
             description="Number of devices per pod of the train stage, at most accelerator.maxPerPod"
-            " of the ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
-            " CPU cores are threads of one process. An evaluate pod requests one device, or as many as a"
-            " train pod if preflight predicts that one does not hold the weights.",
+            " of the ComputeProfile. Each accelerator has its own process, which computes its share of every"
+            " step; CPU cores are threads of one process. An evaluate pod requests one device, or as many as"
+            " a train pod if preflight predicts that one does not hold the weights.",
         ),
     ] = 1
     nodes: Annotated[

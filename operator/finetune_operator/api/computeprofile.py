@@ -173,8 +173,8 @@ class ModelCache(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.claim) != has(self.images)",
-            "serving.modelCache needs exactly one of claim and images: a PersistentVolumeClaim in each namespace, or"
-            " OCI images by digest",
+            "serving.modelCache needs exactly one of claim and images: a PersistentVolumeClaim in each"
+            " namespace, or OCI images by digest",
         ),
     )
 

@@ -183,8 +183,8 @@ class EvaluationSettings(Model):
         Field(
             max_length=32,
             description="Arguments of the engine VLLM when it generates the answers, one per item, as --name"
-            " or --name=value. The ComputeProfile must allow each name in serving.allowedEngineArguments. Use those"
-            " of the endpoints. Default: none.",
+            " or --name=value. The ComputeProfile must allow each name in serving.allowedEngineArguments. Use"
+            " those of the endpoints. Default: none.",
         ),
     ] = ()
     slice_by: Annotated[

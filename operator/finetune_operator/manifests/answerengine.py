@@ -66,6 +66,6 @@ def _problems(profile: ComputeProfile, models: Sequence[AnsweringModel], highest
             yield f"{model.label} was trained with DoRA, which {profile.spec.serving.engine} does not serve"
         elif model.adapter.r > highest_rank:
             yield (
-                f"{model.label} has rank {model.adapter.r}, and {profile.spec.serving.engine} serves ranks up to"
-                f" {highest_rank}"
+                f"{model.label} has rank {model.adapter.r}, and {profile.spec.serving.engine} serves ranks up"
+                f" to {highest_rank}"
             )

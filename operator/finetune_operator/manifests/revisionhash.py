@@ -11,7 +11,8 @@ from finetune_operator.api.serving import Serving
 HASHED: Final = frozenset(
     {"resources", "node_selector", "tolerations", "runtime_class_name", "resource_claims"}
 )
-"""Fields of the entries for `serve` whose edit starts a new revision: where its pods can run, and with what."""
+"""Fields of the entries for `serve` whose edit starts a new revision: where its pods can run, and with
+what."""
 
 EMPTY: Final[tuple[Any, ...]] = ({}, [])
 """Values of a setting that is given and yet chooses nothing."""

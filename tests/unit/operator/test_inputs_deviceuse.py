@@ -118,9 +118,7 @@ def test_devices_are_those_that_the_pod_requests_and_the_label_counts_for_what_i
 
 def test_devices_of_init_containers_count_as_the_scheduler_counts_them() -> None:
     manifest = pod(running(5))
-    one, three = (
-        {"resources": {"limits": {"nvidia.com/gpu": number}}} for number in ("1", "3")
-    )
+    one, three = ({"resources": {"limits": {"nvidia.com/gpu": number}}} for number in ("1", "3"))
     manifest["spec"]["initContainers"] = [three, {**one, "restartPolicy": "Always"}]
     assert devices(use_of(manifest), "nvidia.com/gpu") == [3]
     manifest["spec"]["initContainers"] = [{**one, "restartPolicy": "Always"}, three]

@@ -29,7 +29,8 @@ WITH_DEVICES: Manifest = {
 
 def merge(*entries: Manifest, stages: tuple[PodStage, ...] = ("train",)) -> Manifest:
     """What the entries say together about pods with these names."""
-    return merged([PodTemplate.model_validate(each) for each in entries], stages).to_dict()
+    together = merged([PodTemplate.model_validate(each) for each in entries], stages)
+    return together.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
 
 
 def shaped_by(*entries: Manifest) -> Manifest:

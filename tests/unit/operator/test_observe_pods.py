@@ -252,7 +252,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
         "Evicted",
         [
             "low on resource: ephemeral-storage",
-            "raise resources.ephemeralStorage for train in pods of ComputeProfile a100 to what it uses, or use nodes",
+            "raise resources.ephemeralStorage for train in pods of ComputeProfile a100 to what it uses",
         ],
     ),
     "its node has no inodes left": (
@@ -370,8 +370,8 @@ def test_a_pod_that_the_cluster_took_away_says_who_took_it(reason: str, said: st
 def test_an_eviction_that_kubernetes_makes_up_for_repeats_what_the_node_lacked_and_says_what_helps() -> None:
     evicted = pod(phase="Failed", reason="Evicted", message="low on memory", conditions=[BY_EVICTION])
     assert disruption(evicted) == (
-        "was ended by its node: low on memory (raise resources.memory for train in pods of ComputeProfile a100 to what it"
-        " uses)"
+        "was ended by its node: low on memory (raise resources.memory for train in pods of ComputeProfile"
+        " a100 to what it uses)"
     )
     assert disruption(pod(conditions=[{**BY_EVICTION, "status": "False"}])) is None
 
@@ -478,7 +478,7 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
     "it was evicted": (
         pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
         "Evicted",
-        "Evicted: The node was low on resource: memory. (raise resources.memory for serve in pods of ComputeProfile a100",
+        "resource: memory. (raise resources.memory for serve in pods of ComputeProfile a100",
     ),
     "its node had no room after all": (
         pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),

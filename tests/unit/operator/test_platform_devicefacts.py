@@ -34,7 +34,7 @@ def test_facts_come_from_the_profile_the_node_label_and_the_table(
 ) -> None:
     of_train = {"stages": ["train"], "nodeSelector": {"nvidia.com/gpu.product": label}}
     of_others = {"stages": ["cpu", "serve"], "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-T4"}}
-    spec = {
+    spec: dict[str, Any] = {
         "accelerator": {"resource": "nvidia.com/gpu", **accelerator},
         "pods": [of_others, *([of_train] if label else [])],
     }

@@ -442,9 +442,7 @@ def test_an_endpoint_uses_the_budget_and_starts_and_serves_whatever_is_left_of_i
     desk.make_ready(first)
     running = {"name": "engine", "state": {"running": {"startedAt": at(desk.cluster.now)}}}
     pod = serving_pod(first, phase="Running", containerStatuses=[running])
-    pod["spec"]["containers"] = [
-        {"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "2"}}}
-    ]
+    pod["spec"]["containers"] = [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
     desk.put(pod)
     desk.cluster.now += timedelta(hours=2)
     desk.cluster.reconcile("ComputeProfile", "standard")

@@ -37,7 +37,7 @@ def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:
     if profile.spec.serving.engine != BUILT_IN and profile.spec.images.engine is None:
         return Failed(
             Reason.INVALID_SPEC,
-            f"serving.engine is {profile.spec.serving.engine}, but images.engine is not set: set it to an image of"
-            f" vLLM, for example of vllm/vllm-openai by digest, or set serving.engine: {BUILT_IN}",
+            f"serving.engine is {profile.spec.serving.engine}, but images.engine is not set: set it to an"
+            f" image of vLLM, for example of vllm/vllm-openai by digest, or set serving.engine: {BUILT_IN}",
         )
     return Done(Reason.AVAILABLE, "FineTuneJobs and InferenceDeployments can use this profile")

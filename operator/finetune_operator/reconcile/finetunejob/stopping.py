@@ -51,7 +51,7 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
         stop(run, job)
         pods += pods_of(job, snapshot)
     if job is not None or pods:
-        message = "the limit of the run's time on devices is reached; waiting for the pods to save their state and end"
+        message = "the time limit of the run is reached; waiting for the pods to save their state and end"
         return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
     last = run.status.progress
     where = f" at step {last.step} of {last.total_steps}" if last and last.stage == limit.stage else ""

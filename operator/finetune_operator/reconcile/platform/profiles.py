@@ -190,20 +190,21 @@ def check_engine_arguments(
     message = "; ".join(argument_problems(arguments, field, profile))
     if arguments and profile.spec.serving.engine == BUILT_IN:
         message = (
-            f"{field} needs the engine VLLM, and ComputeProfile {profile.name} has serving.engine: {BUILT_IN}: use a"
-            " profile with VLLM, or leave the field out"
+            f"{field} needs the engine VLLM, and ComputeProfile {profile.name} has serving.engine:"
+            f" {BUILT_IN}: use a profile with VLLM, or leave the field out"
         )
     return Blocked(Reason.UNSUPPORTED_BY_ENGINE, message, requeue_after=None) if message else None
 
 
 def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:
     """Whether one pod may request this number of devices."""
-    if devices <= profile.spec.accelerator.max_per_pod:
+    most = profile.spec.accelerator.max_per_pod
+    if devices <= most:
         return None
     return Blocked(
         Reason.TOO_MANY_DEVICES,
-        f"{field} is {devices}, but ComputeProfile {profile.name} allows {profile.spec.accelerator.max_per_pod} per pod:"
-        " request fewer, or ask the platform team to raise the profile's accelerator.maxPerPod",
+        f"{field} is {devices}, but ComputeProfile {profile.name} allows {most} per pod: request fewer, or"
+        " ask the platform team to raise the profile's accelerator.maxPerPod",
     )
 
 

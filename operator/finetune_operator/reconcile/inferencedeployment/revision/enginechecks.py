@@ -35,22 +35,22 @@ def check_engine(profile: ComputeProfile, devices: int) -> Blocked | None:
     trainer = trainer_of(profile, "")
     if profile.spec.serving.model_cache is not None and trainer.contract < MIN_CACHE_CONTRACT:
         return _blocked(
-            f"serving.modelCache needs a trainer image of contract {MIN_CACHE_CONTRACT}, and images.trainer of"
-            f" ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
+            f"serving.modelCache needs a trainer image of contract {MIN_CACHE_CONTRACT}, and images.trainer"
+            f" of ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
             " release, or remove serving.modelCache"
         )
     if profile.spec.serving.engine != BUILT_IN:
         if profile.spec.images.engine is None:
             return _blocked(
-                f"ComputeProfile {profile.name} has serving.engine: {profile.spec.serving.engine} but no images.engine: set"
-                " it to an image of vLLM, for example of vllm/vllm-openai by digest, or use a profile with"
-                f" engine: {BUILT_IN}"
+                f"ComputeProfile {profile.name} has serving.engine: {profile.spec.serving.engine} but no"
+                " images.engine: set it to an image of vLLM, such as vllm/vllm-openai by digest, or use"
+                f" a profile with {BUILT_IN}"
             )
         if trainer.contract < MIN_VLLM_CONTRACT:
             return _blocked(
-                f"engine: {profile.spec.serving.engine} needs a trainer image of contract {MIN_VLLM_CONTRACT}, which"
-                f" prepares its pods, and images.trainer of ComputeProfile {profile.name} has trainerContract"
-                f" {trainer.contract}: use an image of this release"
+                f"serving.engine: {profile.spec.serving.engine} needs a trainer image of contract"
+                f" {MIN_VLLM_CONTRACT}, which prepares its pods, and images.trainer of ComputeProfile"
+                f" {profile.name} has trainerContract {trainer.contract}: use an image of this release"
             )
     elif devices > 1 and profile.spec.accelerator.resource != CPU and not trainer.spreads_models:
         return _blocked(
