@@ -37,7 +37,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create the objects of this module's tests, and profiles on which no pod can succeed."""
     no_image, no_memory = manifests.profile(NO_IMAGE), manifests.profile(NO_MEMORY)
     no_image["spec"]["images"] = {"trainer": "localhost/no-such-image:dev"}
-    no_memory["spec"]["resources"] = {"prepare": {"cpu": "20m", "memory": "12Mi"}}
+    no_memory["spec"]["pods"] = manifests.sized({"prepare": {"cpu": "20m", "memory": "12Mi"}})
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [no_image, no_memory]})
     request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY))
     team.access.kubectl("apply", "--server-side", "--filename=-", text=text)

@@ -11,11 +11,11 @@ from tests.integration.chain import until_condition
 from tests.integration.manifests import profile_name
 from tests.integration.operators import Operators
 
-GPU = {"resource": "nvidia.com/gpu", "max": 8}
+GPU = {"resource": "nvidia.com/gpu", "maxPerPod": 8}
 
 
 def offer(name: str, product: str, price: float, **spec: Any) -> Object:
-    device = {"devices": GPU, "device": {"product": product}}
+    device = {"accelerator": {**GPU, "product": product}}
     return manifests.of(
         "ComputeProfile",
         "",
@@ -31,7 +31,7 @@ def test_a_run_names_the_cheaper_profile_that_its_namespace_may_use(
     """The fake training used 30 GiB of 80."""
     operator = operators.start().wait_active()
     small, foreign = f"small-{namespace}", f"foreign-{namespace}"
-    mine = {"devices": GPU, "device": {"product": "NVIDIA-H100-80GB-HBM3"}}
+    mine = {"accelerator": {**GPU, "product": "NVIDIA-H100-80GB-HBM3"}}
     api.patch(
         "ComputeProfile",
         "",

@@ -55,17 +55,17 @@ CONDITIONS: Final[dict[str, tuple[Object, bool]]] = {
 """Conditions on the labels of namespaces, and whether those of team-a meet them."""
 PROFILES: Final[dict[str, Object]] = {
     **{
-        name: {"namespaceSelector": {"matchExpressions": [condition]}}
+        name: {"namespaces": {"selector": {"matchExpressions": [condition]}}}
         for name, (condition, _) in CONDITIONS.items()
     },
     "open": {},
     "theirs": {"namespaces": {"names": ["team-b"]}},
     "withdrawn": {"namespaces": {"names": ["team-a"]}},
-    "by-label": {"namespaceSelector": {"matchLabels": {NAME_LABEL: "team-a"}}},
+    "by-label": {"namespaces": {"selector": {"matchLabels": {NAME_LABEL: "team-a"}}}},
     "ours": {
         "namespaces": {"names": ["team-a"]},
-        "queues": {"train": "night"},
-        "queueing": {
+        "kueue": {
+            "queues": {"train": "night"},
             "allowedQueues": ["spare"],
             "workloadPriorityClasses": {"train": "low"},
             "allowedWorkloadPriorityClasses": ["high"],
@@ -316,7 +316,7 @@ def test_an_object_without_a_profile_is_checked_against_the_default_one(api: Api
 @pytest.mark.parametrize(
     ("field", "offered", "words"),
     [
-        ("queueName", ("night", "spare"), "queueing.allowedQueues of ComputeProfile ours"),
+        ("queueName", ("night", "spare"), "kueue.allowedQueues of ComputeProfile ours"),
         ("workloadPriorityClass", ("low", "high"), "allowedWorkloadPriorityClasses of ComputeProfile ours"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 import finetune_operator
 from tests.docsblocks import blocks
-from tests.e2e.manifests import SMALL
+from tests.e2e.manifests import SMALL, sized
 from tests.peers.documentedsteps import DocumentedSteps
 from tests.peers.signedrelease import SignedRelease, make_release
 from tests.privateregistry import PrivateRegistry
@@ -31,9 +31,8 @@ pytestmark = pytest.mark.skipif(
 MARKER = "run by tests/peers/test_release.py"
 PROFILE = {
     "accelerator": {"resource": "cpu", "maxPerPod": 2},
-    "device": None,
-    "singleNode": True,
-    "resources": SMALL,
+    "pods": sized(SMALL),
+    "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
 }
 HOSTS = "/etc/containerd/certs.d/registry.example.com/hosts.toml"
 PULL_SECRET = (

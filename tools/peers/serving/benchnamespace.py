@@ -48,7 +48,10 @@ class BenchNamespace:
             profile: fields of the ComputeProfile that depend on the engine.
             spec: fields of the endpoint in addition to those of its model.
         """
-        common = {"accelerator": {"resource": "cpu", "maxPerPod": 2}, "store": {"uri": "pvc://artifacts"}}
+        common = {
+            "accelerator": {"resource": "cpu", "maxPerPod": 2},
+            "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
+        }
         uri = f"pvc://artifacts/checkpoints/{self._digest.removeprefix('sha256:')}"
         pin = {"uri": uri, "digest": self._digest, "type": "Full"}
         model = {
@@ -57,8 +60,7 @@ class BenchNamespace:
             "compute": {"profile": NAME},
         }
         self.apply(
-            named("ComputeProfile", NAME, None, API_VERSION)
-            | {"spec": {**common, "singleNode": True, **profile}},
+            named("ComputeProfile", NAME, None, API_VERSION) | {"spec": {**common, **profile}},
             named(KIND, NAME, NAMESPACE, API_VERSION) | {"spec": {**model, **spec}},
         )
         self.until_ready()

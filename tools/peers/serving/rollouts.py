@@ -25,7 +25,7 @@ STRATEGIES: Final[dict[str, Object]] = {
 }
 NONE: Final = dict.fromkeys(("blueGreen", "canary"))
 PROFILE: Final = {
-    "engine": "Transformers",
+    "serving": {"engine": "Transformers"},
     "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "3Gi"}}],
 }
 

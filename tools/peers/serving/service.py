@@ -69,9 +69,11 @@ def _create_gateway(namespace: BenchNamespace) -> int:
 def _serve(namespace: BenchNamespace, engine: str) -> None:
     gateway = yaml.safe_load(EXAMPLE.read_text())["metadata"]
     profile = {
-        "engine": "VLLM",
         "images": {"engine": engine},
-        "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
+        "serving": {
+            "engine": "VLLM",
+            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
+        },
         "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "6Gi"}}],
     }
     spec = {
