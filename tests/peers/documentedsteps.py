@@ -49,7 +49,7 @@ class DocumentedSteps:
         return [self.shell(block.text) for block in found]
 
     def write_values(self, page: str, name: str, profile: dict[str, Any], **more: object) -> None:
-        """Write the values file `name` of a page, with more values and other fields of the default profile."""
+        """Write the values file `name` of a page, with more values and fields of the default profile."""
         values = yaml.safe_load(self.file(page, name)) | more
         values["defaultProfile"]["spec"] |= profile
         (self.folder / name).write_text(yaml.safe_dump(values))
