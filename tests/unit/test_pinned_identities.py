@@ -57,21 +57,21 @@ GPU: dict[str, Any] = {
 }
 
 REVISIONS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[tuple[str, WeightsReference], ...], str]] = [
-    ("a profile that says nothing", {}, {}, (("tone", RECORDED),), "desk-dd3fdb76"),
-    ("two models, one of them pinned", {}, {}, (("tone", RECORDED), ("pin", PINNED)), "desk-2152e51b"),
+    ("a profile that says nothing", {}, {}, (("tone", RECORDED),), "desk-ac7eaf40"),
+    ("two models, one of them pinned", {}, {}, (("tone", RECORDED), ("pin", PINNED)), "desk-fa690348"),
     (
         "a GPU profile with all settings",
         GPU,
         {"compute": {"devices": 2}},
         (("tone", RECORDED),),
-        "desk-03b13ca8",
+        "desk-c3c35689",
     ),
     (
         "all weights, from a bucket",
         {"accelerator": {"resource": "cpu", "maxPerPod": 4}},
         {},
         (("tone", FULL),),
-        "desk-abbe0d69",
+        "desk-e0854eb7",
     ),
 ]
 

@@ -15,13 +15,14 @@ from tests.unit.operator.endpoints import (
     unscheduled_pod,
 )
 
-SELECTOR = [{"nodeSelector": {"pool": "gpu"}}]
+CORRECTED = [{"schedulerName": "gang", "cpuLimitRequestRatio": 2}]
+"""Fields of pods that are not part of a revision's name."""
 NO_NODE = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
 
 
 def correct(cluster: EndpointCluster) -> None:
     """Edit the profile, as the platform team does."""
-    cluster.cluster.change("ComputeProfile", "standard", pods=SELECTOR)
+    cluster.cluster.change("ComputeProfile", "standard", pods=CORRECTED)
     cluster.settle()
 
 
@@ -80,10 +81,10 @@ def test_a_corrected_profile_reaches_a_revision_that_no_node_takes(has_fallback:
     after = uid_of(cluster, name)
     assert after != before
     template = cluster.deployments[name]["spec"]["template"]["spec"]
-    assert template["nodeSelector"] == {"pool": "gpu"}
+    assert template["schedulerName"] == "gang"
     if has_fallback:
         assert cluster.points_at == old
-        assert "nodeSelector" not in cluster.deployments[old]["spec"]["template"]["spec"]
+        assert "schedulerName" not in cluster.deployments[old]["spec"]["template"]["spec"]
     cluster.make_ready(name)
     cluster.settle()
     assert states(cluster)[name] == "Live"

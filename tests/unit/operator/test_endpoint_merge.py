@@ -175,7 +175,7 @@ def test_a_served_merge_needs_its_job_no_more() -> None:
 
 
 def test_an_older_trainer_cannot_merge() -> None:
-    cluster = merging(images={"trainer": "registry.example/old:1"})
+    cluster = merging(images={"trainer": "registry.example/old:1", "trainerContract": 1})
 
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "ProfileInvalid"
