@@ -139,6 +139,8 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
 
 SERVE_PODS: Final[frozenset[PodStage]] = frozenset({"serve"})
 """Name of the pods of endpoints in the entries of a profile's `pods`."""
+TRAIN_PODS: Final[frozenset[PodStage]] = frozenset({"train"})
+"""Name of the pods that train there."""
 
 
 def pod_names(stage: JobStage) -> frozenset[PodStage]:

@@ -104,7 +104,7 @@ def test_a_misspelt_name_is_refused_by_its_name(path: tuple[str, ...]) -> None:
         (("defaultProfile", "spec", "serving", "engine"), "vllm"),
         (("defaultProfile", "spec", "accelerator", "maxPerPod"), 0),
         (("defaultProfile", "spec", "store", "uri"), "artifacts"),
-        (("defaultProfile", "spec", "cost", "pricePerDeviceHour"), -1),
+        (("defaultProfile", "spec", "cost"), {"pricePerDeviceHour": -1}),
     ],
     ids=str,
 )

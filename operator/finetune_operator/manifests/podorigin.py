@@ -19,7 +19,7 @@ from finetune_operator.manifests.labels import (
     TEMPLATE_DIGEST,
     short_hash,
 )
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Manifest, without_empty
 from finetune_trainer.contract.environment import CONFIG_ENV
 
 DIGEST_LENGTH: Final = 16
@@ -56,7 +56,7 @@ def profile_digest(profile: ComputeProfile) -> str:
     spec = profile.spec.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, include=dict(SHAPES_PODS)
     )
-    return _digest(spec)
+    return _digest(without_empty(spec))
 
 
 def changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> str | None:

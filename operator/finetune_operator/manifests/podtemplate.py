@@ -145,7 +145,7 @@ def build_stage_pod(
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
     if isinstance(config, EvaluateConfig) and profile is not None:
-        return with_answers(pod, config, profile, devices)
+        return with_answers(pod, config, profile, devices, sizing)
     return pod
 
 

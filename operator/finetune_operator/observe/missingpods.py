@@ -46,7 +46,7 @@ ADVICE: Final = (
         re.compile(r"failed quota: .*must specify limits\.cpu"),
         "set pods[].cpuLimitRequestRatio of {profile}",
     ),
-    (re.compile(r"failed quota: .*must specify"), "set it in resources of {profile}"),
+    (re.compile(r"failed quota: .*must specify"), "set it in pods[].resources of {profile}"),
     (
         re.compile(r"limit to request ratio|(maximum|minimum) \S+ usage per"),
         "change pods[].resources or pods[].cpuLimitRequestRatio of {profile}, or the LimitRange",

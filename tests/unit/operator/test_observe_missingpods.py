@@ -52,7 +52,7 @@ def after(cluster: MemoryCluster, seconds: int) -> tuple[str, str]:
         (
             FORBIDDEN + "failed quota: team: must specify requests.ephemeral-storage for: trainer",
             "PodNotStarting",
-            "(set it in resources of ComputeProfile cpu)",
+            "(set it in pods[].resources of ComputeProfile cpu)",
         ),
         (
             FORBIDDEN + "cpu max limit to request ratio per Container is 4, but provided ratio is 25.000000",
@@ -62,7 +62,7 @@ def after(cluster: MemoryCluster, seconds: int) -> tuple[str, str]:
         (
             f"(combined from similar events): {FORBIDDEN}maximum memory usage per Container is 3Gi",
             "PodNotStarting",
-            "refuses the train pod: maximum memory usage per Container is 3Gi (change resources",
+            "refuses the train pod: maximum memory usage per Container is 3Gi (change pods[].resources",
         ),
         (
             FORBIDDEN + "no PriorityClass with name nosuch was found",

@@ -124,6 +124,7 @@ def test_a_job_whose_pod_is_only_being_created_stays() -> None:
     assert uid_of(cluster, "train") == before
 
 
+WRONG_STORE = {"uri": "pvc://wrong", "accessMode": "ReadWriteOnce"}
 FOR_OTHER_STAGES = [{"stages": ["serve"], "nodeSelector": {"pool": "gpu"}}]
 
 
@@ -254,7 +255,7 @@ def with_image(image: str, **spec: Any) -> MemoryCluster:
 
 
 def correct_image_and_store(cluster: MemoryCluster) -> None:
-    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT}, store={"uri": "pvc://wrong"})
+    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT}, store=WRONG_STORE)
 
 
 def test_a_run_takes_the_corrected_image_and_store_before_its_first_stage_has_started() -> None:
@@ -274,7 +275,7 @@ def test_the_corrected_store_is_not_lost_with_the_write_of_the_status() -> None:
     cluster = with_image(RIGHT)
     cluster.pod("prepare", **UNSCHEDULABLE)
     assert waits(cluster) == "Unschedulable"
-    cluster.change("ComputeProfile", "cpu", store={"uri": "pvc://wrong"})
+    cluster.change("ComputeProfile", "cpu", store=WRONG_STORE)
 
     cluster.carry_out("FineTuneJob", JOB, cluster.plan("FineTuneJob", JOB), crash_before_status=True)
     cluster.settle()

@@ -4,7 +4,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import quantity_value
-from finetune_operator.stagetable import pod_names
+from finetune_operator.stagetable import TRAIN_PODS
 from finetune_trainer.contract.devicecards import PRODUCT_LABELS, find_card
 from finetune_trainer.contract.prediction import DeviceFacts
 
@@ -17,7 +17,7 @@ def device_facts(profile: ComputeProfile) -> DeviceFacts | None:
     given = profile.spec.accelerator
     if given.resource == CPU:
         return None
-    selector = profile.spec.pods_of(pod_names("train")).node_selector
+    selector = profile.spec.pods_of(TRAIN_PODS).node_selector
     labels = (selector.get(label) for label in PRODUCT_LABELS)
     product = given.product or next(filter(None, labels), None)
     card = find_card(product)
