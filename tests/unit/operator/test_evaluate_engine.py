@@ -103,7 +103,9 @@ def test_the_engine_reads_the_store_and_has_no_credentials() -> None:
 
 def test_the_engine_has_the_resources_of_serving() -> None:
     given = {"cpu": "8", "memory": "64Gi", "ephemeralStorage": "100Gi"}
-    _, answers = pod_of(cluster_of(on={"resources": {"serve": given}}))["initContainers"]
+    _, answers = pod_of(cluster_of(on={"pods": [{"stages": ["serve"], "resources": given}]}))[
+        "initContainers"
+    ]
 
     assert answers["resources"] == {
         "requests": {"cpu": "8", "memory": "64Gi", "ephemeral-storage": "100Gi"},
