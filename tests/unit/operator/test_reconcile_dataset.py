@@ -9,6 +9,7 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import dataset_version_name
+from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.results import Difference
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -91,6 +92,17 @@ def test_a_deleted_version_is_not_named_any_more_and_written_once() -> None:
     newest = dataset_version_name(DATASET, digest("e"))
     assert [version.name for version in status(cluster).versions] == [newest]
     assert cluster.writes == before + 1
+
+
+@pytest.mark.parametrize("limit", [None, 5 << 30])
+def test_the_default_profile_limits_the_size_of_the_source(limit: int | None) -> None:
+    limited = profile(limits={"unpackedBytes": limit})
+    cluster = MemoryCluster(limited, claim("artifacts"), dataset())
+    cluster.settle()
+
+    config = cluster.config("prepare")
+    assert isinstance(config, PrepareConfig)
+    assert config.max_unpacked_bytes == limit
 
 
 def test_a_dataset_changed_while_it_is_prepared_drops_the_older_job() -> None:
