@@ -333,7 +333,7 @@ class ComputeProfileSpec(Model):
             max_length=MAX_ENTRIES,
             description="Sizes and placement of the pods of runs and endpoints, each entry for some stages or"
             " for all. If two entries set the same label, variable or field for a pod, the later one applies;"
-            " tolerations and other lists are collected. Jobs that exist stay unchanged. Of the entries for"
+            " tolerations and other lists are collected. Jobs that exist stay unchanged. Of what they say for"
             " serve, only an edit of resources, nodeSelector, tolerations, runtimeClassName and"
             " resourceClaims starts a new revision of endpoints.",
         ),
