@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_operator.api.podresources import PodResources
-from finetune_operator.api.podtemplate import PodStage
+from finetune_operator.api.podtemplate import SIZED_STAGES, PodStage
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 
 JobStage = ResultStage | Literal["collect", "cleanup", "fill", "merge"]
 """Stages that have a Job: those with a result, two small ones for them, and two for endpoints."""
-Queue = Literal["prepare", "train", "evaluate"]
+Queue = Literal["cpu", "train", "evaluate"]
 ProfileField = Literal["compute", "evaluation"]
 
 
@@ -32,8 +32,8 @@ class StageRow:
     """Condition of the run that becomes True when the stage succeeds."""
     backoff_limit: int = 2
     """Number of pod failures, after the first, at which its Job fails."""
-    queue: Queue = "prepare"
-    """Name in a profile's `queues` and `priorityClasses` that applies to its Jobs."""
+    queue: Queue = "cpu"
+    """Name in a profile's `kueue.queues` that applies to its Jobs."""
     queued: bool = True
     """Whether its Jobs wait in that queue. Those that free resources, or hold up a verdict, do not."""
     devices: Literal["none", "needed", "all"] = "none"
@@ -41,15 +41,13 @@ class StageRow:
     multi_node: bool = False
     """Whether it has one pod on each of the run's nodes. Such a pod serves metrics."""
     time_limit: bool = False
-    """Whether `maxRunSeconds` limits its running time."""
+    """Whether `maxRunSeconds` of the run and `limits.runSeconds` of the profile limit its running time."""
     grace_seconds: int | None = None
     """Seconds from SIGTERM to SIGKILL. None: the cluster's default."""
     mounts: frozenset[Literal["source", "base_model", "custom_metrics", "judges", "tasks"]] = frozenset()
     """Inputs of the run, besides the store, that its pod mounts; of judges, their Secrets."""
     profile: ProfileField = "compute"
     """Block of the run's spec that names its ComputeProfile."""
-    in_profile: bool = True
-    """Whether a profile has `spec.resources` for it."""
     confirm_absent: bool = False
     """Whether the operator confirms with a GET that its Job is absent before it creates the Job."""
     binds_config: bool = True
@@ -66,11 +64,6 @@ class StageRow:
     @property
     def uses_devices(self) -> bool:
         return self.devices != "none"
-
-    @property
-    def pods(self) -> PodStage:
-        """Name in a profile's `podTemplates` that applies to its pods."""
-        return self.queue if self.uses_devices else "prepare"
 
     def devices_of(self, requested: int, *, one_holds_model: bool = True) -> int:
         """Devices per pod in a run that requests this many."""
@@ -122,7 +115,6 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         profile="evaluation",
-        in_profile=False,
         mounts=frozenset({"custom_metrics"}),
         per_champion=True,
         stores_result=False,
@@ -131,22 +123,31 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
     "analyze": StageRow(
         resources=PodResources(cpu="100m", memory="384Mi"),
         queued=False,
-        in_profile=False,
         stores_result=False,
     ),
-    "collect": StageRow(
-        resources=PodResources(cpu="50m", memory="256Mi"), queued=False, in_profile=False, binds_config=False
-    ),
+    "collect": StageRow(resources=PodResources(cpu="50m", memory="256Mi"), queued=False, binds_config=False),
     "cleanup": StageRow(
         resources=PodResources(cpu="50m", memory="256Mi"),
         queued=False,
         backoff_limit=0,
-        in_profile=False,
         serves_deletion=True,
     ),
     "merge": StageRow(resources=PodResources(cpu="1", memory="8Gi"), backoff_limit=1),
-    "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3, in_profile=False),
+    "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3),
 }
+
+
+SERVE_PODS: Final[frozenset[PodStage]] = frozenset({"serve"})
+"""Name of the pods of endpoints in the entries of a profile's `pods`."""
+TRAIN_PODS: Final[frozenset[PodStage]] = frozenset({"train"})
+"""Name of the pods that train there."""
+
+
+def pod_names(stage: JobStage) -> frozenset[PodStage]:
+    """Names of a stage's pods in the entries of a profile's `pods`: of their kind, and of the stage."""
+    row = STAGES[stage]
+    kind: PodStage = row.queue if row.uses_devices else "cpu"
+    return frozenset({kind, *(name for name in SIZED_STAGES if name == stage)})
 
 
 def stages_with(profile: ProfileField) -> tuple[JobStage, ...]:

@@ -3,7 +3,7 @@
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from finetune_operator.api.meta import API_VERSION
@@ -40,6 +40,11 @@ SMALL: Final = {
 """Small requests, so that many pods fit on two cores."""
 
 
+def sized(sizes: Mapping[str, Object]) -> list[Object]:
+    """Entries of a profile's `pods` with the size of each stage."""
+    return [{"stages": [stage], "resources": size} for stage, size in sizes.items()]
+
+
 def of(kind: str, name: str, spec: Object) -> Object:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
@@ -60,8 +65,11 @@ def configmap(name: str, rows: str) -> Object:
 
 
 def claim(name: str) -> Object:
-    """A claim that any cluster with one node can bind; the profiles have `singleNode`."""
-    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    """A claim that any cluster with one node can bind; the profiles are for one node."""
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
@@ -80,10 +88,9 @@ def profile(name: str, resource: str = "cpu") -> Object:
         "ComputeProfile",
         name,
         {
-            "devices": {"resource": resource, "max": 2},
-            "resources": SMALL,
-            "store": {"uri": "pvc://artifacts"},
-            "singleNode": True,
+            "accelerator": {"resource": resource, "maxPerPod": 2},
+            "pods": sized(SMALL),
+            "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
         },
     )
 

@@ -99,7 +99,10 @@ def holder_of(resource: str, count: int, image: str) -> Object:
     return _sleeping(
         "holder",
         image,
-        {"securityContext": RESTRICTED, "resources": {"limits": {resource: str(count)}}},
+        {
+            "securityContext": RESTRICTED,
+            "resources": {"limits": {resource: str(count)}},
+        },
     )
 
 

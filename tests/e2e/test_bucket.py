@@ -54,16 +54,17 @@ def profile(team: Team) -> Iterator[str]:
     tenants = manifests.profile(PROFILE)
     tenants["spec"] |= {
         "store": STORE,
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": team.namespace}},
-        "securityContext": {"runAsUser": USER, "fsGroup": USER},
-        "podTemplates": [
+        "namespaces": {"selector": {"matchLabels": {"kubernetes.io/metadata.name": team.namespace}}},
+        "pods": [
+            *tenants["spec"]["pods"],
             {
+                "securityContext": {"runAsUser": USER, "fsGroup": USER},
                 "labels": {"sidecar.istio.io/inject": "false"},
                 "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
                 "tolerations": [{"operator": "Exists"}],
                 "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname"}],
                 "cpuLimitRequestRatio": 20,
-            }
+            },
         ],
     }
     team.apply(tenants)

@@ -71,7 +71,7 @@ def own(*names: str) -> list[Object]:
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create the profile, and a run for each outcome."""
     allowing = manifests.profile(CUSTOM)
-    allowing["spec"]["allowCustomCode"] = True
+    allowing["spec"]["allow"] = {"customCode": True}
     request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofile", CUSTOM))
     team.access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(allowing))
     ref = {"dataset": {"ref": {"name": "areas"}}}

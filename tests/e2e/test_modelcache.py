@@ -26,8 +26,8 @@ def endpoints(team: Team, routing: Object) -> Iterator[dict[str, Object]]:
     """Two endpoints with a model cache that serve one Checkpoint: as an adapter, and merged."""
     profile = manifests.profile(CACHED)
     profile["spec"] |= {
-        "modelCache": {"claim": CLAIM},
-        "resources": manifests.SMALL | {"merge": {"cpu": "150m", "memory": "2Gi"}},
+        "serving": {"modelCache": {"claim": CLAIM}},
+        "pods": manifests.sized(manifests.SMALL | {"merge": {"cpu": "150m", "memory": "2Gi"}}),
     }
     pin = {"name": "tuned", "pin": {"checkpoint": name_of(team.checkpoint_of(routing))}}
     made = {"cached": pin, "merged": {**pin, "merge": True}}

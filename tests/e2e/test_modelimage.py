@@ -108,7 +108,9 @@ def applied(team: Team, routing: Object, references: dict[str, str]) -> Iterator
     profiles = {name: f"e2e-{name}-{manifests.OWN}" for name in IMAGES}
     for name, profile_name in profiles.items():
         profile = manifests.profile(profile_name)
-        profile["spec"]["modelCache"] = {"images": [{"model": base, "reference": references[name]}]}
+        profile["spec"]["serving"] = {
+            "modelCache": {"images": [{"model": base, "reference": references[name]}]}
+        }
         team.access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(profile))
         endpoint = manifests.endpoint(name, "routing")
         endpoint["spec"] |= {

@@ -60,11 +60,11 @@ def card_profile(name: str, product: str) -> Object:
     """A profile of a known card. No node has its label; the pods of train get the predicted memory."""
     profile = manifests.profile(name, GPU_RESOURCE)
     spec = profile["spec"]
-    spec["nodeSelector"] = {"nvidia.com/gpu.product": product}
-    spec["resources"] = {
-        stage: size for stage, size in manifests.SMALL.items() if stage not in ("train", "evaluate")
-    }
-    spec["pricePerDeviceHour"], spec["currency"] = 3, "EUR"
+    sizes = {stage: size for stage, size in manifests.SMALL.items() if stage not in ("train", "evaluate")}
+    with_devices = {"stages": ["train", "evaluate", "serve"]}
+    placed = {**with_devices, "nodeSelector": {"nvidia.com/gpu.product": product}}
+    spec["pods"] = [placed, *manifests.sized(sizes)]
+    spec["cost"] = {"pricePerDeviceHour": 3, "currency": "EUR"}
     return profile
 
 

@@ -37,7 +37,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create the objects of this module's tests, and profiles on which no pod can succeed."""
     no_image, no_memory = manifests.profile(NO_IMAGE), manifests.profile(NO_MEMORY)
     no_image["spec"]["images"] = {"trainer": "localhost/no-such-image:dev"}
-    no_memory["spec"]["resources"] = {"prepare": {"cpu": "20m", "memory": "12Mi"}}
+    no_memory["spec"]["pods"] = manifests.sized({"prepare": {"cpu": "20m", "memory": "12Mi"}})
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [no_image, no_memory]})
     request.addfinalizer(lambda: team.access.kubectl("delete", "computeprofiles", NO_IMAGE, NO_MEMORY))
     team.access.kubectl("apply", "--server-side", "--filename=-", text=text)
@@ -156,8 +156,9 @@ def test_an_image_that_cannot_be_pulled_is_named_and_so_is_a_deadline_that_someb
 
 def test_a_pod_that_needs_more_memory_than_it_may_have_is_tried_again_and_then_named(team: Team) -> None:
     run = team.until("FineTuneJob", "no-memory", "Stalled", "OutOfMemory")
-    assert f"limit of 12Mi: raise resources.prepare.memory of ComputeProfile {NO_MEMORY}" in message(
-        run, "Stalled"
+    assert (
+        f"limit of 12Mi: raise resources.memory for prepare in pods of ComputeProfile {NO_MEMORY}"
+        in message(run, "Stalled")
     )
     pods = team.children("pods", uid_of(run))
     assert {exit_code(pod) for pod in pods} == {137}

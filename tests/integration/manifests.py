@@ -30,7 +30,7 @@ def of(kind: str, namespace: str, name: str, spec: Object) -> Object:
 
 def profile(name: str) -> Object:
     """A profile on CPU; a device is a core."""
-    return of("ComputeProfile", "", name, {"devices": {"resource": "cpu", "max": 4}})
+    return of("ComputeProfile", "", name, {"accelerator": {"resource": "cpu", "maxPerPod": 4}})
 
 
 def installation(namespace: str, lease: str, *watched: str) -> Object:
@@ -50,7 +50,10 @@ def installation(namespace: str, lease: str, *watched: str) -> Object:
 
 
 def claim(namespace: str, name: str) -> Object:
-    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 

@@ -281,7 +281,7 @@ def repriced(api: Api, _namespace: str, operator: Operator) -> None:
     """The platform team edits the profile ten times, and every operator writes its status."""
     operator.wait_active()
     for price in range(1, 11):
-        api.patch("ComputeProfile", "", PROFILE, {"spec": {"pricePerDeviceHour": price}})
+        api.patch("ComputeProfile", "", PROFILE, {"spec": {"cost": {"pricePerDeviceHour": price}}})
 
 
 OWNER: Final = "an ownerReference refers to a resource you can't set finalizers on"

@@ -11,13 +11,16 @@ from tests.integration.chain import until_condition
 from tests.integration.manifests import profile_name
 from tests.integration.operators import Operators
 
-GPU = {"resource": "nvidia.com/gpu", "max": 8}
+GPU = {"resource": "nvidia.com/gpu", "maxPerPod": 8}
 
 
 def offer(name: str, product: str, price: float, **spec: Any) -> Object:
-    device = {"devices": GPU, "device": {"product": product}}
+    device = {"accelerator": {**GPU, "product": product}}
     return manifests.of(
-        "ComputeProfile", "", name, {**device, "pricePerDeviceHour": price, "currency": "EUR", **spec}
+        "ComputeProfile",
+        "",
+        name,
+        {**device, "cost": {"pricePerDeviceHour": price, "currency": "EUR"}, **spec},
     )
 
 
@@ -28,16 +31,16 @@ def test_a_run_names_the_cheaper_profile_that_its_namespace_may_use(
     """The fake training used 30 GiB of 80."""
     operator = operators.start().wait_active()
     small, foreign = f"small-{namespace}", f"foreign-{namespace}"
-    mine = {"devices": GPU, "device": {"product": "NVIDIA-H100-80GB-HBM3"}}
+    mine = {"accelerator": {**GPU, "product": "NVIDIA-H100-80GB-HBM3"}}
     api.patch(
         "ComputeProfile",
         "",
         profile_name(namespace),
-        {"spec": {**mine, "pricePerDeviceHour": 3, "currency": "EUR"}},
+        {"spec": {**mine, "cost": {"pricePerDeviceHour": 3, "currency": "EUR"}}},
     )
     # An L40S takes 2.7 times as long; 0.9 × 2.7 is less than 3.
     api.create(offer(small, "NVIDIA-L40S", 0.9))
-    api.create(offer(foreign, "NVIDIA-L40S", 0.1, allowedNamespaces=["another-team"]))
+    api.create(offer(foreign, "NVIDIA-L40S", 0.1, namespaces={"names": ["another-team"]}))
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     job = until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)
@@ -51,7 +54,7 @@ def test_a_run_names_the_cheaper_profile_that_its_namespace_may_use(
     (event,) = [each for each in api.list("Event", namespace) if each["reason"] == "ProfileAdvice"]
     assert (event["type"], event["message"]) == ("Normal", advice["message"])
 
-    api.patch("ComputeProfile", "", small, {"spec": {"allowedNamespaces": ["another-team"]}})
+    api.patch("ComputeProfile", "", small, {"spec": {"namespaces": {"names": ["another-team"]}}})
     api.create(manifests.finetunejob(namespace, "routing-v2"))
     job = until_condition(api, (namespace, "FineTuneJob", "routing-v2"), "Ready", operator)
     assert "advice" not in job["status"]

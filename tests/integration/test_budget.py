@@ -75,7 +75,7 @@ class BudgetScene:
 
     def set_budget(self, hours: float) -> None:
         budget = {"period": "Month", "deviceHoursPerNamespace": hours}
-        self.api.patch("ComputeProfile", "", self.profile, {"spec": {"budget": budget}})
+        self.api.patch("ComputeProfile", "", self.profile, {"spec": {"cost": {"budget": budget}}})
 
     def write(self, **fields: object) -> None:
         """Overwrite fields of status.budget."""

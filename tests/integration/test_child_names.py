@@ -79,7 +79,7 @@ def _run(name: str, **spec: Any) -> Manifest:
 
 def _cluster(name: str, *objects: Manifest) -> RecordingCluster:
     cluster = RecordingCluster(
-        profile(name, allowCustomCode=True),
+        profile(name, allow={"customCode": True}),
         claim("artifacts"),
         claim("models"),
         merged(dataset(), {"metadata": {"name": name}}),
@@ -174,7 +174,9 @@ def endpoint_with_preview(name: str) -> RecordingCluster:
 def endpoint_with_merged_models(name: str) -> RecordingCluster:
     """An endpoint with a merged model in a model cache, whose Deployment is edited by a person."""
     cluster = _endpoint(name, models=MODELS)
-    cluster.put(claim("cache", "ReadWriteMany"), endpoints.profile(modelCache={"claim": "cache"}))
+    cluster.put(
+        claim("cache", "ReadWriteMany"), endpoints.profile(serving={"modelCache": {"claim": "cache"}})
+    )
     cluster.settle()
     cluster.cluster.end("merge", MERGED.to_json())
     cluster.settle()

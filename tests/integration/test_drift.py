@@ -97,7 +97,14 @@ def test_what_somebody_edits_is_put_back_once_and_stays_when_the_endpoint_is_sca
     assert created["metadata"]["generation"] == 1, "what was just created is no drift"
     mark = audit.mark()
 
-    edit(api, created, {"image": "registry.example/other:9", "resources": {"limits": {"memory": "64Gi"}}})
+    edit(
+        api,
+        created,
+        {
+            "image": "registry.example/other:9",
+            "resources": {"limits": {"memory": "64Gi"}},
+        },
+    )
     eventually(
         "the edit is undone",
         lambda: deployment(api, namespace)["spec"] == created["spec"],

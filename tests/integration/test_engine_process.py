@@ -60,7 +60,7 @@ def test_a_restart_with_everything_in_place_writes_nothing(
     operator = operators.start().wait_active()
     # The API server adds an empty list to the status of a budget that no one has used.
     unused = manifests.profile(f"unused-{namespace}")
-    unused["spec"]["budget"] = {"period": "Month", "deviceHoursPerNamespace": 1000}
+    unused["spec"]["cost"] = {"budget": {"period": "Month", "deviceHoursPerNamespace": 1000}}
     api.create(unused)
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))

@@ -15,7 +15,7 @@ def test_a_run_and_an_evaluation_end_with_the_engine_of_their_profile(
 ) -> None:
     """The API server accepts the Jobs, whose rules name init containers."""
     operator = operators.start().wait_active()
-    engine = {"engine": "VLLM", "images": {"engine": "registry.example/vllm:1"}}
+    engine = {"serving": {"engine": "VLLM"}, "images": {"engine": "registry.example/vllm:1"}}
     api.patch("ComputeProfile", "", profile_name(namespace), {"spec": engine})
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))

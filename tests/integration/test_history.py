@@ -46,7 +46,7 @@ def test_what_a_limit_leaves_no_room_for_goes_and_what_others_have_made_stays(
     recorded_earlier(api, checkpoint, "older", OPERATOR)
     recorded_earlier(api, checkpoint, "of-somebody", "somebody")
     profile = manifests.profile_name(namespace)
-    api.patch("ComputeProfile", "", profile, {"spec": {"checkpointHistoryLimit": 1}})
+    api.patch("ComputeProfile", "", profile, {"spec": {"limits": {"checkpoints": 1}}})
 
     mark = audit.mark()
     again = operators.start().wait_active()

@@ -239,7 +239,7 @@ def scene(
     can = ("auth", "can-i", "create", "finetunejobs.finetune.dev", f"--as={EDITOR}", f"--namespace={HOSTILE}")
     eventually("the cluster's role edit has our kinds", lambda: installed.kubectl.succeeds(*can, "--quiet"))
     budget = {"period": "Month", "deviceHoursPerNamespace": 1000}
-    api.patch("ComputeProfile", "", manifests.profile_name(CALM), {"spec": {"budget": budget}})
+    api.patch("ComputeProfile", "", manifests.profile_name(CALM), {"spec": {"cost": {"budget": budget}}})
     operators = Operators(installed, CALM, tmp_path_factory.mktemp("operator"))
     with ExitStack() as stack:
         stack.callback(operators.stop_all)

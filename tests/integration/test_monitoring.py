@@ -191,17 +191,18 @@ def labels_of_pod(endpoint: str) -> dict[str, str]:
 
 def run_everything(api: Api, operator: Operator, kubelet: FakeKubelet) -> None:
     profile = manifests.profile(manifests.profile_name(NAMESPACE))
+    budget = {"period": "Month", "deviceHoursPerNamespace": 1000}
+    cost = {"pricePerDeviceHour": 2.5, "currency": "EUR", "budget": budget}
     profile["spec"] = {
-        "devices": {"resource": "nvidia.com/gpu"},
-        "device": {"product": "NVIDIA-H100-80GB-HBM3"},
-        "pricePerDeviceHour": 2.5,
-        "currency": "EUR",
-        "budget": {"period": "Month", "deviceHoursPerNamespace": 1000},
+        "accelerator": {"resource": "nvidia.com/gpu", "product": "NVIDIA-H100-80GB-HBM3"},
+        "cost": cost,
     }
     api.create(profile)
     smaller = manifests.profile("smaller")
-    device = {"device": {"product": "NVIDIA-L40S"}, "pricePerDeviceHour": 0.5}
-    smaller["spec"] = {**profile["spec"], **device}
+    smaller["spec"] = {
+        "accelerator": {"resource": "nvidia.com/gpu", "product": "NVIDIA-L40S"},
+        "cost": {**cost, "pricePerDeviceHour": 0.5},
+    }
     api.create(smaller)
     for name in ("artifacts", "models"):
         api.create(manifests.claim(NAMESPACE, name))

@@ -17,6 +17,7 @@ from tests.integration.operators import Operator, Operators
 from tests.waiting import eventually
 
 EVERYWHERE: Object = {
+    "securityContext": {"supplementalGroups": [2000]},
     "labels": {"sidecar.istio.io/inject": "false"},
     "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
     "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
@@ -51,7 +52,7 @@ PODS = {"prepare", "preflight", "train", "evaluate", "serve"}
 @pytest.fixture
 def operator(api: Api, namespace: str, kubelet: FakeKubelet, operators: Operators) -> Operator:
     """An operator, and a run and an endpoint of a profile with additions for all pods."""
-    spec = {"podTemplates": [EVERYWHERE, TRAINING], "securityContext": {"supplementalGroups": [2000]}}
+    spec = {"pods": [EVERYWHERE, TRAINING]}
     api.patch("ComputeProfile", "", manifests.profile_name(namespace), {"spec": spec})
     limits = [{"type": "Container", "default": {"cpu": "1m"}, "defaultRequest": {"cpu": "1m"}}]
     for kind, strict in (
@@ -105,7 +106,7 @@ def test_a_namespace_that_gets_the_labels_of_a_profile_may_use_it_and_has_its_ow
     api: Api, namespace: str, kubelet: FakeKubelet, operators: Operators
 ) -> None:
     selector = {"matchLabels": {"example.com/gpus": "true"}}
-    spec = {"namespaceSelector": selector, "store": {"uri": "pvc://artifacts/{namespace}"}}
+    spec = {"namespaces": {"selector": selector}, "store": {"uri": "pvc://artifacts/{namespace}"}}
     api.patch("ComputeProfile", "", manifests.profile_name(namespace), {"spec": spec})
     operator = operators.start().wait_active()
     own_rows = {"source": {"uri": "configmap://tickets/rows.jsonl"}}

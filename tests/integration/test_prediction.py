@@ -19,10 +19,8 @@ def test_a_run_says_what_it_will_take_and_the_next_one_learns_from_it(
 ) -> None:
     operator = operators.start().wait_active()
     profile = {
-        "devices": {"resource": "nvidia.com/gpu", "max": 8},
-        "device": {"product": "NVIDIA-H100-80GB-HBM3"},
-        "pricePerDeviceHour": 3,
-        "currency": "EUR",
+        "accelerator": {"resource": "nvidia.com/gpu", "product": "NVIDIA-H100-80GB-HBM3"},
+        "cost": {"pricePerDeviceHour": 3, "currency": "EUR"},
     }
     api.patch("ComputeProfile", "", profile_name(namespace), {"spec": profile})
     kubelet.held.add("train")

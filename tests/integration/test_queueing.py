@@ -16,7 +16,9 @@ def test_without_kueue_nothing_starts_outside_of_its_quota_until_the_profile_has
     api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet
 ) -> None:
     operator = operators.start().wait_active()
-    api.patch("ComputeProfile", "", profile_name(namespace), {"spec": {"queues": {"train": "gpus"}}})
+    api.patch(
+        "ComputeProfile", "", profile_name(namespace), {"spec": {"kueue": {"queues": {"train": "gpus"}}}}
+    )
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace))
     found = eventually(
@@ -30,7 +32,7 @@ def test_without_kueue_nothing_starts_outside_of_its_quota_until_the_profile_has
         WAIT_SECONDS,
         lambda: operator.log[-4000:],
     )
-    assert found["message"].startswith("spec.queues.train of ComputeProfile")
+    assert found["message"].startswith("kueue.queues.train of ComputeProfile")
     assert not jobs_of_stage(api, namespace, "preflight")
-    api.patch("ComputeProfile", "", profile_name(namespace), {"spec": {"queues": None}})
+    api.patch("ComputeProfile", "", profile_name(namespace), {"spec": {"kueue": {"queues": None}}})
     until_condition(api, (namespace, "FineTuneJob", "routing"), "Ready", operator)

@@ -318,7 +318,7 @@ def test_without_the_right_to_namespaces_only_profiles_that_select_them_by_label
     grants.in_namespace(user, NAMESPACES, namespace)
     grants.in_the_cluster(user, "get namespaces")
     selecting = manifests.profile(f"{PROFILE}-by-labels")
-    selecting["spec"]["namespaceSelector"] = {"matchLabels": {"example.com/gpus": "true"}}
+    selecting["spec"]["namespaces"] = {"selector": {"matchLabels": {"example.com/gpus": "true"}}}
     api.create(selecting)
     for claim in ("artifacts", "models"):
         api.create(manifests.claim(namespace, claim))

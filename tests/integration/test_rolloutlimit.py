@@ -23,7 +23,10 @@ def test_an_edit_of_a_profile_rolls_as_many_endpoints_at_a_time_as_it_allows(
         team.until_served(name, routing="first")
     before = {name: team.endpoint(name)["status"]["revision"] for name in ENDPOINTS}
     mark = audit.mark()
-    edit = {"maxConcurrentRollouts": 1, "resources": {"serve": {"cpu": "1", "memory": "4Gi"}}}
+    edit = {
+        "limits": {"concurrentRollouts": 1},
+        "pods": [{"stages": ["serve"], "resources": {"cpu": "1", "memory": "4Gi"}}],
+    }
     api.patch("ComputeProfile", "", profile_name(namespace), {"spec": edit})
     for name in ENDPOINTS:
         eventually(

@@ -55,17 +55,17 @@ CONDITIONS: Final[dict[str, tuple[Object, bool]]] = {
 """Conditions on the labels of namespaces, and whether those of team-a meet them."""
 PROFILES: Final[dict[str, Object]] = {
     **{
-        name: {"namespaceSelector": {"matchExpressions": [condition]}}
+        name: {"namespaces": {"selector": {"matchExpressions": [condition]}}}
         for name, (condition, _) in CONDITIONS.items()
     },
     "open": {},
-    "theirs": {"allowedNamespaces": ["team-b"]},
-    "withdrawn": {"allowedNamespaces": ["team-a"]},
-    "by-label": {"namespaceSelector": {"matchLabels": {NAME_LABEL: "team-a"}}},
+    "theirs": {"namespaces": {"names": ["team-b"]}},
+    "withdrawn": {"namespaces": {"names": ["team-a"]}},
+    "by-label": {"namespaces": {"selector": {"matchLabels": {NAME_LABEL: "team-a"}}}},
     "ours": {
-        "allowedNamespaces": ["team-a"],
-        "queues": {"train": "night"},
-        "queueing": {
+        "namespaces": {"names": ["team-a"]},
+        "kueue": {
+            "queues": {"train": "night"},
             "allowedQueues": ["spare"],
             "workloadPriorityClasses": {"train": "low"},
             "allowedWorkloadPriorityClasses": ["high"],
@@ -316,7 +316,7 @@ def test_an_object_without_a_profile_is_checked_against_the_default_one(api: Api
 @pytest.mark.parametrize(
     ("field", "offered", "words"),
     [
-        ("queueName", ("night", "spare"), "queueing.allowedQueues of ComputeProfile ours"),
+        ("queueName", ("night", "spare"), "kueue.allowedQueues of ComputeProfile ours"),
         ("workloadPriorityClass", ("low", "high"), "allowedWorkloadPriorityClasses of ComputeProfile ours"),
     ],
 )
@@ -333,7 +333,7 @@ def test_a_queue_or_priority_that_the_profile_does_not_offer_is_refused(
 def test_a_run_can_be_suspended_after_its_profile_was_withdrawn(api: Api, profiles: Tenant) -> None:
     run = new("FineTuneJob", profiles.namespace, {"profile": "withdrawn"}, "mine")
     api.create(run)
-    api.patch("ComputeProfile", "", "withdrawn", {"spec": {"allowedNamespaces": ["other"]}})
+    api.patch("ComputeProfile", "", "withdrawn", {"spec": {"namespaces": {"names": ["other"]}}})
     eventually("the profile is refused", lambda: profiles.asks(profile="withdrawn"))
     assert profiles.refusal("PATCH", run | {"spec": {"suspend": True}}) == ""
     found = api.get("FineTuneJob", profiles.namespace, "mine")

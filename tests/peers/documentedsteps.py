@@ -49,13 +49,9 @@ class DocumentedSteps:
         return [self.shell(block.text) for block in found]
 
     def write_values(self, page: str, name: str, profile: dict[str, Any], **more: object) -> None:
-        """Write the values file `name` of a page, with more values and another default profile.
-
-        None removes a field of the profile.
-        """
+        """Write the values file `name` of a page, with more values and fields of the default profile."""
         values = yaml.safe_load(self.file(page, name)) | more
-        spec = values["defaultProfile"]["spec"] | profile
-        values["defaultProfile"]["spec"] = {key: value for key, value in spec.items() if value is not None}
+        values["defaultProfile"]["spec"] |= profile
         (self.folder / name).write_text(yaml.safe_dump(values))
 
     def file(self, page: str, name: str) -> str:

@@ -139,7 +139,9 @@ def test_drift_detection_writes_nothing_while_nobody_changes_the_releases(team: 
 def test_what_a_person_changes_in_the_release_is_put_back(team: Platform) -> None:
     kept, kubectl = team.kept(), team.plane.kubectl
     kubectl.run("scale", f"deployment/{RELEASE}", f"--namespace={SYSTEM}", "--replicas=5")
-    kubectl.run("patch", "computeprofile", PROFILE, "--type=merge", '--patch={"spec":{"devices":{"max":3}}}')
+    kubectl.run(
+        "patch", "computeprofile", PROFILE, "--type=merge", '--patch={"spec":{"accelerator":{"maxPerPod":3}}}'
+    )
     kubectl.run("delete", "service", f"{RELEASE}-metrics", f"--namespace={SYSTEM}")
     kubectl.run("annotate", "crd", "datasets.finetune.dev", "helm.sh/resource-policy-")
 
@@ -147,7 +149,7 @@ def test_what_a_person_changes_in_the_release_is_put_back(team: Platform) -> Non
 
     assert team.deployment()["spec"]["replicas"] == 2
     profile = team.api.get("ComputeProfile", "", PROFILE) or {}
-    assert profile["spec"]["devices"]["max"] == 8
+    assert profile["spec"]["accelerator"]["maxPerPod"] == 8
     assert team.api.get("Service", SYSTEM, f"{RELEASE}-metrics")
     assert all(
         each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for each in team.definitions()

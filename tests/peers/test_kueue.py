@@ -273,11 +273,13 @@ def test_a_missing_queue_is_a_condition_and_the_run_starts_when_it_is_created(
 ) -> None:
     profile = yaml.safe_load(PROFILE.read_text())
     profile["metadata"]["name"] = "late"
-    profile["spec"]["queues"] = {"train": "late"}
+    profile["spec"]["kueue"] = {"queues": {"train": "late"}}
     scene.api.create(profile)
     scene.start("early", {"profile": "late"})
     message = scene.until_state("early", "QueueNotFound")
-    assert message.startswith("LocalQueue late of spec.queues.train of ComputeProfile late does not exist in")
+    assert message.startswith(
+        "LocalQueue late of kueue.queues.train of ComputeProfile late does not exist in"
+    )
     assert scene.job("early") is None
     create_queue(control_plane, name="late")
     scene.kubelet.held.clear()

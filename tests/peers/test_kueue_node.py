@@ -83,8 +83,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
         install(access, images(), kueue={"enabled": True})
         queued = manifests.profile(QUEUED, GPU_RESOURCE)
         queued["spec"] |= {
-            "queues": {"train": "gpus"},
-            "queueing": {"workloadPriorityClasses": {"train": "low"}},
+            "kueue": {"queues": {"train": "gpus"}, "workloadPriorityClasses": {"train": "low"}},
         }
         for each in (queued, manifests.profile(manifests.GPU, GPU_RESOURCE)):
             access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(each))

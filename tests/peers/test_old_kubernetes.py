@@ -45,7 +45,7 @@ ADDED: Final = {
         "Job: spec.template.spec.resourceClaims[].resourceClaimTemplateName",
     }
 }
-"""By version: fields that it added, of `modelCache.images` and `resourceClaims` of profiles."""
+"""By version: fields that it added, of `serving.modelCache.images` and `resourceClaims` of profiles."""
 
 pytestmark = pytest.mark.skipif(
     not oldkubernetes.is_installed(), reason="make test-peers installs the schemas"
@@ -56,8 +56,7 @@ by_version = pytest.mark.parametrize("version", VERSIONS)
 def shaped(case: Case) -> Case:
     """The case with profiles that add to pods whatever a profile can add."""
     templates, images = (each["spec"] for each in files.complete(KINDS_BY_NAME["ComputeProfile"]))
-    added = {key: templates[key] for key in ("podTemplates", "securityContext", "priorityClasses")}
-    spec = added | {"modelCache": images["modelCache"]}
+    spec = {"pods": templates["pods"], "serving": {"modelCache": images["serving"]["modelCache"]}}
     objects = (
         merged(each, {"spec": spec}) if each["kind"] == "ComputeProfile" else each for each in case.objects
     )

@@ -12,7 +12,7 @@ import pytest
 
 import finetune_operator
 from tests.docsblocks import blocks
-from tests.e2e.manifests import SMALL
+from tests.e2e.manifests import SMALL, sized
 from tests.peers.documentedsteps import DocumentedSteps
 from tests.peers.signedrelease import SignedRelease, make_release
 from tests.privateregistry import PrivateRegistry
@@ -30,10 +30,9 @@ pytestmark = pytest.mark.skipif(
 
 MARKER = "run by tests/peers/test_release.py"
 PROFILE = {
-    "devices": {"resource": "cpu", "max": 2},
-    "device": None,
-    "singleNode": True,
-    "resources": SMALL,
+    "accelerator": {"resource": "cpu", "maxPerPod": 2},
+    "pods": sized(SMALL),
+    "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
 }
 HOSTS = "/etc/containerd/certs.d/registry.example.com/hosts.toml"
 PULL_SECRET = (

@@ -75,7 +75,7 @@ def parsed() -> Any:
     full = cluster_of(
         checkpoint("second", "2", promoted=None, **lineage(adapter={"r": 32}, **same)),
         first={"adapter": {"r": 8}, **same},
-        on={"allowedEngineArguments": ["--kv-cache-dtype", "--enforce-eager"]},
+        on={"serving": {"engine": "VLLM", "allowedEngineArguments": ["--kv-cache-dtype", "--enforce-eager"]}},
         models=[ROUTER, OTHER],
         compute={"devices": 2},
         serving=SETTINGS,

@@ -78,15 +78,20 @@ def access() -> Iterator[Access]:
         install(access, refs)
         profile = manifests.profile(ENGINE)
         profile["spec"] |= {
-            "engine": "VLLM",
             "images": {"engine": engine},
-            "allowedEngineArguments": [
-                argument.partition("=")[0] for argument in SETTINGS["extraEngineArguments"]
-            ],
-            "resources": manifests.SMALL
-            | {"serve": {"cpu": "200m", "memory": "4Gi"}, "merge": {"cpu": "150m", "memory": "2Gi"}},
+            "serving": {
+                "engine": "VLLM",
+                "allowedEngineArguments": [
+                    argument.partition("=")[0] for argument in SETTINGS["extraEngineArguments"]
+                ],
+            },
+            "pods": manifests.sized(
+                manifests.SMALL
+                | {"serve": {"cpu": "200m", "memory": "4Gi"}, "merge": {"cpu": "150m", "memory": "2Gi"}}
+            ),
         }
-        cached = manifests.of("ComputeProfile", CACHED, profile["spec"] | {"modelCache": {"claim": "cache"}})
+        serving = profile["spec"]["serving"] | {"modelCache": {"claim": "cache"}}
+        cached = manifests.of("ComputeProfile", CACHED, profile["spec"] | {"serving": serving})
         for each in (profile, cached, manifests.profile(manifests.CPU)):
             access.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(each))
         yield access

@@ -272,7 +272,11 @@ def test_the_default_profile_is_one_and_readable_by_the_operator(manifests: list
 
 @pytest.mark.parametrize(
     ("setting", "misspelt"),
-    [("imagge.tag=1", "imagge"), ("image.tagg=1", "tagg"), ("defaultProfile.spec.devices.most=2", "most")],
+    [
+        ("imagge.tag=1", "imagge"),
+        ("image.tagg=1", "tagg"),
+        ("defaultProfile.spec.accelerator.most=2", "most"),
+    ],
 )
 def test_helm_refuses_a_misspelt_value_by_its_name(setting: str, misspelt: str) -> None:
     done = helm(setting)

@@ -101,10 +101,10 @@ def test_a_misspelt_name_is_refused_by_its_name(path: tuple[str, ...]) -> None:
         (("trainerImage", "digest"), "sha256:1a2b"),
         (("resources", "limits"), {"memory": "lots"}),
         (("defaultProfile", "name"), "x" * 41),
-        (("defaultProfile", "spec", "engine"), "vllm"),
-        (("defaultProfile", "spec", "devices", "max"), 0),
+        (("defaultProfile", "spec", "serving", "engine"), "vllm"),
+        (("defaultProfile", "spec", "accelerator", "maxPerPod"), 0),
         (("defaultProfile", "spec", "store", "uri"), "artifacts"),
-        (("defaultProfile", "spec", "pricePerDeviceHour"), -1),
+        (("defaultProfile", "spec", "cost"), {"pricePerDeviceHour": -1}),
     ],
     ids=str,
 )
@@ -133,4 +133,4 @@ def test_the_readme_describes_every_value_or_the_group_that_it_belongs_to() -> N
         assert any(found[each].description for each in described), path
     assert found["image.tag"].default == '""'
     assert found["image.tag"].description == "Tag of the image. Empty: the chart's appVersion."
-    assert found["defaultProfile.spec.devices.resource"].default == "nvidia.com/gpu"
+    assert found["defaultProfile.spec.accelerator.resource"].default == "nvidia.com/gpu"

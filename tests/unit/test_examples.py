@@ -21,6 +21,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import quantity_value
+from finetune_operator.api.podtemplate import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented
@@ -106,7 +107,8 @@ def test_profiles_name_priority_classes_that_exist_and_one_default() -> None:
     ]
     classes = {each["metadata"]["name"] for each in objects if each["kind"] == "PriorityClass"}
     profiles = [each for each in objects if each["kind"] == "ComputeProfile"]
-    named = {name for each in profiles for name in each["spec"].get("priorityClasses", {}).values()}
+    entries = [entry for each in profiles for entry in each["spec"].get("pods", ())]
+    named = {entry["priorityClassName"] for entry in entries if "priorityClassName" in entry}
     defaults = [
         each["metadata"]["name"]
         for each in profiles
@@ -120,13 +122,22 @@ def test_profiles_name_priority_classes_that_exist_and_one_default() -> None:
 def test_where_devices_are_cores_an_endpoint_gets_as_many_as_any_stage() -> None:
     found = {path: each["spec"] for path, each in manifests() if each["kind"] == "ComputeProfile"}
     specs = {path: ComputeProfileSpec.model_validate(each) for path, each in {**found, "demo": DEMO}.items()}
-    cores = {path: spec.resources for path, spec in specs.items() if spec.devices.resource == CPU}
-    assert {"demo", "profiles/cpu.yaml"} <= cores.keys()
-    for path, resources in cores.items():
-        if resources.serve is None:
+    sizes = {
+        path: {stage: spec.pods_of((stage,)).resources for stage in SIZED_STAGES}
+        for path, spec in specs.items()
+        if spec.accelerator.resource == CPU
+    }
+    assert {"demo", "profiles/cpu.yaml"} <= sizes.keys()
+    for path, resources in sizes.items():
+        served = resources["serve"]
+        if served is None:
             continue
-        serving = quantity_value(resources.serve.cpu)
-        assert [name for name, each in resources if each and quantity_value(each.cpu) > serving] == [], path
+        larger = [
+            each
+            for each in resources.values()
+            if each and quantity_value(each.cpu) > quantity_value(served.cpu)
+        ]
+        assert larger == [], path
 
 
 def test_the_page_lists_every_example_of_a_profile() -> None:

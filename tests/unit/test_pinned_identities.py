@@ -13,9 +13,7 @@ import pytest
 
 from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import Devices
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.manifests import revisionhash
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import mark
@@ -45,31 +43,36 @@ FULL = WeightsReference(
 )
 
 GPU: dict[str, Any] = {
-    "devices": {"resource": "nvidia.com/gpu", "max": 8},
-    "nodeSelector": {"nvidia.com/gpu.product": "L4"},
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "runtimeClassName": "nvidia",
-    "priorityClasses": {"serve": "online"},
+    "accelerator": {"resource": "nvidia.com/gpu", "maxPerPod": 8},
     "images": {"trainer": "registry.example/trainer@sha256:" + "4" * 64},
-    "resources": {"serve": {"cpu": "2", "memory": "16Gi", "ephemeralStorage": "20Gi"}},
+    "pods": [
+        {
+            "stages": ["serve"],
+            "nodeSelector": {"nvidia.com/gpu.product": "L4"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "runtimeClassName": "nvidia",
+            "priorityClassName": "online",
+            "resources": {"cpu": "2", "memory": "16Gi", "ephemeralStorage": "20Gi"},
+        }
+    ],
 }
 
 REVISIONS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[tuple[str, WeightsReference], ...], str]] = [
-    ("a profile that says nothing", {}, {}, (("tone", RECORDED),), "desk-dd3fdb76"),
-    ("two models, one of them pinned", {}, {}, (("tone", RECORDED), ("pin", PINNED)), "desk-2152e51b"),
+    ("a profile that says nothing", {}, {}, (("tone", RECORDED),), "desk-ac7eaf40"),
+    ("two models, one of them pinned", {}, {}, (("tone", RECORDED), ("pin", PINNED)), "desk-fa690348"),
     (
         "a GPU profile with all settings",
         GPU,
         {"compute": {"devices": 2}},
         (("tone", RECORDED),),
-        "desk-03b13ca8",
+        "desk-c3c35689",
     ),
     (
         "all weights, from a bucket",
-        {"devices": {"resource": "cpu", "max": 4}},
+        {"accelerator": {"resource": "cpu", "maxPerPod": 4}},
         {},
         (("tone", FULL),),
-        "desk-abbe0d69",
+        "desk-e0854eb7",
     ),
 ]
 
@@ -101,26 +104,30 @@ def test_template_arguments_enter_the_name_only_when_set(arguments: dict[str, An
     assert (name == REVISIONS[0][-1]) is same
 
 
-class LaterDevices(Devices):
-    """A class of a later release that adds a field."""
-
-    sharing: str | None = None
-
-
-@pytest.mark.parametrize(("sharing", "same"), [(None, True), ("time-slicing", False)])
-def test_a_field_that_comes_later_enters_the_name_only_when_set(
-    monkeypatch: pytest.MonkeyPatch, sharing: str | None, same: bool
+@pytest.mark.parametrize(
+    ("written", "pods"),
+    [
+        ([{"labels": {"team": "a"}}], []),
+        ([{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}], []),
+        ([{"tolerations": [{"key": "gpu", "operator": "Equal"}]}], [{"tolerations": [{"key": "gpu"}]}]),
+    ],
+    ids=["a field that is not hashed", "an entry for other pods", "a default that is written out"],
+)
+def test_a_field_of_the_pods_enters_the_name_only_if_it_sets_something(
+    written: list[dict[str, Any]], pods: list[dict[str, Any]]
 ) -> None:
-    always: dict[Any, Any] = {**revisionhash.ALWAYS, LaterDevices: revisionhash.ALWAYS[Devices]}
-    monkeypatch.setattr(revisionhash, "ALWAYS", always)
-    made = ComputeProfile.model_validate({"kind": "ComputeProfile", "metadata": {"name": "standard"}})
-    spec = made.spec.model_copy(update={"devices": LaterDevices(sharing=sharing)})
-    later = made.model_copy(update={"spec": spec})
-    models = (("tone", RECORDED),)
+    """So a field that a later release adds changes no name."""
+    names = {
+        build_revision(endpoint(), digest("b"), (("tone", RECORDED),), made, "pvc://artifacts").name
+        for made in (
+            ComputeProfile.model_validate(
+                {"kind": "ComputeProfile", "metadata": {"name": "standard"}, "spec": {"pods": each}}
+            )
+            for each in (written, pods)
+        )
+    }
 
-    name = build_revision(endpoint(), digest("b"), models, later, "pvc://artifacts").name
-
-    assert (name == REVISIONS[0][-1]) is same
+    assert len(names) == 1
 
 
 RUNS: list[tuple[str, dict[str, Any], str]] = [

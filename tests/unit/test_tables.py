@@ -131,7 +131,7 @@ def test_every_objective_and_type_has_a_row_and_a_pair_and_those_with_judged_row
 def test_the_name_of_a_stage_stands_once_in_the_operator(name: str) -> None:
     """The row says what differs between stages. The metric of lost time belongs to `status.training`.
 
-    `podTemplates[].stages` is part of the API; `test_stagetable.py` compares its values with the table.
+    `pods[].stages` is part of the API; `test_stagetable.py` compares its values with the table.
     """
     named = {module for module in PRODUCT[0].rglob("*.py") if any(text == name for text in texts(module))} - {
         PRODUCT[0] / "metrics" / "changes.py",

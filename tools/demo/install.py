@@ -22,26 +22,24 @@ DEFINITIONS: Final = "finetune-operator-crds"
 
 PROFILE: Final[dict[str, Any]] = {
     # Without an accelerator a device is a CPU core; the requests fit a machine with two cores.
-    "devices": {"resource": "cpu", "max": 2},
-    "engine": "Transformers",
-    "store": {"uri": "pvc://artifacts"},
-    "singleNode": True,
-    "resources": {
-        "prepare": {"cpu": "50m", "memory": "256Mi"},
-        "preflight": {"cpu": "200m", "memory": "3Gi"},
+    "accelerator": {"resource": "cpu", "maxPerPod": 2},
+    "pods": [
+        {"stages": ["prepare"], "resources": {"cpu": "50m", "memory": "256Mi"}},
+        {"stages": ["preflight"], "resources": {"cpu": "200m", "memory": "3Gi"}},
         # The endpoint gets as much processor time as a stage. Two of these pods fit a machine with two cores.
-        "train": {"cpu": "750m", "memory": "6Gi"},
-        "evaluate": {"cpu": "750m", "memory": "4Gi"},
-        "serve": {"cpu": "750m", "memory": "3Gi"},
-    },
+        {"stages": ["train"], "resources": {"cpu": "750m", "memory": "6Gi"}},
+        {"stages": ["evaluate"], "resources": {"cpu": "750m", "memory": "4Gi"}},
+        {"stages": ["serve"], "resources": {"cpu": "750m", "memory": "3Gi"}},
+    ],
+    "serving": {"engine": "Transformers"},
+    "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
 }
 TWO_THREADS: Final[dict[str, Any]] = {
-    "podTemplates": [
-        {"stages": ["train", "evaluate"], "env": [{"name": "OMP_NUM_THREADS", "value": "2"}]},
-    ],
+    "stages": ["train", "evaluate"],
+    "env": [{"name": "OMP_NUM_THREADS", "value": "2"}],
 }
-"""Fields of the demo's profile. By the CPU request, a stage would have one thread, but the second core is
-idle while no one uses the endpoint."""
+"""One more entry of the demo's profile. By the CPU request, a stage would have one thread, but the second
+core is idle while no one uses the endpoint."""
 
 
 def images() -> References:

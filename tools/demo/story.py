@@ -69,7 +69,8 @@ class Story:
         self._print(f"[bold]From rows to a served model[/] on {self._access.where}, namespace {NAMESPACE}.")
         with self._step("Install the operator with its Helm chart"):
             refs = images()
-            install(self._access, refs, defaultProfile={"spec": {**PROFILE, **TWO_THREADS}})
+            spec = {**PROFILE, "pods": [*PROFILE["pods"], TWO_THREADS]}
+            install(self._access, refs, defaultProfile={"spec": spec})
             self._print(f"Helm release finetune-operator in {SYSTEM}; image {refs.operator}")
         with self._step("Create a namespace, and copy the base model to a claim"):
             removed = namespace.prepare(self._access)

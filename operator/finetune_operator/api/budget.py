@@ -24,7 +24,7 @@ class BudgetUsage(Model):
         Field(
             ge=0,
             description="Cost of these device seconds, each at the price of the time at which it was"
-            " counted. Absent: the profile has no pricePerDeviceHour.",
+            " counted. Absent: the profile has no cost.pricePerDeviceHour.",
         ),
     ] = None
     counted_until: Annotated[
@@ -63,7 +63,7 @@ class DeviceBudget(Model):
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "has(self.deviceHoursPerNamespace) != has(self.costPerNamespace)",
-            "budget needs exactly one of deviceHoursPerNamespace and costPerNamespace",
+            "cost.budget needs exactly one of deviceHoursPerNamespace and costPerNamespace",
         ),
     )
 
@@ -89,7 +89,7 @@ class DeviceBudget(Model):
         Field(
             gt=0,
             le=1000000000,
-            description="Cost that each namespace may cause per period, at pricePerDeviceHour and in the"
+            description="Cost that each namespace may cause per period, at cost.pricePerDeviceHour and in the"
             " profile's currency. Default: the budget is deviceHoursPerNamespace.",
         ),
     ] = None
@@ -122,5 +122,5 @@ ProfileBudget = Annotated[
     ),
 ]
 ProfileBudgetStatus = Annotated[
-    BudgetStatus | None, Field(description="Use of spec.budget. Absent: the profile has no budget.")
+    BudgetStatus | None, Field(description="Use of spec.cost.budget. Absent: the profile has no budget.")
 ]

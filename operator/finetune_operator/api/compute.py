@@ -27,10 +27,10 @@ class Compute(QueueChoice):
     devices: Annotated[
         DeviceCount,
         Field(
-            description="Number of devices per pod of the train stage, at most devices.max of the"
-            " ComputeProfile. Each accelerator has its own process, which computes its share of every step;"
-            " CPU cores are threads of one process. An evaluate pod requests one device, or as many as a"
-            " train pod if preflight predicts that one does not hold the weights.",
+            description="Number of devices per pod of the train stage, at most accelerator.maxPerPod"
+            " of the ComputeProfile. Each accelerator has its own process, which computes its share of every"
+            " step; CPU cores are threads of one process. An evaluate pod requests one device, or as many as"
+            " a train pod if preflight predicts that one does not hold the weights.",
         ),
     ] = 1
     nodes: Annotated[
@@ -77,7 +77,7 @@ class Compute(QueueChoice):
             le=31536000,
             description="Max seconds that the train stage uses devices, over all its attempts; time in a"
             " queue or suspended does not count. At the limit, the run saves its state and stops. It"
-            " continues when the limit is raised. maxRunSeconds of the ComputeProfile limits the run as"
-            " well. Mutable. Default: no limit except that of the ComputeProfile.",
+            " continues when the limit is raised. limits.runSeconds of the ComputeProfile limits the run"
+            " as well. Mutable. Default: no limit except that of the ComputeProfile.",
         ),
     ] = None

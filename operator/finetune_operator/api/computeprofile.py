@@ -1,34 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """ComputeProfile: cluster-scoped; what the platform team offers to runs and endpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from finetune_operator.api.budget import ProfileBudget, ProfileBudgetStatus
-from finetune_operator.api.devices import DeviceFacts, Devices, LabelValue, NodeLimit
-from finetune_operator.api.images import Images
+from finetune_operator.api.devices import Accelerator
+from finetune_operator.api.endpointaccess import PeerSelector
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
+    Digest,
     Model,
     Name,
-    Reserved,
     Resource,
     Status,
     name_rules,
     pattern_advice,
 )
-from finetune_operator.api.modelcache import ModelCache
-from finetune_operator.api.namespaceselector import SelectedNamespaces
-from finetune_operator.api.podresources import Quantity, StageResources
-from finetune_operator.api.podsecurity import PodUser
-from finetune_operator.api.podtemplate import PodTemplate
-from finetune_operator.api.queueing import PerWorkload, Queueing
+from finetune_operator.api.podtemplate import MAX_ENTRIES, PodStage, PodTemplate, merged
+from finetune_operator.api.queueing import Kueue
 from finetune_operator.api.serving import EngineArgumentName
-from finetune_operator.api.storereference import StoreReference
-from finetune_operator.api.toleration import Toleration
+from finetune_operator.api.storereference import ProfileStoreReference
 from finetune_trainer.contract.serving import EngineName
 
 DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
@@ -37,105 +32,176 @@ DEFAULT_PROFILE_LABEL: Final = "finetune.dev/is-default-profile"
 BUILT_IN: Final = "Transformers"
 """Engine that is part of the trainer image."""
 
-NAMESPACE_PLACEHOLDER: Final = "{namespace}"
-"""Text in `store.uri` that is replaced by the namespace of the object that uses the store."""
-
 CURRENCY: Final = r"^[A-Z]{3}$"
+IMAGE_BY_DIGEST: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$"
+
+ImageName = Annotated[str, Field(min_length=1, max_length=512)]
 
 
-class ComputeProfileSpec(Model):
-    """Desired state of a ComputeProfile."""
+class Limits(Model):
+    """Limits of what objects with the profile may use. Default: no limits."""
 
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "self.nodeSelector.all(key,"
-            " key.matches(r'^([-.a-z0-9]+/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$'))",
-            "a key of nodeSelector must be a label name, for example nvidia.com/gpu.product:"
-            " see kubectl get nodes --show-labels",
-            "nodeSelector",
-        ),
-        CELRule(
-            "!has(self.device) || self.devices.resource != 'cpu'",
-            "device describes an accelerator, but devices.resource is cpu: remove device, or name the"
-            " accelerator's resource",
-            "device",
-        ),
-        CELRule(
-            f"!has(self.store) || !self.store.uri.replace('{NAMESPACE_PLACEHOLDER}', '').matches(r'[{{}}]')",
-            f"of text in braces, store.uri may only have {NAMESPACE_PLACEHOLDER}, the namespace of the run",
-            "store.uri",
-        ),
-        CELRule(
-            "!has(self.budget) || !has(self.budget.costPerNamespace) || has(self.pricePerDeviceHour)",
-            "budget.costPerNamespace needs pricePerDeviceHour: set it, or limit deviceHoursPerNamespace",
-            "budget",
-        ),
-    )
-
-    devices: Devices = Devices()
     nodes: Annotated[
-        NodeLimit | None, Field(description="Limits of runs with several pods. Default: none.")
-    ] = None
-    device: Annotated[
-        DeviceFacts | None,
+        int | None,
         Field(
-            description="Properties of one device, from which preflight predicts whether a run fits and how"
-            " long it takes. Default: those of the product in nodeSelector, if it is known."
+            ge=1,
+            le=64,
+            description="Max number of pods that train one run together (compute.nodes). Default: no limit.",
         ),
     ] = None
-    resources: StageResources = StageResources()
-    node_selector: Annotated[
-        dict[str, LabelValue], Field(max_length=32, description="Node labels that pods with devices require.")
-    ] = Field(default={})
-    tolerations: Annotated[
-        tuple[Toleration, ...], Field(max_length=32, description="Tolerations of pods with devices.")
-    ] = ()
-    runtime_class_name: Annotated[
-        Name | None, Field(description="RuntimeClass of pods with devices. Default: none.")
-    ] = None
-    pod_templates: Annotated[
-        tuple[PodTemplate, ...],
+    run_seconds: Annotated[
+        int | None,
         Field(
-            max_length=8,
-            description="Additions to the pods of runs and endpoints, each for some stages or for all."
-            " If two set the same label, variable or field, the later one applies. Pods that exist stay"
-            " unchanged: an edit applies to new Jobs and to the next revision of an endpoint.",
-        ),
-    ] = ()
-    security_context: Annotated[
-        PodUser | None,
-        Field(
-            description="User and groups of all pods of runs and endpoints, in place of 65532, the uid, gid"
-            " and fsGroup that the operator sets. {}: the operator sets none; OpenShift requires this, and"
-            " its security context constraints choose them per namespace. Pods never run as root."
+            ge=60,
+            le=31536000,
+            description="Max seconds that the train stage of one run uses devices, over all its attempts;"
+            " time in a queue or suspended does not count. At the limit, the run saves its state and stops."
+            " compute.maxRunSeconds of a run can set a lower limit. Default: no limit.",
         ),
     ] = None
-    queues: Annotated[
-        PerWorkload | None,
-        Field(
-            description="LocalQueue of Kueue per stage, in the namespace of the object. Default: no queue."
-        ),
-    ] = None
-    queueing: Annotated[
-        Queueing | None,
-        Field(
-            description="Priorities in Kueue, and the queues and priorities that objects may choose. Default:"
-            " no priorities and no choice."
-        ),
-    ] = None
-    priority_classes: Annotated[
-        PerWorkload | None, Field(description="PriorityClass per stage. Default: none.")
-    ] = None
-    images: Images = Images()
-    trainer_contract: Annotated[
-        int,
+    concurrent_rollouts: Annotated[
+        int | None,
         Field(
             ge=1,
             le=1000,
-            description="Version of the contract between operator and trainer that images.trainer reads. No"
-            " effect without images.trainer.",
+            description="Max number of endpoints with this profile, in all namespaces, that start a new"
+            " revision next to a serving one at the same time. The remaining endpoints wait, and namespaces"
+            " take turns. Default: one per namespace.",
         ),
-    ] = 1
+    ] = None
+    progress_deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=10,
+            le=86400,
+            description="Seconds after which the starting revision of an endpoint no longer counts for"
+            " concurrentRollouts, if it is not ready. It continues to start until the endpoint's own"
+            " progressDeadlineSeconds. Default: it counts until that deadline.",
+        ),
+    ] = None
+    checkpoints: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of most recent Checkpoints to keep per model line, of finished runs with"
+            " this profile. Older ones are deleted, with their stored weights if their deletionPolicy is"
+            " Delete. A Checkpoint stays if it was ever promoted, is in use or pinned, is the evaluated one"
+            " of its run or else its last, is the parent of another Checkpoint, or was edited by anyone"
+            " except the operator. Default: all are kept.",
+        ),
+    ] = None
+    unpacked_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1 << 20,
+            le=1 << 44,
+            description="Max size in bytes of the source's files together when unpacked, and of the rows made"
+            " from them: of Datasets, if this is the default profile, and of runs that name a source"
+            " themselves. A larger source fails with SourceTooLarge. Default: 64 GiB each.",
+        ),
+    ] = None
+
+
+class Images(Model):
+    """Images that replace the operator's defaults."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "!has(self.trainerContract) || has(self.trainer)",
+            "images.trainerContract is the contract of images.trainer: set images.trainer as well, or remove"
+            " images.trainerContract",
+            "trainerContract",
+        ),
+    )
+
+    trainer: Annotated[
+        ImageName | None,
+        Field(description="Image of the pods of runs and endpoints. Default: the operator's trainer image."),
+    ] = None
+    trainer_contract: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Version of the contract between operator and trainer that the image trainer reads."
+            " The operator contacts no registry to find it. Default: the operator's own version.",
+        ),
+    ] = None
+    engine: Annotated[
+        ImageName | None,
+        Field(
+            description="Image of the engine VLLM, for example of vllm/vllm-openai by digest. Required for"
+            " serving.engine: VLLM; no effect otherwise."
+        ),
+    ] = None
+
+
+class ModelImage(Model):
+    """OCI image with the files of one whole model."""
+
+    model: Annotated[
+        Digest,
+        Field(
+            description="Digest of the model in the image: a base model, as in status.baseModelDigest of its"
+            " endpoints, or a fully fine-tuned Checkpoint."
+        ),
+    ]
+    reference: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=512,
+            pattern=IMAGE_BY_DIGEST,
+            description="Reference of the image by digest, for example"
+            " registry.example/models/llama@sha256:… with 64 hexadecimal digits. Its layers are tar archives"
+            " with the files of the model at the root.",
+            json_schema_extra=pattern_advice(
+                IMAGE_BY_DIGEST,
+                "name the image by its digest, REPOSITORY@sha256:DIGEST, so that its content cannot change",
+            ),
+        ),
+    ]
+
+
+class ModelCache(Model):
+    """Where the pods of endpoints read whole models in place: a volume in each namespace, or OCI images.
+
+    Set either claim or images.
+    """
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.claim) != has(self.images)",
+            "serving.modelCache needs exactly one of claim and images: a PersistentVolumeClaim in each"
+            " namespace, or OCI images by digest",
+        ),
+    )
+
+    claim: Annotated[
+        Name | None,
+        Field(
+            description="Name of a PersistentVolumeClaim that exists in the namespace of each endpoint with"
+            " the profile. It needs the access mode ReadWriteMany, or ReadWriteOnce if store.accessMode is"
+            " that, and must not be the claim of the store. Only Jobs of the operator write to it; the pods"
+            " of endpoints mount it read-only."
+        ),
+    ] = None
+    images: Annotated[
+        tuple[ModelImage, ...] | None,
+        Field(
+            min_length=1,
+            max_length=32,
+            description="OCI images with models, which the pods of endpoints mount read-only as image"
+            " volumes (Kubernetes 1.35 or newer). The pods copy models without an image from the store.",
+            json_schema_extra={"x-list-map-keys": ["model"]},
+        ),
+    ] = None
+
+
+class ServingOffer(Model):
+    """Engine and model cache of endpoints."""
+
     engine: Annotated[
         EngineName,
         Field(
@@ -153,14 +219,6 @@ class ComputeProfileSpec(Model):
             " Empty: none.",
         ),
     ] = ()
-    store: Annotated[
-        StoreReference | None,
-        Field(
-            description="Default store of runs with this profile, and of Datasets if it is the default"
-            " profile. {namespace} in the uri becomes the namespace of the object, so that each namespace"
-            " has a folder of its own, as in s3://artifacts/{namespace}."
-        ),
-    ] = None
     model_cache: Annotated[
         ModelCache | None,
         Field(
@@ -168,19 +226,62 @@ class ComputeProfileSpec(Model):
             " read in place. Default: each pod copies them from the store."
         ),
     ] = None
-    single_node: Annotated[
-        bool,
-        Field(
-            description="Whether all pods run on one node, so that a ReadWriteOnce claim can be the store."
+
+
+class SelectedNamespaces(PeerSelector):
+    """Namespaces that have all of these labels and meet all of these conditions."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *PeerSelector.rules,
+        CELRule(
+            "size(self.matchLabels) > 0 || size(self.matchExpressions) > 0",
+            "namespaces.selector needs matchLabels or matchExpressions, because an empty selector would allow"
+            " all namespaces: name labels, or omit the selector",
+            "matchLabels",
         ),
-    ] = False
-    shared_memory: Annotated[
-        Quantity | None,
+    )
+
+
+class Namespaces(Model):
+    """Namespaces that may use the profile: those with these names, and those that the selector selects."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "size(self.names) > 0 || has(self.selector)",
+            "namespaces needs names or a selector: name who may use the profile, or omit namespaces to open"
+            " the profile to all",
+        ),
+    )
+
+    names: Annotated[
+        tuple[Name, ...],
         Field(
-            description="Size of /dev/shm in train pods. Default: 1Gi per accelerator in pods with several,"
-            " else that of the container runtime."
+            max_length=256,
+            description="Namespaces that may use the profile, in addition to those of selector. All users"
+            " can read them.",
+        ),
+    ] = ()
+    selector: Annotated[
+        SelectedNamespaces | None,
+        Field(
+            description="Labels of namespaces that may use the profile. A change of a namespace's labels"
+            " takes effect within a minute. Default: names decides."
         ),
     ] = None
+
+
+class Cost(Model):
+    """Price of devices, and the budget of each namespace."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "!has(self.budget) || !has(self.budget.costPerNamespace) || has(self.pricePerDeviceHour)",
+            "cost.budget.costPerNamespace needs cost.pricePerDeviceHour: set it, or limit"
+            " deviceHoursPerNamespace",
+            "budget",
+        ),
+    )
+
     price_per_device_hour: Annotated[
         float | None,
         Field(ge=0, description="Price per device per hour, for status.cost of runs. Default: no price."),
@@ -194,77 +295,70 @@ class ComputeProfileSpec(Model):
             json_schema_extra=pattern_advice(
                 CURRENCY, "write the three capitals of ISO 4217, for example EUR"
             ),
-            description="Currency of pricePerDeviceHour as in ISO 4217, such as EUR.",
+            description="Currency of pricePerDeviceHour as in ISO 4217, such as EUR. Default: none.",
         ),
     ] = None
     budget: ProfileBudget = None
-    allowed_namespaces: Annotated[
-        tuple[Name, ...],
-        Field(
-            max_length=256,
-            description="Namespaces that may use the profile, in addition to those of namespaceSelector."
-            " Empty: all namespaces, if there is no namespaceSelector.",
-        ),
-    ] = ()
-    namespace_selector: Annotated[
-        SelectedNamespaces | None,
-        Field(
-            description="Labels of namespaces that may use the profile. A change of a namespace's labels"
-            " takes effect within a minute. Default: allowedNamespaces decides."
-        ),
-    ] = None
-    allow_custom_code: Annotated[
-        bool | None,
+
+
+class Allow(Model):
+    """What the profile allows beyond the defaults."""
+
+    custom_code: Annotated[
+        bool,
         Field(
             description="Whether runs may use metrics of their own (evaluation.customMetrics): Python"
-            " functions that run in a pod without network, token and credentials. Default: false."
+            " functions that run in a pod without network, token and credentials."
         ),
-    ] = None
-    allow_remote_code: Annotated[
-        bool | None, Reserved(), Field(description="Whether pods may run code that is shipped with a model.")
-    ] = None
-    max_run_seconds: Annotated[
-        int | None,
+    ] = False
+
+
+class ComputeProfileSpec(Model):
+    """Desired state of a ComputeProfile."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "self.pods.all(entry, !(self.accelerator.resource in entry.extendedResources))",
+            "extendedResources of an entry of pods has the resource of accelerator.resource, which objects"
+            " request by compute.devices: remove it from extendedResources",
+            "pods",
+        ),
+    )
+
+    accelerator: Accelerator = Accelerator()
+    limits: Limits = Limits()
+    pods: Annotated[
+        tuple[PodTemplate, ...],
         Field(
-            ge=60,
-            le=31536000,
-            description="Max seconds that the train stage of one run uses devices, over all its attempts;"
-            " time in a queue or suspended does not count. At the limit, the run saves its state and stops."
-            " compute.maxRunSeconds of a run can set a lower limit. Default: no limit.",
+            max_length=MAX_ENTRIES,
+            description="Sizes and placement of the pods of runs and endpoints, each entry for some stages or"
+            " for all. If two entries set the same label, variable or field for a pod, the later one applies;"
+            " tolerations and other lists are collected. Jobs that exist stay unchanged. Of what they say for"
+            " serve, only an edit of resources, nodeSelector, tolerations, runtimeClassName and"
+            " resourceClaims starts a new revision of endpoints.",
         ),
-    ] = None
-    checkpoint_history_limit: Annotated[
-        int | None,
+    ] = ()
+    images: Images = Images()
+    serving: ServingOffer = ServingOffer()
+    store: Annotated[
+        ProfileStoreReference | None,
         Field(
-            ge=1,
-            le=1000,
-            description="Number of most recent Checkpoints to keep per model line, of finished runs with"
-            " this profile. Older ones are deleted, with their stored weights if their deletionPolicy is"
-            " Delete. A Checkpoint stays if it was ever promoted, is in use or pinned, is the evaluated one"
-            " of its run or else its last, is the parent of another Checkpoint, or was edited by anyone"
-            " except the operator. Default: all are kept.",
+            description="Default store of runs with this profile, and of Datasets if it is the default"
+            " profile. {namespace} in the uri becomes the namespace of the object, so that each namespace"
+            " has a folder of its own, as in s3://artifacts/{namespace}."
         ),
     ] = None
-    max_concurrent_rollouts: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1000,
-            description="Max number of endpoints with this profile, in all namespaces, that start a new"
-            " revision next to a serving one at the same time. The remaining endpoints wait, and namespaces"
-            " take turns. Default: one per namespace.",
-        ),
+    kueue: Kueue = Kueue()
+    namespaces: Annotated[
+        Namespaces | None,
+        Field(description="Namespaces that may use the profile. Default: all namespaces."),
     ] = None
-    max_progress_deadline_seconds: Annotated[
-        int | None,
-        Field(
-            ge=10,
-            le=86400,
-            description="Seconds after which the starting revision of an endpoint no longer counts for"
-            " maxConcurrentRollouts, if it is not ready. It continues to start until the endpoint's own"
-            " progressDeadlineSeconds. Default: it counts until that deadline.",
-        ),
-    ] = None
+    cost: Cost = Cost()
+    allow: Allow = Allow()
+
+    def pods_of(self, names: Collection[PodStage]) -> PodTemplate:
+        """What holds for pods with these names, as one entry."""
+        return merged(self.pods, names)
 
 
 class ComputeProfileStatus(Status):

@@ -31,16 +31,26 @@ LabelValue = Annotated[
 ]
 
 
-class Devices(Model):
-    """Devices that train, evaluate and serve pods request."""
+class Accelerator(Model):
+    """Devices that train, evaluate and serve pods request, and the properties of one of them."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
             "self.resource == 'cpu'"
             " || self.resource.matches(r'^[a-z0-9][-.a-z0-9]*/[A-Za-z0-9][-_.A-Za-z0-9]*$')",
-            "devices.resource must be cpu or an extended resource with its domain, for example"
+            "accelerator.resource must be cpu or an extended resource with its domain, for example"
             " nvidia.com/gpu",
             "resource",
+        ),
+        CELRule(
+            "self.resource != 'cpu' || !(has(self.product) || has(self.memory) || has(self.peakTeraflops))",
+            "accelerator.product, memory and peakTeraflops describe a card, but accelerator.resource is cpu:"
+            " remove them, or set accelerator.resource to the resource of the card",
+        ),
+        CELRule(
+            "!has(self.memory) || !quantity(self.memory).isLessThan(quantity('1Gi'))",
+            "accelerator.memory is the memory of one device: write at least 1Gi, for example 80Gi",
+            "memory",
         ),
     )
 
@@ -53,39 +63,13 @@ class Devices(Model):
             " core.",
         ),
     ] = "nvidia.com/gpu"
-    max: Annotated[int, Field(ge=1, le=MAX_DEVICES, description="Max number of devices per pod.")] = 8
-
-
-class NodeLimit(Model):
-    """Limit of the pods of one run."""
-
-    max: Annotated[
-        int, Field(ge=1, le=64, description="Max number of pods that train one run together (compute.nodes).")
-    ]
-
-
-class DeviceFacts(Model):
-    """Properties of one device, for predictions. With the product of a known card, the rest may be absent."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "has(self.product) || has(self.memory) || has(self.peakTeraflops)",
-            "device is empty: set device.product, for example NVIDIA-L4, or device.memory and"
-            " device.peakTeraflops",
-        ),
-        CELRule(
-            "!has(self.memory) || !quantity(self.memory).isLessThan(quantity('1Gi'))",
-            "device.memory is the memory of one device: write at least 1Gi, for example 80Gi",
-            "memory",
-        ),
-    )
-
     product: Annotated[
         LabelValue | None,
         Field(
             description="Product name as in the node label nvidia.com/gpu.product, such as"
-            " NVIDIA-H100-80GB-HBM3. docs/training.md lists the known ones. Default: the value of that label"
-            " in nodeSelector."
+            " NVIDIA-H100-80GB-HBM3, from which preflight predicts whether a run fits and how long it takes."
+            " docs/training.md lists the known ones. Default: the value of that label in nodeSelector of the"
+            " train pods."
         ),
     ] = None
     memory: Annotated[
@@ -101,3 +85,6 @@ class DeviceFacts(Model):
             " per second. Default: that of the known product.",
         ),
     ] = None
+    max_per_pod: Annotated[
+        int, Field(ge=1, le=MAX_DEVICES, description="Max number of devices per pod (compute.devices).")
+    ] = 8

@@ -115,8 +115,9 @@ class RecordedCost(Model):
     amount: Annotated[
         float | None,
         Field(
-            description="Price of the device time by pricePerDeviceHour of the ComputeProfiles. Device time"
-            " on a profile without a price, or with another currency than the first price, is not included."
+            description="Price of the device time by cost.pricePerDeviceHour of the ComputeProfiles. Device"
+            " time on a profile without a price, or with another currency than the first price, is not"
+            " included."
         ),
     ] = None
     currency: Annotated[str | None, Field(description="Currency of the amount.")] = None

@@ -145,9 +145,9 @@ class EndpointCost(Model):
     amount_per_hour: Annotated[
         float | None,
         Field(
-            description="Price of these devices per hour, by pricePerDeviceHour of their ComputeProfiles."
-            " Devices on a profile without a price are not included. Absent: without a price, or if the"
-            " profiles of the revisions have several currencies."
+            description="Price of these devices per hour, by cost.pricePerDeviceHour of their"
+            " ComputeProfiles. Devices on a profile without a price are not included. Absent: without a"
+            " price, or if the profiles of the revisions have several currencies."
         ),
     ] = None
     currency: Annotated[str | None, Field(description="Currency of the price.")] = None

@@ -182,8 +182,8 @@ class EvaluationSettings(Model):
         Field(
             max_length=32,
             description="Arguments of the engine VLLM when it generates the answers, one per item, as --name"
-            " or --name=value. The ComputeProfile must allow each name in allowedEngineArguments. Use those"
-            " of the endpoints. Default: none.",
+            " or --name=value. The ComputeProfile must allow each name in serving.allowedEngineArguments. Use"
+            " those of the endpoints. Default: none.",
         ),
     ] = ()
     slice_by: Annotated[
@@ -244,7 +244,7 @@ class EvaluationSpec(EvaluationSettings):
             max_length=MAX_CUSTOM_METRICS,
             description="Metrics of your own, measured in addition to `metrics`. Each is a Python function"
             " that runs in a pod without network, token and credentials. Needs a store on a claim, and"
-            " spec.allowCustomCode of the evaluation's ComputeProfile. Default: none.",
+            " allow.customCode of the evaluation's ComputeProfile. Default: none.",
         ),
     ] = ()
     tasks: Annotated[

@@ -131,9 +131,9 @@ KINDS: Final[tuple[Kind, ...]] = (
         "computeprofiles",
         "cprof",
         (
-            Column("Device", ".spec.devices.resource"),
-            Column("Max", ".spec.devices.max", "integer"),
-            Column("Engine", ".spec.engine"),
+            Column("Device", ".spec.accelerator.resource"),
+            Column("Max", ".spec.accelerator.maxPerPod", "integer"),
+            Column("Engine", ".spec.serving.engine"),
             AGE,
         ),
         namespaced=False,

@@ -77,21 +77,3 @@ class PodResources(Model):
         """Resources whose limit equals the request, by their names in Kubernetes."""
         storage = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
         return {"memory": self.memory, **storage}
-
-
-class StageResources(Model):
-    """CPU, memory and ephemeral storage of the pod of each stage, in addition to devices. Default: the
-    operator's defaults."""
-
-    prepare: PodResources | None = None
-    preflight: PodResources | None = None
-    train: PodResources | None = None
-    evaluate: PodResources | None = None
-    serve: PodResources | None = None
-    merge: Annotated[
-        PodResources | None,
-        Field(
-            description="For `models[].merge` of endpoints. The memory must hold the base model in bfloat16,"
-            " and a quarter more."
-        ),
-    ] = None

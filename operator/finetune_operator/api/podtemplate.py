@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a platform team adds to the pods of runs and endpoints.
+"""Entries of `pods` of a ComputeProfile: sizes and placement of the pods of runs and endpoints.
 
 A typed part of v1.PodTemplateSpec: what could weaken the pods' security, or change what the operator relies
 on, has no field.
 """
 
-from typing import Annotated, ClassVar, Final, Literal
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.affinity import Affinity
-from finetune_operator.api.cel import is_none_of
+from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.devices import LabelValue
 from finetune_operator.api.endpointaccess import LABEL_KEY, LabelSelector, TopologySpread
 from finetune_operator.api.meta import GROUP, CELRule, Model, Name, SecretReference, pattern_advice
-from finetune_operator.api.podresources import Quantity
-from finetune_operator.api.toleration import Toleration
+from finetune_operator.api.podresources import PodResources, Quantity
+from finetune_trainer.contract.vocabulary import listed
 
-PodStage = Literal["prepare", "train", "evaluate", "serve"]
-"""Stages by their pods: `prepare` are all without devices."""
+PodStage = Literal["cpu", "prepare", "preflight", "merge", "train", "evaluate", "serve"]
+"""Names of pods in an entry. `cpu` are all pods without devices; the other names are those of one stage, and
+`serve` that of the pods of endpoints."""
+DEVICE_STAGES: Final[tuple[PodStage, ...]] = ("train", "evaluate", "serve")
+"""Stages whose pods have devices."""
+SIZED_STAGES: Final[tuple[PodStage, ...]] = ("prepare", "preflight", "merge", *DEVICE_STAGES)
+"""Stages that an entry can give a size."""
+MAX_ENTRIES: Final = 16
 
 RESERVED_VARIABLES: Final = (
     "HOME",
@@ -59,6 +66,66 @@ VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 def _begins_with_none_of(prefixes: tuple[str, ...]) -> str:
     """CEL expression: the variable `key` begins with none of these texts."""
     return "!(" + " || ".join(f"key.startsWith('{prefix}')" for prefix in prefixes) + ")"
+
+
+Id = Annotated[int, Field(ge=1, le=2147483647)]
+"""A uid or gid other than root's."""
+
+
+class PodUser(Model):
+    """User and groups of pods, as fields of v1.PodSecurityContext. A field that is absent is not set."""
+
+    run_as_user: Annotated[Id | None, Field(description="uid of the processes.")] = None
+    run_as_group: Annotated[Id | None, Field(description="Primary gid of the processes.")] = None
+    fs_group: Annotated[Id | None, Field(description="gid that owns the files of volumes.")] = None
+    supplemental_groups: Annotated[
+        tuple[Id, ...],
+        Field(max_length=16, description="Further gids of the processes, such as that of an NFS export."),
+    ] = ()
+
+
+class Toleration(Model):
+    """Toleration of a taint of nodes, in the form of v1.Toleration."""
+
+    # Otherwise the API server would refuse every pod with such a toleration.
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        CELRule(
+            "has(self.key) || self.operator == 'Exists'",
+            "a toleration without a key needs operator: Exists; for operator: Equal add the key",
+        ),
+        CELRule(
+            "!has(self.value) || self.operator == 'Equal'",
+            "a toleration with operator: Exists must not have a value: remove value or choose operator:"
+            " Equal",
+            "value",
+        ),
+        CELRule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds needs effect: NoExecute; remove it for other effects",
+            "tolerationSeconds",
+        ),
+    )
+
+    key: Annotated[
+        str | None,
+        Field(max_length=253, description="Key of the taint. Absent: all taints, with operator Exists."),
+    ] = None
+    operator: Annotated[
+        Literal["Exists", "Equal"],
+        Field(description="Exists: the taint may have any value. Equal: the taint must have `value`."),
+    ] = "Equal"
+    value: Annotated[LabelValue | None, Field(description="Value of the taint, with operator Equal.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Field(description="Effect of the taint. Absent: all effects."),
+    ] = None
+    toleration_seconds: Annotated[
+        int | None,
+        Field(
+            description="Seconds that a running pod stays on the node, with effect NoExecute. Absent: no"
+            " limit."
+        ),
+    ] = None
 
 
 class EnvironmentVariable(Model):
@@ -123,7 +190,7 @@ class PodTopologySpread(TopologySpread):
 
 
 class PodTemplate(Model):
-    """Additions to pods, as fields of v1.PodTemplateSpec and v1.Container."""
+    """Size and placement of the pods of some stages, as fields of v1.PodTemplateSpec and v1.Container."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
@@ -136,7 +203,7 @@ class PodTemplate(Model):
             f" && {is_none_of('key', RESERVED_LABELS)})",
             f"labels {', '.join(f'{prefix}*' for prefix in RESERVED_PREFIXES)} and"
             f" {', '.join(RESERVED_LABELS)} are set by the operator or Kubernetes: remove them; for Kueue set"
-            " spec.queues",
+            " kueue.queues",
             "labels",
         ),
         CELRule(
@@ -161,14 +228,27 @@ class PodTemplate(Model):
             "a key of extendedResources must be an extended resource with its domain, for example rdma/hca",
             "extendedResources",
         ),
+        CELRule(
+            "!has(self.resources) || (size(self.stages) > 0 && !('cpu' in self.stages))",
+            f"resources are the size of a stage: name in stages which of {listed(SIZED_STAGES)} it is for;"
+            " cpu and an entry without stages are pods of different sizes",
+            "resources",
+        ),
+        CELRule(
+            "!has(self.sharedMemory) || size(self.stages) == 0"
+            f" || self.stages.exists(stage, {is_one_of('stage', DEVICE_STAGES)})",
+            f"sharedMemory is for pods with devices: name {listed(DEVICE_STAGES, 'or')} in stages, or remove"
+            " sharedMemory",
+            "sharedMemory",
+        ),
     )
 
     stages: Annotated[
         tuple[PodStage, ...],
         Field(
-            max_length=4,
-            description="Stages to apply this entry to. prepare: all pods without devices, such as those of"
-            " prepare and preflight. serve: the pods of endpoints. Empty: all pods.",
+            max_length=7,
+            description="Stages whose pods the entry is for. cpu: all pods without devices, among them those"
+            " of prepare, preflight and merge. serve: the pods of endpoints. Empty: all pods.",
         ),
     ] = ()
     labels: Annotated[
@@ -192,24 +272,26 @@ class PodTemplate(Model):
         dict[str, LabelValue],
         Field(
             max_length=16,
-            description="Node labels that the pods require, in addition to spec.nodeSelector for pods with"
-            " devices.",
+            description="Node labels that the pods require.",
         ),
     ] = Field(default={})
     tolerations: Annotated[
         tuple[Toleration, ...],
         Field(
             max_length=16,
-            description="Tolerations, in addition to spec.tolerations for pods with devices.",
+            description="Tolerations of taints of nodes.",
         ),
     ] = ()
     runtime_class_name: Annotated[
         Name | None,
-        Field(description="RuntimeClass. Default: spec.runtimeClassName for pods with devices, else none."),
+        Field(description="RuntimeClass of the pods. Default: none."),
     ] = None
     scheduler_name: Annotated[
         str | None,
         Field(min_length=1, max_length=253, description="Scheduler. Default: that of the cluster."),
+    ] = None
+    priority_class_name: Annotated[
+        Name | None, Field(description="PriorityClass of the pods. Default: that of the cluster.")
     ] = None
     affinity: Annotated[
         Affinity | None, Field(description="Affinity to nodes and to other pods. Default: none.")
@@ -248,6 +330,29 @@ class PodTemplate(Model):
             description="Claims of dynamic resource allocation (DRA), in addition to devices.",
         ),
     ] = ()
+    security_context: Annotated[
+        PodUser | None,
+        Field(
+            description="User and groups of the pods, in place of 65532, the uid, gid and fsGroup that the"
+            " operator sets. {}: the operator sets none; OpenShift requires this, and its security context"
+            " constraints choose them per namespace. Pods never run as root."
+        ),
+    ] = None
+    resources: Annotated[
+        PodResources | None,
+        Field(
+            description="CPU, memory and ephemeral storage of the pods of these stages, in addition to"
+            " devices. For merge, the memory must hold the base model in bfloat16, and a quarter more."
+            " Default: the operator's defaults."
+        ),
+    ] = None
+    shared_memory: Annotated[
+        Quantity | None,
+        Field(
+            description="Size of /dev/shm in train pods, and in other pods with several accelerators."
+            " Default: 1Gi per accelerator in pods with several, else that of the container runtime."
+        ),
+    ] = None
     cpu_limit_request_ratio: Annotated[
         float | None,
         Field(
@@ -257,3 +362,30 @@ class PodTemplate(Model):
             " ResourceQuota or LimitRange needs a limit. 1: the limit equals the request. Default: no limit.",
         ),
     ] = None
+
+
+def merged(entries: Iterable[PodTemplate], names: Collection[PodStage]) -> PodTemplate:
+    """The entries for pods with any of these names as one.
+
+    Maps are merged by key, variables and other named items by name; further items of lists are appended.
+    Other values, and `securityContext` and `resources` as a whole, are those of the last entry that has them.
+    """
+    together = PodTemplate()
+    for entry in entries:
+        if not entry.stages or not set(entry.stages).isdisjoint(names):
+            fields = PodTemplate.model_fields.keys() - {"stages"}
+            values = {name: _joined(getattr(together, name), getattr(entry, name)) for name in fields}
+            together = together.model_copy(update=values)
+    return together
+
+
+def _joined(before: Any, after: Any) -> Any:
+    if isinstance(after, dict):
+        return {**before, **after}
+    if isinstance(after, tuple):
+        return tuple({_identity(item): item for item in (*before, *after)}.values())
+    return before if after is None else after
+
+
+def _identity(item: Any) -> Any:
+    return next((getattr(item, key) for key in ("name", "topology_key") if hasattr(item, key)), item)

@@ -26,7 +26,7 @@ class MeasuredTraining(Model):
         float | None,
         Field(
             description="Price of the device time of the train stage, with start and repeated work, by"
-            " pricePerDeviceHour of the ComputeProfile."
+            " cost.pricePerDeviceHour of the ComputeProfile."
         ),
     ] = None
     mfu: Annotated[
@@ -86,7 +86,9 @@ class Prediction(Model):
     ] = None
     cost_low: Annotated[
         float | None,
-        Field(description="Price of `secondsLow` on all devices, by pricePerDeviceHour. Absent: no price."),
+        Field(
+            description="Price of `secondsLow` on all devices, by cost.pricePerDeviceHour. Absent: no price."
+        ),
     ] = None
     cost_high: Annotated[float | None, Field(description="Price of `secondsHigh` on all devices.")] = None
     currency: Annotated[str | None, Field(description="Currency of the costs.")] = None

@@ -11,11 +11,13 @@ from finetune_operator.api.meta import Model, Name
 class PerStage(Model):
     """Names per stage."""
 
-    prepare: Annotated[
-        Name | None, Field(description="Name for prepare, preflight and all other stages without devices.")
+    cpu: Annotated[
+        Name | None, Field(description="Name for prepare, preflight and merge, which use no devices.")
     ] = None
     train: Annotated[Name | None, Field(description="Name for the train stage.")] = None
-    evaluate: Annotated[Name | None, Field(description="Name for the evaluate stage.")] = None
+    evaluate: Annotated[
+        Name | None, Field(description="Name for the evaluate stage, and for custom metrics after it.")
+    ] = None
 
 
 class PerWorkload(PerStage):
@@ -24,9 +26,15 @@ class PerWorkload(PerStage):
     serve: Annotated[Name | None, Field(description="Name for the pods of endpoints.")] = None
 
 
-class Queueing(Model):
-    """Priorities in Kueue, and what objects may choose themselves."""
+class Kueue(Model):
+    """Queues and priorities in Kueue, and what objects may choose themselves."""
 
+    queues: Annotated[
+        PerWorkload | None,
+        Field(
+            description="LocalQueue of Kueue per stage, in the namespace of the object. Default: no queue."
+        ),
+    ] = None
     workload_priority_classes: Annotated[
         PerWorkload | None,
         Field(description="WorkloadPriorityClass of Kueue per stage. Default: none, which is priority 0."),
@@ -56,7 +64,7 @@ class QueueChoice(Model):
         Name | None,
         Field(
             description="LocalQueue of Kueue, in the namespace of the object, for its pods with devices. The"
-            " ComputeProfile must allow it in queueing.allowedQueues. Default: that of queues of the"
+            " ComputeProfile must allow it in kueue.allowedQueues. Default: that of kueue.queues of the"
             " ComputeProfile."
         ),
     ] = None
@@ -64,8 +72,8 @@ class QueueChoice(Model):
         Name | None,
         Field(
             description="WorkloadPriorityClass of Kueue for its pods with devices. The ComputeProfile must"
-            " allow it in queueing.allowedWorkloadPriorityClasses. Default: that of"
-            " queueing.workloadPriorityClasses of the ComputeProfile."
+            " allow it in kueue.allowedWorkloadPriorityClasses. Default: that of"
+            " kueue.workloadPriorityClasses of the ComputeProfile."
         ),
     ] = None
 

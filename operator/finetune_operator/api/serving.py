@@ -132,6 +132,6 @@ class Serving(Model):
             max_length=32,
             description="Arguments of the engine VLLM in addition to those that the operator sets, one per"
             " item, as --name or --name=value. The ComputeProfile must allow each name in"
-            " allowedEngineArguments. Default: none.",
+            " serving.allowedEngineArguments. Default: none.",
         ),
     ] = ()

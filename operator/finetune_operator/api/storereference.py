@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reference to the store."""
 
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue
 
 from finetune_operator.api.meta import URI_RULE, CELRule, Model, SecretReference, StoreUri
+
+AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
+
+NAMESPACE_PLACEHOLDER: Final = "{namespace}"
+"""Text in `store.uri` of a ComputeProfile that is replaced by the namespace of the object that uses the
+store."""
 
 URI_DESCRIPTION: Final = (
     "Location of the store: pvc://CLAIM or pvc://CLAIM/FOLDER in the same namespace, s3://BUCKET/FOLDER,"
@@ -56,3 +62,30 @@ class OwnStoreReference(StoreReference):
             json_schema_extra={"x-kubernetes-validations": [URI_RULE, WITHOUT_BRACES]},
         ),
     ]
+
+
+class ProfileStoreReference(StoreReference):
+    """Store of a ComputeProfile, with a folder per namespace if the uri names one."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *StoreReference.rules,
+        CELRule(
+            f"!self.uri.replace('{NAMESPACE_PLACEHOLDER}', '').matches(r'[{{}}]')",
+            f"of text in braces, store.uri may only have {NAMESPACE_PLACEHOLDER}, the namespace of the run",
+            "uri",
+        ),
+        CELRule(
+            "self.accessMode != 'ReadWriteOnce' || self.uri.startsWith('pvc://')",
+            "store.accessMode: ReadWriteOnce is for a claim, and store.uri is a bucket, which pods on all"
+            " nodes can use: remove accessMode",
+            "accessMode",
+        ),
+    )
+
+    access_mode: Annotated[
+        AccessMode,
+        Field(
+            description="Access mode that a PersistentVolumeClaim needs, as the store, as the own store of a"
+            " run, and as serving.modelCache. ReadWriteOnce: all pods with the profile run on one node."
+        ),
+    ] = "ReadWriteMany"

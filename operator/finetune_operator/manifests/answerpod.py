@@ -14,7 +14,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.manifests.answerservers import answer_servers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_of, engine_resources
-from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
+from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume
 from finetune_operator.manifests.security import container_security
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.answerengine import AnswerEngine
@@ -44,7 +44,9 @@ def separate_engine(config: object) -> AnswerEngine | None:
     return engine if engine is not None and engine.is_separate else None
 
 
-def with_answers(pod: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int) -> Manifest:
+def with_answers(
+    pod: Manifest, config: EvaluateConfig, profile: ComputeProfile, devices: int, sizing: PodSizing
+) -> Manifest:
     """The pod of the trainer, with the containers that run before it and the volume that they share.
 
     Unchanged if the trainer generates the answers.
@@ -63,7 +65,7 @@ def with_answers(pod: Manifest, config: EvaluateConfig, profile: ComputeProfile,
         "containers": [reading],
         "volumes": [
             *pod["volumes"],
-            disk_volume("answers", profile.spec.resources.evaluate, SCRATCH_LIMIT),
+            disk_volume("answers", sizing.resources, SCRATCH_LIMIT),
         ],
     }
 
@@ -90,7 +92,7 @@ def _answers(
     trainer: Manifest, config: EvaluateConfig, engine: AnswerEngine, profile: ComputeProfile, devices: int
 ) -> Manifest:
     """The engine, which gets of the store only the right to read it, and no credentials and tokens."""
-    accelerators = devices if profile.spec.devices.resource != CPU else 0
+    accelerators = devices if profile.spec.accelerator.resource != CPU else 0
     answers = AnswersConfig(
         contract=config.contract,
         servers=answer_servers(config, accelerators),

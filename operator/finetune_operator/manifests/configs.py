@@ -77,7 +77,7 @@ def prepare_config(
         keep_columns=preparation.keep_columns,
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
-        max_unpacked_bytes=preparation.max_unpacked_bytes,
+        max_unpacked_bytes=inputs.max_unpacked_bytes,
         previous=previous,
         unless_version=unless_version,
     )

@@ -36,7 +36,7 @@ from finetune_operator.manifests.podtemplate import (
 )
 from finetune_operator.manifests.queueing import labels_of, queueing_of_stage, suspended_until_admitted
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stagetable import STAGES, JobStage, pod_names
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.outcomes import ExitCode
 
@@ -190,7 +190,7 @@ def build_stage_job(
     template = shaped(
         template,
         profile,
-        STAGES[stage].pods,
+        pod_names(stage),
         {RUN: owner.uid, STAGE: stage},
         isolated=STAGES[stage].isolated,
     )

@@ -7,6 +7,7 @@ change them, for example a tag to a digest.
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -18,7 +19,7 @@ from finetune_operator.manifests.labels import (
     TEMPLATE_DIGEST,
     short_hash,
 )
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Manifest, without_empty
 from finetune_trainer.contract.environment import CONFIG_ENV
 
 DIGEST_LENGTH: Final = 16
@@ -27,46 +28,17 @@ DIGEST_LENGTH: Final = 16
 NONCE_FIELD: Final = re.compile(r',?"nonce":"[0-9a-f]+"')
 """The nonce of a config in its JSON. Quotes within a text of it are escaped, so no text matches."""
 
-SHAPES_PODS: Final = frozenset(
-    {
-        "devices",
-        "nodes",
-        "resources",
-        "node_selector",
-        "tolerations",
-        "runtime_class_name",
-        "pod_templates",
-        "security_context",
-        "queues",
-        "queueing",
-        "priority_classes",
-        "engine",
-        "store",
-        "model_cache",
-        "single_node",
-        "shared_memory",
-    }
-)
-"""Fields of a profile's spec that decide whether a pod can start. `images` are recorded by themselves."""
-SHAPES_NO_PODS: Final = frozenset(
-    {
-        "device",
-        "images",
-        "trainer_contract",
-        "allowed_engine_arguments",
-        "price_per_device_hour",
-        "currency",
-        "budget",
-        "allowed_namespaces",
-        "namespace_selector",
-        "allow_custom_code",
-        "allow_remote_code",
-        "max_run_seconds",
-        "checkpoint_history_limit",
-        "max_concurrent_rollouts",
-        "max_progress_deadline_seconds",
-    }
-)
+SHAPES_PODS: Final[Mapping[str, bool | set[str]]] = {
+    "accelerator": {"resource", "max_per_pod"},
+    "limits": {"nodes"},
+    "pods": True,
+    "serving": {"engine", "model_cache"},
+    "store": True,
+    "kueue": True,
+}
+"""Fields of a profile's spec, all or some of their own fields, that decide whether a pod can start. `images`
+are recorded by themselves."""
+SHAPES_NO_PODS: Final = frozenset({"images", "namespaces", "cost", "allow"})
 """The other fields. An edit of them replaces nothing."""
 
 
@@ -82,9 +54,9 @@ def origin_annotations(profile: ComputeProfile | None, template: Manifest) -> di
 def profile_digest(profile: ComputeProfile) -> str:
     """Digest of what shapes pods. Without defaults: those of a newer release must not change it."""
     spec = profile.spec.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, include=set(SHAPES_PODS)
+        mode="json", by_alias=True, exclude_defaults=True, include=dict(SHAPES_PODS)
     )
-    return _digest(spec)
+    return _digest(without_empty(spec))
 
 
 def changed_origin(existing: Manifest, new: Manifest, *, images_count: bool) -> str | None:

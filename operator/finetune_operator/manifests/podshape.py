@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Additions of a ComputeProfile to pods: `podTemplates` and `securityContext`."""
+"""Placement and security settings of pods by the entries of `pods` of a ComputeProfile."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 from finetune_operator.api.affinity import Affinity
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.endpointaccess import LabelSelector
 from finetune_operator.api.meta import Model
 from finetune_operator.api.podresources import quantity_value
-from finetune_operator.api.podsecurity import PodUser
-from finetune_operator.api.podtemplate import PodStage, PodTemplate
+from finetune_operator.api.podtemplate import PodStage, PodTemplate, PodUser
 from finetune_operator.manifests.answerpod import ANSWERS_CONTAINER
 from finetune_operator.plan import Manifest
 
@@ -25,26 +24,26 @@ NETWORK_ANNOTATIONS: Final = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/")
 def shaped(
     template: Manifest,
     profile: ComputeProfile | None,
-    stage: PodStage,
+    names: Collection[PodStage],
     group: Mapping[str, str],
     *,
     isolated: bool = False,
 ) -> Manifest:
-    """The pod template with the additions of the profile; unchanged if it has none.
+    """The pod template with what the entries of the profile say; unchanged if none is for it.
 
     Args:
         template: metadata and spec of the pod, as the operator built it.
         profile: the ComputeProfile, if the pod has one.
-        stage: name of the pod's stage in `podTemplates`.
+        names: names of the pod in the entries.
         group: labels of the pods of the same stage and run, or of the same revision. They are the default
             of selectors.
         isolated: whether the pod may not get further networks, to which its NetworkPolicy does not apply.
     """
     if profile is None:
         return template
-    additions = pod_additions(profile, stage)
+    additions = profile.spec.pods_of(names)
     metadata, spec = template["metadata"], template["spec"]
-    user = profile.spec.security_context
+    user = additions.security_context
     if user is not None:
         spec = {**spec, "securityContext": _with_user(spec["securityContext"], user)}
     spec = {**spec, **_placement(spec, additions, group)}
@@ -69,38 +68,15 @@ def shaped(
     return {**template, "metadata": metadata, "spec": spec}
 
 
-def pod_additions(profile: ComputeProfile, stage: PodStage) -> PodTemplate:
-    """All templates of the profile for this stage as one. Of two values for the same name the later stays."""
-    together = PodTemplate()
-    for template in profile.spec.pod_templates:
-        if not template.stages or stage in template.stages:
-            fields = PodTemplate.model_fields
-            values = {name: _joined(getattr(together, name), getattr(template, name)) for name in fields}
-            together = together.model_copy(update=values)
-    return together
-
-
-def _joined(before: Any, after: Any) -> Any:
-    if isinstance(after, dict):
-        return {**before, **after}
-    if isinstance(after, tuple):
-        return tuple({_identity(item): item for item in (*before, *after)}.values())
-    return before if after is None else after
-
-
-def _identity(item: Any) -> Any:
-    return next((getattr(item, key) for key in ("name", "topology_key") if hasattr(item, key)), item)
-
-
 def _placement(spec: Manifest, additions: PodTemplate, group: Mapping[str, str]) -> Manifest:
     """The fields of the pod's spec that the additions change and that are not of its containers."""
-    tolerations = [*spec.get("tolerations", ()), *_dicts(additions.tolerations)]
     spread = [_selecting(each.to_dict(), group) for each in additions.topology_spread_constraints]
     fields = {
-        "nodeSelector": {**spec.get("nodeSelector", {}), **additions.node_selector},
-        "tolerations": [each for at, each in enumerate(tolerations) if each not in tolerations[:at]],
+        "nodeSelector": additions.node_selector,
+        "tolerations": _dicts(additions.tolerations),
         "runtimeClassName": additions.runtime_class_name,
         "schedulerName": additions.scheduler_name,
+        "priorityClassName": additions.priority_class_name,
         "affinity": _affinity(additions.affinity, group) if additions.affinity else None,
         # Those of the endpoint's user come first.
         "topologySpreadConstraints": spec.get("topologySpreadConstraints", spread),

@@ -10,7 +10,7 @@ from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import PodResources, quantity_value
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.plan import Manifest
-from finetune_operator.stagetable import STAGES, JobStage
+from finetune_operator.stagetable import SERVE_PODS, STAGES, JobStage, pod_names
 
 MEBIBYTE: Final = 1 << 20
 HEADROOM: Final = 1.25
@@ -64,6 +64,16 @@ def one_device_holds(weights_bytes: int | None, device_bytes: int | None) -> boo
     return weights_bytes <= WEIGHTS_SHARE * device_bytes
 
 
+def resources_of(stage: JobStage, profile: ComputeProfile | None) -> PodResources | None:
+    """Resources that the profile gives the pods of a stage; None for the operator's."""
+    return profile.spec.pods_of(pod_names(stage)).resources if profile is not None else None
+
+
+def serving_resources(profile: ComputeProfile) -> PodResources | None:
+    """Resources that the profile gives the pods of endpoints; None for the engine's."""
+    return profile.spec.pods_of(SERVE_PODS).resources
+
+
 def pod_sizing(
     stage: JobStage, profile: ComputeProfile | None, devices: int, prediction: Prediction | None
 ) -> PodSizing:
@@ -75,10 +85,8 @@ def pod_sizing(
             same weights.
     """
     row = STAGES[stage]
-    given: PodResources | None = (
-        getattr(profile.spec.resources, stage) if profile is not None and row.in_profile else None
-    )
-    accelerators = devices if profile is not None and profile.spec.devices.resource != CPU else 0
+    given = resources_of(stage, profile)
+    accelerators = devices if profile is not None and profile.spec.accelerator.resource != CPU else 0
     shared, shared_bytes = _shared_memory(stage, profile, accelerators)
     return PodSizing(
         resources=given
@@ -96,7 +104,7 @@ def _shared_memory(
 
     The profile's own size never changes the limit, because its memory was chosen without that.
     """
-    requested = profile.spec.shared_memory if profile is not None else None
+    requested = profile.spec.pods_of(pod_names(stage)).shared_memory if profile is not None else None
     if requested and (STAGES[stage].multi_node or accelerators > 1):
         return requested, 0
     if accelerators > 1:
@@ -109,7 +117,7 @@ def serving_shared_memory(profile: ComputeProfile, accelerators: int) -> str | N
     """Size of /dev/shm for an engine with a process per accelerator; None for that of the runtime."""
     if accelerators < 2:
         return None
-    return profile.spec.shared_memory or _quantity(accelerators * SHARED_MEMORY_BYTES)
+    return profile.spec.pods_of(SERVE_PODS).shared_memory or _quantity(accelerators * SHARED_MEMORY_BYTES)
 
 
 def _with_memory(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pod template of a stage: security, storage, resources and placement."""
+"""Pod template of a stage: security, storage and resources."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from finetune_operator.manifests.evaluationtasks import task_volumes
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.modelcache import cache_volume
-from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
@@ -92,10 +91,10 @@ def container_resources(
     requests = {"cpu": resources.cpu, **resources.limited}
     limits = resources.limited
     if devices and profile is not None:
-        if profile.spec.devices.resource == CPU:
+        if profile.spec.accelerator.resource == CPU:
             requests["cpu"] = resources.cpu if sizing.is_given else str(devices)
         else:
-            limits[profile.spec.devices.resource] = str(devices)
+            limits[profile.spec.accelerator.resource] = str(devices)
     return {"requests": requests, "limits": limits}
 
 
@@ -146,8 +145,8 @@ def build_stage_pod(
     if sizing.grace_seconds is not None:
         pod["terminationGracePeriodSeconds"] = sizing.grace_seconds
     if isinstance(config, EvaluateConfig) and profile is not None:
-        pod = with_answers(pod, config, profile, devices)
-    return {**pod, **_placement(stage, profile, devices)}
+        return with_answers(pod, config, profile, devices, sizing)
+    return pod
 
 
 def _peer_key_volume(secret: str) -> tuple[Manifest, Manifest]:
@@ -163,7 +162,7 @@ def _environment(
         config_variable(config),
         {"name": "HOME", "value": SCRATCH_MOUNT},
     ]
-    if devices and profile is not None and profile.spec.devices.resource == CPU:
+    if devices and profile is not None and profile.spec.accelerator.resource == CPU:
         # Otherwise OpenMP starts a thread per core of the node, and the threads compete for the pod's cores.
         variables.append({"name": "OMP_NUM_THREADS", "value": str(max(devices, _cores(cpu)))})
     return variables
@@ -251,15 +250,3 @@ def _read_only_volume(location: Location) -> dict[str, Any]:
         # Optional: the pod starts without it, and its result reports what is missing.
         return {"configMap": {"name": location.name, "optional": True}}
     return {"persistentVolumeClaim": {"claimName": location.name, "readOnly": True}}
-
-
-def _placement(stage: JobStage, profile: ComputeProfile | None, devices: int) -> Manifest:
-    if profile is None:
-        return {}
-    placement: Manifest = {}
-    priority = getattr(profile.spec.priority_classes, STAGES[stage].queue, None)
-    if priority:
-        placement["priorityClassName"] = priority
-    if devices:
-        placement.update(device_placement(profile))
-    return placement

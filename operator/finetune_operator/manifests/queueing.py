@@ -13,7 +13,7 @@ QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
 
 Queued = Queue | Literal["serve"]
-"""Names in the `queues` of a ComputeProfile."""
+"""Names in `kueue.queues` of a ComputeProfile."""
 
 
 def labels_of(names: QueueChoice) -> Manifest:
@@ -35,11 +35,11 @@ def suspended_until_admitted(names: QueueChoice) -> Manifest:
 
 def queueing_of(name: Queued, profile: ComputeProfile, chosen: QueueChoice) -> QueueChoice:
     """The queue and the priority of this name, of which an object may choose other ones."""
-    queueing = profile.spec.queueing
-    priorities = queueing.workload_priority_classes if queueing is not None else None
+    offered = profile.spec.kueue
     return QueueChoice(
-        queue_name=chosen.queue_name or getattr(profile.spec.queues, name, None),
-        workload_priority_class=chosen.workload_priority_class or getattr(priorities, name, None),
+        queue_name=chosen.queue_name or getattr(offered.queues, name, None),
+        workload_priority_class=chosen.workload_priority_class
+        or getattr(offered.workload_priority_classes, name, None),
     )
 
 

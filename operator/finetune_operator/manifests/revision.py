@@ -8,9 +8,9 @@ from typing import Any
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
-from finetune_operator.manifests.queueing import labels_of, queueing_of
-from finetune_operator.manifests.revisionhash import hashed_choices, hashed_placement, hashed_resources
+from finetune_operator.manifests.revisionhash import hashed_choices, hashed_pods
 from finetune_operator.manifests.weightsreference import WeightsReference
+from finetune_operator.stagetable import SERVE_PODS
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 
@@ -30,13 +30,13 @@ class Revision:
     @property
     def cache_claim(self) -> str | None:
         """Claim of the model cache; None: each pod copies its models."""
-        cache = self.profile.spec.model_cache
+        cache = self.profile.spec.serving.model_cache
         return cache.claim if cache is not None else None
 
     @property
     def model_image(self) -> str | None:
         """OCI image with its whole model; None if the profile has no image of it."""
-        cache = self.profile.spec.model_cache
+        cache = self.profile.spec.serving.model_cache
         if cache is None or cache.images is None or self.merged is not None:
             return None
         model = self.models[0][1].digest if self.is_full else self.base_digest
@@ -71,7 +71,8 @@ def build_revision(
     """The revision for these models.
 
     The operator's default image is not part of the name, so that an upgrade restarts no endpoint. A setting
-    that a later release adds is part of the name only if set.
+    that a later release adds is part of the name only if set. Of the entries of the profile's `pods`, only
+    `HASHED` is part of it.
     """
     spec = profile.spec
     inputs: dict[str, Any] = {
@@ -79,23 +80,19 @@ def build_revision(
         "models": [(name, weights.digest, weights.type) for name, weights in models],
         "image": spec.images.trainer,
         "devices": endpoint.spec.compute.devices,
-        "resources": hashed_resources(spec.resources.serve),
-        "priorityClass": spec.priority_classes.serve if spec.priority_classes else None,
-        "placement": hashed_placement(spec),
+        "resource": spec.accelerator.resource,
+        "engine": spec.serving.engine,
+        "pods": hashed_pods(spec.pods_of(SERVE_PODS)),
     }
     arguments = {name: weights.chat_template_kwargs for name, weights in models}
     if any(arguments.values()):
         inputs["chatTemplateKwargs"] = arguments
-    if spec.engine != BUILT_IN:
+    if spec.serving.engine != BUILT_IN:
         inputs["engineImage"] = spec.images.engine
-        inputs["sharedMemory"] = spec.shared_memory
     if any(weights.is_merged for _, weights in models):
         inputs["merged"] = [name for name, weights in models if weights.is_merged]
-    if spec.model_cache is not None and spec.model_cache.claim is not None:
-        inputs["modelCache"] = spec.model_cache.claim
-    queueing = labels_of(queueing_of("serve", profile, endpoint.spec.compute))
-    if queueing:
-        inputs["queueing"] = queueing
+    if spec.serving.model_cache is not None and spec.serving.model_cache.claim is not None:
+        inputs["modelCache"] = spec.serving.model_cache.claim
     inputs |= hashed_choices(endpoint, api_keys_secret(endpoint))
     # The credentials of any model work for the store.
     secret = next((weights.credentials for _, weights in models if weights.credentials), None)

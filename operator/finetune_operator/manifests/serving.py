@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_image, engine_of, engine_resources
@@ -27,10 +26,14 @@ from finetune_operator.manifests.modelcache import (
     image_volume,
     whole_model,
 )
-from finetune_operator.manifests.placement import device_placement
 from finetune_operator.manifests.podorigin import origin_annotations
 from finetune_operator.manifests.podshape import shaped
-from finetune_operator.manifests.podsizing import MODELS_LIMIT, disk_volume, serving_shared_memory
+from finetune_operator.manifests.podsizing import (
+    MODELS_LIMIT,
+    disk_volume,
+    serving_resources,
+    serving_shared_memory,
+)
 from finetune_operator.manifests.queueing import labels_of, queueing_of
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.security import container_security, pod_security
@@ -38,6 +41,7 @@ from finetune_operator.manifests.servingvolumes import key_volume, memory_volume
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import SERVE_PODS
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import (
     MODELS_MOUNT,
@@ -129,7 +133,7 @@ def build_deployment(
             "spec": _pod(endpoint, revision, image, image_pull_policy),
         },
         revision.profile,
-        "serve",
+        SERVE_PODS,
         {RUN: endpoint.uid, REVISION: revision.name},
     )
     spec = {
@@ -216,7 +220,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
         ],
         "volumes": [
             *store_volumes,
-            disk_volume("models", profile.spec.resources.serve, MODELS_LIMIT),
+            disk_volume("models", serving_resources(profile), MODELS_LIMIT),
             scratch_volume(engine.scratch_limit),
             *key_volumes,
             *memory_volumes,
@@ -224,7 +228,7 @@ def _pod(endpoint: InferenceDeployment, revision: Revision, image: str, image_pu
             *image_volumes,
         ],
     }
-    return {**pod, **_placement(profile), **_spread(endpoint, revision)}
+    return {**pod, **_spread(endpoint, revision)}
 
 
 def _spread(endpoint: InferenceDeployment, revision: Revision) -> Manifest:
@@ -250,7 +254,7 @@ def fetch_config(
         items=_items(revision),
         cache=cache_config(claim) if (claim := revision.cache_claim) is not None else None,
         image=image_config(image) if (image := revision.model_image) is not None else None,
-        engine=revision.profile.spec.engine,
+        engine=revision.profile.spec.serving.engine,
         max_lora_rank=rank(config) if rank is not None and config.adapters else None,
     )
 
@@ -269,8 +273,3 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
         for name, weights in revision.models
     )
     return models if revision.is_full else (base, *models)
-
-
-def _placement(profile: ComputeProfile) -> Manifest:
-    priority = profile.spec.priority_classes.serve if profile.spec.priority_classes else None
-    return {**({"priorityClassName": priority} if priority else {}), **device_placement(profile)}

@@ -11,7 +11,7 @@ from finetune_trainer.contract.references import StoreConfig
 def scratch_volume(limit: str) -> Manifest:
     """Volume of temporary files. Without a limit, it could fill the node's disk.
 
-    Models have another volume, limited by `resources.serve.ephemeralStorage`.
+    Models have another volume, limited by `ephemeralStorage` of the resources for `serve`.
     """
     return {"name": "scratch", "emptyDir": {"sizeLimit": limit}}
 

@@ -49,6 +49,8 @@ class StageInputs:
     """Median model FLOPs utilization of the last runs of the run's ComputeProfile."""
     max_run_seconds: int | None = None
     """Seconds that train may run."""
+    max_unpacked_bytes: int | None = None
+    """Limit of the unpacked files of a source, and of the rows made from them; None for the trainer's."""
 
     @property
     def shared(self) -> SharedFields:

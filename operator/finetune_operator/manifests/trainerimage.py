@@ -32,10 +32,10 @@ class TrainerImage:
 def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
     """The trainer image of the profile, or that of the operator.
 
-    `spec.trainerContract` belongs to `spec.images.trainer`. The operator's image reads the operator's version
-    of the contract, regardless of the default in the profile.
+    `images.trainerContract` belongs to `images.trainer`. Without it, an image reads the operator's version of
+    the contract, as the operator's own image does.
     """
     own = profile.spec.images.trainer if profile is not None else None
     if profile is None or own is None:
         return TrainerImage(default_image, CONTRACT_VERSION)
-    return TrainerImage(own, profile.spec.trainer_contract)
+    return TrainerImage(own, profile.spec.images.trainer_contract or CONTRACT_VERSION)

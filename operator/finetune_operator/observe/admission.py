@@ -109,8 +109,8 @@ def _unreadable(job: Manifest, waits: str, refused: Manifest, later: float) -> T
     profile = job["metadata"].get("labels", {}).get(PROFILE)
     return Trouble(
         Reason.KUEUE_NOT_INSTALLED,
-        f"{waits}, but {refused['message']}: install Kueue, or remove queues from ComputeProfile {profile},"
-        f" and delete the Job (kubectl delete job {job['metadata']['name']})",
+        f"{waits}, but {refused['message']}: install Kueue, or remove kueue.queues from ComputeProfile"
+        f" {profile}, and delete the Job (kubectl delete job {job['metadata']['name']})",
         recheck_after_seconds=later,
     )
 

@@ -44,17 +44,17 @@ ADVICE: Final = (
     ),
     (
         re.compile(r"failed quota: .*must specify limits\.cpu"),
-        "set podTemplates[].cpuLimitRequestRatio of {profile}",
+        "set pods[].cpuLimitRequestRatio of {profile}",
     ),
-    (re.compile(r"failed quota: .*must specify"), "set it in resources of {profile}"),
+    (re.compile(r"failed quota: .*must specify"), "set it in pods[].resources of {profile}"),
     (
         re.compile(r"limit to request ratio|(maximum|minimum) \S+ usage per"),
-        "change resources or podTemplates[].cpuLimitRequestRatio of {profile}, or the LimitRange",
+        "change pods[].resources or pods[].cpuLimitRequestRatio of {profile}, or the LimitRange",
     ),
-    (re.compile(r"PriorityClass"), "create it, or correct priorityClasses of {profile}"),
+    (re.compile(r"PriorityClass"), "create it, or correct pods[].priorityClassName of {profile}"),
     (
         re.compile(r"violates PodSecurity"),
-        "check securityContext and podTemplates of {profile}, and webhooks that change pods",
+        "check pods of {profile}, and webhooks that change pods",
     ),
 )
 """Patterns of refusals, and the advice for each."""

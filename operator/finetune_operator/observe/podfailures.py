@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from finetune_operator.api.podtemplate import SIZED_STAGES
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS, ANSWERS_CONTAINER
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE
@@ -277,7 +278,7 @@ def _out_of_memory(stage: str, pod: Manifest) -> Trouble:
 
 def _field(pod: Manifest, stage: str, name: str) -> str | None:
     """The field of a ComputeProfile that sets this resource of the stage; None if no profile sets it."""
-    profile, row = pod["metadata"].get("labels", {}).get(PROFILE), find_row(stage)
-    if profile is None or (row is not None and not row.in_profile):
+    profile = pod["metadata"].get("labels", {}).get(PROFILE)
+    if profile is None or stage not in SIZED_STAGES:
         return None
-    return f"resources.{stage}.{name} of ComputeProfile {profile}"
+    return f"resources.{name} for {stage} in pods of ComputeProfile {profile}"

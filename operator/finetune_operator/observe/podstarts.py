@@ -49,8 +49,8 @@ SCHEDULING_ADVICE: Final = (
         re.compile(r"Insufficient|Too many pods"),
         "it starts when the resources are free; if they never are, check devices and resources of {profile}",
     ),
-    (re.compile(r"taint"), "check tolerations and podTemplates of {profile}"),
-    (re.compile(r"affinity/selector"), "check nodeSelector and podTemplates of {profile}"),
+    (re.compile(r"taint"), "check pods[].tolerations of {profile}"),
+    (re.compile(r"affinity/selector"), "check pods[].nodeSelector and affinity of {profile}"),
     (re.compile(r"were unschedulable"), "it starts when a cordoned node is uncordoned"),
     (
         CLAIM_PROBLEM,

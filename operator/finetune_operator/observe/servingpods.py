@@ -128,7 +128,7 @@ def _trouble_of(pod: Manifest, status: dict[str, Any]) -> ServingTrouble | None:
         return ServingTrouble(
             Reason.OUT_OF_MEMORY,
             f"container {container} of pod {name} was killed for using more memory than its limit:"
-            " raise resources.serve.memory of the ComputeProfile",
+            " raise resources.memory for serve in pods of the ComputeProfile",
         )
     if code:
         words = quoted(ended.get("message")) or f"kubectl logs {name} -c {container}"

@@ -79,7 +79,9 @@ class Price(Model):
         """The price of a profile; without an amount if it has none, or does not exist."""
         if profile is None:
             return cls()
-        return cls(per_device_hour=profile.spec.price_per_device_hour, currency=profile.spec.currency)
+        return cls(
+            per_device_hour=profile.spec.cost.price_per_device_hour, currency=profile.spec.cost.currency
+        )
 
 
 def with_cost(cost: Cost | None, device_seconds: float, price: Price) -> Cost | None:

@@ -11,7 +11,7 @@ def shares_used(profile: Manifest) -> dict[str, float]:
 
     Empty without a budget. Namespaces that have used nothing are absent.
     """
-    spec = (profile.get("spec") or {}).get("budget")
+    spec = ((profile.get("spec") or {}).get("cost") or {}).get("budget")
     status = (profile.get("status") or {}).get("budget")
     if spec is None or status is None:
         return {}

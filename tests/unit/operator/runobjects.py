@@ -35,13 +35,21 @@ CHECKPOINT = f"{JOB}-0b5e7-40-{'c' * 8}"
 
 def profile(name: str = "cpu", *, default: bool = True, **spec: Any) -> Manifest:
     annotations = {"finetune.dev/is-default-profile": "true"} if default else {}
-    fields: Manifest = {"devices": {"resource": "cpu", "max": 4}, "store": {"uri": STORE}, "singleNode": True}
+    fields: Manifest = {
+        "accelerator": {"resource": "cpu", "maxPerPod": 4},
+        "store": {"uri": STORE, "accessMode": "ReadWriteOnce"},
+    }
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "ComputeProfile",
         "metadata": {"name": name, "annotations": annotations},
         "spec": {**fields, **spec},
     }
+
+
+def sized(**resources: Manifest) -> list[Manifest]:
+    """Entries of a profile's `pods` with the size of each stage."""
+    return [{"stages": [stage], "resources": given} for stage, given in resources.items()]
 
 
 def claim(name: str, *modes: str) -> Manifest:

@@ -36,12 +36,12 @@ def use(start: float, end: float | None = None, devices: int = 1, namespace: str
 
 def profile(status: BudgetStatus | None = None, price: float | None = None, **budget: Any) -> ComputeProfile:
     fields = {"period": "Week", "deviceHoursPerNamespace": 1, **budget}
-    spec: dict[str, Any] = {"budget": {key: value for key, value in fields.items() if value is not None}}
+    cost: dict[str, Any] = {"budget": {key: value for key, value in fields.items() if value is not None}}
     if price is not None:
-        spec["pricePerDeviceHour"] = price
+        cost["pricePerDeviceHour"] = price
     counted = {} if status is None else {"budget": status.to_dict()}
     return ComputeProfile.model_validate(
-        {"kind": "ComputeProfile", "metadata": {"name": "gpu"}, "spec": spec, "status": counted}
+        {"kind": "ComputeProfile", "metadata": {"name": "gpu"}, "spec": {"cost": cost}, "status": counted}
     )
 
 

@@ -123,7 +123,7 @@ def test_a_claim_that_cannot_be_bound_is_no_lack_of_capacity() -> None:
 
 def test_a_rollout_that_waits_for_capacity_uses_no_slot() -> None:
     cluster, _ = serving()
-    cluster.put(profile(maxConcurrentRollouts=1), other(state="WaitingForCapacity"))
+    cluster.put(profile(limits={"concurrentRollouts": 1}), other(state="WaitingForCapacity"))
     cluster.put(checkpoint("second", "2", promoted=10))
     cluster.settle()
     assert len(cluster.deployments) == 2

@@ -17,7 +17,7 @@ def offer(name: str, price: float | None, currency: str | None = "EUR") -> Compu
         {
             "kind": "ComputeProfile",
             "metadata": {"name": name},
-            "spec": {"pricePerDeviceHour": price, "currency": currency},
+            "spec": {"cost": {"pricePerDeviceHour": price, "currency": currency}},
         }
     )
 
@@ -44,7 +44,7 @@ def cost(cluster: EndpointCluster) -> EndpointCost | None:
 
 def test_pods_of_all_revisions_count_from_their_node_to_their_end() -> None:
     cluster, old, new = rolling(compute={"devices": 2})
-    cluster.put(profile(pricePerDeviceHour=2.5, currency="EUR"))
+    cluster.put(profile(cost={"pricePerDeviceHour": 2.5, "currency": "EUR"}))
     assert cost(cluster) == EndpointCost(devices=0, amount_per_hour=0, currency="EUR")
 
     waiting = pod(new, "waiting", {})
@@ -66,7 +66,7 @@ def test_pods_of_all_revisions_count_from_their_node_to_their_end() -> None:
 
 def test_a_figure_that_stays_is_not_written_again() -> None:
     cluster, revision = serving(compute={"devices": 2})
-    cluster.put(profile(pricePerDeviceHour=2.5, currency="EUR"), pod(revision, "serves"))
+    cluster.put(profile(cost={"pricePerDeviceHour": 2.5, "currency": "EUR"}), pod(revision, "serves"))
     cluster.settle()
     writes = cluster.cluster.writes
     cluster.wait(3600)
@@ -91,7 +91,7 @@ def test_a_pod_of_an_earlier_release_has_the_devices_of_the_spec() -> None:
 )
 def test_each_pod_has_the_price_of_its_own_profile(other: ComputeProfile, expected: EndpointCost) -> None:
     cluster, revision = serving(compute={"devices": 2})
-    cluster.put(profile(pricePerDeviceHour=2.5, currency="EUR"), other)
+    cluster.put(profile(cost={"pricePerDeviceHour": 2.5, "currency": "EUR"}), other)
     cluster.put(pod(revision, "a"), pod(revision, "b", profile="other"))
     assert cost(cluster) == expected
 

@@ -15,13 +15,14 @@ from tests.unit.operator.endpoints import (
     unscheduled_pod,
 )
 
-SELECTOR = [{"nodeSelector": {"pool": "gpu"}}]
+CORRECTED = [{"schedulerName": "gang", "cpuLimitRequestRatio": 2}]
+"""Fields of pods that are not part of a revision's name."""
 NO_NODE = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
 
 
 def correct(cluster: EndpointCluster) -> None:
     """Edit the profile, as the platform team does."""
-    cluster.cluster.change("ComputeProfile", "standard", podTemplates=SELECTOR)
+    cluster.cluster.change("ComputeProfile", "standard", pods=CORRECTED)
     cluster.settle()
 
 
@@ -54,7 +55,7 @@ def test_a_refused_pod_is_quoted_with_what_to_change() -> None:
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "PodNotStarting"
     assert "the API server refuses the pod: failed quota: q: must specify limits.cpu" in message
-    assert "(set podTemplates[].cpuLimitRequestRatio of ComputeProfile standard)" in message
+    assert "(set pods[].cpuLimitRequestRatio of ComputeProfile standard)" in message
     assert "x7k2p" not in message
 
     cluster.miss_deadline(name)
@@ -80,10 +81,10 @@ def test_a_corrected_profile_reaches_a_revision_that_no_node_takes(has_fallback:
     after = uid_of(cluster, name)
     assert after != before
     template = cluster.deployments[name]["spec"]["template"]["spec"]
-    assert template["nodeSelector"] == {"pool": "gpu"}
+    assert template["schedulerName"] == "gang"
     if has_fallback:
         assert cluster.points_at == old
-        assert "nodeSelector" not in cluster.deployments[old]["spec"]["template"]["spec"]
+        assert "schedulerName" not in cluster.deployments[old]["spec"]["template"]["spec"]
     cluster.make_ready(name)
     cluster.settle()
     assert states(cluster)[name] == "Live"
@@ -125,9 +126,9 @@ def test_a_revision_with_a_pod_that_has_started_stays(status: dict[str, Any]) ->
 @pytest.mark.parametrize(
     "edit",
     [
-        {"pricePerDeviceHour": 2.0},
-        {"maxRunSeconds": 3600},
-        {"podTemplates": [{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}]},
+        {"cost": {"pricePerDeviceHour": 2.0}},
+        {"limits": {"runSeconds": 3600}},
+        {"pods": [{"stages": ["train"], "nodeSelector": {"pool": "gpu"}}]},
     ],
 )
 def test_an_edit_that_does_not_change_the_pods_replaces_no_revision(edit: dict[str, Any]) -> None:
@@ -174,6 +175,6 @@ def test_a_revision_of_an_earlier_release_or_without_trouble_stays() -> None:
 
     del cluster.deployments[name]["metadata"]["annotations"][TEMPLATE_DIGEST]
     cluster.put(unscheduled_pod(name, NO_NODE))
-    cluster.cluster.change("ComputeProfile", "standard", podTemplates=[])
+    cluster.cluster.change("ComputeProfile", "standard", pods=[])
     cluster.settle()
     assert uid_of(cluster, name) == before

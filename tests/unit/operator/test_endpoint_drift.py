@@ -76,8 +76,8 @@ def test_the_replicas_are_the_specs_and_no_drift() -> None:
 
 def test_what_the_api_server_and_admission_add_is_no_drift() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
-    resources = {"serve": {"cpu": "0.5", "memory": "1024Mi"}}
-    cluster.put(profile(devices={"resource": "cpu"}, resources=resources))
+    pods = [{"stages": ["serve"], "resources": {"cpu": "0.5", "memory": "1024Mi"}}]
+    cluster.put(profile(accelerator={"resource": "cpu"}, pods=pods))
     cluster.settle()
     (created,) = cluster.deployments.values()
     assert drift.changed_fields(as_stored(created)) == ()

@@ -15,7 +15,7 @@ from tests.unit.operator.runobjects import claim
 
 MERGED = MergedWeights(weights=digest("e"), probe=digest("f"))
 MODELS = [{"name": "router", "follow": {"modelLine": "tickets"}, "merge": True}]
-VLLM = {"engine": "VLLM", "images": {"engine": "registry.example/vllm:1"}}
+VLLM = {"serving": {"engine": "VLLM"}, "images": {"engine": "registry.example/vllm:1"}}
 DORA = {"adapter": {"r": 8, "dora": True}}
 
 
@@ -69,7 +69,7 @@ def test_pods_fetch_the_merged_weights_and_their_probe_and_no_base_model() -> No
 
 
 def test_merged_weights_enter_the_model_cache() -> None:
-    cluster = merging(modelCache={"claim": "cache"})
+    cluster = merging(serving={"modelCache": {"claim": "cache"}})
     cluster.put(claim("cache", "ReadWriteMany"))
     merged(cluster)
 
@@ -84,7 +84,7 @@ def test_merged_weights_enter_the_model_cache() -> None:
 
 @pytest.mark.parametrize("has_merge_job", [True, False])
 def test_a_merged_model_is_cached_again_when_its_fill_job_is_deleted(has_merge_job: bool) -> None:
-    cluster = merging(modelCache={"claim": "cache"})
+    cluster = merging(serving={"modelCache": {"claim": "cache"}})
     cluster.put(claim("cache", "ReadWriteMany"))
     merged(cluster)
     cluster.cluster.end("fill", "")
@@ -175,7 +175,7 @@ def test_a_served_merge_needs_its_job_no_more() -> None:
 
 
 def test_an_older_trainer_cannot_merge() -> None:
-    cluster = merging(images={"trainer": "registry.example/old:1"})
+    cluster = merging(images={"trainer": "registry.example/old:1", "trainerContract": 1})
 
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "ProfileInvalid"

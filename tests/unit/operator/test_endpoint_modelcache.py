@@ -12,7 +12,7 @@ from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 from tests.unit.operator.runobjects import claim
 
-CACHED = {"modelCache": {"claim": "cache"}}
+CACHED = {"serving": {"modelCache": {"claim": "cache"}}}
 MOUNT = {"name": "model-cache", "mountPath": "/mnt/model-cache", "readOnly": True}
 
 
@@ -124,9 +124,13 @@ def test_a_cache_starts_a_new_revision_and_the_old_one_serves_while_it_is_filled
     ("modes", "spec", "reason"),
     [
         ("ReadWriteOnce", {}, "ModelCacheNotShareable"),
-        ("ReadWriteMany", {"modelCache": {"claim": "absent"}}, "ModelCacheNotFound"),
-        ("ReadWriteMany", {"modelCache": {"claim": "artifacts"}}, "ProfileInvalid"),
-        ("ReadWriteMany", {"images": {"trainer": "registry.example/old:1"}}, "ProfileInvalid"),
+        ("ReadWriteMany", {"serving": {"modelCache": {"claim": "absent"}}}, "ModelCacheNotFound"),
+        ("ReadWriteMany", {"serving": {"modelCache": {"claim": "artifacts"}}}, "ProfileInvalid"),
+        (
+            "ReadWriteMany",
+            {"images": {"trainer": "registry.example/old:1", "trainerContract": 1}},
+            "ProfileInvalid",
+        ),
     ],
 )
 def test_a_cache_that_cannot_be_used_is_named(modes: str, spec: Manifest, reason: str) -> None:
@@ -143,7 +147,7 @@ def test_a_cache_that_cannot_be_used_is_named(modes: str, spec: Manifest, reason
 
 
 def test_a_claim_for_one_node_is_enough_where_all_pods_run_on_it() -> None:
-    cluster = cached(modes="ReadWriteOnce", singleNode=True)
+    cluster = cached(modes="ReadWriteOnce", store={"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"})
 
     assert cluster.cluster.has_stage_job("fill")
 

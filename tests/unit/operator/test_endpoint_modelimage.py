@@ -16,7 +16,7 @@ def with_images(images: dict[str, str], *checkpoints: Any, **spec: Any) -> Endpo
     """An endpoint after its first passes; its profile has these images by the digest of their model."""
     cluster = EndpointCluster(*(checkpoints or (checkpoint("first", "1"),)), **spec)
     listed = [{"model": model, "reference": reference} for model, reference in images.items()]
-    cluster.put(profile(modelCache={"images": listed}))
+    cluster.put(profile(serving={"modelCache": {"images": listed}}))
     cluster.settle()
     return cluster
 
@@ -78,7 +78,7 @@ def test_only_another_image_of_its_own_model_starts_a_new_revision() -> None:
 
     def change(images: dict[str, str]) -> set[str]:
         listed = [{"model": model, "reference": reference} for model, reference in images.items()]
-        cluster.put(profile(modelCache={"images": listed}))
+        cluster.put(profile(serving={"modelCache": {"images": listed}}))
         cluster.settle()
         return set(cluster.deployments) - {first}
 

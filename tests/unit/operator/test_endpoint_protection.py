@@ -243,7 +243,7 @@ def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_rev
 
 
 def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
-    older = {"images": {"trainer": "registry.example/older:1"}, "trainerContract": 1}
+    older = {"images": {"trainer": "registry.example/older:1", "trainerContract": 1}}
     cluster = EndpointCluster(checkpoint("first", "1"), serving=KEYS)
     cluster.put(profile(**older))
     cluster.settle()

@@ -13,6 +13,7 @@ from finetune_operator.manifests.labels import REVISION, RUN
 from finetune_operator.stagetable import STAGES
 from finetune_trainer.contract.serving import EngineName
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
+from tests.unit.operator.runobjects import sized
 
 
 def failed_pod(revision: str, exit_code: int, message: str) -> dict[str, Any]:
@@ -433,12 +434,12 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
     assert plan.status is None
 
 
-OLDER_ENGINE = {"images": {"trainer": "registry/trainer:1"}, "trainerContract": 1}
+OLDER_ENGINE = {"images": {"trainer": "registry/trainer:1", "trainerContract": 1}}
 
 
 def test_devices_that_an_older_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
-    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}, **OLDER_ENGINE))
+    cluster.put(profile(accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 8}, **OLDER_ENGINE))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")
@@ -451,7 +452,7 @@ def test_devices_that_an_older_engine_would_leave_idle_are_refused_by_the_fields
 
 def test_a_replica_requests_all_devices_over_which_the_engine_spreads_the_model() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
-    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 8}))
+    cluster.put(profile(accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 8}))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -460,7 +461,7 @@ def test_a_replica_requests_all_devices_over_which_the_engine_spreads_the_model(
 
 def test_cores_of_a_cpu_are_threads_of_the_engine() -> None:
     cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 4})
-    cluster.put(profile(devices={"resource": "cpu", "max": 8}))
+    cluster.put(profile(accelerator={"resource": "cpu", "maxPerPod": 8}))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -485,7 +486,7 @@ def test_cores_of_an_endpoint_follow_the_stages_unless_the_profile_sets_them(
     resources: dict[str, Any], cpu: str
 ) -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
-    cluster.put(profile(devices={"resource": "cpu", "max": 8}, resources=resources))
+    cluster.put(profile(accelerator={"resource": "cpu", "maxPerPod": 8}, pods=sized(**resources)))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -494,7 +495,7 @@ def test_cores_of_an_endpoint_follow_the_stages_unless_the_profile_sets_them(
 
 def test_an_endpoint_that_requests_too_many_devices_keeps_serving_and_says_so() -> None:
     cluster, revision = serving_cluster()
-    cluster.put(profile(devices={"resource": "nvidia.com/gpu", "max": 1}))
+    cluster.put(profile(accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 1}))
     cluster.edit(compute={"devices": 2})
     cluster.settle()
     assert list(cluster.deployments) == [revision]

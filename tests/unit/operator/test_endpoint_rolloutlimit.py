@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`maxConcurrentRollouts` of a profile limits how many endpoints replace their revision at once."""
+"""`limits.concurrentRollouts` of a profile limits how many endpoints replace their revision at once."""
 
 from datetime import timedelta
 from typing import Final
@@ -35,7 +35,7 @@ def other(
 
 
 def limited(**images: str) -> ComputeProfile:
-    return profile(maxConcurrentRollouts=1, images=images)
+    return profile(limits={"concurrentRollouts": 1}, images=images)
 
 
 def serving_cluster() -> tuple[EndpointCluster, str]:
@@ -61,7 +61,7 @@ def test_an_endpoint_waits_with_what_it_serves_while_another_on_its_profile_roll
     assert list(cluster.deployments) == [old]
     reason, message = cluster.condition("Reconciling") or ("", "")
     assert reason == "Queued"
-    assert "ComputeProfile standard has maxConcurrentRollouts 1" in message
+    assert "ComputeProfile standard has limits.concurrentRollouts 1" in message
     cluster.put(other(serving="new", state="Live"))
     cluster.settle()
     assert len(cluster.deployments) == 2
@@ -156,7 +156,7 @@ def test_a_rollout_holds_its_slot_no_longer_than_the_profile_allows() -> None:
     stuck = other().to_dict()
     stuck["status"]["revisions"][0]["since"] = cluster.cluster.now.isoformat()
     cluster.put(stuck)
-    cluster.put(profile(maxConcurrentRollouts=1, maxProgressDeadlineSeconds=600, images=NEXT))
+    cluster.put(profile(limits={"concurrentRollouts": 1, "progressDeadlineSeconds": 600}, images=NEXT))
     cluster.settle()
     assert list(cluster.deployments) == [old]
     assert cluster.reconcile().requeue_after == 600
@@ -174,7 +174,7 @@ def queued(name: str, namespace: str) -> InferenceDeployment:
 
 def turns(*waiting: InferenceDeployment, slots: int = 1, minutes: int = 60) -> list[list[str]]:
     """The endpoints that may take a slot in each minute, if none of them does."""
-    uses = profile(maxConcurrentRollouts=slots)
+    uses = profile(limits={"concurrentRollouts": slots})
     return [
         [
             each.metadata.name
@@ -201,7 +201,8 @@ def test_each_namespace_gets_one_of_several_slots_before_another_gets_two() -> N
 def test_an_endpoint_whose_turn_it_is_not_is_checked_again_at_the_next_turn() -> None:
     waiting = [queued("first", "a"), queued("second", "b")]
     now = NOW.replace(second=20)
-    found = [slot_of(each, profile(maxConcurrentRollouts=1), (), lambda: waiting, now) for each in waiting]
+    limited = profile(limits={"concurrentRollouts": 1})
+    found = [slot_of(each, limited, (), lambda: waiting, now) for each in waiting]
     assert sorted((each.is_free, each.recheck_seconds) for each in found) == [(False, 40), (True, None)]
 
 
@@ -214,7 +215,7 @@ def test_endpoints_that_wait_for_something_else_have_no_turn() -> None:
     waiting = queued("waiting", "a")
     for minute in range(5):
         now = NOW + timedelta(minutes=minute)
-        assert slot_of(waiting, profile(maxConcurrentRollouts=1), (), lambda: others, now).is_free
+        assert slot_of(waiting, profile(limits={"concurrentRollouts": 1}), (), lambda: others, now).is_free
 
 
 def test_a_profile_without_a_limit_allows_one_rollout_per_namespace() -> None:

@@ -130,7 +130,7 @@ def test_a_live_revision_scaled_to_zero_stays_live() -> None:
 @pytest.mark.parametrize(("given", "limit"), [({}, "2Ti"), ({"ephemeralStorage": "50Gi"}, "50Gi")])
 def test_the_models_of_a_pod_cannot_fill_the_disk_of_a_node(given: dict[str, str], limit: str) -> None:
     cluster = EndpointCluster(checkpoint("first", "1"))
-    cluster.put(profile(resources={"serve": {"cpu": "1", "memory": "1Gi", **given}}))
+    cluster.put(profile(pods=[{"stages": ["serve"], "resources": {"cpu": "1", "memory": "1Gi", **given}}]))
     cluster.settle()
     (deployment,) = cluster.deployments.values()
     volumes = {each["name"]: each for each in deployment["spec"]["template"]["spec"]["volumes"]}

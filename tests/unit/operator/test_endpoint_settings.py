@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "defaultSampling": {"temperature": 0.2, "topP": 0.9},
     "reasoningParser": "qwen3",
 }
-OLDER: dict[str, Any] = {"images": {"trainer": "registry.example/own:1"}, "trainerContract": 1}
+OLDER: dict[str, Any] = {"images": {"trainer": "registry.example/own:1", "trainerContract": 1}}
 
 
 def pod_of(cluster: EndpointCluster) -> Any:

@@ -266,7 +266,7 @@ def test_an_endpoint_serves_with_the_template_arguments_of_the_checkpoint() -> N
 
 def test_an_engine_that_would_send_other_prompts_than_training_is_not_started() -> None:
     cluster = EndpointCluster(thinks_not("first", "1"))
-    cluster.put(profile(images={"trainer": "registry.example/older:1"}, trainerContract=1))
+    cluster.put(profile(images={"trainer": "registry.example/older:1", "trainerContract": 1}))
     cluster.settle()
     assert not cluster.deployments
     reason, message = cluster.condition("Reconciling") or ("", "")

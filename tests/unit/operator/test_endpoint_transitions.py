@@ -306,7 +306,7 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
     if seen is Observation.UNPROVABLE:
         cluster.edit(replicas=0)
     if seen is Observation.NO_SLOT:
-        cluster.put(profile(maxConcurrentRollouts=1))
+        cluster.put(profile(limits={"concurrentRollouts": 1}))
         cluster.put(other())
     show(cluster, state, seen, old, new)
     steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1, Observation.UNDECIDED: 1}

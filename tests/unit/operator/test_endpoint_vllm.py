@@ -13,9 +13,9 @@ from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, p
 from tests.unit.operator.kubernetesexpansion import expanded
 
 VLLM: dict[str, Any] = {
-    "engine": "VLLM",
+    "serving": {"engine": "VLLM"},
     "images": {"engine": "registry.example/vllm:1"},
-    "devices": {"resource": "nvidia.com/gpu", "max": 8},
+    "accelerator": {"resource": "nvidia.com/gpu", "maxPerPod": 8},
 }
 ROUTER: dict[str, Any] = {"name": "router", "follow": {"modelLine": "tickets"}}
 OTHER: dict[str, Any] = {"name": "other", "pin": {"checkpoint": "second"}}
@@ -185,7 +185,7 @@ def test_several_accelerators_split_the_model_and_share_memory() -> None:
 
 
 def test_cpu_cores_are_not_tensor_parallel() -> None:
-    cluster = cluster_of(on={"devices": {"resource": "cpu", "max": 8}}, compute={"devices": 4})
+    cluster = cluster_of(on={"accelerator": {"resource": "cpu", "maxPerPod": 8}}, compute={"devices": 4})
     assert "--tensor-parallel-size" not in options_of(cluster)
     assert container_of(cluster)["resources"]["requests"]["cpu"] == "4"
 
@@ -205,8 +205,8 @@ def test_a_loading_engine_is_not_restarted_and_metrics_have_a_port_of_their_own(
     ("on", "same"),
     [
         ({"images": {"engine": "registry.example/vllm:2"}}, False),
-        ({"allowedEngineArguments": ["--kv-cache-dtype"]}, True),
-        ({"engine": "Transformers"}, False),
+        ({"serving": {"engine": "VLLM", "allowedEngineArguments": ["--kv-cache-dtype"]}}, True),
+        ({"serving": {"engine": "Transformers"}}, False),
     ],
 )
 def test_another_engine_starts_a_new_revision(on: dict[str, Any], same: bool) -> None:
@@ -220,11 +220,11 @@ def test_another_engine_starts_a_new_revision(on: dict[str, Any], same: bool) ->
 
 
 def test_the_image_of_the_engine_is_no_part_of_revisions_of_the_built_in_engine() -> None:
-    cluster = cluster_of(on={"engine": "Transformers"})
+    cluster = cluster_of(on={"serving": {"engine": "Transformers"}})
     (before,) = cluster.deployments
     cluster.make_ready(before)
     cluster.settle()
-    cluster.put(profile(**(VLLM | {"engine": "Transformers", "images": {}})))
+    cluster.put(profile(**(VLLM | {"serving": {"engine": "Transformers"}, "images": {}})))
     cluster.settle()
     assert set(cluster.deployments) == {before}
 
@@ -265,9 +265,9 @@ def test_models_that_need_other_prompts_or_parsers_do_not_share_a_server() -> No
     [
         ("--kv-cache-dtype=fp8", None),
         ("--enforce-eager", None),
-        ("--no-enforce-eager", "is not in spec.allowedEngineArguments of ComputeProfile standard"),
+        ("--no-enforce-eager", "is not in serving.allowedEngineArguments of ComputeProfile standard"),
         ("--hf-overrides.rope_theta=1", None),
-        ("--swap-space=4", "is not in spec.allowedEngineArguments of ComputeProfile standard"),
+        ("--swap-space=4", "is not in serving.allowedEngineArguments of ComputeProfile standard"),
         ("--port=1", "is set by the operator"),
         ("--no-enable-lora", "is set by the operator"),
         ("--api-key=x", "is set by the operator"),
@@ -281,7 +281,8 @@ def test_models_that_need_other_prompts_or_parsers_do_not_share_a_server() -> No
     ],
 )
 def test_arguments_reach_vllm_only_if_the_profile_allows_them(argument: str, problem: str | None) -> None:
-    cluster = cluster_of(on={"allowedEngineArguments": ALLOWED}, serving={"extraEngineArguments": [argument]})
+    offered = {"serving": {"engine": "VLLM", "allowedEngineArguments": ALLOWED}}
+    cluster = cluster_of(on=offered, serving={"extraEngineArguments": [argument]})
     if problem is None:
         assert command_of(cluster)[-1] == argument
         return
@@ -301,7 +302,7 @@ def test_no_argument_is_replaced_by_a_variable_of_the_container() -> None:
     "settings", [{"toolCallParser": "hermes"}, {"extraEngineArguments": ["--enforce-eager"]}]
 )
 def test_settings_of_vllm_are_refused_by_name_with_the_built_in_engine(settings: dict[str, Any]) -> None:
-    reason, message = refusal(cluster_of(on={"engine": "Transformers"}, serving=settings))
+    reason, message = refusal(cluster_of(on={"serving": {"engine": "Transformers"}}, serving=settings))
     assert reason == "UnsupportedByEngine"
     (name,) = settings
     assert f"spec.serving.{name} need the engine VLLM" in message
@@ -313,12 +314,12 @@ def test_a_profile_without_an_image_of_the_engine_blocks_its_endpoints_and_says_
     assert reason == "ProfileInvalid"
     assert "no images.engine: set it to an image of vLLM" in message
     plan = reconcile(profile(**(VLLM | {"images": {}})), cluster.snapshot())
-    assert "spec.images.engine is not set" in json.dumps(plan.status)
+    assert "images.engine is not set" in json.dumps(plan.status)
 
 
 def test_an_older_trainer_image_cannot_prepare_the_pods() -> None:
-    images = {"engine": "registry.example/vllm:1", "trainer": "registry.example/own:1"}
-    reason, message = refusal(cluster_of(on={"images": images, "trainerContract": 1}), "Reconciling")
+    images = {"engine": "registry.example/vllm:1", "trainer": "registry.example/own:1", "trainerContract": 1}
+    reason, message = refusal(cluster_of(on={"images": images}), "Reconciling")
     assert reason == "ProfileInvalid"
     assert "needs a trainer image of contract 2" in message
 

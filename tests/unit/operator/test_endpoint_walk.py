@@ -173,7 +173,7 @@ OTHERS: Final[dict[str, Callable[[Walk, int], None]]] = {
     "killed": lambda walk, _: walk.crash(),
     "time": lambda walk, number: walk.cluster.wait((1, 60, 601, 3600)[number % 4]),
     "Service deleted": delete_service,
-    "profile": lambda walk, number: walk.cluster.put(profile(maxConcurrentRollouts=1 + number % 2)),
+    "profile": lambda walk, number: walk.cluster.put(profile(limits={"concurrentRollouts": 1 + number % 2})),
 }
 OFTEN: Final = ["ready", "lost", "lost", "lost", "champion", "champion", "strategy", "strategy", "decision"]
 """What happens more often in walks: the loss of pods, and the ends of a canary."""

@@ -31,9 +31,9 @@ from tests.unit.operator.runsteps import RESULTS, reached
 from tests.unit.operator.test_reconcile_live import crown
 
 VLLM: Final[dict[str, Any]] = {
-    "engine": "VLLM",
+    "serving": {"engine": "VLLM"},
     "images": {"engine": "registry.example/vllm:1"},
-    "devices": {"resource": "nvidia.com/gpu", "max": 8},
+    "accelerator": {"resource": "nvidia.com/gpu", "maxPerPod": 8},
 }
 OTHER_BASE: Final = {"baseModel": {"uri": "pvc://models/llama", "digest": digest("9")}}
 NOW: Final = datetime(2030, 1, 2, 3, 10, tzinfo=UTC)
@@ -105,7 +105,9 @@ def test_the_engine_reads_the_store_and_has_no_credentials() -> None:
 
 def test_the_engine_has_the_resources_of_serving() -> None:
     given = {"cpu": "8", "memory": "64Gi", "ephemeralStorage": "100Gi"}
-    _, answers = pod_of(cluster_of(on={"resources": {"serve": given}}))["initContainers"]
+    _, answers = pod_of(cluster_of(on={"pods": [{"stages": ["serve"], "resources": given}]}))[
+        "initContainers"
+    ]
 
     assert answers["resources"] == {
         "requests": {"cpu": "8", "memory": "64Gi", "ephemeral-storage": "100Gi"},
@@ -213,7 +215,7 @@ def test_the_profile_of_the_evaluation_decides() -> None:
 def test_arguments_of_the_user_are_the_last_of_the_command() -> None:
     evaluation = {"metrics": ["exact_match"], "extraEngineArguments": ["--quantization=fp8"]}
     run = finetunejob(evaluation=evaluation)
-    served = profile(**VLLM, allowedEngineArguments=["--quantization"])
+    served = profile(**VLLM | {"serving": {"engine": "VLLM", "allowedEngineArguments": ["--quantization"]}})
     cluster = MemoryCluster(*prerequisites(), dataset(), run)
     cluster.change("ComputeProfile", "cpu", **served["spec"])
     cluster.settle()
@@ -230,7 +232,7 @@ def test_arguments_of_the_user_are_the_last_of_the_command() -> None:
 @pytest.mark.parametrize(
     ("on", "argument", "message"),
     [
-        (VLLM, "--quantization=fp8", "is not in spec.allowedEngineArguments of ComputeProfile cpu"),
+        (VLLM, "--quantization=fp8", "is not in serving.allowedEngineArguments of ComputeProfile cpu"),
         (VLLM, "--port=1", "--port is set by the operator"),
         ({}, "--quantization=fp8", "needs the engine VLLM"),
     ],
@@ -349,7 +351,7 @@ def test_an_engine_that_needs_more_memory_names_the_field() -> None:
     trouble = failure(evaluate_job(), [pod])
 
     assert trouble.reason == "OutOfMemory"
-    assert "raise resources.serve.memory of ComputeProfile cpu" in trouble.message
+    assert "raise resources.memory for serve in pods of ComputeProfile cpu" in trouble.message
 
 
 def test_the_time_of_the_engine_is_time_of_the_stage() -> None:

@@ -101,21 +101,21 @@ def test_the_exit_code_of_an_injected_container_decides_nothing() -> None:
         ("train", {}, 2, {"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"}),
         (
             "train",
-            {"resources": {"train": {"cpu": "500m", "memory": "2Gi"}}},
+            {"pods": [{"stages": ["train"], "resources": {"cpu": "500m", "memory": "2Gi"}}]},
             2,
             {"cpu": "500m", "memory": "2Gi"},
             {"memory": "2Gi"},
         ),
         (
             "train",
-            {"devices": {"resource": "nvidia.com/gpu"}},
+            {"accelerator": {"resource": "nvidia.com/gpu"}},
             2,
             {"cpu": "1", "memory": "6Gi"},
             {"memory": "6Gi", "nvidia.com/gpu": "2"},
         ),
         (
             "preflight",
-            {"devices": {"resource": "nvidia.com/gpu"}},
+            {"accelerator": {"resource": "nvidia.com/gpu"}},
             0,
             {"cpu": "500m", "memory": "3Gi"},
             {"memory": "3Gi"},
@@ -131,7 +131,8 @@ def test_a_pod_asks_for_its_stages_resources(
 
 
 def test_only_pods_with_devices_are_bound_to_the_profiles_nodes() -> None:
-    uses = profile_of(nodeSelector={"gpu": "a100"}, tolerations=[{"key": "gpu", "operator": "Exists"}])
+    gpus = {"nodeSelector": {"gpu": "a100"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    uses = profile_of(pods=[{"stages": ["train", "evaluate", "serve"], **gpus}])
     assert pod_of(built("train", uses, devices=1))["nodeSelector"] == {"gpu": "a100"}
     preflight = pod_of(built("preflight", uses))
     assert {"nodeSelector", "tolerations"}.isdisjoint(preflight)
@@ -141,11 +142,11 @@ def test_only_pods_with_devices_are_bound_to_the_profiles_nodes() -> None:
     ("spec", "devices", "threads"),
     [
         ({}, 3, ["3"]),
-        ({"resources": {"train": {"cpu": "1500m", "memory": "4Gi"}}}, 1, ["2"]),
-        ({"resources": {"train": {"cpu": "4", "memory": "4Gi"}}}, 1, ["4"]),
-        ({"resources": {"train": {"cpu": "100m", "memory": "4Gi"}}}, 1, ["1"]),
-        ({"resources": {"train": {"cpu": "1k", "memory": "4Gi"}}}, 2, ["2"]),
-        ({"devices": {"resource": "nvidia.com/gpu"}}, 3, []),
+        ({"pods": [{"stages": ["train"], "resources": {"cpu": "1500m", "memory": "4Gi"}}]}, 1, ["2"]),
+        ({"pods": [{"stages": ["train"], "resources": {"cpu": "4", "memory": "4Gi"}}]}, 1, ["4"]),
+        ({"pods": [{"stages": ["train"], "resources": {"cpu": "100m", "memory": "4Gi"}}]}, 1, ["1"]),
+        ({"pods": [{"stages": ["train"], "resources": {"cpu": "1k", "memory": "4Gi"}}]}, 2, ["2"]),
+        ({"accelerator": {"resource": "nvidia.com/gpu"}}, 3, []),
     ],
 )
 def test_threads_follow_devices_and_cpu_request_where_a_device_is_a_core(
@@ -184,5 +185,5 @@ def disk_limits(job: Manifest) -> dict[str, str | None]:
 def test_temporary_files_cannot_fill_the_disk_of_a_node(stage: JobStage) -> None:
     given = {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "20Gi"}
     assert disk_limits(built(stage))["scratch"] == "100Gi"
-    limited = built(stage, profile_of(resources={stage: given}))
+    limited = built(stage, profile_of(pods=[{"stages": [stage], "resources": given}]))
     assert disk_limits(limited)["scratch"] == "20Gi"

@@ -8,10 +8,10 @@ import pytest
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.podsizing import pod_sizing
-from tests.unit.operator.runobjects import profile
+from tests.unit.operator.runobjects import profile, sized
 
 GIBIBYTE = 1 << 30
-GPU = {"devices": {"resource": "nvidia.com/gpu", "max": 8}}
+GPU = {"accelerator": {"resource": "nvidia.com/gpu", "maxPerPod": 8}}
 
 
 def profile_of(**spec: Any) -> ComputeProfile:
@@ -39,7 +39,7 @@ def predicted(host: float = 1, state: float = 0.1, device: float = 10) -> Predic
         ("evaluate", GPU, 1, predicted(host=16), "20Gi"),
         # Tensors of a profile without accelerators are in the memory of the pod.
         ("train", {}, 1, predicted(host=2, device=6), "10Gi"),
-        ("train", {**GPU, "resources": {"train": {"cpu": "8", "memory": "6Gi"}}}, 8, predicted(16), "6Gi"),
+        ("train", {**GPU, "pods": sized(train={"cpu": "8", "memory": "6Gi"})}, 8, predicted(16), "6Gi"),
         ("preflight", GPU, 0, predicted(host=16), "3Gi"),
     ],
 )
@@ -54,9 +54,9 @@ def test_the_memory_of_a_pod_follows_from_the_prediction_unless_the_profile_sets
     [
         ("train", GPU, 1, None),
         ("train", GPU, 8, "8Gi"),
-        ("train", {**GPU, "sharedMemory": "16Gi"}, 8, "16Gi"),
-        ("train", {**GPU, "sharedMemory": "16Gi"}, 1, "16Gi"),
-        ("evaluate", {**GPU, "sharedMemory": "16Gi"}, 1, None),
+        ("train", {**GPU, "pods": [{"sharedMemory": "16Gi"}]}, 8, "16Gi"),
+        ("train", {**GPU, "pods": [{"sharedMemory": "16Gi"}]}, 1, "16Gi"),
+        ("evaluate", {**GPU, "pods": [{"sharedMemory": "16Gi"}]}, 1, None),
         ("evaluate", GPU, 2, "2Gi"),
         ("train", {}, 4, None),
         ("prepare", GPU, 0, None),

@@ -56,7 +56,6 @@ EVERYTHING: dict[str, Any] = {
     "keepColumns": ["language", "customer"],
     "onInvalidRows": "Drop",
     "maxInvalidFraction": 0.25,
-    "maxUnpackedBytes": 5 << 30,
 }
 """More fields than a Dataset may set together, so that the test follows each of them."""
 
@@ -69,7 +68,8 @@ def owner(**spec: Any) -> Dataset:
 
 def config_of(**spec: Any) -> PrepareConfig:
     resource = owner(**spec)
-    return prepare_config(StageInputs(resource, DATASET_UID, "pvc://artifacts", None), resource.spec)
+    inputs = StageInputs(resource, DATASET_UID, "pvc://artifacts", None, max_unpacked_bytes=5 << 30)
+    return prepare_config(inputs, resource.spec)
 
 
 def test_everything_that_decides_the_rows_is_passed_on() -> None:
@@ -84,7 +84,7 @@ def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
     common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
     technical = common | {"sourceUri", "sourcePath"}
-    left = named - technical - {"sourceCredentials", "previous", "unlessVersion"}
+    left = named - technical - {"sourceCredentials", "previous", "unlessVersion", "maxUnpackedBytes"}
     assert left == set(EVERYTHING) - {"source"}
     for model, field in (
         (Columns, "columns"),
@@ -121,7 +121,7 @@ def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
 
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"format", "columns", "template", "cleaning", "checks", "maxUnpackedBytes"}.isdisjoint(sent)
+    assert {"format", "columns", "template", "cleaning", "checks"}.isdisjoint(sent)
     # The operator determines the rule version that a Dataset began with.
     assert sent["split"] == {"ruleVersion": RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})

@@ -294,7 +294,7 @@ def test_an_endpoint_below_the_security_floor_counts_and_one_whose_version_is_un
 
 
 def profile(name: str, limit: dict[str, float], *usage: dict[str, Any]) -> Manifest:
-    spec = {"budget": {"period": "Week", **limit}} if limit else {}
+    spec = {"cost": {"budget": {"period": "Week", **limit}}} if limit else {}
     since, end = "2030-01-07T00:00:00Z", "2030-01-14T00:00:00Z"
     counted = [{**each, "countedUntil": since} for each in usage]
     status = {"budget": {"period": "Week", "since": since, "resetsAt": end, "usage": counted}}
@@ -308,7 +308,10 @@ def test_the_share_of_a_budget_that_each_namespace_has_used_is_of_hours_or_of_co
         profile("deleted", {"deviceHoursPerNamespace": 2}, {"namespace": "deleted", "deviceSeconds": 7200}),
         profile("cost", {"costPerNamespace": 6}, hours),
         profile("removed", {}, hours),
-        {"metadata": {"name": "new"}, "spec": {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}}},
+        {
+            "metadata": {"name": "new"},
+            "spec": {"cost": {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}}},
+        },
     ]
     finished = {("b", "Succeeded"): 1}
     registry = collected(profiles=profiles, datasets=[in_namespace("a")], settled=finished)

@@ -47,32 +47,32 @@ def after(cluster: MemoryCluster, seconds: int) -> tuple[str, str]:
         (
             FORBIDDEN + "failed quota: team: must specify limits.cpu for: trainer",
             "PodNotStarting",
-            "for: trainer (set podTemplates[].cpuLimitRequestRatio of ComputeProfile cpu)",
+            "for: trainer (set pods[].cpuLimitRequestRatio of ComputeProfile cpu)",
         ),
         (
             FORBIDDEN + "failed quota: team: must specify requests.ephemeral-storage for: trainer",
             "PodNotStarting",
-            "(set it in resources of ComputeProfile cpu)",
+            "(set it in pods[].resources of ComputeProfile cpu)",
         ),
         (
             FORBIDDEN + "cpu max limit to request ratio per Container is 4, but provided ratio is 25.000000",
             "PodNotStarting",
-            "resources or podTemplates[].cpuLimitRequestRatio of ComputeProfile cpu, or the LimitRange)",
+            "resources or pods[].cpuLimitRequestRatio of ComputeProfile cpu, or the LimitRange)",
         ),
         (
             f"(combined from similar events): {FORBIDDEN}maximum memory usage per Container is 3Gi",
             "PodNotStarting",
-            "refuses the train pod: maximum memory usage per Container is 3Gi (change resources",
+            "refuses the train pod: maximum memory usage per Container is 3Gi (change pods[].resources",
         ),
         (
             FORBIDDEN + "no PriorityClass with name nosuch was found",
             "PodNotStarting",
-            "(create it, or correct priorityClasses of ComputeProfile cpu)",
+            "(create it, or correct pods[].priorityClassName of ComputeProfile cpu)",
         ),
         (
             FORBIDDEN + 'violates PodSecurity "restricted:latest": hostPath volumes',
             "PodNotStarting",
-            "(check securityContext and podTemplates of ComputeProfile cpu, and webhooks that change pods)",
+            "(check pods of ComputeProfile cpu, and webhooks that change pods)",
         ),
         (
             'Error creating: admission webhook "images.example.com" denied the request: no signature',

@@ -164,12 +164,12 @@ STARTS: dict[str, tuple[Manifest, str, list[str]]] = {
     "the nodes have a taint": (
         pod(**unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint(s).")),
         "Unschedulable",
-        ["check tolerations and podTemplates of ComputeProfile a100"],
+        ["check pods[].tolerations of ComputeProfile a100"],
     ),
     "no node matches": (
         pod(**unscheduled("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.")),
         "Unschedulable",
-        ["check nodeSelector and podTemplates of ComputeProfile a100"],
+        ["check pods[].nodeSelector and affinity of ComputeProfile a100"],
     ),
     "every node is cordoned": (
         pod(**unscheduled("0/1 nodes are available: 1 node(s) were unschedulable.")),
@@ -224,7 +224,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
     "its container used more memory than its limit": (
         pod(**ended(137, "OOMKilled")),
         "OutOfMemory",
-        ["limit of 4Gi: raise resources.train.memory of ComputeProfile a100", "batchSize"],
+        ["limit of 4Gi: raise resources.memory for train in pods of ComputeProfile a100", "batchSize"],
     ),
     "its node ran out of memory": (
         pod(
@@ -234,7 +234,10 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             conditions=[BY_EVICTION],
         ),
         "Evicted",
-        ["low on resource: memory", "(raise resources.train.memory of ComputeProfile a100 to what it uses)"],
+        [
+            "low on resource: memory",
+            "(raise resources.memory for train in pods of ComputeProfile a100 to what it uses)",
+        ],
     ),
     "its node ran out of disk": (
         pod(
@@ -246,7 +249,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
         "Evicted",
         [
             "low on resource: ephemeral-storage",
-            "raise resources.train.ephemeralStorage of ComputeProfile a100 to what it uses, or use nodes",
+            "raise resources.ephemeralStorage for train in pods of ComputeProfile a100 to what it uses",
         ],
     ),
     "its node has no inodes left": (
@@ -266,7 +269,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             message='Container trainer exceeded its local ephemeral storage limit "1Gi". ',
         ),
         "Evicted",
-        ["(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile a100)"],
+        ["(raise or remove that limit: resources.ephemeralStorage for train in pods of ComputeProfile a100)"],
     ),
     "it wrote more than the limits of its containers": (
         pod(
@@ -275,7 +278,7 @@ ENDS: dict[str, tuple[Manifest, str, list[str]]] = {
             message="Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
         ),
         "Evicted",
-        ["(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile a100)"],
+        ["(raise or remove that limit: resources.ephemeralStorage for train in pods of ComputeProfile a100)"],
     ),
     "a volume of its own is full": (
         pod(
@@ -364,8 +367,8 @@ def test_a_pod_that_the_cluster_took_away_says_who_took_it(reason: str, said: st
 def test_an_eviction_that_kubernetes_makes_up_for_repeats_what_the_node_lacked_and_says_what_helps() -> None:
     evicted = pod(phase="Failed", reason="Evicted", message="low on memory", conditions=[BY_EVICTION])
     assert disruption(evicted) == (
-        "was ended by its node: low on memory (raise resources.train.memory of ComputeProfile a100 to what it"
-        " uses)"
+        "was ended by its node: low on memory (raise resources.memory for train in pods of ComputeProfile"
+        " a100 to what it uses)"
     )
     assert disruption(pod(conditions=[{**BY_EVICTION, "status": "False"}])) is None
 
@@ -457,7 +460,7 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
             )
         ),
         "OutOfMemory",
-        "raise resources.serve.memory of the ComputeProfile",
+        "raise resources.memory for serve in pods of the ComputeProfile",
     ),
     "its models are corrupt": (
         pod(**engine(state={"terminated": {"exitCode": 11, "message": "ArtifactCorrupt: weights"}})),
@@ -472,7 +475,7 @@ SERVES: dict[str, tuple[Manifest, str, str]] = {
     "it was evicted": (
         pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
         "Evicted",
-        "Evicted: The node was low on resource: memory. (raise resources.serve.memory of ComputeProfile a100",
+        "resource: memory. (raise resources.memory for serve in pods of ComputeProfile a100",
     ),
     "its node had no room after all": (
         pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"),

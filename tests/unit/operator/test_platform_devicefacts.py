@@ -16,26 +16,29 @@ L4 = ("NVIDIA-L4", 22 * GIBIBYTE, 121.0)
 
 
 @pytest.mark.parametrize(
-    ("spec", "facts"),
+    ("accelerator", "label", "facts"),
     [
-        ({"device": {"product": "NVIDIA-L4"}}, L4),
-        ({"device": {"product": "nvidia-l4"}}, ("nvidia-l4", *L4[1:])),
-        ({"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}}, L4),
-        ({"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-T1"}, "device": {"product": "NVIDIA-L4"}}, L4),
-        ({"device": {"memory": "10Gi"}}, (None, 10 * GIBIBYTE, None)),
-        ({"device": {"product": "NVIDIA-L4", "memory": "12Gi"}}, ("NVIDIA-L4", 12 * GIBIBYTE, 121.0)),
-        ({"device": {"peakTeraflops": 90.5}}, (None, None, 90.5)),
-        ({"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"}},
-         ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", None, None)),
-        ({}, None),
-        ({"devices": {"resource": "cpu"}, "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"}}, None),
+        ({}, "NVIDIA-L4", L4),
+        ({"product": "nvidia-l4"}, None, ("nvidia-l4", *L4[1:])),
+        ({"product": "NVIDIA-L4"}, "NVIDIA-T1", L4),
+        ({"memory": "10Gi"}, None, (None, 10 * GIBIBYTE, None)),
+        ({"product": "NVIDIA-L4", "memory": "12Gi"}, None, ("NVIDIA-L4", 12 * GIBIBYTE, 121.0)),
+        ({"peakTeraflops": 90.5}, None, (None, None, 90.5)),
+        ({}, "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", None, None)),
+        ({}, None, None),
+        ({"resource": "cpu"}, "NVIDIA-L4", None),
     ],
-)  # fmt: skip
+)
 def test_facts_come_from_the_profile_the_node_label_and_the_table(
-    spec: dict[str, Any], facts: tuple[Any, ...] | None
+    accelerator: dict[str, Any], label: str | None, facts: tuple[Any, ...] | None
 ) -> None:
-    gpu = {"devices": {"resource": "nvidia.com/gpu"}}
-    found = device_facts(ComputeProfile.model_validate(profile(**{**gpu, **spec})))
+    of_train = {"stages": ["train"], "nodeSelector": {"nvidia.com/gpu.product": label}}
+    of_others = {"stages": ["cpu", "serve"], "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-T4"}}
+    spec: dict[str, Any] = {
+        "accelerator": {"resource": "nvidia.com/gpu", **accelerator},
+        "pods": [of_others, *([of_train] if label else [])],
+    }
+    found = device_facts(ComputeProfile.model_validate(profile(**spec)))
     assert (None if found is None else (found.product, found.memory_bytes, found.peak_teraflops)) == facts
 
 

@@ -38,19 +38,18 @@ def reason(cluster: MemoryCluster) -> str:
     ("spec", "labels", "is_allowed"),
     [
         ({}, {}, True),
-        ({"allowedNamespaces": ["other"]}, {}, False),
-        ({"namespaceSelector": SELECTOR}, {}, False),
-        ({"namespaceSelector": SELECTOR}, {"gpus": "false"}, False),
-        ({"namespaceSelector": SELECTOR}, {"gpus": "true", "team": "a"}, True),
-        ({"namespaceSelector": {}}, {}, True),
-        ({"namespaceSelector": CONDITIONS}, {}, False),
-        ({"namespaceSelector": CONDITIONS}, {"gpus": "no"}, True),
-        ({"namespaceSelector": CONDITIONS}, {"gpus": "no", "team": "b"}, False),
-        ({"namespaceSelector": CONDITIONS, "allowedNamespaces": [NAMESPACE]}, {}, True),
-        ({"namespaceSelector": {**SELECTOR, "matchExpressions": [BANNED]}}, {"gpus": "true"}, True),
-        ({"namespaceSelector": {**SELECTOR, "matchExpressions": [BANNED]}}, {"team": "a"}, False),
-        ({"namespaceSelector": SELECTOR, "allowedNamespaces": [NAMESPACE]}, {}, True),
-        ({"namespaceSelector": SELECTOR, "allowedNamespaces": ["other"]}, {"gpus": "true"}, True),
+        ({"namespaces": {"names": ["other"]}}, {}, False),
+        ({"namespaces": {"selector": SELECTOR}}, {}, False),
+        ({"namespaces": {"selector": SELECTOR}}, {"gpus": "false"}, False),
+        ({"namespaces": {"selector": SELECTOR}}, {"gpus": "true", "team": "a"}, True),
+        ({"namespaces": {"selector": CONDITIONS}}, {}, False),
+        ({"namespaces": {"selector": CONDITIONS}}, {"gpus": "no"}, True),
+        ({"namespaces": {"selector": CONDITIONS}}, {"gpus": "no", "team": "b"}, False),
+        ({"namespaces": {"selector": CONDITIONS, "names": [NAMESPACE]}}, {}, True),
+        ({"namespaces": {"selector": {**SELECTOR, "matchExpressions": [BANNED]}}}, {"gpus": "true"}, True),
+        ({"namespaces": {"selector": {**SELECTOR, "matchExpressions": [BANNED]}}}, {"team": "a"}, False),
+        ({"namespaces": {"selector": SELECTOR, "names": [NAMESPACE]}}, {}, True),
+        ({"namespaces": {"selector": SELECTOR, "names": ["other"]}}, {"gpus": "true"}, True),
     ],
 )
 def test_a_namespace_may_use_a_profile_by_name_or_by_labels(
@@ -61,9 +60,9 @@ def test_a_namespace_may_use_a_profile_by_name_or_by_labels(
 
 
 def test_a_run_notices_the_labels_of_its_namespace_within_a_minute() -> None:
-    cluster = cluster_of(profile(namespaceSelector=SELECTOR), namespace())
+    cluster = cluster_of(profile(namespaces={"selector": SELECTOR}), namespace())
     message = (cluster.condition("FineTuneJob", JOB, "Reconciling") or {})["message"]
-    assert "give the namespace the labels of the profile's spec.namespaceSelector" in message
+    assert "give the namespace the labels of the profile's namespaces.selector" in message
     assert cluster.plan("FineTuneJob", JOB).requeue_after == LABELS_RECHECK_SECONDS <= 30
     cluster.add(namespace(gpus="true"))
     cluster.settle()
@@ -72,7 +71,7 @@ def test_a_run_notices_the_labels_of_its_namespace_within_a_minute() -> None:
 
 def test_a_dataset_waits_for_the_labels_of_its_namespace_too() -> None:
     claims = (claim("artifacts", "ReadWriteMany"), claim("models"))
-    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), namespace(), *claims, dataset())
+    cluster = MemoryCluster(profile(namespaces={"selector": SELECTOR}), namespace(), *claims, dataset())
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Reconciling": "ProfileNotAllowed"}
     assert cluster.plan("Dataset", DATASET).requeue_after == LABELS_RECHECK_SECONDS
@@ -84,7 +83,7 @@ def test_a_dataset_waits_for_the_labels_of_its_namespace_too() -> None:
 def test_a_dataset_with_a_store_of_its_own_needs_no_labels_of_its_namespace() -> None:
     claims = (claim("artifacts", "ReadWriteMany"), claim("models"))
     own = dataset(store={"uri": "pvc://artifacts"})
-    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), namespace(), *claims, own)
+    cluster = MemoryCluster(profile(namespaces={"selector": SELECTOR}), namespace(), *claims, own)
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
 
@@ -95,8 +94,8 @@ def reads_namespace(cluster: MemoryCluster, kind: str, name: str) -> bool:
     return resources.NAMESPACE in snapshot.looked_up
 
 
-def by_labels(name: str = "labelled", **spec: object) -> Manifest:
-    return profile(name, default=False, namespaceSelector=SELECTOR, **spec)
+def by_labels(name: str = "labelled", *names: str) -> Manifest:
+    return profile(name, default=False, namespaces={"selector": SELECTOR, "names": list(names)})
 
 
 @pytest.mark.parametrize(
@@ -115,21 +114,21 @@ def by_labels(name: str = "labelled", **spec: object) -> Manifest:
 def test_a_run_reads_its_namespace_only_if_labels_decide_about_its_profiles(
     spec: Manifest, reads: bool
 ) -> None:
-    named = by_labels("by-name", allowedNamespaces=[NAMESPACE])
-    others = profile("of-others", default=False, allowedNamespaces=["other"])
+    named = by_labels("by-name", NAMESPACE)
+    others = profile("of-others", default=False, namespaces={"names": ["other"]})
     cluster = cluster_of(profile(), by_labels(), named, others, namespace(), **spec)
     assert reads_namespace(cluster, "FineTuneJob", JOB) is reads
     assert not reads_namespace(cluster, "Dataset", DATASET)
 
 
 def test_every_kind_reads_its_namespace_for_the_labels_that_its_profile_selects() -> None:
-    cluster = MemoryCluster(profile(namespaceSelector=SELECTOR), dataset())
+    cluster = MemoryCluster(profile(namespaces={"selector": SELECTOR}), dataset())
     cluster.add(evaluation())
     assert reads_namespace(cluster, "Dataset", DATASET)
     assert reads_namespace(cluster, "Evaluation", evaluation()["metadata"]["name"])
     desk = EndpointCluster(checkpoint("first", "1"))
     assert not reads_namespace(desk.cluster, "InferenceDeployment", "desk")
-    desk.cluster.objects["ComputeProfile", "standard"]["spec"]["namespaceSelector"] = SELECTOR
+    desk.cluster.objects["ComputeProfile", "standard"]["spec"]["namespaces"] = {"selector": SELECTOR}
     assert reads_namespace(desk.cluster, "InferenceDeployment", "desk")
     assert desk.reconcile().create == ()
     assert desk.condition("Reconciling") == (

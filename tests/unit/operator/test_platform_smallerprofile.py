@@ -73,9 +73,7 @@ def test_a_profile_offers_what_is_known_about_its_devices() -> None:
             ComputeProfile.model_validate({"kind": "ComputeProfile", "metadata": metadata, "spec": spec})
         )
 
-    gpu = {"resource": "nvidia.com/gpu"}
-    assert of(devices=gpu, device={"product": "NVIDIA-L4"}, pricePerDeviceHour=1, currency="EUR") == Offer(
-        "a", 22 * GIB, 121, 1, "EUR"
-    )
-    assert of(devices=gpu) is None
-    assert of(devices={"resource": "cpu"}) is None
+    gpu, price = {"resource": "nvidia.com/gpu"}, {"pricePerDeviceHour": 1, "currency": "EUR"}
+    assert of(accelerator={**gpu, "product": "NVIDIA-L4"}, cost=price) == Offer("a", 22 * GIB, 121, 1, "EUR")
+    assert of(accelerator=gpu) is None
+    assert of(accelerator={"resource": "cpu"}) is None

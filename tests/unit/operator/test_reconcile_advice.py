@@ -21,12 +21,20 @@ from tests.unit.operator.runobjects import (
 )
 
 GIB = 1 << 30
-GPU = {"resource": "nvidia.com/gpu", "max": 8}
+GPU = {"resource": "nvidia.com/gpu", "maxPerPod": 8}
 
 
-def gpus(name: str, memory: int, price: float | None, *, default: bool = False, **spec: Any) -> Manifest:
-    priced = {} if price is None else {"pricePerDeviceHour": price, "currency": "EUR"}
-    fields = {"devices": GPU, "device": {"memory": f"{memory}Gi"}, **priced, **spec}
+def gpus(
+    name: str,
+    memory: int,
+    price: float | None,
+    *,
+    default: bool = False,
+    device: Manifest | None = None,
+    **spec: Any,
+) -> Manifest:
+    priced = {} if price is None else {"cost": {"pricePerDeviceHour": price, "currency": "EUR"}}
+    fields = {"accelerator": {**GPU, "memory": f"{memory}Gi", **(device or {})}, **priced, **spec}
     return profile(name, default=default, **fields)
 
 
@@ -124,15 +132,15 @@ def test_an_earlier_run_that_needed_more_prevents_the_advice() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        gpus("small", 24, 0.6, allowedNamespaces=["other"]),
-        gpus("small", 24, 0.6, namespaceSelector={"matchLabels": {"gpus": "small"}}),
-        gpus("small", 24, 0.6, devices={"resource": "amd.com/gpu", "max": 8}),
-        gpus("small", 24, 0.6, devices={"resource": "nvidia.com/gpu", "max": 1}),
-        gpus("small", 24, 0.6, engine="VLLM", images={"engine": "vllm:1"}),
+        gpus("small", 24, 0.6, namespaces={"names": ["other"]}),
+        gpus("small", 24, 0.6, namespaces={"selector": {"matchLabels": {"gpus": "small"}}}),
+        gpus("small", 24, 0.6, device={"resource": "amd.com/gpu"}),
+        gpus("small", 24, 0.6, device={"maxPerPod": 1}),
+        gpus("small", 24, 0.6, serving={"engine": "VLLM"}, images={"engine": "vllm:1"}),
         gpus("small", 24, 0.6, images={"trainer": "registry.example/rocm:1"}),
         gpus("small", 24, 0.6, store={"uri": "pvc://elsewhere"}),
-        gpus("small", 24, 0.6, maxRunSeconds=60),
-        profile("small", default=False, pricePerDeviceHour=0.1, currency="EUR"),
+        gpus("small", 24, 0.6, limits={"runSeconds": 60}),
+        profile("small", default=False, cost={"pricePerDeviceHour": 0.1, "currency": "EUR"}),
     ],
     ids=[
         "namespace",
@@ -151,7 +159,7 @@ def test_a_profile_that_the_run_could_not_have_used_is_not_named(other: Manifest
 
 
 def test_a_slice_of_a_card_of_the_same_vendor_is_named() -> None:
-    mig = gpus("mig", 20, 0.5, devices={"resource": "nvidia.com/mig-2g.20gb", "max": 1})
+    mig = gpus("mig", 20, 0.5, device={"resource": "nvidia.com/mig-2g.20gb", "maxPerPod": 1})
     assert [each["profile"] for each in advice(finished(mig))] == ["mig"]
 
 
@@ -171,8 +179,8 @@ def test_evaluation_on_a_profile_of_its_own_does_not_matter() -> None:
 
 
 def test_a_slower_device_is_named_with_how_long_it_takes() -> None:
-    slow = gpus("slow", 24, 0.5, device={"memory": "24Gi", "peakTeraflops": 200})
-    fast = gpus("large", 80, 2.9, default=True, device={"memory": "80Gi", "peakTeraflops": 1000})
+    slow = gpus("slow", 24, 0.5, device={"peakTeraflops": 200})
+    fast = gpus("large", 80, 2.9, default=True, device={"peakTeraflops": 1000})
     (found,) = advice(finished(slow, fast))
     assert found["message"].endswith(
         "is large enough; by the peaks of the devices, training takes about 5.0 times as long, at 86%"
@@ -183,7 +191,7 @@ def test_a_slower_device_is_named_with_how_long_it_takes() -> None:
 @pytest.mark.parametrize(("team", "names"), [("ml", ["small"]), ("web", [])])
 def test_a_profile_that_selects_the_namespace_by_its_labels_is_advised(team: str, names: list[str]) -> None:
     """The profile of the run is open, so the run itself needs no labels."""
-    selected = gpus("small", 24, 0.6, namespaceSelector={"matchLabels": {"team": "ml"}})
+    selected = gpus("small", 24, 0.6, namespaces={"selector": {"matchLabels": {"team": "ml"}}})
     namespace = {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {"team": team}}}
     cluster = finished(selected, namespace)
     assert [each["profile"] for each in advice(cluster)] == names

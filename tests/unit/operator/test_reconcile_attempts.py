@@ -214,7 +214,11 @@ def test_an_injected_container_that_ends_by_itself_is_no_trouble(
 
 def test_messages_name_the_trainers_image_and_memory_limit_and_not_those_of_an_injected_container() -> None:
     cluster = reached("train")
-    proxy = {"name": "mesh-proxy", "image": "mesh:1", "resources": {"limits": {"memory": "64Mi"}}}
+    proxy = {
+        "name": "mesh-proxy",
+        "image": "mesh:1",
+        "resources": {"limits": {"memory": "64Mi"}},
+    }
     pod = cluster.pod("train", {"waiting": {"reason": "ImagePullBackOff"}})
     pod["spec"] = {**pod["spec"], "containers": [proxy, *pod["spec"]["containers"]]}
     assert "image registry.example/trainer:1 of the train pod" in reconciling(cluster)[1]

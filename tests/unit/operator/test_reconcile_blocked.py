@@ -12,6 +12,7 @@ from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     JOB,
+    STORE,
     claim,
     dataset,
     finetunejob,
@@ -69,27 +70,27 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the profile is for others",
-        with_claims(profile(allowedNamespaces=["research"])),
+        with_claims(profile(namespaces={"names": ["research"]})),
         {},
         "ProfileNotAllowed",
-        "ask the platform team to add it to the profile's spec.allowedNamespaces",
-        lambda c: c.change("ComputeProfile", "cpu", allowedNamespaces=["research", "team"]),
+        "ask the platform team to add it to the profile's namespaces.names",
+        lambda c: c.change("ComputeProfile", "cpu", namespaces={"names": ["research", "team"]}),
     ),
     (
         "more pods than the profile allows",
-        with_claims(profile(nodes={"max": 2})),
+        with_claims(profile(limits={"nodes": 2})),
         {"compute": {"nodes": 4}},
         "TooManyNodes",
         "spec.compute.nodes is 4, but ComputeProfile cpu allows 2: request fewer, or ask the platform team",
-        lambda c: c.change("ComputeProfile", "cpu", nodes={"max": 4}),
+        lambda c: c.change("ComputeProfile", "cpu", limits={"nodes": 4}),
     ),
     (
         "the profile's trainer speaks another contract",
-        with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
+        with_claims(profile(images={"trainer": "registry/trainer:9", "trainerContract": 9})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, but this operator supports 1 and 2",
-        lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
+        "images.trainerContract 9, but this operator supports 1 and 2",
+        lambda c: c.change("ComputeProfile", "cpu", images={"trainer": "registry/trainer:9"}),
     ),
     (
         "more devices than the profile allows",
@@ -97,7 +98,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         {"compute": {"devices": 8}},
         "TooManyDevices",
         "spec.compute.devices is 8, but ComputeProfile cpu allows 4 per pod",
-        lambda c: c.change("ComputeProfile", "cpu", devices={"resource": "cpu", "max": 8}),
+        lambda c: c.change("ComputeProfile", "cpu", accelerator={"resource": "cpu", "maxPerPod": 8}),
     ),
     (
         "no store anywhere",
@@ -125,7 +126,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the claim that pods on several nodes share does not exist",
-        (profile(singleNode=False), claim("models", "ReadWriteMany")),
+        (profile(store={"uri": STORE}), claim("models", "ReadWriteMany")),
         {},
         "StoreNotFound",
         "create it (accessModes: [ReadWriteMany])",
@@ -133,11 +134,11 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
     ),
     (
         "the store's claim can be on one node only",
-        (profile(singleNode=False), claim("artifacts"), claim("models")),
+        (profile(store={"uri": STORE}), claim("artifacts"), claim("models")),
         {},
         "StoreNotShareable",
         "has accessModes ReadWriteOnce, so pods on other nodes cannot mount it: use a claim with",
-        lambda c: c.change("ComputeProfile", "cpu", singleNode=True),
+        lambda c: c.change("ComputeProfile", "cpu", store={"uri": STORE, "accessMode": "ReadWriteOnce"}),
     ),
     (
         "the source's claim does not exist",
@@ -237,24 +238,3 @@ def test_a_run_that_an_earlier_release_did_not_implement_starts_with_this_one() 
     cluster.objects["FineTuneJob", JOB]["status"] = {"observedGeneration": 1, "conditions": [stalled]}
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB) == {"Reconciling": "WaitingForDataset"}
-
-
-def test_a_profile_with_fields_that_are_not_implemented_blocks_the_runs_that_use_it() -> None:
-    cluster = cluster_of(*with_claims(profile(allowRemoteCode=True)))
-    condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
-    assert condition is not None
-    assert condition["reason"] == "ProfileInvalid"
-    assert (
-        "ComputeProfile cpu cannot be used. spec.allowRemoteCode is not implemented" in condition["message"]
-    )
-    cluster.change("ComputeProfile", "cpu", allowRemoteCode=False)
-    cluster.settle()
-    assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "ProfileInvalid"
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-def test_refusing_code_of_others_is_what_this_release_does_anyway(allowed: bool) -> None:
-    cluster = cluster_of(*with_claims(profile(allowRemoteCode=allowed, allowCustomCode=False)))
-    is_stalled = "Stalled" in cluster.states("ComputeProfile", "cpu")
-    is_blocked = cluster.states("FineTuneJob", JOB)["Reconciling"] == "ProfileInvalid"
-    assert (is_stalled, is_blocked) == (allowed, allowed)

@@ -27,6 +27,7 @@ from tests.unit.operator.runobjects import (
     preflighted,
     prepared,
     profile,
+    sized,
     trained,
 )
 
@@ -160,9 +161,9 @@ def test_a_serving_pod_opens_the_bucket_in_its_init_container_only() -> None:
 
 
 def test_a_profile_can_reserve_room_on_the_nodes_disk() -> None:
-    resources = {"train": {"cpu": "1", "memory": "4Gi", "ephemeralStorage": "50Gi"}}
+    pods = sized(train={"cpu": "1", "memory": "4Gi", "ephemeralStorage": "50Gi"})
     cluster = MemoryCluster(
-        profile(store=STORE_IN_BUCKET, resources=resources), claim("models"), dataset(), finetunejob()
+        profile(store=STORE_IN_BUCKET, pods=pods), claim("models"), dataset(), finetunejob()
     )
     cluster.settle()
     job = through(cluster, "train").stage_job("train")

@@ -22,7 +22,7 @@ def set_usage(cluster: MemoryCluster, namespace: str = NAMESPACE, **usage: Any) 
     """Let a namespace have used something of the profile's budget, which begins again at midnight."""
     manifest = cluster.objects["ComputeProfile", PROFILE]
     manifest["status"]["budget"] = {
-        "period": manifest["spec"]["budget"]["period"],
+        "period": manifest["spec"]["cost"]["budget"]["period"],
         "since": "2030-01-02T00:00:00Z",
         "resetsAt": "2030-01-03T00:00:00Z",
         "usage": [{"namespace": namespace, "countedUntil": at(cluster.now), **usage}],
@@ -32,7 +32,7 @@ def set_usage(cluster: MemoryCluster, namespace: str = NAMESPACE, **usage: Any) 
 def exhausted(stage: str = "preflight", **budget: Any) -> MemoryCluster:
     """A run in this stage whose namespace has used the budget."""
     cluster = started() if stage == "preflight" else reached(stage)
-    cluster.change("ComputeProfile", PROFILE, budget=budget or HOURS)
+    cluster.change("ComputeProfile", PROFILE, cost={"budget": budget or HOURS})
     cluster.settle()
     set_usage(cluster, deviceSeconds=7260)
     return cluster
@@ -81,7 +81,7 @@ def test_a_waiting_run_starts_when_the_budget_is_raised_or_removed() -> None:
     for budget in ({**HOURS, "deviceHoursPerNamespace": 3}, None):
         cluster = at_train(exhausted())
         waits(cluster)
-        cluster.change("ComputeProfile", PROFILE, budget=budget)
+        cluster.change("ComputeProfile", PROFILE, cost={"budget": budget})
         cluster.settle()
         assert cluster.has_stage_job("train")
 
@@ -268,7 +268,7 @@ def test_only_the_first_run_checks_at_the_reset_and_the_others_later() -> None:
 
 def test_a_run_waits_in_the_line_of_the_profile_of_its_next_stage() -> None:
     cluster = exhausted("train", **HOURS)
-    cluster.add(profile("judged", default=False, budget=HOURS))
+    cluster.add(profile("judged", default=False, cost={"budget": HOURS}))
     job = cluster.objects["FineTuneJob", JOB]
     condition = {"type": "Reconciling", "status": "True", "reason": "BudgetExhausted"}
     job["spec"]["evaluation"]["profile"] = "judged"
@@ -369,7 +369,8 @@ def test_the_jobs_of_the_run_itself_and_of_other_profiles_reserve_nothing() -> N
 def test_a_budget_of_cost_is_compared_with_the_cost() -> None:
     cluster = started()
     cost = {"period": "Month", "costPerNamespace": 300}
-    cluster.change("ComputeProfile", PROFILE, budget=cost, pricePerDeviceHour=2.0, currency="EUR")
+    priced = {"budget": cost, "pricePerDeviceHour": 2.0, "currency": "EUR"}
+    cluster.change("ComputeProfile", PROFILE, cost=priced)
     cluster.settle()
     set_usage(cluster, deviceSeconds=10**6, cost=312.5)
     assert "cpu: 300 EUR this month" in waits(at_train(cluster))["message"]
@@ -403,7 +404,7 @@ def test_a_suspended_run_waits_when_it_is_resumed() -> None:
 
 def test_an_evaluation_waits_before_it_measures_and_keeps_no_profile_before_that() -> None:
     cluster = trained_cluster()
-    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    cluster.change("ComputeProfile", PROFILE, cost={"budget": HOURS})
     cluster.settle()
     set_usage(cluster, deviceSeconds=7260)
     cluster.add(evaluation())
@@ -412,14 +413,14 @@ def test_an_evaluation_waits_before_it_measures_and_keeps_no_profile_before_that
     assert "resolved" not in cluster.objects["Evaluation", EVALUATION]["status"] or (
         "profile" not in cluster.objects["Evaluation", EVALUATION]["status"]["resolved"]
     )
-    cluster.change("ComputeProfile", PROFILE, budget=None)
+    cluster.change("ComputeProfile", PROFILE, cost={"budget": None})
     cluster.settle()
     assert cluster.states("Evaluation", EVALUATION)["Reconciling"] == "Queued"
 
 
 def test_pods_of_runs_are_counted_and_a_deleted_run_takes_nothing_away() -> None:
     cluster = reached("train", compute={"devices": 2})
-    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    cluster.change("ComputeProfile", PROFILE, cost={"budget": HOURS})
     cluster.settle()
     cluster.start("train", after=60)
     cluster.settle()
@@ -434,7 +435,7 @@ def test_pods_of_runs_are_counted_and_a_deleted_run_takes_nothing_away() -> None
 
 def test_an_endpoint_uses_the_budget_and_starts_and_serves_whatever_is_left_of_it() -> None:
     desk = EndpointCluster(checkpoint("first", "1"))
-    desk.cluster.change("ComputeProfile", "standard", budget=HOURS)
+    desk.cluster.change("ComputeProfile", "standard", cost={"budget": HOURS})
     desk.cluster.reconcile("ComputeProfile", "standard")
     desk.settle()
     (first,) = desk.deployments
@@ -473,7 +474,10 @@ def test_a_run_is_woken_by_the_profile_that_was_the_default_when_it_started() ->
     profile = cluster.objects["ComputeProfile", PROFILE]
     no_default = {**profile, "metadata": {**profile["metadata"], "annotations": {}}}
     cluster.objects["ComputeProfile", PROFILE] = no_default
-    raised = {**no_default, "spec": {**no_default["spec"], "budget": {**HOURS, "deviceHoursPerNamespace": 9}}}
+    raised = {
+        **no_default,
+        "spec": {**no_default["spec"], "cost": {"budget": {**HOURS, "deviceHoursPerNamespace": 9}}},
+    }
     woken = related("ComputeProfile", no_default, raised, cluster.reader())
     assert Key("FineTuneJob", NAMESPACE, JOB) in woken
 
@@ -496,7 +500,7 @@ def test_a_pod_wakes_the_profile_with_a_budget_when_it_starts_ends_or_is_deleted
     changes = ((waiting, pod, True), (pod, ready, False), (pod, ended, True), (ended, None, False))
     for old, new, _ in changes:
         assert key not in related("Pod", old, new, cluster.reader())
-    cluster.change("ComputeProfile", PROFILE, budget=HOURS)
+    cluster.change("ComputeProfile", PROFILE, cost={"budget": HOURS})
     for old, new, wakes in (*changes, (pod, None, True)):
         keys = related("Pod", old, new, cluster.reader())
         assert (key in keys) == wakes

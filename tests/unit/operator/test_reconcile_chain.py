@@ -217,7 +217,8 @@ def test_the_version_is_frozen_at_the_start_although_the_dataset_changes() -> No
 
 def test_a_profile_edited_during_the_run_changes_neither_image_nor_store() -> None:
     cluster = reached("train")
-    cluster.change("ComputeProfile", "cpu", store={"uri": "pvc://other"}, images={"trainer": "else/where:2"})
+    other = {"uri": "pvc://other", "accessMode": "ReadWriteOnce"}
+    cluster.change("ComputeProfile", "cpu", store=other, images={"trainer": "else/where:2"})
     cluster.succeed("train", trained(), after=10)
     cluster.settle()
     container = cluster.stage_job("evaluate")["spec"]["template"]["spec"]["containers"][0]

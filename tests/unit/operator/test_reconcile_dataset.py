@@ -9,12 +9,14 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import dataset_version_name
+from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.results import Difference
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     DATASET,
     DATASET_UID,
     ROWS,
+    STORE,
     VERSION,
     claim,
     dataset,
@@ -92,6 +94,17 @@ def test_a_deleted_version_is_not_named_any_more_and_written_once() -> None:
     assert cluster.writes == before + 1
 
 
+@pytest.mark.parametrize("limit", [None, 5 << 30])
+def test_the_default_profile_limits_the_size_of_the_source(limit: int | None) -> None:
+    limited = profile(limits={"unpackedBytes": limit})
+    cluster = MemoryCluster(limited, claim("artifacts"), dataset())
+    cluster.settle()
+
+    config = cluster.config("prepare")
+    assert isinstance(config, PrepareConfig)
+    assert config.max_unpacked_bytes == limit
+
+
 def test_a_dataset_changed_while_it_is_prepared_drops_the_older_job() -> None:
     cluster = cluster_of()
     old = cluster.stage_job("prepare")["metadata"]["name"]
@@ -151,10 +164,10 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_profile() -> None:
     [
         ((), {}, "StoreMissing"),
         ((profile(), profile("gpu")), {}, "DefaultProfileConflict"),
-        ((profile(allowedNamespaces=["research"]),), {}, "ProfileNotAllowed"),
+        ((profile(namespaces={"names": ["research"]}),), {}, "ProfileNotAllowed"),
         ((profile(),), {}, "StoreNotFound"),
         ((profile(), claim("artifacts")), {"source": {"uri": "pvc://rows/x.csv"}}, "SourceNotFound"),
-        ((profile(singleNode=False), claim("artifacts")), {}, "StoreNotShareable"),
+        ((profile(store={"uri": STORE}), claim("artifacts")), {}, "StoreNotShareable"),
     ],
 )
 def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reason: str) -> None:
@@ -167,7 +180,7 @@ def test_a_blocked_dataset_reports_what_is_missing(objects: Any, spec: Any, reas
 
 def test_a_dataset_whose_namespace_may_not_use_the_default_profile_can_have_its_own_store() -> None:
     cluster = MemoryCluster(
-        profile(allowedNamespaces=["research"]), claim("artifacts", "ReadWriteMany"), dataset()
+        profile(namespaces={"names": ["research"]}), claim("artifacts", "ReadWriteMany"), dataset()
     )
     cluster.settle()
     found = cluster.condition("Dataset", DATASET, "Reconciling")

@@ -152,10 +152,8 @@ def test_its_device_time_is_counted_and_priced() -> None:
         profile(
             "gpu",
             default=False,
-            devices={"resource": "nvidia.com/gpu", "max": 2},
-            pricePerDeviceHour=3.6,
-            currency="EUR",
-            singleNode=True,
+            accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 2},
+            cost={"pricePerDeviceHour": 3.6, "currency": "EUR"},
         )
     )
     cluster.add(evaluation(compute={"profile": "gpu", "devices": 2}))
@@ -236,7 +234,7 @@ def test_an_adapter_of_an_earlier_release_is_refused_by_name_without_its_run() -
 
 def test_an_older_trainer_is_not_given_what_it_cannot_do() -> None:
     cluster = trained_cluster()
-    cluster.add(profile("old", default=False, images={"trainer": "trainer:0"}, trainerContract=1))
+    cluster.add(profile("old", default=False, images={"trainer": "trainer:0", "trainerContract": 1}))
     cluster.add(evaluation(compute={"profile": "old"}))
     cluster.settle()
 

@@ -111,7 +111,7 @@ def test_repeated_training_is_lost_by_what_ended_the_pods_also_if_they_are_gone(
 @pytest.mark.parametrize(("resource", "devices"), [("cpu", 2), ("nvidia.com/gpu", 1)])
 def test_a_process_that_uses_several_cores_loses_the_time_of_all_of_them(resource: str, devices: int) -> None:
     cluster = reached("train", compute={"devices": 2})
-    cluster.change("ComputeProfile", "cpu", devices={"resource": resource, "max": 4})
+    cluster.change("ComputeProfile", "cpu", accelerator={"resource": resource, "maxPerPod": 4})
     lose_pod(cluster, "first", 1)
     before = unix(cluster, 5)
     cluster.start("train", after=10)

@@ -44,7 +44,6 @@ ROW: Final = StageRow(
     backoff_limit=1,
     queue="evaluate",
     devices="needed",
-    in_profile=False,
 )
 
 

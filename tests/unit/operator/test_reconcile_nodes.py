@@ -19,6 +19,7 @@ from tests.unit.operator.nodesteps import (
 from tests.unit.operator.runobjects import (
     JOB,
     JOB_UID,
+    STORE,
     claim,
     dataset,
     finetunejob,
@@ -78,7 +79,7 @@ def test_the_names_keep_their_limits_for_the_longest_run_and_one_that_begins_wit
 
 
 def test_accelerators_are_processes_and_cores_are_not() -> None:
-    gpus = profile("gpu", default=False, devices={"resource": "nvidia.com/gpu", "max": 4})
+    gpus = profile("gpu", default=False, accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 4})
     run = finetunejob(compute={"profile": "gpu", "devices": 4, "nodes": 2})
     cluster = preflighted_run(run, gpus)
     assert (cluster.config("train").nodes, cluster.config("train").devices) == (2, 4)
@@ -97,7 +98,7 @@ def test_a_run_in_one_pod_has_neither_service_nor_coordinator() -> None:
 
 
 def test_a_store_that_pods_on_two_nodes_cannot_mount_is_named_unless_all_are_on_one() -> None:
-    spread = profile(singleNode=False)
+    spread = profile(store={"uri": STORE})
     cluster = MemoryCluster(spread, claim("artifacts"), claim("models"), dataset(), finetunejob(**TWO))
     assert state(cluster)[0] == "StoreNotShareable"
     assert training().has_stage_job("train")
@@ -230,7 +231,7 @@ def test_a_lost_node_of_any_pod_is_reported(lost: int) -> None:
 def test_a_job_that_kueue_holds_back_is_queued_with_all_its_pods() -> None:
     cluster = preflighted_run(
         finetunejob(compute={"nodes": 2, "profile": "team"}),
-        profile("team", default=False, queues={"train": "team"}),
+        profile("team", default=False, kueue={"queues": {"train": "team"}}),
     )
     job = cluster.stage_job("train")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"

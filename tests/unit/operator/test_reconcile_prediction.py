@@ -50,10 +50,8 @@ def predicted(**fields: Any) -> StageResult:
 def begun(spec: Manifest | None = None, **compute: Any) -> MemoryCluster:
     """A run on one H100 whose preflight has started."""
     gpus = profile(
-        devices={"resource": "nvidia.com/gpu", "max": 8},
-        device={"product": H100},
-        pricePerDeviceHour=3,
-        currency="EUR",
+        accelerator={"resource": "nvidia.com/gpu", "product": H100, "maxPerPod": 8},
+        cost={"pricePerDeviceHour": 3, "currency": "EUR"},
         **spec or {},
     )
     cluster = MemoryCluster(
@@ -93,7 +91,7 @@ def test_preflight_gets_the_facts_about_the_devices() -> None:
 
 
 def test_a_trainer_of_the_previous_contract_gets_none_of_it() -> None:
-    cluster = begun({"images": {"trainer": "registry.example/old:1"}, "trainerContract": 1})
+    cluster = begun({"images": {"trainer": "registry.example/old:1", "trainerContract": 1}})
     config = cluster.config("preflight")
     assert (config.contract, config.device, config.mfu) == (1, None, None)
 
@@ -222,7 +220,7 @@ def test_only_stages_that_request_nvidia_devices_check_them(
     resource: str, accelerators: dict[str, int]
 ) -> None:
     cluster = MemoryCluster(
-        profile(devices={"resource": resource, "max": 8}),
+        profile(accelerator={"resource": resource, "maxPerPod": 8}),
         *(claim("artifacts"), claim("models"), dataset(), finetunejob()),
     )
     cluster.settle()

@@ -32,7 +32,7 @@ from tests.unit.operator.runobjects import (
 )
 from tests.unit.operator.runsteps import reached
 
-QUEUES = {"prepare": "cpus", "train": "gpus", "evaluate": "gpus"}
+QUEUES = {"cpu": "cpus", "train": "gpus", "evaluate": "gpus"}
 
 
 def local_queue(name: str) -> Manifest:
@@ -40,25 +40,25 @@ def local_queue(name: str) -> Manifest:
 
 
 def preparing() -> MemoryCluster:
-    return MemoryCluster(profile(queues=QUEUES), claim("artifacts"), dataset())
+    return MemoryCluster(profile(kueue={"queues": QUEUES}), claim("artifacts"), dataset())
 
 
 def with_own_rows() -> MemoryCluster:
     source = {"source": {"uri": "configmap://tickets/rows.jsonl"}}
-    objects = profile(queues=QUEUES), claim("artifacts"), claim("models")
+    objects = profile(kueue={"queues": QUEUES}), claim("artifacts"), claim("models")
     return MemoryCluster(*objects, finetunejob(dataset=source))
 
 
 def measuring() -> MemoryCluster:
     cluster = trained_cluster()
-    cluster.objects["ComputeProfile", "cpu"]["spec"]["queues"] = QUEUES
+    cluster.objects["ComputeProfile", "cpu"]["spec"]["kueue"] = {"queues": QUEUES}
     cluster.add(evaluation())
     return cluster
 
 
 OBJECTS: dict[str, tuple[Callable[[], MemoryCluster], str, str]] = {
-    "Dataset": (preparing, DATASET, "prepare"),
-    "FineTuneJob": (with_own_rows, JOB, "prepare"),
+    "Dataset": (preparing, DATASET, "cpu"),
+    "FineTuneJob": (with_own_rows, JOB, "cpu"),
     "Evaluation": (measuring, EVALUATION, "evaluate"),
 }
 
@@ -92,7 +92,9 @@ def test_no_job_is_made_before_its_queue_exists(kind: str) -> None:
     cluster, name, queue = made(kind, None)
     reason, message = condition(cluster, kind, name)
     assert reason == "QueueNotFound"
-    assert message.startswith(f"LocalQueue {QUEUES[queue]} of spec.queues.{queue} of ComputeProfile cpu does")
+    assert message.startswith(
+        f"LocalQueue {QUEUES[queue]} of kueue.queues.{queue} of ComputeProfile cpu does"
+    )
     assert queues_of_jobs(cluster) <= {None}
     for existing in ("cpus", "gpus"):
         cluster.add(local_queue(existing))
@@ -147,9 +149,9 @@ def test_jobs_that_free_resources_or_hold_up_a_verdict_have_no_queue() -> None:
     assert {stage for stage, row in STAGES.items() if not row.queued} == {"analyze", "cleanup", "collect"}
 
 
-def choosing(queueing: Manifest, **compute: str) -> MemoryCluster:
+def choosing(kueue: Manifest, **compute: str) -> MemoryCluster:
     """A run with this choice, on a profile with queues for stages with devices."""
-    shared = profile(queues={"train": "gpus", "evaluate": "gpus"}, queueing=queueing)
+    shared = profile(kueue={"queues": {"train": "gpus", "evaluate": "gpus"}, **kueue})
     cluster = MemoryCluster(
         shared, claim("artifacts"), claim("models"), dataset(), finetunejob(compute=compute)
     )
@@ -212,7 +214,7 @@ def test_a_stage_with_a_profile_of_its_own_has_the_queue_of_that_profile() -> No
 
 def test_the_pods_of_an_endpoint_have_its_queue_and_another_queue_is_another_revision() -> None:
     def revision_of(**compute: str) -> Revision:
-        shared = endpoints.profile(queues={"serve": "serving"}, queueing={"allowedQueues": ["other"]})
+        shared = endpoints.profile(kueue={"queues": {"serve": "serving"}, "allowedQueues": ["other"]})
         return build_revision(endpoints.endpoint(compute=compute), ROWS, (), shared, "pvc://artifacts")
 
     own, other = revision_of(), revision_of(queueName="other")

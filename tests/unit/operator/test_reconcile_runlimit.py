@@ -18,7 +18,7 @@ def training(*, own: int | None = None, offered: int | None = None, **compute: A
     if own is not None:
         cluster.change("FineTuneJob", JOB, compute={**compute, "maxRunSeconds": own})
     if offered is not None:
-        cluster.change("ComputeProfile", "cpu", maxRunSeconds=offered)
+        cluster.change("ComputeProfile", "cpu", limits={"runSeconds": offered})
     cluster.start("train", after=5)
     cluster.settle()
     return cluster
@@ -41,9 +41,9 @@ def stalled(cluster: MemoryCluster) -> str:
     ("own", "offered", "limit", "advice"),
     [
         (600, None, 600, "raise spec.compute.maxRunSeconds of FineTuneJob tickets-v1"),
-        (None, 900, 900, "ask the platform team to raise spec.maxRunSeconds of ComputeProfile cpu"),
+        (None, 900, 900, "ask the platform team to raise limits.runSeconds of ComputeProfile cpu"),
         (600, 900, 600, "raise spec.compute.maxRunSeconds of FineTuneJob tickets-v1"),
-        (1200, 900, 900, "ask the platform team to raise spec.maxRunSeconds of ComputeProfile cpu"),
+        (1200, 900, 900, "ask the platform team to raise limits.runSeconds of ComputeProfile cpu"),
     ],
 )
 def test_a_run_that_has_used_its_time_is_stopped_in_the_foreground_and_reports_how_to_continue(

@@ -44,7 +44,7 @@ def run_of(**evaluation: Any) -> dict[str, Any]:
 
 def cluster_of(job: dict[str, Any], data: dict[str, Any] | None = None, **settings: Any) -> MemoryCluster:
     objects = (
-        profile(**{"allowCustomCode": True, **settings}),
+        profile(**{"allow": {"customCode": True}, **settings}),
         claim("artifacts"),
         claim("models"),
         data or dataset(),
@@ -240,14 +240,14 @@ def test_a_result_that_cannot_be_read_ends_the_run_instead_of_repeating_the_stag
 
 
 def test_a_profile_that_does_not_allow_custom_code_blocks_the_run_until_it_does() -> None:
-    cluster = cluster_of(run_of(), allowCustomCode=False)
+    cluster = cluster_of(run_of(), allow={"customCode": False})
 
     condition = cluster.condition("FineTuneJob", JOB, "Reconciling")
     assert condition is not None
     assert condition["reason"] == "CustomCodeNotAllowed"
     assert "ComputeProfile cpu does not allow spec.evaluation.customMetrics" in condition["message"]
     assert not cluster.has_stage_job("preflight")
-    cluster.change("ComputeProfile", "cpu", allowCustomCode=True)
+    cluster.change("ComputeProfile", "cpu", allow={"customCode": True})
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] != "CustomCodeNotAllowed"
 
@@ -256,14 +256,14 @@ def test_a_permission_that_is_withdrawn_refuses_a_new_job_and_keeps_a_result() -
     cluster = cluster_of(run_of())
     to_score(cluster)
     del cluster.objects["Job", cluster.stage_job("score")["metadata"]["name"]]
-    cluster.change("ComputeProfile", "cpu", allowCustomCode=False)
+    cluster.change("ComputeProfile", "cpu", allow={"customCode": False})
     cluster.settle()
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "CustomCodeNotAllowed"
     assert not cluster.has_stage_job("score")
 
-    cluster.change("ComputeProfile", "cpu", allowCustomCode=True)
+    cluster.change("ComputeProfile", "cpu", allow={"customCode": True})
     cluster.settle()
-    cluster.change("ComputeProfile", "cpu", allowCustomCode=False)
+    cluster.change("ComputeProfile", "cpu", allow={"customCode": False})
     cluster.succeed("score", scored(), after=10)
     cluster.settle()
 

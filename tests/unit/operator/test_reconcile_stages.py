@@ -156,7 +156,7 @@ ENDED: list[tuple[str, str, int, str, str, list[str]]] = [
         137,
         "OOMKilled",
         "OutOfMemory",
-        ["its limit of 4Gi: raise resources.train.memory of ComputeProfile cpu", "batchSize"],
+        ["its limit of 4Gi: raise resources.memory for train in pods of ComputeProfile cpu", "batchSize"],
     ),
     (
         "an exit code and a message",
@@ -217,7 +217,7 @@ def test_a_pod_evicted_for_its_own_limit_counts_and_ends_the_run_in_the_end() ->
     reason, message = state(cluster, "Stalled")
     assert reason == "Evicted"
     assert message.endswith(
-        "(raise or remove that limit: resources.train.ephemeralStorage of ComputeProfile cpu)"
+        "(raise or remove that limit: resources.ephemeralStorage for train in pods of ComputeProfile cpu)"
     )
 
 
@@ -226,7 +226,7 @@ def test_a_pod_evicted_for_its_node_is_followed_by_another_and_the_run_reports_w
     pressure = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
     evicted(cluster, "The node was low on resource: memory. ", pressure)
     pressed = "The node was low on resource: memory."
-    advice = "raise resources.train.memory of ComputeProfile cpu to what it uses"
+    advice = "raise resources.memory for train in pods of ComputeProfile cpu to what it uses"
     assert state(cluster) == (
         "Queued",
         f"the train pod was ended by its node: {pressed} ({advice}); the next pod follows",

@@ -96,7 +96,9 @@ def test_suspending_deletes_the_running_job_in_the_foreground_and_resuming_creat
 
 
 def test_device_seconds_cover_the_time_before_and_after_a_suspension() -> None:
-    cluster = MemoryCluster(*prerequisites()[1:], profile(pricePerDeviceHour=3.6, currency="EUR"), dataset())
+    cluster = MemoryCluster(
+        *prerequisites()[1:], profile(cost={"pricePerDeviceHour": 3.6, "currency": "EUR"}), dataset()
+    )
     cluster.add(finetunejob(compute={"devices": 2}))
     cluster.settle()
     cluster.succeed("prepare", prepared())

@@ -23,7 +23,7 @@ def history(kind: str, *, limit: int | None = 1, **old: Any) -> MemoryCluster:
     cluster = ended()
     name = CHECKPOINT if kind == "Checkpoint" else VERSION
     if kind == "Checkpoint":
-        cluster.change("ComputeProfile", "cpu", checkpointHistoryLimit=limit)
+        cluster.change("ComputeProfile", "cpu", limits={"checkpoints": limit})
     else:
         cluster.change("Dataset", DATASET, versionHistoryLimit=limit)
         cluster.objects["Dataset", DATASET]["status"]["observedGeneration"] = 2

@@ -46,7 +46,7 @@ def waits(cluster: MemoryCluster, kind: str = "FineTuneJob", name: str = JOB) ->
 
 
 def correct(cluster: MemoryCluster) -> None:
-    cluster.change("ComputeProfile", "cpu", podTemplates=[{"nodeSelector": {"pool": "gpu"}}])
+    cluster.change("ComputeProfile", "cpu", pods=[{"nodeSelector": {"pool": "gpu"}}])
     cluster.settle()
 
 
@@ -124,19 +124,20 @@ def test_a_job_whose_pod_is_only_being_created_stays() -> None:
     assert uid_of(cluster, "train") == before
 
 
+WRONG_STORE = {"uri": "pvc://wrong", "accessMode": "ReadWriteOnce"}
 FOR_OTHER_STAGES = [{"stages": ["serve"], "nodeSelector": {"pool": "gpu"}}]
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        {"pricePerDeviceHour": 2.0, "currency": "EUR"},
-        {"budget": {"period": "Day", "deviceHoursPerNamespace": 100}},
-        {"maxRunSeconds": 3600},
-        {"allowedNamespaces": ["team"]},
+        {"cost": {"pricePerDeviceHour": 2.0, "currency": "EUR"}},
+        {"cost": {"budget": {"period": "Day", "deviceHoursPerNamespace": 100}}},
+        {"limits": {"runSeconds": 3600}},
+        {"namespaces": {"names": ["team"]}},
         {"images": {"trainer": RIGHT}},
-        {"podTemplates": FOR_OTHER_STAGES},
-        {"sharedMemory": None},
+        {"pods": FOR_OTHER_STAGES},
+        {"pods": []},
     ],
 )
 def test_an_edit_that_does_not_change_the_pods_replaces_no_job(edit: dict[str, Any]) -> None:
@@ -184,8 +185,8 @@ def test_an_upgrade_replaces_no_job_that_waits_for_devices() -> None:
 @pytest.mark.parametrize(
     "refusal",
     [
-        {"allowedNamespaces": ["other"]},
-        {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}},
+        {"namespaces": {"names": ["other"]}},
+        {"cost": {"budget": {"period": "Day", "deviceHoursPerNamespace": 1}}},
     ],
 )
 def test_a_job_stays_while_another_one_could_not_be_created(refusal: dict[str, Any]) -> None:
@@ -199,14 +200,14 @@ def test_a_job_stays_while_another_one_could_not_be_created(refusal: dict[str, A
         "usage": [{"namespace": "team", "countedUntil": at(cluster.now), "deviceSeconds": 7200}],
     }
 
-    cluster.change("ComputeProfile", "cpu", podTemplates=[{"nodeSelector": {"pool": "gpu"}}], **refusal)
+    cluster.change("ComputeProfile", "cpu", pods=[{"nodeSelector": {"pool": "gpu"}}], **refusal)
     cluster.settle()
 
     assert uid_of(cluster, "train") == before
 
 
 def test_the_job_of_a_dataset_stays_while_its_profile_cannot_be_used() -> None:
-    own = profile(images={"trainer": RIGHT}, trainerContract=2)
+    own = profile(images={"trainer": RIGHT, "trainerContract": 2})
     cluster = MemoryCluster(own, claim("artifacts"), dataset())
     cluster.settle()
     before = uid_of(cluster, "prepare")
@@ -230,7 +231,7 @@ def test_a_job_that_is_being_deleted_is_not_taken_for_one_of_somebody_else() -> 
     cluster.pod("prepare", **NO_IMAGE)
     assert waits(cluster) == "ImageUnavailable"
 
-    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT}, trainerContract=2)
+    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT, "trainerContract": 2})
 
     assert waits(cluster) == "Queued"
     assert "deletionTimestamp" in job["metadata"]
@@ -254,7 +255,7 @@ def with_image(image: str, **spec: Any) -> MemoryCluster:
 
 
 def correct_image_and_store(cluster: MemoryCluster) -> None:
-    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT}, store={"uri": "pvc://wrong"})
+    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT}, store=WRONG_STORE)
 
 
 def test_a_run_takes_the_corrected_image_and_store_before_its_first_stage_has_started() -> None:
@@ -274,7 +275,7 @@ def test_the_corrected_store_is_not_lost_with_the_write_of_the_status() -> None:
     cluster = with_image(RIGHT)
     cluster.pod("prepare", **UNSCHEDULABLE)
     assert waits(cluster) == "Unschedulable"
-    cluster.change("ComputeProfile", "cpu", store={"uri": "pvc://wrong"})
+    cluster.change("ComputeProfile", "cpu", store=WRONG_STORE)
 
     cluster.carry_out("FineTuneJob", JOB, cluster.plan("FineTuneJob", JOB), crash_before_status=True)
     cluster.settle()
@@ -327,7 +328,7 @@ def test_an_upgrade_of_the_operator_corrects_its_image() -> None:
 
 def test_an_evaluation_takes_the_corrected_image() -> None:
     cluster = trained_cluster()
-    cluster.change("ComputeProfile", "cpu", images={"trainer": WRONG}, trainerContract=2)
+    cluster.change("ComputeProfile", "cpu", images={"trainer": WRONG, "trainerContract": 2})
     cluster.add(evaluation())
     cluster.settle()
     cluster.pod("evaluate", **NO_IMAGE)

@@ -94,7 +94,7 @@ def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growi
         pytest.param({"other_created": LATER}, id="the other one is younger"),
         pytest.param({"other_profile": "a100"}, id="the other one needs other devices"),
         pytest.param({"other_profile": "elsewhere"}, id="the other one needs other nodes"),
-        pytest.param({"other_profile": "spot"}, id="the other one needs other nodes by its podTemplates"),
+        pytest.param({"other_profile": "spot"}, id="the other one needs other nodes by its train pods"),
         pytest.param(
             {"other_message": "1 of 2 pods is running; pod has unbound immediate PersistentVolumeClaims"},
             id="the other one waits for its claim",
@@ -107,11 +107,13 @@ def test_the_younger_run_gives_back_and_requests_its_devices_again_after_a_growi
 )
 def test_a_run_keeps_its_devices_if_no_older_run_competes_for_them(other: dict[str, str]) -> None:
     found = partly_scheduled(**other)
-    found.objects["ComputeProfile", "cpu"]["spec"]["nodeSelector"] = {"pool": "here", "spot": "false"}
-    found.add(profile("a100", default=False, devices={"resource": "nvidia.com/gpu", "max": 4}))
-    found.add(profile("elsewhere", default=False, nodeSelector={"pool": "elsewhere"}))
+    found.objects["ComputeProfile", "cpu"]["spec"]["pods"] = [
+        {"nodeSelector": {"pool": "here", "spot": "false"}}
+    ]
+    found.add(profile("a100", default=False, accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 4}))
+    found.add(profile("elsewhere", default=False, pods=[{"nodeSelector": {"pool": "elsewhere"}}]))
     spot = {"stages": ["train"], "nodeSelector": {"spot": "true"}}
-    found.add(profile("spot", default=False, podTemplates=[spot]))
+    found.add(profile("spot", default=False, pods=[spot]))
     assert advance(found, 600)["reason"] == "Unschedulable"
     assert found.has_stage_job(STAGE)
 
@@ -137,8 +139,8 @@ def with_taint(value: str) -> list[Manifest]:
 
 def test_a_run_gives_back_late_to_one_that_tolerates_other_taints() -> None:
     found = partly_scheduled(other_profile="theirs")
-    found.objects["ComputeProfile", "cpu"]["spec"]["tolerations"] = with_taint("ours")
-    found.add(profile("theirs", default=False, tolerations=with_taint("theirs")))
+    found.objects["ComputeProfile", "cpu"]["spec"]["pods"] = [{"tolerations": with_taint("ours")}]
+    found.add(profile("theirs", default=False, pods=[{"tolerations": with_taint("theirs")}]))
     advance(found, 3599)
     assert found.has_stage_job(STAGE)
     advance(found, 1)

@@ -137,7 +137,7 @@ def test_a_result_from_the_store_is_bound_to_the_job_that_read_it() -> None:
 
 
 def test_a_trainer_of_the_first_contract_needs_no_nonce() -> None:
-    cluster = training(profile(images={"trainer": "registry/trainer:1"}))
+    cluster = training(profile(images={"trainer": "registry/trainer:1", "trainerContract": 1}))
     job = cluster.stage_job("train")["metadata"]["annotations"]
     assert NONCE not in job
     assert "nonce" not in json.loads(cluster.config("train").to_json())
@@ -233,7 +233,7 @@ def test_a_profile_that_goes_back_to_a_trainer_of_the_first_contract_blocks_no_d
     cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
     cluster.settle()
     (name,) = cluster.of("ComputeProfile")
-    cluster.change("ComputeProfile", name, images={"trainer": "registry/trainer:1"})
+    cluster.change("ComputeProfile", name, images={"trainer": "registry/trainer:1", "trainerContract": 1})
     looks_again(cluster)
     assert NONCE not in cluster.stage_job("prepare")["metadata"]["annotations"]
     cluster.end("prepare", prepared(run=cluster.config("prepare").run, dataset=digest("e")).to_json())

@@ -8,12 +8,13 @@ import pytest
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.nodepool import NodePool
+from finetune_operator.stagetable import pod_names
 
 
 def pool(**spec: Any) -> NodePool:
     """The nodes of train pods."""
     manifest = {"kind": "ComputeProfile", "metadata": {"name": "gpu"}, "spec": spec}
-    return NodePool.of(ComputeProfile.model_validate(manifest), "train")
+    return NodePool.of(ComputeProfile.model_validate(manifest), pod_names("train"))
 
 
 def requiring(*terms: list[tuple[str, str, list[str]]]) -> NodePool:
@@ -23,7 +24,7 @@ def requiring(*terms: list[tuple[str, str, list[str]]]) -> NodePool:
         for term in terms
     ]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": alternatives}}
-    return pool(podTemplates=[{"affinity": {"nodeAffinity": required}}])
+    return pool(pods=[{"affinity": {"nodeAffinity": required}}])
 
 
 A100 = [("gpu", "In", ["a100"])]
@@ -34,11 +35,19 @@ ANY = pool()
     ("one", "other", "shares"),
     [
         (ANY, ANY, True),
-        (ANY, pool(devices={"resource": "amd.com/gpu", "max": 4}), False),
-        (pool(nodeSelector={"gpu": "a100"}), pool(nodeSelector={"gpu": "h100"}), False),
-        (pool(nodeSelector={"gpu": "a100"}), pool(nodeSelector={"zone": "a"}), True),
-        (pool(nodeSelector={"gpu": "h100"}), requiring(A100), False),
-        (pool(nodeSelector={"gpu": "h100"}), requiring(A100, [("gpu", "In", ["h100", "h200"])]), True),
+        (ANY, pool(accelerator={"resource": "amd.com/gpu", "maxPerPod": 4}), False),
+        (
+            pool(pods=[{"nodeSelector": {"gpu": "a100"}}]),
+            pool(pods=[{"nodeSelector": {"gpu": "h100"}}]),
+            False,
+        ),
+        (pool(pods=[{"nodeSelector": {"gpu": "a100"}}]), pool(pods=[{"nodeSelector": {"zone": "a"}}]), True),
+        (pool(pods=[{"nodeSelector": {"gpu": "h100"}}]), requiring(A100), False),
+        (
+            pool(pods=[{"nodeSelector": {"gpu": "h100"}}]),
+            requiring(A100, [("gpu", "In", ["h100", "h200"])]),
+            True,
+        ),
         (requiring(A100), requiring([("gpu", "NotIn", ["a100"])]), False),
         (requiring(A100), requiring([("gpu", "NotIn", ["h100"])]), True),
         (requiring(A100), requiring([("gpu", "DoesNotExist", [])]), False),
@@ -64,13 +73,13 @@ def test_preferred_nodes_keep_no_one_apart() -> None:
         term = {"matchExpressions": [{"key": "gpu", "operator": "In", "values": [gpu]}]}
         preferred = [{"weight": 1, "preference": term}]
         affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
-        return pool(podTemplates=[{"affinity": affinity}])
+        return pool(pods=[{"affinity": affinity}])
 
     assert preferring("a100").may_share_nodes_with(preferring("h100"))
 
 
 def tolerating(*tolerations: Manifest) -> NodePool:
-    return pool(tolerations=list(tolerations))
+    return pool(pods=[{"tolerations": list(tolerations)}])
 
 
 OURS: Manifest = {"key": "dedicated", "value": "ours"}

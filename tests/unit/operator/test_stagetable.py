@@ -8,11 +8,10 @@ import pytest
 from finetune_operator.api.devicetime import StageStatus, StageUsage
 from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.api.meta import Model
-from finetune_operator.api.podresources import StageResources
-from finetune_operator.api.podtemplate import PodStage
+from finetune_operator.api.podtemplate import DEVICE_STAGES, SIZED_STAGES, PodStage
 from finetune_operator.api.queueing import PerStage, PerWorkload
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_operator.stagetable import STAGES, Queue
+from finetune_operator.stagetable import SERVE_PODS, STAGES, Queue, pod_names
 from finetune_operator.status.reasons import UNDER_WAY
 from finetune_trainer.contract.vocabulary import ResultStage, Stage
 
@@ -25,20 +24,17 @@ def test_every_stage_of_the_contract_has_a_row_and_every_job_stage_one() -> None
     assert {name for name, row in STAGES.items() if row.condition is not None} == set(WITH_RESULTS)
 
 
-def test_a_profile_has_resources_for_the_stages_that_say_so_and_for_serving() -> None:
-    assert set(StageResources.model_fields) == {name for name, row in STAGES.items() if row.in_profile} | {
-        "serve"
-    }
-
-
 def test_a_profile_has_a_queue_for_each_that_stages_use() -> None:
     assert {row.queue for row in STAGES.values()} == set(get_args(Queue))
     assert set(get_args(Queue)) <= set(PerStage.model_fields)
     assert set(PerStage.model_fields) <= set(PerWorkload.model_fields)
 
 
-def test_a_profile_has_pod_templates_for_the_stages_that_pods_have() -> None:
-    assert {row.pods for row in STAGES.values()} | {"serve"} == set(get_args(PodStage))
+def test_each_name_in_an_entry_of_a_profile_is_that_of_some_pods() -> None:
+    assert {name for stage in STAGES for name in pod_names(stage)} | SERVE_PODS == set(get_args(PodStage))
+    assert {stage for stage in STAGES if "cpu" not in pod_names(stage)} | SERVE_PODS == set(DEVICE_STAGES)
+    for stage in STAGES:
+        assert pod_names(stage) - {"cpu"} == {stage} & set(SIZED_STAGES)
 
 
 @pytest.mark.parametrize(

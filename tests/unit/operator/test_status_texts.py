@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.devicetime import Cost, StageUsage
 from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
@@ -148,10 +147,6 @@ def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
     ("spec", "messages"),
     [
         (DatasetSpec.model_validate({"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"}), ()),
-        (
-            ComputeProfileSpec.model_validate({"engine": "VLLM", "allowRemoteCode": True}),
-            ("spec.allowRemoteCode is not implemented in this release; remove it",),
-        ),
     ],
 )
 def test_reserved_fields_are_found_wherever_they_are(spec: Any, messages: tuple[str, ...]) -> None:

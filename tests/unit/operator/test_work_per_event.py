@@ -276,7 +276,7 @@ def test_the_starts_of_many_pods_are_counted_in_one_pass_of_their_profile() -> N
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "ComputeProfile",
             "metadata": {"name": "gpu", "uid": "gpu", "resourceVersion": "1"},
-            "spec": {"budget": {"period": "Day", "deviceHoursPerNamespace": 2}},
+            "spec": {"cost": {"budget": {"period": "Day", "deviceHoursPerNamespace": 2}}},
         }
     )
     queue.delays.clear()

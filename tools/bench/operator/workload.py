@@ -22,7 +22,7 @@ def namespace(name: str = NAMESPACE) -> Object:
 def prerequisites() -> list[Object]:
     """Objects that the platform team and the team create before the first run."""
     return [
-        ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}}),
+        ours("ComputeProfile", "", PROFILE, {"accelerator": {"resource": "cpu", "maxPerPod": 4}}),
         *team_prerequisites(),
     ]
 
@@ -34,7 +34,10 @@ def team_prerequisites(name: str = NAMESPACE) -> list[Object]:
 
 def claims(team: str) -> list[Object]:
     """The volumes with a team's base models and its store."""
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
     return [
         {
             "apiVersion": "v1",
@@ -54,7 +57,7 @@ def dataset(name: str, team: str) -> Object:
 
 def profile(**spec: Any) -> Object:
     """The cluster's default ComputeProfile."""
-    made = ours("ComputeProfile", "", PROFILE, {"devices": {"resource": "cpu", "max": 4}, **spec})
+    made = ours("ComputeProfile", "", PROFILE, {"accelerator": {"resource": "cpu", "maxPerPod": 4}, **spec})
     made["metadata"]["annotations"] = {DEFAULT_PROFILE_LABEL: "true"}
     return made
 

@@ -30,7 +30,10 @@ class BenchNamespace:
 
     def __init__(self, access: Access) -> None:
         self.access = access
-        claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "2Gi"}},
+        }
         self.apply(named("Namespace", NAMESPACE, None))
         self.apply(
             named("PersistentVolumeClaim", "artifacts") | {"spec": claim},
@@ -45,7 +48,10 @@ class BenchNamespace:
             profile: fields of the ComputeProfile that depend on the engine.
             spec: fields of the endpoint in addition to those of its model.
         """
-        common = {"devices": {"resource": "cpu", "max": 2}, "store": {"uri": "pvc://artifacts"}}
+        common = {
+            "accelerator": {"resource": "cpu", "maxPerPod": 2},
+            "store": {"uri": "pvc://artifacts", "accessMode": "ReadWriteOnce"},
+        }
         uri = f"pvc://artifacts/checkpoints/{self._digest.removeprefix('sha256:')}"
         pin = {"uri": uri, "digest": self._digest, "type": "Full"}
         model = {
@@ -54,8 +60,7 @@ class BenchNamespace:
             "compute": {"profile": NAME},
         }
         self.apply(
-            named("ComputeProfile", NAME, None, API_VERSION)
-            | {"spec": {**common, "singleNode": True, **profile}},
+            named("ComputeProfile", NAME, None, API_VERSION) | {"spec": {**common, **profile}},
             named(KIND, NAME, NAMESPACE, API_VERSION) | {"spec": {**model, **spec}},
         )
         self.until_ready()

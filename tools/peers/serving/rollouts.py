@@ -24,7 +24,10 @@ STRATEGIES: Final[dict[str, Object]] = {
     },
 }
 NONE: Final = dict.fromkeys(("blueGreen", "canary"))
-PROFILE: Final = {"engine": "Transformers", "resources": {"serve": {"cpu": "100m", "memory": "3Gi"}}}
+PROFILE: Final = {
+    "serving": {"engine": "Transformers"},
+    "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "3Gi"}}],
+}
 
 
 def main(rounds: int) -> None:

@@ -69,10 +69,12 @@ def _create_gateway(namespace: BenchNamespace) -> int:
 def _serve(namespace: BenchNamespace, engine: str) -> None:
     gateway = yaml.safe_load(EXAMPLE.read_text())["metadata"]
     profile = {
-        "engine": "VLLM",
         "images": {"engine": engine},
-        "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
-        "resources": {"serve": {"cpu": "100m", "memory": "6Gi"}},
+        "serving": {
+            "engine": "VLLM",
+            "allowedEngineArguments": [argument.partition("=")[0] for argument in vllmoncpu.ARGUMENTS],
+        },
+        "pods": [{"stages": ["serve"], "resources": {"cpu": "100m", "memory": "6Gi"}}],
     }
     spec = {
         "serving": serving(extraEngineArguments=list(vllmoncpu.ARGUMENTS)),

@@ -14,7 +14,7 @@ from finetune_trainer.store.failures import Mount, verify_files, verify_names
 
 REBUILD: Final = (
     "build the image again from the folder of the model in the store, and name its new digest in"
-    " modelCache.images of the ComputeProfile"
+    " serving.modelCache.images of the ComputeProfile"
 )
 
 logger = logging.getLogger(__name__)

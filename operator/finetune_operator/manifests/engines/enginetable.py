@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines by the name of `ComputeProfile.spec.engine`."""
+"""The engines by the name of `serving.engine` of a ComputeProfile."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container
 from finetune_operator.manifests.engines.vllm import max_lora_rank, vllm_container
 from finetune_operator.manifests.engines.vllmanswers import VLLM_ANSWERING
+from finetune_operator.manifests.podsizing import resources_of, serving_resources
 from finetune_operator.plan import Manifest
+from finetune_operator.stagetable import STAGES
 from finetune_trainer.contract.serving import EngineName
 
 
@@ -58,7 +60,7 @@ ENGINES: Final[Mapping[EngineName, ServingEngine]] = {
 
 def engine_of(profile: ComputeProfile) -> ServingEngine:
     """The engine of a profile."""
-    return ENGINES[profile.spec.engine]
+    return ENGINES[profile.spec.serving.engine]
 
 
 def engine_resources(profile: ComputeProfile, devices: int, default: PodResources) -> Manifest:
@@ -72,18 +74,19 @@ def engine_resources(profile: ComputeProfile, devices: int, default: PodResource
         devices: devices of the pod.
         default: resources if the profile has none for serving.
     """
-    resources = profile.spec.resources.serve or default
+    given = serving_resources(profile)
+    resources = given or default
     requests, limits = {"cpu": resources.cpu, **resources.limited}, resources.limited
-    if profile.spec.devices.resource != CPU:
-        limits[profile.spec.devices.resource] = str(devices)
-    elif profile.spec.resources.serve is None:
-        of_stages = [each.cpu for _, each in profile.spec.resources if each is not None]
+    if profile.spec.accelerator.resource != CPU:
+        limits[profile.spec.accelerator.resource] = str(devices)
+    elif given is None:
+        of_stages = [each.cpu for stage in STAGES if (each := resources_of(stage, profile)) is not None]
         requests["cpu"] = max([str(devices), *of_stages], key=quantity_value)
     return {"requests": requests, "limits": limits}
 
 
 def engine_image(profile: ComputeProfile, trainer_image: str) -> str:
     """Image of the engine's container. The built-in engine is part of the trainer image."""
-    if profile.spec.engine == BUILT_IN:
+    if profile.spec.serving.engine == BUILT_IN:
         return trainer_image
     return profile.spec.images.engine or trainer_image

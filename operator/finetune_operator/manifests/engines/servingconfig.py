@@ -47,7 +47,7 @@ class ServingConfig:
 def serving_config(endpoint: InferenceDeployment, revision: Revision, contract: int) -> ServingConfig:
     """The config of a revision's replicas. `contract` is the version that the trainer image knows."""
     serving = endpoint.spec.serving or Serving()
-    has_accelerators = revision.profile.spec.devices.resource != CPU
+    has_accelerators = revision.profile.spec.accelerator.resource != CPU
     return ServingConfig(
         serve=serve_config(endpoint, revision, contract),
         settings=serving,

@@ -122,14 +122,14 @@ def is_managed(argument: str) -> bool:
 
 def argument_problems(arguments: Iterable[str], field: str, profile: ComputeProfile) -> Iterator[str]:
     """What keeps the engine from getting these arguments, by the field of the spec that has them."""
-    allowed = set(profile.spec.allowed_engine_arguments)
+    allowed = set(profile.spec.serving.allowed_engine_arguments)
     for argument in arguments:
         name = argument.partition("=")[0].partition(".")[0]
         if is_managed(argument):
             yield f"{field}: {name} is set by the operator: remove it"
         elif name not in allowed:
             yield (
-                f"{field}: {name} is not in spec.allowedEngineArguments of ComputeProfile {profile.name}:"
+                f"{field}: {name} is not in serving.allowedEngineArguments of ComputeProfile {profile.name}:"
                 " remove it, or ask the platform team to allow it"
             )
 

@@ -54,18 +54,18 @@ def account(profile: ComputeProfile, uses: Collection[PodUse], now: datetime) ->
         uses: its pods in the namespaces that this operator watches, also those that ended recently.
         now: the time of the pass.
     """
-    budget = profile.spec.budget
+    budget = profile.spec.cost.budget
     if budget is None:
         return Account(None, None)
     now = now.replace(microsecond=0)
     current = _in_period(budget, profile.status.budget, now)
-    until, resource = now - LAG, profile.spec.devices.resource
+    until, resource = now - LAG, profile.spec.accelerator.resource
     pods: defaultdict[str, list[PodUse]] = defaultdict(list)
     for use in uses:
         pods[use.namespace].append(use)
     uncounted = _uncounted(current, pods, resource, until)
     if any(_is_due(current, namespace, seconds, until) for namespace, seconds in uncounted.items()):
-        current = _with(current, uncounted, until, profile.spec.price_per_device_hour)
+        current = _with(current, uncounted, until, profile.spec.cost.price_per_device_hour)
     return Account(current, _recheck_seconds(profile, budget, current, pods, now))
 
 
@@ -142,7 +142,7 @@ def _recheck_seconds(
     """Seconds until the reset, until a namespace uses up its budget, or until use must be counted."""
     waits = [IDLE_SECONDS, (current.resets_at - now).total_seconds()]
     for namespace, uses in pods.items():
-        if _awaits_count(current, namespace, uses, profile.spec.devices.resource):
+        if _awaits_count(current, namespace, uses, profile.spec.accelerator.resource):
             waits.append(MIN_PASS_SECONDS)
         running = [use for use in uses if use.ended_at is None]
         if running:
@@ -162,8 +162,8 @@ def _used_up_at(
     """When these pods will have used the rest of the namespace's budget; None: never, or already."""
     usage = current.of(namespace)
     left = budget.limit - (0.0 if usage is None else budget.used(usage))
-    devices = sum(use.devices(profile.spec.devices.resource) for use in running)
-    per_second = budget.per_second(devices, profile.spec.price_per_device_hour)
+    devices = sum(use.devices(profile.spec.accelerator.resource) for use in running)
+    per_second = budget.per_second(devices, profile.spec.cost.price_per_device_hour)
     if left <= 0 or per_second == 0:
         return None
     since = max(_counted_until(current, namespace), min(use.started_at for use in running))

@@ -34,10 +34,10 @@ def _state(profile: ComputeProfile, snapshot: Snapshot) -> Done | Failed:
             " remove finetune.dev/is-default-profile from all but one"
         )
         return Failed(Reason.DEFAULT_PROFILE_CONFLICT, message)
-    if profile.spec.engine != BUILT_IN and profile.spec.images.engine is None:
+    if profile.spec.serving.engine != BUILT_IN and profile.spec.images.engine is None:
         return Failed(
             Reason.INVALID_SPEC,
-            f"spec.engine is {profile.spec.engine}, but spec.images.engine is not set: set it to an image of"
-            f" vLLM, for example of vllm/vllm-openai by digest, or set engine: {BUILT_IN}",
+            f"serving.engine is {profile.spec.serving.engine}, but images.engine is not set: set it to an"
+            f" image of vLLM, for example of vllm/vllm-openai by digest, or set serving.engine: {BUILT_IN}",
         )
     return Done(Reason.AVAILABLE, "FineTuneJobs and InferenceDeployments can use this profile")

@@ -203,6 +203,7 @@ def _build(
         store_credentials=secret.name if secret else None,
         report=snapshot.facts.report,
         contract_version=trainer.contract,
+        max_unpacked_bytes=profile.spec.limits.unpacked_bytes if profile is not None else None,
     )
     prepares = purpose == "stage"
     config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, STAGE)

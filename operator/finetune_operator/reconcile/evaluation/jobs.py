@@ -49,7 +49,7 @@ def build_job(
     if missing is not None:
         return missing
     secret, devices = reference.credentials, evaluation.spec.compute.devices
-    on_cuda = found.profile.spec.devices.resource.startswith(CUDA_RESOURCES)
+    on_cuda = found.profile.spec.accelerator.resource.startswith(CUDA_RESOURCES)
     inputs = StageInputs(
         owner=evaluation,
         run=request.run,

@@ -91,16 +91,16 @@ def _is_equivalent(run: Run, own: ComputeProfile, other: ComputeProfile) -> bool
         other.metadata.deletion_timestamp is None
         and is_allowed(other, namespace, run.snapshot)
         and _domain(other) == _domain(own)
-        and (other.spec.engine, other.spec.images) == (own.spec.engine, own.spec.images)
+        and (other.spec.serving.engine, other.spec.images) == (own.spec.serving.engine, own.spec.images)
         and isinstance(store, StoreReference)
         and store.uri == run.status.resolved.store
         and check_devices(other, spec.compute.devices, "spec.compute.devices") is None
         and check_nodes(other, spec.compute.nodes, "spec.compute.nodes") is None
         and check_choice(other, spec.compute) is None
-        and bool(other.spec.allow_custom_code) >= has_custom_code
+        and other.spec.allow.custom_code >= has_custom_code
     )
 
 
 def _domain(profile: ComputeProfile) -> str:
     """The vendor of the devices: nvidia.com for nvidia.com/gpu and for nvidia.com/mig-1g.10gb."""
-    return profile.spec.devices.resource.partition("/")[0]
+    return profile.spec.accelerator.resource.partition("/")[0]

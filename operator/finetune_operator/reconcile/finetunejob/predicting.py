@@ -62,6 +62,6 @@ def _train_devices(run: Run) -> TrainDevices:
     return TrainDevices(
         count=compute.devices * compute.nodes,
         facts=device_facts(profile) if profile is not None else None,
-        price_per_hour=profile.spec.price_per_device_hour if profile is not None else None,
-        currency=profile.spec.currency if profile is not None else None,
+        price_per_hour=profile.spec.cost.price_per_device_hour if profile is not None else None,
+        currency=profile.spec.cost.currency if profile is not None else None,
     )

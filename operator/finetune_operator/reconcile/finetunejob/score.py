@@ -62,11 +62,11 @@ def _unpermitted(run: Run) -> Blocked | None:
 
 
 def _not_allowed(profile: ComputeProfile) -> Blocked | None:
-    if profile.spec.allow_custom_code:
+    if profile.spec.allow.custom_code:
         return None
     return Blocked(
         Reason.CUSTOM_CODE_NOT_ALLOWED,
         f"ComputeProfile {profile.name} does not allow spec.evaluation.customMetrics: ask the platform team"
-        " to set its spec.allowCustomCode to true, or create a new run without them",
+        " to set its allow.customCode to true, or create a new run without them",
         requeue_after=None,
     )

@@ -100,7 +100,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
         prediction.weights_bytes if prediction is not None else None,
         facts.memory_bytes if facts is not None else None,
     )
-    requested = min(run.job.spec.compute.devices, profile.spec.devices.max)
+    requested = min(run.job.spec.compute.devices, profile.spec.accelerator.max_per_pod)
     return STAGES[stage].devices_of(requested, one_holds_model=holds)
 
 
@@ -108,7 +108,7 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     secret = found.store.credentials_secret_ref
     devices = run.job.spec.compute.devices
     limits = (limit_of(run, each) for each in get_args(Stage) if STAGES[each].time_limit)
-    on_cuda = found.profile_of(stage).spec.devices.resource.startswith(CUDA_RESOURCES)
+    on_cuda = found.profile_of(stage).spec.accelerator.resource.startswith(CUDA_RESOURCES)
     return StageInputs(
         owner=run.job,
         run=run.job.uid,
@@ -116,11 +116,12 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
         store_credentials=secret.name if secret else None,
         report=run.snapshot.facts.report,
         contract_version=found.trainer.contract,
-        accelerators=1 if found.profile.spec.devices.resource == CPU else devices,
+        accelerators=1 if found.profile.spec.accelerator.resource == CPU else devices,
         requested_accelerators=_devices_of(run, found, stage) if on_cuda else 0,
         device=device_facts(found.profile),
         mfu=run.snapshot.calibrated_mfu(found.profile.name),
         max_run_seconds=next((limit.seconds for limit in limits if limit is not None), None),
+        max_unpacked_bytes=found.profile.spec.limits.unpacked_bytes,
         coordinator=coordinator_host(run.job, stage) if nodes_of(run, stage) > 1 else None,
     )
 

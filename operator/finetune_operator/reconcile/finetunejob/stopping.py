@@ -30,13 +30,13 @@ def limit_of(run: Run, stage: Stage) -> Limit | None:
     """The smaller of the run's own limit and its profile's."""
     own = run.job.spec.compute.max_run_seconds
     profile = run.snapshot.profiles.get(run.status.resolved.profile or "")
-    offered = profile.spec.max_run_seconds if profile is not None else None
+    offered = profile.spec.limits.run_seconds if profile is not None else None
     if own is not None and (offered is None or own <= offered):
         return Limit(stage, own, f"raise spec.compute.maxRunSeconds of FineTuneJob {run.job.name}")
     if profile is None or offered is None:
         return None
     return Limit(
-        stage, offered, f"ask the platform team to raise spec.maxRunSeconds of ComputeProfile {profile.name}"
+        stage, offered, f"ask the platform team to raise limits.runSeconds of ComputeProfile {profile.name}"
     )
 
 
@@ -51,7 +51,7 @@ def at_limit(run: Run, limit: Limit) -> Halt | None:
         stop(run, job)
         pods += pods_of(job, snapshot)
     if job is not None or pods:
-        message = "maxRunSeconds is reached; waiting for the pods to save their state and end"
+        message = "the time limit of the run is reached; waiting for the pods to save their state and end"
         return until_ended(pods, Reason.SUSPENDING, message, snapshot.now)
     last = run.status.progress
     where = f" at step {last.step} of {last.total_steps}" if last and last.stage == limit.stage else ""

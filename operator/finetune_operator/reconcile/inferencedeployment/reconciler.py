@@ -36,7 +36,7 @@ def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
     """
     name = endpoint.spec.compute.profile
     profile = named_profile(name, "spec.compute.profile", endpoint.namespace, snapshot)
-    cache = None if isinstance(profile, Blocked) else profile.spec.model_cache
+    cache = None if isinstance(profile, Blocked) else profile.spec.serving.model_cache
     queue = {} if isinstance(profile, Blocked) else serving_queue(profile, endpoint.spec.compute)
     claims = claims_of(
         *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),

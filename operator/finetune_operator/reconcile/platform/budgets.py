@@ -53,7 +53,7 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     Jobs that exist are never affected, so a namespace can exceed its budget by what they use. Without a
     count nothing starts: a budget whose status cannot be written would otherwise limit nothing.
     """
-    budget, status, now = profile.spec.budget, profile.status.budget, snapshot.now
+    budget, status, now = profile.spec.cost.budget, profile.status.budget, snapshot.now
     if not STAGES[stage].uses_devices or budget is None:
         return None
     jobs_of_namespace = snapshot.jobs_of_others(profile.name)
@@ -69,7 +69,7 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     usage = None if is_over else status.of(namespace)
     resets_at = period_of(budget.period, now)[1] if is_over else status.resets_at
     used = 0.0 if usage is None else budget.used(usage)
-    price = profile.spec.price_per_device_hour
+    price = profile.spec.cost.price_per_device_hour
 
     def reserved(jobs: Iterable[DeviceJob]) -> float:
         return budget.per_second(sum(job.devices for job in jobs), price) * RESERVED_SECONDS
@@ -78,7 +78,9 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     if used + reserved(jobs) < budget.limit:
         return None
     # The message has neither the usage nor the Jobs, which change: a waiting object writes its status once.
-    unit = (profile.spec.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
+    unit = (
+        (profile.spec.cost.currency or "of cost") if budget.cost_per_namespace is not None else "device hours"
+    )
     whose = (
         f"its budget of ComputeProfile {profile.name}: {_figure(budget.limit)} {unit}"
         f" {PERIODS.get(budget.period, '')}"
@@ -102,7 +104,7 @@ def check_budget(profile: ComputeProfile, stage: Stage, namespace: str, snapshot
     return Working(
         Reason.BUDGET_EXHAUSTED,
         f"{cause}. The {stage} stage starts {start}."
-        " To start it earlier, ask the platform team to raise the profile's spec.budget, or use another"
+        " To start it earlier, ask the platform team to raise the profile's cost.budget, or use another"
         " profile in a new object",
         _seconds_until_recheck(ending, resets_at, now)
         if snapshot.is_first_in_line(profile.name)

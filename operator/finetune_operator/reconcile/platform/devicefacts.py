@@ -3,22 +3,22 @@
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
-from finetune_operator.api.devices import DeviceFacts as GivenFacts
 from finetune_operator.api.podresources import quantity_value
+from finetune_operator.stagetable import TRAIN_PODS
 from finetune_trainer.contract.devicecards import PRODUCT_LABELS, find_card
 from finetune_trainer.contract.prediction import DeviceFacts
 
 
 def device_facts(profile: ComputeProfile) -> DeviceFacts | None:
-    """Facts of `spec.device`, completed by the table of known cards; None if nothing is known.
+    """Facts of `spec.accelerator`, completed by the table of known cards; None if nothing is known.
 
-    Without a product in `spec.device`, the nodes' label in `spec.nodeSelector` names it.
+    Without a product in `spec.accelerator`, the nodes' label that train pods require names it.
     """
-    spec = profile.spec
-    if spec.devices.resource == CPU:
+    given = profile.spec.accelerator
+    if given.resource == CPU:
         return None
-    given = spec.device or GivenFacts()
-    labels = (spec.node_selector.get(label) for label in PRODUCT_LABELS)
+    selector = profile.spec.pods_of(TRAIN_PODS).node_selector
+    labels = (selector.get(label) for label in PRODUCT_LABELS)
     product = given.product or next(filter(None, labels), None)
     card = find_card(product)
     memory = None if given.memory is None else int(quantity_value(given.memory))

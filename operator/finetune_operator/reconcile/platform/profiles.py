@@ -7,11 +7,10 @@ from typing import Final
 from finetune_operator.api.computeprofile import (
     BUILT_IN,
     DEFAULT_PROFILE_LABEL,
-    NAMESPACE_PLACEHOLDER,
     ComputeProfile,
 )
 from finetune_operator.api.evaluation import EvaluationSettings
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.storereference import NAMESPACE_PLACEHOLDER, StoreReference
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
@@ -42,22 +41,22 @@ def _names(snapshot: Snapshot, namespace: str) -> str:
 
 def is_allowed(profile: ComputeProfile, namespace: str, snapshot: Snapshot) -> bool:
     """Whether objects of this namespace, that of the pass, are allowed to use the profile."""
-    selector = profile.spec.namespace_selector
-    if selector is None or not _depends_on_labels(profile, namespace):
+    offered = profile.spec.namespaces
+    if offered is None or offered.selector is None or namespace in offered.names:
         return _is_named(profile, namespace)
     labels = snapshot.namespace_labels(namespace)
-    return labels is not None and selector.selects(labels)
+    return labels is not None and offered.selector.selects(labels)
 
 
 def _is_named(profile: ComputeProfile, namespace: str) -> bool:
     """Whether the profile allows the namespace by name, or allows all."""
-    allowed, selector = profile.spec.allowed_namespaces, profile.spec.namespace_selector
-    selects_all = not allowed if selector is None else selector.is_empty
-    return selects_all or namespace in allowed
+    offered = profile.spec.namespaces
+    return offered is None or namespace in offered.names
 
 
 def _depends_on_labels(profile: ComputeProfile, namespace: str) -> bool:
-    return profile.spec.namespace_selector is not None and not _is_named(profile, namespace)
+    offered = profile.spec.namespaces
+    return offered is not None and offered.selector is not None and namespace not in offered.names
 
 
 def label_needs(names: Iterable[str | None], namespace: str, snapshot: Snapshot) -> Needs:
@@ -91,7 +90,7 @@ def resolve_profile(
     if found is not None and is_refusal(found):
         return Blocked(
             Reason.FORBIDDEN,
-            f"ComputeProfile {profile.name} allows namespaces by labels (spec.namespaceSelector), but the"
+            f"ComputeProfile {profile.name} allows namespaces by labels (namespaces.selector), but the"
             f" operator cannot read those of namespace {namespace}: {found['message']}: the chart's roles"
             " grant this right, and helm upgrade restores them",
             requeue_after=LABELS_RECHECK_SECONDS,
@@ -100,7 +99,7 @@ def resolve_profile(
         profile,
         namespace,
         snapshot,
-        "to give the namespace the labels of the profile's spec.namespaceSelector",
+        "to give the namespace the labels of the profile's namespaces.selector",
         # Namespaces are not watched.
         LABELS_RECHECK_SECONDS,
     )
@@ -136,8 +135,8 @@ def named_profile(
             f"ComputeProfile {name} of {field} does not exist: create it, or name another"
             f"{_names(snapshot, namespace)}",
         )
-    if profile.spec.namespace_selector is None and not _is_named(profile, namespace):
-        how = "to add it to the profile's spec.allowedNamespaces"
+    if not _is_named(profile, namespace) and not _depends_on_labels(profile, namespace):
+        how = "to add it to the profile's namespaces.names"
         return _not_allowed(profile, namespace, snapshot, how, None)
     return profile
 
@@ -155,14 +154,14 @@ def _not_allowed(
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:
     """Whether this operator supports the contract of the profile's own trainer image."""
-    spec = profile.spec
-    if spec.images.trainer is None or spec.trainer_contract in CONTRACT_VERSIONS:
+    contract = profile.spec.images.trainer_contract
+    if contract is None or contract in CONTRACT_VERSIONS:
         return None
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"ComputeProfile {profile.name} has trainerContract {spec.trainer_contract}, but this operator"
-        f" supports {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release and set"
-        " trainerContract accordingly",
+        f"ComputeProfile {profile.name} has images.trainerContract {contract}, but this"
+        f" operator supports {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release"
+        " and remove images.trainerContract",
     )
 
 
@@ -175,8 +174,8 @@ def check_config(config: Contract, profile: ComputeProfile | None) -> Blocked | 
     return Blocked(
         Reason.PROFILE_INVALID,
         f"the trainer image does not support {', '.join(unsent)}, which this object sets: give {where} a"
-        f" trainer image of this release with trainerContract {CONTRACT_VERSION}, or remove the setting. A"
-        " run that has started keeps its image, so make a new one",
+        f" trainer image of this release, with images.trainerContract {CONTRACT_VERSION}, or remove the"
+        " setting. A run that has started keeps its image, so make a new one",
     )
 
 
@@ -189,34 +188,35 @@ def check_engine_arguments(
     """
     arguments = evaluation.extra_engine_arguments if evaluation is not None else ()
     message = "; ".join(argument_problems(arguments, field, profile))
-    if arguments and profile.spec.engine == BUILT_IN:
+    if arguments and profile.spec.serving.engine == BUILT_IN:
         message = (
-            f"{field} needs the engine VLLM, and ComputeProfile {profile.name} has engine: {BUILT_IN}: use a"
-            " profile with engine: VLLM, or leave the field out"
+            f"{field} needs the engine VLLM, and ComputeProfile {profile.name} has serving.engine:"
+            f" {BUILT_IN}: use a profile with VLLM, or leave the field out"
         )
     return Blocked(Reason.UNSUPPORTED_BY_ENGINE, message, requeue_after=None) if message else None
 
 
 def check_devices(profile: ComputeProfile, devices: int, field: str) -> Blocked | None:
     """Whether one pod may request this number of devices."""
-    if devices <= profile.spec.devices.max:
+    most = profile.spec.accelerator.max_per_pod
+    if devices <= most:
         return None
     return Blocked(
         Reason.TOO_MANY_DEVICES,
-        f"{field} is {devices}, but ComputeProfile {profile.name} allows {profile.spec.devices.max} per pod:"
-        " request fewer, or ask the platform team to raise the profile's spec.devices.max",
+        f"{field} is {devices}, but ComputeProfile {profile.name} allows {most} per pod: request fewer, or"
+        " ask the platform team to raise the profile's accelerator.maxPerPod",
     )
 
 
 def check_nodes(profile: ComputeProfile, nodes: int, field: str) -> Blocked | None:
     """Whether a run may have this number of pods."""
-    limit = profile.spec.nodes
-    if limit is None or nodes <= limit.max:
+    limit = profile.spec.limits.nodes
+    if limit is None or nodes <= limit:
         return None
     return Blocked(
         Reason.TOO_MANY_NODES,
-        f"{field} is {nodes}, but ComputeProfile {profile.name} allows {limit.max}: request fewer, or ask the"
-        " platform team to raise the profile's spec.nodes.max",
+        f"{field} is {nodes}, but ComputeProfile {profile.name} allows {limit}: request fewer, or ask the"
+        " platform team to raise the profile's limits.nodes",
     )
 
 

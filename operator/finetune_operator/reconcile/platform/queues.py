@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.queueing import QueueChoice, Queueing
+from finetune_operator.api.queueing import QueueChoice
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import JOB, LOCAL_QUEUE, PENDING_WORKLOADS, POD, WORKLOAD
 from finetune_operator.manifests.queueing import QUEUE_LABEL, queueing_of, queueing_of_stage
@@ -46,23 +46,23 @@ def serving_queue(profile: ComputeProfile, chosen: QueueChoice) -> Queues:
 def _field(name: str, queue: str, profile: ComputeProfile, chosen: QueueChoice) -> str:
     if queue == chosen.queue_name:
         return "spec.compute.queueName"
-    return f"spec.queues.{name} of ComputeProfile {profile.name}"
+    return f"kueue.queues.{name} of ComputeProfile {profile.name}"
 
 
 def check_choice(profile: ComputeProfile, chosen: QueueChoice) -> Blocked | None:
     """Whether the profile allows the queue and the priority that the object chooses."""
-    queueing = profile.spec.queueing or Queueing()
+    kueue = profile.spec.kueue
     offered = (
         (
             (Reason.QUEUE_NOT_ALLOWED, "queueName", chosen.queue_name),
-            ("queueing.allowedQueues", queueing.allowed_queues, profile.spec.queues),
+            ("kueue.allowedQueues", kueue.allowed_queues, kueue.queues),
         ),
         (
             (Reason.PRIORITY_NOT_ALLOWED, "workloadPriorityClass", chosen.workload_priority_class),
             (
-                "queueing.allowedWorkloadPriorityClasses",
-                queueing.allowed_workload_priority_classes,
-                queueing.workload_priority_classes,
+                "kueue.allowedWorkloadPriorityClasses",
+                kueue.allowed_workload_priority_classes,
+                kueue.workload_priority_classes,
             ),
         ),
     )
@@ -73,7 +73,7 @@ def check_choice(profile: ComputeProfile, chosen: QueueChoice) -> Blocked | None
                 reason,
                 f"spec.compute.{field} is {name}, but ComputeProfile {profile.name} allows"
                 f" {', '.join(names) or 'none'}: name one of these, or ask the platform team to add it to the"
-                f" profile's spec.{allows}",
+                f" profile's {allows}",
             )
     return None
 
@@ -120,7 +120,7 @@ def _problem(field: str, name: str, namespace: str, snapshot: Snapshot) -> Block
         return Blocked(
             Reason.KUEUE_NOT_INSTALLED,
             f"{field} is LocalQueue {name} of Kueue, but {queue['message']}: install Kueue, or ask the"
-            " platform team to remove queues from the ComputeProfile",
+            " platform team to remove kueue.queues from the ComputeProfile",
         )
     if not snapshot.is_missing(LOCAL_QUEUE, name):
         return None

@@ -34,9 +34,9 @@ class Offer:
             name=profile.name,
             memory_bytes=facts.memory_bytes,
             peak_teraflops=facts.peak_teraflops,
-            price=profile.spec.price_per_device_hour,
-            currency=profile.spec.currency,
-            max_run_seconds=profile.spec.max_run_seconds,
+            price=profile.spec.cost.price_per_device_hour,
+            currency=profile.spec.cost.currency,
+            max_run_seconds=profile.spec.limits.run_seconds,
         )
 
     def slowdown(self, current: "Offer") -> float | None:

@@ -2,10 +2,9 @@
 """Whether the claims that a stage's pod mounts exist and can be shared."""
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.storereference import AccessMode, StoreReference
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
-from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.secondaries import Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Failed
@@ -83,10 +82,10 @@ def check_model_cache(
     profile: ComputeProfile, store: str, namespace: str, snapshot: Snapshot
 ) -> Blocked | None:
     """Whether the claim of the profile's model cache exists, is not that of the store, and can be shared."""
-    cache = profile.spec.model_cache
+    cache = profile.spec.serving.model_cache
     if cache is None or cache.claim is None:
         return None
-    field = f"spec.modelCache of ComputeProfile {profile.name}"
+    field = f"serving.modelCache of ComputeProfile {profile.name}"
     if cache.claim == claim_name(store):
         return Blocked(
             Reason.PROFILE_INVALID,
@@ -98,35 +97,32 @@ def check_model_cache(
             Reason.MODEL_CACHE_NOT_FOUND,
             f"PersistentVolumeClaim {cache.claim} of {field} does not exist in namespace {namespace}: create"
             f" it (accessModes: [{_mode(profile)}]) with room for the models of its endpoints, or use a"
-            " profile without modelCache",
+            " profile without serving.modelCache",
         )
     return _check_modes(cache.claim, field, profile, Reason.MODEL_CACHE_NOT_SHAREABLE, snapshot)
 
 
-def _mode(profile: ComputeProfile | None) -> str:
+def _mode(profile: ComputeProfile | None) -> AccessMode:
     """Access mode of a claim that all pods can mount. Any StorageClass supports ReadWriteOnce."""
-    return "ReadWriteOnce" if profile is not None and profile.spec.single_node else "ReadWriteMany"
+    store = profile.spec.store if profile is not None else None
+    return store.access_mode if store is not None else "ReadWriteMany"
 
 
 def _check_modes(
     name: str, what: str, profile: ComputeProfile | None, reason: Reason, snapshot: Snapshot
 ) -> Blocked | None:
     claim = snapshot.find(CLAIM, name)
-    single_node = profile is not None and profile.spec.single_node
-    if claim is None or _is_shareable(claim, single_node):
+    if claim is None:
         return None
-    modes = ", ".join(claim.get("spec", {}).get("accessModes", ())) or "none"
+    modes = claim.get("spec", {}).get("accessModes", ())
+    if not {"ReadWriteMany", _mode(profile)}.isdisjoint(modes):
+        return None
     return Blocked(
         reason,
-        f"PersistentVolumeClaim {name} of {what} has accessModes {modes}, so pods on other nodes cannot"
-        " mount it: use a claim with ReadWriteMany, or set singleNode: true in the ComputeProfile if all pods"
-        " run on one node",
+        f"PersistentVolumeClaim {name} of {what} has accessModes {', '.join(modes) or 'none'}, so pods on"
+        " other nodes cannot mount it: use a claim with ReadWriteMany, or set store.accessMode: ReadWriteOnce"
+        " in the ComputeProfile if all pods run on one node",
     )
-
-
-def _is_shareable(claim: Manifest, single_node: bool) -> bool:
-    modes = claim.get("spec", {}).get("accessModes", ())
-    return "ReadWriteMany" in modes or (single_node and "ReadWriteOnce" in modes)
 
 
 def check_claim(uri: str, field: str, reason: str, namespace: str, snapshot: Snapshot) -> Blocked | None:

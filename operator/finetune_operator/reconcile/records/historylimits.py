@@ -68,7 +68,7 @@ def _run(checkpoint: Checkpoint, snapshot: Snapshot) -> FineTuneJob | None:
 
 def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, str] | None:
     """The limit and the field that sets it; None if this Checkpoint has no limit."""
-    limited = any(each.spec.checkpoint_history_limit is not None for each in snapshot.profiles.values())
+    limited = any(each.spec.limits.checkpoints is not None for each in snapshot.profiles.values())
     if not limited or checkpoint.status.promoted_at is not None:
         return None
     run = _run(checkpoint, snapshot)
@@ -77,9 +77,9 @@ def _checkpoint_limit(checkpoint: Checkpoint, snapshot: Snapshot) -> tuple[int, 
     named = run.status.resolved.profile or run.spec.compute.profile
     # The run has used the profile, so the present labels of the namespace do not matter.
     profile = profiles.named_profile(named, "spec.compute.profile", run.namespace, snapshot)
-    if not isinstance(profile, ComputeProfile) or profile.spec.checkpoint_history_limit is None:
+    if not isinstance(profile, ComputeProfile) or profile.spec.limits.checkpoints is None:
         return None
-    return profile.spec.checkpoint_history_limit, f"checkpointHistoryLimit of ComputeProfile {profile.name}"
+    return profile.spec.limits.checkpoints, f"limits.checkpoints of ComputeProfile {profile.name}"
 
 
 def _represents_run(checkpoint: Checkpoint, run: FineTuneJob, snapshot: Snapshot) -> bool:

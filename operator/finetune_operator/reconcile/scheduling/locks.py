@@ -38,7 +38,7 @@ def rollout_lock(endpoint: InferenceDeployment, profiles: Mapping[str, ComputePr
         own = [profiles[named]] if named in profiles else []
     if not own:
         return None
-    limiting = next((profile for profile in own if profile.spec.max_concurrent_rollouts is not None), None)
+    limiting = next((profile for profile in own if profile.spec.limits.concurrent_rollouts is not None), None)
     if limiting is None:
         return ("rollouts", own[0].name, endpoint.namespace)
     return ("rollouts", limiting.name)

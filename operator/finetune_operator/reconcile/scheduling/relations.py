@@ -256,7 +256,7 @@ def _of_pod(change: Change, objects: IndexedObjects) -> Iterator[Key]:
         return
     for name in {use.profile for use in (before, after) if use is not None}:
         profile = objects.child("ComputeProfile", "", name)
-        if profile is not None and profile.get("spec", {}).get("budget"):
+        if profile is not None and profile.get("spec", {}).get("cost", {}).get("budget"):
             yield Key("ComputeProfile", "", name)
 
 

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.podtemplate import PodStage
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.jobtrouble import shows_running_pods
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of
@@ -25,8 +24,10 @@ from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.nodepool import NodePool
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Working
+from finetune_operator.stagetable import pod_names
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.vocabulary import Stage
 
 GIVE_BACK_AFTER: Final = timedelta(minutes=5)
 """How long a run waits for its remaining pods before it gives its devices back.
@@ -101,11 +102,11 @@ def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Sn
     """Whether the run has waited long enough for nodes that an older, partly scheduled run may use."""
     waiting = list(snapshot.partly_scheduled_everywhere)
     own = next((run for run in waiting if run.uid == request.run), None)
-    pool = None if own is None else _pool(own, request.row.pods, snapshot)
+    pool = None if own is None else _pool(own, request.stage, snapshot)
     if own is None or pool is None:
         return False
     older = (run for run in waiting if _age(run) < _age(own) and _is_partly_placed(run))
-    rivals = (_pool(run, request.row.pods, snapshot) for run in older)
+    rivals = (_pool(run, request.stage, snapshot) for run in older)
     return any(
         waited >= (GIVE_BACK_TO_OTHER_TAINTS_AFTER if pool.has_other_taints_than(rival) else GIVE_BACK_AFTER)
         for rival in rivals
@@ -113,10 +114,10 @@ def _has_waited_for_older(waited: timedelta, request: StageRequest, snapshot: Sn
     )
 
 
-def _pool(run: FineTuneJob, stage: PodStage, snapshot: Snapshot) -> NodePool | None:
+def _pool(run: FineTuneJob, stage: Stage, snapshot: Snapshot) -> NodePool | None:
     """The nodes of the run; None if its profile does not exist any more."""
     profile = snapshot.profiles.get(run.status.resolved.profile or "")
-    return None if profile is None else NodePool.of(profile, stage)
+    return None if profile is None else NodePool.of(profile, pod_names(stage))
 
 
 def _is_partly_placed(run: FineTuneJob) -> bool:

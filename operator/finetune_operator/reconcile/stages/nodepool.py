@@ -2,16 +2,14 @@
 """Nodes whose devices the pods of a stage can get, and whether two stages compete for the same ones."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Final, NamedTuple, Self
 
 from finetune_operator.api.affinity import Affinity
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.podtemplate import PodStage
-from finetune_operator.api.toleration import Toleration
-from finetune_operator.manifests.podshape import pod_additions
+from finetune_operator.api.podtemplate import PodStage, Toleration
 
 CONDITION_TAINTS: Final = "node.kubernetes.io/"
 """Begin of the keys of taints that Kubernetes sets by the state of a node."""
@@ -40,19 +38,14 @@ class NodePool:
     tolerations: tuple[Toleration, ...]
 
     @classmethod
-    def of(cls, profile: ComputeProfile, stage: PodStage) -> Self:
-        """The nodes of the stage's pods with this profile."""
-        spec, additions = profile.spec, pod_additions(profile, stage)
-        labels = {**spec.node_selector, **additions.node_selector}
-        selected = tuple(_LabelCondition(key, "In", (value,)) for key, value in labels.items())
+    def of(cls, profile: ComputeProfile, names: Collection[PodStage]) -> Self:
+        """The nodes of pods with these names in the entries of the profile."""
+        pods = profile.spec.pods_of(names)
+        selected = tuple(_LabelCondition(key, "In", (value,)) for key, value in pods.node_selector.items())
         return cls(
-            spec.devices.resource,
-            tuple((*selected, *term) for term in _required_terms(additions.affinity)),
-            tuple(
-                each
-                for each in (*spec.tolerations, *additions.tolerations)
-                if not (each.key or "").startswith(CONDITION_TAINTS)
-            ),
+            profile.spec.accelerator.resource,
+            tuple((*selected, *term) for term in _required_terms(pods.affinity)),
+            tuple(each for each in pods.tolerations if not (each.key or "").startswith(CONDITION_TAINTS)),
         )
 
     def may_share_nodes_with(self, other: "NodePool") -> bool:

@@ -124,7 +124,7 @@ def _devices_per_process(run: StagePass[Any], stage: Stage) -> int:
     """Devices of each process of the stage: one process uses all CPU cores of its pod."""
     job = run.snapshot.children[JOB].get(run.job_names(stage).stage)
     profile = None if job is None else run.snapshot.profiles.get(profile_of(job))
-    if job is None or profile is None or profile.spec.devices.resource != CPU:
+    if job is None or profile is None or profile.spec.accelerator.resource != CPU:
         return 1
     return max(1, devices_per_pod(job))
 

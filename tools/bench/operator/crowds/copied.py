@@ -118,7 +118,9 @@ async def _waiting_run(user: KubernetesClient) -> Manifest:
     """A run that waits for a budget which the Jobs of others reserve."""
     for manifest in workload.prerequisites():
         if manifest["kind"] == "ComputeProfile":
-            manifest["spec"]["budget"] = {"period": "Month", "deviceHoursPerNamespace": BUDGET_HOURS}
+            manifest["spec"]["cost"] = {
+                "budget": {"period": "Month", "deviceHoursPerNamespace": BUDGET_HOURS}
+            }
         await user.create(manifest)
     for number in range(HOLDERS):
         await user.create(_holder(number))

@@ -31,7 +31,7 @@ GATEWAY: Final = "gateway"
 """User of the simulated controller of the Gateway."""
 WATCH_SECONDS: Final = 600
 SCRAPES: Final = 20
-PROFILE: Final = {"devices": {"resource": "cpu", "max": 4}, "maxConcurrentRollouts": 1000}
+PROFILE: Final = {"accelerator": {"resource": "cpu", "maxPerPod": 4}, "limits": {"concurrentRollouts": 1000}}
 
 
 def _checkpoint(name: str) -> Manifest:
@@ -153,7 +153,10 @@ async def _measure(stage: CrowdScene) -> None:
             async with operator.phase("profile edited"):
                 stage.apply(
                     workload.ours(
-                        "ComputeProfile", "", workload.PROFILE, {**PROFILE, "maxConcurrentRollouts": 999}
+                        "ComputeProfile",
+                        "",
+                        workload.PROFILE,
+                        {**PROFILE, "limits": {"concurrentRollouts": 999}},
                     )
                 )
                 await operator.until_reconciled(KIND, before + stage.size)

@@ -120,7 +120,7 @@ async def _measure(stage: CrowdScene) -> None:
         "metadata": {"name": QUEUE, "namespace": NAMESPACE},
         "spec": {"clusterQueue": "all"},
     }
-    profile = workload.profile(queues={"prepare": QUEUE})
+    profile = workload.profile(kueue={"queues": {"cpu": QUEUE}})
     stage.apply(workload.namespace(NAMESPACE), queue, *workload.claims(NAMESPACE), profile)
     async with (
         client(stage.plane, USER) as user,

@@ -33,30 +33,30 @@ MIN_VLLM_CONTRACT: Final = 2
 def check_engine(profile: ComputeProfile, devices: int) -> Blocked | None:
     """Whether the images of the profile can serve on this number of devices."""
     trainer = trainer_of(profile, "")
-    if profile.spec.model_cache is not None and trainer.contract < MIN_CACHE_CONTRACT:
+    if profile.spec.serving.model_cache is not None and trainer.contract < MIN_CACHE_CONTRACT:
         return _blocked(
-            f"modelCache needs a trainer image of contract {MIN_CACHE_CONTRACT}, and images.trainer of"
-            f" ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
-            " release, or remove modelCache"
+            f"serving.modelCache needs a trainer image of contract {MIN_CACHE_CONTRACT}, and images.trainer"
+            f" of ComputeProfile {profile.name} has trainerContract {trainer.contract}: use an image of this"
+            " release, or remove serving.modelCache"
         )
-    if profile.spec.engine != BUILT_IN:
+    if profile.spec.serving.engine != BUILT_IN:
         if profile.spec.images.engine is None:
             return _blocked(
-                f"ComputeProfile {profile.name} has engine: {profile.spec.engine} but no images.engine: set"
-                " it to an image of vLLM, for example of vllm/vllm-openai by digest, or use a profile with"
-                f" engine: {BUILT_IN}"
+                f"ComputeProfile {profile.name} has serving.engine: {profile.spec.serving.engine} but no"
+                " images.engine: set it to an image of vLLM, such as vllm/vllm-openai by digest, or use"
+                f" a profile with {BUILT_IN}"
             )
         if trainer.contract < MIN_VLLM_CONTRACT:
             return _blocked(
-                f"engine: {profile.spec.engine} needs a trainer image of contract {MIN_VLLM_CONTRACT}, which"
-                f" prepares its pods, and images.trainer of ComputeProfile {profile.name} has trainerContract"
-                f" {trainer.contract}: use an image of this release"
+                f"serving.engine: {profile.spec.serving.engine} needs a trainer image of contract"
+                f" {MIN_VLLM_CONTRACT}, which prepares its pods, and images.trainer of ComputeProfile"
+                f" {profile.name} has trainerContract {trainer.contract}: use an image of this release"
             )
-    elif devices > 1 and profile.spec.devices.resource != CPU and not trainer.spreads_models:
+    elif devices > 1 and profile.spec.accelerator.resource != CPU and not trainer.spreads_models:
         return _blocked(
             f"spec.compute.devices is {devices}, but the engine of images.trainer of ComputeProfile"
             f" {profile.name}, with trainerContract {trainer.contract}, uses one"
-            f" {profile.spec.devices.resource} per replica, and the remaining ones would be idle: use an"
+            f" {profile.spec.accelerator.resource} per replica, and the remaining ones would be idle: use an"
             " image of this release, or set devices to 1",
             Reason.TOO_MANY_DEVICES,
         )
@@ -103,7 +103,7 @@ def check_serving(endpoint: InferenceDeployment, revision: Revision) -> Halt | N
     """Refuse models and settings that the engine does not support."""
     profile = revision.profile
     config = serving_config(endpoint, revision, trainer_of(profile, "").contract)
-    if profile.spec.engine != BUILT_IN:
+    if profile.spec.serving.engine != BUILT_IN:
         return check_vllm(revision, config)
     return _check_built_in(profile, config)
 

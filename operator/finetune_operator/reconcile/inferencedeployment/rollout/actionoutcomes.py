@@ -56,10 +56,10 @@ def hold(view: EndpointView) -> RolloutOutcome:
 def queue(view: EndpointView) -> RolloutOutcome:
     """Wait for a slot. The message does not name the endpoints that hold one, to save status writes."""
     profile = view.wanted.profile
-    limit = profile.spec.max_concurrent_rollouts
-    allowed = f"maxConcurrentRollouts {limit}"
+    limit = profile.spec.limits.concurrent_rollouts
+    allowed = f"limits.concurrentRollouts {limit}"
     if limit is None:
-        allowed = f"no maxConcurrentRollouts, which allows {DEFAULT_PER_NAMESPACE} per namespace"
+        allowed = f"no limits.concurrentRollouts, which allows {DEFAULT_PER_NAMESPACE} per namespace"
     message = (
         f"revision {view.wanted.name} ({view.models}) waits until other endpoints have rolled"
         f" out: ComputeProfile {profile.name} has {allowed}"

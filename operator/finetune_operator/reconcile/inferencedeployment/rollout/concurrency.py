@@ -57,7 +57,7 @@ def slot_of(
         queued: returns those with the reason Queued.
         now: time of the pass.
     """
-    limit, seconds = profile.spec.max_concurrent_rollouts, profile.spec.max_progress_deadline_seconds
+    limit, seconds = profile.spec.limits.concurrent_rollouts, profile.spec.limits.progress_deadline_seconds
 
     def rivals(endpoints: Iterable[InferenceDeployment]) -> list[InferenceDeployment]:
         others = (each for each in endpoints if each.uid != endpoint.uid and uses_profile(each, profile))

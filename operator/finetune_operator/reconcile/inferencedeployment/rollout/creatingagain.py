@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Deployment whose pods cannot start is created again if a new one would have other pods.
 
-`podTemplates` and `securityContext` of a profile are not part of a revision's name, so their correction makes
-no new revision.
+Most fields of the profile's `pods` are not part of a revision's name, so their correction makes no new
+revision.
 """
 
 from finetune_operator.engine.resources import POD

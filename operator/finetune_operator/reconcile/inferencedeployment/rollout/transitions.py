@@ -26,7 +26,7 @@ class Observation(Enum):
     ABORTED = "is aborted by spec.strategy.decision"
     GIVES_BACK = "has requests, for which the previous one does not have its replicas yet"
     PAUSED = "may not proceed, because spec.strategy.paused is true"
-    NO_SLOT = "has no Deployment, and other endpoints use up maxConcurrentRollouts"
+    NO_SLOT = "has no Deployment, and other endpoints use up limits.concurrentRollouts"
     OCCUPIED = "starts when the pods of the other revisions have ended"
     ABSENT = "has no Deployment"
     NO_CAPACITY = "has pods that no node or quota has room for"
