@@ -143,7 +143,7 @@ class _FineTuneJobFields(Model):
     evaluation: Annotated[
         EvaluationSpec | None,
         Field(
-            description="Evaluation of the trained model on the test split. Default: no evaluation. The"
+            description="Evaluation of the trained model on held-out rows. Default: no evaluation. The"
             " Checkpoint is then promoted only by promotion.withoutEvaluation or by a user's approval."
         ),
     ] = None
@@ -197,14 +197,17 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         CELRule(
             f"{is_one_of('self.method.type', PAIRED_METHODS)} || !has(self.evaluation)"
+            " || has(self.evaluation.dataset)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
             f"{listed(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
-            f" evaluation.metrics and evaluation.gates, or choose method.type {listed(PAIRED_METHODS, 'or')}",
+            f" evaluation.metrics and evaluation.gates, choose method.type {listed(PAIRED_METHODS, 'or')}, or"
+            " name a Dataset with pairs in evaluation.dataset",
             "evaluation",
         ),
         CELRule(
             "!has(self.evaluation) || !has(self.evaluation.sliceBy) || !has(self.dataset.inline)"
+            " || has(self.evaluation.dataset)"
             " || self.dataset.inline.keepColumns.exists(name, name == self.evaluation.sliceBy)",
             "evaluation.sliceBy names a column that the rows do not keep: add it to"
             " dataset.inline.keepColumns",

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationresource import EvaluationResourceSpec
-from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import MAX_EVALUATED, EvaluationResourceStatus
 from finetune_operator.api.meta import Reserved
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress

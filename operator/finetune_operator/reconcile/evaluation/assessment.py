@@ -5,8 +5,7 @@ import json
 from functools import cached_property
 from typing import Final
 
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay, EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
@@ -21,6 +20,8 @@ from finetune_operator.status.progress import score_text
 from finetune_trainer.contract.vocabulary import Stage
 
 STAGE: Final[Stage] = "evaluate"
+STAGES_OF_CHECKPOINT: Final[tuple[Stage, ...]] = (STAGE, "score")
+"""Stages that measure one Checkpoint. Score runs only for custom metrics."""
 
 
 class Assessment(StagePass[EvaluationResourceStatus]):
@@ -95,6 +96,8 @@ def settings_hash(evaluation: Evaluation) -> str:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={"checkpoints", "compute", "deletion_policy", "suspend", "children_ttl_seconds"},
+        exclude={
+            *("checkpoints", "compute", "profile", "deletion_policy", "suspend", "children_ttl_seconds"),
+        },
     )
     return short_hash(json.dumps(spec, sort_keys=True), length=16)

@@ -7,16 +7,19 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus, GateResult
 from finetune_operator.status.conditions import shortened
 
 MAX_ENTRY_SCORES: Final = 10
-MAX_GATE_TEXT: Final = 120
-"""Characters of the message of a gate."""
+MAX_ENTRY_FINDINGS: Final = 4
+MAX_TEXT: Final = 120
+"""Max characters of the message of a gate or finding. With more than 8 gates, each has less."""
+MAX_GATE_TEXTS: Final = 8 * MAX_TEXT
 
 
 def condensed(entry: EvaluationStatus) -> EvaluationStatus:
-    """The entry with the first scores only, and without the figures that the messages of the gates contain.
+    """The entry with the first scores and findings, and without the figures that messages of gates contain.
 
     Scores of the tuned model and of gated metrics have priority. The store has all of them.
     """
     gated = {gate.metric for gate in entry.gates}
+    max_gate_text = min(MAX_TEXT, MAX_GATE_TEXTS // max(1, len(entry.gates)))
     first = sorted(
         range(len(entry.scores)),
         key=lambda index: (
@@ -33,9 +36,14 @@ def condensed(entry: EvaluationStatus) -> EvaluationStatus:
                     metric=gate.metric,
                     over=gate.over,
                     verdict=gate.verdict,
-                    message=shortened(gate.message, MAX_GATE_TEXT),
+                    message=shortened(gate.message, max_gate_text),
                 )
                 for gate in entry.gates
             ),
+            "findings": tuple(
+                finding.model_copy(update={"message": shortened(finding.message, MAX_TEXT)})
+                for finding in (entry.findings or ())[:MAX_ENTRY_FINDINGS]
+            )
+            or None,
         }
     )
