@@ -66,10 +66,10 @@ def _end(run: Assessment) -> Done | Failed:
         return Failed(failures[0].reason, ". ".join((*unmeasured, *missed_gates)))
     for verdict, reason in (("Failed", Reason.GATE_FAILED), ("Undecided", Reason.EVALUATION_UNDECIDED)):
         missed = [each for each in results if each.verdict == verdict]
-        if any(each.reason == Reason.VETOED for each in missed):
-            reason = Reason.VETOED
+        vetoed = any(each.reason == Reason.VETOED for each in missed)
         if missed:
-            return Failed(reason, ". ".join(f"{each.checkpoint}: {verdict_text(each)}" for each in missed))
+            message = ". ".join(f"{each.checkpoint}: {verdict_text(each)}" for each in missed)
+            return Failed(Reason.VETOED if vetoed else reason, message)
     gates = "all gates passed" if run.evaluation.spec.gates else "no gates"
     return Done(
         Reason.SUCCEEDED,
