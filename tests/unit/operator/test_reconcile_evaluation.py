@@ -158,7 +158,7 @@ def test_its_device_time_is_counted_and_priced() -> None:
             singleNode=True,
         )
     )
-    cluster.add(evaluation(compute={"profile": "gpu", "devices": 2}))
+    cluster.add(evaluation(profile="gpu", compute={"devices": 2}))
     cluster.settle()
     assert cluster.config("evaluate").accelerators == 2
     cluster.start("evaluate", after=5)
@@ -237,7 +237,7 @@ def test_an_adapter_of_an_earlier_release_is_refused_by_name_without_its_run() -
 def test_an_older_trainer_is_not_given_what_it_cannot_do() -> None:
     cluster = trained_cluster()
     cluster.add(profile("old", default=False, images={"trainer": "trainer:0"}, trainerContract=1))
-    cluster.add(evaluation(compute={"profile": "old"}))
+    cluster.add(evaluation(profile="old"))
     cluster.settle()
 
     assert state(cluster) == {"Reconciling": "ProfileInvalid"}
@@ -393,7 +393,7 @@ def test_a_reserved_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_largest_results_fit_into_a_status() -> None:
     names = [f"metric_{number:02}_{'x' * 20}" for number in range(20)]
     gates = tuple(
-        Gate(metric=name, min=0.123456, min_gain=0.123456, over="Base", confidence=0.95) for name in names[:8]
+        Gate(metric=name, min=0.123456, min_gain=0.123456, over="Base", confidence=0.95) for name in names[:16]
     )
     result = EvaluateResult(
         checkpoint=WEIGHTS,
@@ -403,21 +403,26 @@ def test_the_largest_results_fit_into_a_status() -> None:
             for name in names
             for subject in ("Tuned", "Base", "Prompted", "Live")
         ),
+        findings=tuple(CheckFinding(check="Judge", veto=False, message="x" * 512) for _ in range(8)),
     )
     settings = EvaluationSettings(gates=gates)
     entry = condensed(
-        evaluation_status(settings, result, checkpoint="c" * 63, champion="d" * 63, live="d" * 63)
+        evaluation_status(
+            settings,
+            result,
+            checkpoint="c" * 63,
+            source="e" * 40,
+            dataset_version="f" * 63,
+            dataset_digest=ASKED,
+            champion="d" * 63,
+            live="d" * 63,
+        )
     )
-    marks = {
-        "source": "e" * 40,
-        "dataset_version": "f" * 63,
-        "dataset_digest": ASKED,
-        "settings_hash": "0" * 16,
-    }
 
-    assert {score.metric for score in entry.scores} == set(names[:8])
-    assert [score.subject for score in entry.scores].count("Tuned") == 8
-    whole = EvaluationResourceStatus(evaluations=(entry.model_copy(update=marks),) * MAX_EVALUATED)
+    assert {score.metric for score in entry.scores} == set(names[:10])
+    assert [score.subject for score in entry.scores].count("Tuned") == 10
+    entry = entry.model_copy(update={"settings_hash": "0" * 16})
+    whole = EvaluationResourceStatus(evaluations=(entry,) * MAX_EVALUATED)
     assert len(json.dumps(whole.to_dict())) < 31 * 1024
 
 

@@ -49,7 +49,14 @@ def test_a_status_of_twenty_metrics_and_four_models_stays_small() -> None:
         report_uri=f"s3://bucket/{'a' * 100}",
     )
     evaluation = evaluation_status(
-        EvaluationSpec(gates=gates), result, checkpoint="c" * 63, champion="d" * 63, live="d" * 63
+        EvaluationSpec(gates=gates),
+        result,
+        checkpoint="c" * 63,
+        source="Run",
+        dataset_version="f" * 63,
+        dataset_digest=WEIGHTS,
+        champion="d" * 63,
+        live="d" * 63,
     )
     table, status = evaluation_table(evaluation), ended().job(JOB).status
     assert status.display is not None
@@ -89,6 +96,14 @@ def test_a_stored_result_of_a_former_champion_decides_nothing_in_a_line_without_
     )
     result = EvaluateResult(checkpoint=WEIGHTS, split="test", scores=scores, live=WEIGHTS)
 
-    evaluation = evaluation_status(spec, of_champion(spec, result, None), checkpoint="c", champion=None)
+    evaluation = evaluation_status(
+        spec,
+        of_champion(spec, result, None),
+        checkpoint="c",
+        source="Run",
+        dataset_version=None,
+        dataset_digest=None,
+        champion=None,
+    )
 
     assert [gate.verdict for gate in evaluation.gates] == ["NotApplicable"]

@@ -39,7 +39,7 @@ NO_LEAKS: Final = Leaks(rows=dict.fromkeys(LEARNED_FROM, ()))
 
 
 def find_leaks(learned: Mapping[SplitName, Path], held_out: Path) -> Leaks:
-    """Find rows of training and validation with the input of a held-out row, or nearly that input and its answer.
+    """Find learned rows with the input of a held-out row, or nearly that input and its answer.
 
     Memory grows by about a hundred bytes per row. Raises OSError.
 
