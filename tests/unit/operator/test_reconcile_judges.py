@@ -20,7 +20,6 @@ from tests.unit.operator.test_reconcile_live import crown, end_of, evaluating, e
 
 TONE: dict[str, Any] = {
     "name": "tone",
-    "endpoint": "https://judge.example/v1",
     "model": "referee",
     "instructions": "Kind answers are better.",
 }
