@@ -399,8 +399,7 @@ def test_a_reserved_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_largest_results_fit_into_a_status() -> None:
     names = [f"metric_{number:02}_{'x' * 20}" for number in range(20)]
     gates = tuple(
-        Gate(metric=name, min=0.123456, min_gain=0.123456, over="Base", confidence=0.95)
-        for name in names[:16]
+        Gate(metric=name, min=0.12345, min_gain=0.12345, over="Base", confidence=0.95) for name in names[:16]
     )
     result = EvaluateResult(
         checkpoint=WEIGHTS,
