@@ -168,8 +168,12 @@ def test_its_test_rows_are_in_use_until_the_run_ends() -> None:
     assert cluster.states("DatasetVersion", QUESTIONS_VERSION)["Reconciling"] == "InUse"
 
     before = deepcopy(cluster.objects["FineTuneJob", JOB])
-    through(cluster, evaluated())
+    cluster.succeed("evaluate", evaluated(), after=10)
+    for _ in range(3):
+        cluster.reconcile("Checkpoint", CHECKPOINT)
+        cluster.reconcile("FineTuneJob", JOB)
 
+    assert cluster.states("FineTuneJob", JOB)["Ready"] == "Promoted"
     ended = cluster.objects["FineTuneJob", JOB]
     version = Key("DatasetVersion", "team", QUESTIONS_VERSION)
     assert version in related("FineTuneJob", before, ended, cluster.reader())

@@ -71,7 +71,9 @@ def measure(run: Assessment) -> Halt | None:
             _record(run, _entry(run, measured))
         else:
             return measured
-    if run.status.usage is not None:
+    usage = run.status.usage
+    if usage is not None:
+        run.update(usage=usage.model_copy(update={"settled_device_seconds": None}))
         finish(run, STAGE)
     return None
 
