@@ -425,8 +425,9 @@ def test_the_largest_results_fit_into_a_status() -> None:
         )
     )
 
-    assert {score.metric for score in entry.scores} == set(names[:10])
-    assert [score.subject for score in entry.scores].count("Tuned") == 10
+    assert [gate.metric for gate in entry.gates] == names[:8]
+    assert {score.metric for score in entry.scores} == set(names[:8])
+    assert [score.subject for score in entry.scores].count("Tuned") == 8
     entry = entry.model_copy(update={"settings_hash": "0" * 16})
     whole = EvaluationResourceStatus(evaluations=(entry,) * MAX_EVALUATED)
     assert len(json.dumps(whole.to_dict())) < 31 * 1024
