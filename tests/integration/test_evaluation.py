@@ -72,7 +72,8 @@ def test_a_run_is_evaluated_on_the_rows_of_another_dataset(team: Team) -> None:
     made = trained(team, "routing", evaluation=asked)
 
     (of_run,) = until_sources(team, made, "Run")
-    resolved = team.api.get("FineTuneJob", team.namespace, "routing")["status"]["resolved"]
+    job = team.api.get("FineTuneJob", team.namespace, "routing") or {}
+    resolved = job["status"]["resolved"]
     rows = (of_run["datasetVersion"], of_run["datasetDigest"])
     assert rows == (resolved["evaluationDatasetVersion"], resolved["evaluationDatasetDigest"])
     assert resolved["datasetVersion"].startswith("tickets-")
