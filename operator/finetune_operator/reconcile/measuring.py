@@ -2,8 +2,8 @@
 """What runs and Evaluations share when they measure a Checkpoint: the champion to compare with, the rows, the
 inputs of the stages evaluate and score, and their common result."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, TypeVar
 
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -30,14 +30,19 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.records.versions import check_location, resolve_version
 from finetune_operator.reconcile.stages.jobstate import running_orphans
+from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.stages.stagepass import StagePass
-from finetune_operator.reconcile.stages.usage import reopen
+from finetune_operator.reconcile.stages.usage import finish, has_finished, reopen
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import LiveModel
-from finetune_trainer.contract.results import EvaluateResult, PreflightResult, ScoreResult
+from finetune_trainer.contract.results import EvaluateResult, PreflightResult, StageResult
 from finetune_trainer.contract.vocabulary import SplitName, Stage
+
+EVALUATE: Final[Stage] = "evaluate"
+SCORE: Final[Stage] = "score"
+E = TypeVar("E")
 
 
 def compares_live(spec: EvaluationSettings) -> bool:
@@ -141,19 +146,42 @@ def measured_data(
     )
 
 
-def with_scores(evaluated: EvaluateResult, scored: ScoreResult) -> EvaluateResult:
-    """The result of evaluate with the custom metrics, which score has computed of its answers."""
+def measure(
+    run: StagePass[Any], spec: EvaluationSettings, run_stage: Callable[[Stage], StageResult | E]
+) -> EvaluateResult | E | Failed:
+    """The result of evaluate, with the custom metrics that score computes of its answers; else how one ended.
+
+    Args:
+        run: the pass.
+        spec: the evaluation.
+        run_stage: runs a stage, and returns its result or how it ended.
+    """
+    is_recorded = has_finished(run, EVALUATE)
+    result = run_stage(EVALUATE)
+    if not isinstance(result, StageResult):
+        return result
+    evaluated = result.evaluate
+    if evaluated is None:
+        return without_result(EVALUATE)
+    keep_sources(run, evaluated)
+    if not spec.custom_metrics:
+        return evaluated
+    if not is_recorded:
+        if not has_finished(run, EVALUATE):
+            finish(run, EVALUATE)
+        # If score has run, its result is that of an earlier evaluation.
+        reopen(run, SCORE)
+    scored = run_stage(SCORE)
+    if not isinstance(scored, StageResult):
+        return scored
+    if scored.score is None:
+        return without_result(SCORE)
     return evaluated.model_copy(
         update={
-            "scores": (*evaluated.scores, *scored.scores),
-            "evidence": (*evaluated.evidence, *scored.evidence),
+            "scores": (*evaluated.scores, *scored.score.scores),
+            "evidence": (*evaluated.evidence, *scored.score.evidence),
         }
     )
-
-
-def score_again(run: StagePass[Any]) -> None:
-    """Continue the times of score, if it has run: its result is that of an earlier evaluation."""
-    reopen(run, "score")
 
 
 class EvaluationMounts(NamedTuple):

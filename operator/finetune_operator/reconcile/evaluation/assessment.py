@@ -11,6 +11,7 @@ from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.measuring import EVALUATE, SCORE
 from finetune_operator.reconcile.records.evaluationfolders import folder_name
 from finetune_operator.reconcile.stages.losses import total_losses
 from finetune_operator.reconcile.stages.request import JobNames
@@ -19,8 +20,8 @@ from finetune_operator.reconcile.steps import Blocked, Halt
 from finetune_operator.status.progress import score_text
 from finetune_trainer.contract.vocabulary import Stage
 
-STAGE: Final[Stage] = "evaluate"
-STAGES_OF_CHECKPOINT: Final[tuple[Stage, ...]] = (STAGE, "score")
+STAGE: Final = EVALUATE
+STAGES_OF_CHECKPOINT: Final[tuple[Stage, ...]] = (EVALUATE, SCORE)
 """Stages that measure one Checkpoint. Score runs only for custom metrics."""
 
 

@@ -5,9 +5,12 @@ metrics.
 One whose measurement fails does not keep the following ones from being measured.
 """
 
+from functools import partial
+
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.evaluationresource import UnmeasuredCheckpoint
 from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
+from finetune_operator.reconcile import measuring
 from finetune_operator.reconcile.evaluation.assessment import (
     STAGE,
     Assessment,
@@ -21,10 +24,7 @@ from finetune_operator.reconcile.measuring import (
     build_stage_isolation,
     compares_live,
     has_begun,
-    keep_sources,
     rival_of,
-    score_again,
-    with_scores,
 )
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
@@ -35,7 +35,6 @@ from finetune_operator.reconcile.stages.request import (
     StageFailed,
     StageRequest,
     StartNeeded,
-    without_result,
 )
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.stages.usage import finish, has_finished, record, reopen
@@ -64,7 +63,8 @@ def measure(run: Assessment) -> Halt | None:
         chosen = _choose_champion(run, checkpoint) if isinstance(checkpoint, Checkpoint) else None
         if chosen is not None:
             return chosen
-        measured = _measured(run, checkpoint)
+        run_stage = partial(_stage, run, checkpoint)
+        measured = measuring.measure(run, run.evaluation.spec, run_stage)
         if isinstance(measured, StageFailed | Failed):
             _record_failure(run, measured.reason, measured.message)
         elif isinstance(measured, EvaluateResult):
@@ -94,30 +94,8 @@ def _choose_champion(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {described}")
 
 
-def _measured(
-    run: Assessment, checkpoint: Checkpoint | Blocked | Failed
-) -> EvaluateResult | StageFailed | Halt:
-    """The result of all stages of the current Checkpoint, or how the pass ends."""
-    is_recorded = has_finished(run, STAGE)
-    result = _stage(run, STAGE, checkpoint)
-    if not isinstance(result, StageResult):
-        return result
-    if result.evaluate is None:
-        return without_result(STAGE)
-    keep_sources(run, result.evaluate)
-    if not run.evaluation.spec.custom_metrics:
-        return result.evaluate
-    if not is_recorded:
-        finish(run, STAGE)
-        score_again(run)
-    scored = _stage(run, "score", checkpoint)
-    if not isinstance(scored, StageResult):
-        return scored
-    return without_result("score") if scored.score is None else with_scores(result.evaluate, scored.score)
-
-
 def _stage(
-    run: Assessment, stage: Stage, checkpoint: Checkpoint | Blocked | Failed
+    run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage
 ) -> StageResult | StageFailed | Halt:
     """The result of one stage, once the status has its times."""
     outcome = _advance(run, stage, checkpoint)

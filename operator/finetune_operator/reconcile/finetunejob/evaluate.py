@@ -11,6 +11,7 @@ from finetune_operator.manifests.configs import checkpoint_type, template_argume
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.records import adapter_record
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
@@ -19,17 +20,15 @@ from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
 from finetune_operator.reconcile.lines.scores import OF_RUN
 from finetune_operator.reconcile.measuring import (
+    EVALUATE,
+    SCORE,
     check_custom_metrics,
     compares_live,
-    keep_sources,
     live_adapter,
     live_model,
+    measure,
     measured_data,
-    score_again,
-    with_scores,
 )
-from finetune_operator.reconcile.stages.request import without_result
-from finetune_operator.reconcile.stages.usage import has_finished
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
@@ -39,11 +38,12 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
+from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.methods import METHODS
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
-STAGE: Final[Stage] = "evaluate"
+STAGE: Final = EVALUATE
 
 
 def evaluate(run: Run) -> Halt | None:
@@ -80,16 +80,14 @@ def _measured(run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary)
     chosen = live.choose(run, STAGE, checkpoint.name) if compares_live(spec) else None
     if chosen is not None:
         return chosen
-    is_recorded = has_finished(run, STAGE)
-    result = _measure(run, spec, checkpoint)
-    if not isinstance(result, StageResult):
-        return result
-    if not is_recorded:
-        score_again(run)
-    if result.evaluate is None:
-        return without_result(STAGE)
-    keep_sources(run, result.evaluate)
-    measured = _with_custom_metrics(run, spec, result.evaluate)
+    weights = _weights(run, checkpoint)
+    if isinstance(weights, Failed):
+        return weights
+
+    def result_of(stage: Stage) -> StageResult | Halt:
+        return run_stage(run, stage, lambda inputs: _config(run, stage, spec, weights, inputs))
+
+    measured = measure(run, spec, result_of)
     if not isinstance(measured, EvaluateResult):
         return measured
     rows = run.measured_version
@@ -122,20 +120,6 @@ def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) ->
         run.draft.event(EventReason.VETOED if vetoed else EventReason.GATE_FAILED, text, "Warning")
     for note in said:
         run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
-
-
-def _with_custom_metrics(
-    run: Run, spec: EvaluationSettings, evaluated: EvaluateResult
-) -> EvaluateResult | Halt:
-    """The result of evaluate with the scores of the user's metrics, or how the pass ends."""
-    if not spec.custom_metrics:
-        return evaluated
-    result = run_stage(
-        run, "score", lambda inputs: _unpermitted(run) or score_config(inputs, spec, _data(run))
-    )
-    if not isinstance(result, StageResult):
-        return result
-    return without_result("score") if result.score is None else with_scores(evaluated, result.score)
 
 
 def _unpermitted(run: Run) -> Blocked | None:
@@ -176,12 +160,12 @@ def _profile(run: Run) -> ComputeProfile | None:
     return None if isinstance(found, Blocked) else found.profile_of(STAGE)
 
 
-def _measure(run: Run, spec: EvaluationSettings, chosen: CheckpointSummary) -> StageResult | Halt:
+def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
     method = run.job.spec.method
-    weights = EvaluatedWeights(
+    return EvaluatedWeights(
         digest=chosen.digest,
         probe=chosen.probe,
         type=checkpoint_type(method),
@@ -191,19 +175,22 @@ def _measure(run: Run, spec: EvaluationSettings, chosen: CheckpointSummary) -> S
         hyperparameters=hyperparameters,
         adapter=adapter_record(method, resolved.lora),
     )
-    return run_stage(
-        run,
-        STAGE,
-        lambda inputs: evaluate_config(
-            inputs,
-            spec,
-            weights,
-            _data(run),
-            step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
-            live=live_model(run),
-            live_adapter=live_adapter(run),
-            profile=_profile(run),
-        ),
+
+
+def _config(
+    run: Run, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
+) -> StageConfig | Blocked:
+    if stage == SCORE:
+        return _unpermitted(run) or score_config(inputs, spec, _data(run))
+    return evaluate_config(
+        inputs,
+        spec,
+        weights,
+        _data(run),
+        step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
+        live=live_model(run),
+        live_adapter=live_adapter(run),
+        profile=_profile(run),
     )
 
 
