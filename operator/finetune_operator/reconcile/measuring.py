@@ -3,7 +3,7 @@
 inputs of the stages evaluate and score, and their common result."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -33,7 +33,7 @@ from finetune_operator.reconcile.stages.jobstate import running_orphans
 from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.reconcile.stages.usage import finish, has_finished, reopen
-from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.evaluation import LiveModel
@@ -42,7 +42,6 @@ from finetune_trainer.contract.vocabulary import SplitName, Stage
 
 EVALUATE: Final[Stage] = "evaluate"
 SCORE: Final[Stage] = "score"
-E = TypeVar("E")
 
 
 def compares_live(spec: EvaluationSettings) -> bool:
@@ -147,8 +146,8 @@ def measured_data(
 
 
 def measure(
-    run: StagePass[Any], spec: EvaluationSettings, run_stage: Callable[[Stage], StageResult | E]
-) -> EvaluateResult | E | Failed:
+    run: StagePass[Any], spec: EvaluationSettings, run_stage: Callable[[Stage], StageResult | Halt]
+) -> EvaluateResult | Halt:
     """The result of evaluate, with the custom metrics that score computes of its answers; else how one ended.
 
     Args:

@@ -65,7 +65,7 @@ def measure(run: Assessment) -> Halt | None:
             return chosen
         run_stage = partial(_stage, run, checkpoint)
         measured = measuring.measure(run, run.evaluation.spec, run_stage)
-        if isinstance(measured, StageFailed | Failed):
+        if isinstance(measured, Failed):
             _record_failure(run, measured.reason, measured.message)
         elif isinstance(measured, EvaluateResult):
             _record(run, _entry(run, measured))
@@ -94,14 +94,13 @@ def _choose_champion(run: Assessment, checkpoint: Checkpoint) -> Working | None:
     return Working(Reason.QUEUED, f"comparing {checkpoint.name} with {described}")
 
 
-def _stage(
-    run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage
-) -> StageResult | StageFailed | Halt:
+def _stage(run: Assessment, checkpoint: Checkpoint | Blocked | Failed, stage: Stage) -> StageResult | Halt:
     """The result of one stage, once the status has its times."""
     outcome = _advance(run, stage, checkpoint)
     if isinstance(outcome, StageResult) and has_finished(run, stage):
         return outcome
-    return record(run, stage, outcome)
+    recorded = record(run, stage, outcome)
+    return Failed(recorded.reason, recorded.message) if isinstance(recorded, StageFailed) else recorded
 
 
 def _continue_times(run: Assessment) -> None:
