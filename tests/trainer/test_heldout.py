@@ -186,7 +186,7 @@ def test_prompted_shows_training_rows_and_the_check_knows_whose_secrets_to_look_
     assert {score.subject for score in found.scores} == {"Tuned", "Prompted"}
     assert found.findings == ()
 
-    unknown = bench.evaluate(base, asked, checkpoint, **settings)
+    unknown = bench.evaluate(base, asked, checkpoint, training_dataset=None, **settings)
     assert [each.subject for each in unknown.unmeasured] == ["Prompted"]
     (finding,) = [each for each in unknown.findings if each.check == "Memorization"]
     assert not finding.veto
