@@ -16,6 +16,7 @@ from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import TRAINING_SPLIT
 
 
 def data(run: Run) -> Halt | None:
@@ -35,7 +36,7 @@ def evaluated_rows(run: Run) -> Halt | None:
     version = resolve_rows(rows, "spec.evaluation.dataset", run.job, run.snapshot)
     if not isinstance(version, DatasetVersion):
         return version
-    if version.spec.digest == run.status.resolved.dataset_digest and rows.split == "train":
+    if version.spec.digest == run.status.resolved.dataset_digest and rows.split == TRAINING_SPLIT:
         return Failed(
             Reason.INVALID_SPEC,
             f"spec.evaluation.dataset names the rows that the run trains on (DatasetVersion {version.name}):"
