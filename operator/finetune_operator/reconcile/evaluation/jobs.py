@@ -16,6 +16,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.inputs import weights_of
 from finetune_operator.reconcile.measuring import (
+    SCORE,
     EvaluationMounts,
     check_custom_metrics,
     live_adapter,
@@ -124,7 +125,7 @@ def _config(
     weights, spec, data = weights_of(checkpoint, run.snapshot), run.evaluation.spec, _data(run, checkpoint)
     if weights is None:
         raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
-    if stage == "score":
+    if stage == SCORE:
         # The profile may have changed since the start of the Evaluation.
         refused = check_custom_metrics(spec, "spec.customMetrics", inputs.store_uri, profile)
         return refused or score_config(inputs, spec, data)
