@@ -140,15 +140,21 @@ def _preflighted(config: PreflightConfig) -> PreflightResult:
         train_rows=200,
         train_tokens=20_000,
         prediction=_predicted(config),
-        custom_metrics=tuple(
+        **_sources(config),
+    )
+
+
+def _sources(config: PreflightConfig | EvaluateConfig) -> Object:
+    return {
+        "custom_metrics": tuple(
             CustomMetricSource(name=metric.name, digest=digest("source", metric.name))
             for metric in config.custom_metrics
         ),
-        tasks=tuple(
+        "tasks": tuple(
             EvaluationTaskSource(name=task.name, digest=digest("task", task.name), rows=200)
             for task in config.tasks
         ),
-    )
+    }
 
 
 def _predicted(config: PreflightConfig) -> Prediction:
@@ -177,8 +183,14 @@ def _evaluated(config: EvaluateConfig) -> EvaluateResult:
         Score(metric=metric, subject=subject, value=_value(METRICS[metric], subject), rows=200)
         for metric in config.metrics
         for subject in config.subjects
+    ) + tuple(
+        Score(metric=task.metric_name, subject=subject, value=0.5, rows=200)
+        for task in config.tasks
+        for subject in config.subjects
+        if subject != "Prompted"
     )
-    evidence = tuple(_evidence(index, gate) for index, gate in enumerate(config.gates))
+    gates = enumerate(config.gates)
+    evidence = tuple(_evidence(index, gate) for index, gate in gates if gate.metric in METRICS)
     return EvaluateResult(
         checkpoint=config.checkpoint,
         split=config.split,
@@ -186,6 +198,7 @@ def _evaluated(config: EvaluateConfig) -> EvaluateResult:
         evidence=evidence,
         live=None if config.live is None else config.live.digest,
         engine=_engine(config.answer_engine),
+        **_sources(config),
     )
 
 

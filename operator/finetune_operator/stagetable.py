@@ -104,7 +104,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         condition=ConditionType.EVALUATED,
         queue="evaluate",
         devices="needed",
-        mounts=frozenset({"judges", "tasks"}),
+        mounts=frozenset({"custom_metrics", "judges", "tasks"}),
         profile="evaluation",
         per_champion=True,
     ),

@@ -39,7 +39,7 @@ def evaluated(team: Team, routing: Object) -> Object:
         "metrics": ["exact_match"],
         "compare": [],
         "gates": [{"metric": "exact_match", "min": 0.9}],
-        "compute": {"profile": manifests.CPU},
+        "profile": manifests.CPU,
         "deletionPolicy": "Delete",
     }
     team.apply(manifests.of("Evaluation", NAME, spec))

@@ -87,7 +87,7 @@ def evaluation(namespace: str, name: str, *checkpoints: str, **spec: Any) -> Obj
         "checkpoints": list(checkpoints),
         "dataset": {"ref": {"name": "questions"}},
         "gates": [{"metric": "exact_match", "min": 0.8}],
-        "compute": {"profile": profile_name(namespace)},
+        "profile": profile_name(namespace),
     }
     return of("Evaluation", namespace, name, fields | spec)
 

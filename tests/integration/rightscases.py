@@ -80,8 +80,7 @@ def an_evaluation(api: Api, namespace: str) -> None:
     checkpoint["spec"]["lineage"]["method"] = {"objective": "SFT", "type": "LoRA"}
     api.create(checkpoint)
     api.create(manifests.dataset(namespace, "questions"))
-    profile = {"profile": PROFILE}
-    api.create(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0], compute=profile))
+    api.create(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0], profile=PROFILE))
 
 
 def an_evaluation_with_delete(api: Api, namespace: str) -> None:

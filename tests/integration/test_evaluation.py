@@ -66,6 +66,45 @@ def test_two_checkpoints_are_measured_one_after_the_other_and_keep_their_scores(
     until_sources(team, first, "Run", "again", "last-month")
 
 
+def test_a_run_is_evaluated_on_the_rows_of_another_dataset(team: Team) -> None:
+    gates = [{"metric": "exact_match", "min": 0.8}]
+    asked = {"dataset": {"ref": {"name": "questions"}}, "gates": gates}
+    made = trained(team, "routing", evaluation=asked)
+
+    (of_run,) = until_sources(team, made, "Run")
+    job = team.api.get("FineTuneJob", team.namespace, "routing") or {}
+    resolved = job["status"]["resolved"]
+    rows = (of_run["datasetVersion"], of_run["datasetDigest"])
+    assert rows == (resolved["evaluationDatasetVersion"], resolved["evaluationDatasetDigest"])
+    assert resolved["datasetVersion"].startswith("tickets-")
+    assert resolved["evaluationDatasetVersion"].startswith("questions-")
+    assert is_true(team.api.get("Checkpoint", team.namespace, made), "Promoted")
+
+
+def test_an_evaluation_measures_tasks_and_custom_metrics_as_a_run_does(team: Team) -> None:
+    made = trained(team, "routing")
+    profile = manifests.profile_name(team.namespace)
+    team.api.patch("ComputeProfile", "", profile, {"spec": {"allow": {"customCode": True}}})
+    source = {"name": "own", "key": "own"}
+    evaluate(
+        team,
+        "own-metrics",
+        made,
+        tasks=[{"name": "science", "configMapRef": source}],
+        customMetrics=[{"name": "polite", "configMapRef": source}],
+        checks={"memorization": "Warn"},
+        gates=[{"metric": "custom/polite", "min": 0.5}, {"metric": "task/science", "min": 0.4}],
+    )
+    what = (team.namespace, "Evaluation", "own-metrics")
+    ended = until_condition(team.api, what, "Ready", team.operator)
+
+    _, entry = until_sources(team, made, "Run", "own-metrics")
+    assert [gate["verdict"] for gate in entry["gates"]] == ["Passed", "Passed"]
+    assert {each["metric"] for each in entry["scores"]} >= {"custom/polite", "task/science"}
+    assert {each["name"] for each in ended["status"]["stages"]} == {"evaluate", "score"}
+    assert [each["name"] for each in ended["status"]["resolved"]["customMetrics"]] == ["polite"]
+
+
 def test_a_missed_gate_of_an_evaluation_stalls_it_and_the_champion_stays(team: Team) -> None:
     made = trained(team, "routing")
     evaluate(team, "strict", made, gates=[{"metric": "loss", "max": -1}], metrics=["loss"])

@@ -133,7 +133,12 @@ class Tenant:
 
 
 def new(kind: str, namespace: str, compute: Object, name: str = "new") -> Object:
-    return manifests.of(kind, namespace, name, SPECS[kind] | {"compute": compute})
+    """An object with these settings. An Evaluation names its profile next to its other settings."""
+    spec: Object = {"compute": compute}
+    if kind == "Evaluation" and "profile" in compute:
+        spec = {"profile": compute["profile"], "compute": {**compute}}
+        del spec["compute"]["profile"]
+    return manifests.of(kind, namespace, name, SPECS[kind] | spec)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +286,8 @@ def test_large_objects_of_an_editor_stop_no_run_of_another_team(
 def test_a_profile_of_another_team_is_refused(profiles: Tenant, kind: str) -> None:
     refusal = profiles.asks(kind, profile="theirs")
     assert "namespace team-a is not allowed to use ComputeProfile theirs" in refusal
+    field = "spec.profile" if kind == "Evaluation" else "spec.compute.profile"
+    assert f"name another one in {field}, or ask the platform team" in refusal
     for allowed in ("ours", "by-label", "open", "not-there-yet"):
         assert profiles.asks(kind, profile=allowed) == ""
 

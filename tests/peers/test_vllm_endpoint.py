@@ -166,7 +166,7 @@ def evaluations(team: Team, rollout: Rollout) -> dict[str, Object]:
         manifests.configmap("questions", rows),
         manifests.dataset("questions", "questions", **only_questions),
         *(
-            manifests.of("Evaluation", name, {**spec, **given, "compute": {"profile": name}})
+            manifests.of("Evaluation", name, {**spec, **given, "profile": name})
             for name, given in arguments.items()
         ),
     )

@@ -15,6 +15,7 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, UnmeasuredSubject
 from finetune_trainer.contract.judge import Judge
 from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge import replycounter
@@ -449,6 +450,24 @@ def test_the_token_goes_to_the_endpoint_of_the_secret_only(tmp_path: Path, serve
         assert other.seen == []
     assert "which is not the server of" in refused.problem
     assert "let-me-in" not in refused.problem
+
+
+def test_the_address_of_a_judge_with_credentials_is_in_its_secret(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    server.authorization = "Bearer let-me-in-please"
+    secret = server.secret(tmp_path / "secret", endpoint=server.url, token="let-me-in-please")
+    signed_in = judge(server, endpoint=None, credentials=secret)
+
+    assert list(judge_warnings([signed_in])) == []
+    (found,) = court(tmp_path).run(signed_in)
+    assert found.problem == ""
+    assert found.judge.endpoint == server.url
+
+    gone = SecretMount(name="judge", path=str(tmp_path / "nowhere"))
+    (refused,) = court(tmp_path).run(judge(server, name="other", endpoint=None, credentials=gone))
+    assert refused.problem.startswith("judge other: Secret judge: it does not exist in this namespace")
+    assert list(judge_warnings([judge(server, endpoint=None, credentials=gone)]))
 
 
 def test_a_wrong_token_names_the_secret(tmp_path: Path, server: JudgeServer) -> None:

@@ -216,7 +216,7 @@ class Workbench:
             dataset=dataset,
             checkpoint=result.digest,
             checkpoint_type=result.type,
-            **{"max_sequence_length": 64, **settings},
+            **{"max_sequence_length": 64, "training_dataset": dataset, **settings},
         )
 
     def evaluate(

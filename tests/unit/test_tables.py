@@ -30,8 +30,8 @@ STAGE_MODULES: Final = {
     "prepare": {"dataset/sourcecheck.py", "finetunejob/data.py"},
     "preflight": {"finetunejob/preflight.py"},
     "train": {"finetunejob/train.py"},
-    "evaluate": {"evaluation/assessment.py", "finetunejob/evaluate.py"},
-    "score": {"finetunejob/score.py"},
+    "evaluate": {"measuring.py"},
+    "score": {"measuring.py"},
     "analyze": set(),
     "collect": {
         "dataset/sourcecheck.py",

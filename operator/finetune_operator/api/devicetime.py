@@ -77,6 +77,9 @@ class StageTimes(Model):
             description="Device seconds: the running time of each container, times the devices of its pod."
         ),
     ] = 0
+    settled_device_seconds: Annotated[
+        float | None, Field(description="Device seconds of the measurements that an Evaluation has recorded.")
+    ] = None
     lost: LostDeviceTimes = None
 
 
@@ -99,9 +102,6 @@ class StageUsage(StageTimes):
     suspension."""
 
     until: Annotated[datetime, Field(description="Time up to which usage is counted.")]
-    settled_device_seconds: Annotated[
-        float | None, Field(description="Device seconds of the measurements that an Evaluation has recorded.")
-    ] = None
     ended: Annotated[
         tuple[EndedPod, ...] | None,
         Field(max_length=MAX_ENDED_PODS, description="Last pods that ended and did not succeed."),

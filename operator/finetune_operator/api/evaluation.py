@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a trained model, and its gates."""
+"""Evaluation of trained models, and its gates: the same fields in FineTuneJob and Evaluation."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.cel import is_one_of
-from finetune_operator.api.custommetric import CustomMetric
-from finetune_operator.api.evaluationtask import EvaluationTask
-from finetune_operator.api.judge import JUDGE_RULES, JudgeList
+from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.meta import CELRule, Model, Name
 from finetune_operator.api.metricrules import (
     DESCRIPTION,
@@ -20,17 +18,18 @@ from finetune_operator.api.metricrules import (
     MetricName,
     is_in_family,
 )
+from finetune_operator.api.ownmetrics import CustomMetricList, JudgeList, TaskList, own_metric_rules
 from finetune_operator.api.serving import EngineArgument
-from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.evaluation import (
     EvaluationChecksFields,
     GenerationFields,
     MetricOptionsFields,
     PromptedFields,
 )
-from finetune_trainer.contract.evaluationtask import MAX_TASKS
-from finetune_trainer.contract.metrics import CUSTOM, DEFAULT_METRICS, JUDGE, TASK
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.metrics import DEFAULT_METRICS, JUDGE, TASK
+from finetune_trainer.contract.vocabulary import SplitName, listed
+
+MAX_GATES: Final = 16
 
 
 class GenerationSettings(GenerationFields, Model):
@@ -54,7 +53,7 @@ class MetricOptions(MetricOptionsFields, Model):
 
 
 class EvaluationChecks(EvaluationChecksFields, Model):
-    """Checks that can veto a promotion."""
+    """Checks of the weights, in addition to the metrics."""
 
 
 class Gate(Model):
@@ -120,8 +119,21 @@ class Gate(Model):
     ] = None
 
 
+class EvaluatedRows(Model):
+    """Rows to measure on."""
+
+    ref: DatasetReference
+    split: Annotated[
+        SplitName,
+        Field(
+            description="Split of the DatasetVersion to measure on. A Dataset that is only for evaluation can"
+            " have all its rows in train: set split.validation and split.test of the Dataset to 0."
+        ),
+    ] = "test"
+
+
 class EvaluationSettings(Model):
-    """What is measured, what it is compared with, and which bounds it must meet."""
+    """What is measured, on which rows, what it is compared with, and which bounds it must meet."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
@@ -138,8 +150,23 @@ class EvaluationSettings(Model):
             " with over: Prompted",
             "prompted",
         ),
-        *JUDGE_RULES,
+        *own_metric_rules(),
+        CELRule(
+            f"self.gates.all(gate, !gate.metric.startsWith('{TASK}/') || !has(gate.over)"
+            " || gate.over != 'Prompted')",
+            f"a gate on {TASK}/NAME cannot compare with Prompted, because tasks have prompts of their own:"
+            " write over: Base",
+            "gates",
+        ),
     )
+
+    dataset: Annotated[
+        EvaluatedRows | None,
+        Field(
+            description="Rows of another Dataset to measure on. Training rows that repeat one of them are"
+            " left out of training. Default: the test split of the rows that the run trains on."
+        ),
+    ] = None
 
     metrics: Annotated[
         tuple[MetricName, ...],
@@ -160,9 +187,9 @@ class EvaluationSettings(Model):
     gates: Annotated[
         tuple[Gate, ...],
         Field(
-            max_length=16,
-            description="Gates of the run. The tuned model must pass all of them to be promoted"
-            " automatically.",
+            max_length=MAX_GATES,
+            description="Bounds that the tuned model must meet. They decide the promotion of a run, and how"
+            " an Evaluation ends.",
         ),
     ] = ()
     generation: Annotated[
@@ -177,6 +204,15 @@ class EvaluationSettings(Model):
         Field(description="Prompt of the model Prompted. Default: the defaults of its fields."),
     ] = None
     judges: JudgeList = ()
+    tasks: TaskList = ()
+    custom_metrics: CustomMetricList = ()
+    checks: Annotated[
+        EvaluationChecks | None,
+        Field(
+            description="Checks of the weights. A finding with Veto fails the evaluation. Default: the"
+            " defaults of its fields."
+        ),
+    ] = None
     extra_engine_arguments: Annotated[
         tuple[EngineArgument, ...],
         Field(
@@ -192,71 +228,13 @@ class EvaluationSettings(Model):
             min_length=1,
             max_length=128,
             description="Column by which the evaluation page shows the scores in parts. keepColumns of the"
-            " Dataset names it. Default: none.",
+            " measured rows' Dataset names it. Default: none.",
         ),
     ] = None
-
-
-class EvaluationSpec(EvaluationSettings):
-    """Evaluation of the trained model on the test split."""
-
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        *EvaluationSettings.rules,
-        CELRule(
-            "!has(self.customMetrics) || self.customMetrics.all(one, self.customMetrics.exists_one(other,"
-            " other.name == one.name))",
-            "customMetrics names a metric twice: name each metric once",
-            "customMetrics",
-        ),
-        CELRule(
-            f"self.gates.all(gate, !gate.metric.startsWith('{CUSTOM}/') || has(self.customMetrics) &&"
-            f" self.customMetrics.exists(own, gate.metric == '{CUSTOM}/' + own.name))",
-            f"a gate on {CUSTOM}/NAME needs NAME in evaluation.customMetrics: add it, or correct the name",
-            "gates",
-        ),
-        CELRule(
-            "!has(self.tasks) || self.tasks.all(one, self.tasks.exists_one(other, other.name == one.name))",
-            "tasks names a task twice: name each task once",
-            "tasks",
-        ),
-        CELRule(
-            f"self.gates.all(gate, !gate.metric.startsWith('{TASK}/') || has(self.tasks) &&"
-            f" self.tasks.exists(task, gate.metric == '{TASK}/' + task.name))",
-            f"a gate on {TASK}/NAME needs NAME in evaluation.tasks: add it, or correct the name",
-            "gates",
-        ),
-        CELRule(
-            f"self.gates.all(gate, !gate.metric.startsWith('{TASK}/') || !has(gate.over)"
-            " || gate.over != 'Prompted')",
-            f"a gate on {TASK}/NAME cannot compare with Prompted, because tasks have prompts of their own:"
-            " write over: Base",
-            "gates",
-        ),
-    )
-
     profile: Annotated[
         Name | None,
-        Field(description="ComputeProfile of the evaluate stage. Default: the ComputeProfile of the run."),
-    ] = None
-    custom_metrics: Annotated[
-        tuple[CustomMetric, ...],
         Field(
-            max_length=MAX_CUSTOM_METRICS,
-            description="Metrics of your own, measured in addition to `metrics`. Each is a Python function"
-            " that runs in a pod without network, token and credentials. Needs a store on a claim, and"
-            " allow.customCode of the evaluation's ComputeProfile. Default: none.",
+            description="ComputeProfile of the pods that evaluate. Default: of a run, its compute.profile; of"
+            " an Evaluation, the cluster's default ComputeProfile."
         ),
-    ] = ()
-    tasks: Annotated[
-        tuple[EvaluationTask, ...],
-        Field(
-            max_length=MAX_TASKS,
-            description="Tasks of lm-evaluation-harness that Tuned, Base and Live do in addition, to see"
-            " whether the training cost general ability. Their files may have no code and name no remote"
-            " data. Default: none.",
-        ),
-    ] = ()
-    checks: Annotated[
-        EvaluationChecks | None,
-        Field(description="Checks that can veto a promotion. Default: the defaults of its fields."),
     ] = None

@@ -6,45 +6,34 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from finetune_operator.api.compute import DeviceCount, StepTimeoutSeconds
-from finetune_operator.api.datasetreference import DatasetReference
-from finetune_operator.api.evaluation import EvaluationSettings, Gate
-from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
+from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
+from finetune_operator.api.evaluation import EvaluatedRows, EvaluationSettings
+from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
+from finetune_operator.api.finetunejobstatus import ProgressStatus, TrainerContract
 from finetune_operator.api.meta import (
     CELRule,
+    Conditions,
     DeletionPolicy,
+    Digest,
+    Message,
     Model,
     Name,
     Resource,
+    Status,
     immutable_rules,
     name_rules,
 )
+from finetune_operator.api.ownmetrics import CustomMetricSources, EvaluationTaskSources
 from finetune_operator.api.queueing import QueueChoice
-from finetune_trainer.contract.metrics import CUSTOM, TASK
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_operator.api.retrystatus import RetryStatus
 
+MAX_EVALUATED: Final = 8
 ADVICE: Final = "an Evaluation is a record: create another one with another name"
 
 
-class EvaluatedRows(Model):
-    """Rows to measure on."""
-
-    ref: DatasetReference
-    split: Annotated[
-        SplitName,
-        Field(
-            description="Split of the DatasetVersion to measure on. A Dataset that is only for evaluation can"
-            " have all its rows in train: set split.validation and split.test of the Dataset to 0."
-        ),
-    ] = "test"
-
-
 class EvaluationCompute(QueueChoice):
-    """ComputeProfile and devices of the evaluate pods."""
+    """Devices and queue of the pods."""
 
-    profile: Annotated[
-        Name | None,
-        Field(description="ComputeProfile of the pods. Default: the cluster's default ComputeProfile."),
-    ] = None
     devices: Annotated[
         DeviceCount,
         Field(
@@ -72,14 +61,6 @@ class _EvaluationFields(EvaluationSettings):
         ),
     ]
     dataset: EvaluatedRows
-    gates: Annotated[
-        tuple[Gate, ...],
-        Field(
-            max_length=8,
-            description="Gates that each Checkpoint must pass. They decide how the Evaluation ends, and never"
-            " promote or withdraw a Checkpoint.",
-        ),
-    ] = ()
     compute: EvaluationCompute = EvaluationCompute()
     deletion_policy: Annotated[
         DeletionPolicy,
@@ -121,17 +102,100 @@ class EvaluationResourceSpec(_EvaluationFields):
             "checkpoints names a Checkpoint twice: name each once",
             "checkpoints",
         ),
-        CELRule(
-            f"!self.metrics.exists(metric, metric.startsWith('{CUSTOM}/'))"
-            f" && !self.gates.exists(gate, gate.metric.startsWith('{CUSTOM}/'))",
-            f"only a FineTuneJob has metrics of its own: remove {CUSTOM}/ metrics from metrics and gates",
-        ),
-        CELRule(
-            f"!self.metrics.exists(metric, metric.startsWith('{TASK}/'))"
-            f" && !self.gates.exists(gate, gate.metric.startsWith('{TASK}/'))",
-            f"only a FineTuneJob has tasks: remove {TASK}/ metrics from metrics and gates",
-        ),
     )
+
+
+class ResultStore(Model):
+    """Store that has the results of one Checkpoint."""
+
+    uri: Annotated[str, Field(max_length=1024, description="URI of the store.")]
+    credentials: Annotated[
+        str | None, Field(max_length=253, description="Secret with the credentials of the store.")
+    ] = None
+
+
+class EvaluationResolved(Model):
+    """Values that the spec left open, chosen once and never changed."""
+
+    dataset_version: Annotated[str | None, Field(description="DatasetVersion that is measured on.")] = None
+    dataset_digest: Annotated[str | None, Field(description="Digest of that DatasetVersion.")] = None
+    checkpoint_digests: Annotated[
+        tuple[Digest, ...] | None,
+        Field(max_length=MAX_EVALUATED, description="Digests of the Checkpoints, in the order of the spec."),
+    ] = None
+    stores: Annotated[
+        tuple[ResultStore, ...] | None,
+        Field(max_length=MAX_EVALUATED, description="Stores of the results, in the order of the spec."),
+    ] = None
+    profile: Annotated[str | None, Field(description="ComputeProfile of the pods.")] = None
+    trainer_image: Annotated[str | None, Field(description="Image of the pods.")] = None
+    trainer_contract: TrainerContract = None
+    custom_metrics: CustomMetricSources = None
+    tasks: EvaluationTaskSources = None
+
+
+class UnmeasuredCheckpoint(Model):
+    """A Checkpoint without scores."""
+
+    checkpoint: Annotated[Name, Field(description="Name of the Checkpoint.")]
+    reason: Annotated[str, Field(max_length=64, description="Reason of the failure.")]
+    message: Annotated[Message, Field(description="What failed and what to do next.")]
+
+
+class EvaluationDisplay(Model):
+    """Text for the columns of kubectl get. Programs must not read it."""
+
+    checkpoints: Annotated[str | None, Field(description="Number of measured Checkpoints, and of all.")] = (
+        None
+    )
+    score: Annotated[
+        str | None,
+        Field(
+            description="First score of the last measured Checkpoint, and that of its base model.",
+        ),
+    ] = None
+
+
+class EvaluationResourceStatus(Status):
+    """Observed state of an Evaluation."""
+
+    phase: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Summary of the conditions for users. Programs must read the conditions instead.",
+        ),
+    ] = ""
+    resolved: EvaluationResolved = EvaluationResolved()
+    progress: ProgressStatus | None = None
+    live: Annotated[
+        ComparedChampion | None,
+        Field(
+            description="Champion that the current Checkpoint is compared with. Its content is not removed"
+            " until the measurement has ended."
+        ),
+    ] = None
+    evaluations: Annotated[
+        tuple[EvaluationStatus, ...],
+        Field(max_length=MAX_EVALUATED, description="Results, in the order of spec.checkpoints."),
+    ] = ()
+    unmeasured: Annotated[
+        tuple[UnmeasuredCheckpoint, ...],
+        Field(
+            max_length=MAX_EVALUATED,
+            description="Checkpoints whose measurement failed, in the order of spec.checkpoints. The"
+            " remaining ones are measured.",
+        ),
+    ] = ()
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(max_length=2, description="Times of evaluate and score, once all their pods have ended."),
+    ] = ()
+    usage: StageUsage | None = None
+    retry: RetryStatus | None = None
+    cost: Cost | None = None
+    display: EvaluationDisplay | None = None
+    conditions: Conditions = ()
 
 
 class Evaluation(Resource):

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and verdicts of an evaluation, for the status of FineTuneJob and Checkpoint."""
+"""Scores and verdicts of an evaluation, for the status of FineTuneJob, Evaluation and Checkpoint."""
 
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.evaluation import MAX_GATES
 from finetune_operator.api.meta import Digest, Message, Model, Name, pattern_advice
 from finetune_operator.api.metricrules import ScoredMetric
 
@@ -96,13 +97,15 @@ class EvaluationStatus(Model):
     checkpoint: Annotated[Name, Field(description="Checkpoint that was evaluated.")]
     split: Annotated[str, Field(description="Split that was evaluated.")] = "test"
     scores: Annotated[tuple[Score, ...], Field(max_length=MAX_SCORES, description="Measured values.")] = ()
-    gates: Annotated[tuple[GateResult, ...], Field(max_length=16, description="Results of the gates.")] = ()
+    gates: Annotated[
+        tuple[GateResult, ...], Field(max_length=MAX_GATES, description="Results of the gates.")
+    ] = ()
     verdict: Annotated[
         Verdict,
         Field(
             description="Result of all gates together. Passed: all gates passed. Failed: at least one"
             " failed, or a check vetoes the promotion. Undecided: none failed, and at least one is undecided."
-            " NoGates: the run has no gates."
+            " NoGates: there are no gates."
         ),
     ]
     reason: Annotated[
@@ -122,12 +125,10 @@ class EvaluationStatus(Model):
         Field(
             max_length=63,
             description="Who measured it. Run: the run that made the Checkpoint. Otherwise the name of an"
-            " Evaluation. Absent: the run.",
+            " Evaluation.",
         ),
     ] = None
-    dataset_version: Annotated[
-        Name | None, Field(description="DatasetVersion of the rows. Absent: that of the run.")
-    ] = None
+    dataset_version: Annotated[Name | None, Field(description="DatasetVersion of the rows.")] = None
     dataset_digest: Annotated[Digest | None, Field(description="Digest of that DatasetVersion.")] = None
     settings_hash: Annotated[
         str | None,

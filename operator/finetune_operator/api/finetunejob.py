@@ -10,7 +10,7 @@ from finetune_operator.api.cel import is_one_of
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.compute import Compute
 from finetune_operator.api.datasetreference import DatasetReference
-from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.hyperparameters import Hyperparameters
 from finetune_operator.api.learningcurve import RequestedLearningCurve
@@ -201,9 +201,9 @@ class _FineTuneJobFields(Model):
     ] = None
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Annotated[
-        EvaluationSpec | None,
+        EvaluationSettings | None,
         Field(
-            description="Evaluation of the trained model on the test split. Default: no evaluation. The"
+            description="Evaluation of the trained model on held-out rows. Default: no evaluation. The"
             " Checkpoint is then promoted only by promotion.mode: Always or by a user's approval."
         ),
     ] = None
@@ -274,15 +274,17 @@ class FineTuneJobSpec(_FineTuneJobFields):
         ),
         CELRule(
             f"{is_one_of('self.method.objective', PAIRED_OBJECTIVES)} || !has(self.evaluation)"
+            " || has(self.evaluation.dataset)"
             f" || !self.evaluation.metrics.exists(metric, {is_one_of('metric', PAIR_METRICS)})"
             f" && !self.evaluation.gates.exists(gate, {is_one_of('gate.metric', PAIR_METRICS)})",
             f"{listed(PAIR_METRICS)} needs pairs of a chosen and a rejected answer: remove it from"
-            f" evaluation.metrics and evaluation.gates, or choose method.objective"
-            f" {listed(PAIRED_OBJECTIVES, 'or')}",
+            f" evaluation.metrics and evaluation.gates, choose method.objective"
+            f" {listed(PAIRED_OBJECTIVES, 'or')}, or name a Dataset with pairs in evaluation.dataset",
             "evaluation",
         ),
         CELRule(
-            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || has(self.dataset.ref)",
+            "!has(self.evaluation) || !has(self.evaluation.sliceBy) || has(self.dataset.ref)"
+            " || has(self.evaluation.dataset)",
             "evaluation.sliceBy needs a column that is kept with the rows: write a Dataset with keepColumns,"
             " and name it in dataset.ref",
             "evaluation.sliceBy",

@@ -7,19 +7,17 @@ from pydantic import Field
 
 from finetune_operator.api.advice import AdviceList
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
-from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
 from finetune_operator.api.droppedrows import DroppedRows
 from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
-from finetune_operator.api.evaluationtask import EvaluationTaskSources
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.jobdisplay import JobDisplay
 from finetune_operator.api.learningcurve import LearningCurve
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
 from finetune_operator.api.method import Preference, ResolvedLoRA
+from finetune_operator.api.ownmetrics import CustomMetricSources, EvaluationTaskSources
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.api.retrystatus import RetryStatus
-from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
 from finetune_trainer.contract.vocabulary import Stage
 
 MAX_CHECKPOINTS: Final = 10
@@ -74,11 +72,14 @@ class Resolved(Model):
             " vLLM.",
         ),
     ] = None
-    custom_metrics: Annotated[
-        tuple[CustomMetricSource, ...] | None,
-        Field(max_length=MAX_CUSTOM_METRICS, description="Sources of evaluation.customMetrics."),
+    evaluation_dataset_version: Annotated[
+        str | None, Field(description="DatasetVersion of evaluation.dataset.")
     ] = None
-    tasks: EvaluationTaskSources | None = None
+    evaluation_dataset_digest: Annotated[str | None, Field(description="Digest of that DatasetVersion.")] = (
+        None
+    )
+    custom_metrics: CustomMetricSources = None
+    tasks: EvaluationTaskSources = None
     profile: Annotated[str | None, Field(description="ComputeProfile of the run.")] = None
     profile_generation: Annotated[
         int | None, Field(description="Generation of the ComputeProfile that the run started with.")
@@ -244,6 +245,13 @@ class FineTuneJobStatus(Status):
     ] = ""
     resolved: Resolved = Resolved()
     dropped_rows: DroppedRows | None = None
+    leaked_rows: Annotated[
+        int | None,
+        Field(
+            description="Rows of training and validation that are left out, because a row of"
+            " evaluation.dataset is the same or nearly the same. Absent: none."
+        ),
+    ] = None
     prediction: Prediction | None = None
     progress: ProgressStatus | None = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=8, description="Finished stages.")] = ()

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.custommetric import own_name
 from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, base_url_advice
+from finetune_operator.api.ownmetrics import own_name
 from finetune_trainer.contract.prometheusqueries import (
     MAX_PROMETHEUS_QUERIES,
     PLACEHOLDERS,

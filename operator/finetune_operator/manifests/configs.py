@@ -2,7 +2,7 @@
 """Builders of the config of each stage, from the API's types."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
 
@@ -13,10 +13,9 @@ from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import Method
 from finetune_operator.api.preparation import DataPreparation
 from finetune_operator.manifests.credentialmounts import secret_mount
-from finetune_operator.manifests.custommetrics import mounted_metrics
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
-from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
 from finetune_operator.manifests.locations import parse_source
+from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
@@ -41,6 +40,7 @@ from finetune_trainer.contract.vocabulary import (
     RULE_VERSION,
     ChatTemplateKwargs,
     CheckpointType,
+    SplitName,
     Stage,
 )
 
@@ -175,8 +175,23 @@ def preflight_config(inputs: StageInputs, spec: FineTuneJobSpec, resolved: Resol
         max_run_seconds=inputs.max_run_seconds if shares else None,
         custom_metrics=mounted_metrics(spec.evaluation.custom_metrics) if spec.evaluation else (),
         judges=judges_of(spec.evaluation),
-        tasks=mounted_tasks(tasks_of(spec.evaluation)),
+        tasks=mounted_tasks(spec.evaluation.tasks) if spec.evaluation else (),
+        **_test_rows(spec, resolved),
     )
+
+
+class _TestRows(TypedDict):
+    test_dataset: str | None
+    test_split: SplitName
+
+
+def _test_rows(spec: FineTuneJobSpec, resolved: Resolved) -> _TestRows:
+    """The rows of another Dataset that the run is evaluated on, if there are such rows."""
+    rows = spec.evaluation.dataset if spec.evaluation else None
+    return {
+        "test_dataset": resolved.evaluation_dataset_digest,
+        "test_split": "test" if rows is None else rows.split,
+    }
 
 
 def _curve_shares(spec: FineTuneJobSpec) -> tuple[float, ...]:
@@ -215,6 +230,7 @@ def train_config(
         learning_curve=(shares := _curve_shares(spec)),
         group_by=group_by if shares else None,
         max_run_seconds=inputs.max_run_seconds if shares else None,
+        **_test_rows(spec, resolved),
     )
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builder of the config of evaluate, for runs and for Evaluations."""
+"""Builders of the configs of evaluate and score, for runs and for Evaluations."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
+from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.answerengine import AnsweringModel, answer_engine
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
-from finetune_operator.manifests.evaluationtasks import mounted_tasks, tasks_of
+from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
+from finetune_trainer.contract.environment import DATASET_MOUNT, PREDICTIONS_MOUNT
 from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
@@ -26,45 +29,62 @@ from finetune_trainer.contract.evaluation import (
 )
 from finetune_trainer.contract.judge import Judge, Opponent
 from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, Metric, is_named_by_user
+from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 
 COMPARED: Final[tuple[Subject, ...]] = ("Base", "Prompted", "Live")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredData:
+    """The rows that an evaluation measures on, and the recorded sources of the user's metrics."""
+
+    dataset: str
+    """Digest of the rows' DatasetVersion."""
+    split: SplitName = "test"
+    group_by: str | None = None
+    """Column whose rows are together in one split."""
+    training: str | None = None
+    """Digest of the rows that the weights were trained on; None if they are not recorded any more."""
+    shows_training: bool = False
+    """Whether Prompted shows rows of `training`, and not training rows of `dataset`."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the files of each task, by name; empty before they are recorded."""
+    custom_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the source of each custom metric, in the same way."""
 
 
 def evaluate_config(
     inputs: StageInputs,
     evaluation: EvaluationSettings,
     weights: EvaluatedWeights,
+    data: MeasuredData,
     *,
-    dataset: str,
-    split: SplitName = "test",
-    group_by: str | None = None,
     step_timeout_seconds: int | None,
     live: LiveModel | None = None,
     live_adapter: AdapterRecord | None = None,
     profile: ComputeProfile | None = None,
-    tasks: Mapping[str, str] | None = None,
 ) -> EvaluateConfig:
     """The config of evaluate, which measures one Checkpoint: the requested metrics and those of the gates.
 
     Args:
-        group_by: column whose rows are together in one split.
         live: the champion to compare with, if the evaluation does and the model line has one.
         live_adapter: properties of its adapter; None if they are not recorded.
         profile: ComputeProfile of the stage, whose engine generates the answers.
-        tasks: digest of the files of each task when the run started, by the name of the task.
     """
     subjects = subjects_of(evaluation)
     return EvaluateConfig(
         **inputs.shared,
         accelerators=inputs.requested_accelerators,
         base_model=weights.base_model,
-        dataset=dataset,
+        dataset=data.dataset,
+        training_dataset=data.training,
+        shown_dataset=data.training if data.shows_training else None,
         checkpoint=weights.digest,
         checkpoint_type=weights.type,
         probe=weights.probe,
         quantized_base=weights.quantized_base,
-        split=split,
+        split=data.split,
         chat_template_kwargs=weights.chat_template_kwargs,
         metrics=measured_metrics(evaluation),
         subjects=tuple(subject for subject in subjects if subject != "Live" or live is not None),
@@ -77,11 +97,28 @@ def evaluate_config(
         prompted=PromptedModel(**_fields(evaluation.prompted), seed=weights.hyperparameters.seed),
         gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
         slice_by=evaluation.slice_by,
-        group_by=group_by,
+        group_by=data.group_by,
         judges=judges_of(evaluation, has_champion=live is not None),
-        checks=_checks(evaluation),
-        tasks=mounted_tasks(tasks_of(evaluation), tasks),
+        checks=EvaluationChecks(**_fields(evaluation.checks)),
+        tasks=mounted_tasks(evaluation.tasks, data.tasks),
+        custom_metrics=mounted_metrics(evaluation.custom_metrics, data.custom_metrics),
         answer_engine=_answer_engine(profile, evaluation, weights, live, live_adapter),
+    )
+
+
+def score_config(inputs: StageInputs, evaluation: EvaluationSettings, data: MeasuredData) -> ScoreConfig:
+    """The config of score, whose pod has no store and reports no progress."""
+    return ScoreConfig(
+        contract=inputs.contract_version,
+        owner=inputs.contract_owner,
+        run=inputs.run,
+        store=StoreConfig(uri=inputs.store_uri, path=""),
+        predictions_path=PREDICTIONS_MOUNT,
+        dataset_path=DATASET_MOUNT,
+        split=data.split,
+        group_by=data.group_by,
+        metrics=mounted_metrics(evaluation.custom_metrics, data.custom_metrics),
+        gates=tuple(GateBound(**gate.model_dump()) for gate in evaluation.gates),
     )
 
 
@@ -111,13 +148,6 @@ def _reads_answers(evaluation: EvaluationSettings, metric: Metric) -> bool:
     chosen = {"labels"} if options is not None and options.constrained_labels else set()
     needs = METRICS[metric].needs if metric in METRICS else frozenset()
     return "answers" in needs and not needs & chosen
-
-
-def _checks(evaluation: EvaluationSettings) -> EvaluationChecks | None:
-    """The checks of a run; none of an Evaluation, which has no promotion to veto."""
-    if not isinstance(evaluation, EvaluationSpec):
-        return None
-    return EvaluationChecks(**_fields(evaluation.checks))
 
 
 def judges_of(evaluation: EvaluationSettings | None, *, has_champion: bool = True) -> tuple[Judge, ...]:
@@ -160,12 +190,8 @@ def _lacks_answers(evaluation: EvaluationSettings, measured: Sequence[str]) -> b
     """Whether something reads answers that no measured metric needs."""
     if evaluation.judges:
         return not any(_reads_answers(evaluation, metric) for metric in measured)
-    return has_custom_metrics(evaluation) and not any("answers" in METRICS[each].needs for each in measured)
-
-
-def has_custom_metrics(evaluation: EvaluationSettings) -> bool:
-    """Whether the user has metrics of his own; an Evaluation has none."""
-    return isinstance(evaluation, EvaluationSpec) and bool(evaluation.custom_metrics)
+    reads = any("answers" in METRICS[each].needs for each in measured)
+    return bool(evaluation.custom_metrics) and not reads
 
 
 def metric_options(evaluation: EvaluationSettings | None) -> MetricOptions:

@@ -18,7 +18,7 @@ class EvaluatedWeights:
 
     digest: str
     probe: str | None = None
-    """Digest of their probe; None if they have none, or if nothing is compared with it."""
+    """Digest of their probe; None if they have none."""
     type: CheckpointType
     base_model: str
     """Digest of the base model."""
@@ -43,6 +43,7 @@ class EvaluatedWeights:
             return None
         return cls(
             digest=spec.digest,
+            probe=spec.probe,
             type=spec.type,
             base_model=spec.lineage.base_model.digest,
             quantized_base=quantized,

@@ -7,19 +7,22 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.custommetric import CustomMetric
 from finetune_operator.api.devices import CPU
-from finetune_operator.api.evaluationtask import EvaluationTask
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.answerpod import with_answers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
-from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes, source_volumes
-from finetune_operator.manifests.evaluationtasks import task_volumes
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.modelcache import cache_volume
+from finetune_operator.manifests.ownmetrics import (
+    ScoredFolders,
+    folder_volumes,
+    source_volumes,
+    task_volumes,
+)
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume, pod_sizing
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest

@@ -87,6 +87,7 @@ def finished_stage(usage: StageUsage | None, stage: Stage) -> StageStatus:
         queued_device_seconds=usage.queued_device_seconds,
         starting_device_seconds=usage.starting_device_seconds,
         device_seconds=round(usage.device_seconds, 3),
+        settled_device_seconds=usage.settled_device_seconds,
         lost=usage.lost,
     )
 

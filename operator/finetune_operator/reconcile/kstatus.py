@@ -15,8 +15,7 @@ from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileS
 from finetune_operator.api.dataset import Dataset, DatasetStatus
 from finetune_operator.api.datasetversion import DatasetVersion, DatasetVersionStatus
 from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationresourcestatus import EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import Evaluation, EvaluationResourceStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment

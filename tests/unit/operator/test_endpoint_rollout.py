@@ -226,6 +226,7 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
         {
             "checkpoint": "first",
             "verdict": "Passed",
+            "source": "Run",
             "scores": [{"metric": "exact_match", "subject": "Tuned", "value": value, "rows": 20}],
         }
         for value in (0.95, 0.1)
@@ -243,24 +244,21 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
         ("last-month", "tickets-1", "tickets-1", True),
         ("last-month", "tickets-easy", "tickets-1", False),
         ("last-month", "tickets-easy", None, True),
-        (None, None, "of the run", True),
-        (None, None, "tickets-1", False),
+        (None, "experts-1", "experts-1", True),
+        (None, "experts-1", "tickets-1", False),
     ],
 )
 def test_a_follower_can_require_the_rows_of_a_score(
-    source: str | None, rows: str | None, required: str | None, is_served: bool
+    source: str | None, rows: str, required: str | None, is_served: bool
 ) -> None:
     judged = checkpoint("first", "1").to_dict()
-    of_run = judged["spec"]["lineage"]["datasetVersion"]
     entry = {
         "checkpoint": "first",
         "verdict": "Passed",
         "scores": [{"metric": "exact_match", "subject": "Tuned", "value": 0.95, "rows": 20}],
     }
-    given = {"source": source, "datasetVersion": rows}
-    judged["status"]["evaluations"] = [entry | {key: name for key, name in given.items() if name}]
-    bar = {"metric": "exact_match", "min": 0.9, "evaluation": source}
-    bar["datasetVersion"] = of_run if required == "of the run" else required
+    judged["status"]["evaluations"] = [entry | {"source": source or "Run", "datasetVersion": rows}]
+    bar = {"metric": "exact_match", "min": 0.9, "evaluation": source, "datasetVersion": required}
     bar = {key: value for key, value in bar.items() if value is not None}
     follow = {"modelLine": "tickets", "minScores": [bar]}
     cluster = EndpointCluster(
@@ -270,7 +268,7 @@ def test_a_follower_can_require_the_rows_of_a_score(
     assert bool(cluster.deployments) is is_served
     if not is_served:
         _, message = cluster.condition("Reconciling") or ("", "")
-        assert f"on the rows of DatasetVersion {rows or of_run}, not of {required}" in message
+        assert f"on the rows of DatasetVersion {rows}, not of {required}" in message
 
 
 def test_a_failed_rollout_is_reported_once() -> None:

@@ -70,7 +70,7 @@ def answers_of(cluster: MemoryCluster) -> AnswersConfig:
 
 def evaluated_with_engine(**compute: Any) -> MemoryCluster:
     """A cluster in which the first Job of an Evaluation exists, on a profile with the engine VLLM."""
-    cluster = evaluating(compute={"profile": "served", **compute})
+    cluster = evaluating(profile="served", compute=compute)
     cpu = cluster.objects["ComputeProfile", "cpu"]
     cluster.add({**cpu, "metadata": {"name": "served"}, "spec": cpu["spec"] | VLLM})
     cluster.settle()

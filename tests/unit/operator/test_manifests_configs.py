@@ -15,7 +15,7 @@ from finetune_operator.manifests.configs import (
     preflight_config,
     train_config,
 )
-from finetune_operator.manifests.evaluateconfig import evaluate_config
+from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.base import CONTRACT_VERSION
@@ -114,8 +114,7 @@ def evaluate(
         replace(inputs, contract_version=contract_version),
         job.spec.evaluation,
         weights,
-        dataset=ROWS,
-        split=split,
+        MeasuredData(dataset=ROWS, split=split),
         step_timeout_seconds=job.spec.compute.step_timeout_seconds,
         live=live,
     )

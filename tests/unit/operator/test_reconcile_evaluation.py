@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
-from finetune_operator.api.evaluationresource import EvaluationResourceSpec
-from finetune_operator.api.evaluationresourcestatus import MAX_EVALUATED, EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import (
+    MAX_EVALUATED,
+    EvaluationResourceSpec,
+    EvaluationResourceStatus,
+)
 from finetune_operator.api.meta import Reserved
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.reconcile.verdicts.condensed import condensed
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status
+from finetune_trainer.contract.custommetric import CustomMetricSource
+from finetune_trainer.contract.evaluation import CheckFinding
+from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.progress import Progress
-from finetune_trainer.contract.results import EvaluateResult, Score
+from finetune_trainer.contract.results import EvaluateResult, Score, ScoreResult, StageResult
 from tests.unit.operator.evaluations import (
     ASKED,
     EVALUATION,
@@ -156,7 +162,7 @@ def test_its_device_time_is_counted_and_priced() -> None:
             cost={"pricePerDeviceHour": 3.6, "currency": "EUR"},
         )
     )
-    cluster.add(evaluation(compute={"profile": "gpu", "devices": 2}))
+    cluster.add(evaluation(profile="gpu", compute={"devices": 2}))
     cluster.settle()
     assert cluster.config("evaluate").accelerators == 2
     cluster.start("evaluate", after=5)
@@ -235,7 +241,7 @@ def test_an_adapter_of_an_earlier_release_is_refused_by_name_without_its_run() -
 def test_an_older_trainer_is_not_given_what_it_cannot_do() -> None:
     cluster = trained_cluster()
     cluster.add(profile("old", default=False, images={"trainer": "trainer:0", "trainerContract": 1}))
-    cluster.add(evaluation(compute={"profile": "old"}))
+    cluster.add(evaluation(profile="old"))
     cluster.settle()
 
     assert state(cluster) == {"Reconciling": "ProfileInvalid"}
@@ -391,7 +397,7 @@ def test_a_reserved_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_largest_results_fit_into_a_status() -> None:
     names = [f"metric_{number:02}_{'x' * 20}" for number in range(20)]
     gates = tuple(
-        Gate(metric=name, min=0.123456, min_gain=0.123456, over="Base", confidence=0.95) for name in names[:8]
+        Gate(metric=name, min=0.12345, min_gain=0.12345, over="Base", confidence=0.95) for name in names[:16]
     )
     result = EvaluateResult(
         checkpoint=WEIGHTS,
@@ -401,21 +407,27 @@ def test_the_largest_results_fit_into_a_status() -> None:
             for name in names
             for subject in ("Tuned", "Base", "Prompted", "Live")
         ),
+        findings=tuple(CheckFinding(check="Judge", veto=False, message="x" * 512) for _ in range(8)),
     )
     settings = EvaluationSettings(gates=gates)
     entry = condensed(
-        evaluation_status(settings, result, checkpoint="c" * 63, champion="d" * 63, live="d" * 63)
+        evaluation_status(
+            settings,
+            result,
+            checkpoint="c" * 63,
+            source="e" * 40,
+            dataset_version="f" * 63,
+            dataset_digest=ASKED,
+            champion="d" * 63,
+            live="d" * 63,
+        )
     )
-    marks = {
-        "source": "e" * 40,
-        "dataset_version": "f" * 63,
-        "dataset_digest": ASKED,
-        "settings_hash": "0" * 16,
-    }
 
+    assert [gate.metric for gate in entry.gates] == names[:8]
     assert {score.metric for score in entry.scores} == set(names[:8])
     assert [score.subject for score in entry.scores].count("Tuned") == 8
-    whole = EvaluationResourceStatus(evaluations=(entry.model_copy(update=marks),) * MAX_EVALUATED)
+    entry = entry.model_copy(update={"settings_hash": "0" * 16})
+    whole = EvaluationResourceStatus(evaluations=(entry,) * MAX_EVALUATED)
     assert len(json.dumps(whole.to_dict())) < 31 * 1024
 
 
@@ -426,3 +438,113 @@ def test_a_job_whose_status_write_was_lost_keeps_its_profile_and_trainer() -> No
     cluster.settle()
 
     assert status(cluster)["resolved"] == resolved
+
+
+TASK = {"name": "science", "configMapRef": {"name": "ability", "key": "science.yaml"}}
+METRIC = {"name": "polite", "configMapRef": {"name": "politeness", "key": "metric.py"}}
+SOURCES: dict[str, Any] = {
+    "tasks": (EvaluationTaskSource(name="science", digest=digest("7"), rows=400),),
+    "custom_metrics": (CustomMetricSource(name="polite", digest=digest("9")),),
+}
+
+
+def with_own_metrics(**settings: Any) -> MemoryCluster:
+    """An Evaluation of two Checkpoints with a task and a custom metric, whose first Job exists."""
+    cluster = trained_cluster()
+    cluster.change("ComputeProfile", "cpu", **{"allow": {"customCode": True}, **settings})
+    second_checkpoint(cluster)
+    gates = [{"metric": "custom/polite", "min": 0.5}]
+    names = [CHECKPOINT, SECOND]
+    cluster.add(evaluation(checkpoints=names, tasks=[TASK], customMetrics=[METRIC], gates=gates))
+    cluster.settle()
+    return cluster
+
+
+def scored(tuned: float, number: int) -> StageResult:
+    score = Score(metric="custom/polite", subject="Tuned", value=tuned, rows=24)
+    run = f"{EVALUATION_UID}-{number}"
+    return StageResult(stage="score", run=run, outcome="Succeeded", score=ScoreResult(scores=(score,)))
+
+
+def test_tasks_and_custom_metrics_are_measured_by_the_stages_of_a_run() -> None:
+    cluster = with_own_metrics()
+    first = cluster.config("evaluate")
+    assert [task.digest for task in first.tasks] == [None]
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(**SOURCES), after=30)
+    cluster.settle()
+
+    config = cluster.config("score")
+    assert (config.metrics[0].digest, config.split) == (digest("9"), "test")
+    pod = cluster.stage_job("score")["spec"]["template"]["spec"]
+    folders = {each["mountPath"]: each["subPath"] for each in pod["containers"][0]["volumeMounts"][:2]}
+    assert folders == {
+        "/mnt/predictions": f"runs/{EVALUATION_UID}-0/evaluate",
+        "/mnt/dataset": f"datasets/{'a' * 64}",
+    }
+    (policy,) = cluster.of("NetworkPolicy").values()
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= (
+        cluster.stage_job("score")["spec"]["template"]["metadata"]["labels"].items()
+    )
+    cluster.succeed("score", scored(0.9, 0), after=10)
+    cluster.settle()
+
+    second = cluster.config("evaluate")
+    assert second.checkpoint == SECOND_WEIGHTS
+    assert [task.digest for task in second.tasks] == [digest("7")], "all are measured with the same files"
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(0.5, 1, checkpoint=SECOND_WEIGHTS, **SOURCES), after=20)
+    cluster.settle()
+    cluster.succeed("score", scored(0.4, 1), after=10)
+    cluster.settle()
+
+    assert state(cluster) == {"Evaluated": "Succeeded", "Stalled": "GateFailed"}
+    assert message(cluster, "Stalled") == f"{SECOND}: custom/polite 0.4 < 0.5"
+    (entry,) = entries(cluster, SECOND)
+    assert {score["metric"] for score in entry["scores"]} == {"exact_match", "custom/polite"}
+    stages = {each["name"]: each["seconds"] for each in status(cluster)["stages"]}
+    assert stages == {"evaluate": 50, "score": 20}
+    assert status(cluster)["resolved"]["tasks"][0]["rows"] == 400
+
+
+def test_a_metric_that_fails_loses_the_time_of_its_checkpoint_only() -> None:
+    cluster = with_own_metrics()
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(**SOURCES), after=30)
+    cluster.settle()
+    cluster.succeed("score", scored(0.9, 0), after=10)
+    cluster.settle()
+    cluster.start("evaluate")
+    cluster.succeed("evaluate", measured(0.5, 1, checkpoint=SECOND_WEIGHTS, **SOURCES), after=20)
+    cluster.settle()
+    broken = failed("score", "CustomMetricFailed", "row 17: KeyError", run=f"{EVALUATION_UID}-1")
+    cluster.end("score", broken.to_json(), exit_code=11, after=10)
+    cluster.settle()
+
+    assert state(cluster)["Stalled"] == "CustomMetricFailed"
+    assert [each["checkpoint"] for each in status(cluster)["unmeasured"]] == [SECOND]
+    (lost,) = status(cluster)["cost"]["lost"]
+    assert lost["deviceSeconds"] == 20
+    assert len(entries(cluster)) == 2
+
+
+def test_custom_metrics_need_the_permission_of_the_profile() -> None:
+    cluster = with_own_metrics(allow={"customCode": False})
+    assert state(cluster) == {"Reconciling": "CustomCodeNotAllowed"}
+    assert "does not allow spec.customMetrics" in message(cluster, "Reconciling")
+    cluster.change("ComputeProfile", "cpu", allow={"customCode": True})
+    cluster.settle()
+    assert cluster.has_stage_job("evaluate")
+
+
+def test_a_veto_of_a_check_fails_the_evaluation_and_leaves_the_promotion_alone() -> None:
+    cluster = evaluating(gates=None, checks={"memorization": "Veto"})
+    config = cluster.config("evaluate")
+    assert config.checks.memorization == "Veto"
+    assert config.training_dataset == digest("d")
+    veto = CheckFinding(check="Memorization", veto=True, message="2 answers repeat secrets")
+    cluster.succeed("evaluate", measured(findings=(veto,)), after=30)
+    cluster.settle()
+
+    assert state(cluster) == {"Evaluated": "Succeeded", "Stalled": "Vetoed"}
+    assert cluster.states("Checkpoint", CHECKPOINT) == {"Promoted": "Promoted"}

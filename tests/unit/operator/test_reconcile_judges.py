@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.evaluation import EvaluationSpec, Gate
+from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationstatus import Score
 from finetune_operator.manifests.evaluateconfig import measured_metrics, subjects_of
 from finetune_operator.reconcile.verdicts.gates import decide
@@ -20,7 +20,6 @@ from tests.unit.operator.test_reconcile_live import crown, end_of, evaluating, e
 
 TONE: dict[str, Any] = {
     "name": "tone",
-    "endpoint": "https://judge.example/v1",
     "model": "referee",
     "instructions": "Kind answers are better.",
 }
@@ -67,15 +66,15 @@ def test_preflight_and_evaluate_get_the_judges_and_their_secrets() -> None:
     ],
 )
 def test_a_judge_needs_generated_answers(settings: dict[str, Any], metrics: tuple[str, ...]) -> None:
-    spec = EvaluationSpec.model_validate({"judges": [TONE], "gates": [GATE], **settings})
+    spec = EvaluationSettings.model_validate({"judges": [TONE], "gates": [GATE], **settings})
     assert measured_metrics(spec) == metrics
 
 
 def test_the_opponent_is_measured() -> None:
     spec = {"compare": [], "judges": [{**TONE, "against": "Prompted"}]}
-    assert subjects_of(EvaluationSpec.model_validate(spec)) == ("Tuned", "Prompted")
+    assert subjects_of(EvaluationSettings.model_validate(spec)) == ("Tuned", "Prompted")
     reference = {"compare": [], "judges": [{**TONE, "against": "Reference"}]}
-    assert subjects_of(EvaluationSpec.model_validate(reference)) == ("Tuned",)
+    assert subjects_of(EvaluationSettings.model_validate(reference)) == ("Tuned",)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.custommetrics import ScoredFolders, folder_volumes
 from finetune_operator.manifests.locations import Location
+from finetune_operator.manifests.ownmetrics import ScoredFolders, folder_volumes
 from finetune_operator.stagetable import STAGES
 from finetune_trainer.contract.configs.score import ScoreConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource

@@ -3,7 +3,7 @@
 
 import json
 
-from finetune_operator.api.evaluation import EvaluationSpec, Gate
+from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationstatus import EvaluationStatus, GateResult, Score
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status, of_champion
 from finetune_operator.status.evaluationtable import evaluation_table
@@ -49,7 +49,14 @@ def test_a_status_of_twenty_metrics_and_four_models_stays_small() -> None:
         report_uri=f"s3://bucket/{'a' * 100}",
     )
     evaluation = evaluation_status(
-        EvaluationSpec(gates=gates), result, checkpoint="c" * 63, champion="d" * 63, live="d" * 63
+        EvaluationSettings(gates=gates),
+        result,
+        checkpoint="c" * 63,
+        source="Run",
+        dataset_version="f" * 63,
+        dataset_digest=WEIGHTS,
+        champion="d" * 63,
+        live="d" * 63,
     )
     table, status = evaluation_table(evaluation), ended().job(JOB).status
     assert status.display is not None
@@ -82,13 +89,21 @@ def test_the_table_has_a_line_per_metric_with_intervals_and_verdicts() -> None:
 
 
 def test_a_stored_result_of_a_former_champion_decides_nothing_in_a_line_without_one() -> None:
-    spec = EvaluationSpec(gates=(Gate(metric="exact_match", min_gain=0, over="Live"),))
+    spec = EvaluationSettings(gates=(Gate(metric="exact_match", min_gain=0, over="Live"),))
     scores = tuple(
         ContractScore(metric="exact_match", subject=subject, value=value, rows=24)  # type: ignore[arg-type]
         for subject, value in {"Tuned": 0.7, "Live": 0.8}.items()
     )
     result = EvaluateResult(checkpoint=WEIGHTS, split="test", scores=scores, live=WEIGHTS)
 
-    evaluation = evaluation_status(spec, of_champion(spec, result, None), checkpoint="c", champion=None)
+    evaluation = evaluation_status(
+        spec,
+        of_champion(spec, result, None),
+        checkpoint="c",
+        source="Run",
+        dataset_version=None,
+        dataset_digest=None,
+        champion=None,
+    )
 
     assert [gate.verdict for gate in evaluation.gates] == ["NotApplicable"]

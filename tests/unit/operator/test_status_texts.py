@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api.dataset import DatasetSpec
 from finetune_operator.api.devicetime import Cost, StageUsage
-from finetune_operator.api.evaluation import EvaluationSettings, EvaluationSpec, Gate
+from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
 from finetune_operator.api.finetunejobstatus import ProgressStatus
 from finetune_operator.api.meta import ReservedValues
@@ -154,9 +154,9 @@ def test_reserved_fields_are_found_wherever_they_are(spec: Any, messages: tuple[
 
 
 def test_reserved_values_are_found_in_lists_and_within_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for model, field in ((EvaluationSettings, "compare"), (EvaluationSpec, "compare"), (Gate, "over")):
+    for model, field in ((EvaluationSettings, "compare"), (Gate, "over")):
         monkeypatch.setattr(model.model_fields[field], "metadata", [ReservedValues.of("Prompted", "Live")])
-    spec = EvaluationSpec.model_validate(
+    spec = EvaluationSettings.model_validate(
         {
             "compare": ["Base", "Prompted"],
             "gates": [{"metric": "exact_match", "minGain": 0.1, "over": "Live"}],

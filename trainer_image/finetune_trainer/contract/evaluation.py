@@ -138,23 +138,26 @@ class GateEvidence(Contract):
 
 
 class EvaluationChecksFields(BaseModel):
-    """Checks that can veto a promotion."""
+    """Checks of the weights, in addition to the metrics."""
 
     no_change: Annotated[
         OnFinding,
-        Field(description="What happens if the weights answer as the base model does. Veto: no promotion."),
+        Field(
+            description="What happens if the weights answer as the base model does. Veto: the evaluation"
+            " fails."
+        ),
     ] = "Veto"
     memorization: Annotated[
         OnFinding,
         Field(
             description="What happens if an answer repeats a secret or personal data of the training rows"
-            " word for word. Veto: no promotion."
+            " word for word. Veto: the evaluation fails."
         ),
     ] = "Veto"
 
 
 class EvaluationChecks(EvaluationChecksFields, SharedPart):
-    """Checks that can veto a promotion."""
+    """Checks of the weights, in addition to the metrics."""
 
 
 class CheckFinding(Contract):

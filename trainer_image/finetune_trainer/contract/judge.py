@@ -63,8 +63,8 @@ class Judge(JudgeFields, SharedPart):
     """A judge, as a pod uses it."""
 
     name: str
-    endpoint: str
-    """URL under which `/chat/completions` is."""
+    endpoint: str | None = None
+    """URL under which `/chat/completions` is; None: the key `endpoint` of the credentials."""
     credentials: SecretMount | None = None
 
     @property

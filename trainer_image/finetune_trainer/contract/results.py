@@ -128,6 +128,8 @@ class PreflightResult(Contract):
     """Sources of the user's metrics."""
     tasks: Annotated[tuple[EvaluationTaskSource, ...], Field(json_schema_extra={"since": 2})] = ()
     """Files of the tasks of the evaluation."""
+    leaked_rows: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    """Rows of training and validation that are not used, because they repeat a row of `test_dataset`."""
 
 
 class CheckpointResult(Contract):
@@ -239,6 +241,10 @@ class EvaluateResult(Contract):
     """URI of the page in the store. Its folder has the predictions."""
     engine: Annotated[EngineVersion | None, Field(json_schema_extra={"since": 2})] = None
     """Engine that generated the answers; None for that of the trainer, which computes all other values."""
+    custom_metrics: Annotated[tuple[CustomMetricSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Sources of the user's metrics, whose values score computes."""
+    tasks: Annotated[tuple[EvaluationTaskSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    """Files of the tasks."""
 
 
 class ScoreResult(Contract):

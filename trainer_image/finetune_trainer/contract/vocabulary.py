@@ -55,6 +55,8 @@ NearDuplicates = Literal["Off", "Keep", "Remove"]
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base", "Prompted", "Live"]
 SplitName = Literal["train", "validation", "test"]
+TRAINING_SPLIT: Final[SplitName] = "train"
+"""The split whose rows are learned."""
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 """Form of a row in a prepared dataset."""
 

@@ -9,7 +9,9 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
+from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
@@ -52,6 +54,7 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.evaluationtasks import open_tasks
 from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.stage.metricsource import check_metric
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
@@ -68,7 +71,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
     The same config gives the same scores.
 
     Raises StageFailure (ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, BASE_MODEL_INVALID, INVALID_CONFIG,
-    INVALID_DATA, LOSS_NOT_FINITE, OUT_OF_MEMORY, STORE_UNAVAILABLE), Preempted.
+    INVALID_DATA, LOSS_NOT_FINITE, OUT_OF_MEMORY, CUSTOM_METRIC_FAILED, STORE_UNAVAILABLE), Preempted.
     """
     store = context.store
     data = store.artifact(ArtifactRef(kind="datasets", digest=config.dataset), verify=True)
@@ -78,6 +81,11 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             FailureReason.INVALID_CONFIG,
             f"the dataset has no {config.split} rows to evaluate; raise split.{config.split}",
         )
+    sources = tuple(
+        CustomMetricSource(name=metric.name, digest=check_metric(metric).digest)
+        for metric in config.custom_metrics
+    )
+    opened_tasks = open_tasks(config.tasks)
     set_seed(config.seed)
     unmeasured: list[UnmeasuredSubject] = []
     with store.run_folder(config.run, config.stage) as folder:
@@ -86,7 +94,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         subjects = _open(config, opener, measures, unmeasured)
         log = PredictionLog(folder, config, recorded_version(config))
         examples = {subject.name: subject.examples for subject in subjects}
-        tasks = TaskLog(config, open_tasks(config.tasks), folder)
+        tasks = TaskLog(config, opened_tasks, folder)
         done = sum(len(log.of(name)) for name in examples) + tasks.done_rows(list(examples))
         if done:
             logger.info("continuing after %d measured rows in %s", done, folder.uri)
@@ -178,6 +186,11 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         unmeasured=tuple(unmeasured),
         prompt=prompt,
         engine=engine_version(config, log.engine),
+        custom_metrics=sources,
+        tasks=tuple(
+            EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
+            for wanted, task in zip(config.tasks, opened_tasks, strict=True)
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lengths of rows in tokens, what the user should know of them, and rows that are too long."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +15,21 @@ from finetune_trainer.tokens.tokenfiles import MAX_NAMED_ROWS, FoundRows, SplitF
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Lengths of a split's rows in tokens, in file order. Of two answers, the longer one counts."""
+    """Lengths of a split's used rows in tokens, in file order. Of two answers, the longer one counts."""
 
+    numbers: Int64s
+    """Number of each row in its split, from 1."""
     whole: Int64s
     prompts: Int64s
     """Numbers of tokens before the first one that the model is trained on."""
     facts: SplitFacts
 
     @classmethod
-    def of(cls, files: TokenFiles, split: SplitName) -> "TokenLengths":
-        """The lengths of the rows of a split."""
-        rows = files.rows(split)
-        return cls(rows.lengths, rows.prompt_lengths, files.facts[split])
+    def of(cls, files: TokenFiles, split: SplitName, without: Collection[int] = ()) -> "TokenLengths":
+        """The lengths of the rows of a split, except those with the numbers in `without`."""
+        rows = files.rows(split, without=without)
+        numbers = np.array(rows.numbers, dtype=np.int64)
+        return cls(numbers, rows.lengths, rows.prompt_lengths, files.facts[split])
 
     @property
     def max_tokens(self) -> int:
@@ -35,11 +38,11 @@ class TokenLengths:
 
     def longer(self, max_length: int) -> FoundRows:
         """Rows with more tokens."""
-        return _numbered(np.flatnonzero(self.whole > max_length))
+        return _found(self.numbers[self.whole > max_length])
 
     def without_answer(self, max_length: int) -> FoundRows:
         """Rows that lose their whole answer if they are truncated."""
-        return _numbered(np.flatnonzero(self.prompts >= max_length))
+        return _found(self.numbers[self.prompts >= max_length])
 
 
 def warnings_of(measured: Mapping[SplitName, TokenLengths]) -> tuple[str, ...]:
@@ -90,8 +93,8 @@ def check_answers(
     )
 
 
-def _numbered(rows: Int64s) -> FoundRows:
-    return FoundRows(len(rows), [(int(row) + 1, "") for row in rows[:MAX_NAMED_ROWS]])
+def _found(numbers: Int64s) -> FoundRows:
+    return FoundRows(len(numbers), [(int(number), "") for number in numbers[:MAX_NAMED_ROWS]])
 
 
 def count_of(rows: int) -> str:

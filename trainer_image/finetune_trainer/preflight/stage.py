@@ -11,10 +11,12 @@ from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.sharding import resolve_sharding
+from finetune_trainer.data.leaks import LEARNED_FROM, Leaks
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config
@@ -22,26 +24,28 @@ from finetune_trainer.preflight.basemodelfetch import require_digest, store_mode
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
 from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict
 from finetune_trainer.preflight.learningcurve import with_learning_curve
-from finetune_trainer.preflight.lengths import TokenLengths, check_answers, warnings_of
+from finetune_trainer.preflight.lengths import TokenLengths, check_answers, count_of, first_of, warnings_of
 from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.preflight.methoddata import check_method, check_sharding, resolve_preference
 from finetune_trainer.preflight.modelfiles import invalid, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.readback import check_read_back
-from finetune_trainer.preflight.tokenizing import RowFiles, tokenize
+from finetune_trainer.preflight.tokenizing import RowFiles, measure_rows, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
 from finetune_trainer.rows import SPLIT_FILES, Row, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.evaluationtasks import open_tasks
+from finetune_trainer.stage.heldout import files_of, leaks_of
 from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.metricsource import check_metric
-from finetune_trainer.tokens.answers import make_encoder
+from finetune_trainer.tokens.answers import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 from finetune_trainer.tokens.reasoning import parser_for
+from finetune_trainer.tokens.tokenfiles import MAX_NAMED_ROWS, FoundRows
 from finetune_trainer.train.learningcurve.plan import require_validation_rows
 
 logger = logging.getLogger(__name__)
@@ -72,14 +76,25 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
         for wanted, task in zip(config.tasks, open_tasks(config.tasks), strict=True)
     )
+    held_out = _held_out(config, context, rows)
+    leaks = leaks_of(config, context.store)
+    usable = {split: rows.counts[split] - len(leaks.rows[split]) for split in LEARNED_FROM}
+    if not usable["train"]:
+        raise StageFailure(
+            FailureReason.NO_TRAINING_ROWS,
+            "each training row is the same as a row of evaluation.dataset, or nearly the same: name a Dataset"
+            " with other rows",
+        )
     method = config.method.resolved()
     check_method(method, next(read_rows(paths["train"])).form)
     check_sharding(config.sharding, method)
-    _check_slices(config.slice_by, read_rows(paths["test"]))
+    test_rows = held_out.paths[config.test_split]
+    _check_slices(config.slice_by, read_rows(test_rows))
+    _check_pairs(config.metrics, read_rows(test_rows))
     preference = resolve_preference(method, read_rows(paths["train"]))
     if config.learning_curve:
-        require_validation_rows(rows.counts["validation"])
-    if not rows.counts["validation"]:
+        require_validation_rows(usable["validation"])
+    if not usable["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
     with _readable(uri), readable_model(config, context) as found:
@@ -87,13 +102,14 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         files = model_files(source, uri)
         # Each byte is hashed, copied, and published by the store.
         total = 3 * sum((source / name).stat().st_size for name in files)
-        meter = StageMeter(context, total + rows.cost, MEBIBYTE)
+        others = 0 if held_out is rows else held_out.cost_of(config.test_split)
+        meter = StageMeter(context, total + rows.cost + others, MEBIBYTE)
         model_config = load_config(source, uri)
         model = build_empty(model_config, uri)
         warnings = check_adapter(model, method, uri)
         tokenizer = load_tokenizer(source)
-        held_out = ScopeSource(data, "test", tokenizer, config.chat_template_kwargs)
-        held_out.find(config.metrics, config.options)
+        scope = ScopeSource(test_rows.parent, config.test_split, tokenizer, config.chat_template_kwargs)
+        scope.find(config.metrics, config.options)
         read_back = check_read_back(uri, rows.paths, tokenizer, config.chat_template_kwargs)
         if found.stored is None:
             meter.begin("hashing the base model")
@@ -110,7 +126,12 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         store_model(uri, found, manifest, context, meter)
     encoder = make_encoder(method.objective, tokenizer, config.chat_template_kwargs)
     tokens = tokenize(rows, encoder, context.store, meter)
-    lengths = {split: TokenLengths.of(tokens.files, split) for split in rows.paths}
+    lengths = {split: TokenLengths.of(tokens.files, split, leaks.rows.get(split, ())) for split in rows.paths}
+    if held_out is not rows:
+        evaluated = evaluation_encoder(
+            next(read_rows(test_rows), None), tokenizer, config.chat_template_kwargs
+        )
+        lengths["test"] = measure_rows(held_out, config.test_split, evaluated, meter)
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit, processes = context_length(model_config), config.nodes * config.devices
@@ -122,8 +143,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     long_rows.check(limit, report_uri)
     if long_rows.truncates:
         check_answers(lengths, max_length, limit, report_uri)
-    if long_rows.dropped and preference is not None:
-        kept = tokens.files.rows("train", max_length, drops_longer=True)
+    if (long_rows.dropped or leaks.count) and preference is not None:
+        kept = tokens.files.rows(
+            "train", max_length, drops_longer=bool(long_rows.dropped), without=leaks.rows["train"]
+        )
         preference = resolve_preference(method, kept)
     used = long_rows.used_lengths
     chosen = choose_hyperparameters(
@@ -157,6 +180,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
             *warnings_of(lengths),
             *read_back,
             *long_rows.warnings,
+            *_leak_warnings(leaks),
             *judge_warnings(config.judges),
             *(() if prediction is not None else (NOT_PREDICTED,)),
         ),
@@ -164,6 +188,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         train_tokens=int(used.sum()),
         longest_row_tokens=longest_row,
         truncated_rows=long_rows.truncated,
+        leaked_rows=leaks.count,
         dropped_rows=long_rows.dropped,
         dropped_percent=round(100 * long_rows.dropped_share, 2),
         report_uri=report_uri,
@@ -174,13 +199,54 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     )
 
 
+def _held_out(config: PreflightConfig, context: StageContext, rows: RowFiles) -> RowFiles:
+    """The files of the dataset that the run is evaluated on: by default those that it trains on."""
+    if config.test_dataset is None:
+        return rows
+    dataset = ArtifactRef(kind="datasets", digest=config.test_dataset)
+    paths = files_of(context.store.artifact(dataset, verify=True))
+    return RowFiles(dataset, paths, {split: count_rows(path) for split, path in paths.items()})
+
+
+def _leak_warnings(leaks: Leaks) -> Iterator[str]:
+    """Yield what the user should know of rows that are left out of training."""
+    if leaks.count:
+        nearly = f" ({leaks.near} of them nearly)" if leaks.near else ""
+        verb = "has" if leaks.count == 1 else "have"
+        found = {
+            split: FoundRows(len(numbers), [(number, "") for number in numbers[:MAX_NAMED_ROWS]])
+            for split, numbers in leaks.rows.items()
+        }
+        yield (
+            f"{count_of(leaks.count)} of training and validation {verb} the input of a row of"
+            f" evaluation.dataset{nearly} and will not be used ({first_of(found)}): find out where they come"
+            " from, if there are many"
+        )
+    if leaks.unsearched:
+        yield (
+            f"rows that are nearly the same as one of evaluation.dataset were not searched, because"
+            f" {leaks.unsearched} rows are too many: only rows with the same input are left out"
+        )
+
+
+def _check_pairs(metrics: Iterable[Metric], rows: Iterable[Row]) -> None:
+    """Raise StageFailure (INVALID_CONFIG) if a metric compares the answers of pairs and a row is none."""
+    pairs = next((metric for metric in metrics if "pairs" in METRICS[metric].needs), None)
+    if pairs is not None and any(row.rejected is None for row in rows):
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"evaluation.metrics: {pairs} needs rows with a chosen and a rejected answer (format Preference);"
+            " remove it, also from evaluation.gates, or name a Dataset with pairs in evaluation.dataset",
+        )
+
+
 def _check_slices(column: str | None, rows: Iterable[Row]) -> None:
     """Raise StageFailure (INVALID_CONFIG) if no row has a value of the column; None: there are no slices."""
     if column is None or any(name == column for row in rows for name, _ in row.columns):
         return
     raise StageFailure(
         FailureReason.INVALID_CONFIG,
-        f"evaluation.sliceBy names {column}, which no row of the test split has: add it to keepColumns of the"
+        f"evaluation.sliceBy names {column}, which no measured row has: add it to keepColumns of the"
         " Dataset, or remove sliceBy, and create a new run",
     )
 

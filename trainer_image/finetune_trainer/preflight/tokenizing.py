@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenize the rows of a dataset once, for every process and every run that trains on them."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.preflight.lengths import count_of, first_of
+from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
@@ -41,7 +42,11 @@ class RowFiles:
     @property
     def cost(self) -> int:
         """Cost of tokenizing all rows on the meter."""
-        return ROW_COST * sum(self.counts.values())
+        return sum(map(self.cost_of, self.counts))
+
+    def cost_of(self, split: SplitName) -> int:
+        """Cost of tokenizing the rows of one split."""
+        return ROW_COST * self.counts[split]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ def tokenize(rows: RowFiles, encoder: Encoder, store: Store, meter: StageMeter) 
             ref = DerivedRef(rows.dataset, store.publish(rows.dataset, staging))
         store.name_derived(ref, name)
     return TokenizedRows(ref.digest, TokenFiles(store.artifact(ref)))
+
+
+def measure_rows(rows: RowFiles, split: SplitName, encoder: Encoder, meter: StageMeter) -> TokenLengths:
+    """The lengths of the rows of one split, whose tokens are not kept.
+
+    Raises StageFailure (INVALID_DATA) naming the rows that the chat template rejects; Preempted.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        _write(replace(rows, paths={split: rows.paths[split]}), encoder, Path(name), meter)
+        return TokenLengths.of(TokenFiles(Path(name)), split)
 
 
 def _write(rows: RowFiles, encoder: Encoder, folder: Path, meter: StageMeter) -> None:

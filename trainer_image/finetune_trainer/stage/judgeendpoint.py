@@ -23,6 +23,17 @@ class JudgeProblem(Exception):
     """A judge that cannot be used. The text is for the user."""
 
 
+def located(judge: Judge) -> Judge:
+    """The judge with its address, which is in the Secret if the judge needs credentials.
+
+    Raises StageFailure (INVALID_CREDENTIALS).
+    """
+    if judge.endpoint is not None:
+        return judge
+    credentials = load_credentials(judge.credentials)
+    return judge.model_copy(update={"endpoint": "" if credentials is None else credentials.endpoint})
+
+
 def endpoint_problem(judge: Judge, problem: RemoteProblem) -> JudgeProblem:
     """The problem of an endpoint, with what to do."""
     advice = advice_about(problem, judge.credentials, "check its endpoint and model")
@@ -34,7 +45,7 @@ def open_endpoint(judge: Judge, on_attempt: Callable[[], None] = lambda: None) -
 
     Raises StageFailure (INVALID_CONFIG, INVALID_CREDENTIALS).
     """
-    return JsonApi(judge.endpoint, load_credentials(judge.credentials), on_attempt)
+    return JsonApi(located(judge).endpoint or "", load_credentials(judge.credentials), on_attempt)
 
 
 def judge_warnings(judges: Sequence[Judge]) -> Iterator[str]:
@@ -42,17 +53,23 @@ def judge_warnings(judges: Sequence[Judge]) -> Iterator[str]:
 
     Servers without such a list, and lists of another form, say nothing.
     """
-    for judge in judges:
+    for each in judges:
         try:
-            listed = asyncio.run(_models(judge))
+            yield from _warnings_of(located(each))
         except StageFailure as failure:
-            yield f"judge {judge.name}: {failure.message}"
-        except Unreachable as error:
-            if error.problem.kind not in UNKNOWN:
-                yield str(endpoint_problem(judge, error.problem))
-        else:
-            if listed and judge.model not in listed:
-                yield f"judge {judge.name}: {judge.endpoint} does not list the model {judge.model}"
+            yield f"judge {each.name}: {failure.message}"
+
+
+def _warnings_of(judge: Judge) -> Iterator[str]:
+    """Raises StageFailure (INVALID_CONFIG, INVALID_CREDENTIALS)."""
+    try:
+        listed = asyncio.run(_models(judge))
+    except Unreachable as error:
+        if error.problem.kind not in UNKNOWN:
+            yield str(endpoint_problem(judge, error.problem))
+    else:
+        if listed and judge.model not in listed:
+            yield f"judge {judge.name}: {judge.endpoint} does not list the model {judge.model}"
 
 
 async def _models(judge: Judge) -> frozenset[str]:

@@ -91,6 +91,14 @@ def make_encoder(
     return encoder(tokenizer, chat_template_kwargs)
 
 
+def evaluation_encoder(
+    row: Row | None, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: TemplateArguments = NONE
+) -> Encoder:
+    """Create the encoder of rows that are evaluated, by the form of one of them, whatever the method."""
+    encoder = AnswerEncoder if row is not None and row.is_preference else RowEncoder
+    return encoder(tokenizer, chat_template_kwargs)
+
+
 def _each_answer(row: Row) -> list[Row]:
     """The row once with each of its answers."""
     if row.rejected is None:

@@ -5,7 +5,7 @@ The folder has `tokens.json`, and a folder per split with the columns of its row
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,18 +112,27 @@ def kind_of(encoder: Encoder) -> str:
 
 
 class TokenRows(Sequence[Any]):
-    """The rows of a split, made when they are read. Longer rows are truncated or left out."""
+    """The rows of a split, made when they are read. Longer rows are truncated or left out, and so are those
+    whose numbers, from 1, are in `without`."""
 
     def __init__(
-        self, columns: RowColumns, folder: Path, max_length: int | None, *, drops_longer: bool
+        self,
+        columns: RowColumns,
+        folder: Path,
+        max_length: int | None,
+        *,
+        drops_longer: bool,
+        without: Collection[int] = (),
     ) -> None:
         self._make = columns.join
         self._columns = [TokenColumn(folder, name) for name in columns.names]
         self._max_length = max_length
         self._whole, self._prompts = columns.lengths(*self._columns)
-        self._kept = (
-            None if max_length is None or not drops_longer else np.flatnonzero(self._whole <= max_length)
-        )
+        keep = np.ones(len(self._whole), dtype=bool)
+        if max_length is not None and drops_longer:
+            keep = self._whole <= max_length
+        keep[[number - 1 for number in without]] = False
+        self._kept = None if keep.all() else np.flatnonzero(keep)
         """Indices of the rows; None for all of them."""
 
     def __len__(self) -> int:
@@ -153,9 +162,8 @@ class TokenRows(Sequence[Any]):
     @property
     def lengths(self) -> Int64s:
         """Number of tokens of each row."""
-        if self._kept is not None:
-            return self._whole[self._kept]
-        return self._whole if self._max_length is None else np.minimum(self._whole, self._max_length)
+        whole = self._whole if self._kept is None else self._whole[self._kept]
+        return whole if self._max_length is None else np.minimum(whole, self._max_length)
 
     @property
     def prompt_lengths(self) -> Int64s:
@@ -176,10 +184,19 @@ class TokenFiles:
         }
 
     def rows(
-        self, split: SplitName, max_length: int | None = None, *, drops_longer: bool = False
+        self,
+        split: SplitName,
+        max_length: int | None = None,
+        *,
+        drops_longer: bool = False,
+        without: Collection[int] = (),
     ) -> TokenRows:
-        """The rows of a split. Those with more than `max_length` tokens are truncated or left out."""
-        return TokenRows(self._columns, self._folder / split, max_length, drops_longer=drops_longer)
+        """The rows of a split, except those with the numbers in `without`.
+
+        Rows with more than `max_length` tokens are truncated or left out.
+        """
+        folder = self._folder / split
+        return TokenRows(self._columns, folder, max_length, drops_longer=drops_longer, without=without)
 
 
 class TokenFileWriter:

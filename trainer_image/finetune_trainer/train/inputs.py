@@ -17,6 +17,7 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.rows import SPLIT_FILES, read_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
+from finetune_trainer.stage.heldout import leaks_of
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.batching import row_lengths
@@ -40,7 +41,7 @@ class TrainingData:
     validation: Sequence[Any]
     """Validation rows, encoded for the method."""
     validation_numbers: Sequence[int]
-    """Number of each validation row in its split, from 1. Rows that are too long may be left out."""
+    """Number of each validation row in its split, from 1. Long and leaked rows may be left out."""
     max_row_tokens: int
     """Number of tokens of the longest training row."""
     steps_per_epoch: int
@@ -86,13 +87,14 @@ def _tokenized(config: TrainConfig, context: StageContext) -> ReadSplit | None:
         return None
     # Of the processes of a pod, one reads the files whole to verify them.
     files = TokenFiles(context.store.artifact(ref, verify=not context.group.local_rank))
-    hyperparameters = config.hyperparameters
+    hyperparameters, leaks = config.hyperparameters, leaks_of(config, context.store)
 
     def read(split: SplitName) -> tuple[Sequence[Any], Sequence[int]]:
         rows = files.rows(
             split,
             max_length=hyperparameters.max_sequence_length,
             drops_longer=hyperparameters.on_long_rows == "Drop",
+            without=leaks.rows.get(split, ()),
         )
         return rows, rows.numbers
 
@@ -105,10 +107,12 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
     encoder = make_encoder(config.method.objective, tokenizer, config.chat_template_kwargs)
     max_length = config.hyperparameters.max_sequence_length
     drops_longer = config.hyperparameters.on_long_rows == "Drop"
+    leaks = leaks_of(config, context.store)
 
     def read(split: SplitName) -> tuple[list[Any], list[int]]:
         encoded: list[Any] = []
         numbers: list[int] = []
+        left_out = frozenset(leaks.rows.get(split, ()))
         for number, row in enumerate(read_rows(data / SPLIT_FILES[split]), 1):
             if context.stop.is_set():
                 raise Preempted
@@ -118,7 +122,7 @@ def _encoding(tokenizer: PreTrainedTokenizerBase, config: TrainConfig, context: 
                 raise StageFailure(
                     FailureReason.INVALID_DATA, f"{split} row {number}: {error}", ExitCode.BAD_DATA
                 ) from error
-            if not drops_longer or tokens.num_tokens <= max_length:
+            if number not in left_out and (not drops_longer or tokens.num_tokens <= max_length):
                 encoded.append(tokens.truncate(max_length))
                 numbers.append(number)
         return encoded, numbers

@@ -11,7 +11,7 @@ from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.lines.scores import OF_RUN, is_of_run, is_resolved
+from finetune_operator.reconcile.lines.scores import is_of_run, is_resolved
 
 MAX_OF_EVALUATIONS: Final = MAX_EVALUATIONS - 1
 """One entry is that of the run."""
@@ -87,11 +87,7 @@ def _of_run(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[Evaluation
     newest = job.status.evaluation if job is not None else None
     if job is None or newest is None or newest.checkpoint != checkpoint.name or not newest.scores:
         return known
-    # An entry that an earlier release wrote stays as it is.
-    marks = {"source": OF_RUN, "dataset_digest": job.status.resolved.dataset_digest}
-    if known and known[0].source is None and known[0] == newest:
-        return known
-    return (newest.model_copy(update=marks),)
+    return (newest,)
 
 
 def _time(entry: EvaluationStatus) -> datetime:

@@ -5,13 +5,13 @@ import json
 from functools import cached_property
 from typing import Final
 
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationresourcestatus import EvaluationDisplay, EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.kstatus import finish_pass
+from finetune_operator.reconcile.measuring import EVALUATE, SCORE
 from finetune_operator.reconcile.records.evaluationfolders import folder_name
 from finetune_operator.reconcile.stages.losses import total_losses
 from finetune_operator.reconcile.stages.request import JobNames
@@ -20,7 +20,9 @@ from finetune_operator.reconcile.steps import Blocked, Halt
 from finetune_operator.status.progress import score_text
 from finetune_trainer.contract.vocabulary import Stage
 
-STAGE: Final[Stage] = "evaluate"
+STAGE: Final = EVALUATE
+STAGES_OF_CHECKPOINT: Final[tuple[Stage, ...]] = (EVALUATE, SCORE)
+"""Stages that measure one Checkpoint. Score runs only for custom metrics."""
 
 
 class Assessment(StagePass[EvaluationResourceStatus]):
@@ -95,6 +97,8 @@ def settings_hash(evaluation: Evaluation) -> str:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={"checkpoints", "compute", "deletion_policy", "suspend", "children_ttl_seconds"},
+        exclude={
+            *("checkpoints", "compute", "profile", "deletion_policy", "suspend", "children_ttl_seconds"),
+        },
     )
     return short_hash(json.dumps(spec, sort_keys=True), length=16)

@@ -3,14 +3,14 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresourcestatus import ResultStore
+from finetune_operator.api.evaluationresource import ResultStore
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.scores import is_resolved
+from finetune_operator.reconcile.measuring import check_custom_metrics, check_stores, resolve_rows
 from finetune_operator.reconcile.records.lineage import run_of
-from finetune_operator.reconcile.records.versions import check_location, resolve_version
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
@@ -33,26 +33,29 @@ def inputs(run: Assessment) -> Halt | None:
         if not isinstance(checkpoint, Checkpoint):
             return checkpoint
         checkpoints.append(checkpoint)
-    version = resolve_version(evaluation.spec.dataset.ref, evaluation, run.snapshot)
+    version = resolve_rows(evaluation.spec.dataset, "spec.dataset", evaluation, run.snapshot)
     if not isinstance(version, DatasetVersion):
         return version
-    for checkpoint in checkpoints:
-        store = WeightsReference.of(checkpoint).store
-        elsewhere = check_location(version, store, f"Checkpoint {checkpoint.name} is in")
-        if elsewhere is not None:
-            return elsewhere
-    empty = _without_rows(run, version)
-    if empty is not None:
-        return empty
-    if isinstance(run.prerequisites, Blocked):
-        return run.prerequisites
+    references = {checkpoint.name: WeightsReference.of(checkpoint) for checkpoint in checkpoints}
+    elsewhere = check_stores(
+        version, ((reference.store, f"Checkpoint {name} is in") for name, reference in references.items())
+    )
+    if elsewhere is not None:
+        return elsewhere
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    for reference in references.values():
+        refused = check_custom_metrics(evaluation.spec, "spec.customMetrics", reference.store, found.profile)
+        if refused is not None:
+            return refused
     run.resolve(
         dataset_version=version.name,
         dataset_digest=version.spec.digest,
         checkpoint_digests=tuple(checkpoint.spec.digest for checkpoint in checkpoints),
         stores=tuple(
             ResultStore(uri=reference.store, credentials=reference.credentials)
-            for reference in map(WeightsReference.of, checkpoints)
+            for reference in references.values()
         ),
     )
     return None
@@ -94,15 +97,3 @@ def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed
 def weights_of(checkpoint: Checkpoint, snapshot: Snapshot) -> EvaluatedWeights | None:
     """The weights to measure; None if the Checkpoint does not say how."""
     return EvaluatedWeights.of(checkpoint, run_of(checkpoint, snapshot))
-
-
-def _without_rows(run: Assessment, version: DatasetVersion) -> Failed | None:
-    split = run.evaluation.spec.dataset.split
-    if any(each.name == split and each.rows for each in version.spec.splits):
-        return None
-    others = ", ".join(f"{each.name} ({each.rows} rows)" for each in version.spec.splits if each.rows)
-    return Failed(
-        Reason.INVALID_SPEC,
-        f"spec.dataset.split: the {split} split of DatasetVersion {version.name} is empty: create a new"
-        f" Evaluation on another split of it ({others}), or raise split.{split} of the Dataset",
-    )

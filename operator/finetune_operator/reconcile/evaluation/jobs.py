@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the Jobs that measure one Checkpoint."""
+"""Build the Jobs that measure one Checkpoint: evaluate, and score for custom metrics."""
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.evaluateconfig import evaluate_config
+from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
@@ -15,15 +15,24 @@ from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.inputs import weights_of
-from finetune_operator.reconcile.evaluation.live import live_adapter, live_model
+from finetune_operator.reconcile.measuring import (
+    SCORE,
+    EvaluationMounts,
+    check_custom_metrics,
+    live_adapter,
+    live_model,
+    measured_data,
+    scored_folders,
+)
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.profiles import check_config
 from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.request import JobPurpose, StageRequest
-from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_operator.stagetable import JobStage
+from finetune_operator.reconcile.steps import Blocked, Failed, Working
+from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.vocabulary import Stage
 
 
 def keep(run: Assessment) -> None:
@@ -39,7 +48,7 @@ def keep(run: Assessment) -> None:
 
 def build_job(
     run: Assessment, request: StageRequest, purpose: JobPurpose, checkpoint: Checkpoint
-) -> Manifest | Blocked | Working:
+) -> Manifest | Blocked | Failed | Working:
     """The Job that `advance` needs, or which prerequisite is missing."""
     found = run.prerequisites
     if isinstance(found, Blocked):
@@ -48,7 +57,9 @@ def build_job(
     missing = storage.check_store(reference.store, found.profile, evaluation.namespace, run.snapshot)
     if missing is not None:
         return missing
-    secret, devices = reference.credentials, evaluation.spec.compute.devices
+    secret, stage = reference.credentials, _stage_of(request, purpose)
+    row = STAGES[stage]
+    devices = evaluation.spec.compute.devices if row.uses_devices else 0
     on_cuda = found.profile.spec.accelerator.resource.startswith(CUDA_RESOURCES)
     inputs = StageInputs(
         owner=evaluation,
@@ -59,22 +70,21 @@ def build_job(
         contract_version=found.trainer.contract,
         requested_accelerators=devices if on_cuda else 0,
     )
-    stage: JobStage = request.stage
-    judges = evaluation.spec.judges if purpose == "stage" else ()
-    config: StageConfig | None
+    config: StageConfig | Failed | Blocked
     if purpose == "stage":
         waiting = check_budget(found.profile, request.stage, evaluation.namespace, run.snapshot)
         if waiting is not None:
             return waiting
         keep(run)
-        config = _config(run, inputs, checkpoint, found.profile)
+        config = _config(run, request.stage, inputs, checkpoint, found.profile)
+        if not isinstance(config, StageConfig):
+            return config
         unsent = check_config(config, found.profile)
         if unsent is not None:
             return unsent
     else:
-        stage, devices = "collect", 0
         config = collect_config(inputs, request.stage, probe=purpose == "probe")
-    job = run_of(checkpoint, run.snapshot)
+    job, mounts = run_of(checkpoint, run.snapshot), EvaluationMounts.of(stage, evaluation.spec)
     return build_stage_job(
         evaluation,
         request.names.of_purpose(purpose),
@@ -84,10 +94,17 @@ def build_job(
             image=found.trainer.image,
             image_pull_policy=run.snapshot.facts.image_pull_policy,
             profile=found.profile,
-            storage=Storage(store=parse_store(reference.store)),
+            storage=Storage(
+                store=parse_store(reference.store),
+                custom_metrics=mounts.custom_metrics,
+                tasks=mounts.tasks,
+                folders=scored_folders(
+                    stage, reference.store, request.run, run.status.resolved.dataset_digest
+                ),
+            ),
             credentials=CredentialsMount(
-                store=SecretReference(name=secret) if secret else None,
-                judges=tuple(judge.credentials_secret_ref for judge in judges),
+                store=SecretReference(name=secret) if secret and not row.isolated else None,
+                judges=mounts.judges,
             ),
             devices=devices,
             prediction=job.status.prediction if job is not None else None,
@@ -97,21 +114,40 @@ def build_job(
     )
 
 
+def _stage_of(request: StageRequest, purpose: JobPurpose) -> JobStage:
+    """The stage that the pod runs. Collect reads the result of another one."""
+    return request.stage if purpose == "stage" else "collect"
+
+
 def _config(
-    run: Assessment, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
-) -> StageConfig:
-    weights, spec = weights_of(checkpoint, run.snapshot), run.evaluation.spec
+    run: Assessment, stage: Stage, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
+) -> StageConfig | Failed | Blocked:
+    weights, spec, data = weights_of(checkpoint, run.snapshot), run.evaluation.spec, _data(run, checkpoint)
     if weights is None:
         raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
+    if stage == SCORE:
+        # The profile may have changed since the start of the Evaluation.
+        refused = check_custom_metrics(spec, "spec.customMetrics", inputs.store_uri, profile)
+        return refused or score_config(inputs, spec, data)
     return evaluate_config(
         inputs,
         spec,
         weights,
-        dataset=run.status.resolved.dataset_digest or "",
-        group_by=run.snapshot.group_column(run.status.resolved.dataset_version),
-        split=spec.dataset.split,
+        data,
         live=live_model(run),
         live_adapter=live_adapter(run),
         profile=profile,
         step_timeout_seconds=spec.compute.step_timeout_seconds,
+    )
+
+
+def _data(run: Assessment, checkpoint: Checkpoint) -> MeasuredData:
+    resolved = run.status.resolved
+    trained = run.snapshot.datasetversions.get(checkpoint.spec.lineage.dataset_version)
+    return measured_data(
+        run,
+        resolved.dataset_version,
+        resolved.dataset_digest,
+        split=run.evaluation.spec.dataset.split,
+        training=None if trained is None else trained.spec.digest,
     )

@@ -87,13 +87,13 @@ def known_contract(evaluation: Evaluation, snapshot: Snapshot) -> int:
 
 
 def _profile_name(evaluation: Evaluation) -> str | None:
-    return evaluation.status.resolved.profile or evaluation.spec.compute.profile
+    return evaluation.status.resolved.profile or evaluation.spec.profile
 
 
 def _profile(
     evaluation: Evaluation, snapshot: Snapshot, find: profiles.FindProfile = profiles.resolve_profile
 ) -> ComputeProfile | Blocked:
-    return find(_profile_name(evaluation), "spec.compute.profile", evaluation.namespace, snapshot)
+    return find(_profile_name(evaluation), "spec.profile", evaluation.namespace, snapshot)
 
 
 def _kept_trainer(evaluation: Evaluation) -> TrainerImage | None:

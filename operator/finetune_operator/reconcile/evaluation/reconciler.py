@@ -12,8 +12,7 @@ from typing import Final
 from finetune_operator.api.evaluationresource import Evaluation
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.assessment import Assessment
-from finetune_operator.reconcile.evaluation.deleting import delete
-from finetune_operator.reconcile.evaluation.ended import finished, suspend
+from finetune_operator.reconcile.evaluation.ended import delete, finished, suspend
 from finetune_operator.reconcile.evaluation.inputs import inputs, validate
 from finetune_operator.reconcile.evaluation.measure import measure
 from finetune_operator.reconcile.evaluation.prerequisites import needs
@@ -67,8 +66,10 @@ def _end(run: Assessment) -> Done | Failed:
         return Failed(failures[0].reason, ". ".join((*unmeasured, *missed_gates)))
     for verdict, reason in (("Failed", Reason.GATE_FAILED), ("Undecided", Reason.EVALUATION_UNDECIDED)):
         missed = [each for each in results if each.verdict == verdict]
+        vetoed = any(each.reason == Reason.VETOED for each in missed)
         if missed:
-            return Failed(reason, ". ".join(f"{each.checkpoint}: {verdict_text(each)}" for each in missed))
+            message = ". ".join(f"{each.checkpoint}: {verdict_text(each)}" for each in missed)
+            return Failed(Reason.VETOED if vetoed else reason, message)
     gates = "all gates passed" if run.evaluation.spec.gates else "no gates"
     return Done(
         Reason.SUCCEEDED,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a run: a DatasetVersion, from a Dataset or from the run's own source."""
+"""Data of a run: the DatasetVersions to train on, from a Dataset or the run's own source, and to measure on."""
 
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.datasetversion import DatasetVersion
@@ -8,12 +8,15 @@ from finetune_operator.manifests.labels import own_version_name
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.plan import Create
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.stage import run_stage
+from finetune_operator.reconcile.measuring import check_stores, resolve_rows
 from finetune_operator.reconcile.records.versions import check_location, resolve_version
+from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.problems import faults, shown_problems
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import TRAINING_SPLIT
 
 
 def data(run: Run) -> Halt | None:
@@ -22,6 +25,30 @@ def data(run: Run) -> Halt | None:
         return None
     ref = run.job.spec.dataset.ref
     return _own_source(run) if ref is None else _reference(run, ref)
+
+
+def evaluated_rows(run: Run) -> Halt | None:
+    """Resolve the version of `evaluation.dataset` before the training, and keep it in `status.resolved`."""
+    spec = run.job.spec.evaluation
+    rows = None if spec is None else spec.dataset
+    if rows is None or run.status.resolved.evaluation_dataset_version is not None:
+        return None
+    version = resolve_rows(rows, "spec.evaluation.dataset", run.job, run.snapshot)
+    if not isinstance(version, DatasetVersion):
+        return version
+    if version.spec.digest == run.status.resolved.dataset_digest and rows.split == TRAINING_SPLIT:
+        return Failed(
+            Reason.INVALID_SPEC,
+            f"spec.evaluation.dataset names the rows that the run trains on (DatasetVersion {version.name}):"
+            " name another split or Dataset, and create a new FineTuneJob",
+        )
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    elsewhere = check_stores(version, ((found.store.uri, "this run uses"),))
+    if elsewhere is None:
+        run.resolve(evaluation_dataset_version=version.name, evaluation_dataset_digest=version.spec.digest)
+    return elsewhere
 
 
 def _reference(run: Run, ref: DatasetReference) -> Halt | None:
@@ -93,10 +120,11 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
 
 def _test_rows(run: Run, rows: int, what: str) -> Failed | None:
     """Refuse an evaluation without held-out rows before the training, and not after it."""
-    if run.job.spec.evaluation is None or rows > 0:
+    spec = run.job.spec.evaluation
+    if spec is None or spec.dataset is not None or rows > 0:
         return None
     return Failed(
         Reason.INVALID_SPEC,
-        f"spec.evaluation needs held-out rows, but the test split of {what} is empty: raise split.test or add"
-        " rows, and create a new FineTuneJob",
+        f"spec.evaluation needs held-out rows, but the test split of {what} is empty: raise split.test, add"
+        " rows, or name a Dataset in evaluation.dataset, and create a new FineTuneJob",
     )

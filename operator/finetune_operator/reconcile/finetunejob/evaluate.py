@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
+"""Evaluate and score: measure the best Checkpoint on held-out rows, and compare the scores with the gates."""
 
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.evaluation import EvaluationSpec
+from finetune_operator.api.evaluation import EvaluationSettings
 from finetune_operator.api.evaluationstatus import EvaluationStatus
 from finetune_operator.api.finetunejobstatus import CheckpointSummary
 from finetune_operator.manifests.configs import checkpoint_type, template_arguments
-from finetune_operator.manifests.evaluateconfig import evaluate_config
+from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.records import adapter_record
+from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.reconcile.finetunejob import live
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
+from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.score import score_again, with_custom_metrics
-from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.finetunejob.train import best_checkpoint
-from finetune_operator.reconcile.stages.usage import has_finished
+from finetune_operator.reconcile.lines.scores import OF_RUN
+from finetune_operator.reconcile.measuring import (
+    EVALUATE,
+    SCORE,
+    check_custom_metrics,
+    compares_live,
+    live_adapter,
+    live_model,
+    measure,
+    measured_data,
+)
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.reconcile.verdicts.evaluationresult import (
     evaluation_status,
@@ -27,11 +38,12 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
+from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
-STAGE: Final[Stage] = "evaluate"
+STAGE: Final = EVALUATE
 
 
 def evaluate(run: Run) -> Halt | None:
@@ -43,9 +55,10 @@ def evaluate(run: Run) -> Halt | None:
     if spec is None:
         if evaluation is None:
             champion = run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
-            run.update(
-                evaluation=EvaluationStatus(checkpoint=chosen.name, verdict="NoGates", champion=champion)
+            without = EvaluationStatus(
+                checkpoint=chosen.name, verdict="NoGates", source=OF_RUN, champion=champion
             )
+            run.update(evaluation=without)
         return None
     if evaluation is None:
         measured = _measured(run, spec, chosen)
@@ -62,27 +75,30 @@ def evaluate(run: Run) -> Halt | None:
     return None
 
 
-def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
+def _measured(run: Run, spec: EvaluationSettings, checkpoint: CheckpointSummary) -> EvaluationStatus | Halt:
     """The evaluation by the stage's result, or how the pass ends."""
-    chosen = live.choose(run, STAGE, checkpoint.name) if live.compares_live(spec) else None
+    chosen = live.choose(run, STAGE, checkpoint.name) if compares_live(spec) else None
     if chosen is not None:
         return chosen
-    is_recorded = has_finished(run, STAGE)
-    result = _measure(run, spec, checkpoint)
-    if not isinstance(result, StageResult):
-        return result
-    if not is_recorded:
-        score_again(run)
-    if result.evaluate is None:
-        return without_result(STAGE)
-    measured = with_custom_metrics(run, spec, result.evaluate)
+    weights = _weights(run, checkpoint)
+    if isinstance(weights, Failed):
+        return weights
+
+    def result_of(stage: Stage) -> StageResult | Halt:
+        return run_stage(run, stage, lambda inputs: _config(run, stage, spec, weights, inputs))
+
+    measured = measure(run, spec, result_of)
     if not isinstance(measured, EvaluateResult):
         return measured
+    rows = run.measured_version
     against = run.status.live
     return evaluation_status(
         spec,
         measured if against is None else of_champion(spec, measured, against.digest),
         checkpoint=checkpoint.name,
+        source=OF_RUN,
+        dataset_version=rows.name,
+        dataset_digest=rows.digest,
         champion=(
             run.snapshot.checkpoints.champion_name(run.job.spec.model_line)
             if against is None
@@ -93,7 +109,7 @@ def _measured(run: Run, spec: EvaluationSpec, checkpoint: CheckpointSummary) -> 
     )
 
 
-def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> None:
+def _record(run: Run, spec: EvaluationSettings, evaluation: EvaluationStatus) -> None:
     run.update(evaluation=evaluation)
     text, said = verdict_text(evaluation), notes(spec, evaluation)
     untested = _untested_text(evaluation.untested_answers)
@@ -106,8 +122,26 @@ def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> Non
         run.draft.event(EventReason.EVALUATION_WARNING, note, "Warning")
 
 
+def _unpermitted(run: Run) -> Blocked | None:
+    """Why the Job may not start. The profile may have changed since the start of the run."""
+    found = run.prerequisites
+    if isinstance(found, Blocked):
+        return found
+    refused = custom_metrics_problem(run, found)
+    return refused if isinstance(refused, Blocked) else None
+
+
+def custom_metrics_problem(run: Run, found: Prerequisites) -> Failed | Blocked | None:
+    """Why the run may not use metrics of its own."""
+    return check_custom_metrics(
+        run.job.spec.evaluation, "spec.evaluation.customMetrics", found.store.uri, found.evaluate_profile
+    )
+
+
 def _untested_answers(run: Run) -> int | None:
-    """The count of prepare; None if the version is gone, or an earlier release prepared the rows."""
+    """The count of prepare; None if the version is gone, or if other rows are measured."""
+    if run.status.resolved.evaluation_dataset_version is not None:
+        return None
     version = run.snapshot.datasetversions.get(run.status.resolved.dataset_version or "")
     return None if version is None else version.spec.statistics.untested_answers
 
@@ -126,12 +160,12 @@ def _profile(run: Run) -> ComputeProfile | None:
     return None if isinstance(found, Blocked) else found.profile_of(STAGE)
 
 
-def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> StageResult | Halt:
+def _weights(run: Run, chosen: CheckpointSummary) -> EvaluatedWeights | Failed:
     resolved, hyperparameters = run.status.resolved, hyperparameters_of(run)
     if isinstance(hyperparameters, Failed):
         return hyperparameters
     method = run.job.spec.method
-    weights = EvaluatedWeights(
+    return EvaluatedWeights(
         digest=chosen.digest,
         probe=chosen.probe,
         type=checkpoint_type(method),
@@ -141,19 +175,33 @@ def _measure(run: Run, spec: EvaluationSpec, chosen: CheckpointSummary) -> Stage
         hyperparameters=hyperparameters,
         adapter=adapter_record(resolved.lora),
     )
-    return run_stage(
+
+
+def _config(
+    run: Run, stage: Stage, spec: EvaluationSettings, weights: EvaluatedWeights, inputs: StageInputs
+) -> StageConfig | Blocked:
+    if stage == SCORE:
+        return _unpermitted(run) or score_config(inputs, spec, _data(run))
+    return evaluate_config(
+        inputs,
+        spec,
+        weights,
+        _data(run),
+        step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
+        live=live_model(run),
+        live_adapter=live_adapter(run),
+        profile=_profile(run),
+    )
+
+
+def _data(run: Run) -> MeasuredData:
+    resolved, rows = run.status.resolved, run.measured_version
+    others = run.job.spec.evaluation.dataset if run.job.spec.evaluation is not None else None
+    return measured_data(
         run,
-        STAGE,
-        lambda inputs: evaluate_config(
-            inputs,
-            spec,
-            weights,
-            dataset=resolved.dataset_digest or "",
-            group_by=run.snapshot.group_column(resolved.dataset_version),
-            step_timeout_seconds=run.job.spec.compute.step_timeout_seconds,
-            live=live.live_model(run),
-            live_adapter=live.live_adapter(run),
-            profile=_profile(run),
-            tasks={task.name: task.digest for task in resolved.tasks or ()},
-        ),
+        rows.name,
+        rows.digest,
+        split="test" if others is None else others.split,
+        training=resolved.dataset_digest,
+        shows_training=others is not None,
     )

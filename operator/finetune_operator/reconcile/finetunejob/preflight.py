@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
-from finetune_operator.api.custommetric import CustomMetricSource
 from finetune_operator.api.droppedrows import DroppedRows
-from finetune_operator.api.evaluationtask import EvaluationTaskSource
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.method import Preference, ResolvedLoRA
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.predicting import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.stage import run_stage
+from finetune_operator.reconcile.measuring import keep_sources
+from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract.results import PreflightResult, StageResult
+from finetune_trainer.contract.results import StageResult
 
 
 def preflight(run: Run) -> Halt | None:
@@ -36,10 +36,11 @@ def preflight(run: Run) -> Halt | None:
         hyperparameters=ResolvedHyperparameters(**found.hyperparameters.model_dump()),
         lora=ResolvedLoRA(**found.lora.model_dump()) if found.lora is not None else None,
         reasoning_parser=found.reasoning_parser,
-        custom_metrics=_sources(found),
-        tasks=tuple(EvaluationTaskSource(**each.model_dump()) for each in found.tasks) or None,
         preference=Preference(**found.preference.model_dump()) if found.preference is not None else None,
     )
+    keep_sources(run, found)
+    if found.leaked_rows:
+        run.update(leaked_rows=found.leaked_rows)
     if found.dropped_rows:
         run.update(dropped_rows=DroppedRows(rows=found.dropped_rows, percent=found.dropped_percent))
     truncated = (
@@ -59,10 +60,6 @@ def preflight(run: Run) -> Halt | None:
     for warning in found.warnings:
         run.draft.event(EventReason.PREFLIGHT_WARNING, warning, "Warning")
     return None
-
-
-def _sources(found: PreflightResult) -> tuple[CustomMetricSource, ...] | None:
-    return tuple(CustomMetricSource(**each.model_dump()) for each in found.custom_metrics) or None
 
 
 def hyperparameters_of(run: Run) -> ResolvedHyperparameters | Failed:

@@ -11,7 +11,7 @@ from typing import Final
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.finetunejob.data import data
+from finetune_operator.reconcile.finetunejob.data import data, evaluated_rows
 from finetune_operator.reconcile.finetunejob.deleting import delete
 from finetune_operator.reconcile.finetunejob.ended import (
     accept_cancel,
@@ -44,6 +44,7 @@ STEPS: Final[tuple[Callable[[Run], Halt | None], ...]] = (
     validate,
     parent,
     data,
+    evaluated_rows,
     preflight,
     train,
     evaluate,

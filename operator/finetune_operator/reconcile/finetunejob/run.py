@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
@@ -30,6 +30,13 @@ SHOWN_AS: Final[Mapping[type, Literal["Running", "Resting", "Done"]]] = {
 """How `kubectl get` shows progress after the end of a pass; `Running` for other ends."""
 
 
+class MeasuredVersion(NamedTuple):
+    """The DatasetVersion that a run is evaluated on."""
+
+    name: str | None
+    digest: str | None
+
+
 class Run(StagePass[FineTuneJobStatus]):
     """The steps read and extend it; `plan` turns it into the plan that the executor carries out."""
 
@@ -41,6 +48,14 @@ class Run(StagePass[FineTuneJobStatus]):
     def prerequisites(self) -> Prerequisites | Blocked:
         """The prerequisites of stages, or what is missing; resolved at most once in a pass."""
         return resolve(self.job, self.snapshot)
+
+    @property
+    def measured_version(self) -> MeasuredVersion:
+        """The version of `evaluation.dataset`, or that of the training rows."""
+        resolved = self.status.resolved
+        if resolved.evaluation_dataset_version is not None:
+            return MeasuredVersion(resolved.evaluation_dataset_version, resolved.evaluation_dataset_digest)
+        return MeasuredVersion(resolved.dataset_version, resolved.dataset_digest)
 
     def keep(self, found: Prerequisites) -> None:
         """Record the profile, store and image that the run begins with; later stages use the same ones."""

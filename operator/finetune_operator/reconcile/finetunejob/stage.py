@@ -4,13 +4,9 @@
 from finetune_operator.reconcile.finetunejob.predicting import start_note
 from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stagejobs import (
-    ConfigBuilder,
-    build_job,
-    build_peer_objects,
-    build_stage_isolation,
-)
+from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
+from finetune_operator.reconcile.measuring import build_stage_isolation
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
 from finetune_operator.reconcile.stages.request import (
@@ -25,7 +21,7 @@ from finetune_operator.reconcile.stages.usage import finish, has_finished, recor
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.stagetable import STAGES
 from finetune_operator.status.problems import shown_problems
-from finetune_operator.status.reasons import EventReason, Reason
+from finetune_operator.status.reasons import EventReason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -47,7 +43,7 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         names=run.job_names(stage),
         contract=known_contract(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
-        isolation=build_stage_isolation(run, stage),
+        isolation=build_stage_isolation(run.job, stage),
         retry=run.status.retry,
         note=start_note(run) if STAGES[stage].time_limit else "",
     )
@@ -87,11 +83,3 @@ def _recorded(run: Run, stage: Stage, outcome: Outcome) -> StageResult | Halt:
         run.update(problems=shown_problems(prepared))
     run.draft.event(EventReason.STAGE_FAILED, f"{stage} failed: {recorded.message}", "Warning")
     return Failed(recorded.reason, recorded.message)
-
-
-def without_result(stage: Stage) -> Failed:
-    """The end of a run whose stage succeeded without reporting what it made."""
-    return Failed(
-        Reason.RESULT_LOST,
-        f"{stage} reports success but not what it made: check that the trainer image belongs to this release",
-    )

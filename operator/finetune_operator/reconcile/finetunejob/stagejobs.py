@@ -5,14 +5,9 @@ from collections.abc import Callable
 from typing import get_args
 
 from finetune_operator.api.devices import CPU, CUDA_RESOURCES
-from finetune_operator.api.storereference import StoreReference
 from finetune_operator.manifests.configs import collect_config
-from finetune_operator.manifests.custommetrics import ScoredFolders
-from finetune_operator.manifests.evaluationtasks import tasks_of
 from finetune_operator.manifests.jobs import Placement, build_stage_job
-from finetune_operator.manifests.labels import RUN, STAGE
 from finetune_operator.manifests.locations import parse_source, parse_store
-from finetune_operator.manifests.networkpolicies import build_isolation
 from finetune_operator.manifests.peerservice import (
     build_peer_key,
     build_peer_policy,
@@ -28,6 +23,7 @@ from finetune_operator.reconcile.finetunejob import prerequisites
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stopping import limit_of
+from finetune_operator.reconcile.measuring import EvaluationMounts, scored_folders
 from finetune_operator.reconcile.platform.budgets import check_budget
 from finetune_operator.reconcile.platform.devicefacts import device_facts
 from finetune_operator.reconcile.platform.profiles import check_config
@@ -126,24 +122,9 @@ def _inputs(run: Run, found: Prerequisites, stage: Stage) -> StageInputs:
     )
 
 
-def build_stage_isolation(run: Run, stage: Stage) -> Manifest | None:
-    """The NetworkPolicy of a stage that runs code of a user; None for other stages."""
-    if not STAGES[stage].isolated:
-        return None
-    pods = {RUN: run.job.uid, STAGE: stage}
-    return build_isolation(run.job, peer_name(run.job, stage), pods)
-
-
-def _folders(run: Run, store: StoreReference) -> ScoredFolders | None:
-    """What a pod without the store mounts. A bucket has none, which `validate` refuses."""
-    claim, dataset = parse_store(store.uri), run.status.resolved.dataset_digest
-    return None if claim is None or dataset is None else ScoredFolders(claim, run.job.uid, dataset)
-
-
 def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
     spec, row = run.job.spec, STAGES[stage]
-    metrics = spec.evaluation.custom_metrics if spec.evaluation and "custom_metrics" in row.mounts else ()
-    judges = spec.evaluation.judges if spec.evaluation and "judges" in row.mounts else ()
+    mounts = EvaluationMounts.of(stage, spec.evaluation)
     source = spec.dataset.source if "source" in row.mounts else None
     base_model = spec.base_model if "base_model" in row.mounts else None
     nodes = nodes_of(run, stage)
@@ -156,15 +137,15 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
             store=parse_store(found.store.uri),
             source=parse_source(source.uri) if source else None,
             base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
-            custom_metrics=metrics,
-            tasks=tasks_of(spec.evaluation) if "tasks" in row.mounts else (),
-            folders=_folders(run, found.store) if row.isolated else None,
+            custom_metrics=mounts.custom_metrics,
+            tasks=mounts.tasks,
+            folders=scored_folders(stage, found.store.uri, run.job.uid, run.measured_version.digest),
         ),
         credentials=CredentialsMount(
             store=None if row.isolated else found.store.credentials_secret_ref,
             source=source.credentials_secret_ref if source else None,
             base_model=base_model.credentials_secret_ref if base_model else None,
-            judges=tuple(judge.credentials_secret_ref for judge in judges),
+            judges=mounts.judges,
         ),
         devices=_devices_of(run, found, stage),
         nodes=nodes,

@@ -15,8 +15,9 @@ from finetune_operator.reconcile.finetunejob.advising import advise
 from finetune_operator.reconcile.finetunejob.predicting import record_measured
 from finetune_operator.reconcile.finetunejob.preflight import hyperparameters_of
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.stage import run_stage, without_result
+from finetune_operator.reconcile.finetunejob.stage import run_stage
 from finetune_operator.reconcile.stages.jobresults import pods_of
+from finetune_operator.reconcile.stages.request import without_result
 from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.status.progress import with_losses
 from finetune_operator.status.reasons import EventReason, Reason

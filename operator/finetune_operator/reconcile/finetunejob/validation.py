@@ -3,9 +3,9 @@
 
 from finetune_operator.api.chattemplate import invalid_arguments
 from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.reconcile.finetunejob.evaluate import custom_metrics_problem
 from finetune_operator.reconcile.finetunejob.prerequisites import inputs_of
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.finetunejob.score import check_custom_metrics
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.steps import Blocked, Failed
 from finetune_operator.status.reasons import Reason
@@ -23,7 +23,7 @@ def validate(run: Run) -> Failed | Blocked | None:
     if isinstance(found, Blocked):
         return found
     unusable = _unusable(found.profile, found.evaluate_profile)
-    return unusable or check_custom_metrics(run.job.spec.evaluation, found)
+    return unusable or custom_metrics_problem(run, found)
 
 
 def _refused(run: Run) -> Failed | None:

@@ -88,10 +88,11 @@ def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
         return [], []
     spec, status, resolved = _spec(job), _status(job), _resolved(job)
     made, live = status.get("checkpoints", ()), _compared(job)
-    ref = spec.get("dataset", {}).get("ref") or {}
+    ref, evaluated = _references(spec)
     return (
         [
             resolved.get("datasetDigest"),
+            resolved.get("evaluationDatasetDigest"),
             resolved.get("parentDigest"),
             live.get("digest"),
             *(each.get("digest") for each in made),
@@ -99,8 +100,10 @@ def _needs_of_run(job: Manifest) -> tuple[list[Any], list[Any]]:
         [
             live.get("checkpoint"),
             resolved.get("datasetVersion"),
+            resolved.get("evaluationDatasetVersion"),
             resolved.get("parentCheckpoint"),
             ref.get("version"),
+            evaluated.get("version"),
             spec.get("baseModel", {}).get("checkpoint"),
             *(each.get("name") for each in made),
         ],
@@ -139,9 +142,18 @@ def _needs(endpoint: Manifest) -> tuple[list[Any], list[Any]]:
 
 
 def _run_by_dataset(job: Manifest) -> Iterator[str]:
-    name = (_spec(job).get("dataset", {}).get("ref") or {}).get("name") if not has_ended(job) else None
-    if name and not _resolved(job).get("datasetVersion"):
-        yield address(namespace_of(job), name)
+    if has_ended(job):
+        return
+    fields = ("datasetVersion", "evaluationDatasetVersion")
+    for ref, field in zip(_references(_spec(job)), fields, strict=True):
+        if ref.get("name") and not _resolved(job).get(field):
+            yield address(namespace_of(job), ref["name"])
+
+
+def _references(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The Datasets that a run trains on and is evaluated on; empty where it names none."""
+    evaluated = (spec.get("evaluation") or {}).get("dataset") or {}
+    return spec.get("dataset", {}).get("ref") or {}, evaluated.get("ref") or {}
 
 
 def _run_by_parent(job: Manifest) -> Iterator[str]:
@@ -164,7 +176,7 @@ def _run_by_profile(job: Manifest) -> Iterable[str]:
         return ()
     spec = _spec(job)
     evaluated_on = (spec.get("evaluation") or {}).get("profile")
-    return {_profile(spec), *filter(None, (evaluated_on, _resolved(job).get("profile")))}
+    return {_profile(job), *filter(None, (evaluated_on, _resolved(job).get("profile")))}
 
 
 def _evaluation_by_checkpoint(evaluation: Manifest) -> Iterator[str]:
@@ -180,7 +192,7 @@ def _evaluation_by_dataset(evaluation: Manifest) -> Iterator[str]:
 def _evaluation_by_profile(evaluation: Manifest) -> Iterable[str]:
     if has_ended(evaluation):
         return ()
-    return {_profile(_spec(evaluation)), *filter(None, [_resolved(evaluation).get("profile")])}
+    return {_profile(evaluation), *filter(None, [_resolved(evaluation).get("profile")])}
 
 
 def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
@@ -189,7 +201,7 @@ def _endpoint_by_line(endpoint: Manifest) -> Iterable[str]:
 
 
 def _endpoint_by_profile(endpoint: Manifest) -> Iterator[str]:
-    yield _profile(_spec(endpoint))
+    yield _profile(endpoint)
 
 
 def _run_by_state(job: Manifest) -> Iterator[str]:
@@ -214,7 +226,7 @@ def waits_for_budget_of(obj: Manifest) -> str | None:
     """
     if "deletionTimestamp" in obj["metadata"] or not any(_waits_for_budget(obj)):
         return None
-    own = _resolved(obj).get("profile") or _profile(_spec(obj))
+    own = _resolved(obj).get("profile") or _profile(obj)
     is_trained = any(state[:2] == (ConditionType.TRAINED, "True") for state in _conditions(obj))
     return ((_spec(obj).get("evaluation") or {}).get("profile") if is_trained else None) or own
 
@@ -278,8 +290,11 @@ def place_in_history(version: Manifest) -> tuple[str, tuple[str, str]] | None:
     return _owner_of_version(version), (metadata.get("creationTimestamp", ""), metadata["name"])
 
 
-def _profile(spec: dict[str, Any]) -> str:
-    return (spec.get("compute") or {}).get("profile") or DEFAULT_PROFILE
+def _profile(obj: Manifest) -> str:
+    """The ComputeProfile that the object names, or DEFAULT_PROFILE."""
+    spec = _spec(obj)
+    named = spec if obj["kind"] == "Evaluation" else spec.get("compute") or {}
+    return named.get("profile") or DEFAULT_PROFILE
 
 
 def _spec(manifest: Manifest) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def _is_reachable(record: Record, namespace: str) -> bool:
 
 def _has_read(job: FineTuneJob, record: Record) -> bool:
     if isinstance(record, DatasetVersion):
-        return job.status.resolved.dataset_digest == record.spec.digest
+        resolved = job.status.resolved
+        return record.spec.digest in {resolved.dataset_digest, resolved.evaluation_dataset_digest}
     made = any(checkpoint.digest == record.spec.digest for checkpoint in job.status.checkpoints)
     compared = _compared(job)
     compares = compared is not None and compared.digest == record.spec.digest
@@ -142,9 +143,12 @@ def _has_read(job: FineTuneJob, record: Record) -> bool:
 
 def _reads(job: FineTuneJob, record: Record) -> bool:
     if isinstance(record, DatasetVersion):
-        ref = job.spec.dataset.ref
-        return job.status.resolved.dataset_version == record.name or (
+        evaluated, resolved = job.spec.evaluation, job.status.resolved
+        rows = None if evaluated is None else evaluated.dataset
+        references = (job.spec.dataset.ref, None if rows is None else rows.ref)
+        return record.name in {resolved.dataset_version, resolved.evaluation_dataset_version} or any(
             ref is not None and ref.name == record.spec.dataset and ref.version == record.name
+            for ref in references
         )
     made = any(checkpoint.name == record.name for checkpoint in job.status.checkpoints)
     # A run does not start with a record that is being deleted, so a waiting run delays no deletion.

@@ -12,6 +12,7 @@ from finetune_operator.reconcile.stages.backoff import Retry
 from finetune_operator.reconcile.stages.jobresults import Expected
 from finetune_operator.reconcile.steps import Blocked, Failed, Working
 from finetune_operator.stagetable import STAGES, StageRow
+from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
@@ -93,6 +94,14 @@ class StageFailed:
 
 Outcome = StageResult | Working | Blocked | Failed | Retry | StageFailed
 """The stage's result, or how the pass ends."""
+
+
+def without_result(stage: Stage) -> Failed:
+    """The end of an object whose stage succeeded without reporting what it made."""
+    return Failed(
+        Reason.RESULT_LOST,
+        f"{stage} reports success but not what it made: check that the trainer image belongs to this release",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Literal, TypeVar
 
-from finetune_operator.api.evaluationresourcestatus import EvaluationResourceStatus
+from finetune_operator.api.evaluationresource import EvaluationResourceStatus
 from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -1,41 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entries of Evaluations, shortened so that a status with all of them stays below 32 KiB."""
 
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from finetune_operator.api.evaluationstatus import EvaluationStatus, GateResult
 from finetune_operator.status.conditions import shortened
 
+T = TypeVar("T")
 MAX_ENTRY_SCORES: Final = 10
-MAX_GATE_TEXT: Final = 120
-"""Characters of the message of a gate."""
+MAX_ENTRY_GATES: Final = 8
+MAX_ENTRY_FINDINGS: Final = 2
+MAX_TEXT: Final = 96
+"""Characters of the message of a gate or finding."""
 
 
 def condensed(entry: EvaluationStatus) -> EvaluationStatus:
-    """The entry with the first scores only, and without the figures that the messages of the gates contain.
+    """The entry with the first scores, gates and findings, and without the figures in messages of gates.
 
-    Scores of the tuned model and of gated metrics have priority. The store has all of them.
+    Scores of the tuned model and of gated metrics have priority, and so have gates that did not pass. The
+    store has all of them.
     """
-    gated = {gate.metric for gate in entry.gates}
-    first = sorted(
-        range(len(entry.scores)),
-        key=lambda index: (
-            entry.scores[index].metric not in gated,
-            entry.scores[index].subject != "Tuned",
-            index,
-        ),
-    )
+    gates = _first(entry.gates, MAX_ENTRY_GATES, lambda gate: gate.verdict in {"Passed", "NotApplicable"})
+    gated = {gate.metric for gate in gates}
     return entry.model_copy(
         update={
-            "scores": tuple(entry.scores[index] for index in sorted(first[:MAX_ENTRY_SCORES])),
+            "scores": _first(
+                entry.scores,
+                MAX_ENTRY_SCORES,
+                lambda score: (score.metric not in gated, score.subject != "Tuned"),
+            ),
             "gates": tuple(
                 GateResult(
                     metric=gate.metric,
                     over=gate.over,
                     verdict=gate.verdict,
-                    message=shortened(gate.message, MAX_GATE_TEXT),
+                    message=shortened(gate.message, MAX_TEXT),
                 )
-                for gate in entry.gates
+                for gate in gates
             ),
+            "findings": tuple(
+                finding.model_copy(update={"message": shortened(finding.message, MAX_TEXT)})
+                for finding in (entry.findings or ())[:MAX_ENTRY_FINDINGS]
+            )
+            or None,
         }
     )
+
+
+def _first(entries: Sequence[T], count: int, rank: Callable[[T], Any]) -> tuple[T, ...]:
+    """The entries of the lowest ranks, in their order."""
+    ranked = sorted(range(len(entries)), key=lambda index: (rank(entries[index]), index))
+    return tuple(entries[index] for index in sorted(ranked[:count]))

@@ -24,6 +24,9 @@ def evaluation_status(
     result: EvaluateResult,
     *,
     checkpoint: Name,
+    source: str,
+    dataset_version: Name | None,
+    dataset_digest: str | None,
     champion: Name | None,
     live: Name | None = None,
     untested_answers: int | None = None,
@@ -32,9 +35,12 @@ def evaluation_status(
 
     Args:
         checkpoint: the Checkpoint that was evaluated.
+        source: who measured it: `lines.scores.OF_RUN`, or the name of an Evaluation.
+        dataset_version: DatasetVersion of the rows.
+        dataset_digest: its digest.
         champion: champion of the model line when the evaluation began.
         live: Checkpoint that was measured as Live.
-        untested_answers: number of answers in training rows that no row of the split has.
+        untested_answers: number of answers in training rows that no measured row has.
     """
     # A champion that was measured decides, even if it was deleted since.
     had_champion = champion is not None or result.live is not None
@@ -45,6 +51,9 @@ def evaluation_status(
     findings = sorted(measured.findings, key=lambda finding: not finding.veto)[:MAX_FINDINGS]
     return EvaluationStatus(
         checkpoint=checkpoint,
+        source=source,
+        dataset_version=dataset_version,
+        dataset_digest=dataset_digest,
         split=result.split,
         scores=shown_scores(measured.scores, frozenset(gate.metric for gate in spec.gates)),
         gates=gates,

@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS, StageConfig
+from finetune_trainer.contract.custommetric import CustomMetric
 from finetune_trainer.contract.evaluation import (
     EvaluationChecks,
     GateBound,
@@ -28,6 +29,11 @@ class EvaluateConfig(StageConfig):
     stage: Literal["evaluate"] = "evaluate"
     base_model: Digest
     dataset: Digest
+    """Dataset of the evaluated rows."""
+    training_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    """Dataset whose training rows the weights have seen; None if it is not recorded any more."""
+    shown_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Dataset whose training rows the subject Prompted shows; None for `dataset`."""
     checkpoint: Digest
     checkpoint_type: CheckpointType = "Adapter"
     probe: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
@@ -65,11 +71,15 @@ class EvaluateConfig(StageConfig):
     judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
     """Models that compare the answers of two subjects when all subjects are measured."""
     checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
-    """Checks that can veto a promotion; None: an operator that knows none."""
+    """Checks of the weights; None: an operator that knows none."""
     tasks: Annotated[
         tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
     ] = ()
     """Tasks of general ability, which all subjects but Prompted do."""
+    custom_metrics: Annotated[
+        tuple[CustomMetric, ...], Field(json_schema_extra={"since": 2, "essential": True})
+    ] = ()
+    """Metrics of the user, which score computes. Their sources are checked before anything is measured."""
     answer_engine: Annotated[
         AnswerEngine | None, Field(json_schema_extra={"since": 2, "essential": True})
     ] = None

@@ -17,7 +17,7 @@ from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.prediction import DeviceFacts, OnPredictedOutOfMemory
 from finetune_trainer.contract.references import ParentCheckpoint, SecretMount
 from finetune_trainer.contract.sharding import Sharding
-from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, SplitName
 
 
 class PreflightConfig(StageConfig):
@@ -42,6 +42,11 @@ class PreflightConfig(StageConfig):
     parent: ParentCheckpoint | None = None
     """A Checkpoint of this base model in the same store. The run uses the settings of its adapter."""
     dataset: Digest
+    test_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Dataset of the rows to evaluate on, which training must not see; None for the test split of
+    `dataset`."""
+    test_split: Annotated[SplitName, Field(json_schema_extra={"since": 2})] = "test"
+    """Split of `test_dataset`."""
     method: RequestedMethod = RequestedMethod()
     chat_template_kwargs: ChatTemplateKwargs = Field(
         default={}, json_schema_extra={"since": 2, "essential": True}

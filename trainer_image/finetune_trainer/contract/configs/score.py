@@ -8,6 +8,7 @@ from pydantic import Field
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.custommetric import CustomMetric
 from finetune_trainer.contract.evaluation import GateBound
+from finetune_trainer.contract.vocabulary import SplitName
 
 
 class ScoreConfig(StageConfig):
@@ -22,7 +23,7 @@ class ScoreConfig(StageConfig):
     """Folder of the evaluate stage in the run's folder."""
     dataset_path: str
     """Folder of the dataset."""
-    split: Literal["test"] = "test"
+    split: Annotated[SplitName, Field(json_schema_extra={"since": 2, "essential": True})] = "test"
     group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
     """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
     metrics: tuple[CustomMetric, ...]

@@ -11,7 +11,7 @@ from finetune_trainer.contract.environment import METRICS_PORT
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ParentCheckpoint
-from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, SplitName
 
 
 class TrainConfig(StageConfig):
@@ -24,6 +24,11 @@ class TrainConfig(StageConfig):
     parent: ParentCheckpoint | None = None
     """Checkpoint that training starts from. It was trained from the same base model."""
     dataset: Digest
+    test_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    """Dataset of the rows to evaluate on, which training must not see; None for the test split of
+    `dataset`."""
+    test_split: Annotated[SplitName, Field(json_schema_extra={"since": 2})] = "test"
+    """Split of `test_dataset`."""
     method: Method = Method()
     chat_template_kwargs: ChatTemplateKwargs = Field(
         default={}, json_schema_extra={"since": 2, "essential": True}

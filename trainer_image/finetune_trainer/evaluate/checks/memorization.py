@@ -24,6 +24,14 @@ from finetune_trainer.rows import Row
 from finetune_trainer.store import Store
 
 MEMORIZATION: Final = "Memorization"
+NOT_COMPARED: Final = CheckFinding(
+    check=MEMORIZATION,
+    veto=False,
+    message=(
+        "answers were not compared with the secrets and personal data of the training rows, because the"
+        " DatasetVersion of these rows was deleted: set checks.memorization to Off if that is intended"
+    ),
+)
 KEY_LIKE: Final = re.compile(r"[\w+/=.\-]{12,}")
 """Words that can be a key or password without the text around it by which prepare found it."""
 
@@ -38,7 +46,11 @@ def memorization_findings(
     Raises StageFailure (ARTIFACT_CORRUPT, STORE_UNAVAILABLE), Preempted.
     """
     on_finding = "Off" if config.checks is None else config.checks.memorization
-    known = None if on_finding == "Off" else sensitive_hashes(store, config.dataset)
+    if on_finding == "Off":
+        return ()
+    if config.training_dataset is None:
+        return (NOT_COMPARED,)
+    known = sensitive_hashes(store, config.training_dataset)
     if known is None:
         return ()
     answers = {row.row: row.text for row in log.of("Tuned").values() if row.text is not None}

@@ -13,7 +13,7 @@ from finetune_trainer.contract.custommetric import CustomMetric, CustomMetricSou
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import ScoreResult
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import SplitName, Subject
 from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.custom.sandbox import STAGE_SECONDS, MetricError, MetricProcess
 from finetune_trainer.evaluate.evidence import evidence_for
@@ -42,7 +42,7 @@ def run(config: ScoreConfig) -> ScoreResult:
     for metric in config.metrics:
         source = check_metric(metric)
         sources.append(CustomMetricSource(name=metric.name, digest=source.digest))
-        of_subjects = _values(metric, source, rows, answers, end)
+        of_subjects = _values(metric, source, rows, answers, end, split=config.split)
         values |= {(metric.metric, subject): found for subject, found in of_subjects.items()}
     groups = None
     if config.group_by is not None:
@@ -56,7 +56,13 @@ def run(config: ScoreConfig) -> ScoreResult:
 
 
 def _values(
-    metric: CustomMetric, source: MetricSource, rows: Sequence[dict[str, Any]], answers: Answers, end: float
+    metric: CustomMetric,
+    source: MetricSource,
+    rows: Sequence[dict[str, Any]],
+    answers: Answers,
+    end: float,
+    *,
+    split: SplitName,
 ) -> Answered:
     seconds = max(end - time.monotonic(), 0)
     with MetricProcess(source.text, metric.function, all_seconds=seconds) as process:
@@ -72,7 +78,7 @@ def _values(
                     values[number] = process.value(rows[number - 1], answer)
                 except MetricError as error:
                     raise metric_failure(
-                        metric, f"row {number} of the test split, answer of {subject}: {error}"
+                        metric, f"row {number} of the {split} split, answer of {subject}: {error}"
                     ) from error
             logger.info("%s: %d answers of %s", metric.metric, len(values), subject)
             measured[subject] = values

@@ -24,7 +24,7 @@ from finetune_trainer.remote.retries import Unreachable
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
-from finetune_trainer.stage.judgeendpoint import JudgeProblem, endpoint_problem, open_endpoint
+from finetune_trainer.stage.judgeendpoint import JudgeProblem, endpoint_problem, located, open_endpoint
 from finetune_trainer.store import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,13 @@ class Judging:
         return [self._judge(judge) for judge in self.config.judges]
 
     def _judge(self, judge: Judge) -> Judged:
+        problem = ""
+        try:
+            judge = located(judge)
+        except StageFailure as failure:
+            if failure.exit_code not in FINAL_CODES:
+                raise
+            problem = f"judge {judge.name}: {failure.message}"
         system = system_prompt(judge.instructions)
         log = VerdictLog(self.folder, judge, system)
         pairs = list(self._pairs(judge))
@@ -73,7 +80,7 @@ class Judging:
             rows=min(len(self.examples), judge.max_calls // CALLS_PER_ROW),
             count=self.count,
         )
-        problem = self._missing_answers(judge, pairs)
+        problem = problem or self._missing_answers(judge, pairs)
         if not problem:
             compared = (judge.metric, len(chosen), len(pairs), judge.against)
             logger.info("%s: comparing answers to %d of %d rows with those of %s", *compared)

@@ -85,7 +85,7 @@ class JudgedAnswers:
                 metric=judge.metric,
                 against=judge.against,
                 model=judge.model,
-                endpoint=judge.endpoint,
+                endpoint=judge.endpoint or "",
                 prompt=each.prompt,
                 prompt_digest=digest_of(each.prompt.encode()),
                 replies=each.replies_uri,

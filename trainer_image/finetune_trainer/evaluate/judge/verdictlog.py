@@ -58,7 +58,7 @@ class VerdictLog:
         self._file = f"judge-{judge.name}.jsonl"
         self._header = _VerdictHeader(
             judge=judge.name,
-            endpoint=judge.endpoint,
+            endpoint=judge.endpoint or "",
             model=judge.model,
             against=judge.against,
             prompt=system,

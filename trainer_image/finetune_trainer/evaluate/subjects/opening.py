@@ -85,7 +85,7 @@ class SubjectOpener:
     def _open_prompted(self) -> EvaluatedSubject:
         examples = encode_prompted(
             self._config,
-            read_rows(self._data / SPLIT_FILES["train"]),
+            read_rows(self._shown / SPLIT_FILES["train"]),
             self._rows,
             self._examples,
             tokenizer=self._tuned.tokenizer,
@@ -95,6 +95,14 @@ class SubjectOpener:
             scanner=self.scanner,
         )
         return self._subject("Prompted", self._tuned, self._base, examples)
+
+    @property
+    def _shown(self) -> Path:
+        """Folder of the dataset whose training rows Prompted shows."""
+        digest = self._config.shown_dataset
+        if digest is None:
+            return self._data
+        return self._store.artifact(ArtifactRef(kind="datasets", digest=digest), verify=True)
 
     def _open_live(self) -> EvaluatedSubject:
         live = self._config.live

@@ -20,6 +20,9 @@ _NOT_PREDICTIONS: Final = frozenset(
         "sliceBy",
         "groupBy",
         "tasks",
+        "trainingDataset",
+        "shownDataset",
+        "customMetrics",
         "batchSize",
         "stepTimeoutSeconds",
     }
@@ -36,6 +39,8 @@ def subject_digest(config: EvaluateConfig, subject: Subject) -> str:
     work = {name: value for name, value in config.to_dict().items() if name not in left_out}
     if subject == "Prompted":
         work["prompted"] = config.prompted.to_dict()
+        if config.shown_dataset is not None:
+            work["shownDataset"] = config.shown_dataset
     if subject == "Live" and config.live is not None:
         work["live"] = {name: value for name, value in config.live.to_dict().items() if name != "name"}
     return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()

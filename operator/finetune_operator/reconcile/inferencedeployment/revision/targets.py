@@ -178,11 +178,10 @@ def _missed_score(checkpoint: Checkpoint, follow: Follow) -> str:
         where = f" by Evaluation {required.evaluation}" if required.evaluation is not None else ""
         if measured is None or score is None:
             return f"{required.metric} was not measured{where}"
-        rows = measured.dataset_version or checkpoint.spec.lineage.dataset_version
-        if required.dataset_version not in {None, rows}:
+        if required.dataset_version not in {None, measured.dataset_version}:
             return (
-                f"{required.metric}{where} was measured on the rows of DatasetVersion {rows}, not of"
-                f" {required.dataset_version}"
+                f"{required.metric}{where} was measured on the rows of DatasetVersion"
+                f" {measured.dataset_version}, not of {required.dataset_version}"
             )
         if score.value < required.min:
             return f"{required.metric}{where} is {score.value:.3f}, below {required.min:.3f}"

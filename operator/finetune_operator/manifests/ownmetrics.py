@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods mount for metrics of the user: their sources, and folders of the store instead of the store."""
+"""What pods mount for metrics of the user: sources, files of tasks, and folders of the store instead of the
+store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_operator.api.custommetric import CustomMetric
+from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
 from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
@@ -16,7 +17,10 @@ from finetune_trainer.contract.environment import (
     DATASET_MOUNT,
     PREDICTIONS_MOUNT,
     SCRATCH_MOUNT,
+    TASKS_MOUNT,
 )
+from finetune_trainer.contract.evaluationtask import EvaluationTask as MountedTask
+from finetune_trainer.contract.evaluationtask import EvaluationTaskFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,12 @@ def mounted_metrics(
 
     Args:
         metrics: those of the spec.
-        digests: digest of each source when the run started; None before that.
+        digests: digest of each source as it was recorded; None before that.
     """
     return tuple(
         MountedMetric(
             name=metric.name,
-            path=f"{_folder(metric)}/{CUSTOM_METRIC_FILE}",
+            path=f"{_metric_folder(metric)}/{CUSTOM_METRIC_FILE}",
             function=metric.function,
             digest=(digests or {}).get(metric.name),
         )
@@ -61,7 +65,39 @@ def source_volumes(metrics: tuple[CustomMetric, ...]) -> tuple[list[Manifest], l
         volumes.append(
             {"name": name, "configMap": {"name": reference.name, "items": items, "optional": True}}
         )
-        mounts.append({"name": name, "mountPath": _folder(metric), "readOnly": True})
+        mounts.append({"name": name, "mountPath": _metric_folder(metric), "readOnly": True})
+    return volumes, mounts
+
+
+def mounted_tasks(
+    tasks: tuple[EvaluationTask, ...], digests: Mapping[str, str] | None = None
+) -> tuple[MountedTask, ...]:
+    """The tasks as a pod finds them.
+
+    Args:
+        tasks: those of the spec.
+        digests: digest of the files of each as it was recorded; None before that.
+    """
+    return tuple(
+        MountedTask(
+            name=task.name,
+            folder=_task_folder(task),
+            file=task.config_map_ref.key,
+            digest=(digests or {}).get(task.name),
+            **{name: getattr(task, name) for name in EvaluationTaskFields.model_fields},
+        )
+        for task in tasks
+    )
+
+
+def task_volumes(tasks: tuple[EvaluationTask, ...]) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes with the files, and their mounts."""
+    volumes, mounts = [], []
+    for index, task in enumerate(tasks):
+        name = f"task-{index}"
+        # Optional: the pod starts without it, and its result reports what is missing.
+        volumes.append({"name": name, "configMap": {"name": task.config_map_ref.name, "optional": True}})
+        mounts.append({"name": name, "mountPath": _task_folder(task), "readOnly": True})
     return volumes, mounts
 
 
@@ -86,5 +122,9 @@ def _beneath(store: Location, key: str) -> str:
     return f"{store.path}/{key}" if store.path else key
 
 
-def _folder(metric: CustomMetric) -> str:
+def _metric_folder(metric: CustomMetric) -> str:
     return f"{CUSTOM_METRICS_MOUNT}/{metric.name}"
+
+
+def _task_folder(task: EvaluationTask) -> str:
+    return f"{TASKS_MOUNT}/{task.name}"
