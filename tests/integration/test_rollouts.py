@@ -138,7 +138,7 @@ def test_a_canary_takes_its_steps_with_the_replicas_of_the_endpoint(
     api: Api, namespace: str, team: Team
 ) -> None:
     old = team.endpoint()["status"]["revision"]
-    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 5}]}}
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pause": {"seconds": 5}}]}}
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2, "strategy": strategy}})
     team.until_reason("InferenceDeployment", "support", "Ready", "Serving")
     team.serve(pinned("second"))
