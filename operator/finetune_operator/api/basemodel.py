@@ -22,6 +22,11 @@ REVISION_RULE: Final = CELRule(
 )
 
 
+def source_of(uri: str, revision: str | None) -> str:
+    """Uri of a base model, with its revision after @."""
+    return uri if revision is None else f"{uri}@{revision}"
+
+
 class BaseModelReference(Model):
     """Model that training starts from. Set either uri or checkpoint."""
 

@@ -45,7 +45,7 @@ from finetune_trainer.contract.environment import (
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.references import ArtifactRef, StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
@@ -260,7 +260,7 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
     base = FetchItem(artifact=whole_model(revision), folder=base_folder(revision), in_cache=is_cached)
     models = tuple(
         FetchItem(
-            artifact=ArtifactRef(kind="checkpoints", digest=weights.digest),
+            artifact=weights.artifact,
             folder=name,
             probe=weights.probe,
             merged=weights.merged,

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     ROUTE_PENDING = "RoutePending"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
+    STORING_BASE_MODEL = "StoringBaseModel"
     MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
     BUDGET_EXHAUSTED = "BudgetExhausted"
@@ -88,6 +89,7 @@ class Reason(StrEnum):
     STORE_MISSING = "StoreMissing"
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"
+    BASE_MODEL_NOT_STORED = "BaseModelNotStored"
     MERGE_FAILED = "MergeFailed"
     MODEL_CACHE_NOT_FOUND = "ModelCacheNotFound"
     MODEL_CACHE_NOT_SHAREABLE = "ModelCacheNotShareable"
@@ -151,6 +153,7 @@ UNDER_WAY: Final = frozenset(
         *(Reason.PROMOTING, Reason.COLLECTING, Reason.CHECKING_STORE, Reason.ROLLING_OUT, Reason.SCALING),
         *(Reason.WAITING_FOR_DATASET, Reason.WAITING_FOR_CHECKPOINT, Reason.SUSPENDING, Reason.CLEANING_UP),
         Reason.SCORING,
+        Reason.STORING_BASE_MODEL,
         Reason.MERGING,
         Reason.FILLING_MODEL_CACHE,
         Reason.PREVIEW,

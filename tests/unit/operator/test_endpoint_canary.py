@@ -19,7 +19,12 @@ from tests.unit.operator.endpoints import (
     unscheduled_pod,
 )
 
-STEPS: list[Manifest] = [{"setWeight": 20}, {"pause": {"seconds": 60}}, {"setWeight": 50}, {"pause": {"seconds": 120}}]
+STEPS: list[Manifest] = [
+    {"setWeight": 20},
+    {"pause": {"seconds": 60}},
+    {"setWeight": 50},
+    {"pause": {"seconds": 120}},
+]
 CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
 
 

@@ -22,7 +22,12 @@ TRAFFIC: Manifest = {
     "gateway": {"parentRefs": [{"name": "public", "namespace": "infra"}], "hostnames": ["desk.example.com"]}
 }
 CONTROLLER = "traefik.io/gateway-controller"
-STEPS: list[Manifest] = [{"setWeight": 5}, {"pause": {"seconds": 60}}, {"setWeight": 50}, {"pause": {"seconds": 120}}]
+STEPS: list[Manifest] = [
+    {"setWeight": 5},
+    {"pause": {"seconds": 60}},
+    {"setWeight": 50},
+    {"pause": {"seconds": 120}},
+]
 CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
 
 

@@ -109,6 +109,7 @@ def serve(view: EndpointView) -> RolloutOutcome:
         status={
             "revision": name,
             "selector": pod_selector({name: ALL}),
+            "base_model_uri": _base_model_uri(view),
             "base_model_digest": view.wanted.base_digest,
             "models": _served_models(view),
         },
@@ -233,8 +234,19 @@ def _stable_status(view: EndpointView) -> dict[str, Any]:
         for each in stable.models
     )
     served = (view.snapshot.checkpoints.get(each.checkpoint or "") for each in stable.models)
-    base = next((each.spec.lineage.base_model.digest for each in served if each is not None), None)
-    return status if base is None else {**status, "base_model_digest": base}
+    base = next((each.spec.lineage.base_model for each in served if each is not None), None)
+    if base is None:
+        # Only the digests of revisions are recorded, and not where a base model came from.
+        return {**status, "base_model_uri": None}
+    return {**status, "base_model_uri": base.source, "base_model_digest": base.digest}
+
+
+def _base_model_uri(view: EndpointView) -> str | None:
+    """Where the base model of the wanted revision comes from; None if no weights and no spec say so."""
+    recorded = (weights.base_model for _, weights in view.wanted.models)
+    given = view.endpoint.spec.base_model
+    sources = (base.source for base in (*recorded, given) if base is not None)
+    return next(sources, None)
 
 
 def _passed(view: EndpointView) -> RevisionVerdict:

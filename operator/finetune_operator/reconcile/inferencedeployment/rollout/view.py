@@ -191,7 +191,7 @@ class EndpointView:
 
     @property
     def awaits_continue(self) -> bool:
-        """Whether the wanted revision is in a step that `Continue` ends: a pause, or an inconclusive analysis."""
+        """Whether `Continue` ends the step of the wanted revision: a pause, or an inconclusive analysis."""
         if self.canary is None or self.recorded is None or self.recorded.state != "Canary":
             return False
         result = self.analysis.result if self.analysis is not None else None
