@@ -74,7 +74,7 @@ class BaseModelReference(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the model's server. Default: the role"
+            description="Secret with credentials for the model's server. Default: the role"
             " of the service account finetune-runner for object stores, or anonymous access."
         ),
     ] = None

@@ -174,7 +174,7 @@ class Pin(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the store of the weights. Default: the"
+            description="Secret with credentials for the store of the weights. Default: the"
             " Secret that the Checkpoint was written with; with uri, none."
         ),
     ] = None

@@ -34,7 +34,7 @@ class Judge(JudgeFields, Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials with the token for the endpoint. Default:"
+            description="Secret with the token for the endpoint. Default:"
             " calls without credentials."
         ),
     ] = None

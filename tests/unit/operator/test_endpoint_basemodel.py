@@ -145,7 +145,9 @@ def test_a_base_model_is_put_into_the_store_of_the_profile_before_a_pod_starts()
     config = download_config(cluster)
     assert (config.base_model_uri, config.base_model_revision) == ("hf://google/gemma-3-270m", "v1")
     assert (config.store.uri, config.base_model_path) == ("pvc://artifacts", None)
-    assert config.base_model_credentials == SecretMount(name="hub", path="/mnt/credentials/base-model")
+    assert config.base_model_credentials == SecretMount(
+        name="hub", path="/var/run/finetune/credentials/base-model"
+    )
     pod = cluster.cluster.stage_job("download")["spec"]["template"]["spec"]
     assert "base-model-credentials" in {volume["name"] for volume in pod["volumes"]}
 

@@ -362,10 +362,29 @@ def _redact(values: Mapping[str, str]) -> None:
 
 
 def _secret_parts(key: str) -> Iterator[str]:
-    """Yield the secret parts of a service account's key. The other parts are the same in all keys."""
+    """Yield the secret parts of a service account's key. The other parts are the same in all keys.
+
+    Of a file of another type they are all texts but the type, and of a text that is not JSON the whole.
+    """
     try:
         fields = json.loads(key)
+    except ValueError:
+        yield key
+        return
+    try:
         yield fields["private_key_id"]
         yield from (line for line in fields["private_key"].splitlines() if "PRIVATE KEY" not in line)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        yield key
+    except (TypeError, KeyError, AttributeError):
+        yield from _texts(fields)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON types, without those under `type`."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from () if name == "type" else _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
