@@ -40,9 +40,7 @@ PULL_SECRET = (
     "kubectl -n team-a create secret docker-registry registry --docker-server=registry.example.com "
     "--docker-username=USER --docker-password=PASSWORD"
 )
-HUB_SECRET = (
-    "kubectl -n team-a create secret generic hub --from-literal=HF_TOKEN=hf_TOKEN"
-)
+HUB_SECRET = "kubectl -n team-a create secret generic hub --from-literal=HF_TOKEN=hf_TOKEN"
 BASE_MODEL = "baseModel: {uri: hf://Qwen/Qwen3-0.6B}\n  chatTemplateKwargs"
 IMAGE_NAMES = "{.items[*].spec.containers[*].image}"
 IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
