@@ -33,10 +33,7 @@ class Judge(JudgeFields, Model):
     ]
     credentials_secret_ref: Annotated[
         SecretReference | None,
-        Field(
-            description="Secret with the token for the endpoint. Default:"
-            " calls without credentials."
-        ),
+        Field(description="Secret with the token for the endpoint. Default: calls without credentials."),
     ] = None
 
 

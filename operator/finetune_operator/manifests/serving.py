@@ -12,6 +12,7 @@ from finetune_operator.manifests.engines.enginetable import engine_image, engine
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
+    BASE_MODEL_JOB,
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
@@ -149,6 +150,7 @@ def build_deployment(
             "annotations": {
                 CREATED_SPEC: json.dumps(spec, sort_keys=True),
                 **origin_annotations(revision.profile, template),
+                **({BASE_MODEL_JOB: job} if (job := revision.base_model_job) is not None else {}),
             },
             "ownerReferences": [owner_reference(endpoint)],
         },

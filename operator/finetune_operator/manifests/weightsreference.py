@@ -35,8 +35,13 @@ class WeightsReference:
     """Whether the base model with the adapter is served as a whole model, instead of the adapter."""
     merged: str | None = None
     """Digest of the merged weights; None until they are made."""
-    is_base: bool = False
-    """Whether it is the base model itself, which is served without a Checkpoint."""
+    stored_by: str | None = None
+    """Name of the Job that stores it, if it is a base model that is served without a Checkpoint."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a base model that is served without a Checkpoint."""
+        return self.stored_by is not None
 
     @property
     def artifact(self) -> ArtifactRef:

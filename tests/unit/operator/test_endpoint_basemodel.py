@@ -200,6 +200,39 @@ def test_another_source_is_another_revision_and_the_old_one_serves_until_it_is_r
     assert cluster.endpoint.status.base_model_uri == "hf://google/gemma-3-270m@v2"
 
 
+def test_another_store_of_the_profile_gets_the_base_model_before_a_pod_reads_it_there() -> None:
+    cluster = stored(alone())
+    old = serve(cluster)
+    cluster.put(profile(store={"uri": "pvc://moved"}))
+    cluster.settle()
+    assert download_config(cluster).store.uri == "pvc://moved"
+    assert list(cluster.deployments) == [old]
+    stored(cluster)
+    new = serve(cluster)
+    assert new != old
+    assert configs(cluster)[0].store.uri == "pvc://moved"
+
+
+def test_a_long_canary_of_a_base_model_needs_its_job_no_more() -> None:
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pause": {}}]}}
+    cluster = stored(alone(replicas=2, strategy=strategy))
+    old = serve(cluster)
+    cluster.edit(baseModel={**HUB, "revision": "v2"})
+    cluster.settle()
+    stored(cluster, StoredModel(digest=digest("e")))
+    (new,) = set(cluster.deployments) - {old}
+    for name in (new, old, new):
+        cluster.make_ready(name)
+        cluster.settle()
+    for kind in ("Pod", "Job"):
+        for name in list(cluster.cluster.of(kind)):
+            cluster.cluster.remove(kind, name)
+    cluster.settle()
+    assert states(cluster) == {new: "Canary", old: "Live"}
+    assert not cluster.cluster.has_stage_job("download")
+    assert cluster.endpoint.status.base_model_uri == HUB["uri"]
+
+
 def test_models_take_the_place_of_a_base_model_that_was_served_alone() -> None:
     cluster = stored(alone())
     serve(cluster)

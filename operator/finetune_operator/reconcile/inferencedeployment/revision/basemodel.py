@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base model that an endpoint without models serves: its digest, and the Job that stores it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -11,11 +11,11 @@ from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment, ServedBaseModel
 from finetune_operator.api.storereference import StoreReference
-from finetune_operator.engine.resources import JOB
+from finetune_operator.engine.resources import DEPLOYMENT, JOB
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.engines.servingconfig import endpoint_owner
 from finetune_operator.manifests.jobs import Placement, build_stage_job
-from finetune_operator.manifests.labels import stage_job_name
+from finetune_operator.manifests.labels import BASE_MODEL_JOB, stage_job_name
 from finetune_operator.manifests.locations import parse_source, parse_store, store_folder
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.stageinputs import store_config
@@ -25,6 +25,7 @@ from finetune_operator.observe.podstatus import stage_of
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
+from finetune_operator.reconcile.inferencedeployment.revision.merging import fetched_items
 from finetune_operator.reconcile.inferencedeployment.revision.targets import (
     ModelTarget,
     Targets,
@@ -66,10 +67,7 @@ def targets_of(draft: Draft, endpoint: InferenceDeployment) -> Targets:
 
 
 def _base_model_target(draft: Draft, endpoint: InferenceDeployment) -> Targets:
-    """The base model as the only model, under the name of the endpoint, or how the pass ends without it.
-
-    What the endpoint serves from the same `uri` and `revision` is kept, also if the source has changed.
-    """
+    """The base model as the only model, under the name of the endpoint, or how the pass ends without it."""
     given, namespace = endpoint.spec.base_model, endpoint.namespace
     if given is None:
         halt = Failed(Reason.INVALID_SPEC, "the endpoint has neither spec.models nor spec.baseModel: set one")
@@ -80,10 +78,11 @@ def _base_model_target(draft: Draft, endpoint: InferenceDeployment) -> Targets:
         return Targets(None, (), profile)
     store = resolve_store(None, profile, namespace)
     if isinstance(store, Blocked):
-        return Targets(None, (), store)
+        message = f"no store for the base model: set spec.store of ComputeProfile {profile.name}"
+        return Targets(None, (), replace(store, message=message))
     download = _Download(draft, endpoint, given, profile, store)
     job = _jobs(draft, kept=download.name)
-    digest = _served_digest(endpoint, given) or download.advance(job)
+    digest = _deployed_digest(draft, download.name) or download.advance(job)
     if not isinstance(digest, str):
         return Targets(None, (), digest)
     record = BaseModelRecord(uri=given.uri, revision=given.revision, digest=digest)
@@ -94,7 +93,7 @@ def _base_model_target(draft: Draft, endpoint: InferenceDeployment) -> Targets:
         FULL_MODEL,
         base_model=record,
         credentials=secret.name if secret is not None else None,
-        is_base=True,
+        stored_by=download.name,
     )
     return Targets(digest, (ModelTarget(endpoint.name, weights),))
 
@@ -108,12 +107,16 @@ def _jobs(draft: Draft, *, kept: str) -> Manifest | None:
     return jobs.get(kept)
 
 
-def _served_digest(endpoint: InferenceDeployment, given: ServedBaseModel) -> str | None:
-    """Digest of the base model that is served from this source; None if another one is, or none."""
-    served = endpoint.status.base_model_digest
-    if endpoint.status.base_model_uri != given.source or given.digest not in {None, served}:
-        return None
-    return served
+def _deployed_digest(draft: Draft, job: str) -> str | None:
+    """Digest of the base model of this Job in a Deployment of the endpoint; None if no Deployment has it.
+
+    The Job and its pod may be gone, and the source may have changed since.
+    """
+    for deployment in draft.snapshot.children[DEPLOYMENT].values():
+        if deployment["metadata"].get("annotations", {}).get(BASE_MODEL_JOB) == job:
+            for item in fetched_items(deployment):
+                return item.artifact.digest
+    return None
 
 
 @dataclass(frozen=True, slots=True)
