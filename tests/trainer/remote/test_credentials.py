@@ -97,6 +97,11 @@ HALF: list[tuple[str, dict[str, str], str]] = [
         {"AWS_SECRET_ACCESS_KEY": "a"},
         "key AWS_ACCESS_KEY_ID is missing; AWS_SECRET_ACCESS_KEY needs",
     ),
+    (
+        "s3",
+        {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "a", "AWS_SESSION_TOKEN": ""},
+        "key AWS_ACCESS_KEY_ID is missing; AWS_SECRET_ACCESS_KEY needs it",
+    ),
     ("s3", {"AWS_SESSION_TOKEN": "a"}, "key AWS_ACCESS_KEY_ID is missing; AWS_SESSION_TOKEN needs it"),
     ("s3", {"accessKeyId": "a", "region": "b"}, "key secretAccessKey is missing; accessKeyId needs it"),
     ("s3", {"HF_TOKEN": "a"}, "it has no key for s3://; valid keys are endpoint, accessKeyId"),

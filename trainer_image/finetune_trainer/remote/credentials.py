@@ -202,6 +202,8 @@ class _GivenKeys:
         others = {name for keys in PROVIDER_KEYS.values() for name in keys} - PROVIDER_KEYS[scheme].keys()
         others |= SERVICE_PRINCIPAL if scheme != "abfs" else set()
         for key, value in values.items():
+            if not value:
+                continue  # such as the session token of keys that do not expire
             if key == CONNECTION_STRING and key not in others:
                 for own, part in _of_connection_string(value).items():
                     self._add(own, key, part)
@@ -284,7 +286,7 @@ def _why_unknown(key: str, scheme: str) -> str:
         )
     if any(key in keys for keys in KEYS.values()):
         return f"key {key} is not valid for {scheme}://; valid keys are {valid_keys(scheme)}"
-    return f"key {key} is unknown"
+    return f"key {key} is unknown; valid keys are {valid_keys(scheme)}"
 
 
 def _of_connection_string(text: str) -> dict[str, str]:
