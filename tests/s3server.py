@@ -66,6 +66,21 @@ class S3Server:
             "secretAccessKey": SECRET_KEY,
             **changes,
         }
+        return self._mounted(folder, values)
+
+    def ordinary_secret(self, folder: Path, **changes: str) -> SecretMount:
+        """A Secret with the names that AWS's own programs use, as mounted in a pod, in a new folder."""
+        values = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            **changes,
+        }
+        return self._mounted(folder, values)
+
+    @staticmethod
+    def _mounted(folder: Path, values: dict[str, str]) -> SecretMount:
         folder.mkdir(parents=True, exist_ok=True)
         for key, value in values.items():
             (folder / key).write_text(value)

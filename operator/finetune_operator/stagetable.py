@@ -14,8 +14,8 @@ from finetune_operator.api.podtemplate import SIZED_STAGES, PodStage
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 
-JobStage = ResultStage | Literal["collect", "cleanup", "fill", "merge"]
-"""Stages that have a Job: those with a result, two small ones for them, and two for endpoints."""
+JobStage = ResultStage | Literal["collect", "cleanup", "download", "fill", "merge"]
+"""Stages that have a Job: those with a result, two small ones for them, and three for endpoints."""
 Queue = Literal["cpu", "train", "evaluate"]
 ProfileField = Literal["compute", "evaluation"]
 
@@ -132,6 +132,7 @@ STAGES: Final[Mapping[JobStage, StageRow]] = {
         backoff_limit=0,
         serves_deletion=True,
     ),
+    "download": StageRow(resources=PodResources(cpu="500m", memory="1Gi"), backoff_limit=3),
     "merge": StageRow(resources=PodResources(cpu="1", memory="8Gi"), backoff_limit=1),
     "fill": StageRow(resources=PodResources(cpu="500m", memory="512Mi"), backoff_limit=3),
 }

@@ -182,7 +182,7 @@ def test_a_canary_answers_its_share_of_the_requests_while_the_operator_is_killed
     endpoint: EndpointUnderLoad, first: PinnedModel, second: PinnedModel
 ) -> None:
     with endpoint.step("Canary, operator killed"):
-        canary = {"steps": [{"setWeight": 50}, {"pauseSeconds": LONG_SECONDS}]}
+        canary = {"steps": [{"setWeight": 50}, {"pause": {"seconds": LONG_SECONDS}}]}
         strategy = {"type": "Canary", "canary": canary, "bakeSeconds": LONG_SECONDS}
         endpoint.serve(strategy, tuned=first.pin)
         endpoint.eventually("the canary pauses", lambda: endpoint.revisions()[0].get("step") == 1)

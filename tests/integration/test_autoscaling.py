@@ -59,7 +59,7 @@ def test_the_documented_autoscaler_scales_an_endpoint(api: Api, namespace: str, 
 def test_the_scale_of_an_endpoint_covers_both_revisions_of_a_canary(
     api: Api, namespace: str, team: Team
 ) -> None:
-    canary = {"steps": [{"setWeight": 50}, {"pauseSeconds": 3600}]}
+    canary = {"steps": [{"setWeight": 50}, {"pause": {"seconds": 3600}}]}
     spec = {"replicas": 2, "strategy": {"type": "Canary", "canary": canary}}
     api.patch("InferenceDeployment", namespace, "support", {"spec": spec})
     team.until_reason("InferenceDeployment", "support", "Ready", "Serving")

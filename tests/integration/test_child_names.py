@@ -40,6 +40,7 @@ from tests.unit.operator.runobjects import (
     trained,
 )
 from tests.unit.operator.test_endpoint_analysis import CANARY, ready_pod
+from tests.unit.operator.test_endpoint_basemodel import STORED
 from tests.unit.operator.test_endpoint_drift import edit
 from tests.unit.operator.test_endpoint_gateway import TRAFFIC
 from tests.unit.operator.test_endpoint_merge import MERGED, MODELS
@@ -189,6 +190,15 @@ def endpoint_with_merged_models(name: str) -> RecordingCluster:
     return _recorded(cluster)
 
 
+def endpoint_of_a_base_model(name: str) -> RecordingCluster:
+    base = {"uri": "hf://google/gemma-3-270m", "credentialsSecretRef": {"name": "hub"}}
+    cluster = _endpoint(name, models=[], baseModel=base)
+    cluster.settle()
+    cluster.cluster.end("download", STORED.to_json())
+    cluster.settle()
+    return _recorded(cluster)
+
+
 def _endpoint(name: str, **spec: Any) -> EndpointCluster:
     first = checkpoint("first", "1", probe=endpoints.digest("9"))
     return EndpointCluster(first, cluster=RecordingCluster(facts=endpoints.FACTS), name=name, **spec)
@@ -241,6 +251,7 @@ SITUATIONS: Final[tuple[Callable[[str], RecordingCluster], ...]] = (
     endpoint_with_analysis,
     endpoint_with_preview,
     endpoint_with_merged_models,
+    endpoint_of_a_base_model,
 )
 
 

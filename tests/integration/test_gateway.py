@@ -78,7 +78,7 @@ def test_a_canary_has_the_weights_of_its_steps_and_the_old_revision_is_deleted_w
     old = team.endpoint()["status"]["revision"]
     assert team.endpoint()["status"]["url"] == "http://desk.example.com/v1"
     written = route_of(api, namespace)["metadata"]["generation"]
-    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 1}, {"pauseSeconds": 3600}]}}
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 1}, {"pause": {"seconds": 3600}}]}}
     set_strategy(api, namespace, strategy)
     team.serve(pinned("second"))
     team.until_reason("InferenceDeployment", "support", "Reconciling", "Canary")

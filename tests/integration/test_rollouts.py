@@ -138,17 +138,20 @@ def test_a_canary_takes_its_steps_with_the_replicas_of_the_endpoint(
     api: Api, namespace: str, team: Team
 ) -> None:
     old = team.endpoint()["status"]["revision"]
-    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 5}]}}
+    strategy = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pause": {}}]}}
     api.patch("InferenceDeployment", namespace, "support", {"spec": {"replicas": 2, "strategy": strategy}})
     team.until_reason("InferenceDeployment", "support", "Ready", "Serving")
     team.serve(pinned("second"))
-    team.until_reason("InferenceDeployment", "support", "Reconciling", "Canary")
+    message = team.until_reason("InferenceDeployment", "support", "Suspended", "AwaitingDecision")
+    assert "keeps 50 % of the requests, because step 2 of 2 pauses until a decision" in message
     split = team.endpoint()["status"]["revisions"]
     assert {each["state"] for each in split} == {"Canary", "Live"}
     (budget,) = api.list("PodDisruptionBudget", namespace)
     assert (budget["spec"]["minAvailable"], "maxUnavailable" in budget["spec"]) == (1, False)
     (covered,) = budget["spec"]["selector"]["matchExpressions"]
     assert covered["values"] == sorted(each["name"] for each in split)
+    decision = {"revision": split[0]["name"], "verdict": "Continue"}
+    api.patch("InferenceDeployment", namespace, "support", {"spec": {"strategy": {"decision": decision}}})
     team.until_served(routing="second")
     (budget,) = api.list("PodDisruptionBudget", namespace)
     assert (budget["spec"]["maxUnavailable"], "minAvailable" in budget["spec"]) == (1, False)

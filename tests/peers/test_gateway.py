@@ -99,7 +99,7 @@ class Scene:
 
 def strategy(weight: int) -> Object:
     """A canary that waits for a decision at this weight."""
-    return {"type": "Canary", "canary": {"steps": [{"setWeight": weight}, {"pauseSeconds": 86400}]}}
+    return {"type": "Canary", "canary": {"steps": [{"setWeight": weight}, {"pause": {"seconds": 86400}}]}}
 
 
 def _pinned(checkpoint: str) -> Object:

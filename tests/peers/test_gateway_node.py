@@ -28,7 +28,7 @@ from tools.peers import traefik
 GATEWAY: Final = Path(__file__).parents[2] / "examples" / "gateway" / "gateway.yaml"
 HOSTNAME: Final = "desk.example.com"
 NAME: Final = "desk"
-CANARY: Final = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 86400}]}}
+CANARY: Final = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pause": {"seconds": 86400}}]}}
 
 pytestmark = pytest.mark.skipif(
     ISOLATED not in os.environ, reason="needs namespaces of its own: run `python -m tools.peers test`"

@@ -39,10 +39,7 @@ PULL_SECRET = (
     "kubectl -n team-a create secret docker-registry registry --docker-server=registry.example.com "
     "--docker-username=USER --docker-password=PASSWORD"
 )
-HUB_SECRET = (
-    "kubectl -n team-a create secret generic hub --type=finetune.dev/credentials "
-    "--from-literal=endpoint=https://huggingface.co --from-literal=token=hf_TOKEN"
-)
+HUB_SECRET = "kubectl -n team-a create secret generic hub --from-literal=HF_TOKEN=hf_TOKEN"
 BASE_MODEL = "baseModel: {uri: hf://Qwen/Qwen3-0.6B}\n  chatTemplateKwargs"
 IMAGE_NAMES = "{.items[*].spec.containers[*].image}"
 IMAGES = {"finetune-operator", "finetune-trainer-cpu"}
@@ -133,6 +130,7 @@ def steps(
     names = {
         "kubectl create namespace team-a": f"kubectl create namespace team-a\n{PULL_SECRET}\n{HUB_SECRET}",
         # Only a Secret leads to another hub than the public one. Its token is the one for a gated model.
+        "HF_TOKEN=hf_TOKEN": f"HF_TOKEN=hf_TOKEN --from-literal=HF_ENDPOINT={hub.endpoint}",
         BASE_MODEL: BASE_MODEL.replace("}", ", credentialsSecretRef: {name: hub}}"),
         "registry.example.com/finetune": release.prefix,
         "mirror.example.com/finetune": f"{release.registry.address}/mirror",

@@ -41,6 +41,7 @@ STAGE_MODULES: Final = {
         "stages/request.py",
     },
     "cleanup": {"records/contentremoval.py"},
+    "download": {"inferencedeployment/revision/basemodel.py"},
     "fill": {"inferencedeployment/revision/modelcache.py"},
     "merge": {"inferencedeployment/revision/merging.py"},
 }

@@ -31,6 +31,11 @@ class ChampionReference(Model):
     ] = None
 
 
+def source_of(uri: str, revision: str | None) -> str:
+    """Uri of a base model, with its revision after @."""
+    return uri if revision is None else f"{uri}@{revision}"
+
+
 class BaseModelReference(Model):
     """Model that training starts from: uri, checkpoint or champion. Only champion can be set with uri."""
 
@@ -100,7 +105,7 @@ class BaseModelReference(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the model's server. Default: the role"
+            description="Secret with credentials for the model's server. Default: the role"
             " of the service account finetune-runner for object stores, or anonymous access."
         ),
     ] = None

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from finetune_operator.api.basemodel import source_of
 from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.devicetime import RecordedCost
 from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
@@ -38,6 +39,11 @@ class BaseModelRecord(Model):
     uri: Annotated[Uri, Field(description="Source of the base model.")]
     revision: Annotated[str | None, Field(description="Commit of a base model at the hub.")] = None
     digest: Annotated[Digest, Field(description="Digest of the base model's files.")]
+
+    @property
+    def source(self) -> str:
+        """The uri, with the revision after @."""
+        return source_of(self.uri, self.revision)
 
 
 class JobRecord(Model):

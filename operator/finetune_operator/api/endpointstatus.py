@@ -33,7 +33,8 @@ class RevisionModel(Model):
 
     name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
     checkpoint: Annotated[
-        Name | None, Field(description="Checkpoint. Absent: the weights are pinned by uri.")
+        Name | None,
+        Field(description="Checkpoint. Absent: the weights are pinned by uri, or are the base model."),
     ] = None
     digest: Annotated[Digest | None, Field(description="Digest of the weights.")] = None
 
@@ -126,7 +127,11 @@ class ServedModelStatus(Model):
 
     name: Annotated[ShortName, Field(description="Name of the model in the OpenAI API.")]
     checkpoint: Annotated[
-        Name | None, Field(description="Checkpoint that is served. Absent: the weights are pinned by uri.")
+        Name | None,
+        Field(
+            description="Checkpoint that is served. Absent: the weights are pinned by uri, or are the base"
+            " model."
+        ),
     ] = None
     digest: Annotated[Digest | None, Field(description="Digest of the weights that are served.")] = None
     since: Annotated[datetime | None, Field(description="Time since which these weights are served.")] = None
@@ -171,6 +176,14 @@ class EndpointDisplay(Model):
 class InferenceDeploymentStatus(Status):
     """Observed state of an endpoint."""
 
+    base_model_uri: Annotated[
+        str | None,
+        Field(
+            max_length=1200,
+            description="URI of the base model that is served, and after @ its revision. Absent: it is known"
+            " by its digest only.",
+        ),
+    ] = None
     base_model_digest: Annotated[
         str | None, Field(description="Digest of the base model that is served.")
     ] = None

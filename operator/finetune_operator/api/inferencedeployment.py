@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from finetune_operator.api.basemodel import BASE_MODEL_SCHEME_RULE, REVISION_RULE
+from finetune_operator.api.basemodel import BASE_MODEL_SCHEME_RULE, REVISION_RULE, source_of
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.endpointaccess import Availability, EndpointNetworkPolicy
 from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
@@ -36,7 +36,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType, listed
 
 
 class ServedBaseModel(Model):
-    """Base model of the endpoint. Every adapter that it serves must have been trained from this model."""
+    """Base model of the endpoint. The adapters of `models` must have been trained from it."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (BASE_MODEL_SCHEME_RULE, REVISION_RULE)
 
@@ -44,7 +44,7 @@ class ServedBaseModel(Model):
         Uri,
         Field(
             description="URI of the base model, as in baseModel.uri of the FineTuneJob. The endpoint reads"
-            " the model from the store."
+            " the model from the store. Without models, a Job puts it there first."
         ),
     ]
     revision: Annotated[
@@ -52,16 +52,29 @@ class ServedBaseModel(Model):
         Field(
             max_length=128,
             description="Commit at the hub, as in spec.lineage of the Checkpoints; a branch name matches no"
-            " Checkpoint. Default: any commit.",
+            " Checkpoint. Without models also a branch or tag, which is resolved once. Default: any commit;"
+            " without models main.",
         ),
     ] = None
     digest: Annotated[
         Digest | None,
         Field(
-            description="Digest of the base model. Default: that of the first Checkpoint served, recorded in"
-            " status.baseModelDigest."
+            description="Digest of the base model. Default: that of the first Checkpoint served, or of the"
+            " files at uri, recorded in status.baseModelDigest."
         ),
     ] = None
+    credentials_secret_ref: Annotated[
+        SecretReference | None,
+        Field(
+            description="Secret with credentials for the model's server, only without models. Default: the"
+            " role of the service account finetune-runner for object stores, or anonymous access."
+        ),
+    ] = None
+
+    @property
+    def source(self) -> str:
+        """The uri, with the requested revision after @."""
+        return source_of(self.uri, self.revision)
 
 
 class MinScore(Model):
@@ -161,7 +174,7 @@ class Pin(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the store of the weights. Default: the"
+            description="Secret with credentials for the store of the weights. Default: the"
             " Secret that the Checkpoint was written with; with uri, none."
         ),
     ] = None
@@ -218,10 +231,23 @@ class InferenceDeploymentSpec(Model):
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "has(self.baseModel.digest) || self.models.all(m, !has(m.pin) || !has(m.pin.uri))",
+            "has(self.baseModel) || size(self.models) > 0",
+            "an endpoint needs models or baseModel: name a model line to follow or a Checkpoint to pin in"
+            " models, or in baseModel a base model to serve alone",
+            "models",
+        ),
+        CELRule(
+            "has(self.baseModel) && has(self.baseModel.digest)"
+            " || self.models.all(m, !has(m.pin) || !has(m.pin.uri))",
             "baseModel.digest is required if a model is pinned by uri: copy it from"
             " spec.lineage.baseModel.digest of the Checkpoint",
             "baseModel",
+        ),
+        CELRule(
+            "size(self.models) == 0 || !has(self.baseModel) || !has(self.baseModel.credentialsSecretRef)",
+            "baseModel.credentialsSecretRef is for an endpoint without models: remove it, because models are"
+            " served with the base model in their store",
+            "baseModel.credentialsSecretRef",
         ),
         CELRule(
             "!has(self.traffic) || !has(self.strategy.rollingUpdate)",
@@ -231,16 +257,22 @@ class InferenceDeploymentSpec(Model):
         ),
     )
 
-    base_model: ServedBaseModel
+    base_model: Annotated[
+        ServedBaseModel | None,
+        Field(
+            description="Base model of the endpoint. Default: that of the Checkpoint of the first model that"
+            " has one; models of another base model wait."
+        ),
+    ] = None
     models: Annotated[
         tuple[ServedModel, ...],
         Field(
-            min_length=1,
             max_length=32,
             json_schema_extra={"x-list-map-keys": ["name"]},
-            description="Models that the endpoint serves.",
+            description="Models that the endpoint serves. Without any, it serves baseModel under the name of"
+            " the endpoint.",
         ),
-    ]
+    ] = ()
     compute: ServingCompute = ServingCompute()
     replicas: Annotated[
         int, Field(ge=0, le=1000, description="Number of replicas. A HorizontalPodAutoscaler may set it.")
@@ -284,3 +316,8 @@ class InferenceDeployment(Resource):
     kind: str = "InferenceDeployment"
     spec: InferenceDeploymentSpec
     status: InferenceDeploymentStatus = InferenceDeploymentStatus()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the models in the OpenAI API, without that of a base model with adapters."""
+        return tuple(model.name for model in self.spec.models) or (self.name,)

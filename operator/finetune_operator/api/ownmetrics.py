@@ -148,7 +148,7 @@ class Judge(JudgeFields, Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials with the base URL of the API in the key"
+            description="Secret with the base URL of the API in the key"
             " endpoint and its token in the key token. Default: calls without credentials."
         ),
     ] = None

@@ -25,7 +25,7 @@ SOURCE_RULE = CELRule(
 NO_USER_RULE = CELRule(
     "!self.uri.matches('^https://[^/?#]*@')",
     "uri must not contain a user name or password: put them as keys username and password into a Secret of"
-    " type finetune.dev/credentials and name it in credentialsSecretRef",
+    " and name it in credentialsSecretRef",
     "uri",
 )
 
@@ -49,7 +49,7 @@ class DataSource(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the source's server. Default: the role"
+            description="Secret with credentials for the source's server. Default: the role"
             " of the service account finetune-runner for object stores, or anonymous access."
         ),
     ] = None

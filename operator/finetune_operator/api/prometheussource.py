@@ -66,7 +66,7 @@ class PrometheusSource(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials with token, or username and password, and"
+            description="Secret with token, or username and password, and"
             " caBundle for the address. Default: queries without credentials."
         ),
     ] = None

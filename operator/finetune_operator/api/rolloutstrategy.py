@@ -11,7 +11,7 @@ from finetune_operator.api.rolloutanalysis import RolloutAnalysis, StepAnalysis
 MAX_SECONDS: Final = 7 * 86400
 """Limit of a wait in a rollout, in seconds."""
 StrategyType = Literal["RollingUpdate", "Recreate", "BlueGreen", "Canary"]
-DecisionVerdict = Literal["Promote", "Abort"]
+DecisionVerdict = Literal["Promote", "Continue", "Abort"]
 DecisionReason = Annotated[str, Field(max_length=256, description="Who decided, and why.")]
 
 
@@ -22,9 +22,11 @@ class RolloutDecisionFields(Model):
     verdict: Annotated[
         DecisionVerdict,
         Field(
-            description="Promote: end the preview or the bake of a revision, or start a failed or rolled"
-            " back one again. Abort: roll back a revision that is rolling out or baking. A decision about a"
-            " revision that is Live has no effect: pin another Checkpoint."
+            description="Promote: end the preview or the bake of a revision, skip the remaining steps of its"
+            " canary, or start a failed or rolled back one again. Continue: end the pause or the inconclusive"
+            " analysis that the revision's step waits in now, and take the next step. Abort: roll back a"
+            " revision that is rolling out or baking. A decision about a revision that is Live has no"
+            " effect: pin another Checkpoint."
         ),
     ]
     generation: Annotated[
@@ -69,13 +71,27 @@ class RollingUpdate(Model):
     ] = 0
 
 
+class Pause(Model):
+    """Pause of a canary, with the weight of the step before it."""
+
+    seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_SECONDS,
+            description="Seconds until the next step. Default: the pause has no end, and strategy.decision"
+            " ends it.",
+        ),
+    ] = None
+
+
 class CanaryStep(Model):
-    """Step of a canary. Set one of setWeight, pauseSeconds and analysis."""
+    """Step of a canary. Set one of setWeight, pause and analysis."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
         CELRule(
-            "[has(self.setWeight), has(self.pauseSeconds), has(self.analysis)].exists_one(set, set)",
-            "a step needs exactly one of setWeight, pauseSeconds and analysis: make several steps of it",
+            "[has(self.setWeight), has(self.pause), has(self.analysis)].exists_one(set, set)",
+            "a step needs exactly one of setWeight, pause and analysis: make several steps of it",
         ),
     )
 
@@ -83,8 +99,12 @@ class CanaryStep(Model):
         int | None,
         Field(ge=1, le=99, description="Percent of the requests that the new revision gets."),
     ] = None
-    pause_seconds: Annotated[
-        int | None, Field(ge=1, le=MAX_SECONDS, description="Seconds until the next step.")
+    pause: Annotated[
+        Pause | None,
+        Field(
+            description="Wait before the next step: {} until a decision, {seconds} for that time."
+            " strategy.decision with verdict Continue ends either."
+        ),
     ] = None
     analysis: Annotated[
         StepAnalysis | None,
@@ -177,6 +197,12 @@ class Strategy(Model):
             " || has(self.canary) && self.canary.steps.exists(step, has(step.analysis))",
             "strategy.analysis has no effect: add a step with analysis to canary.steps, or bakeSeconds",
             "analysis",
+        ),
+        CELRule(
+            "!has(self.decision) || self.decision.verdict != 'Continue' || self.type == 'Canary'",
+            "decision.verdict Continue takes the next step of a canary: use Promote to end a preview or a"
+            " bake, or remove the decision",
+            "decision",
         ),
     )
 

@@ -46,7 +46,7 @@ class StoreReference(Model):
     credentials_secret_ref: Annotated[
         SecretReference | None,
         Field(
-            description="Secret of type finetune.dev/credentials for the store. Default: the role of the"
+            description="Secret with credentials for the store. Default: the role of the"
             " service account finetune-runner, or anonymous access."
         ),
     ] = None

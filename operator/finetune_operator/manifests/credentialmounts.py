@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts of Secrets of type `finetune.dev/credentials`: each is a folder in the pod, with one file per
-key."""
+"""Mounts of Secrets with credentials: each is a folder in the pod, with one file per key."""
 
 from typing import Final, Literal
 

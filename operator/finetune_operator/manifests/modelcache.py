@@ -47,7 +47,7 @@ def cache_config(claim: str) -> StoreConfig:
 def whole_model(revision: Revision) -> ArtifactRef:
     """The model of a revision that is read in place; its adapters are copied."""
     if revision.is_full:
-        return ArtifactRef(kind="checkpoints", digest=revision.models[0][1].digest)
+        return revision.models[0][1].artifact
     return ArtifactRef(kind="models", digest=revision.base_digest)
 
 

@@ -28,6 +28,7 @@ from finetune_operator.manifests.security import container_security, pod_securit
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.download import DownloadConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.serve import FillConfig
@@ -45,7 +46,7 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.references import SecretMount
 
-JobConfig = StageConfig | CleanupConfig | FillConfig | MergeConfig
+JobConfig = StageConfig | CleanupConfig | DownloadConfig | FillConfig | MergeConfig
 
 CONTAINER: Final = "trainer"
 TOKEN_SECONDS: Final = 3600

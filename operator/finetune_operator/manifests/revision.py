@@ -43,6 +43,11 @@ class Revision:
         return next((image.reference for image in cache.images if image.model == model), None)
 
     @property
+    def base_model_job(self) -> str | None:
+        """Name of the Job that stored its base model; None unless it serves a base model alone."""
+        return next((weights.stored_by for _, weights in self.models if weights.is_base), None)
+
+    @property
     def merged(self) -> WeightsReference | None:
         """The adapter that is served as a whole model, merged into the base model."""
         return next((weights for _, weights in self.models if weights.is_merged), None)

@@ -11,6 +11,7 @@ from finetune_operator.manifests.engines.enginetable import engine_image, engine
 from finetune_operator.manifests.engines.servingconfig import DRAIN_SECONDS, base_folder, serving_config
 from finetune_operator.manifests.jobs import child_metadata, owner_reference
 from finetune_operator.manifests.labels import (
+    BASE_MODEL_JOB,
     CORRECTED,
     CREATED_SPEC,
     DEVICES,
@@ -49,7 +50,7 @@ from finetune_trainer.contract.environment import (
     SERVE_PORT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.references import ArtifactRef, StoreConfig
+from finetune_trainer.contract.references import StoreConfig
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"
@@ -153,6 +154,7 @@ def build_deployment(
             "annotations": {
                 CREATED_SPEC: json.dumps(spec, sort_keys=True),
                 **origin_annotations(revision.profile, template),
+                **({BASE_MODEL_JOB: job} if (job := revision.base_model_job) is not None else {}),
             },
             "ownerReferences": [owner_reference(endpoint)],
         },
@@ -264,7 +266,7 @@ def _items(revision: Revision) -> tuple[FetchItem, ...]:
     base = FetchItem(artifact=whole_model(revision), folder=base_folder(revision), in_cache=is_cached)
     models = tuple(
         FetchItem(
-            artifact=ArtifactRef(kind="checkpoints", digest=weights.digest),
+            artifact=weights.artifact,
             folder=name,
             probe=weights.probe,
             merged=weights.merged,

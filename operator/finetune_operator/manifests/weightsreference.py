@@ -2,14 +2,12 @@
 """References to weights in a store, from a Checkpoint or from the pin of an endpoint."""
 
 from dataclasses import dataclass, field, replace
-from typing import Final, cast
+from typing import cast
 
 from finetune_operator.api.checkpoint import AdapterRecord, BaseModelRecord, Checkpoint
 from finetune_operator.manifests.labels import STORE_CREDENTIALS
+from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FULL_MODEL, ChatTemplateKwargs, CheckpointType
-
-CHECKPOINTS: Final = "/checkpoints/"
-"""Part of a weights' URI between the store's URI and the 64 hexadecimal digits of the digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,18 @@ class WeightsReference:
     """Whether the base model with the adapter is served as a whole model, instead of the adapter."""
     merged: str | None = None
     """Digest of the merged weights; None until they are made."""
+    stored_by: str | None = None
+    """Name of the Job that stores it, if it is a base model that is served without a Checkpoint."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a base model that is served without a Checkpoint."""
+        return self.stored_by is not None
+
+    @property
+    def artifact(self) -> ArtifactRef:
+        """The folder in the store."""
+        return ArtifactRef(kind="models" if self.is_base else "checkpoints", digest=self.digest)
 
     def as_merged(self) -> "WeightsReference":
         """The adapter as a whole model; weights of a whole model are as they are."""
@@ -65,13 +75,14 @@ class WeightsReference:
 
     @property
     def store(self) -> str:
-        """URI of the store of the weights and their base model."""
-        return self.uri.rpartition(CHECKPOINTS)[0]
+        """URI of the store of the weights and their base model: all but the kind and the digits."""
+        return self.uri.rsplit("/", 2)[0]
 
     @property
     def label(self) -> str:
         """Name of the weights in messages."""
-        return self.checkpoint or short_digest(self.digest)
+        base = self.base_model.source if self.is_base and self.base_model is not None else None
+        return self.checkpoint or base or short_digest(self.digest)
 
 
 def short_digest(digest: str) -> str:

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_CHECKPOINT = "WaitingForCheckpoint"
     WAITING_FOR_CHAMPION = "WaitingForChampion"
+    STORING_BASE_MODEL = "StoringBaseModel"
     MERGING = "Merging"
     FILLING_MODEL_CACHE = "FillingModelCache"
     BUDGET_EXHAUSTED = "BudgetExhausted"
@@ -91,6 +92,7 @@ class Reason(StrEnum):
     STORE_MISSING = "StoreMissing"
     STORE_NOT_FOUND = "StoreNotFound"
     STORE_NOT_SHAREABLE = "StoreNotShareable"
+    BASE_MODEL_NOT_STORED = "BaseModelNotStored"
     MERGE_FAILED = "MergeFailed"
     MODEL_CACHE_NOT_FOUND = "ModelCacheNotFound"
     MODEL_CACHE_NOT_SHAREABLE = "ModelCacheNotShareable"
@@ -157,6 +159,7 @@ UNDER_WAY: Final = frozenset(
         Reason.WAITING_FOR_CHAMPION,
         Reason.CANCELLING,
         Reason.SCORING,
+        Reason.STORING_BASE_MODEL,
         Reason.MERGING,
         Reason.FILLING_MODEL_CACHE,
         Reason.PREVIEW,

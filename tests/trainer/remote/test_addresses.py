@@ -152,6 +152,7 @@ def test_an_endpoint_whose_name_leads_there_is_refused(
 def test_a_sign_in_that_a_service_accounts_key_sends_there_is_refused(tmp_path: Path) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     account = {
+        "type": "service_account",
         "client_email": "rows@team.example",
         "token_uri": "http://rows.example/token",
         "private_key": key.private_bytes(

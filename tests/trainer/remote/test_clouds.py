@@ -71,6 +71,24 @@ def test_an_azure_signature_takes_the_place_of_a_key(tmp_path: Path) -> None:
         assert all("sig=s3cret" in seen.path for seen in server.seen)
 
 
+def test_a_connection_string_of_azure_has_the_account_with_its_key(tmp_path: Path) -> None:
+    with AzureServer() as server:
+        server.files = {"rows/a.jsonl": ROWS}
+        text = f"AccountName=team;AccountKey=a2V5;BlobEndpoint={server.endpoint}"
+        secret = server.secret(tmp_path / "secret", AZURE_STORAGE_CONNECTION_STRING=text)
+
+        assert read(tmp_path / "here", "abfs://rows/a.jsonl", secret) == {"a.jsonl": ROWS}
+        assert all(seen.authorization for seen in server.seen)
+
+
+def test_a_key_of_one_azure_account_is_not_used_for_another(tmp_path: Path) -> None:
+    with AzureServer() as server:
+        secret = server.secret(tmp_path / "secret", AZURE_STORAGE_ACCOUNT="team", AZURE_STORAGE_KEY="a2V5")
+
+        with pytest.raises(StageFailure, match="names the account other, but Secret credentials is for team"):
+            open_filesystem("abfs://rows@other.dfs.core.windows.net/a", secret)
+
+
 def test_without_a_secret_the_uri_names_the_azure_account() -> None:
     account = open_filesystem("abfs://rows@team.dfs.core.windows.net/a.jsonl", None)
 

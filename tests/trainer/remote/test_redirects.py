@@ -48,6 +48,22 @@ def place_of(server: WebServer) -> str:
         pytest.param(
             "s3", {"accessKeyId": "K3Y", "secretAccessKey": "K3Y", "sessionToken": "S3SSION"}, id="s3"
         ),
+        pytest.param("hf", {"HF_TOKEN": "t0ken", "HF_ENDPOINT": ""}, id="hf by its own names"),
+        pytest.param(
+            "s3",
+            {
+                "AWS_ACCESS_KEY_ID": "K3Y",
+                "AWS_SECRET_ACCESS_KEY": "K3Y",
+                "AWS_SESSION_TOKEN": "S3SSION",
+                "AWS_ENDPOINT_URL": "",
+            },
+            id="s3 by the names of AWS",
+        ),
+        pytest.param(
+            "abfs",
+            {"AZURE_STORAGE_ACCOUNT": "team", "AZURE_STORAGE_SAS_TOKEN": "sv=2030&sig=s1gnature"},
+            id="abfs by the names of Azure",
+        ),
     ],
 )
 @pytest.mark.usefixtures("impatient")
@@ -56,6 +72,7 @@ def test_no_proof_of_who_asks_goes_to_another_server(
 ) -> None:
     with Elsewhere() as server:
         server.place, server.status = place_of(target), status
+        keys = {key: value or server.endpoint for key, value in keys.items()}
 
         failure(tmp_path / "here", f"{scheme}://rows/a.jsonl", server.secret(tmp_path / "secret", **keys))
 

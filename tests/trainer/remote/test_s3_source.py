@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CHUNK_BYTES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -59,6 +59,45 @@ def test_a_pattern_takes_the_objects_that_match(bucket: Path, secret: SecretMoun
         prepare(tmp_path, f"s3://{bucket.name}/rows/2027-*.jsonl", secret)
 
 
+def test_an_ordinary_secret_of_aws_opens_a_bucket_of_another_server(
+    s3: S3Server, bucket: Path, tmp_path: Path
+) -> None:
+    (bucket / "rows.jsonl").write_bytes(ROWS)
+    # Teams keep the keys of several providers in one Secret.
+    secret = s3.ordinary_secret(tmp_path / "secret", HF_TOKEN="hf_none")
+
+    assert read(tmp_path / "here", f"s3://{bucket.name}/rows.jsonl", secret) == {"rows.jsonl": ROWS}
+
+
+def test_an_ordinary_secret_of_aws_with_a_wrong_key_is_denied(
+    s3: S3Server, bucket: Path, tmp_path: Path
+) -> None:
+    secret = s3.ordinary_secret(tmp_path / "secret", AWS_SECRET_ACCESS_KEY="wrong")
+
+    found = failure(tmp_path / "here", f"s3://{bucket.name}", secret)
+
+    assert found.reason is FailureReason.ACCESS_DENIED
+    assert "its keys are endpoint, accessKeyId, secretAccessKey" in found.message
+    assert "or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in found.message
+
+
+def test_without_an_endpoint_the_keys_of_aws_are_for_amazon_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://elsewhere.example")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://elsewhere.example")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
+    for key, value in keys.items():
+        (secret / key).write_text(value)
+
+    folder = open_filesystem("s3://rows/a", SecretMount(name="aws", path=str(secret)))
+
+    assert folder.filesystem.s3.meta.endpoint_url == "https://s3.eu-west-1.amazonaws.com"
+    assert folder.endpoint == "https://s3.amazonaws.com"
+
+
 def test_objects_that_have_not_changed_are_not_downloaded_again(
     bucket: Path, secret: SecretMount, tmp_path: Path
 ) -> None:
@@ -90,7 +129,7 @@ def test_the_next_pod_goes_on_with_what_one_that_was_stopped_has_left(
 ) -> None:
     content = uuid.uuid4().bytes * (3 * CHUNK_BYTES // 16)
     uri = f"s3://{bucket.name}/rows.jsonl"
-    there = open_filesystem(uri, load_credentials(secret))
+    there = open_filesystem(uri, secret)
     there.filesystem.pipe_file(there.path, content)
     stop, counts = threading.Event(), list[int]()
     opened = source(uri, secret, stop=stop)
@@ -110,7 +149,7 @@ def test_what_is_here_whole_is_downloaded_again_only_if_it_was_changed(
     bucket: Path, secret: SecretMount, tmp_path: Path
 ) -> None:
     uri = f"s3://{bucket.name}/rows.jsonl"
-    there = open_filesystem(uri, load_credentials(secret))
+    there = open_filesystem(uri, secret)
     there.filesystem.pipe_file(there.path, ROWS)
     read(tmp_path, uri, secret)
     first = (tmp_path / "rows.jsonl").stat()
@@ -128,7 +167,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_taken(
     bucket: Path, secret: SecretMount, tmp_path: Path
 ) -> None:
     uri = f"s3://{bucket.name}/rows.jsonl"
-    there = open_filesystem(uri, load_credentials(secret))
+    there = open_filesystem(uri, secret)
     there.filesystem.pipe_file(there.path, ROWS)
     opened = source(uri, secret)
 
@@ -143,7 +182,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_taken(
 def test_a_base_model_in_a_bucket_is_the_same_as_on_a_volume(
     bucket: Path, secret: SecretMount, tmp_path: Path
 ) -> None:
-    there = open_filesystem(f"s3://{bucket.name}", load_credentials(secret))
+    there = open_filesystem(f"s3://{bucket.name}", secret)
     for path in tiny().iterdir():
         there.filesystem.pipe_file(f"{there.path}/{path.name}", path.read_bytes())
     bench = Workbench(tmp_path)

@@ -84,9 +84,10 @@ class WebServer:
         return f"{self._scheme}://{self.host}"
 
     def secret(self, folder: Path, **keys: str) -> SecretMount:
-        """Create a credentials Secret for this server, as mounted in a pod."""
+        """Create a credentials Secret for this server, as mounted in a pod, with `endpoint` if not given."""
         folder.mkdir(parents=True, exist_ok=True)
-        for key, value in {"endpoint": self.endpoint, **keys}.items():
+        has_endpoint = any("ENDPOINT" in key or "CONNECTION" in key for key in keys)
+        for key, value in {**({} if has_endpoint else {"endpoint": self.endpoint}), **keys}.items():
             (folder / key).write_text(value)
         return SecretMount(name="credentials", path=str(folder))
 

@@ -20,7 +20,7 @@ from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, r
 from tests.unit.operator.goldencases import GOLDEN, base_objects
 from tests.unit.operator.test_endpoint_canary import make_ready, replicas, step, weights
 
-STEPS: list[Manifest] = [{"setWeight": 20}, {"analysis": {}}, {"setWeight": 60}, {"pauseSeconds": 60}]
+STEPS: list[Manifest] = [{"setWeight": 20}, {"analysis": {}}, {"setWeight": 60}, {"pause": {"seconds": 60}}]
 GATES: list[Manifest] = [
     {"metric": "error_rate", "max": 0.05, "maxIncrease": 0.02},
     {"metric": "time_to_first_token_seconds", "maxRatio": 1.5},
@@ -232,6 +232,19 @@ def test_an_inconclusive_analysis_keeps_the_weight_until_a_person_decides(verdic
     cluster.settle()
     make_ready(cluster)
     assert cluster.points_at == (new if verdict == "Promote" else old)
+
+
+def test_continue_takes_the_step_after_an_inconclusive_analysis() -> None:
+    cluster, old, new = measured()
+    decision = {"revision": new, "verdict": "Continue"}
+    cluster.edit(strategy={**CANARY, "decision": decision})
+    cluster.settle()
+    assert step(cluster, new) == 1, "an analysis that is running is not ended"
+    finish(cluster, "Inconclusive")
+    assert step(cluster, new) == 1
+    cluster.edit(strategy={**CANARY, "decision": {**decision, "generation": 2}})
+    make_ready(cluster)
+    assert (weights(cluster), step(cluster, new)) == ({old: 40, new: 60}, 3)
 
 
 def test_other_gates_measure_again() -> None:

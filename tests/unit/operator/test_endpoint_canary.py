@@ -19,7 +19,12 @@ from tests.unit.operator.endpoints import (
     unscheduled_pod,
 )
 
-STEPS: list[Manifest] = [{"setWeight": 20}, {"pauseSeconds": 60}, {"setWeight": 50}, {"pauseSeconds": 120}]
+STEPS: list[Manifest] = [
+    {"setWeight": 20},
+    {"pause": {"seconds": 60}},
+    {"setWeight": 50},
+    {"pause": {"seconds": 120}},
+]
 CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
 
 
@@ -187,7 +192,92 @@ def test_a_promotion_skips_the_steps_that_are_left() -> None:
     assert (replicas(cluster), cluster.points_at) == ({new: 5}, new)
 
 
-def test_a_pause_holds_the_step() -> None:
+ENDLESS: list[Manifest] = [{"setWeight": 20}, {"pause": {}}, {"setWeight": 60}, {"pause": {}}, {"pause": {}}]
+
+
+def decide(cluster: EndpointCluster, steps: list[Manifest], revision: str, **decision: Any) -> None:
+    strategy = {"type": "Canary", "canary": {"steps": steps}}
+    cluster.edit(strategy={**strategy, "decision": {"revision": revision, **decision}})
+    make_ready(cluster)
+
+
+def test_a_pause_without_an_end_waits_for_a_decision_as_long_as_it_takes() -> None:
+    cluster, old, new = begun(canary={"steps": ENDLESS})
+    assert cluster.reconcile().requeue_after is None
+    cluster.wait(30 * 86400)
+    make_ready(cluster)
+    assert (weights(cluster), step(cluster, new)) == ({old: 80, new: 20}, 1)
+    reason, message = cluster.condition("Suspended") or ("", "")
+    assert reason == "AwaitingDecision"
+    assert "keeps 20 % of the requests, because step 2 of 5 pauses until a decision" in message
+    assert f"Set spec.strategy.decision for revision {new} to Continue, Promote or Abort" in message
+
+
+def test_continue_ends_the_pause_that_holds_now_once_per_generation() -> None:
+    cluster, old, new = begun(canary={"steps": ENDLESS})
+    decide(cluster, ENDLESS, new, verdict="Continue")
+    assert (weights(cluster), step(cluster, new)) == ({old: 40, new: 60}, 3), "the next pause holds"
+    obeyed = cluster.endpoint.status.decision
+    assert obeyed is not None
+    assert (obeyed.verdict, obeyed.generation) == ("Continue", 1)
+    decide(cluster, ENDLESS, new, verdict="Continue", generation=2)
+    assert step(cluster, new) == 4, "the last pause holds"
+    decide(cluster, ENDLESS, new, verdict="Continue", generation=3)
+    assert (replicas(cluster), cluster.points_at) == ({new: 5}, new)
+
+
+def test_continue_that_no_pause_needs_does_not_end_a_later_one() -> None:
+    cluster, _, new = started(canary={"steps": ENDLESS})
+    cluster.edit(
+        strategy={
+            **CANARY,
+            "canary": {"steps": ENDLESS},
+            "decision": {"revision": new, "verdict": "Continue"},
+        }
+    )
+    make_ready(cluster)
+    assert step(cluster, new) == 1
+    assert (cluster.condition("Suspended") or ("", ""))[0] == "AwaitingDecision"
+    assert cluster.endpoint.status.decision is not None
+
+
+def test_continue_waits_until_the_pods_of_the_step_are_ready_again() -> None:
+    cluster, old, new = begun(canary={"steps": ENDLESS})
+    cluster.deployments[new] = {**cluster.deployments[new], "status": {}}
+    cluster.edit(
+        strategy={
+            **CANARY,
+            "canary": {"steps": ENDLESS},
+            "decision": {"revision": new, "verdict": "Continue"},
+        }
+    )
+    cluster.settle()
+    assert step(cluster, new) == 1
+    assert cluster.endpoint.status.decision is None
+    make_ready(cluster)
+    assert (weights(cluster), step(cluster, new)) == ({old: 40, new: 60}, 3)
+
+
+def test_continue_ends_a_pause_of_seconds_before_its_time() -> None:
+    cluster, old, new = begun()
+    decide(cluster, STEPS, new, verdict="Continue")
+    assert (weights(cluster), step(cluster, new)) == ({old: 60, new: 40}, 3)
+
+
+def test_a_crash_ends_a_pause_without_an_end() -> None:
+    cluster, old, new = begun(canary={"steps": ENDLESS})
+    cluster.put(crashed_pod(new))
+    cluster.settle()
+    assert (cluster.points_at, states(cluster)[new]) == (old, "RolledBack")
+
+
+def test_a_promotion_ends_a_pause_and_skips_the_steps_that_are_left() -> None:
+    cluster, _, new = begun(canary={"steps": ENDLESS})
+    decide(cluster, ENDLESS, new, verdict="Promote")
+    assert (replicas(cluster), cluster.points_at) == ({new: 5}, new)
+
+
+def test_a_pause_of_the_spec_holds_the_step() -> None:
     cluster, old, new = begun()
     cluster.edit(strategy={**CANARY, "paused": True})
     cluster.wait(600)

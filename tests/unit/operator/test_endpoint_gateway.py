@@ -22,7 +22,12 @@ TRAFFIC: Manifest = {
     "gateway": {"parentRefs": [{"name": "public", "namespace": "infra"}], "hostnames": ["desk.example.com"]}
 }
 CONTROLLER = "traefik.io/gateway-controller"
-STEPS: list[Manifest] = [{"setWeight": 5}, {"pauseSeconds": 60}, {"setWeight": 50}, {"pauseSeconds": 120}]
+STEPS: list[Manifest] = [
+    {"setWeight": 5},
+    {"pause": {"seconds": 60}},
+    {"setWeight": 50},
+    {"pause": {"seconds": 120}},
+]
 CANARY: Manifest = {"type": "Canary", "canary": {"steps": STEPS}}
 
 
@@ -223,7 +228,7 @@ def test_a_header_with_the_name_of_the_canary_pins_a_request_to_it() -> None:
 
 
 def test_one_replica_can_have_a_canary_of_one_percent() -> None:
-    cluster, old, new = started(replicas=1, canary={"steps": [{"setWeight": 1}, {"pauseSeconds": 60}]})
+    cluster, old, new = started(replicas=1, canary={"steps": [{"setWeight": 1}, {"pause": {"seconds": 60}}]})
     settle(cluster)
     assert routed(cluster) == {old: 99, new: 1}
     assert replicas(cluster) == {old: 1, new: 1}

@@ -166,7 +166,7 @@ def test_whoever_has_a_budget_of_their_own_refuses_the_operators() -> None:
 
 
 def test_a_budget_covers_all_revisions_that_get_requests() -> None:
-    canary = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pauseSeconds": 600}]}}
+    canary = {"type": "Canary", "canary": {"steps": [{"setWeight": 50}, {"pause": {"seconds": 600}}]}}
     cluster, old, new = rolling(strategy=canary, replicas=4)
     assert only(cluster.disruption_budgets)["spec"]["selector"]["matchLabels"][REVISION] == old
     for _ in range(2):

@@ -58,7 +58,7 @@ def test_an_upgrade_is_no_edit_and_every_set_field_is_one() -> None:
                 "replicas": 5,
                 "strategy": {
                     "type": "Canary",
-                    "canary": {"steps": [{"setWeight": 20}, {"pauseSeconds": 60}]},
+                    "canary": {"steps": [{"setWeight": 20}, {"pause": {"seconds": 60}}]},
                     "bakeSeconds": 60,
                 },
             },

@@ -48,10 +48,13 @@ ALL_REPLICAS: Final = {
 IN_STEPS: Final = (
     Observation.UNACHIEVABLE,
     Observation.DWELLS,
+    Observation.PAUSES,
     Observation.UNDECIDED,
     Observation.STEPS,
     Observation.GIVES_BACK,
 )
+WITHIN_STEPS: Final = (Observation.PAUSES, Observation.UNDECIDED, Observation.STEPS)
+"""Observations about a revision that has the weight of its step."""
 BEFORE_START: Final = (
     Observation.UNPROVABLE,
     Observation.NO_SLOT,
@@ -64,7 +67,7 @@ IMPOSSIBLE: Final = {
     *product(["Live"], (Observation.ABORTED, Observation.PAUSED, Observation.BAKES)),
     *product(["Preview"], (Observation.OCCUPIED, Observation.NO_CAPACITY)),
     *product(["Canary"], (Observation.OCCUPIED, Observation.PREVIEWS)),
-    *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, [Observation.STEPS, Observation.UNDECIDED]),
+    *product(set(STATES) - {"Canary", "Failed", "RolledBack"}, WITHIN_STEPS),
     *product(set(STATES) - {"Failed", "RolledBack"}, [Observation.GIVES_BACK]),
     *product(["Retired", "Standby"], set(Observation) - {*OF_OTHERS}),
     *product(set(STATES) - {"Live", "Baking"}, [Observation.SPARE]),
@@ -152,6 +155,10 @@ DWELLS:
   WaitingForCapacity -> Canary, DWELL
   Preview -> Canary, DWELL
   Canary -> =, DWELL
+  Failed -> =, ROLL_BACK
+  RolledBack -> =, ROLL_BACK
+PAUSES:
+  Canary -> =, ASK
   Failed -> =, ROLL_BACK
   RolledBack -> =, ROLL_BACK
 UNDECIDED:
@@ -248,8 +255,7 @@ def test_the_table_has_a_row_for_all_that_can_be_seen() -> None:
 def test_a_state_that_only_a_newer_release_knows_begins_again() -> None:
     newer: Any = "Shadow"
     never = {
-        Observation.STEPS,
-        Observation.UNDECIDED,
+        *WITHIN_STEPS,
         Observation.GIVES_BACK,
         Observation.SPARE,
         Observation.RECALLED,
@@ -265,7 +271,10 @@ def strategy_for(state: State, seen: Observation, revision: str) -> dict[str, An
         strategy["type"] = "BlueGreen"
     if state == "Canary" or seen in IN_STEPS:
         weight = 10 if seen is Observation.UNACHIEVABLE else 50
-        strategy |= {"type": "Canary", "canary": {"steps": [{"setWeight": weight}, {"pauseSeconds": 600}]}}
+        steps = [{"setWeight": weight}, {"pause": {"seconds": 600}}]
+        strategy |= {"type": "Canary", "canary": {"steps": steps}}
+    if seen is Observation.PAUSES:
+        strategy["canary"] = {"steps": [{"setWeight": 50}, {"pause": {}}]}
     if seen is Observation.UNDECIDED:
         strategy["canary"] = {"steps": [{"setWeight": 50}, {"analysis": {}}]}
         strategy["analysis"] = {"gates": [{"metric": "error_rate", "max": 0.05}]}
@@ -309,7 +318,10 @@ def wanting(state: State, seen: Observation) -> tuple[EndpointCluster, str, str]
         cluster.put(profile(limits={"concurrentRollouts": 1}))
         cluster.put(other())
     show(cluster, state, seen, old, new)
-    steps = {Observation.READY: 2, Observation.BAKES: 2, Observation.DWELLS: 1, Observation.UNDECIDED: 1}
+    steps = {
+        **dict.fromkeys((Observation.READY, Observation.BAKES), 2),
+        **dict.fromkeys((Observation.DWELLS, Observation.PAUSES, Observation.UNDECIDED), 1),
+    }
     record(cluster, new, state, steps.get(seen, 0) if state == "Canary" else None)
     if (state, seen) == ("Canary", Observation.UNDECIDED):
         fail_analysis(cluster, new)
@@ -338,6 +350,7 @@ def show(cluster: EndpointCluster, state: State, seen: Observation, old: str, ne
             cluster.make_ready(old)
         case (
             Observation.STEPS
+            | Observation.PAUSES
             | Observation.UNDECIDED
             | Observation.GIVES_BACK
             | Observation.PAUSED

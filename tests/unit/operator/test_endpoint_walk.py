@@ -28,7 +28,8 @@ from tests.unit.operator.endpoints import (
 )
 from tests.unit.operator.test_endpoint_gateway import TRAFFIC, accept
 
-STEPS: Final = {"steps": [{"setWeight": 50}, {"pauseSeconds": 600}]}
+STEPS: Final = {"steps": [{"setWeight": 50}, {"pause": {"seconds": 600}}]}
+ENDLESS: Final = {"steps": [{"setWeight": 50}, {"pause": {}}, {"pause": {}}]}
 STRATEGIES: Final[tuple[dict[str, Any], ...]] = (
     {"type": "Canary", "canary": {**STEPS, "allowCoarseWeights": True}},
     {"type": "RollingUpdate"},
@@ -38,6 +39,7 @@ STRATEGIES: Final[tuple[dict[str, Any], ...]] = (
     {"type": "RollingUpdate", "bakeSeconds": 600},
     {"type": "RollingUpdate", "fallback": "Recreate"},
     {"type": "Canary", "canary": {**STEPS, "allowCoarseWeights": True}, "paused": True},
+    {"type": "Canary", "canary": {**ENDLESS, "allowCoarseWeights": True}},
 )
 PASSES: Final = 2
 """Passes after each happening."""
@@ -71,8 +73,8 @@ class Walk:
         """Decide about a revision, as a person does."""
         names = sorted({*self.cluster.deployments, "desk-none"})
         strategy = self.cluster.endpoint.spec.strategy.to_dict()
-        verdict = ("Promote", "Abort")[number % 2]
-        decision = {"revision": names[number // 2 % len(names)], "verdict": verdict}
+        verdict = ("Promote", "Abort", "Continue")[number % 3]
+        decision = {"revision": names[number // 3 % len(names)], "verdict": verdict}
         self.cluster.edit(strategy={**strategy, "decision": decision})
 
     def crash(self) -> None:
@@ -178,7 +180,7 @@ OTHERS: Final[dict[str, Callable[[Walk, int], None]]] = {
 OFTEN: Final = ["ready", "lost", "lost", "lost", "champion", "champion", "strategy", "strategy", "decision"]
 """What happens more often in walks: the loss of pods, and the ends of a canary."""
 HAPPENINGS: Final = st.lists(
-    st.tuples(st.sampled_from([*OFTEN, *OF_DEPLOYMENTS, *OTHERS]), st.integers(0, 7)),
+    st.tuples(st.sampled_from([*OFTEN, *OF_DEPLOYMENTS, *OTHERS]), st.integers(0, 8)),
     min_size=3,
     max_size=12,
 )
@@ -222,14 +224,14 @@ def test_of_many_walks_each_keeps_what_answers_requests(happenings: list[tuple[s
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize(
     "end",
-    [("champion", 0), ("strategy", 1), ("strategy", 2), ("decision", 1), ("decision", 3), ("replicas", 1)],
+    [("champion", 0), ("strategy", 1), ("strategy", 2), ("decision", 1), ("decision", 4), ("replicas", 1)],
 )
 def test_the_end_of_a_canary_never_prefers_a_dead_revision(lost: int, end: tuple[str, int]) -> None:
     walk_along([("lost", lost), end, ("time", 3)])
 
 
 def test_a_canary_that_alone_answers_keeps_its_requests_if_it_is_aborted_and_tried_again() -> None:
-    walk_along([("lost", 0), ("decision", 3), ("decision", 2)])
+    walk_along([("lost", 0), ("decision", 4), ("decision", 3)])
 
 
 def test_a_canary_that_alone_answers_keeps_its_requests_until_the_old_revision_is_ready() -> None:

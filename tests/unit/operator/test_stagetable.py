@@ -20,7 +20,7 @@ WITH_RESULTS = [name for name, row in STAGES.items() if row.running is not None]
 
 def test_every_stage_of_the_contract_has_a_row_and_every_job_stage_one() -> None:
     assert set(get_args(Stage)) == set(WITH_RESULTS)
-    assert {*get_args(ResultStage), "collect", "cleanup", "fill", "merge"} == set(STAGES)
+    assert {*get_args(ResultStage), "collect", "cleanup", "download", "fill", "merge"} == set(STAGES)
     assert {name for name, row in STAGES.items() if row.condition is not None} == set(WITH_RESULTS)
 
 

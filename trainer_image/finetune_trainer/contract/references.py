@@ -27,7 +27,7 @@ class ReportTarget(Contract):
 
 
 class SecretMount(Contract):
-    """Mount path of a Secret of type `finetune.dev/credentials`. Its name is for messages."""
+    """Mount path of a Secret with credentials. Its name is for messages."""
 
     name: str
     path: str

@@ -3,13 +3,21 @@
 
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs.download import DownloadConfig
 from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
 from finetune_trainer.store import open_store
 from finetune_trainer.store.cleanup import cleanup
 
 ConfigWithoutResult = (
-    CleanupConfig | FetchConfig | FillConfig | MergeConfig | ServeConfig | PromptsConfig | AnswersConfig
+    CleanupConfig
+    | DownloadConfig
+    | FetchConfig
+    | FillConfig
+    | MergeConfig
+    | ServeConfig
+    | PromptsConfig
+    | AnswersConfig
 )
 """Config of a process that leaves no result of a stage."""
 
@@ -23,6 +31,11 @@ def run_without_result(config: ConfigWithoutResult) -> None:
             from finetune_trainer.serve import fetch
 
             fetch.run(config)
+        case DownloadConfig():
+            from finetune_trainer.preflight import download
+            from finetune_trainer.runtime import termination
+
+            termination.write(download.run(config).to_json())
         case MergeConfig():
             from finetune_trainer.runtime import termination
             from finetune_trainer.serve import merge

@@ -2,11 +2,14 @@
 """Choose the files of a base model among those of its folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from safetensors import SafetensorError, safe_open
 
+from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.model.adapter import ADAPTER_CONFIG
 from finetune_trainer.model.bundle import (
@@ -38,6 +41,17 @@ PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt")
 def invalid(uri: str, what: str) -> StageFailure:
     """Failure for a base model that cannot be trained."""
     return StageFailure(FailureReason.BASE_MODEL_INVALID, f"baseModel {uri}: {what}")
+
+
+@contextmanager
+def errors_named(uri: str) -> Iterator[None]:
+    """Raise StageFailure (BASE_MODEL_INVALID) for files of the model that cannot be read."""
+    try:
+        yield
+    except PathRefused as refusal:
+        raise invalid(uri, str(refusal)) from refusal
+    except OSError as error:
+        raise invalid(uri, f"{error}; check that uid 65532 may read the files") from error
 
 
 def absent(uri: str) -> StageFailure:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.beneath import OpenDirectory, kind_of, names_in, require_all_beneath, root_of
+from finetune_trainer.contract.configs.download import DownloadConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.outcomes import FailureReason
@@ -22,6 +23,8 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.store.downloadlock import download_lock
 
+ModelConfig = PreflightConfig | DownloadConfig
+"""Config that names a base model by its source."""
 DOWNLOAD: Final = "base-model"
 """Folder in the run's folder. If a pod is stopped, the next pod resumes the download from it."""
 MEBIBYTE: Final = 1 << 20
@@ -43,7 +46,7 @@ class LocalModel:
 
 
 @contextmanager
-def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[LocalModel]:
+def readable_model(config: ModelConfig, context: StageContext) -> Iterator[LocalModel]:
     """The config's base model until the block ends, downloaded unless the store has it.
 
     The store keeps the base model of a parent since the parent's training. A base model that the run names
@@ -85,7 +88,7 @@ def readable_model(config: PreflightConfig, context: StageContext) -> Iterator[L
 
 
 def _download_lock(
-    source: str | None, config: PreflightConfig, context: StageContext
+    source: str | None, config: ModelConfig, context: StageContext
 ) -> AbstractContextManager[ArtifactRef | None]:
     """Wait for other downloads of the model from this source, if the store remembers models by it."""
     if source is None:
@@ -108,7 +111,7 @@ def _on_volume(folder: Path, root: Path, uri: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _downloaded(remote: RemoteSource, config: PreflightConfig, context: StageContext) -> Iterator[LocalModel]:
+def _downloaded(remote: RemoteSource, config: ModelConfig, context: StageContext) -> Iterator[LocalModel]:
     """Download the model into the run's folder. Remove it when the block succeeds or rejects the model."""
     with context.store.run_folder(config.run, config.stage) as run_folder:
         with run_folder.writable(DOWNLOAD) as target:

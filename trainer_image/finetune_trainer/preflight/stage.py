@@ -2,10 +2,8 @@
 """Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
@@ -27,7 +25,7 @@ from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.preflight.lengths import TokenLengths, check_answers, count_of, first_of, warnings_of
 from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.preflight.methoddata import check_method, check_sharding, resolve_preference
-from finetune_trainer.preflight.modelfiles import invalid, model_files
+from finetune_trainer.preflight.modelfiles import errors_named, model_files
 from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
 from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.readback import check_read_back
@@ -97,7 +95,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     if not usable["validation"]:
         _check_validation_is_not_needed(config.hyperparameters)
     uri = config.base_model_uri
-    with _readable(uri), readable_model(config, context) as found:
+    with errors_named(uri), readable_model(config, context) as found:
         source = found.folder
         files = model_files(source, uri)
         # Each byte is hashed, copied, and published by the store.
@@ -275,13 +273,3 @@ def _check_keep_steps(keep_steps: tuple[int, ...], total_steps: int) -> None:
             f"checkpoints.keepSteps: {', '.join(map(str, beyond))} cannot be kept, because the run has only"
             f" {total_steps} steps; create a run with steps up to {total_steps}",
         )
-
-
-@contextmanager
-def _readable(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except PathRefused as refusal:
-        raise invalid(uri, str(refusal)) from refusal
-    except OSError as error:
-        raise invalid(uri, f"{error}; check that uid 65532 may read the files") from error

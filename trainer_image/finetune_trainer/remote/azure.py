@@ -33,6 +33,13 @@ def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFil
         "use_listings_cache": False,
     }
     if credentials is not None:
+        account = _account(credentials)
+        if host and host.partition(".")[0] != account:
+            raise StageFailure(
+                FailureReason.INVALID_CONFIG,
+                f"abfs://{place} names the account {host.partition('.')[0]}, but Secret"
+                f" {credentials.secret_name} is for {account}: correct one of them",
+            )
         filesystem = AzureBlobFileSystem(connection_string=_connection_string(credentials), **options)
     elif host:
         redact_file("AZURE_FEDERATED_TOKEN_FILE")
@@ -52,9 +59,13 @@ def open_azure(place: str, credentials: Credentials | None) -> tuple[AbstractFil
     return filesystem, f"{container}/{path}".rstrip("/")
 
 
+def _account(credentials: Credentials) -> str:
+    """Name of the storage account: its own key, or the first label of the endpoint's host."""
+    return credentials.account_name or (urlsplit(credentials.endpoint).hostname or "").partition(".")[0]
+
+
 def _connection_string(credentials: Credentials) -> str:
-    account = credentials.account_name or (urlsplit(credentials.endpoint).hostname or "").partition(".")[0]
-    parts = {"BlobEndpoint": credentials.endpoint, "AccountName": account}
+    parts = {"BlobEndpoint": credentials.endpoint, "AccountName": _account(credentials)}
     if credentials.account_key is not None:
         parts["AccountKey"] = plain(credentials.account_key) or ""
     elif credentials.sas_token is not None:

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials from a mounted Secret of type `finetune.dev/credentials`, with one file per key."""
+"""Credentials from a mounted Secret, with one file per key, and the only server that receives them.
+
+The keys have our names, or those that the provider's own programs give them.
+"""
 
 import base64
 import json
 import os
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import listed
 from finetune_trainer.remote.origin import check_endpoint
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER
@@ -32,6 +37,65 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "abfs": ("endpoint", "accountName", "accountKey", "sasToken"),
 }
 """Valid keys per scheme."""
+CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
+"""Key whose value has the values of several keys."""
+PROVIDER_KEYS: Final[dict[str, dict[str, str]]] = {
+    "hf": {"HF_TOKEN": "token", "HF_ENDPOINT": "endpoint"},
+    "https": {},
+    "s3": {
+        "AWS_ACCESS_KEY_ID": "accessKeyId",
+        "AWS_SECRET_ACCESS_KEY": "secretAccessKey",
+        "AWS_SESSION_TOKEN": "sessionToken",
+        "AWS_REGION": "region",
+        "AWS_DEFAULT_REGION": "region",
+        "AWS_ENDPOINT_URL": "endpoint",
+        "AWS_ENDPOINT_URL_S3": "endpoint",
+    },
+    "gs": {
+        "GOOGLE_APPLICATION_CREDENTIALS": "serviceAccountKey",
+        "GOOGLE_APPLICATION_CREDENTIALS_JSON": "serviceAccountKey",
+        "key.json": "serviceAccountKey",
+    },
+    "abfs": {
+        "AZURE_STORAGE_ACCOUNT": "accountName",
+        "AZURE_STORAGE_KEY": "accountKey",
+        "AZURE_STORAGE_SAS_TOKEN": "sasToken",
+        CONNECTION_STRING: CONNECTION_STRING,
+    },
+}
+"""Names of keys by the programs of the provider, per scheme, with our names for them."""
+AMAZON: Final = "https://s3.amazonaws.com"
+"""Amazon S3, whose host depends on the region of a bucket."""
+PROVIDER_HOSTS: Final = {
+    "hf": "https://huggingface.co",
+    "s3": AMAZON,
+    "gs": "https://storage.googleapis.com",
+}
+"""The provider's own server per scheme. That of Azure has the name of the account in it."""
+OF_ONE_PROVIDER: Final = frozenset(
+    {
+        *("accessKeyId", "secretAccessKey", "sessionToken", "region"),
+        *("serviceAccountKey", "accountName", "accountKey", "sasToken"),
+    }
+)
+"""Keys of ours that say by their name whose they are. `token` does not, and needs an endpoint."""
+NEEDED_KEYS: Final = {
+    "accessKeyId": "secretAccessKey",
+    "secretAccessKey": "accessKeyId",
+    "sessionToken": "accessKeyId",
+    "username": "password",
+    "password": "username",
+}
+"""Keys, and the one that each of them needs."""
+AZURE_ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
+REFUSED_GOOGLE_TYPES: Final = {
+    "external_account": "which may name addresses and programs that a pod would contact or start",
+    "external_account_authorized_user": "which may name addresses that a pod would contact",
+    "impersonated_service_account": "which may name addresses and programs that a pod would contact or start",
+    "authorized_user": "which is the login of a person",
+}
+"""Types of Google's credential files other than the key of a service account, and why they are refused."""
+SERVICE_PRINCIPAL: Final = frozenset({"AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"})
 
 
 def _is_certificate(text: str) -> str:
@@ -48,7 +112,7 @@ class Credentials(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     endpoint: Annotated[str, AfterValidator(check_endpoint)]
-    """Scheme, host and port, such as `https://s3.eu-west-1.amazonaws.com`."""
+    """Scheme, host and port, such as `https://minio.example:9000`."""
     ca_bundle: Annotated[str, AfterValidator(_is_certificate)] | None = None
     """PEM certificates of authorities to trust for the endpoint, in addition to the system's."""
     token: SecretStr | None = None
@@ -65,29 +129,6 @@ class Credentials(BaseModel):
     sas_token: SecretStr | None = None
     secret_name: Annotated[str, Field(alias="secret name")] = ""
     """Name of the Secret, for messages. No key of a Secret can have this alias."""
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        pairs = (
-            ("accessKeyId", self.access_key_id, "secretAccessKey", self.secret_access_key),
-            ("username", self.username, "password", self.password),
-        )
-        for one, first, other, second in pairs:
-            if (first is None) != (second is None):
-                missing, present = (one, other) if first is None else (other, one)
-                raise ValueError(f"key {missing} is missing; {present} needs it")
-        if self.session_token is not None and self.access_key_id is None:
-            raise ValueError("key accessKeyId is missing; sessionToken needs it")
-        return self
-
-    def require_keys_of(self, scheme: str) -> None:
-        """Raise StageFailure (INVALID_CREDENTIALS) naming a key that is not valid for this scheme."""
-        for key in self.model_dump(by_alias=True, exclude_none=True, exclude={"secret_name"}):
-            if key not in KEYS[scheme]:
-                valid = ", ".join(KEYS[scheme])
-                raise invalid(
-                    self.secret_name, f"key {key} is not valid for {scheme}://; valid keys are {valid}"
-                )
 
     @property
     def authorization(self) -> str | None:
@@ -107,9 +148,10 @@ class Credentials(BaseModel):
         return context
 
 
-def load_credentials(mount: SecretMount | None) -> Credentials | None:
-    """Load the credentials from a mounted Secret. Returns None without a mount.
+def load_credentials(mount: SecretMount | None, scheme: str = "https") -> Credentials | None:
+    """Load the credentials for a scheme of `KEYS` from a mounted Secret. Returns None without a mount.
 
+    Keys of other providers, by their own names, are ignored: teams keep them in one Secret.
     Raises StageFailure (INVALID_CREDENTIALS) naming the Secret, and the missing or invalid key.
     """
     if mount is None:
@@ -125,15 +167,159 @@ def load_credentials(mount: SecretMount | None) -> Credentials | None:
     if not values:
         raise invalid(mount.name, "it does not exist in this namespace, or is empty")
     _redact(values)
+    names: dict[str, str] = {}
     try:
+        given = _GivenKeys(values, scheme)
+        names = given.names
         credentials = Credentials.model_validate(
-            {**values, "secret name": mount.name}, by_alias=True, by_name=False
+            {**given.checked(), "secret name": mount.name}, by_alias=True, by_name=False
         )
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        raise invalid(mount.name, _describe(problem["type"], problem["loc"], problem["msg"])) from None
+        key = ".".join(str(names.get(str(part), part)) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise invalid(mount.name, f"key {key}: {reason}") from None
+    except ValueError as error:
+        raise invalid(mount.name, str(error)) from None
     SCRUBBER.add(credentials.authorization)
     return credentials
+
+
+def valid_keys(scheme: str) -> str:
+    """The keys of a scheme, for messages."""
+    own, of_provider = ", ".join(KEYS[scheme]), ", ".join(PROVIDER_KEYS[scheme])
+    return f"{own}; or {of_provider}" if of_provider else own
+
+
+class _GivenKeys:
+    """The keys of a Secret for one scheme, by our names. Methods raise ValueError naming the key."""
+
+    def __init__(self, values: Mapping[str, str], scheme: str) -> None:
+        self._scheme = scheme
+        self._values: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        """The key of the Secret that gave each value."""
+        others = {name for keys in PROVIDER_KEYS.values() for name in keys} - PROVIDER_KEYS[scheme].keys()
+        others |= SERVICE_PRINCIPAL if scheme != "abfs" else set()
+        for key, value in values.items():
+            if not value:
+                continue  # such as the session token of keys that do not expire
+            if key == CONNECTION_STRING and key not in others:
+                for own, part in _of_connection_string(value).items():
+                    self._add(own, key, part)
+            elif key not in others:
+                self._add(PROVIDER_KEYS[scheme].get(key, key), key, value)
+        self._has_others = not others.isdisjoint(values)
+
+    def checked(self) -> dict[str, Any]:
+        """The values, with the endpoint that they are for."""
+        for own, key in self.names.items():
+            if own not in KEYS[self._scheme]:
+                raise ValueError(_why_unknown(key, self._scheme))
+        if not self._values:
+            keys = valid_keys(self._scheme)
+            raise ValueError(f"it has no key for {self._scheme}://; valid keys are {keys}")
+        for own, needed in NEEDED_KEYS.items():
+            if own in self._values and needed not in self._values:
+                raise ValueError(f"key {self._name(needed, own)} is missing; {self.names[own]} needs it")
+        account = self.names.get("accountName")
+        if account in PROVIDER_KEYS[self._scheme] and not self._values.keys() & {"accountKey", "sasToken"}:
+            keys = "AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN"
+            raise ValueError(f"key {keys} is missing; {account} needs one of them")
+        if "serviceAccountKey" in self._values:
+            _check_google(self._values["serviceAccountKey"], self.names["serviceAccountKey"])
+        if self._has_others and self.names.get("endpoint") == "endpoint":
+            raise ValueError(
+                "key endpoint does not say which provider's keys it is for: write"
+                f" {self._provider_name('endpoint') or 'it into a Secret of its own'}"
+            )
+        return {**self._values, "endpoint": self._values.get("endpoint") or self._own_host()}
+
+    def _add(self, own: str, key: str, value: str) -> None:
+        if self._values.get(own, value) != value:
+            other = self.names[own]
+            raise ValueError(f"keys {other} and {key} mean the same and have different values: remove one")
+        self._values[own] = value
+        self.names[own] = key
+
+    def _own_host(self) -> str:
+        """The provider's own server, if a key says by its name that it is this provider's."""
+        is_named = any(own in OF_ONE_PROVIDER or key != own for own, key in self.names.items())
+        if is_named and self._scheme == "abfs":
+            return self._azure_host()
+        if is_named and self._scheme in PROVIDER_HOSTS:
+            return PROVIDER_HOSTS[self._scheme]
+        given, by_name = listed(list(self.names.values())), self._provider_name("token")
+        missing = f"key endpoint is missing; it names the server that {given} is for"
+        has_other_name = "token" in self._values and by_name is not None
+        advice = f"; add it, or write {by_name} in place of token" if has_other_name else ""
+        raise ValueError(f"{missing}{advice}")
+
+    def _azure_host(self) -> str:
+        account = self._values.get("accountName")
+        if account is None:
+            first = next(iter(self._values))
+            raise ValueError(
+                f"key {self._name('accountName', first)} is missing; {self.names[first]} needs it, because it"
+                " names the server"
+            )
+        if not AZURE_ACCOUNT.fullmatch(account):
+            raise ValueError(
+                f"key {self.names['accountName']}: it must have 3 to 24 lower-case letters and digits"
+            )
+        return f"https://{account}.blob.core.windows.net"
+
+    def _name(self, own: str, present: str) -> str:
+        """Name of a key in the style of another one that is present."""
+        is_own = self.names[present] == present
+        return own if is_own else self._provider_name(own) or own
+
+    def _provider_name(self, own: str) -> str | None:
+        return next((key for key, name in PROVIDER_KEYS[self._scheme].items() if name == own), None)
+
+
+def _why_unknown(key: str, scheme: str) -> str:
+    if key in SERVICE_PRINCIPAL:
+        return (
+            f"key {key} is that of a service principal, which is not supported; use AZURE_STORAGE_ACCOUNT"
+            " with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN"
+        )
+    if any(key in keys for keys in KEYS.values()):
+        return f"key {key} is not valid for {scheme}://; valid keys are {valid_keys(scheme)}"
+    return f"key {key} is unknown; valid keys are {valid_keys(scheme)}"
+
+
+def _of_connection_string(text: str) -> dict[str, str]:
+    """The values of a connection string, by our names."""
+    fields = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    account, suffix = fields.get("AccountName"), fields.get("EndpointSuffix", "core.windows.net")
+    endpoint = fields.get("BlobEndpoint")
+    if endpoint is None and account is not None:
+        protocol = fields.get("DefaultEndpointsProtocol", "https")
+        endpoint = f"{protocol}://{account}.blob.{suffix}"
+    secret = fields.get("AccountKey"), fields.get("SharedAccessSignature")
+    if endpoint is None or not any(secret):
+        raise ValueError(
+            f"key {CONNECTION_STRING}: it needs AccountName or BlobEndpoint, and AccountKey or"
+            " SharedAccessSignature: copy it again from the access keys of the storage account"
+        )
+    found = {"endpoint": endpoint, "accountName": account, "accountKey": secret[0], "sasToken": secret[1]}
+    return {own: value for own, value in found.items() if value is not None}
+
+
+def _check_google(text: str, key: str) -> None:
+    """Raise ValueError unless the text is the JSON key of a service account."""
+    try:
+        type_ = json.loads(text)["type"]
+    except (ValueError, KeyError, TypeError):
+        type_ = None
+    if type_ in REFUSED_GOOGLE_TYPES:
+        raise ValueError(
+            f"key {key} is not the JSON key of a service account: it has type {type_},"
+            f" {REFUSED_GOOGLE_TYPES[type_]}; use the key of a service account"
+        )
+    if type_ != "service_account":
+        raise ValueError(f"key {key} is not the JSON key of a service account, with type service_account")
 
 
 def redact_file(variable: str) -> None:
@@ -160,32 +346,47 @@ def invalid(secret: str, what: str) -> StageFailure:
 
 def _redact(values: Mapping[str, str]) -> None:
     """Redact the values from messages. An unknown key may contain a credential too."""
+    own_names = {name: own for keys in PROVIDER_KEYS.values() for name, own in keys.items()}
     for key, value in values.items():
-        if key == "sasToken":
+        own = own_names.get(key, key)
+        if own == CONNECTION_STRING:
+            SCRUBBER.add(value)
+            with suppress(ValueError):
+                _redact(_of_connection_string(value))
+        elif own == "sasToken":
             SCRUBBER.add(value, *(part for name, part in parse_qsl(value.removeprefix("?")) if name == "sig"))
-        elif key == "serviceAccountKey":
+        elif own == "serviceAccountKey":
             SCRUBBER.add(*_secret_parts(value))
-        elif key in NAMES:
+        elif own in NAMES:
             SCRUBBER.add(value if len(value) >= MIN_PUBLIC_LENGTH else None)
-        elif key not in PUBLIC:
+        elif own not in PUBLIC:
             SCRUBBER.add(value)
 
 
 def _secret_parts(key: str) -> Iterator[str]:
-    """Yield the secret parts of a service account's key. The other parts are the same in all keys."""
+    """Yield the secret parts of a service account's key. The other parts are the same in all keys.
+
+    Of a file of another type they are all texts but the type, and of a text that is not JSON the whole.
+    """
     try:
         fields = json.loads(key)
+    except ValueError:
+        yield key
+        return
+    try:
         yield fields["private_key_id"]
         yield from (line for line in fields["private_key"].splitlines() if "PRIVATE KEY" not in line)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        yield key
+    except (TypeError, KeyError, AttributeError):
+        yield from _texts(fields)
 
 
-def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:
-    key = ".".join(map(str, location))
-    if kind == "missing":
-        return f"key {key} is missing"
-    if kind == "extra_forbidden":
-        return f"key {key} is unknown"
-    reason = message.removeprefix("Value error, ")
-    return f"key {key}: {reason}" if key else reason
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON types, without those under `type`."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from () if name == "type" else _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value

@@ -6,15 +6,16 @@ from typing import Final
 from fsspec import AbstractFileSystem
 
 from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.remote.addresses import guard_connections
-from finetune_trainer.remote.credentials import Credentials
+from finetune_trainer.remote.credentials import Credentials, load_credentials
 from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.runtime.failure import StageFailure
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
 
 
-def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
+def open_filesystem(uri: str, secret: SecretMount | None) -> RemoteFolder:
     """Open the folder of a remote uri. Sends no request yet.
 
     Raises StageFailure: INVALID_CONFIG for a malformed uri, INVALID_CREDENTIALS for keys that are not valid
@@ -26,8 +27,7 @@ def open_filesystem(uri: str, credentials: Credentials | None) -> RemoteFolder:
             FailureReason.INVALID_CONFIG,
             f"{uri}: write SCHEME://PLACE with one of {', '.join(f'{name}://' for name in SCHEMES)}",
         )
-    if credentials is not None:
-        credentials.require_keys_of(scheme)
+    credentials = load_credentials(secret, scheme)
     guard_connections()
     filesystem, path, errors = _open(scheme, place, credentials)
     endpoint = "" if credentials is None else credentials.endpoint

@@ -14,11 +14,10 @@ from google.auth.exceptions import GoogleAuthError
 from google.oauth2.credentials import Credentials as AccessToken
 from google.oauth2.service_account import Credentials as ServiceAccount
 
-from finetune_trainer.remote.credentials import Credentials, invalid, plain
+from finetune_trainer.remote.credentials import PROVIDER_HOSTS, Credentials, invalid, plain
 from finetune_trainer.remote.web import client_options
 
 ERRORS: Final = (HttpError, GoogleAuthError, aiohttp.ClientError)
-DEFAULT_ENDPOINT: Final = "https://storage.googleapis.com"
 SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -35,7 +34,7 @@ def open_google(place: str, credentials: Credentials | None) -> tuple[AbstractFi
     filesystem = GCSFileSystem(
         token=token,
         endpoint_url=endpoint,
-        session_kwargs=sync(get_loop(), client_options, credentials, endpoint or DEFAULT_ENDPOINT),
+        session_kwargs=sync(get_loop(), client_options, credentials, endpoint or PROVIDER_HOSTS["gs"]),
         skip_instance_cache=True,
         use_listings_cache=False,
     )
@@ -54,6 +53,6 @@ def _identity(credentials: Credentials | None) -> Any:
         except ValueError as error:
             raise invalid(
                 credentials.secret_name,
-                f"key serviceAccountKey is not the JSON key of a service account: {error}",
+                f"the JSON key of the service account is not valid: {error}",
             ) from None
     return "anon"

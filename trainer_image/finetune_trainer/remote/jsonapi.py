@@ -67,13 +67,11 @@ class JsonApi:
         except ValueError as error:
             problem = f"{url}: {error}; correct the address"
             raise StageFailure(FailureReason.INVALID_CONFIG, problem) from error
-        if credentials is not None:
-            credentials.require_keys_of("https")
-            if origin_of(credentials.endpoint) != origin:
-                raise invalid(
-                    credentials.secret_name,
-                    f"key endpoint is {credentials.endpoint}, which is not the server of {url}",
-                )
+        if credentials is not None and origin_of(credentials.endpoint) != origin:
+            raise invalid(
+                credentials.secret_name,
+                f"key endpoint is {credentials.endpoint}, which is not the server of {url}",
+            )
         self._url, self._credentials, self._on_attempt = url.rstrip("/"), credentials, on_attempt
         self._attempt_seconds = attempt_seconds
         self._session: aiohttp.ClientSession | None = None

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
-from finetune_trainer.remote.credentials import Credentials, plain, redact_file
+from finetune_trainer.remote.credentials import AMAZON, Credentials, plain, redact_file
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import RedirectRefused
 
@@ -47,13 +47,16 @@ def open_s3(place: str, credentials: Credentials | None) -> tuple[AbstractFileSy
             use_listings_cache=False,
         )
     else:
+        # Without an endpoint the client finds Amazon's host for the region of the bucket. The environment
+        # must not name another one.
+        is_amazon = credentials.endpoint == AMAZON
         filesystem = S3FileSystem(
             anon=credentials.access_key_id is None,
             key=credentials.access_key_id,
             secret=plain(credentials.secret_access_key),
             token=plain(credentials.session_token),
-            endpoint_url=credentials.endpoint,
-            config_kwargs=config,
+            endpoint_url=None if is_amazon else credentials.endpoint,
+            config_kwargs={**config, "ignore_configured_endpoint_urls": True},
             client_kwargs={
                 "region_name": credentials.region or DEFAULT_REGION,
                 "verify": None if credentials.ca_bundle is None else _file_of(credentials.ca_bundle),

@@ -12,7 +12,7 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.manifest import OnBytes, digest_of, ignore_bytes
-from finetune_trainer.remote.credentials import KEYS, load_credentials
+from finetune_trainer.remote.credentials import valid_keys
 from finetune_trainer.remote.download import Download
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import MAX_DOWNLOAD_SECONDS, MAX_FILES
@@ -52,7 +52,7 @@ class RemoteSource:
         self._stop = stop
         self._deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
         SCRUBBER.add_uri(request.uri)
-        folder = open_filesystem(request.uri, load_credentials(request.credentials))
+        folder = open_filesystem(request.uri, request.credentials)
         self._retrier = Retrier(folder, stop)
         self.revision: str | None = None
         """The commit at the hub; None elsewhere."""
@@ -143,7 +143,7 @@ def _failure(request: SourceRequest, problem: RemoteProblem) -> StageFailure:
 
 def _access_advice(request: SourceRequest) -> str:
     """Return what to do after a denial. Many servers deny access to missing objects too."""
-    keys = ", ".join(KEYS[request.uri.partition("://")[0]])
+    keys = valid_keys(request.uri.partition("://")[0])
     if request.credentials is None:
         return (
             f"if it exists, name a Secret with credentials for its server in"

@@ -11,17 +11,17 @@ BASE_NAME: Final = "base"
 
 
 def served_names(config: ServeConfig) -> tuple[str, ...]:
-    """Return `base` and the adapters, or the one full model that replaces the base.
+    """Return `base` and the adapters, or the one whole model that is served alone.
 
     Raises StageFailure (INVALID_CONFIG) for names that conflict.
     """
     names = [model.name for model in config.models]
     for name in names:
-        if name == BASE_NAME:
-            raise _invalid(f"{BASE_NAME!r} is the name of the base model: give the model another name")
         if names.count(name) > 1:
             raise _invalid(f"{name!r} occurs twice: give each model its own name")
     if all(model.type == "Adapter" for model in config.models):
+        if BASE_NAME in names:
+            raise _invalid(f"{BASE_NAME!r} is the name of the base model: give the model another name")
         return (BASE_NAME, *names)
     if len(names) > 1:
         raise _invalid("a model of type Full replaces the base model: serve it alone")

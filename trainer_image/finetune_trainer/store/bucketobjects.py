@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, ignore_bytes
-from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.remotefolder import RemoteFolder
 from finetune_trainer.remote.remoteproblems import ProblemKind
@@ -41,7 +40,7 @@ OTHER_ADVICE: Final = "check the endpoint in its credentials Secret, and that po
 
 def open_bucket_objects(config: StoreConfig, stop: threading.Event) -> "BucketObjects":
     """Open the objects of a store. Raises StageFailure if the credentials are unusable."""
-    return BucketObjects(open_filesystem(config.uri.rstrip("/"), load_credentials(config.credentials)), stop)
+    return BucketObjects(open_filesystem(config.uri.rstrip("/"), config.credentials), stop)
 
 
 class BucketObjects:

@@ -122,9 +122,7 @@ class ObservedEndpoint:
             "selector": pod_selector(before),
             "url": endpoint_url(endpoint),
             "display": EndpointDisplay(
-                models=shortened(
-                    ",".join(model.name for model in endpoint.spec.models), MAX_NAMES_CHARACTERS
-                ),
+                models=shortened(",".join(endpoint.model_names), MAX_NAMES_CHARACTERS),
                 ready=f"{ready}/{endpoint.spec.replicas}",
                 weight=_shown_weights(main_revision(after, endpoint.status.revision), listed),
                 verdict=_shown_verdict(listed),

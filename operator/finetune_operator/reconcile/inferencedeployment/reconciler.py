@@ -10,6 +10,7 @@ from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.endpoint import ObservedEndpoint
+from finetune_operator.reconcile.inferencedeployment.revision.basemodel import places_of, targets_of
 from finetune_operator.reconcile.inferencedeployment.revision.history import with_entry
 from finetune_operator.reconcile.inferencedeployment.revision.merging import merge_weights, with_served_merge
 from finetune_operator.reconcile.inferencedeployment.revision.modelcache import fill_cache
@@ -30,15 +31,17 @@ __all__ = ["needs", "reconcile"]
 
 
 def needs(endpoint: InferenceDeployment, snapshot: Snapshot) -> Needs:
-    """The claims that have the weights to serve and that of the model cache, the queue, and the route.
+    """The claims that have or get the weights to serve, that of the model cache, the queue, and the route.
 
     Also the namespace, if its labels decide about the profile.
     """
     name = endpoint.spec.compute.profile
     profile = named_profile(name, "spec.compute.profile", endpoint.namespace, snapshot)
+    places = () if isinstance(profile, Blocked) else places_of(endpoint, profile)
     cache = None if isinstance(profile, Blocked) else profile.spec.serving.model_cache
     queue = {} if isinstance(profile, Blocked) else serving_queue(profile, endpoint.spec.compute)
     claims = claims_of(
+        *places,
         *(weights.uri for _, weights in resolve(endpoint, snapshot.checkpoints).resolved),
         f"pvc://{cache.claim}" if cache is not None and cache.claim is not None else None,
     )
@@ -50,11 +53,11 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
     """Plan one pass over an endpoint."""
     if endpoint.metadata.deletion_timestamp is not None:
         return Plan()
-    targets = resolve(endpoint, snapshot.checkpoints)
+    draft = Draft(snapshot)
+    targets = targets_of(draft, endpoint)
     wanted = wanted_revision(endpoint, targets, snapshot)
     if not isinstance(wanted, Revision):
-        return _keep(ObservedEndpoint(endpoint, snapshot), wanted)
-    draft = Draft(snapshot)
+        return _with_draft(_keep(ObservedEndpoint(endpoint, snapshot), wanted), draft)
     view = EndpointView(endpoint, snapshot, targets, wanted)
     prepared = _prepare(draft, view)
     waits = prepared.requeue_after if not isinstance(prepared, Revision) else None
@@ -64,6 +67,11 @@ def reconcile(endpoint: InferenceDeployment, snapshot: Snapshot) -> Plan:
         plan = roll_out(view)
     else:
         plan = _keep(view.observed, prepared)
+    return _with_draft(plan, draft, waits)
+
+
+def _with_draft(plan: Plan, draft: Draft, waits: float | None = None) -> Plan:
+    """The plan with the writes that prepare a revision; `waits`: seconds until they need another pass."""
     return replace(
         plan,
         create=(*draft.create, *plan.create),

@@ -9,6 +9,7 @@ from finetune_trainer.contract.configs.analyze import AnalyzeConfig
 from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
+from finetune_trainer.contract.configs.download import DownloadConfig
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.merge import MergeConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
@@ -28,6 +29,7 @@ AnyConfig = Annotated[
     | CleanupConfig
     | PromptsConfig
     | AnswersConfig
+    | DownloadConfig
     | MergeConfig
     | FillConfig
     | FetchConfig

@@ -22,9 +22,7 @@ def spec_hash(endpoint: InferenceDeployment) -> str:
     strategy = _set(spec["strategy"])
     spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
     if "canary" in strategy:
-        steps = [
-            _set_since_first(step, "set_weight", "pause_seconds") for step in strategy["canary"]["steps"]
-        ]
+        steps = [_set_since_first(step, "set_weight", "pause") for step in strategy["canary"]["steps"]]
         spec["strategy"]["canary"] = {**strategy["canary"], "steps": steps}
     if "analysis" in strategy:
         spec["strategy"]["analysis"] = _analysis(strategy["analysis"])

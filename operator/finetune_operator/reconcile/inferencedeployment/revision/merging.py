@@ -30,7 +30,7 @@ from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
 from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
-from finetune_trainer.contract.configs.serve import FetchConfig
+from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef
 
@@ -80,6 +80,14 @@ def with_served_merge(revision: Revision, deployment: Manifest) -> Revision:
 
     Returns the revision as it is if the config of the pods cannot be read.
     """
+    found = ((item.merged, item.probe) for item in fetched_items(deployment))
+    return next(
+        (revision.with_merged(weights, probe) for weights, probe in found if weights and probe), revision
+    )
+
+
+def fetched_items(deployment: Manifest) -> tuple[FetchItem, ...]:
+    """The folders that the pods of a Deployment fetch; none if their config cannot be read."""
     pod = deployment["spec"]["template"]["spec"]
     variables = {
         variable["name"]: variable.get("value", "")
@@ -88,13 +96,9 @@ def with_served_merge(revision: Revision, deployment: Manifest) -> Revision:
         for variable in container.get("env", ())
     }
     try:
-        items = FetchConfig.model_validate_json(variables.get(CONFIG_ENV, "")).items
+        return FetchConfig.model_validate_json(variables.get(CONFIG_ENV, "")).items
     except ValidationError:
-        return revision
-    found = ((item.merged, item.probe) for item in items)
-    return next(
-        (revision.with_merged(weights, probe) for weights, probe in found if weights and probe), revision
-    )
+        return ()
 
 
 def _result(job: Manifest, draft: Draft) -> MergedWeights | None:

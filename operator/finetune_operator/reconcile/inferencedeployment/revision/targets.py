@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resolve the weights that each model name of an endpoint should serve, or why it cannot."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.endpointstatus import ServedModelStatus
-from finetune_operator.api.inferencedeployment import Follow, InferenceDeployment, Pin, ServedModel
+from finetune_operator.api.inferencedeployment import (
+    Follow,
+    InferenceDeployment,
+    Pin,
+    ServedBaseModel,
+    ServedModel,
+)
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weightsreference import WeightsReference, short_digest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import is_approved, is_rejected
 from finetune_operator.reconcile.lines.scores import scores_of
+from finetune_operator.reconcile.steps import Halt
 from finetune_operator.status.progress import find_score
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
@@ -34,6 +42,8 @@ class Targets:
 
     base_digest: str | None
     models: tuple[ModelTarget, ...]
+    halt: Halt | None = None
+    """How the pass ends if what to serve is not known yet."""
 
     @property
     def resolved(self) -> tuple[tuple[str, WeightsReference], ...]:
@@ -45,18 +55,23 @@ class Targets:
 
 
 def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targets:
-    """Resolve every model of the endpoint; an unresolved name keeps the weights that it serves now."""
-    base = endpoint.spec.base_model.digest or _served_base(endpoint, checkpoints)
+    """Resolve every model of the endpoint; an unresolved name keeps the weights that it serves now.
+
+    The models have one base model. Without `spec.baseModel` it is that of the first model that has weights,
+    but never one with which a name that is served would lose its weights.
+    """
+    found = {model.name: _resolve_model(model, checkpoints) for model in endpoint.spec.models}
     serving = {model.name: model for model in endpoint.status.models}
+    base = _base_of(endpoint, found, checkpoints)
     targets: list[ModelTarget] = []
     for model in endpoint.spec.models:
-        target = _resolve_model(model, checkpoints)
+        target = found[model.name]
         if target.weights is not None:
             target = _of_same_base(endpoint, target, target.weights, base)
         if target.weights is not None:
             base = base or (target.weights.base_model.digest if target.weights.base_model else None)
         elif model.name in serving:
-            target = _as_served(target, serving[model.name], checkpoints)
+            target = _as_served(target, serving[model.name], base, checkpoints)
         if model.merge and target.weights is not None:
             target = replace(target, weights=target.weights.as_merged())
         targets.append(target)
@@ -64,45 +79,72 @@ def resolve(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> Targ
     return Targets(base, tuple(targets))
 
 
-def _served_base(endpoint: InferenceDeployment, checkpoints: CheckpointIndex) -> str | None:
+def _base_of(
+    endpoint: InferenceDeployment, found: Mapping[str, ModelTarget], checkpoints: CheckpointIndex
+) -> str | None:
+    """Digest of the endpoint's base model; None if the first model that has weights of it decides."""
+    served, given = endpoint.status.base_model_digest, endpoint.spec.base_model
+    if given is not None:
+        return given.digest or _served_base(endpoint, given, checkpoints)
+    bases = {
+        name: target.weights.base_model.digest
+        for name, target in found.items()
+        if target.weights is not None and target.weights.base_model is not None
+    }
+    first = next(iter(bases.values()), None)
+    in_use = [model.name for model in endpoint.status.models if model.name in found]
+    # A name in use may have no weights of the base model that the first model has now.
+    return served if any(bases.get(name) != first for name in in_use) else first or served
+
+
+def _served_base(
+    endpoint: InferenceDeployment, given: ServedBaseModel, checkpoints: CheckpointIndex
+) -> str | None:
     """Digest of `spec.baseModel.uri` in all revisions of this endpoint since the first with this uri."""
     for model in endpoint.status.models:
         served = checkpoints.get(model.checkpoint or "")
         if served is not None:
             base = served.spec.lineage.base_model
-            return base.digest if base.uri == endpoint.spec.base_model.uri else None
+            return base.digest if base.uri == given.uri else None
     return endpoint.status.base_model_digest
 
 
 def _of_same_base(
     endpoint: InferenceDeployment, target: ModelTarget, weights: WeightsReference, base: str | None
 ) -> ModelTarget:
-    trained_from = weights.base_model
+    trained_from, given = weights.base_model, endpoint.spec.base_model
     if trained_from is None:
         return target
-    uri = endpoint.spec.base_model.uri
-    if trained_from.uri != uri:
+    if given is not None and trained_from.uri != given.uri:
         problem = (
             f"checkpoint {weights.checkpoint} was trained from base model {trained_from.uri}, but"
-            f" spec.baseModel.uri is {uri}: set it to the model that the line is trained from"
+            f" spec.baseModel.uri is {given.uri}: set it to the model that the line is trained from, or"
+            " remove spec.baseModel"
         )
-    elif (revision := endpoint.spec.base_model.revision) not in {None, trained_from.revision}:
+    elif given is not None and given.revision not in {None, trained_from.revision}:
         problem = (
-            f"checkpoint {weights.checkpoint} was trained from revision {trained_from.revision} of {uri}, but"
-            f" spec.baseModel.revision is {revision}: set it to that commit, or remove it"
+            f"checkpoint {weights.checkpoint} was trained from revision {trained_from.revision} of"
+            f" {given.uri}, but spec.baseModel.revision is {given.revision}: set it to that commit, or remove"
+            " it"
         )
     elif base is not None and trained_from.digest != base:
         problem = (
-            f"checkpoint {weights.checkpoint} was trained from base model {trained_from.digest}, but this"
-            f" endpoint serves {base}: serve it from another InferenceDeployment"
+            f"checkpoint {weights.checkpoint} was trained from base model {trained_from.uri}"
+            f" ({trained_from.digest}), but this endpoint serves {base}: serve it from another"
+            " InferenceDeployment, or promote a checkpoint of one base model for each model"
         )
     else:
         return target
     return ModelTarget(target.name, None, Reason.BASE_MODEL_MISMATCH, problem)
 
 
-def _as_served(target: ModelTarget, served: ServedModelStatus, checkpoints: CheckpointIndex) -> ModelTarget:
+def _as_served(
+    target: ModelTarget, served: ServedModelStatus, base: str | None, checkpoints: CheckpointIndex
+) -> ModelTarget:
+    """The weights that the name serves now, unless they are of another base model than the endpoint's."""
     record = checkpoints.live(served.checkpoint or "")
+    if record is not None and base not in {None, record.spec.lineage.base_model.digest}:
+        return target
     if record is not None:
         rejected = f"; {record.name} was rejected and keeps serving" if is_rejected(record) else ""
         return ModelTarget(

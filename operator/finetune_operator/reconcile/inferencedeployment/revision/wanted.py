@@ -38,6 +38,8 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     )
     if unusable is not None:
         return unusable
+    if targets.halt is not None:
+        return targets.halt
     lost = [target.problem for target in targets.models if target.is_lost]
     if lost:
         return Blocked(Reason.CHECKPOINT_NOT_FOUND, "; ".join(lost), requeue_after=None)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from finetune_operator.api.rolloutanalysis import StepAnalysis
-from finetune_operator.api.rolloutstrategy import CanaryStep
+from finetune_operator.api.rolloutstrategy import CanaryStep, Pause
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 
@@ -39,9 +39,9 @@ class CanarySteps:
         replicas = self.replicas_at(step)
         return ALL * replicas // (replicas + self.replicas - self.shared_at(step))
 
-    def pause_at(self, step: int) -> int | None:
-        """Seconds for which this step pauses; None if it does not."""
-        return self.steps[step].pause_seconds if step < self.end else None
+    def pause_at(self, step: int) -> Pause | None:
+        """The pause of this step; None if it does not pause."""
+        return self.steps[step].pause if step < self.end else None
 
     def analysis_at(self, step: int) -> StepAnalysis | None:
         """What this step measures; None if it measures nothing."""

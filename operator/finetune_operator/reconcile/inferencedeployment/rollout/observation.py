@@ -130,14 +130,21 @@ def _observe_canary(view: EndpointView, canary: CanarySteps, deployment: Manifes
         return Observation.STEPS
     weight = canary.weight_at(step)
     is_routed = view.weights == {view.stable: ALL - weight, view.wanted.name: weight} and view.is_routed
+    if not is_routed:
+        return Observation.DWELLS
+    if view.awaits_continue and view.verdict == "Continue":
+        return Observation.STEPS
     pause = canary.pause_at(step)
-    has_ended = pause is None or not view.seconds_left(pause)
-    if view.analysis is not None and is_routed:
-        result = view.analysis.result
-        if result is not None and result.verdict != "Pass":
-            return Observation.UNDECIDED
-        has_ended = result is not None
-    return Observation.STEPS if is_routed and has_ended else Observation.DWELLS
+    if pause is not None and pause.seconds is None:
+        return Observation.PAUSES
+    if pause is not None and pause.seconds is not None and view.seconds_left(pause.seconds):
+        return Observation.DWELLS
+    if view.analysis is None:
+        return Observation.STEPS
+    result = view.analysis.result
+    if result is None:
+        return Observation.DWELLS
+    return Observation.STEPS if result.verdict == "Pass" else Observation.UNDECIDED
 
 
 def _observe_bake(view: EndpointView) -> Observation:

@@ -44,7 +44,7 @@ def dwell(view: EndpointView) -> RolloutOutcome:
         raise ValueError(f"revision {name} has no steps")
     weight = canary.weight_at(step)
     pause = canary.pause_at(step)
-    left = None if pause is None else view.seconds_left(pause) or None
+    left = None if pause is None or pause.seconds is None else view.seconds_left(pause.seconds) or None
     message = (
         f"revision {name} ({view.models}) gets {weight} % of the requests, step {step + 1} of {canary.end};"
         f" {view.stable} gets the remaining requests"
@@ -59,11 +59,15 @@ def dwell(view: EndpointView) -> RolloutOutcome:
 
 
 def ask(view: EndpointView) -> RolloutOutcome:
-    """Wait for a decision about a revision whose analysis was inconclusive."""
-    name, found = view.wanted.name, view.analyzed.message if view.analyzed is not None else ""
+    """Wait for a decision about a revision whose step has no end of its own."""
+    name, canary = view.wanted.name, view.canary
+    if canary is not None and canary.pause_at(view.step) is not None:
+        why = f"step {view.step + 1} of {canary.end} pauses until a decision"
+    else:
+        why = view.analyzed.message if view.analyzed is not None else ""
     message = (
         f"revision {name} ({view.models}) keeps {view.weights.get(name, 0)} % of the requests, because"
-        f" {found}. Set spec.strategy.decision for revision {name} to Promote or Abort"
+        f" {why}. Set spec.strategy.decision for revision {name} to Continue, Promote or Abort"
     )
     return RolloutOutcome(Suspended(Reason.AWAITING_DECISION, message), entry={"step": view.step})
 
@@ -75,7 +79,7 @@ def take_step(view: EndpointView) -> RolloutOutcome:
     target = f"step {step + 1} of {end}" if step < end else "all requests"
     message = f"revision {view.wanted.name} ({view.models}) starts the replicas for {target}"
     pause = view.canary.pause_at(step) if view.canary is not None else None
-    left = None if pause is None else float(pause)
+    left = None if pause is None or pause.seconds is None else float(pause.seconds)
     return RolloutOutcome(Working(Reason.CANARY, message, left), entry={"step": step})
 
 
@@ -105,6 +109,7 @@ def serve(view: EndpointView) -> RolloutOutcome:
         status={
             "revision": name,
             "selector": pod_selector({name: ALL}),
+            "base_model_uri": _base_model_uri(view),
             "base_model_digest": view.wanted.base_digest,
             "models": _served_models(view),
         },
@@ -229,8 +234,19 @@ def _stable_status(view: EndpointView) -> dict[str, Any]:
         for each in stable.models
     )
     served = (view.snapshot.checkpoints.get(each.checkpoint or "") for each in stable.models)
-    base = next((each.spec.lineage.base_model.digest for each in served if each is not None), None)
-    return status if base is None else {**status, "base_model_digest": base}
+    base = next((each.spec.lineage.base_model for each in served if each is not None), None)
+    if base is None:
+        # Only the digests of revisions are recorded, and not where a base model came from.
+        return {**status, "base_model_uri": None}
+    return {**status, "base_model_uri": base.source, "base_model_digest": base.digest}
+
+
+def _base_model_uri(view: EndpointView) -> str | None:
+    """Where the base model of the wanted revision comes from; None if no weights and no spec say so."""
+    recorded = (weights.base_model for _, weights in view.wanted.models)
+    given = view.endpoint.spec.base_model
+    sources = (base.source for base in (*recorded, given) if base is not None)
+    return next(sources, None)
 
 
 def _passed(view: EndpointView) -> RevisionVerdict:

@@ -104,7 +104,7 @@ def roll_out(view: EndpointView) -> Plan:
         ),
         events=(*outcome.events, *events),
         revisions=revisions,
-        update={**outcome.status, **_obeyed(view, state)},
+        update={**outcome.status, **_obeyed(view, state, action)},
         weights=routed,
     )
 
@@ -204,15 +204,17 @@ def _models_in_status(endpoint: InferenceDeployment, name: str) -> tuple[Revisio
     )
 
 
-def _obeyed(view: EndpointView, state: State) -> dict[str, ObeyedDecision]:
+def _obeyed(view: EndpointView, state: State, action: Action) -> dict[str, ObeyedDecision]:
     """The decision to record as obeyed. The wanted revision has this state after the pass.
 
     A decision that has no effect, such as one about a revision that is Live, is recorded too, so that it
-    has none later.
+    has none later. `Continue` has an effect only on the step that the revision waits in now.
     """
     decision = view.decision
-    has_ended = state in {"Baking", "Live", *UNWELCOME}
-    if decision is None or not (has_ended or (view.is_retried and state != "Pending")):
+    is_obeyed = state in {"Baking", "Live", *UNWELCOME} or (view.is_retried and state != "Pending")
+    if view.verdict == "Continue":
+        is_obeyed |= action is Action.STEP or not view.awaits_continue
+    if decision is None or not is_obeyed:
         return {}
     now = view.snapshot.now.replace(microsecond=0)
     return {"decision": ObeyedDecision(**decision.model_dump(), at=now)}

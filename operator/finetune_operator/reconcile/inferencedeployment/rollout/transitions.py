@@ -32,6 +32,7 @@ class Observation(Enum):
     NO_CAPACITY = "has pods that no node or quota has room for"
     PREVIEWS = "is ready, and waits for a decision or the end of its preview"
     DWELLS = "is ready, and its step has not ended"
+    PAUSES = "is ready, and its step pauses until a decision"
     UNDECIDED = "is ready, and the analysis of its step was inconclusive"
     STEPS = "has ended its step"
     BAKES = "is ready, and has not served for bakeSeconds"
@@ -97,6 +98,7 @@ OF_WANTED: Final = (
     Observation.NO_CAPACITY,
     Observation.PREVIEWS,
     Observation.DWELLS,
+    Observation.PAUSES,
     Observation.UNDECIDED,
     Observation.STEPS,
     Observation.BAKES,
@@ -119,7 +121,7 @@ ROWS: Final[tuple[Row, ...]] = (
     (["Canary"], [Observation.NO_CAPACITY], None, Action.WAIT_FOR_CAPACITY),
     ((*UNPROVEN, "Preview"), [Observation.BROKEN], "Failed", Action.FAIL),
     (PROGRESSING, [Observation.DWELLS], "Canary", Action.DWELL),
-    (["Canary"], [Observation.UNDECIDED], None, Action.ASK),
+    (["Canary"], [Observation.PAUSES, Observation.UNDECIDED], None, Action.ASK),
     (["Canary"], [Observation.STEPS], None, Action.STEP),
     ((*UNPROVEN, "Preview"), [Observation.PREVIEWS], "Preview", Action.PREVIEW),
     ((*PROGRESSING, "Baking"), [Observation.BAKES], "Baking", Action.BAKE),

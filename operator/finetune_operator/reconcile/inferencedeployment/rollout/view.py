@@ -190,6 +190,15 @@ class EndpointView:
         return self.decision.verdict if self.decision is not None else None
 
     @property
+    def awaits_continue(self) -> bool:
+        """Whether `Continue` ends the step of the wanted revision: a pause, or an inconclusive analysis."""
+        if self.canary is None or self.recorded is None or self.recorded.state != "Canary":
+            return False
+        result = self.analysis.result if self.analysis is not None else None
+        is_undecided = result is not None and result.verdict != "Pass"
+        return self.canary.pause_at(self.step) is not None or is_undecided
+
+    @property
     def is_retried(self) -> bool:
         """Whether a decision starts the wanted revision again."""
         has_failed = self.recorded is not None and self.recorded.state in UNWELCOME
