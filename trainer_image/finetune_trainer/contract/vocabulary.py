@@ -52,6 +52,8 @@ DataFormat = Literal[
     "KTO",
 ]
 NearDuplicates = Literal["Off", "Keep", "Remove"]
+SourceSplits = Literal["All", "TrainOnly"]
+"""Splits that the rows of a source can be in."""
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base", "Prompted", "Live"]
 SplitName = Literal["train", "validation", "test"]
