@@ -14,7 +14,7 @@ import zstandard
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.results import Difference, PrepareResult
+from finetune_trainer.contract.results import Difference, PrepareResult, SourceResult
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)
@@ -447,7 +447,7 @@ def test_contradictory_settings_are_rejected(
 
 
 def _looked_at(preparation: Preparation, source: Path, last: PrepareResult) -> PrepareResult:
-    return preparation.run(source, unless_version=last.source_version, previous=last.dataset)
+    return preparation.run(source, known_version=last.sources[0].version, previous=last.dataset)
 
 
 def test_an_unchanged_source_is_not_prepared_again(preparation: Preparation) -> None:
@@ -456,7 +456,8 @@ def test_an_unchanged_source_is_not_prepared_again(preparation: Preparation) -> 
 
     again = _looked_at(preparation, source, first)
 
-    assert again == PrepareResult(source_version=first.source_version, unchanged=True)
+    version = SourceResult(version=first.sources[0].version)
+    assert again == PrepareResult(sources=(version,), unchanged=True)
 
 
 def test_a_changed_source_is_prepared_and_compared_with_the_previous_version(
@@ -477,6 +478,7 @@ def test_a_changed_source_is_prepared_and_compared_with_the_previous_version(
         "added": 3,
         "removed": 1,
         "changed": 1,
+        "sources": [],
     }
 
 

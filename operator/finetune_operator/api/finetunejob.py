@@ -27,14 +27,45 @@ from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
     PAIR_METRICS,
 )
-from finetune_operator.api.preparation import DataPreparation
+from finetune_operator.api.preparation import (
+    PREPARATION_RULES,
+    Columns,
+    DataPreparation,
+    DataSource,
+    RowSource,
+)
 from finetune_operator.api.storereference import OwnStoreReference
 from finetune_trainer.contract.methods import PAIRS, methods_where
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import DataFormat, listed
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"
 
 PAIRED_METHODS: Final = methods_where(lambda info: info.rows is PAIRS)
+
+
+class InlineData(DataPreparation):
+    """One source of rows, and how to prepare them."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *PREPARATION_RULES,
+        CELRule(
+            "!has(self.template) || !has(self.columns) || !has(self.columns.prompt)",
+            "template and columns.prompt exclude each other: both define the prompt; remove one",
+            "template",
+        ),
+    )
+
+    source: DataSource
+    format: Annotated[
+        DataFormat | None,
+        Field(description="Format of the source. Default: detected from the content."),
+    ] = None
+    columns: Columns | None = None
+
+    @property
+    def row_source(self) -> RowSource:
+        """The source as a Dataset has it."""
+        return RowSource(**self.source.model_dump(), format=self.format, columns=self.columns)
 
 
 class JobDataset(Model):
@@ -49,7 +80,7 @@ class JobDataset(Model):
 
     ref: Annotated[DatasetReference | None, Field(description="Dataset in the same namespace.")] = None
     inline: Annotated[
-        DataPreparation | None,
+        InlineData | None,
         Field(
             description="Source of rows for this run only, and how to prepare them, as in the spec of a"
             " Dataset."

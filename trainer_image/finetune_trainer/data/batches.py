@@ -95,9 +95,7 @@ class Preparer:
                 done.sensitive |= self._scanner.values_of(row)
             done.lines[split] += output.line_of(row)
             shown = completion_of(self._masked(row.messages[-1])) if issues else None
-            index.add(
-                row, split, batch.file, item.position.record or 0, shown=shown, group=item.raw.group
-            )
+            index.add(row, split, batch.file, item.position.record or 0, shown=shown, group=item.raw.group)
         done.unread_labels = reader.unread_labels
         if reader.form is not None:
             done.combined = reader.form.combined

@@ -137,7 +137,10 @@ def prepare_sources(
     found.summary(mixed)
     splits = index.table["split"]
     selection = duplicates.select(
-        index, lambda wanted: output.read_rows(folder, splits, wanted), recipe.cleaning, _places(sources, named)
+        index,
+        lambda wanted: output.read_rows(folder, splits, wanted),
+        recipe.cleaning,
+        _places(sources, named),
     )
     for pair in selection.all_pairs():
         found.listener.duplicate(pair)

@@ -148,9 +148,7 @@ def open_sources(config: PrepareConfig, stop: threading.Event) -> list[Rows]:
 def _opened(source: SourceConfig, number: int, budget: Budget, stop: threading.Event) -> Rows:
     if source.path is None:
         return RemoteRows(source, number, budget, stop)
-    return MountedRows(
-        Path(source.path), source.uri, stop, number=number, field=source.field, budget=budget
-    )
+    return MountedRows(Path(source.path), source.uri, stop, number=number, field=source.field, budget=budget)
 
 
 def without_query(uri: str) -> str:

@@ -3,6 +3,7 @@
 
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.preparation import RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import inline_version_name
 from finetune_operator.manifests.records import build_dataset_version
@@ -52,13 +53,16 @@ def _inline(run: Run) -> Halt | None:
     preparation = run.job.spec.dataset.inline
     if preparation is None:
         return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and inline")
-    result = run_stage(run, "prepare", lambda inputs: prepare_config(inputs, preparation))
+    source = preparation.row_source
+    result = run_stage(
+        run, "prepare", lambda inputs: prepare_config(inputs, {"dataset.inline.source": source}, preparation)
+    )
     if not isinstance(result, StageResult):
         return result
-    return _record(run, result.prepare, preparation.source.uri)
+    return _record(run, result.prepare, source)
 
 
-def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | None:
+def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Failed | None:
     if (
         prepared is None
         or prepared.dataset is None
@@ -73,7 +77,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
         run.job,
         name,
         prepared,
-        source=source,
+        sources=[source],
         store=resolved.store,
         store_credentials=resolved.store_credentials,
         deletion_policy=run.job.spec.deletion_policy,
