@@ -503,8 +503,8 @@ def test_every_removed_row_is_listed_with_the_row_that_it_repeats(preparation: P
     assert len(report(preparation)["alike"]) == 100
     assert listed[0] == {
         "kinship": "Exact",
-        "row": {"file": None, "line": None, "record": 2},
-        "of": {"file": None, "line": None, "record": 1},
+        "row": {"source": None, "file": None, "line": None, "record": 2},
+        "of": {"source": None, "file": None, "line": None, "record": 1},
     }
 
 

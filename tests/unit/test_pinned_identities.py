@@ -22,7 +22,7 @@ from finetune_operator.reconcile.finetunejob.identity import mark
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
+from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.unit.operator.endpoints import endpoint
 
@@ -154,8 +154,14 @@ PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
     (
         "many settings",
         {
-            "format": "CSV",
-            "columns": {"prompt": "question", "completion": "answer"},
+            "sources": [
+                {
+                    "uri": "pvc://rows",
+                    "format": "CSV",
+                    "columns": {"prompt": "question", "completion": "answer"},
+                    "splits": "TrainOnly",
+                }
+            ],
             "cleaning": {"normalizeWhitespace": True, "nearDuplicates": "Remove"},
             "checks": {"emailAddresses": "Redact", "phoneNumbers": "Warn", "phoneRegion": "DE"},
             "split": {"validation": 0.2, "test": 0.05, "seed": 7, "groupBy": "customer"},
@@ -177,12 +183,12 @@ def test_preparations_keep_their_digests(settings: dict[str, Any], expected: str
         "owner": OWNER,
         "run": "r",
         "store": STORE,
-        "sourceUri": "pvc://rows",
+        "sources": [{"uri": "pvc://rows"}],
     }
     config = CONFIG_ADAPTER.validate_python({**message, **settings})
     assert isinstance(config, PrepareConfig)
 
-    assert preparation_digest(config, recipe_of(config), "CSV") == expected
+    assert preparation_digest(config, recipes_of(config), ["CSV"]) == expected
 
 
 HYPERPARAMETERS = {

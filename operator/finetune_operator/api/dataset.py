@@ -57,9 +57,9 @@ class DatasetSpec(DataPreparation):
         Field(
             min_length=1,
             max_length=MAX_SOURCES,
-            description="Sources of rows, read in this order. Of equal rows, the first stays. Their formats may"
-            " differ if their rows have the same form: prompts with answers or chats, preferences, or labelled"
-            " answers.",
+            description="Sources of rows, read in this order; of equal rows, the first stays. Formats may"
+            " differ if all rows have one form: prompts with answers or chats, preferences, or answers with"
+            " labels.",
         ),
     ]
     store: Annotated[

@@ -33,7 +33,7 @@ class SplitRecord(Model):
 
 
 class SourceRecord(Model):
-    """Source that rows were first read from. In each split, its rows follow those of the sources before it."""
+    """Source that rows were first read from. In each split, its rows follow those of earlier sources."""
 
     uri: Annotated[Uri, Field(description="URI of the source, without the query of a web address.")]
     revision: Annotated[str | None, Field(max_length=64, description="Commit of a source at the hub.")] = None

@@ -218,7 +218,7 @@ class DataPreparation(Model):
             min_length=1,
             max_length=4096,
             description="Template that builds the prompt from several columns, with {COLUMN} for each, such"
-            ' as "{subject}\\n{body}". It holds for all sources. {{ and }} are literal braces. Default: none.',
+            ' as "{subject}\\n{body}", for all sources. {{ and }} are literal braces. Default: none.',
         ),
     ] = None
     keep_columns: Annotated[

@@ -40,7 +40,7 @@ def test_unpacked_bytes_are_limited_for_all_files_together(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(packed)
     files = [SourceFile(tmp_path / name, budget=budget) for name in ("a.jsonl", "b.jsonl")]
 
-    with pytest.raises(TooLarge, match=r"the unpacked files exceed 3 MiB; .* raise maxUnpackedBytes"):
+    with pytest.raises(TooLarge, match=r"the unpacked files exceed 3 MiB; .* raise limits.unpackedBytes"):
         prepare(files, Recipe(), tmp_path)
 
 

@@ -177,8 +177,8 @@ def test_a_search_of_a_part_of_the_rows_causes_a_warning(monkeypatch: pytest.Mon
     monkeypatch.setattr(similarity, "MIN_ROWS", 1)
 
     assert _warnings([("a", "b"), ("c", "b")], ["train"] * 2, Recipe())[-1] == (
-        "near duplicates were searched in 1 of 2 rows, those with the rarest answers, because the search of all"
-        " would take too much memory; divide the rows among several Datasets to search all of them, or set"
+        "near duplicates were searched in 1 of 2 rows, those with the rarest answers, because the search of"
+        " all would take too much memory; divide the rows among several Datasets to search all of them, or set"
         " cleaning.nearDuplicates: Off"
     )
 
@@ -190,10 +190,9 @@ def test_a_dataset_that_only_trains_says_why_nothing_is_held_out() -> None:
     )
 
     assert [str(issue) for issue in issues if issue.code == Code.EMPTY_SPLIT] == [
-        "no row is in the validation split, because every source has splits: TrainOnly; expected some rows to"
-        " evaluate with; set splits: All in a source with rows to hold out, or set split.validation: 0",
-        "no row is in the test split, because every source has splits: TrainOnly; expected some rows to"
-        " evaluate with; set splits: All in a source with rows to hold out, or set split.test: 0",
+        f"no row is in the {split} split, because every source has splits: TrainOnly; expected some rows to"
+        f" evaluate with; set splits: All in a source with rows to hold out, or set split.{split}: 0"
+        for split in ("validation", "test")
     ]
 
 
@@ -247,9 +246,10 @@ def test_near_rows_cause_a_warning() -> None:
         near_leaked=1,
         conflicting=0,
         near_duplicates=4,
-        skipped=0,
+        near_search=None,
+        leaks=np.zeros(300, dtype=bool),
         index=RowIndex(),
-        files=[None],
+        files=[RowPosition()],
         pairs=(),
     )
 
@@ -336,6 +336,10 @@ def test_labels_that_differ_visibly_or_in_what_is_not_shown_cause_no_warning() -
     assert list(similar_labels([*labels, _label("[SECRET]"), _label("[SECRET]")])) == []
 
 
+Origins = Sequence[tuple[str, Mapping[SplitName, int]]]
+"""Sources, and their rows per split."""
+
+
 def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> None:
     before = [("same", "a"), ("changed", "b"), ("removed", "c"), ("moved", "d")]
     after = [("moved", "d"), ("changed", "x"), ("same", "a"), ("added", "e"), ("added", "e"), ("added", "f")]
@@ -348,7 +352,7 @@ def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> 
     compared = compare(
         index, selection.keep, _earlier(tmp_path), np.zeros(len(after), dtype=np.int64), ["one"]
     )
-    origins = [("one", {"train": 1, "validation": 1, "test": 1}), ("gone", {"train": 1})]
+    origins: Origins = [("one", {"train": 1, "validation": 1, "test": 1}), ("gone", {"train": 1})]
     by_source = compare(index, selection.keep, _earlier(tmp_path, origins), sources, ["one", "two"])
 
     assert compared == RowChanges(previous="abc", added=2, removed=1, changed=1)
@@ -367,7 +371,7 @@ def test_removed_rows_of_a_source_that_is_gone_are_counted_for_it(tmp_path: Path
         for number in range(5):
             writer.write("train", line_of(Row.pair(f"a{number}", "b")))
     index, selection = _index([("a0", "b"), ("a1", "b")])
-    origins = [("kept", {"train": 2}), ("gone", {"train": 3})]
+    origins: Origins = [("kept", {"train": 2}), ("gone", {"train": 3})]
 
     difference = compare(
         index, selection.keep, _earlier(tmp_path, origins), np.zeros(2, dtype=np.int64), ["kept"]
@@ -418,7 +422,7 @@ def test_rows_of_every_form_are_equal_when_they_are_read_again(tmp_path: Path) -
     assert difference == RowChanges(previous="abc", added=0, removed=0, changed=0)
 
 
-def _earlier(folder: Path, sources: Sequence[tuple[str, Mapping[SplitName, int]]] = ()) -> EarlierVersion:
+def _earlier(folder: Path, sources: Origins = ()) -> EarlierVersion:
     files = {split: folder / name for split, name in SPLIT_FILES.items()}
     return EarlierVersion(digest="abc", files=files, sources=sources)
 

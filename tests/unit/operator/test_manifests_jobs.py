@@ -165,7 +165,7 @@ def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:
 
 def test_a_config_map_is_optional_so_that_the_pod_reports_a_missing_one() -> None:
     pod = pod_of(built("prepare", source=Location("configmap", "tickets", "rows.jsonl")))
-    assert {"name": "source", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
+    assert {"name": "source-0", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
 
 
 def test_the_stores_folder_is_a_path_and_no_sub_path_of_the_mount() -> None:

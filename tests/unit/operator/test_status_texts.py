@@ -147,7 +147,7 @@ def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "messages"),
     [
-        (DatasetSpec.model_validate({"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"}), ()),
+        (DatasetSpec.model_validate({"sources": [{"uri": "pvc://rows/a.csv", "format": "CSV"}]}), ()),
         (
             ComputeProfileSpec.model_validate({"engine": "VLLM", "allowRemoteCode": True}),
             ("spec.allowRemoteCode is not implemented in this release; remove it",),

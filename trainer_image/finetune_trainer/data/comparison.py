@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
     Mask = NDArray[np.bool_]
 
-UNKNOWN = -1
+ENTRY_BYTES: Final = 16
+UNKNOWN: Final = -1
 """Number of the source of rows whose origin is unknown."""
 
 
@@ -47,11 +48,11 @@ def compare(
 
     entries, origins = bytearray(), []
     for split in SPLIT_FILES:
-        count = 0
+        begin = len(entries)
         with previous.files[split].open(encoding="utf-8", newline="\n") as lines:
-            for count, row in enumerate(map(parse_row, lines), 1):
+            for row in map(parse_row, lines):
                 entries += input_digest(row)[:8] + answer_digest(row)
-        origins.append(_origins(previous, split, count))
+        origins.append(_origins(previous, split, (len(entries) - begin) // ENTRY_BYTES))
     before = np.frombuffer(entries, dtype=np.uint64).reshape(-1, 2)
     old_inputs, old_rows = before[:, 0], _rows(before[:, 0], before[:, 1])
     new_inputs = index.table["input"][:, 0][keep]

@@ -313,7 +313,8 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             f"near duplicates were searched in {search.rows} of {search.of_rows} rows, those with the rarest"
             " answers, because the search of all would take too much memory",
             "",
-            "divide the rows among several Datasets to search all of them, or set cleaning.nearDuplicates: Off",
+            "divide the rows among several Datasets to search all of them, or set"
+            " cleaning.nearDuplicates: Off",
         )
 
 

@@ -7,8 +7,8 @@ The rules apply in this order, each to the remaining rows:
   of a validation row in test). It is removed. Splits by the hash of the input have no leaked rows. Splits by
   group or by the team and sources that are only trained on can have them, and cleaning can make different
   inputs equal.
-- Leaked group: with split.groupBy, a row of a source that is only trained on is in the group of a held-out row.
-  It is removed.
+- Leaked group: with split.groupBy, a row of a source that is only trained on is in the group of a held-out
+  row. It is removed.
 - Duplicate: an earlier row of the same split has the same input and answer. It is removed.
 - Nearly leaked row: its input is near to that of a row in a split that is held out more, with the same
   answer, so evaluation would reward memorization. It is removed, unless near duplicates are off.
@@ -83,7 +83,8 @@ class Selection:
 
     def _position(self, row: int) -> RowPosition:
         table = self.index.table
-        return replace(self.files[table["file"][row]], record=int(table["record"][row]))
+        position = self.files[int(table["file"][row])]
+        return replace(position, record=int(table["record"][row]))
 
 
 def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[RowPosition]) -> Selection:

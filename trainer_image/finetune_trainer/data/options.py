@@ -38,7 +38,7 @@ class FieldNames(Columns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All settings for the rows of one source. The names of its fields enter the digest, so they never change.
+    """All settings for the rows of one source. The names of its fields enter the digest: they never change.
 
     The recipes of several sources differ only in `format`, `names` and `splits`.
     """

@@ -12,8 +12,8 @@ The share of trigrams means little for a short text, or for one with few words b
 version 2 such texts are near only if all their words are equal. By version 1 the words of a text with fewer
 than three words count as its trigrams.
 
-The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `affordable` chooses
-which ones are compared.
+The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `affordable`
+chooses which ones are compared.
 """
 
 import hashlib
@@ -71,10 +71,11 @@ Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
 
 
 def affordable(order: "Numbers", answers: "Groups", held_out: "Mask") -> "Numbers":
-    """The part of the rows in `order` that the memory suffices for, in the same order: all of them if possible.
+    """The rows of `order` for which the memory suffices, in the same order: all of them if possible.
 
-    Otherwise whole groups of rows with the same answer, the smallest first, because nothing is missed in them.
-    Of the next group, equally many held-out and training rows. `held_out` has a value per row of the index.
+    Otherwise whole groups of rows with the same answer, the smallest first, because nothing is missed in
+    them. Of the next group, equally many held-out and training rows. `held_out` has a value per row of the
+    index.
     """
     import numpy as np
 

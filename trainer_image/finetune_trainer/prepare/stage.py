@@ -246,7 +246,9 @@ def _source_result(found: SourceSummary, rows: Rows) -> SourceResult:
         rows=found.rows,
         invalid_rows=found.invalid_rows,
         leaked_rows=found.leaked_rows,
-        **found.split_rows,
+        train=found.split_rows["train"],
+        validation=found.split_rows["validation"],
+        test=found.split_rows["test"],
     )
 
 

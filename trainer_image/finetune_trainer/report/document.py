@@ -42,8 +42,9 @@ def document(
 ) -> Document:
     """The report of one preparation. Equal preparations have equal reports.
 
-    `source` is the origin of the rows if there is one source, `digest` and `split_digests` are the digests of the prepared rows and
-    of their files. The report lists the first problems; `problem_log` is the log with all of them.
+    `source` is the origin of the rows if there is one source. `digest` and `split_digests` are the digests of
+    the prepared rows and of their files. The report lists the first problems; `problem_log` is the log with
+    all of them.
     """
     listed = _listed(prepared.problems)
     return {

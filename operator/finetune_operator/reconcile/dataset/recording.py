@@ -112,9 +112,9 @@ def with_unread(
     rows, fields = prepared.unread_labels, prepared.unread_fields
     labels_message = (
         f"{rows} row{'s have' if rows != 1 else ' has'} a label that may rate the answer as good or bad."
-        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer. Make"
-        f" a new Dataset, which starts with version {RULE_VERSION}, to read the labels, or set format of the"
-        " source to ignore them."
+        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer."
+        f" Make a new Dataset, which starts with version {RULE_VERSION}, to read the labels, or set format of"
+        " the source to ignore them."
     )
     fields_message = (
         f"Nothing reads {', '.join(fields)} of the rows, which may change what should be learned."

@@ -230,6 +230,7 @@ def _build(
         contract_version=trainer.contract,
     )
     prepares = purpose == "stage"
+    sources = dataset.spec.sources if prepares else ()
     config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, STAGE)
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
@@ -246,15 +247,11 @@ def _build(
             profile=profile,
             storage=Storage(
                 store=parse_store(store.uri),
-                sources=tuple(parse_source(source.uri) for source in dataset.spec.sources)
-                if prepares
-                else (),
+                sources=tuple(parse_source(source.uri) for source in sources),
             ),
             credentials=CredentialsMount(
                 store=store.credentials_secret_ref,
-                sources=tuple(source.credentials_secret_ref for source in dataset.spec.sources)
-                if prepares
-                else (),
+                sources=tuple(source.credentials_secret_ref for source in sources),
             ),
         ),
         annotations={REFRESH_REQUESTED: requested} if prepares and requested is not None else {},
