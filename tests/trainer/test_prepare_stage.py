@@ -311,6 +311,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
     errors = [problem for problem in logged if problem["severity"] == "error"]
     assert [problem["record"] for problem in errors] == list(range(4, 34))
     assert errors[0] == {
+        "source": None,
         "file": None,
         "record": 4,
         "line": 4,

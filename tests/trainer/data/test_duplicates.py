@@ -212,7 +212,7 @@ def test_a_search_that_needs_too_much_memory_compares_some_rows(monkeypatch: pyt
     monkeypatch.setattr(similarity, "MAX_BYTES", 0)
     monkeypatch.setattr(similarity, "MIN_ROWS", 6)
     rare = [Row.pair(f"{LONG} {number}", "rare") for number in range(2)]
-    common = [Row.pair(f"{LONG} {number}", "common") for number in range(7)]
+    common = [Row.pair(f"{LONG} {number}", "common") for number in range(10, 17)]
     splits: list[SplitName] = ["train", "train", "test", "test", "test", "train", "train", "train", "train"]
 
     selection = _select_rows([*rare, *common], splits, option="Remove")

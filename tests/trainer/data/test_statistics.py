@@ -178,8 +178,8 @@ def test_a_search_of_a_part_of_the_rows_causes_a_warning(monkeypatch: pytest.Mon
 
     assert _warnings([("a", "b"), ("c", "b")], ["train"] * 2, Recipe())[-1] == (
         "near duplicates were searched in 1 of 2 rows, those with the rarest answers, because the search of"
-        " all would take too much memory; divide the rows among several Datasets to search all of them, or set"
-        " cleaning.nearDuplicates: Off"
+        " all would take too much memory; divide the rows among several Datasets to search all of them, or"
+        " set cleaning.nearDuplicates: Off"
     )
 
 

@@ -511,7 +511,7 @@ def test_a_dataset_that_failed_is_prepared_again_on_request() -> None:
 
 
 def test_an_invalid_spec_is_not_checked_in_circles_on_request() -> None:
-    cluster = MemoryCluster(*prerequisites(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
+    cluster = MemoryCluster(*prerequisites(), dataset(sources=[{"uri": "pvc://rows/*/a.jsonl"}]))
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidSpec"}
