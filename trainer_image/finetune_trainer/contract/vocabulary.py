@@ -59,6 +59,8 @@ Subject = Literal["Tuned", "Base", "Prompted", "Live"]
 SplitName = Literal["train", "validation", "test"]
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 """Form of a row in a prepared dataset."""
+COMPLETION_FORMS: Final[tuple[RowForm, ...]] = ("PromptCompletion", "ChatMessages")
+"""Forms whose rows are trained on together. Rows of any other form are trained on alone."""
 
 
 def listed(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.methods import METHODS, TrainingRows
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
+from finetune_trainer.contract.vocabulary import (
+    COMPLETION_FORMS,
+    RULE_VERSION,
+    DataFormat,
+    RowForm,
+    SplitName,
+)
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
@@ -112,7 +117,7 @@ def differing_forms(found: Sequence[tuple[str, DataFormat, RowForm]]) -> Iterato
     """
     for name, form, kind in found[1:]:
         first_name, first_form, first_kind = found[0]
-        if _family(kind) is not _family(first_kind):
+        if kind != first_kind and not {kind, first_kind} <= set(COMPLETION_FORMS):
             yield Issue(
                 Code.FORMS_DIFFER,
                 f"{name} has {kind} rows (format {form}), but {first_name} has {first_kind} rows (format"
@@ -122,10 +127,6 @@ def differing_forms(found: Sequence[tuple[str, DataFormat, RowForm]]) -> Iterato
                 "make a Dataset of each form, or correct format and columns of the source that is wrong",
             )
             return
-
-
-def _family(form: RowForm) -> TrainingRows:
-    return next(info.rows for info in METHODS.values() if form in info.rows.forms)
 
 
 def kept_nothing(names: Iterable[str]) -> Iterator[Issue]:
