@@ -150,7 +150,7 @@ def test_runs_keep_their_fingerprints(spec: dict[str, Any], expected: str) -> No
 
 
 PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("the defaults", {}, "sha256:c6bff439cc3151453d59464a2d581a22687f1e94fab32434f69bdf821c6a1d47"),
+    ("the defaults", {}, "sha256:8747e6e3bf6e355c4918c07895d0b4ce1113a16dccfa76d67d5812b742482e12"),
     (
         "many settings",
         {
@@ -168,7 +168,7 @@ PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
             "onInvalidRows": "Drop",
             "maxInvalidFraction": 0.1,
         },
-        "sha256:5ff6bd9b711d8dca58fe4e9173fc6ef2849d085cb9d812c14b5df515b16df294",
+        "sha256:4d207c47d4c04583803a136ca4d243d1ab23b1e66f7287e7b5a78fc897cb626c",
     ),
 ]
 
