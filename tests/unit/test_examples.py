@@ -349,6 +349,33 @@ def test_every_method_and_every_variant_of_lora_has_an_example() -> None:
     assert [adapter.rslora for adapter in adapters].count(True) == 1
 
 
+def test_generated_rows_are_only_trained_on_and_the_one_that_repeats_a_test_row_is_left_out(
+    tmp_path: Path,
+) -> None:
+    folder = EXAMPLES / "train-only"
+    dataset = Dataset.model_validate(yaml.safe_load((folder / "dataset.yaml").read_text()))
+    preparation = Preparation(tmp_path)
+    files = [FIRST / "data" / "tickets.jsonl", folder / "data" / "generated.csv"]
+    inputs = StageInputs(
+        owner=dataset, run=RUN, store_uri="pvc://artifacts", store_credentials=None, report=None
+    )
+    fields = {f"sources[{number}]": source for number, source in enumerate(dataset.spec.sources)}
+    config = prepare_config(inputs, fields, dataset.spec)
+    sources = [
+        source.model_copy(update={"path": str(preparation.write(file.name, file.read_bytes()))})
+        for source, file in zip(config.sources, files, strict=True)
+    ]
+    assert [source.uri.rpartition("/")[2] for source in sources] == [file.name for file in files]
+
+    result = preparation.run(*sources, split=split_of_spec(dataset))
+    alone = preparation.run(sources[0], split=split_of_spec(dataset))
+
+    checked, generated = result.sources
+    assert (result.problem_count, generated.format, generated.rows) == (0, "CSV", 19)
+    assert (generated.train, generated.validation, generated.test, generated.leaked_rows) == (18, 0, 0, 1)
+    assert (checked.train, checked.validation, checked.test) == tuple(split.rows for split in alone.splits)
+
+
 def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) -> None:
     datasets = {
         manifest["metadata"]["name"]: Dataset.model_validate(manifest)
