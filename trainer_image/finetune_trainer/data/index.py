@@ -49,7 +49,8 @@ FIELDS: Final = [
 `completion` covers only the text and the tool calls of the last turn. `visible_input` and `visible_answer`
 cover the texts as a reader sees them, without case, without marks at the ends of the input's words and
 without whitespace in the answer; by rule version 1 they equal the exact digests.
-`group` is the digest of the value of split.groupBy, or 0 without it.
+`group` is the digest of the value of split.groupBy as text, because a number in one source can be a text in
+another; 0 without it.
 Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
 without a label.
 """
@@ -114,7 +115,7 @@ class RowIndex:
             answer,
             completion,
             visible,
-            bytes(8) if group is None else hashlib.sha256(repr(group).encode()).digest()[:8],
+            bytes(8) if group is None else hashlib.sha256(str(group).encode()).digest()[:8],
             visible_answer,
             _subject(row, completion),
             0 if row.label is None else 1 + row.label,

@@ -21,7 +21,7 @@ from finetune_trainer.data.comparison import EarlierVersion, compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
-from finetune_trainer.data.reading import RowSource, SourcesReader, UnusedFields
+from finetune_trainer.data.reading import SourceFiles, SourcesReader, UnusedFields
 from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem, SourceSummary
 from finetune_trainer.data.rowproblems import Code, Issue, RowPosition
 from finetune_trainer.data.rowworkers import prepare_batches
@@ -77,12 +77,12 @@ def prepare(
     limit_bytes: int | None = None,
 ) -> Prepared:
     """Prepare the files of one source, as `prepare_sources` does."""
-    source = RowSource(files=files, recipe=recipe)
+    source = SourceFiles(files=files, recipe=recipe)
     return prepare_sources([source], folder, listener=listener, limit_bytes=limit_bytes)
 
 
 def prepare_sources(
-    sources: Sequence[RowSource],
+    sources: Sequence[SourceFiles],
     folder: Path,
     *,
     listener: Listener | None = None,
@@ -206,7 +206,7 @@ def prepare_sources(
     )
 
 
-def _names(sources: Sequence[RowSource]) -> list[str | None]:
+def _names(sources: Sequence[SourceFiles]) -> list[str | None]:
     """A name for positions in each source: unique, and None if there is one source only."""
     if len(sources) == 1:
         return [None]
@@ -216,7 +216,7 @@ def _names(sources: Sequence[RowSource]) -> list[str | None]:
     ]
 
 
-def _places(sources: Sequence[RowSource], names: Sequence[str | None]) -> list[RowPosition]:
+def _places(sources: Sequence[SourceFiles], names: Sequence[str | None]) -> list[RowPosition]:
     """The position of each file of all sources."""
     return [
         RowPosition(file.name if len(source.files) > 1 else None, source=name)
@@ -225,7 +225,7 @@ def _places(sources: Sequence[RowSource], names: Sequence[str | None]) -> list[R
     ]
 
 
-def _sources_of(index: RowIndex, sources: Sequence[RowSource]) -> "NDArray[np.int64]":
+def _sources_of(index: RowIndex, sources: Sequence[SourceFiles]) -> "NDArray[np.int64]":
     """The number of the source of each row."""
     import numpy as np
 

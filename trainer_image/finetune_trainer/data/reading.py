@@ -183,7 +183,7 @@ class SourceReader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowSource:
+class SourceFiles:
     """Files to read together, and how."""
 
     files: Sequence[SourceFile]
@@ -199,7 +199,7 @@ class SourcesReader:
     FileUnreadable or TooLarge.
     """
 
-    def __init__(self, sources: Sequence[RowSource]) -> None:
+    def __init__(self, sources: Sequence[SourceFiles]) -> None:
         """Raises ValueError for an invalid template."""
         self._sources = sources
         self.readers = [SourceReader(source.files, source.recipe) for source in sources]

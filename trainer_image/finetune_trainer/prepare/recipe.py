@@ -42,6 +42,7 @@ def _recipe_of(source: SourceConfig, config: PrepareConfig) -> Recipe:
     columns = dataclasses.asdict(source.columns)
     named = [name for name in columns.values() if name is not None]
     prompt, completion = source.columns.prompt or "prompt", source.columns.completion or "completion"
+    # `columns` of a Dataset is a field of the source, and that of a run is next to it.
     place = source.field.removesuffix("source")
     place += "." if place and not place.endswith(".") else ""
     if config.template is None and prompt == completion:

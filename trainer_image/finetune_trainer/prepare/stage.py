@@ -25,7 +25,7 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.comparison import EarlierVersion
 from finetune_trainer.data.files import FileUnreadable
 from finetune_trainer.data.pipeline import prepare_sources
-from finetune_trainer.data.reading import RowSource
+from finetune_trainer.data.reading import SourceFiles
 from finetune_trainer.data.result import Prepared, RowChanges, RowProblem, SourceSummary
 from finetune_trainer.data.rowproblems import QUOTED, RowPosition
 from finetune_trainer.data.textchecks import field_names
@@ -81,7 +81,7 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
         context.store.staging() as staging,
     ):
         sources = [
-            RowSource(
+            SourceFiles(
                 files=downloads.enter_context(rows.readable(folder)),
                 recipe=recipe,
                 name=without_query(source.uri),
@@ -133,7 +133,7 @@ class _Listener:
 def _prepare(
     config: PrepareConfig,
     context: StageContext,
-    sources: Sequence[RowSource],
+    sources: Sequence[SourceFiles],
     *,
     folder: Path,
     logs: tuple[ProblemLog, AlikeLog],
