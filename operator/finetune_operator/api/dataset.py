@@ -40,7 +40,20 @@ class Refresh(Model):
     ]
 
 
-class DatasetSpec(DataPreparation):
+class _Sources(Model):
+    sources: Annotated[
+        tuple[RowSource, ...],
+        Field(
+            min_length=1,
+            max_length=MAX_SOURCES,
+            description="Sources of rows, read in this order; of equal rows, the first stays. Formats may"
+            " differ if all rows have one form: prompts with answers or chats, preferences, or answers with"
+            " labels.",
+        ),
+    ]
+
+
+class DatasetSpec(DataPreparation, _Sources):
     """Desired state of a Dataset. A change of the sources or the preparation creates a new DatasetVersion."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
@@ -52,16 +65,6 @@ class DatasetSpec(DataPreparation):
         ),
     )
 
-    sources: Annotated[
-        tuple[RowSource, ...],
-        Field(
-            min_length=1,
-            max_length=MAX_SOURCES,
-            description="Sources of rows, read in this order; of equal rows, the first stays. Formats may"
-            " differ if all rows have one form: prompts with answers or chats, preferences, or answers with"
-            " labels.",
-        ),
-    ]
     store: Annotated[
         OwnStoreReference | None,
         Field(description="Store of the DatasetVersions. Default: the store of the default ComputeProfile."),

@@ -40,7 +40,7 @@ class Budget:
         if self.used > self._limit_bytes:
             raise TooLarge(
                 f"{self._what} exceed {_shown(self._limit_bytes)}; divide the rows among several Datasets, or"
-                " raise limits.unpackedBytes of the ComputeProfile"
+                " ask the platform team to raise limits.unpackedBytes of the ComputeProfile"
             )
 
 
