@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.dataset import Dataset, DatasetStatus, RefreshStatus
+from finetune_operator.api.dataset import Dataset, DatasetStatus, RefreshStatus, SourceDifference
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
@@ -14,7 +14,14 @@ from finetune_operator.reconcile.kstatus import block
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.results import Difference, PrepareResult, SourceResult, StageResult
+from finetune_trainer.contract.results import (
+    Difference,
+    PrepareResult,
+    SourceResult,
+    SourceRows,
+    StageResult,
+)
+from finetune_trainer.contract.results import SourceDifference as ContractSourceDifference
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -628,6 +635,52 @@ def test_names_of_checks_stay_within_the_limit_of_a_jobs_name() -> None:
     cluster.annotate("Dataset", "d" * 40, refresh_requested="now")
     cluster.settle()
     assert max(len(name) for name in cluster.of("Job")) == 63
+
+
+def test_a_check_of_several_sources_names_those_that_changed_and_counts_the_rows_of_each() -> None:
+    web = "https://rows.example/b.csv"
+    sources = [{"uri": "configmap://tickets/rows.jsonl"}, {"uri": f"{web}?sig=1", "splits": "TrainOnly"}]
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}, sources=sources))
+    cluster.settle()
+    first = (SourceResult(version="a-1", train=9, test=1), SourceResult(version="b-1", train=5))
+    cluster.succeed("prepare", prepared(sources=first, rule_version=RULE_VERSION))
+    cluster.settle()
+    until_due(cluster)
+
+    assert known(cluster) == ["a-1", "b-1"]
+    assert cluster.config("prepare").previous_sources == (
+        SourceRows(uri="configmap://tickets/rows.jsonl", train=9, test=1),
+        SourceRows(uri=web, train=5),
+    )
+
+    of_source = ContractSourceDifference(uri=web, added=2, removed=1)
+    difference = Difference(previous=ROWS, added=2, removed=1, changed=0, sources=(of_source,))
+    second = (first[0], SourceResult(version="b-2", train=6))
+    changed(cluster, sources=second, difference=difference)
+
+    assert refreshed(cluster) == (
+        "True",
+        "Succeeded",
+        f"new rows of {web} became DatasetVersion {NEWER_VERSION}",
+    )
+    found = status(cluster).difference
+    assert found is not None
+    assert found.sources == (SourceDifference(uri=web, added=2, removed=1, changed=0),)
+    ready = cluster.condition("Dataset", DATASET, "Ready")
+    assert ready is not None
+    assert f"+2 −1 ~0 rows compared with {VERSION}: {web} +2 −1 ~0" in ready["message"]
+
+
+def test_a_source_without_a_version_is_read_again_with_all_others() -> None:
+    sources = [{"uri": "configmap://tickets/rows.jsonl"}, {"uri": "https://rows.example/b.csv"}]
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}, sources=sources))
+    cluster.settle()
+    found = (SourceResult(version="a-1"), SourceResult())
+    cluster.succeed("prepare", prepared(sources=found, rule_version=RULE_VERSION))
+    cluster.settle()
+    until_due(cluster)
+
+    assert known(cluster) == ["a-1", None]
 
 
 def test_a_check_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
