@@ -3,7 +3,6 @@
 
 import random
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -248,8 +247,10 @@ def test_rows_with_a_unique_answer_are_not_read_again_and_are_not_compared() -> 
 def test_a_training_row_of_the_group_of_a_held_out_row_is_removed() -> None:
     rows = [Row.pair(f"question {number}", f"answer {number}") for number in range(4)]
     index = RowIndex()
-    for number, (split, group) in enumerate([("test", "7"), ("train", 7), ("train", "8"), ("train", None)]):
-        index.add(rows[number], cast("SplitName", split), 0, number + 1, group=group)
+    index.add(rows[0], "test", 0, 1, group="7")
+    index.add(rows[1], "train", 0, 2, group=7)
+    index.add(rows[2], "train", 0, 3, group="8")
+    index.add(rows[3], "train", 0, 4)
 
     selection = select(index, reader(rows), Cleaning(), [RowPosition()])
 
