@@ -113,7 +113,7 @@ def _prepared(config: PrepareConfig) -> PrepareResult:
         dataset=digest("dataset", uri),
         source=digest("source", uri),
         sources=(
-            SourceResult(format="PromptCompletion", rows=420, train=200, validation=20, test=200),
+            SourceResult(format="PromptCompletion", train=200, validation=20, test=200),
             *(SourceResult(format="PromptCompletion") for _ in config.sources[1:]),
         ),
         preparation=digest("preparation"),

@@ -11,12 +11,23 @@ import pytest
 from finetune_trainer.contract.configs.prepare import SourceConfig
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.results import PrepareResult, SourceDifference, SourceRows
+from finetune_trainer.contract.results import (
+    DataStatistics,
+    Difference,
+    PrepareResult,
+    SourceDifference,
+    SourceResult,
+    SourceRows,
+    SplitRecord,
+    StageResult,
+)
 from finetune_trainer.report.htmlpage import page
+from finetune_trainer.runtime.termination import bounded
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)
 BY_PART = Split(column="part")
+DIGEST = f"sha256:{'a' * 64}"
 
 
 @pytest.fixture
@@ -58,10 +69,7 @@ def test_sources_are_read_in_order_each_with_its_own_format_and_columns(preparat
     )
 
     assert preparation.rows(result, "train") == [*pairs(3), chat("hello", "hi"), chat("bye", "see you")]
-    assert [(each.format, each.rows, each.train) for each in result.sources] == [
-        ("CSV", 3, 3),
-        ("ChatMessages", 2, 2),
-    ]
+    assert [(each.format, each.train) for each in result.sources] == [("CSV", 3), ("ChatMessages", 2)]
     assert result.format == "CSV, ChatMessages"
     assert report(preparation)["format"] is None
     assert [each["format"] for each in report(preparation)["sources"]] == ["CSV", "ChatMessages"]
@@ -117,7 +125,7 @@ def test_rows_of_a_train_only_source_that_repeat_a_held_out_row_are_left_out_wha
         *conflicting,
         {"prompt": "new", "completion": "y"},
     ]
-    assert [each.leaked_rows for each in result.sources] == [0, 3]
+    assert [each["leakedRows"] for each in report(preparation)["sources"]] == [0, 3]
     assert (result.statistics.leaked_rows, result.statistics.conflicting_rows) == (3, 1)
     leaks = [pair for pair in report(preparation)["alike"] if pair["kinship"].endswith("Leak")]
     assert {(pair["row"]["source"], pair["of"]["source"]) for pair in leaks} == {
@@ -146,7 +154,7 @@ def test_rows_of_a_train_only_source_in_the_group_of_a_held_out_row_are_left_out
     assert held_out
     assert not held_out & trained
     assert "new" in trained
-    leaked = result.sources[1].leaked_rows
+    leaked = report(preparation)["sources"][1]["leakedRows"]
     assert leaked == 5 * len(held_out) == result.statistics.leaked_rows
     assert {pair["kinship"] for pair in report(preparation)["alike"]} == {"GroupLeak"}
 
@@ -172,7 +180,7 @@ def test_eight_sources_with_the_same_file_have_its_rows_once_and_names_of_their_
 
     assert len(preparation.all_rows(result)) == 20
     assert result.statistics.duplicate_rows == 140
-    assert [each.rows for each in result.sources] == [21] * 8
+    assert [each["rows"] for each in report(preparation)["sources"]] == [21] * 8
     assert sum(each.train + each.validation + each.test for each in result.sources[1:]) == 0
     assert [problem.partition(" row 21: ")[0] for problem in result.problems] == [
         f"configmap://rows/rows.jsonl (sources[{number}])" for number in range(8)
@@ -365,6 +373,43 @@ def test_settings_of_each_source_are_part_of_the_preparations_digest(preparation
     digests = [preparation.run(first, second.model_copy(update=each)).preparation for each in variants]
 
     assert len({*digests, preparation.run(first).preparation}) == 4
+
+
+def test_the_result_of_eight_large_sources_fits_into_a_termination_message() -> None:
+    rows = {"train": 4_000_000, "validation": 500_000, "test": 500_000}
+    found = SourceResult(version="a" * 32, revision="9" * 40, format="PromptCompletion", **rows)
+    of_source = SourceDifference(uri="https://rows.example/" + "x" * 900, added=1, removed=1, changed=1)
+    difference = Difference(previous=DIGEST, added=8, removed=8, changed=8, sources=(of_source,) * 8)
+    prepared = PrepareResult(
+        dataset=DIGEST,
+        source=DIGEST,
+        sources=(found,) * 8,
+        preparation=DIGEST,
+        format="PromptCompletion",
+        splits=tuple(
+            SplitRecord(name=name, rows=5_000_000, digest=DIGEST) for name in ("train", "validation", "test")
+        ),
+        statistics=DataStatistics(**dict.fromkeys(DataStatistics.model_fields, 5_000_000)),
+        problems=("x" * 200,) * 10,
+        warnings=("y" * 200,) * 10,
+        report_uri="s3://artifacts/team/finetune/runs/" + "d" * 40 + "/prepare/report.html",
+        difference=difference,
+    )
+    result = StageResult(
+        stage="prepare",
+        run="d" * 40,
+        outcome="Succeeded",
+        prepare=prepared,
+        nonce="n" * 64,
+        config_digest=DIGEST,
+    )
+
+    message = StageResult.parse(bounded(result))
+
+    assert message is not None
+    assert message.prepare is not None
+    assert message.prepare.sources == prepared.sources
+    assert message.prepare.difference == difference.model_copy(update={"sources": ()})
 
 
 def test_a_dataset_that_only_trains_has_no_held_out_rows_and_says_so(preparation: Preparation) -> None:

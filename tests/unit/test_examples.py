@@ -371,8 +371,8 @@ def test_generated_rows_are_only_trained_on_and_the_one_that_repeats_a_test_row_
     alone = preparation.run(sources[0], split=split_of_spec(dataset))
 
     checked, generated = result.sources
-    assert (result.problem_count, generated.format, generated.rows) == (0, "CSV", 19)
-    assert (generated.train, generated.validation, generated.test, generated.leaked_rows) == (18, 0, 0, 1)
+    assert (result.problem_count, generated.format, result.statistics.leaked_rows) == (0, "CSV", 1)
+    assert (generated.train, generated.validation, generated.test) == (18, 0, 0)
     assert (checked.train, checked.validation, checked.test) == tuple(split.rows for split in alone.splits)
 
 

@@ -167,8 +167,8 @@ def test_a_version_records_where_its_rows_came_from_without_a_signature() -> Non
     )
     cluster.settle()
     found = (
-        SourceResult(format="CSV", rows=9, train=6, validation=1, test=2),
-        SourceResult(format="Alpaca", revision=COMMIT, rows=4, train=3),
+        SourceResult(format="CSV", train=6, validation=1, test=2),
+        SourceResult(format="Alpaca", revision=COMMIT, train=3),
     )
     cluster.succeed("prepare", prepared(sources=found), after=5)
     cluster.settle()

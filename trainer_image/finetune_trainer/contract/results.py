@@ -63,18 +63,13 @@ class SourceRows(Contract):
 
 
 class SourceResult(Contract):
-    """What `prepare` found in one source."""
+    """What `prepare` found in one source. Short, because a termination message must have that of all sources."""
 
     version: str | None = None
     """Identifies the content without reading it. None if the source's server does not support that."""
     revision: str | None = None
     """Commit of a source at the hub."""
     format: str | None = None
-    rows: int = 0
-    """Records in the source."""
-    invalid_rows: int = 0
-    leaked_rows: int = 0
-    """As in `DataStatistics`."""
     train: int = 0
     """Rows of the version's train split that came from this source; likewise for the other splits."""
     validation: int = 0

@@ -50,6 +50,7 @@ PAGE_NAME: Final = "report.html"
 MAX_SHOWN_PROBLEMS: Final = 10
 MAX_SHOWN_CHARACTERS: Final = 200
 MAX_UNREAD_FIELDS: Final = 10
+VERSION_DIGITS: Final = 32
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
     changed = [
         without_query(source.uri)
         for source, rows in zip(config.sources, opened, strict=True)
-        if rows.version is None or rows.version != source.known_version
+        if rows.version is None or _version(rows) != source.known_version
     ]
     if not changed:
         logger.info("no source has changed")
-        versions = tuple(SourceResult(version=rows.version) for rows in opened)
+        versions = tuple(SourceResult(version=_version(rows)) for rows in opened)
         return PrepareResult(sources=versions, unchanged=True)
     logger.info("reading %s", ", ".join(changed))
     with (
@@ -238,14 +239,16 @@ def _result(
     )
 
 
+def _version(rows: Rows) -> str | None:
+    """The version of a source in a result: 128 bits of the digest."""
+    return None if rows.version is None else rows.version.removeprefix("sha256:")[:VERSION_DIGITS]
+
+
 def _source_result(found: SourceSummary, rows: Rows) -> SourceResult:
     return SourceResult(
-        version=rows.version,
+        version=_version(rows),
         revision=rows.revision,
         format=found.format,
-        rows=found.rows,
-        invalid_rows=found.invalid_rows,
-        leaked_rows=found.leaked_rows,
         train=found.split_rows["train"],
         validation=found.split_rows["validation"],
         test=found.split_rows["test"],
