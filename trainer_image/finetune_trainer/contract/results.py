@@ -63,7 +63,7 @@ class SourceRows(Contract):
 
 
 class SourceResult(Contract):
-    """What `prepare` found in one source. Short, because a termination message must have that of all sources."""
+    """What `prepare` found in one source. Short, because a termination message must hold all sources."""
 
     version: str | None = None
     """Identifies the content without reading it. None if the source's server does not support that."""
