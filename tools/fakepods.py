@@ -31,6 +31,7 @@ from finetune_trainer.contract.results import (
     PrepareResult,
     Score,
     ScoreResult,
+    SourceResult,
     SplitRecord,
     StageResult,
     TrainResult,
@@ -102,7 +103,7 @@ def _scored(config: ScoreConfig) -> ScoreResult:
 
 
 def _prepared(config: PrepareConfig) -> PrepareResult:
-    uri = config.source_uri
+    uri = " ".join(source.uri for source in config.sources)
     splits = (
         SplitRecord(name="train", rows=200, digest=digest("train", uri)),
         SplitRecord(name="validation", rows=20, digest=digest("validation", uri)),
@@ -111,6 +112,10 @@ def _prepared(config: PrepareConfig) -> PrepareResult:
     return PrepareResult(
         dataset=digest("dataset", uri),
         source=digest("source", uri),
+        sources=(
+            SourceResult(format="PromptCompletion", train=200, validation=20, test=200),
+            *(SourceResult(format="PromptCompletion") for _ in config.sources[1:]),
+        ),
         preparation=digest("preparation"),
         format="PromptCompletion",
         splits=splits,

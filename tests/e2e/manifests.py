@@ -109,7 +109,8 @@ def own_rows(configmap_name: str) -> Object:
 
 
 def dataset(name: str, configmap_name: str, **spec: Any) -> Object:
-    return of("Dataset", name, {**source(configmap_name), **spec})
+    rows = source(configmap_name)
+    return of("Dataset", name, {"sources": [rows["source"]], "split": rows["split"], **spec})
 
 
 def finetunejob(name: str, **spec: Any) -> Object:

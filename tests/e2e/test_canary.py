@@ -47,7 +47,7 @@ LINKS: Final = ("environment", "token")
 
 
 def on_claim(name: str, path: str) -> Object:
-    return manifests.of("Dataset", name, {"source": {"uri": f"pvc://models/{path}"}})
+    return manifests.of("Dataset", name, {"sources": [{"uri": f"pvc://models/{path}"}]})
 
 
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
@@ -77,10 +77,12 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
             "Dataset",
             "canary-remote",
             {
-                "source": {
-                    "uri": f"https://169.254.169.254/rows.jsonl?sig={SIGNATURE}",
-                    "credentialsSecretRef": {"name": "canary"},
-                }
+                "sources": [
+                    {
+                        "uri": f"https://169.254.169.254/rows.jsonl?sig={SIGNATURE}",
+                        "credentialsSecretRef": {"name": "canary"},
+                    }
+                ]
             },
         ),
     )

@@ -74,7 +74,7 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
                 "Dataset",
                 name,
                 {
-                    "source": {"uri": f"configmap://{name}/rows.jsonl"},
+                    "sources": [{"uri": f"configmap://{name}/rows.jsonl"}],
                     "split": {"column": "part"},
                 },
             ),

@@ -48,17 +48,13 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
         manifests.dataset("bad-rows", "bad-rows"),
         manifests.finetunejob("on-bad-rows", dataset={"ref": {"name": "bad-rows"}}),
         manifests.dataset("no-rows", "no-such-rows"),
-        manifests.of(
-            "Dataset",
+        manifests.dataset(
             "needy",
-            {
-                **manifests.source("tickets"),
-                "source": {
-                    "uri": "https://rows.example/rows.jsonl",
-                    "credentialsSecretRef": {"name": LATE},
-                },
-                "store": {"uri": f"pvc://{LATE}"},
-            },
+            "tickets",
+            sources=[
+                {"uri": "https://rows.example/rows.jsonl", "credentialsSecretRef": {"name": LATE}},
+            ],
+            store={"uri": f"pvc://{LATE}"},
         ),
         manifests.finetunejob(
             "no-profile", compute={"profile": LATE}, baseModel={"uri": "pvc://models/no-such-model"}

@@ -60,7 +60,7 @@ def claim(namespace: str, name: str) -> Object:
 
 def dataset(namespace: str, name: str = "tickets") -> Object:
     source = {"uri": f"configmap://{name}/rows.jsonl"}
-    return of("Dataset", namespace, name, {"source": source, "store": {"uri": "pvc://artifacts"}})
+    return of("Dataset", namespace, name, {"sources": [source], "store": {"uri": "pvc://artifacts"}})
 
 
 def finetunejob(namespace: str, name: str = "routing", **spec: Any) -> Object:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.prepare import stage
@@ -21,6 +21,8 @@ from finetune_trainer.store import Store, open_store
 
 OWNER = Owner(kind="Dataset", namespace="team", name="tickets", uid="0f0f")
 RUN = "0f0f-1"
+OF_SOURCE = ("format", "columns", "splits", "known_version")
+"""Settings of one source."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,35 @@ class Preparation:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def config(self, source: Path, **settings: Any) -> PrepareConfig:
+    def source(self, path: Path, **settings: Any) -> SourceConfig:
+        return SourceConfig(uri=f"configmap://rows/{path.name}", path=str(path), **settings)
+
+    def config(self, *sources: Path | SourceConfig, **settings: Any) -> PrepareConfig:
+        """The config for these sources; settings of one source are those of each path."""
+        of_source = {name: settings.pop(name) for name in OF_SOURCE if name in settings}
         return PrepareConfig(
             owner=OWNER,
             run=RUN,
             store=self.store_config,
-            source_uri=f"configmap://rows/{source.name}",
-            source_path=str(source),
+            sources=tuple(
+                each if isinstance(each, SourceConfig) else self.source(each, **of_source) for each in sources
+            ),
             **settings,
         )
 
-    def run(self, source: Path, **settings: Any) -> PrepareResult:
+    def run(self, *sources: Path | SourceConfig, **settings: Any) -> PrepareResult:
         reporter = Reporter(None, OWNER, "prepare")
         context = StageContext(store=self.store, reporter=reporter, stop=Stop())
-        return stage.run(self.config(source, **settings), context)
+        return stage.run(self.config(*sources, **settings), context)
 
-    def failure(self, source: Path, **settings: Any) -> StageFailure:
+    def failure(self, *sources: Path | SourceConfig, **settings: Any) -> StageFailure:
         with pytest.raises(StageFailure) as caught:
-            self.run(source, **settings)
+            self.run(*sources, **settings)
         return caught.value
 
-    def problems(self, source: Path, **settings: Any) -> list[str]:
+    def problems(self, *sources: Path | SourceConfig, **settings: Any) -> list[str]:
         """The problems in the result of a failure."""
-        result = self.failure(source, **settings).prepare
+        result = self.failure(*sources, **settings).prepare
         assert result is not None
         return list(result.problems)
 

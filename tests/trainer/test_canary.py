@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import SourceConfig
 from finetune_trainer.contract.outcomes import ExitCode
 from tests.trainer import processes
 from tests.trainer.preparing import Preparation, json_lines, pairs
@@ -148,13 +148,8 @@ def test_rows_that_are_taken_leave_no_words_of_theirs_and_a_found_secret_nowhere
 
 
 def test_a_signature_in_the_uri_is_in_nothing_that_a_pod_leaves(preparation: Preparation) -> None:
-    config = PrepareConfig(
-        **{
-            **preparation.config(preparation.root / "x").model_dump(),
-            "source_path": None,
-            "source_uri": f"https://reader:{TOKEN}@127.0.0.1:1/rows.jsonl?X-Signature={TOKEN[::-1]}",
-        }
-    )
+    uri = f"https://reader:{TOKEN}@127.0.0.1:1/rows.jsonl?X-Signature={TOKEN[::-1]}"
+    config = preparation.config(SourceConfig(uri=uri))
 
     with processes.start(config) as process:
         process.read_until("retrying in")

@@ -23,6 +23,7 @@ from finetune_trainer.contract.results import (
     PreflightResult,
     PrepareResult,
     Score,
+    SourceResult,
     StageResult,
 )
 from finetune_trainer.contract.vocabulary import Subject
@@ -157,12 +158,13 @@ def test_a_look_at_a_source_that_has_not_changed_leaves_nothing_in_the_store(
     first = run(preparation.config(source)).result.prepare
     assert first is not None
     before = sorted((preparation.root / "store").rglob("*"))
-    config = preparation.config(source, unless_version=first.source_version, previous=first.dataset)
+    config = preparation.config(source, known_version=first.sources[0].version, previous=first.dataset)
 
     look = run(config.model_copy(update={"run": f"{RUN}-1"}))
 
     assert look.code == ExitCode.OK
-    assert look.result.prepare == PrepareResult(source_version=first.source_version, unchanged=True)
+    version = SourceResult(version=first.sources[0].version)
+    assert look.result.prepare == PrepareResult(sources=(version,), unchanged=True)
     assert sorted((preparation.root / "store").rglob("*")) == before
 
 

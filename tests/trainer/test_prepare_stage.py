@@ -14,7 +14,7 @@ import zstandard
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.results import Difference, PrepareResult
+from finetune_trainer.contract.results import Difference, PrepareResult, SourceResult
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)
@@ -311,6 +311,7 @@ def test_every_bad_row_is_in_the_store_and_the_first_ten_are_in_the_result(prepa
     errors = [problem for problem in logged if problem["severity"] == "error"]
     assert [problem["record"] for problem in errors] == list(range(4, 34))
     assert errors[0] == {
+        "source": None,
         "file": None,
         "record": 4,
         "line": 4,
@@ -447,7 +448,7 @@ def test_contradictory_settings_are_rejected(
 
 
 def _looked_at(preparation: Preparation, source: Path, last: PrepareResult) -> PrepareResult:
-    return preparation.run(source, unless_version=last.source_version, previous=last.dataset)
+    return preparation.run(source, known_version=last.sources[0].version, previous=last.dataset)
 
 
 def test_an_unchanged_source_is_not_prepared_again(preparation: Preparation) -> None:
@@ -456,7 +457,8 @@ def test_an_unchanged_source_is_not_prepared_again(preparation: Preparation) -> 
 
     again = _looked_at(preparation, source, first)
 
-    assert again == PrepareResult(source_version=first.source_version, unchanged=True)
+    version = SourceResult(version=first.sources[0].version)
+    assert again == PrepareResult(sources=(version,), unchanged=True)
 
 
 def test_a_changed_source_is_prepared_and_compared_with_the_previous_version(
@@ -477,6 +479,7 @@ def test_a_changed_source_is_prepared_and_compared_with_the_previous_version(
         "added": 3,
         "removed": 1,
         "changed": 1,
+        "sources": [],
     }
 
 
@@ -501,8 +504,8 @@ def test_every_removed_row_is_listed_with_the_row_that_it_repeats(preparation: P
     assert len(report(preparation)["alike"]) == 100
     assert listed[0] == {
         "kinship": "Exact",
-        "row": {"file": None, "line": None, "record": 2},
-        "of": {"file": None, "line": None, "record": 1},
+        "row": {"source": None, "file": None, "line": None, "record": 2},
+        "of": {"source": None, "file": None, "line": None, "record": 1},
     }
 
 

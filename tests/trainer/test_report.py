@@ -162,6 +162,7 @@ def test_every_field_of_the_report_is_in_its_documentation() -> None:
 def test_a_problem_has_its_position_what_is_wrong_and_what_to_do() -> None:
     assert document(prepared(problem(7, file="a.jsonl")))["problems"] == [
         {
+            "source": None,
             "file": "a.jsonl",
             "line": 7,
             "record": 7,

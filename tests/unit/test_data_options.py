@@ -23,11 +23,12 @@ def test_every_format_of_the_contract_is_registered_under_its_own_name() -> None
     ("asked", "sent"),
     [
         (api.Columns(), Columns()),
-        # If it is absent, the operator sets the version: that of the first DatasetVersion, or the newest.
-        (api.Split(rule_version=1), Split()),
+        (api.Split(), Split()),
         (api.Checks(), Checks()),
         (api.Cleaning(), Cleaning()),
     ],
 )
 def test_fields_and_defaults_are_the_same(asked: Model, sent: Columns | Split | Checks | Cleaning) -> None:
-    assert asked.model_dump() == dataclasses.asdict(sent)
+    # The operator sets the version of the rules.
+    fields = {name: value for name, value in dataclasses.asdict(sent).items() if name != "rule_version"}
+    assert asked.model_dump() == fields

@@ -196,13 +196,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preparation, Pre
     """The products as the stage prepares them with the settings of the example's Dataset."""
     dataset = Dataset.model_validate(yaml.safe_load((VOICE / "dataset.yaml").read_text()))
     spec = dataset.spec
-    assert spec.columns is not None
+    (given,) = spec.sources
+    assert given.columns is not None
     preparation = Preparation(tmp_path_factory.mktemp("brand-voice"))
     source = preparation.write(PRODUCTS.name, PRODUCTS.read_bytes())
     return preparation, preparation.run(
         source,
-        format=spec.format,
-        columns=Columns(prompt=spec.columns.prompt, completion=spec.columns.completion),
+        format=given.format,
+        columns=Columns(prompt=given.columns.prompt, completion=given.columns.completion),
         split=split_of_spec(dataset),
         on_invalid_rows=spec.on_invalid_rows,
     )
@@ -305,13 +306,16 @@ def test_the_same_rows_are_prepared_from_each_format_without_a_problem(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     preparation = Preparation(tmp_path)
-    name = dataset.spec.source.uri.rpartition("/")[2]
+    (given,) = dataset.spec.sources
+    name = given.uri.rpartition("/")[2]
     source = preparation.write(name, (FORMATS / name).read_bytes())
     config = prepare_config(
         StageInputs(owner=dataset, run=RUN, store_uri="pvc://artifacts", store_credentials=None, report=None),
+        {"sources[0]": given},
         dataset.spec,
     )
-    asked = {field: getattr(config, field) for field in ("format", "columns", "template", "split", "checks")}
+    asked = {field: getattr(config, field) for field in ("template", "split", "checks")}
+    asked |= {field: getattr(config.sources[0], field) for field in ("format", "columns")}
 
     result = preparation.run(source, **asked)
 
@@ -372,6 +376,33 @@ def test_every_method_and_every_variant_of_lora_has_an_example() -> None:
     assert [adapter.rslora for adapter in adapters].count(True) == 1
 
 
+def test_generated_rows_are_only_trained_on_and_the_one_that_repeats_a_test_row_is_left_out(
+    tmp_path: Path,
+) -> None:
+    folder = EXAMPLES / "train-only"
+    dataset = Dataset.model_validate(yaml.safe_load((folder / "dataset.yaml").read_text()))
+    preparation = Preparation(tmp_path)
+    files = [FIRST / "data" / "tickets.jsonl", folder / "data" / "generated.csv"]
+    inputs = StageInputs(
+        owner=dataset, run=RUN, store_uri="pvc://artifacts", store_credentials=None, report=None
+    )
+    fields = {f"sources[{number}]": source for number, source in enumerate(dataset.spec.sources)}
+    config = prepare_config(inputs, fields, dataset.spec)
+    sources = [
+        source.model_copy(update={"path": str(preparation.write(file.name, file.read_bytes()))})
+        for source, file in zip(config.sources, files, strict=True)
+    ]
+    assert [source.uri.rpartition("/")[2] for source in sources] == [file.name for file in files]
+
+    result = preparation.run(*sources, split=split_of_spec(dataset))
+    alone = preparation.run(sources[0], split=split_of_spec(dataset))
+
+    checked, generated = result.sources
+    assert (result.problem_count, generated.format, result.statistics.leaked_rows) == (0, "CSV", 1)
+    assert (generated.train, generated.validation, generated.test) == (18, 0, 0)
+    assert (checked.train, checked.validation, checked.test) == tuple(split.rows for split in alone.splits)
+
+
 def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) -> None:
     datasets = {
         manifest["metadata"]["name"]: Dataset.model_validate(manifest)
@@ -381,7 +412,7 @@ def test_the_rows_of_every_method_are_those_that_it_learns_from(tmp_path: Path) 
         assert job.name == f"library-{name}"
         assert job.spec.dataset.ref is not None
         dataset = datasets[job.spec.dataset.ref.name]
-        file = METHODS / "data" / dataset.spec.source.uri.rpartition("/")[2]
+        file = METHODS / "data" / dataset.spec.sources[0].uri.rpartition("/")[2]
         folder = tmp_path / name
         folder.mkdir()
         preparation = Preparation(folder)

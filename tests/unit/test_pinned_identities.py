@@ -21,7 +21,7 @@ from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
-from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
+from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.unit.operator.endpoints import endpoint
 
@@ -159,19 +159,25 @@ def test_runs_keep_their_fingerprints(spec: dict[str, Any], expected: str) -> No
 
 
 PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("the defaults", {}, "sha256:c6bff439cc3151453d59464a2d581a22687f1e94fab32434f69bdf821c6a1d47"),
+    ("the defaults", {}, "sha256:8747e6e3bf6e355c4918c07895d0b4ce1113a16dccfa76d67d5812b742482e12"),
     (
         "many settings",
         {
-            "format": "CSV",
-            "columns": {"prompt": "question", "completion": "answer"},
+            "sources": [
+                {
+                    "uri": "pvc://rows",
+                    "format": "CSV",
+                    "columns": {"prompt": "question", "completion": "answer"},
+                    "splits": "TrainOnly",
+                }
+            ],
             "cleaning": {"normalizeWhitespace": True, "nearDuplicates": "Remove"},
             "checks": {"emailAddresses": "Redact", "phoneNumbers": "Warn", "phoneRegion": "DE"},
             "split": {"validation": 0.2, "test": 0.05, "seed": 7, "groupBy": "customer"},
             "onInvalidRows": "Drop",
             "maxInvalidFraction": 0.1,
         },
-        "sha256:5ff6bd9b711d8dca58fe4e9173fc6ef2849d085cb9d812c14b5df515b16df294",
+        "sha256:4d207c47d4c04583803a136ca4d243d1ab23b1e66f7287e7b5a78fc897cb626c",
     ),
 ]
 
@@ -186,12 +192,12 @@ def test_preparations_keep_their_digests(settings: dict[str, Any], expected: str
         "owner": OWNER,
         "run": "r",
         "store": STORE,
-        "sourceUri": "pvc://rows",
+        "sources": [{"uri": "pvc://rows"}],
     }
     config = CONFIG_ADAPTER.validate_python({**message, **settings})
     assert isinstance(config, PrepareConfig)
 
-    assert preparation_digest(config, recipe_of(config), "CSV") == expected
+    assert preparation_digest(config, recipes_of(config), ["CSV"]) == expected
 
 
 HYPERPARAMETERS = {

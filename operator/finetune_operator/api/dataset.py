@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataset: a source of rows and how to prepare it; independent of any model."""
+"""Dataset: sources of rows and how to prepare them; independent of any model."""
 
 from datetime import datetime
 from typing import Annotated, ClassVar, Final
@@ -16,9 +16,10 @@ from finetune_operator.api.meta import (
     Name,
     Resource,
     Status,
+    Uri,
     name_rules,
 )
-from finetune_operator.api.preparation import DataPreparation
+from finetune_operator.api.preparation import MAX_SOURCES, PREPARATION_RULES, DataPreparation, RowSource
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.api.storereference import OwnStoreReference
 
@@ -26,21 +27,43 @@ MAX_VERSIONS: Final = 10
 
 
 class Refresh(Model):
-    """Periodic re-checks of the source."""
+    """Periodic re-checks of the sources."""
 
     interval_seconds: Annotated[
         int,
         Field(
             ge=900,
             le=31536000,
-            description="Seconds between two re-checks of the source, ± 10 %. Changed rows become a new"
+            description="Seconds between two re-checks of the sources, ± 10 %. Changed rows become a new"
             " DatasetVersion. If a re-check fails, the latest version stays in use.",
         ),
     ]
 
 
-class DatasetSpec(DataPreparation):
-    """Desired state of a Dataset. A change of the preparation creates a new DatasetVersion."""
+class _Sources(Model):
+    sources: Annotated[
+        tuple[RowSource, ...],
+        Field(
+            min_length=1,
+            max_length=MAX_SOURCES,
+            description="Sources of rows, read in this order; of equal rows, the first stays. Formats may"
+            " differ if all rows have one form: prompts with answers or chats, preferences, or answers with"
+            " labels.",
+        ),
+    ]
+
+
+class DatasetSpec(DataPreparation, _Sources):
+    """Desired state of a Dataset. A change of the sources or the preparation creates a new DatasetVersion."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *PREPARATION_RULES,
+        CELRule(
+            "!has(self.template) || self.sources.all(one, !has(one.columns) || !has(one.columns.prompt))",
+            "template and columns.prompt of a source exclude each other: both define the prompt; remove one",
+            "template",
+        ),
+    )
 
     store: Annotated[
         OwnStoreReference | None,
@@ -49,7 +72,7 @@ class DatasetSpec(DataPreparation):
     refresh: Annotated[
         Refresh | None,
         Field(
-            description="Periodic re-checks of the source. Default: none. For a re-check at once, with or"
+            description="Periodic re-checks of the sources. Default: none. For a re-check at once, with or"
             " without this field, set the annotation finetune.dev/refresh-requested to a new value."
         ),
     ] = None
@@ -84,6 +107,15 @@ class DatasetVersionSummary(Model):
     ] = None
 
 
+class SourceDifference(Model):
+    """Rows of one source that differ. A changed row counts for the source that it has now."""
+
+    uri: Annotated[Uri, Field(description="URI of the source, without the query of a web address.")]
+    added: Annotated[int, Field(description="Number of rows with a new input.")]
+    removed: Annotated[int, Field(description="Number of rows whose input no longer exists.")]
+    changed: Annotated[int, Field(description="Number of rows with the same input and another answer.")]
+
+
 class VersionDifference(Model):
     """Difference between the latest version and the previous one, in rows. Absent for the first version."""
 
@@ -91,24 +123,46 @@ class VersionDifference(Model):
     added: Annotated[int, Field(description="Number of rows with a new input.")]
     removed: Annotated[int, Field(description="Number of rows whose input no longer exists.")]
     changed: Annotated[int, Field(description="Number of rows with the same input and another answer.")]
+    sources: Annotated[
+        tuple[SourceDifference, ...] | None,
+        Field(
+            max_length=2 * MAX_SOURCES,
+            description="Sources with a difference. Absent: both versions have one source, or the origin of"
+            " their rows is unknown.",
+        ),
+    ] = None
+
+
+class CheckedSource(Model):
+    """One source, as the last check found it."""
+
+    uri: Annotated[Uri, Field(description="URI of the source, without the query of a web address.")]
+    version: Annotated[
+        str | None,
+        Field(
+            description="Version of the content that was last read, as the source's server reports it, such"
+            " as an ETag. Absent: the server reports none, or rows were rejected."
+        ),
+    ] = None
 
 
 class RefreshStatus(Model):
-    """Re-checks of the source."""
+    """Re-checks of the sources."""
 
     checks: Annotated[
         int,
-        Field(description="Number of checks of the source with this spec, including the first preparation."),
+        Field(description="Number of checks of the sources with this spec, including the first preparation."),
     ] = 0
     checked_at: Annotated[datetime | None, Field(description="Time at which the last check ended.")] = None
     next_check_at: Annotated[datetime | None, Field(description="Time at which the next check is due.")] = (
         None
     )
-    source_version: Annotated[
-        str | None,
+    sources: Annotated[
+        tuple[CheckedSource, ...] | None,
         Field(
-            description="Version of the content that was last read, as the source's server reports it, such"
-            " as an ETag. Absent: the server reports none, or rows were rejected."
+            max_length=MAX_SOURCES,
+            description="Sources in the order of the spec. If all of them still have these versions, a check"
+            " reads no rows. Absent: rows were rejected.",
         ),
     ] = None
     requested: Annotated[
@@ -132,7 +186,7 @@ class DatasetStatus(Status):
     ] = ""
     latest_version: Annotated[str | None, Field(description="Newest DatasetVersion.")] = None
     store: Annotated[str | None, Field(description="Store of the latest version.")] = None
-    format: Annotated[str | None, Field(description="Format of the source, detected or from the spec.")] = (
+    format: Annotated[str | None, Field(description="Formats of the sources, detected or from the spec.")] = (
         None
     )
     rows: Annotated[int | None, Field(description="Number of rows in all splits of the latest version.")] = (
@@ -144,7 +198,7 @@ class DatasetStatus(Status):
     ] = None
     problem_count: Annotated[
         int | None,
-        Field(description="Number of problems in unusable rows, at the last read of the source."),
+        Field(description="Number of problems in unusable rows, at the last read of the sources."),
     ] = None
     warning_count: Annotated[
         int | None, Field(description="Number of warnings about usable rows, and about all rows together.")
@@ -184,7 +238,7 @@ class DatasetStatus(Status):
 
 
 class Dataset(Resource):
-    """A source of training rows and how to prepare them."""
+    """Sources of training rows and how to prepare them."""
 
     rules: ClassVar[tuple[CELRule, ...]] = name_rules("Dataset")
 

@@ -18,7 +18,8 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_operator.api.preparation import MAX_SOURCES
+from finetune_trainer.contract.vocabulary import SourceSplits, SplitName
 
 MAX_LOCATIONS: Final = 5
 
@@ -32,16 +33,25 @@ class SplitRecord(Model):
 
 
 class SourceRecord(Model):
-    """Source that the rows were first read from."""
+    """Source that rows were first read from. In each split, its rows follow those of earlier sources."""
 
     uri: Annotated[Uri, Field(description="URI of the source, without the query of a web address.")]
     revision: Annotated[str | None, Field(max_length=64, description="Commit of a source at the hub.")] = None
+    format: Annotated[
+        str | None, Field(max_length=32, description="Format of the source, detected or from the spec.")
+    ] = None
+    splits: Annotated[
+        SourceSplits, Field(description="Splits that rows of the source can be in, as in the Dataset.")
+    ] = "All"
+    train: Annotated[int, Field(ge=0, description="Number of its rows in the train split.")] = 0
+    validation: Annotated[int, Field(ge=0, description="Number of its rows in the validation split.")] = 0
+    test: Annotated[int, Field(ge=0, description="Number of its rows in the test split.")] = 0
 
 
 class DatasetStatistics(Model):
     """Statistics of the content. Lengths are in characters."""
 
-    source_rows: Annotated[int, Field(ge=0, description="Number of rows in the source.")] = 0
+    source_rows: Annotated[int, Field(ge=0, description="Number of rows in the sources.")] = 0
     invalid_rows: Annotated[int, Field(ge=0, description="Number of invalid rows.")] = 0
     duplicate_rows: Annotated[
         int, Field(ge=0, description="Number of exact duplicates, which were removed.")
@@ -57,8 +67,8 @@ class DatasetStatistics(Model):
         int,
         Field(
             ge=0,
-            description="Number of rows that were removed from training because a held-out row is the same"
-            " or nearly the same.",
+            description="Number of rows that were removed from training because a held-out row is the same,"
+            " nearly the same, or in the same group.",
         ),
     ] = 0
     conflicting_rows: Annotated[
@@ -96,17 +106,18 @@ class _DatasetVersionFields(Model):
         ShortName, Field(description="Dataset, or FineTuneJob with dataset.source, of the version.")
     ]
     digest: Annotated[Digest, Field(description="SHA-256 of the version's manifest.")]
-    source: Annotated[
-        SourceRecord | None,
+    sources: Annotated[
+        tuple[SourceRecord, ...],
         Field(
-            description="Source that the rows were first read from. Equal rows from another source are the"
-            " same version."
+            max_length=MAX_SOURCES,
+            description="Sources that the rows were first read from, in the order of reading. Equal rows from"
+            " other sources are the same version.",
         ),
-    ] = None
-    source_digest: Annotated[Digest, Field(description="SHA-256 of the source's bytes.")]
+    ] = ()
+    source_digest: Annotated[Digest, Field(description="SHA-256 of the bytes of all sources.")]
     preparation_digest: Annotated[Digest, Field(description="SHA-256 of the preparation's settings.")]
     format: Annotated[
-        str, Field(max_length=32, description="Format of the source, detected or from the spec.")
+        str, Field(max_length=128, description="Formats of the sources, detected or from the spec.")
     ]
     rule_version: Annotated[
         int | None,

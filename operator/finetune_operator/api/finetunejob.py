@@ -29,7 +29,7 @@ from finetune_operator.api.method import Method
 from finetune_operator.api.metricrules import (
     PAIR_METRICS,
 )
-from finetune_operator.api.preparation import Columns, DataPreparation, DataSource
+from finetune_operator.api.preparation import Columns, DataSource, RowSource
 from finetune_operator.api.storereference import OwnStoreReference
 from finetune_trainer.contract.hyperparameters import OnLongRows
 from finetune_trainer.contract.methods import PAIRS, objectives_where
@@ -81,11 +81,11 @@ class JobDataset(Model):
     ] = None
 
     @property
-    def preparation(self) -> DataPreparation | None:
-        """How to prepare the rows of `source`; None for a Dataset."""
+    def row_source(self) -> RowSource | None:
+        """The source as a Dataset has it; None for a Dataset."""
         if self.source is None:
             return None
-        return DataPreparation(source=self.source, format=self.format, columns=self.columns)
+        return RowSource(**self.source.model_dump(), format=self.format, columns=self.columns)
 
 
 class JobValidation(Model):

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source of rows, and how to prepare them."""
+"""Sources of rows, and how to prepare them."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.meta import CELRule, Model, SecretReference, Uri, pattern_advice
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
+from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates, SourceSplits
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
+MAX_SOURCES: Final = 8
 SOURCE_RULE = CELRule(
     "self.uri.startsWith('configmap://') || self.uri.startsWith('pvc://') || self.uri.startsWith('hf://')"
     " || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('abfs://')"
@@ -96,18 +97,10 @@ class Cleaning(Model):
         Field(
             description="Treatment of near duplicates. Off: no search. Keep: count and report them, and"
             " remove training rows that nearly repeat a held-out row and have its answer. Remove: as Keep,"
-            " and also remove all but the first row of each group of near duplicates."
+            " and also remove all but the first row of each group of near duplicates. With more rows than fit"
+            " into memory, only a part of them is compared, and a warning gives its size."
         ),
     ] = "Keep"
-    max_rows_for_near_duplicates: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=1_000_000,
-            description="Max number of rows for the search for near duplicates. With more rows the search is"
-            " skipped, because it would need too much memory.",
-        ),
-    ] = 200_000
 
 
 class Checks(Model):
@@ -186,47 +179,46 @@ class Split(Model):
             " fractions and the seed have no effect then."
         ),
     ] = False
-    rule_version: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=RULE_VERSION,
-            description="Version of the rules by which rows are read and compared, as listed in"
-            " docs/data.md. Default: the version of the Dataset's first DatasetVersion; for a new Dataset,"
-            " the newest version.",
-        ),
-    ] = None
 
 
-class DataPreparation(Model):
-    """Source of rows, and how to prepare them."""
+class RowSource(DataSource):
+    """One source of rows, and how to read it."""
 
-    rules: ClassVar[tuple[CELRule, ...]] = (
-        CELRule(
-            "!has(self.maxInvalidFraction) || self.onInvalidRows == 'Drop'",
-            "maxInvalidFraction needs onInvalidRows: Drop; with Fail, one invalid row fails the preparation",
-            "maxInvalidFraction",
-        ),
-        CELRule(
-            "!has(self.template) || !has(self.columns) || !has(self.columns.prompt)",
-            "template and columns.prompt exclude each other: both define the prompt; remove one",
-            "template",
-        ),
-    )
-
-    source: DataSource
     format: Annotated[
         DataFormat | None,
         Field(description="Format of the source. Default: detected from the content."),
     ] = None
     columns: Columns | None = None
+    splits: Annotated[
+        SourceSplits,
+        Field(
+            description="Splits that rows of the source can be in. All: as spec.split says. TrainOnly: train"
+            " only; rows that repeat a row of validation or test, or are in its group, are removed."
+        ),
+    ] = "All"
+
+
+PREPARATION_RULES: Final = (
+    CELRule(
+        "!has(self.maxInvalidFraction) || self.onInvalidRows == 'Drop'",
+        "maxInvalidFraction needs onInvalidRows: Drop; with Fail, one invalid row fails the preparation",
+        "maxInvalidFraction",
+    ),
+)
+
+
+class DataPreparation(Model):
+    """How to prepare the rows of all sources."""
+
+    rules: ClassVar[tuple[CELRule, ...]] = PREPARATION_RULES
+
     template: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=4096,
             description="Template that builds the prompt from several columns, with {COLUMN} for each, such"
-            ' as "{subject}\\n{body}". {{ and }} are literal braces. Default: none.',
+            ' as "{subject}\\n{body}", for all sources. {{ and }} are literal braces. Default: none.',
         ),
     ] = None
     keep_columns: Annotated[
@@ -255,14 +247,5 @@ class DataPreparation(Model):
             le=1,
             description="Max fraction of rows that onInvalidRows: Drop may leave out; more fail the"
             " preparation. Default: no limit.",
-        ),
-    ] = None
-    max_unpacked_bytes: Annotated[
-        int | None,
-        Field(
-            ge=1 << 20,
-            le=1 << 44,
-            description="Max size in bytes of the source's files together when unpacked, and of the rows"
-            " made from them. A larger source fails with SourceTooLarge. Default: 68719476736 (64 GiB).",
         ),
     ] = None

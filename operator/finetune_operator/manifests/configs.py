@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builders of the config of each stage, from the API's types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
@@ -11,8 +11,8 @@ from finetune_operator.api.finetunejobstatus import Resolved
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import Method
-from finetune_operator.api.preparation import DataPreparation
-from finetune_operator.manifests.credentialmounts import secret_mount
+from finetune_operator.api.preparation import DataPreparation, RowSource
+from finetune_operator.manifests.credentialmounts import SOURCE_USES, secret_mount
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
@@ -20,7 +20,7 @@ from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.cleanup import CleanupConfig
 from finetune_trainer.contract.configs.collect import CollectConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
@@ -28,7 +28,7 @@ from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
     PEER_KEY_FILE,
     PEER_KEY_MOUNT,
-    SOURCE_MOUNT,
+    SOURCES_MOUNT,
 )
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Preference, RequestedLoRA, RequestedMethod
@@ -36,6 +36,7 @@ from finetune_trainer.contract.method import Method as ContractMethod
 from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
+from finetune_trainer.contract.results import SourceRows
 from finetune_trainer.contract.vocabulary import (
     RULE_VERSION,
     ChatTemplateKwargs,
@@ -47,39 +48,54 @@ from finetune_trainer.contract.vocabulary import (
 
 def prepare_config(
     inputs: StageInputs,
+    sources: Mapping[str, RowSource],
     preparation: DataPreparation,
     *,
     rule_version: int = RULE_VERSION,
     previous: str | None = None,
-    unless_version: str | None = None,
+    previous_sources: Sequence[SourceRows] = (),
+    known_versions: Sequence[str | None] = (),
 ) -> PrepareConfig:
-    """The config of prepare, which turns a source into a dataset folder.
+    """The config of prepare, which turns sources into a dataset folder.
 
     Args:
-        rule_version: version of the rules if the preparation does not set one.
+        sources: sources by the field of the spec that names them.
+        rule_version: version of the rules.
         previous: digest of the version to compare with.
-        unless_version: version of the source at which nothing is prepared.
+        previous_sources: origin of the rows of that version.
+        known_versions: versions of the sources at which nothing is prepared.
     """
-    source, secret = preparation.source.uri, preparation.source.credentials_secret_ref
+    known = [*known_versions, *[None] * len(sources)]
     return PrepareConfig(
         **inputs.shared,
-        source_uri=source,
-        source_path=_mounted(source, SOURCE_MOUNT),
-        source_credentials=secret_mount("source", secret.name if secret else None),
-        format=preparation.format,
-        columns=Columns(**_fields(preparation.columns)),
+        sources=tuple(
+            _source(number, field, source, known[number])
+            for number, (field, source) in enumerate(sources.items())
+        ),
         template=preparation.template,
         cleaning=Cleaning(**_fields(preparation.cleaning)),
         checks=Checks(**_fields(preparation.checks)),
-        split=Split(
-            **_fields(preparation.split) | {"rule_version": preparation.split.rule_version or rule_version}
-        ),
+        split=Split(**_fields(preparation.split), rule_version=rule_version),
         keep_columns=preparation.keep_columns,
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,
         max_unpacked_bytes=inputs.max_unpacked_bytes,
         previous=previous,
-        unless_version=unless_version,
+        previous_sources=tuple(previous_sources),
+    )
+
+
+def _source(number: int, field: str, source: RowSource, known_version: str | None) -> SourceConfig:
+    secret = source.credentials_secret_ref
+    return SourceConfig(
+        field=field,
+        uri=source.uri,
+        path=_mounted(source.uri, f"{SOURCES_MOUNT}/{number}"),
+        credentials=secret_mount(SOURCE_USES[number], secret.name if secret else None),
+        format=source.format,
+        columns=Columns(**_fields(source.columns)),
+        splits=source.splits,
+        known_version=known_version,
     )
 
 

@@ -7,8 +7,34 @@ from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
 from finetune_trainer.contract.references import SecretMount
 
-Use = Literal["store", "source", "base-model", "judge-0", "judge-1", "judge-2", "judge-3", "prometheus"]
+Use = Literal[
+    "store",
+    "source-0",
+    "source-1",
+    "source-2",
+    "source-3",
+    "source-4",
+    "source-5",
+    "source-6",
+    "source-7",
+    "base-model",
+    "judge-0",
+    "judge-1",
+    "judge-2",
+    "judge-3",
+    "prometheus",
+]
 """Purpose of a Secret in a pod. Judges have numbers, because a name can be too long for a volume."""
+SOURCE_USES: Final[tuple[Use, ...]] = (
+    "source-0",
+    "source-1",
+    "source-2",
+    "source-3",
+    "source-4",
+    "source-5",
+    "source-6",
+    "source-7",
+)
 JUDGE_USES: Final[tuple[Use, ...]] = ("judge-0", "judge-1", "judge-2", "judge-3")
 
 

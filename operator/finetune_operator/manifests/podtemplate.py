@@ -13,7 +13,13 @@ from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.answerpod import with_answers
 from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.credentialmounts import JUDGE_USES, Use, secret_mount, secret_volume
+from finetune_operator.manifests.credentialmounts import (
+    JUDGE_USES,
+    SOURCE_USES,
+    Use,
+    secret_mount,
+    secret_volume,
+)
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.modelcache import cache_volume
@@ -40,7 +46,7 @@ from finetune_trainer.contract.environment import (
     REPORT_AUDIENCE,
     REPORT_TOKEN_PATH,
     SCRATCH_MOUNT,
-    SOURCE_MOUNT,
+    SOURCES_MOUNT,
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
 )
@@ -54,11 +60,12 @@ TOKEN_SECONDS: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Volumes of a stage. The store is writable, source and base model are read-only."""
+    """Volumes of a stage. The store is writable, sources and base model are read-only."""
 
     store: Location | None
     """None for a bucket: the pod then has an emptyDir at the store's path."""
-    source: Location | None = None
+    sources: tuple[Location | None, ...] = ()
+    """Of each source of rows; None for one on the network."""
     base_model: Location | None = None
     custom_metrics: tuple[CustomMetric, ...] = ()
     """Metrics of the user whose sources the pod mounts."""
@@ -75,7 +82,8 @@ class CredentialsMount:
     """Secrets that the pod mounts."""
 
     store: SecretReference | None = None
-    source: SecretReference | None = None
+    sources: tuple[SecretReference | None, ...] = ()
+    """Of each source of rows."""
     base_model: SecretReference | None = None
     judges: tuple[SecretReference | None, ...] = ()
     """Of each judge of the evaluation."""
@@ -181,7 +189,7 @@ def _cores(cpu: str) -> int:
 def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
     named: tuple[tuple[Use, SecretReference | None], ...] = (
         ("store", credentials.store),
-        ("source", credentials.source),
+        *zip(SOURCE_USES, credentials.sources, strict=False),
         ("base-model", credentials.base_model),
         *zip(JUDGE_USES, credentials.judges, strict=False),
         ("prometheus", credentials.prometheus),
@@ -211,18 +219,21 @@ def _volumes(config: JobConfig, sizing: PodSizing, storage: Storage) -> tuple[li
         *task_mounts,
         *cache_mounts,
     ]
+    # One volume per claim: some drivers refuse the same claim twice, writable and read-only.
+    known = {} if storage.store is None else {("pvc", storage.store.name): "store"}
     for name, location, mount in (
-        ("source", storage.source, SOURCE_MOUNT),
+        *(
+            (f"source-{number}", location, f"{SOURCES_MOUNT}/{number}")
+            for number, location in enumerate(storage.sources)
+        ),
         ("base-model", storage.base_model, BASE_MODEL_MOUNT),
     ):
         if location is None:
             continue
-        if storage.store is not None and (location.scheme, location.name) == ("pvc", storage.store.name):
-            # One volume per claim: some drivers refuse the same claim twice, writable and read-only.
-            mounts.append({"name": "store", "mountPath": mount, "readOnly": True})
-            continue
-        volumes.append({"name": name, **_read_only_volume(location)})
-        mounts.append({"name": name, "mountPath": mount, "readOnly": True})
+        volume = known.setdefault((location.scheme, location.name), name)
+        if volume == name:
+            volumes.append({"name": name, **_read_only_volume(location)})
+        mounts.append({"name": volume, "mountPath": mount, "readOnly": True})
     if sizing.shared_memory is not None:
         volumes.append(
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": sizing.shared_memory}}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DatasetVersions and Checkpoints: immutable records without an owner, so they outlive a deleted run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import get_args
 
@@ -27,6 +27,7 @@ from finetune_operator.api.finetunejobstatus import LossPoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
 from finetune_operator.api.method import MethodRecord, ResolvedLoRA
+from finetune_operator.api.preparation import RowSource
 from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,
@@ -40,7 +41,7 @@ from finetune_operator.manifests.labels import (
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
-from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult
+from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult, SourceResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
 from finetune_trainer.contract.vocabulary import SplitName
 
@@ -50,7 +51,7 @@ def build_dataset_version(
     name: str,
     result: PrepareResult,
     *,
-    source: str,
+    sources: Iterable[RowSource],
     store: str | None,
     store_credentials: str | None,
     deletion_policy: DeletionPolicy,
@@ -61,7 +62,7 @@ def build_dataset_version(
         owner: the Dataset, or the FineTuneJob with dataset.source.
         name: name of the record.
         result: result of prepare.
-        source: URI that the rows were read from.
+        sources: sources that the rows were read from.
         store: URI of the store.
         store_credentials: name of the Secret with the credentials of the store.
         deletion_policy: what happens to the rows when the record is deleted.
@@ -74,10 +75,10 @@ def build_dataset_version(
     spec = DatasetVersionSpec(
         dataset=owner.name,
         digest=result.dataset,
-        source=SourceRecord(uri=_without_query(source), revision=result.source_revision),
+        sources=tuple(_source_record(*each) for each in zip(sources, result.sources, strict=False)),
         source_digest=result.source,
         preparation_digest=result.preparation,
-        format=(result.format or "Unknown")[:32],
+        format=(result.format or "Unknown")[:128],
         rule_version=result.rule_version if result.rule_version > 1 else None,
         group_by=result.group_by,
         rows=sum(split.rows for split in result.splits),
@@ -101,6 +102,18 @@ def build_dataset_version(
         },
         "spec": spec.to_dict(),
     }
+
+
+def _source_record(source: RowSource, found: SourceResult) -> SourceRecord:
+    return SourceRecord(
+        uri=without_query(source.uri),
+        revision=found.revision,
+        format=None if found.format is None else found.format[:32],
+        splits=source.splits,
+        train=found.train,
+        validation=found.validation,
+        test=found.test,
+    )
 
 
 def _statistics(found: DataStatistics) -> DatasetStatistics:
@@ -202,7 +215,7 @@ def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ..
     return tuple(point for point in points if point.step <= step) or None
 
 
-def _without_query(uri: str) -> str:
+def without_query(uri: str) -> str:
     """The URI without the query of a web address, which may be a signature and so a credential."""
     return uri.partition("?")[0] if uri.startswith("https://") else uri
 

@@ -3,8 +3,8 @@
 
 import random
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.contract.vocabulary import NearDuplicates as Option
 from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.data import similarity
 from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
-from finetune_trainer.data.result import DuplicatePair
+from finetune_trainer.data.result import DuplicatePair, NearSearch
 from finetune_trainer.data.rowproblems import RowPosition
 from finetune_trainer.rows import Message, Row
 from tests.trainer.data.reading import reader
@@ -163,7 +164,12 @@ def test_examples_are_limited_and_name_their_files_and_all_pairs_are_available()
     for record in range(200):
         index.add(Row.pair("a", "b"), "train", record % 2, record // 2 + 1)
 
-    selection = select(index, reader([]), Cleaning(near_duplicates="Off"), ["one.jsonl", "two.jsonl"])
+    selection = select(
+        index,
+        reader([]),
+        Cleaning(near_duplicates="Off"),
+        [RowPosition("one.jsonl"), RowPosition("two.jsonl")],
+    )
 
     assert selection.duplicates == len(list(selection.all_pairs())) == 199
     assert len(selection.example_pairs) == 100
@@ -201,32 +207,56 @@ def test_exact_duplicates_are_not_near_duplicates() -> None:
     assert (selection.duplicates, selection.near_duplicates) == (1, 0)
 
 
-def test_near_duplicates_are_not_searched_above_the_limit() -> None:
-    rows = [Row.pair(f"{LONG} {number}", "a") for number in range(2)]
+def test_a_search_that_needs_too_much_memory_compares_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "MAX_BYTES", 0)
+    monkeypatch.setattr(similarity, "MIN_ROWS", 6)
+    rare = [Row.pair(f"{LONG} {number}", "rare") for number in range(2)]
+    common = [Row.pair(f"{LONG} {number}", "common") for number in range(10, 17)]
+    splits: list[SplitName] = ["train", "train", "test", "test", "test", "train", "train", "train", "train"]
 
-    selection = _select_rows(rows, option="Remove", limit=1)
+    selection = _select_rows([*rare, *common], splits, option="Remove")
 
-    assert selection.keep.all()
-    assert (selection.near_duplicates, selection.skipped) == (None, 2)
-
-
-def test_above_the_limit_no_row_is_read_again() -> None:
-    index = RowIndex()
-    for number in range(2):
-        index.add(Row.pair(f"{LONG} {number}", "a"), "train", 0, number + 1)
-
-    def rows(wanted: Any) -> Any:
-        raise AssertionError
-
-    assert select(index, rows, Cleaning(max_rows_for_near_duplicates=1), [None]).skipped == 2
+    assert selection.near_search == NearSearch(rows=6, of_rows=9)
+    # Both rare rows are compared, and two held-out and two training rows with the common answer.
+    assert selection.keep.tolist() == [True, False, True, False, True, False, False, True, True]
+    assert (selection.near_duplicates, selection.near_leaked) == (2, 2)
 
 
-def test_rows_with_a_unique_answer_are_not_read_again_and_do_not_count_for_the_limit() -> None:
+def test_the_memory_of_a_search_is_limited_by_the_number_of_all_rows() -> None:
+    def compared(rows: int) -> int:
+        answers = np.zeros(rows, dtype=np.int32)
+        held_out = np.arange(rows) < rows // 10
+        chosen = similarity.affordable(np.arange(rows), answers, held_out)
+        assert (np.diff(chosen) > 0).all()
+        return len(chosen)
+
+    assert compared(200_000) == 200_000
+    assert compared(1_000_000) == ((1 << 30) - 140_000_000) // 5120
+    assert compared(10_000_000) == 50_000
+
+
+def test_rows_with_a_unique_answer_are_not_read_again_and_are_not_compared() -> None:
     rows = [Row.pair(f"{LONG} {number}", str(number)) for number in range(5)]
 
-    selection = _select_rows(rows, option="Remove", limit=1, visible_text=True)
+    selection = _select_rows(rows, option="Remove", visible_text=True)
 
-    assert (selection.near_duplicates, selection.skipped) == (0, 0)
+    assert selection.near_duplicates == 0
+    assert selection.near_search == NearSearch(rows=0, of_rows=0)
+
+
+def test_a_training_row_of_the_group_of_a_held_out_row_is_removed() -> None:
+    rows = [Row.pair(f"question {number}", f"answer {number}") for number in range(4)]
+    index = RowIndex()
+    index.add(rows[0], "test", 0, 1, group="7")
+    index.add(rows[1], "train", 0, 2, group=7)
+    index.add(rows[2], "train", 0, 3, group="8")
+    index.add(rows[3], "train", 0, 4)
+
+    selection = select(index, reader(rows), Cleaning(), [RowPosition()])
+
+    assert selection.keep.tolist() == [True, False, True, True]
+    assert selection.leaked == 1
+    assert selection.example_pairs == (DuplicatePair("GroupLeak", _place(2), _place(1)),)
 
 
 def test_an_empty_index_has_an_empty_selection() -> None:
@@ -293,13 +323,11 @@ def _select_rows(
     option: Option = "Keep",
     *,
     visible_text: bool = False,
-    limit: int = 1000,
 ) -> Selection:
     index = RowIndex(compares_visible_text=visible_text)
     for number, row in enumerate(rows):
         index.add(row, splits[number] if splits else "train", 0, number + 1)
-    cleaning = Cleaning(near_duplicates=option, max_rows_for_near_duplicates=limit)
-    return select(index, reader(rows), cleaning, [None])
+    return select(index, reader(rows), Cleaning(near_duplicates=option), [RowPosition()])
 
 
 def _place(record: int) -> RowPosition:

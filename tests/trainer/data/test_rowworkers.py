@@ -191,7 +191,7 @@ def test_few_rows_and_one_processor_start_no_process(
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(rowworkers, "available_processors", lambda: 1)
-    assert len(list(prepare_batches(batches, Recipe()))) > 50
+    assert len(list(prepare_batches(batches, [Recipe()]))) > 50
 
     monkeypatch.setattr(rowworkers, "available_processors", lambda: 2)
     monkeypatch.setattr(reading, "BATCH_ROWS", 1000)
@@ -205,7 +205,7 @@ def test_an_error_of_a_worker_is_raised_with_its_traceback(
     monkeypatch.setattr(rowworkers, "LOCAL_BATCHES", 0)
     broken = [replace(batch, items=[(1, None)]) for batch in batches]  # type: ignore[list-item]
 
-    with closing(prepare_batches(broken, Recipe())) as prepared, pytest.raises(TypeError) as caught:
+    with closing(prepare_batches(broken, [Recipe()])) as prepared, pytest.raises(TypeError) as caught:
         list(prepared)
 
     assert any("in prepare" in note for note in caught.value.__notes__)
@@ -213,7 +213,7 @@ def test_an_error_of_a_worker_is_raised_with_its_traceback(
 
 def test_a_killed_worker_raises_a_memory_error(batches: Iterator[RowBatch]) -> None:
     before = children(os.getpid())
-    with RowWorkers(Recipe(), 1) as several:
+    with RowWorkers([Recipe()], 1) as several:
         several.give(next(batches))
         several.take()
         (worker,) = set(children(os.getpid())).difference(before)
@@ -227,7 +227,7 @@ def test_a_killed_worker_raises_a_memory_error(batches: Iterator[RowBatch]) -> N
 def test_batches_at_the_workers_are_limited(
     monkeypatch: pytest.MonkeyPatch, batches: Iterator[RowBatch]
 ) -> None:
-    with RowWorkers(Recipe(), 1) as several:
+    with RowWorkers([Recipe()], 1) as several:
         for _ in range(3):
             assert not several.are_busy()
             several.give(next(batches))
@@ -245,7 +245,7 @@ def test_workers_end_when_the_generator_is_closed(
     monkeypatch.setattr(rowworkers, "LOCAL_BATCHES", 0)
     before = children(os.getpid())
 
-    with closing(prepare_batches(batches, Recipe())) as prepared:
+    with closing(prepare_batches(batches, [Recipe()])) as prepared:
         next(prepared)
         assert len(children(os.getpid())) == len(before) + 2
 
@@ -259,7 +259,7 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals) 
         "from finetune_trainer.data.options import Recipe\n"
         "from finetune_trainer.data.rowworkers import RowWorkers\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
-        "with RowWorkers(Recipe(), 2):\n"
+        "with RowWorkers([Recipe()], 2):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(600)\n"
     )

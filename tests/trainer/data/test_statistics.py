@@ -2,7 +2,7 @@
 """Statistics of the rows, and warnings about all rows together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Cleaning, Split
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.comparison import compare
+from finetune_trainer.data import similarity
+from finetune_trainer.data.comparison import EarlierVersion, compare
 from finetune_trainer.data.datasetwarnings import (
     labels_not_held_out,
     near_constant_completions,
@@ -25,7 +26,8 @@ from finetune_trainer.data.duplicates import Selection, select
 from finetune_trainer.data.index import SPLITS, RowIndex
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.output import SplitWriter, line_of
-from finetune_trainer.data.result import Bucket, CharacterLengths, Label, RowChanges
+from finetune_trainer.data.result import Bucket, CharacterLengths, Label, RowChanges, SourceChanges
+from finetune_trainer.data.rowproblems import Code, RowPosition
 from finetune_trainer.data.statistics import lengths, of_rows
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
@@ -162,22 +164,36 @@ def test_many_rows_in_every_split_cause_no_warning() -> None:
                 "expected each input in one split; find out where they come from, if there are many"
             ),
         ),
-        (
-            [("a", "b"), ("c", "d")],
-            ["train"] * 2,
-            Recipe(cleaning=Cleaning(max_rows_for_near_duplicates=1)),
-            (
-                "near duplicates were not searched in 2 rows; expected at most 1 rows; "
-                "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
-                "or set cleaning.nearDuplicates: Off"
-            ),
-        ),
     ],
 )
 def test_warnings_name_what_is_expected(
     rows: list[tuple[str, str]], splits: list[SplitName], recipe: Recipe, warning: str
 ) -> None:
     assert warning in _warnings(rows, splits, recipe)
+
+
+def test_a_search_of_a_part_of_the_rows_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "MAX_BYTES", 0)
+    monkeypatch.setattr(similarity, "MIN_ROWS", 1)
+
+    assert _warnings([("a", "b"), ("c", "b")], ["train"] * 2, Recipe())[-1] == (
+        "near duplicates were searched in 1 of 2 rows, those with the rarest answers, because the search of"
+        " all would take too much memory; divide the rows among several Datasets to search all of them, or"
+        " set cleaning.nearDuplicates: Off"
+    )
+
+
+def test_a_dataset_that_only_trains_says_why_nothing_is_held_out() -> None:
+    index, selection = _index([("a", "b")])
+    issues = summary_issues(
+        index, selection, {"train": 1, "validation": 0, "test": 0}, Recipe(), only_trains=True
+    )
+
+    assert [str(issue) for issue in issues if issue.code == Code.EMPTY_SPLIT] == [
+        f"no row is in the {split} split, because every source has splits: TrainOnly; expected some rows to"
+        f" evaluate with; set splits: All in a source with rows to hold out, or set split.{split}: 0"
+        for split in ("validation", "test")
+    ]
 
 
 SPLIT_ROWS: dict[SplitName, int] = {"train": 20, "validation": 0, "test": 10}
@@ -215,7 +231,7 @@ def test_kto_rows_with_only_one_label_cause_a_warning() -> None:
     index = RowIndex()
     for number, row in enumerate(rows):
         index.add(row, "train", 0, number + 1)
-    selection = select(index, reader(rows), Cleaning(near_duplicates="Off"), [None])
+    selection = select(index, reader(rows), Cleaning(near_duplicates="Off"), [RowPosition()])
 
     warnings = [str(issue) for issue in summary_issues(index, selection, {"train": 3}, NO_SPLITS)]
 
@@ -230,9 +246,10 @@ def test_near_rows_cause_a_warning() -> None:
         near_leaked=1,
         conflicting=0,
         near_duplicates=4,
-        skipped=0,
+        near_search=None,
+        leaks=np.zeros(300, dtype=bool),
         index=RowIndex(),
-        files=[None],
+        files=[RowPosition()],
         pairs=(),
     )
 
@@ -278,7 +295,7 @@ def test_different_tool_calls_without_a_text_are_different_completions() -> None
             calls = json.dumps([call])
             found.append(Row((Message("user", f"a{number}"), Message("assistant", "", tool_calls=calls))))
             index.add(found[-1], "train", 0, number + 1)
-        return index, select(index, reader(found), NO_SPLITS.cleaning, [None])
+        return index, select(index, reader(found), NO_SPLITS.cleaning, [RowPosition()])
 
     assert near_constant_completions(*rows([f"tag {number}" for number in range(40)])) is None
     assert of_rows(*rows(["x", "y"]), 0).distinct_completions == 2
@@ -319,6 +336,10 @@ def test_labels_that_differ_visibly_or_in_what_is_not_shown_cause_no_warning() -
     assert list(similar_labels([*labels, _label("[SECRET]"), _label("[SECRET]")])) == []
 
 
+Origins = Sequence[tuple[str, Mapping[SplitName, int]]]
+"""Sources, and their rows per split."""
+
+
 def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> None:
     before = [("same", "a"), ("changed", "b"), ("removed", "c"), ("moved", "d")]
     after = [("moved", "d"), ("changed", "x"), ("same", "a"), ("added", "e"), ("added", "e"), ("added", "f")]
@@ -327,9 +348,44 @@ def test_a_version_differs_by_added_removed_and_changed_rows(tmp_path: Path) -> 
             writer.write(SPLITS[number % 3], line_of(Row.pair(*row)))
     index, selection = _index(after)
 
-    difference = compare(index, selection.keep, "abc", [tmp_path / file for file in SPLIT_FILES.values()])
+    sources = np.array([0, 1, 0, 0, 1, 1])
+    compared = compare(
+        index, selection.keep, _earlier(tmp_path), np.zeros(len(after), dtype=np.int64), ["one"]
+    )
+    origins: Origins = [("one", {"train": 1, "validation": 1, "test": 1}), ("gone", {"train": 1})]
+    by_source = compare(index, selection.keep, _earlier(tmp_path, origins), sources, ["one", "two"])
 
-    assert difference == RowChanges(previous="abc", added=2, removed=1, changed=1)
+    assert compared == RowChanges(previous="abc", added=2, removed=1, changed=1)
+    # The first of two equal rows stays, with its source.
+    assert by_source == replace(
+        compared,
+        sources=(
+            SourceChanges(name="one", added=1, removed=1, changed=0),
+            SourceChanges(name="two", added=1, removed=0, changed=1),
+        ),
+    )
+
+
+def test_removed_rows_of_a_source_that_is_gone_are_counted_for_it(tmp_path: Path) -> None:
+    with SplitWriter(tmp_path) as writer:
+        for number in range(5):
+            writer.write("train", line_of(Row.pair(f"a{number}", "b")))
+    index, selection = _index([("a0", "b"), ("a1", "b")])
+    origins: Origins = [("kept", {"train": 2}), ("gone", {"train": 3})]
+
+    difference = compare(
+        index, selection.keep, _earlier(tmp_path, origins), np.zeros(2, dtype=np.int64), ["kept"]
+    )
+    unknown = compare(
+        index,
+        selection.keep,
+        _earlier(tmp_path, [("kept", {"train": 1}), ("gone", {"train": 1})]),
+        np.zeros(2, dtype=np.int64),
+        ["kept"],
+    )
+
+    assert difference.sources == (SourceChanges(name="gone", added=0, removed=3, changed=0),)
+    assert (unknown.removed, unknown.sources) == (3, ())
 
 
 def test_rows_of_every_form_are_equal_when_they_are_read_again(tmp_path: Path) -> None:
@@ -355,9 +411,20 @@ def test_rows_of_every_form_are_equal_when_they_are_read_again(tmp_path: Path) -
             writer.write("train", line_of(row))
             index.add(row, "train", 0, number + 1)
 
-    difference = compare(index, np.ones(len(rows), dtype=bool), "abc", [tmp_path / "train.jsonl"])
+    difference = compare(
+        index,
+        np.ones(len(rows), dtype=bool),
+        _earlier(tmp_path),
+        np.zeros(len(rows), dtype=np.int64),
+        ["one"],
+    )
 
     assert difference == RowChanges(previous="abc", added=0, removed=0, changed=0)
+
+
+def _earlier(folder: Path, sources: Origins = ()) -> EarlierVersion:
+    files = {split: folder / name for split, name in SPLIT_FILES.items()}
+    return EarlierVersion(digest="abc", files=files, sources=sources)
 
 
 def _index_of(rows: int) -> RowIndex:
@@ -383,4 +450,4 @@ def _index(
     index, rows = RowIndex(), [Row.pair(*pair) for pair in pairs]
     for number, row in enumerate(rows):
         index.add(row, splits[number] if splits else "train", 0, number + 1)
-    return index, select(index, reader(rows), cleaning, [None])
+    return index, select(index, reader(rows), cleaning, [RowPosition()])

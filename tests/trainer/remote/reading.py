@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
@@ -18,7 +18,7 @@ from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import open_store
-from tests.trainer.preparing import OWNER, RUN
+from tests.trainer.preparing import OF_SOURCE, OWNER, RUN
 
 
 def source(
@@ -51,8 +51,8 @@ def failure(folder: Path, uri: str, credentials: SecretMount | None = None, **wa
 def prepare(root: Path, uri: str, credentials: SecretMount | None = None, **settings: Any) -> PrepareResult:
     """Run the stage with a mounted store below `root`."""
     store = StoreConfig(uri="pvc://artifacts", path=str(root / "store"))
-    config = PrepareConfig(
-        owner=OWNER, run=RUN, store=store, source_uri=uri, source_credentials=credentials, **settings
-    )
+    of_source = {name: settings.pop(name) for name in OF_SOURCE if name in settings}
+    source = SourceConfig(uri=uri, credentials=credentials, **of_source)
+    config = PrepareConfig(owner=OWNER, run=RUN, store=store, sources=(source,), **settings)
     context = StageContext(open_store(store), Reporter(None, OWNER, "prepare"), Stop())
     return stage.run(config, context)

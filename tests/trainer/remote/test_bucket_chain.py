@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.dataset import Columns, Split
@@ -101,9 +101,13 @@ def test_the_whole_chain_goes_from_bucket_to_bucket(pod: Pod, tmp_path: Path) ->
     prepared = run(
         PrepareConfig(
             **common(),
-            source_uri=f"s3://{inputs.name}/rows.jsonl",
-            source_credentials=secret,
-            columns=Columns(prompt="q", completion="a"),
+            sources=(
+                SourceConfig(
+                    uri=f"s3://{inputs.name}/rows.jsonl",
+                    credentials=secret,
+                    columns=Columns(prompt="q", completion="a"),
+                ),
+            ),
             split=Split(validation=0.2, test=0.2),
         )
     ).result.prepare

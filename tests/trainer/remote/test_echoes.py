@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from tests.trainer import processes
@@ -82,8 +82,9 @@ def test_a_pod_leaves_nothing_of_a_credential_in_its_result_log_and_store(
             owner=OWNER,
             run=RUN,
             store=StoreConfig(uri="pvc://artifacts", path=str(tmp_path / "store")),
-            source_uri=f"https://{server.host}/rows.jsonl?sig={TOKEN[::-1]}",
-            source_credentials=secret,
+            sources=(
+                SourceConfig(uri=f"https://{server.host}/rows.jsonl?sig={TOKEN[::-1]}", credentials=secret),
+            ),
         )
 
         ended = processes.run(config)

@@ -94,7 +94,7 @@ def test_rows_of_a_dataset_at_the_hub_are_read_at_the_commit_that_is_recorded(
 
     result = prepare(tmp_path, f"hf://datasets/team/tickets@{first}/data/rows.jsonl", secret)
 
-    assert (result.source_revision, result.statistics.source_rows) == (first, 40)
+    assert (result.sources[0].revision, result.statistics.source_rows) == (first, 40)
 
 
 def test_a_folder_of_a_dataset_gives_its_rows_and_nothing_else(
@@ -105,7 +105,7 @@ def test_a_folder_of_a_dataset_gives_its_rows_and_nothing_else(
 
     result = prepare(tmp_path, "hf://datasets/team/tickets", secret)
 
-    assert (result.source_revision, result.statistics.source_rows) == (commit, 40)
+    assert (result.sources[0].revision, result.statistics.source_rows) == (commit, 40)
     assert contents(hub) == ["a.jsonl"]
 
 
@@ -117,7 +117,7 @@ def test_a_pattern_takes_files_of_a_dataset_and_an_old_commit_is_not_downloaded_
     uri = "hf://datasets/team/tickets/data/train-*.jsonl"
 
     first = prepare(tmp_path, uri, secret)
-    again = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+    again = prepare(tmp_path, uri, secret, known_version=first.sources[0].version)
 
     assert (first.statistics.source_rows, again.unchanged) == (40, True)
     assert contents(hub) == ["train-0.jsonl"]

@@ -44,7 +44,7 @@ def test_the_rows_in_a_folder_of_a_bucket_become_a_dataset(
 
     result = prepare(tmp_path, f"s3://{bucket.name}/rows", secret)
 
-    assert (result.statistics.source_rows, result.source_revision) == (41, None)
+    assert (result.statistics.source_rows, result.sources[0].revision) == (41, None)
 
 
 def test_a_pattern_takes_the_objects_that_match(bucket: Path, secret: SecretMount, tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ def test_objects_that_have_not_changed_are_not_downloaded_again(
     uri = f"s3://{bucket.name}/rows.jsonl"
     first = prepare(tmp_path, uri, secret)
 
-    again = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+    again = prepare(tmp_path, uri, secret, known_version=first.sources[0].version)
     assert again.unchanged
     assert again.dataset is None
 
     (bucket / "rows.jsonl").write_bytes(ROWS + b'{"prompt": "one", "completion": "more"}\n')
-    changed = prepare(tmp_path, uri, secret, unless_version=first.source_version)
+    changed = prepare(tmp_path, uri, secret, known_version=first.sources[0].version)
     assert changed.statistics.source_rows == 41
-    assert changed.source_version != first.source_version
+    assert changed.sources[0].version != first.sources[0].version
 
 
 def test_an_object_of_several_requests_arrives_whole(

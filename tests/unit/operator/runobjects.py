@@ -13,6 +13,7 @@ from finetune_trainer.contract.results import (
     PreflightResult,
     PrepareResult,
     Score,
+    SourceResult,
     SplitRecord,
     StageResult,
     TrainResult,
@@ -66,7 +67,7 @@ def dataset(**spec: Any) -> Manifest:
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "Dataset",
         "metadata": {"name": DATASET, "uid": DATASET_UID},
-        "spec": {"source": {"uri": "configmap://tickets/rows.jsonl"}, **spec},
+        "spec": {"sources": [{"uri": "configmap://tickets/rows.jsonl"}], **spec},
     }
 
 
@@ -97,9 +98,12 @@ def prerequisites() -> tuple[Manifest, ...]:
     return profile(), claim("artifacts"), claim("models")
 
 
-def prepared(run: str = f"{DATASET_UID}-1", test_rows: int = 24, **result: Any) -> StageResult:
+def prepared(
+    run: str = f"{DATASET_UID}-1", test_rows: int = 24, source_version: str | None = None, **result: Any
+) -> StageResult:
     fields: dict[str, Any] = {
         "dataset": ROWS,
+        "sources": (SourceResult(version=source_version),),
         "source": digest("1"),
         "preparation": digest("2"),
         "format": "PromptCompletion",

@@ -72,7 +72,7 @@ def test_without_a_champion_an_endpoint_keeps_what_it_serves_and_can_be_scaled()
 
 def test_the_first_of_several_models_decides_and_the_others_wait() -> None:
     cluster = following(
-        checkpoint("first", "1"), on_other_base("letter", "2", model_line="letters"), models=[ROUTER, WRITER]
+        checkpoint("first", "1"), on_other_base("letter", "2", modelLine="letters"), models=[ROUTER, WRITER]
     )
     serve(cluster)
     assert served(cluster) == {"router": ("first", digest("1"))}
@@ -80,7 +80,7 @@ def test_the_first_of_several_models_decides_and_the_others_wait() -> None:
     assert reason == "BaseModelMismatch"
     assert f"checkpoint letter was trained from base model pvc://models/other ({OTHER_BASE})" in message
     assert f"this endpoint serves {BASE}: serve it from another InferenceDeployment" in message
-    cluster.put(checkpoint("letter-2", "3", model_line="letters", promoted=10))
+    cluster.put(checkpoint("letter-2", "3", modelLine="letters", promoted=10))
     serve(cluster)
     assert set(served(cluster)) == {"router", "writer"}
     assert (cluster.condition("Ready") or ("",))[0] == "Serving"
@@ -88,7 +88,7 @@ def test_the_first_of_several_models_decides_and_the_others_wait() -> None:
 
 def test_no_name_that_is_served_loses_its_weights_to_another_base_model_of_the_first() -> None:
     cluster = following(
-        checkpoint("first", "1"), checkpoint("letter", "2", model_line="letters"), models=[ROUTER, WRITER]
+        checkpoint("first", "1"), checkpoint("letter", "2", modelLine="letters"), models=[ROUTER, WRITER]
     )
     old = serve(cluster)
     cluster.put(on_other_base("second", "3", promoted=10))
@@ -98,7 +98,7 @@ def test_no_name_that_is_served_loses_its_weights_to_another_base_model_of_the_f
     reason, message = problem(cluster)
     assert reason == "BaseModelMismatch"
     assert "checkpoint second was trained from base model pvc://models/other" in message
-    cluster.put(on_other_base("letter-2", "4", model_line="letters", promoted=20))
+    cluster.put(on_other_base("letter-2", "4", modelLine="letters", promoted=20))
     serve(cluster)
     assert served(cluster) == {"router": ("second", digest("3")), "writer": ("letter-2", digest("4"))}
     assert cluster.endpoint.status.base_model_digest == OTHER_BASE
@@ -106,7 +106,7 @@ def test_no_name_that_is_served_loses_its_weights_to_another_base_model_of_the_f
 
 def test_an_edit_of_the_base_model_serves_no_adapter_of_the_one_before() -> None:
     cluster = EndpointCluster(
-        checkpoint("first", "1"), checkpoint("letter", "2", model_line="letters"), models=[ROUTER, WRITER]
+        checkpoint("first", "1"), checkpoint("letter", "2", modelLine="letters"), models=[ROUTER, WRITER]
     )
     serve(cluster)
     cluster.put(on_other_base("second", "3", promoted=10))

@@ -157,16 +157,16 @@ def test_threads_follow_devices_and_cpu_request_where_a_device_is_a_core(
 
 
 def test_a_source_in_the_stores_own_claim_shares_its_volume_read_only() -> None:
-    pod = pod_of(built("prepare", source=Location("pvc", "artifacts", "rows.csv")))
+    pod = pod_of(built("prepare", sources=(Location("pvc", "artifacts", "rows.csv"),)))
     assert [volume["name"] for volume in pod["volumes"]] == ["store", "scratch"]
-    assert {"name": "store", "mountPath": "/mnt/source", "readOnly": True} in pod["containers"][0][
+    assert {"name": "store", "mountPath": "/mnt/sources/0", "readOnly": True} in pod["containers"][0][
         "volumeMounts"
     ]
 
 
 def test_a_config_map_is_optional_so_that_the_pod_reports_a_missing_one() -> None:
-    pod = pod_of(built("prepare", source=Location("configmap", "tickets", "rows.jsonl")))
-    assert {"name": "source", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
+    pod = pod_of(built("prepare", sources=(Location("configmap", "tickets", "rows.jsonl"),)))
+    assert {"name": "source-0", "configMap": {"name": "tickets", "optional": True}} in pod["volumes"]
 
 
 def test_the_stores_folder_is_a_path_and_no_sub_path_of_the_mount() -> None:

@@ -9,32 +9,39 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.dataset import Dataset
+from finetune_operator.api.preparation import RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_operator.reconcile.dataset.sourcecheck import sources_of
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
 
 EVERYTHING: dict[str, Any] = {
-    "source": {"uri": "pvc://data/rows-*.csv", "credentialsSecretRef": {"name": "rows"}},
-    "format": "KTO",
-    "columns": {
-        "prompt": "a",
-        "completion": "b",
-        "messages": "c",
-        "chosen": "d",
-        "rejected": "e",
-        "label": "f",
-    },
+    "sources": [
+        {
+            "uri": "pvc://data/rows-*.csv",
+            "credentialsSecretRef": {"name": "rows"},
+            "format": "KTO",
+            "columns": {
+                "prompt": "a",
+                "completion": "b",
+                "messages": "c",
+                "chosen": "d",
+                "rejected": "e",
+                "label": "f",
+            },
+            "splits": "TrainOnly",
+        }
+    ],
     "template": "{subject}\n{body}",
     "cleaning": {
         "normalizeWhitespace": True,
         "normalizeUnicode": True,
         "nearDuplicates": "Remove",
-        "maxRowsForNearDuplicates": 7,
     },
     "checks": {
         "secrets": "Fail",
@@ -51,7 +58,6 @@ EVERYTHING: dict[str, Any] = {
         "groupBy": "customer",
         "column": "part",
         "fromFiles": True,
-        "ruleVersion": 2,
     },
     "keepColumns": ["language", "customer"],
     "onInvalidRows": "Drop",
@@ -69,33 +75,39 @@ def owner(**spec: Any) -> Dataset:
 def config_of(**spec: Any) -> PrepareConfig:
     resource = owner(**spec)
     inputs = StageInputs(resource, DATASET_UID, "pvc://artifacts", None, max_unpacked_bytes=5 << 30)
-    return prepare_config(inputs, resource.spec)
+    return prepare_config(inputs, dict(sources_of(resource)), resource.spec)
 
 
 def test_everything_that_decides_the_rows_is_passed_on() -> None:
     sent = config_of(**EVERYTHING).to_dict()
-    for field in ("format", "columns", "template", "cleaning", "checks", "split", "keepColumns"):
+    sent["split"].pop("ruleVersion")
+    for field in ("template", "cleaning", "checks", "split", "keepColumns"):
         assert sent[field] == EVERYTHING[field]
     assert (sent["onInvalidRows"], sent["maxInvalidFraction"]) == ("Drop", 0.25)
-    assert sent["maxUnpackedBytes"] == 5 << 30
+    (source,), (given,) = sent["sources"], EVERYTHING["sources"]
+    for field in ("uri", "format", "columns", "splits"):
+        assert source[field] == given[field]
+    assert source["credentials"]["name"] == "rows"
 
 
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
     common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
-    technical = common | {"sourceUri", "sourcePath"}
-    left = named - technical - {"sourceCredentials", "previous", "unlessVersion", "maxUnpackedBytes"}
-    assert left == set(EVERYTHING) - {"source"}
+    # The ComputeProfile limits the size of unpacked files.
+    assert named - common - {"previous", "previousSources", "maxUnpackedBytes"} == set(EVERYTHING)
+    of_source = {field.alias for field in SourceConfig.model_fields.values()}
+    technical = {"field", "path", "knownVersion"}
+    assert of_source - technical - {"credentials"} == set(EVERYTHING["sources"][0]) - {"credentialsSecretRef"}
     for model, field in (
-        (Columns, "columns"),
         (Cleaning, "cleaning"),
         (Checks, "checks"),
         (Split, "split"),
     ):
-        assert {to_camel(each.name) for each in fields(model)} == set(EVERYTHING[field])
+        assert {to_camel(each.name) for each in fields(model)} - {"ruleVersion"} == set(EVERYTHING[field])
+    assert {each.name for each in fields(Columns)} == set(EVERYTHING["sources"][0]["columns"])
 
 
-@pytest.mark.parametrize("part", ["columns", "cleaning", "checks", "split"])
+@pytest.mark.parametrize("part", ["cleaning", "checks", "split"])
 def test_a_setting_that_the_trainer_does_not_know_is_refused(part: str) -> None:
     sent = config_of(**EVERYTHING).to_dict()
     sent[part]["new"] = True
@@ -112,16 +124,16 @@ def test_settings_are_read_as_they_were_sent() -> None:
 
 def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
     inputs = StageInputs(owner(**EVERYTHING), DATASET_UID, "pvc://artifacts", None, contract_version=1)
-    sent = prepare_config(inputs, owner(**EVERYTHING).spec).to_dict()
+    resource = owner(**EVERYTHING)
+    sent = prepare_config(inputs, dict(sources_of(resource)), resource.spec).to_dict()
 
-    assert sent["split"] == {
-        name: value for name, value in EVERYTHING["split"].items() if name != "ruleVersion"
-    }
+    assert sent["split"] == EVERYTHING["split"]
 
 
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"format", "columns", "template", "cleaning", "checks"}.isdisjoint(sent)
+    assert {"template", "cleaning", "checks"}.isdisjoint(sent)
+    assert {"format", "columns", "splits"}.isdisjoint(sent["sources"][0])
     # The operator determines the rule version that a Dataset began with.
     assert sent["split"] == {"ruleVersion": RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
@@ -130,11 +142,11 @@ def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
 
 
 def test_a_pattern_is_looked_for_in_the_mounted_folder() -> None:
-    assert (
-        config_of(source={"uri": "pvc://data/2030/rows-*.csv"}).source_path == "/mnt/source/2030/rows-*.csv"
-    )
-    assert config_of(source={"uri": "configmap://rows/*.jsonl"}).source_path == "/mnt/source/*.jsonl"
-    assert config_of(source={"uri": "s3://bucket/rows-*.csv"}).source_path is None
+    uris = ("pvc://data/2030/rows-*.csv", "configmap://rows/*.jsonl", "s3://bucket/rows-*.csv")
+    config = config_of(sources=[{"uri": uri} for uri in uris])
+
+    paths = ["/mnt/sources/0/2030/rows-*.csv", "/mnt/sources/1/*.jsonl", None]
+    assert [source.path for source in config.sources] == paths
 
 
 def record_of(source: str, **result: Any) -> Any:
@@ -144,7 +156,7 @@ def record_of(source: str, **result: Any) -> Any:
         owner(),
         VERSION,
         made,
-        source=source,
+        sources=[RowSource(uri=source)],
         store="pvc://artifacts",
         store_credentials=None,
         deletion_policy="Retain",
@@ -172,8 +184,8 @@ def test_a_version_has_all_counts_of_its_preparation() -> None:
 
 
 def test_a_version_says_where_its_rows_are_from_with_its_pattern_and_without_a_signature() -> None:
-    assert record_of("pvc://data/rows-?.jsonl")["source"]["uri"] == "pvc://data/rows-?.jsonl"
-    assert record_of("https://rows.example/a?signature=x")["source"]["uri"] == "https://rows.example/a"
+    assert record_of("pvc://data/rows-?.jsonl")["sources"][0]["uri"] == "pvc://data/rows-?.jsonl"
+    assert record_of("https://rows.example/a?signature=x")["sources"][0]["uri"] == "https://rows.example/a"
 
 
 def test_a_version_says_which_rows_are_together() -> None:
@@ -183,5 +195,7 @@ def test_a_version_says_which_rows_are_together() -> None:
 
 def test_a_version_is_compared_by_digest() -> None:
     inputs = StageInputs(owner(), DATASET_UID, "pvc://artifacts", None)
-    config = prepare_config(inputs, owner().spec, previous=digest("a"), unless_version="etag-1")
-    assert (config.previous, config.unless_version) == (digest("a"), "etag-1")
+    config = prepare_config(
+        inputs, dict(sources_of(owner())), owner().spec, previous=digest("a"), known_versions=["etag-1"]
+    )
+    assert (config.previous, config.sources[0].known_version) == (digest("a"), "etag-1")

@@ -156,7 +156,7 @@ def test_inline_rows_become_a_version_of_the_run_itself() -> None:
     )
     cluster.remove("Dataset", DATASET)
     cluster.settle()
-    assert cluster.config("prepare").source_path == "/mnt/source/rows.jsonl"
+    assert cluster.config("prepare").sources[0].path == "/mnt/sources/0/rows.jsonl"
     cluster.succeed("prepare", prepared(run=JOB_UID, warning_count=1, warnings=("line 3: a secret",)))
     cluster.settle()
     name = f"{JOB}-data-{'d' * 12}"

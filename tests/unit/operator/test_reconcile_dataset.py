@@ -166,7 +166,7 @@ def test_a_dataset_with_a_store_of_its_own_needs_no_profile() -> None:
         ((profile(), profile("gpu")), {}, "DefaultProfileConflict"),
         ((profile(namespaces={"names": ["research"]}),), {}, "ProfileNotAllowed"),
         ((profile(),), {}, "StoreNotFound"),
-        ((profile(), claim("artifacts")), {"source": {"uri": "pvc://rows/x.csv"}}, "SourceNotFound"),
+        ((profile(), claim("artifacts")), {"sources": [{"uri": "pvc://rows/x.csv"}]}, "SourceNotFound"),
         ((profile(store={"uri": STORE}), claim("artifacts")), {}, "StoreNotShareable"),
     ],
 )
@@ -257,7 +257,8 @@ def test_a_version_made_with_another_spec_is_compared_with_the_one_before() -> N
     cluster.change("Dataset", DATASET, split={"seed": 7})
     cluster.settle()
     config = cluster.config("prepare")
-    assert (config.previous, config.unless_version) == (ROWS, None), "other rows may come of the same source"
+    known = [source.known_version for source in config.sources]
+    assert (config.previous, known) == (ROWS, [None]), "other rows may come of the same source"
     difference = Difference(previous=ROWS, added=12, removed=3, changed=1)
     second = prepared(run=f"{DATASET_UID}-2", dataset=digest("e"), difference=difference)
     cluster.succeed("prepare", second)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.dataset import Dataset, DatasetStatus
+from finetune_operator.api.dataset import Dataset, DatasetStatus, RefreshStatus, SourceDifference
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
@@ -14,7 +14,14 @@ from finetune_operator.reconcile.kstatus import block
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType
 from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.results import Difference, PrepareResult, StageResult
+from finetune_trainer.contract.results import (
+    Difference,
+    PrepareResult,
+    SourceResult,
+    SourceRows,
+    StageResult,
+)
+from finetune_trainer.contract.results import SourceDifference as ContractSourceDifference
 from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.memorycluster import NOW, MemoryCluster
 from tests.unit.operator.runobjects import (
@@ -73,7 +80,7 @@ def run_of(cluster: MemoryCluster) -> str:
 
 
 def unchanged(cluster: MemoryCluster) -> None:
-    found = PrepareResult(unchanged=True, source_version="etag-1")
+    found = PrepareResult(unchanged=True, sources=(SourceResult(version="etag-1"),))
     result = StageResult(stage="prepare", run=run_of(cluster), outcome="Succeeded", prepare=found)
     cluster.succeed("prepare", result)
     cluster.settle()
@@ -92,8 +99,21 @@ def broken(cluster: MemoryCluster, reason: str, message: str, found: PrepareResu
 
 
 def bad_rows(cluster: MemoryCluster, message: str = "1 row is invalid: correct it") -> None:
-    found = PrepareResult(problem_count=1, problems=("row 17: completion is empty",), source_version="etag-2")
+    found = PrepareResult(
+        problem_count=1,
+        problems=("row 17: completion is empty",),
+        sources=(SourceResult(version="etag-2"),),
+    )
     broken(cluster, "InvalidData", message, found)
+
+
+def versions(refresh: RefreshStatus) -> list[str | None]:
+    return [source.version for source in refresh.sources or ()]
+
+
+def known(cluster: MemoryCluster) -> list[str | None]:
+    """Versions of the sources at which the prepare Job does nothing."""
+    return [source.known_version for source in cluster.config("prepare").sources]
 
 
 def refreshed(cluster: MemoryCluster) -> tuple[str, str, str] | None:
@@ -109,7 +129,7 @@ def test_the_source_is_checked_when_it_is_due_and_not_before() -> None:
     cluster = ready()
     first = status(cluster).refresh
     assert first is not None
-    assert (first.checks, first.checked_at, first.source_version) == (1, NOW, "etag-1")
+    assert (first.checks, first.checked_at, versions(first)) == (1, NOW, ["etag-1"])
     assert first.next_check_at is not None
     assert 0.9 * INTERVAL <= (first.next_check_at - NOW).total_seconds() <= 1.1 * INTERVAL
     cluster.now = first.next_check_at - timedelta(seconds=1)
@@ -194,12 +214,12 @@ def test_a_source_that_has_not_changed_makes_nothing() -> None:
     until_due(cluster)
     config = cluster.config("prepare")
     assert isinstance(config, PrepareConfig)
-    assert (config.unless_version, config.previous) == ("etag-1", ROWS)
+    assert (known(cluster), config.previous) == (["etag-1"], ROWS)
     before = status(cluster)
     unchanged(cluster)
     after = status(cluster)
     assert after.refresh is not None
-    assert (after.refresh.checks, after.refresh.source_version) == (2, "etag-1")
+    assert (after.refresh.checks, versions(after.refresh)) == (2, ["etag-1"])
     assert after.refresh.checked_at == cluster.now
     assert after.refresh.next_check_at is not None
     assert after.refresh.next_check_at > cluster.now
@@ -233,7 +253,7 @@ def test_what_is_new_in_the_source_becomes_one_version_and_the_dataset_is_ready_
         f"DatasetVersion {NEWER_VERSION} with 240 rows (+5 −0 ~2 rows compared with {VERSION})"
     )
     until_due(cluster)
-    assert cluster.config("prepare").unless_version == "etag-2"
+    assert known(cluster) == ["etag-2"]
     assert cluster.config("prepare").previous == NEWER
 
 
@@ -268,7 +288,7 @@ def test_a_server_that_tells_no_versions_is_read_each_time_and_equal_rows_are_no
     warned = {"warning_count": 1, "warnings": ("line 3: e-mail address",)}
     for number in (2, 3):
         until_due(cluster)
-        assert cluster.config("prepare").unless_version is None
+        assert known(cluster) == [None]
         changed(cluster, dataset=ROWS, source_version=None, **warned)
         assert checks(cluster) == number
     assert list(cluster.of("DatasetVersion")) == [VERSION]
@@ -302,14 +322,14 @@ def test_rows_that_were_refused_are_read_again_and_the_status_tells_the_sources_
     until_due(cluster)
     bad_rows(cluster)
     until_due(cluster)
-    assert cluster.config("prepare").unless_version is None
+    assert known(cluster) == [None]
     changed(cluster, dataset=ROWS, source_version="etag-3")
     found = status(cluster)
     assert (found.problem_count, found.problems) == (0, ())
     assert refreshed(cluster) is not None
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
     until_due(cluster)
-    assert cluster.config("prepare").unless_version == "etag-3"
+    assert known(cluster) == ["etag-3"]
 
 
 def test_a_failing_check_is_reported_once_for_each_reason() -> None:
@@ -345,7 +365,7 @@ def test_a_source_or_store_that_is_unavailable_is_checked_again_after_the_interv
     assert refresh.next_check_at is not None
     assert (refresh.next_check_at - ended).total_seconds() >= 0.9 * INTERVAL
     until_due(cluster)
-    assert cluster.config("prepare").unless_version == "etag-1"
+    assert known(cluster) == ["etag-1"]
     unchanged(cluster)
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded", "Refreshed": "Succeeded"}
 
@@ -432,7 +452,7 @@ def test_a_dataset_without_refresh_is_checked_on_request() -> None:
     assert cluster.plan("Dataset", DATASET).requeue_after is None
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
-    assert cluster.config("prepare").unless_version == "etag-1"
+    assert known(cluster) == ["etag-1"]
     changed(cluster)
     assert status(cluster).latest_version == NEWER_VERSION
     refresh = status(cluster).refresh
@@ -486,7 +506,7 @@ def test_a_dataset_that_failed_is_prepared_again_on_request() -> None:
     cluster.annotate("Dataset", DATASET, refresh_requested="corrected")
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
-    assert (run_of(cluster), cluster.config("prepare").unless_version) == (f"{DATASET_UID}-1-1", None)
+    assert (run_of(cluster), known(cluster)) == (f"{DATASET_UID}-1-1", [None])
     bad_rows(cluster)
     assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidData"}
     cluster.annotate("Dataset", DATASET, refresh_requested="corrected at last")
@@ -498,7 +518,7 @@ def test_a_dataset_that_failed_is_prepared_again_on_request() -> None:
 
 
 def test_an_invalid_spec_is_not_checked_in_circles_on_request() -> None:
-    cluster = MemoryCluster(*prerequisites(), dataset(source={"uri": "pvc://rows/*/a.jsonl"}))
+    cluster = MemoryCluster(*prerequisites(), dataset(sources=[{"uri": "pvc://rows/*/a.jsonl"}]))
     cluster.annotate("Dataset", DATASET, refresh_requested="now")
     cluster.settle()
     assert cluster.states("Dataset", DATASET) == {"Stalled": "InvalidSpec"}
@@ -517,7 +537,7 @@ def test_another_spec_is_prepared_anew_and_earlier_checks_are_forgotten() -> Non
     assert refreshed(cluster) is None
     assert status(cluster).refresh is None
     config = cluster.config("prepare")
-    assert (config.run, config.unless_version, config.previous) == (f"{DATASET_UID}-2", None, ROWS)
+    assert (config.run, known(cluster), config.previous) == (f"{DATASET_UID}-2", [None], ROWS)
     changed(cluster)
     assert cluster.states("Dataset", DATASET) == {"Ready": "Succeeded"}
     assert checks(cluster) == 1
@@ -580,7 +600,7 @@ def test_the_check_after_the_latest_version_was_deleted_makes_it_again() -> None
     cluster.remove("DatasetVersion", VERSION)
     until_due(cluster)
     config = cluster.config("prepare")
-    assert (config.unless_version, config.previous) == (None, None)
+    assert (known(cluster), config.previous) == ([None], None)
     changed(cluster, dataset=ROWS)
     assert VERSION in cluster.of("DatasetVersion")
 
@@ -615,6 +635,52 @@ def test_names_of_checks_stay_within_the_limit_of_a_jobs_name() -> None:
     cluster.annotate("Dataset", "d" * 40, refresh_requested="now")
     cluster.settle()
     assert max(len(name) for name in cluster.of("Job")) == 63
+
+
+def test_a_check_of_several_sources_names_those_that_changed_and_counts_the_rows_of_each() -> None:
+    web = "https://rows.example/b.csv"
+    sources = [{"uri": "configmap://tickets/rows.jsonl"}, {"uri": f"{web}?sig=1", "splits": "TrainOnly"}]
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}, sources=sources))
+    cluster.settle()
+    first = (SourceResult(version="a-1", train=9, test=1), SourceResult(version="b-1", train=5))
+    cluster.succeed("prepare", prepared(sources=first, rule_version=RULE_VERSION))
+    cluster.settle()
+    until_due(cluster)
+
+    assert known(cluster) == ["a-1", "b-1"]
+    assert cluster.config("prepare").previous_sources == (
+        SourceRows(uri="configmap://tickets/rows.jsonl", train=9, test=1),
+        SourceRows(uri=web, train=5),
+    )
+
+    of_source = ContractSourceDifference(uri=web, added=2, removed=1)
+    difference = Difference(previous=ROWS, added=2, removed=1, changed=0, sources=(of_source,))
+    second = (first[0], SourceResult(version="b-2", train=6))
+    changed(cluster, sources=second, difference=difference)
+
+    assert refreshed(cluster) == (
+        "True",
+        "Succeeded",
+        f"new rows of {web} became DatasetVersion {NEWER_VERSION}",
+    )
+    found = status(cluster).difference
+    assert found is not None
+    assert found.sources == (SourceDifference(uri=web, added=2, removed=1, changed=0),)
+    ready = cluster.condition("Dataset", DATASET, "Ready")
+    assert ready is not None
+    assert f"+2 −1 ~0 rows compared with {VERSION}: {web} +2 −1 ~0" in ready["message"]
+
+
+def test_a_source_without_a_version_is_read_again_with_all_others() -> None:
+    sources = [{"uri": "configmap://tickets/rows.jsonl"}, {"uri": "https://rows.example/b.csv"}]
+    cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}, sources=sources))
+    cluster.settle()
+    found = (SourceResult(version="a-1"), SourceResult())
+    cluster.succeed("prepare", prepared(sources=found, rule_version=RULE_VERSION))
+    cluster.settle()
+    until_due(cluster)
+
+    assert known(cluster) == ["a-1", None]
 
 
 def test_a_check_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
@@ -659,7 +725,7 @@ def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_onc
     until_due(cluster)
 
     config = cluster.config("prepare")
-    assert (config.split.rule_version, config.unless_version) == (1, None)
+    assert (config.split.rule_version, known(cluster)) == (1, [None])
 
     cluster.succeed("prepare", prepared(run_of(cluster), source_version="etag-1", unread_labels=3))
     cluster.settle()
@@ -669,9 +735,9 @@ def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_onc
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "OlderRule")
     assert "3 rows have a label" in condition.message
-    assert "spec.split.ruleVersion: 2" in condition.message
+    assert "Make a new Dataset, which starts with version 2" in condition.message
     until_due(cluster)
-    assert cluster.config("prepare").unless_version == "etag-1"
+    assert known(cluster) == ["etag-1"]
 
 
 def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows_lack_them() -> None:
@@ -691,19 +757,3 @@ def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows
     cluster.succeed("prepare", prepared(run_of(cluster), dataset=NEWER, source_version="etag-2"))
     cluster.settle()
     assert conditions.find(status(cluster).conditions, ConditionType.FIELDS_READ) is None
-
-
-def test_the_rule_that_the_spec_names_holds_and_ends_the_condition() -> None:
-    cluster = MemoryCluster(*prerequisites(), dataset())
-    cluster.settle()
-    cluster.succeed("prepare", prepared(unread_labels=3))
-    cluster.settle()
-    assert conditions.find(status(cluster).conditions, ConditionType.LABELS_READ) is not None
-
-    cluster.change("Dataset", DATASET, split={"ruleVersion": 2})
-    cluster.settle()
-    assert cluster.config("prepare").split.rule_version == 2
-
-    cluster.succeed("prepare", prepared(run_of(cluster), dataset=NEWER, rule_version=2))
-    cluster.settle()
-    assert conditions.find(status(cluster).conditions, ConditionType.LABELS_READ) is None

@@ -335,7 +335,7 @@ def test_the_end_of_a_dataset_reads_its_own_versions_however_many_there_are(
 
     monkeypatch.setattr(DatasetVersion, "model_validate", counted)
     dataset = Dataset.model_validate(
-        obj("Dataset", "tickets", spec={"source": {"uri": "pvc://rows/a.jsonl"}})
+        obj("Dataset", "tickets", spec={"sources": [{"uri": "pvc://rows/a.jsonl"}]})
     )
     snapshot = reader.snapshot(
         dataset, now=NOW, facts=FACTS, entropy=b"", service_accounts=frozenset(), progress=None

@@ -146,7 +146,7 @@ def test_durations_read_as_people_write_them(seconds: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "messages"),
     [
-        (DatasetSpec.model_validate({"source": {"uri": "pvc://rows/a.csv"}, "format": "CSV"}), ()),
+        (DatasetSpec.model_validate({"sources": [{"uri": "pvc://rows/a.csv", "format": "CSV"}]}), ()),
     ],
 )
 def test_reserved_fields_are_found_wherever_they_are(spec: Any, messages: tuple[str, ...]) -> None:

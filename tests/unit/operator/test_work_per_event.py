@@ -224,7 +224,7 @@ def with_versions(number: int) -> SnapshotReader:
     """The reader of a Dataset with a limit and this number of versions, all but the last of them old."""
     caches = Caches()
     reader = SnapshotReader(caches)
-    spec = {"source": {"uri": "configmap://tickets/rows.jsonl"}, "versionHistoryLimit": number}
+    spec = {"sources": [{"uri": "configmap://tickets/rows.jsonl"}], "versionHistoryLimit": number}
     status = {"latestVersion": f"tickets-{number - 1:05}"}
     caches.kinds["Dataset"].put(obj("Dataset", "tickets", spec=spec, status=status))
     for each in range(number):

@@ -52,7 +52,7 @@ def claims(team: str) -> list[Object]:
 def dataset(name: str, team: str) -> Object:
     """A Dataset whose rows are in a ConfigMap."""
     source = {"uri": "configmap://tickets/rows.jsonl"}
-    return ours("Dataset", team, name, {"source": source, "store": {"uri": "pvc://artifacts"}})
+    return ours("Dataset", team, name, {"sources": [source], "store": {"uri": "pvc://artifacts"}})
 
 
 def profile(**spec: Any) -> Object:

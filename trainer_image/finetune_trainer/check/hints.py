@@ -9,8 +9,6 @@ FIELD: Final = re.compile(
 )
 FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[A-Za-z]+))?")
 NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
-MISSING: Final = frozenset({"maxRowsForNearDuplicates"})
-"""Fields of a Dataset without an option."""
 
 
 def as_options(text: str) -> str:
@@ -25,8 +23,6 @@ def as_options(text: str) -> str:
 
 
 def _option(found: re.Match[str]) -> str:
-    if found["field"] in MISSING:
-        return found[0]
     name = NAMED.get(f"{found['block']}.{found['field']}")
     option = name or re.sub("([A-Z])", lambda letter: f"-{letter[1].lower()}", found["field"])
     return f"--{option}{_value(found)}"

@@ -96,7 +96,7 @@ def _alike(report: Document, console: "Console", limit: int) -> None:
     from rich.text import Text
 
     counts = report["statistics"]
-    for key, kinds in (("leakedRows", ("Leak", "NearLeak")), ("conflictingRows", ("Conflict",))):
+    for key, kinds in (("leakedRows", ("Leak", "GroupLeak", "NearLeak")), ("conflictingRows", ("Conflict",))):
         pairs = [pair for pair in report["alike"] if pair["kinship"] in kinds][:limit]
         if pairs:
             console.print()

@@ -7,12 +7,8 @@ metadata. Every field is part of the preparation's digest unless it has its defa
 """
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from finetune_trainer.contract.vocabulary import Finding, NearDuplicates
-
-MAX_ROWS_FOR_NEAR_DUPLICATES: Final = 200_000
-"""Max rows to search for near duplicates. With more rows, memory would exceed 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +51,6 @@ class Cleaning:
     normalize_whitespace: bool = False
     normalize_unicode: bool = False
     near_duplicates: NearDuplicates = "Keep"
-    max_rows_for_near_duplicates: int = MAX_ROWS_FOR_NEAR_DUPLICATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

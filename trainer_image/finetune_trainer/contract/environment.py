@@ -11,7 +11,8 @@ MAX_TERMINATION_MESSAGE_BYTES: Final = 3500
 """Max size of a result. The kubelet keeps 4,096 bytes for the messages of all containers together."""
 
 STORE_MOUNT: Final = "/mnt/store"
-SOURCE_MOUNT: Final = "/mnt/source"
+SOURCES_MOUNT: Final = "/mnt/sources"
+"""Holds one folder per source of rows, named by its number from 0."""
 BASE_MODEL_MOUNT: Final = "/mnt/base-model"
 MODELS_MOUNT: Final = "/mnt/models"
 """Folder where the init container of a serving pod writes the fetched models and the server reads them."""

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_trainer.contract.vocabulary import ADAPTER, FULL_MODEL, CheckpointType, RowForm
+from finetune_trainer.contract.vocabulary import (
+    ADAPTER,
+    COMPLETION_FORMS,
+    FULL_MODEL,
+    CheckpointType,
+    RowForm,
+)
 
 Objective = Literal["SFT", "DPO", "KTO", "ORPO"]
 MethodType = Literal["LoRA", "QLoRA", "Full"]
@@ -30,7 +36,7 @@ class TrainingRows:
 
 
 COMPLETIONS: Final = TrainingRows(
-    ("PromptCompletion", "ChatMessages"), "prompts and completions, or chats", is_preference_data=False
+    COMPLETION_FORMS, "prompts and completions, or chats", is_preference_data=False
 )
 PAIRS: Final = TrainingRows(
     ("Preference",), "a prompt, a chosen and a rejected answer (format Preference)", is_preference_data=True

@@ -50,6 +50,41 @@ class DataStatistics(Contract):
     """Distinct completions with training rows and without a test row, if the completions are labels."""
 
 
+class SourceRows(Contract):
+    """Rows of a version that came from one source.
+
+    In each split they are together, after those of the sources before it.
+    """
+
+    uri: str
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+
+class SourceResult(Contract):
+    """What `prepare` found in one source. Short, because a termination message must hold all sources."""
+
+    version: str | None = None
+    """Identifies the content without reading it. None if the source's server does not support that."""
+    revision: str | None = None
+    """Commit of a source at the hub."""
+    format: str | None = None
+    train: int = 0
+    """Rows of the version's train split that came from this source; likewise for the other splits."""
+    validation: int = 0
+    test: int = 0
+
+
+class SourceDifference(Contract):
+    """Part of a `Difference`: the rows of one source. A changed row counts for the source it now has."""
+
+    uri: str
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+
+
 class Difference(Contract):
     """Difference to the previous version. A changed row has the same input and a different answer."""
 
@@ -57,6 +92,9 @@ class Difference(Contract):
     added: int
     removed: int
     changed: int
+    sources: tuple[SourceDifference, ...] = ()
+    """Per source with a difference, if one of the two versions has several sources. A termination message may
+    omit them."""
 
 
 class PrepareResult(Contract):
@@ -64,10 +102,12 @@ class PrepareResult(Contract):
 
     dataset: Digest | None = None
     source: Digest | None = None
-    source_revision: str | None = None
-    """Commit of a source at the hub."""
+    """Digest of the bytes of all sources."""
+    sources: tuple[SourceResult, ...] = ()
+    """In the order of the config."""
     preparation: Digest | None = None
     format: str | None = None
+    """Formats of the sources, such as `CSV`, or `CSV, Alpaca`."""
     splits: tuple[SplitRecord, ...] = ()
     statistics: DataStatistics = DataStatistics()
     problem_count: int = 0
@@ -78,10 +118,8 @@ class PrepareResult(Contract):
     """Problems of rows that are still used, and of all rows together."""
     report_uri: str | None = None
     """URI of the page in the store. Its folder has `report.json`, and `problems.jsonl` with every problem."""
-    source_version: str | None = None
-    """Identifies the content of the source without reading it. None if its server does not support that."""
     unchanged: bool = False
-    """The source still has the version that the config names. No other field of the result is set."""
+    """All sources still have the versions that the config names. The result has nothing else but these."""
     difference: Difference | None = None
     rule_version: int = Field(default=1, json_schema_extra={"since": 2})
     """Version of the rules for reading and comparing rows."""

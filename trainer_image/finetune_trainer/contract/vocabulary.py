@@ -52,6 +52,8 @@ DataFormat = Literal[
     "KTO",
 ]
 NearDuplicates = Literal["Off", "Keep", "Remove"]
+SourceSplits = Literal["All", "TrainOnly"]
+"""Splits that the rows of a source can be in."""
 Finding = Literal["Off", "Warn", "Redact", "Fail"]
 Subject = Literal["Tuned", "Base", "Prompted", "Live"]
 SplitName = Literal["train", "validation", "test"]
@@ -59,6 +61,8 @@ TRAINING_SPLIT: Final[SplitName] = "train"
 """The split whose rows are learned."""
 RowForm = Literal["PromptCompletion", "ChatMessages", "Preference", "KTO"]
 """Form of a row in a prepared dataset."""
+COMPLETION_FORMS: Final[tuple[RowForm, ...]] = ("PromptCompletion", "ChatMessages")
+"""Forms whose rows are trained on together. Rows of any other form are trained on alone."""
 
 
 def listed(names: Sequence[str], word: Literal["and", "or"] = "and") -> str:

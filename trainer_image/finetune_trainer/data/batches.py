@@ -5,6 +5,7 @@ A batch does not depend on other batches, so several processes can work on the b
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_trainer import canonical
@@ -26,6 +27,8 @@ class PreparedBatch:
 
     index: RowIndex
     """The valid rows, in the order of `lines`."""
+    source: int
+    """Number of the source, from 0."""
     bytes_read: int
     """Bytes read from all files on disk when the batch was complete."""
     lines: dict[SplitName, bytearray] = field(
@@ -54,20 +57,22 @@ class PreparedBatch:
 
 
 class Preparer:
-    """Prepares batches as the recipe specifies."""
+    """Prepares batches as the recipe of their source specifies."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
         """Raises ValueError for an invalid template."""
-        self._recipe = recipe
-        self._reader = BatchReader(recipe)
-        self._scanner = Scanner(recipe.checks)
-        self._compares_visible_text = recipe.division.rule_version >= VISIBLE_TEXT_SINCE
+        # Sources differ only in how their records are read.
+        self._recipe = recipes[0]
+        self._readers = [BatchReader(recipe) for recipe in recipes]
+        self._scanner = Scanner(self._recipe.checks)
+        self._compares_visible_text = self._recipe.division.rule_version >= VISIBLE_TEXT_SINCE
 
     def prepare(self, batch: RowBatch) -> PreparedBatch:
         """Read, split, clean and scan the rows of a batch."""
         index = RowIndex(compares_visible_text=self._compares_visible_text)
-        done = PreparedBatch(index=index, bytes_read=batch.bytes_read)
-        for item in self._reader.read(batch):
+        done = PreparedBatch(index=index, source=batch.source, bytes_read=batch.bytes_read)
+        reader = self._readers[batch.source]
+        for item in reader.read(batch):
             if isinstance(item, InvalidRecord):
                 done.findings.append((item.position, item.issues))
                 done.broken += item.ends_file
@@ -90,11 +95,11 @@ class Preparer:
                 done.sensitive |= self._scanner.values_of(row)
             done.lines[split] += output.line_of(row)
             shown = completion_of(self._masked(row.messages[-1])) if issues else None
-            index.add(row, split, batch.file, item.position.record or 0, shown=shown)
-        done.unread_labels = self._reader.unread_labels
-        if self._reader.form is not None:
-            done.combined = self._reader.form.combined
-            done.unused, done.known = tuple(self._reader.form.unused), self._reader.form.known
+            index.add(row, split, batch.file, item.position.record or 0, shown=shown, group=item.raw.group)
+        done.unread_labels = reader.unread_labels
+        if reader.form is not None:
+            done.combined = reader.form.combined
+            done.unused, done.known = tuple(reader.form.unused), reader.form.known
         return done
 
     def _masked(self, turn: Message) -> Message:

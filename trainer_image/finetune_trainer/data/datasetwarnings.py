@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, RowForm, SplitName
+from finetune_trainer.contract.vocabulary import (
+    COMPLETION_FORMS,
+    RULE_VERSION,
+    DataFormat,
+    RowForm,
+    SplitName,
+)
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
@@ -32,13 +38,21 @@ MAX_LABELS_IN_MESSAGE: Final = 10
 
 
 def summary_issues(
-    index: RowIndex, selection: Selection, split_rows: Mapping[SplitName, int], recipe: Recipe
+    index: RowIndex,
+    selection: Selection,
+    split_rows: Mapping[SplitName, int],
+    recipe: Recipe,
+    *,
+    only_trains: bool = False,
 ) -> tuple[Issue, ...]:
-    """Warnings about all rows together; `split_rows` counts the kept rows per split."""
+    """Warnings about all rows together; `split_rows` counts the kept rows per split.
+
+    `only_trains`: no source has rows to hold out.
+    """
     found = [
         _few_rows(sum(split_rows.values())),
         *(
-            _empty_split(name, rows, recipe.division)
+            _empty_split(name, rows, recipe.division, only_trains=only_trains)
             for name, rows in split_rows.items()
             if selection.keep.any()
         ),
@@ -62,13 +76,16 @@ def unread_labels(rows: int) -> Iterator[Issue]:
         )
 
 
-def ignored_names(names: Sequence[str], form: DataFormat | None) -> Iterator[Issue]:
-    """A warning about column names in the recipe that the format does not use."""
+def ignored_names(
+    names: Sequence[str], form: DataFormat | None, source: str | None = None
+) -> Iterator[Issue]:
+    """A warning about column names in the recipe that the format of the source does not use."""
     unused = ", ".join(name if name == "template" else f"columns.{name}" for name in names)
+    of = "" if source is None else f" of {source}"
     if unused:
         yield _warning(
             Code.COLUMNS_IGNORED,
-            f"{unused} {'is' if len(names) == 1 else 'are'} not used, because the rows are {form}",
+            f"{unused} {'is' if len(names) == 1 else 'are'} not used, because the rows{of} are {form}",
             "names that the format reads",
             "remove the unused names, or set format to the format of the rows",
         )
@@ -91,6 +108,25 @@ def ignored_fields(names: Iterable[str]) -> Iterator[Issue]:
                 "",
                 meaning.fix + kept,
             )
+
+
+def differing_forms(found: Sequence[tuple[str, DataFormat, RowForm]]) -> Iterator[Issue]:
+    """An error for the first source whose rows are not trained on together with those of the first one.
+
+    `found` has the name, the format and the form of the rows of each source that has rows.
+    """
+    for name, form, kind in found[1:]:
+        first_name, first_form, first_kind = found[0]
+        if kind != first_kind and not {kind, first_kind} <= set(COMPLETION_FORMS):
+            yield Issue(
+                Code.FORMS_DIFFER,
+                f"{name} has {kind} rows (format {form}), but {first_name} has {first_kind} rows (format"
+                f" {first_form})",
+                "sources with rows of one form: prompts and completions or chats, or preferences, or answers"
+                " with labels",
+                "make a Dataset of each form, or correct format and columns of the source that is wrong",
+            )
+            return
 
 
 def kept_nothing(names: Iterable[str]) -> Iterator[Issue]:
@@ -226,10 +262,17 @@ def _few_rows(rows: int) -> Issue | None:
     )
 
 
-def _empty_split(name: SplitName, rows: int, division: Split) -> Issue | None:
+def _empty_split(name: SplitName, rows: int, division: Split, *, only_trains: bool) -> Issue | None:
     fraction = {"validation": division.validation, "test": division.test}.get(name)
     if rows or fraction is None or not (fraction or division.is_given):
         return None
+    if only_trains:
+        return _warning(
+            Code.EMPTY_SPLIT,
+            f"no row is in the {name} split, because every source has splits: TrainOnly",
+            "some rows to evaluate with",
+            f"set splits: All in a source with rows to hold out, or set split.{name}: 0",
+        )
     return _warning(
         Code.EMPTY_SPLIT,
         f"no row is in the {name} split",
@@ -264,13 +307,15 @@ def _alike(selection: Selection, recipe: Recipe) -> Iterator[Issue]:
             "rows that differ",
             "set cleaning.nearDuplicates: Remove to remove them",
         )
-    if selection.skipped:
+    search = selection.near_search
+    if search is not None and search.rows < search.of_rows:
         yield _warning(
-            Code.NEAR_DUPLICATES_SKIPPED,
-            f"near duplicates were not searched in {selection.skipped} rows",
-            f"at most {recipe.cleaning.max_rows_for_near_duplicates} rows",
-            "raise cleaning.maxRowsForNearDuplicates, which takes up to 5 KiB of memory per row, "
-            "or set cleaning.nearDuplicates: Off",
+            Code.NEAR_DUPLICATES_LIMITED,
+            f"near duplicates were searched in {search.rows} of {search.of_rows} rows, those with the rarest"
+            " answers, because the search of all would take too much memory",
+            "",
+            "divide the rows among several Datasets to search all of them, or set"
+            " cleaning.nearDuplicates: Off",
         )
 
 

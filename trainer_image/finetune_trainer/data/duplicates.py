@@ -5,7 +5,10 @@ The rules apply in this order, each to the remaining rows:
 
 - Leaked row: its input also occurs in a split that is held out more (of a training row in validation or test,
   of a validation row in test). It is removed. Splits by the hash of the input have no leaked rows. Splits by
-  group or by the team can have them, and cleaning can make different inputs equal.
+  group or by the team and sources that are only trained on can have them, and cleaning can make different
+  inputs equal.
+- Leaked group: with split.groupBy, a row of a source that is only trained on is in the group of a held-out
+  row. It is removed.
 - Duplicate: an earlier row of the same split has the same input and answer. It is removed.
 - Nearly leaked row: its input is near to that of a row in a split that is held out more, with the same
   answer, so evaluation would reward memorization. It is removed, unless near duplicates are off.
@@ -20,15 +23,15 @@ regardless of case, Unicode form, invisible characters and whitespace.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.result import DuplicateKind, DuplicatePair
+from finetune_trainer.data.result import DuplicateKind, DuplicatePair, NearSearch
 from finetune_trainer.data.rowproblems import RowPosition
-from finetune_trainer.data.similarity import Rows, find_near
+from finetune_trainer.data.similarity import Rows, affordable, find_near
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,11 +55,13 @@ class Selection:
     conflicting: int
     near_duplicates: int | None
     """None: not searched."""
-    skipped: int
-    """Number of rows if they are too many to search for near duplicates; otherwise 0."""
+    near_search: NearSearch | None
+    """None: not searched."""
+    leaks: "Mask"
+    """The rows that were removed because of a held-out row."""
     index: RowIndex
-    files: Sequence[str | None]
-    """File names for row positions."""
+    files: Sequence[RowPosition]
+    """Positions of the files."""
     pairs: "tuple[tuple[DuplicateKind, Numbers, Numbers], ...]"
     """Per kind: the rows, and for each of them the row that it repeats or contradicts."""
 
@@ -78,11 +83,12 @@ class Selection:
 
     def _position(self, row: int) -> RowPosition:
         table = self.index.table
-        return RowPosition(self.files[table["file"][row]], int(table["record"][row]))
+        position = self.files[int(table["file"][row])]
+        return replace(position, record=int(table["record"][row]))
 
 
-def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str | None]) -> Selection:
-    """Decide which rows to keep. `rows` reads them again; `files` are the file names for row positions.
+def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[RowPosition]) -> Selection:
+    """Decide which rows to keep. `rows` reads them again; `files` are the positions of the files.
 
     Raises OSError, and what `rows` raises.
     """
@@ -96,8 +102,14 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
 
     held_out = _highest(visible, split)
     leaks = split < held_out
-    keep = ~leaks
     pairs = [_pairs("Leak", leaks, _firsts(visible, split == held_out))]
+    if table["group"].any():
+        by_group = groups(table["group"])
+        held_out = _highest(by_group, split)
+        of_group = (split < held_out) & (table["group"] != 0) & ~leaks
+        pairs.append(_pairs("GroupLeak", of_group, _firsts(by_group, split == held_out)))
+        leaks |= of_group
+    keep = ~leaks
 
     first = _firsts(groups(table["answer"], inputs), keep)
     duplicates = keep & (first != numbers)
@@ -107,12 +119,12 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
     option = cleaning.near_duplicates
     answers = groups(table["visible_answer" if index.compares_visible_text else "answer"])
     order = _order(split, keep, answers)
-    # By rule version 1 all rows count.
-    compared = len(order) if index.compares_visible_text else len(table)
-    is_over = option != "Off" and compared > cleaning.max_rows_for_near_duplicates
     to = np.full(len(table), -1, dtype=np.int64)
-    if option != "Off" and not is_over:
-        to = find_near(rows, order, answers, compares_short_texts=index.compares_visible_text)
+    search: NearSearch | None = None
+    if option != "Off":
+        compared = affordable(order, answers, split > 0)
+        search = NearSearch(rows=len(compared), of_rows=len(order))
+        to = find_near(rows, compared, answers, compares_short_texts=index.compares_visible_text)
     near_leaks = (to >= 0) & (split[to] > split)
     near_duplicates = (to >= 0) & ~near_leaks
     keep &= ~near_leaks
@@ -131,8 +143,9 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
         leaked=int(np.count_nonzero(leaks)),
         near_leaked=int(np.count_nonzero(near_leaks)),
         conflicting=int(np.count_nonzero(conflicts)),
-        near_duplicates=None if option == "Off" or is_over else int(np.count_nonzero(near_duplicates)),
-        skipped=compared if is_over else 0,
+        near_duplicates=None if option == "Off" else int(np.count_nonzero(near_duplicates)),
+        near_search=search,
+        leaks=leaks | near_leaks,
         index=index,
         files=files,
         pairs=tuple(pairs),

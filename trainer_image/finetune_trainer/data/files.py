@@ -29,6 +29,9 @@ IDENTITY_FIELDS: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 class FileUnreadable(Exception):
     """A file cannot be read; the message gives the reason."""
 
+    source: int = 0
+    """Number of the source that has the file."""
+
     def __init__(self, path: Path, error: OSError) -> None:
         self.refused = isinstance(error, PathRefused)
         """Whether a rule forbids opening the file; the message then also says what to do."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Index of all rows: digests and numbers, 70 bytes per row.
+"""Index of all rows: digests and numbers, 78 bytes per row.
 
 Rows are numbered from 0 in the order in which they are added and written.
 """
@@ -27,12 +27,13 @@ MAX_LABELS: Final = 50
 """Maximum number of distinct completions that count as labels."""
 MAX_LABEL_CHARACTERS: Final = 200
 
-ENTRY: Final = struct.Struct("<16s8s8s8s4sIBBIIII")
+ENTRY: Final = struct.Struct("<16s8s8s8s8s4sIBBIIII")
 FIELDS: Final = [
     ("input", "<u8", 2),
     ("answer", "<u8"),
     ("completion", "<u8"),
     ("visible_input", "<u8"),
+    ("group", "<u8"),
     ("visible_answer", "<u4"),
     ("subject", "<u4"),
     ("label", "u1"),
@@ -48,6 +49,8 @@ FIELDS: Final = [
 `completion` covers only the text and the tool calls of the last turn. `visible_input` and `visible_answer`
 cover the texts as a reader sees them, without case, without marks at the ends of the input's words and
 without whitespace in the answer; by rule version 1 they equal the exact digests.
+`group` is the digest of the value of split.groupBy as text, because a number in one source can be a text in
+another; 0 without it.
 Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
 without a label.
 """
@@ -81,10 +84,20 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self._entries) // ENTRY.size
 
-    def add(self, row: Row, split: SplitName, file: int, record: int, *, shown: str | None = None) -> None:
+    def add(
+        self,
+        row: Row,
+        split: SplitName,
+        file: int,
+        record: int,
+        *,
+        shown: str | None = None,
+        group: str | int | None = None,
+    ) -> None:
         """Add a row with its split, the number of its file from 0 and of its record from 1.
 
-        `shown` is the text that reports show instead of the completion.
+        `shown` is the text that reports show instead of the completion; `group` is the value of the column
+        whose rows are together in one split.
         """
         self.form = row.form
         output, contents = row.output, [message.content for message in row.input]
@@ -102,6 +115,7 @@ class RowIndex:
             answer,
             completion,
             visible,
+            bytes(8) if group is None else hashlib.sha256(str(group).encode()).digest()[:8],
             visible_answer,
             _subject(row, completion),
             0 if row.label is None else 1 + row.label,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
-from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat, SourceSplits
 
 OLDEST_RULE: Final = 1
 """First version of the rules by which rows are read and compared; the newest is RULE_VERSION.
@@ -38,13 +38,28 @@ class FieldNames(Columns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All settings of a preparation. The names of its fields enter the digest, so they never change."""
+    """All settings for the rows of one source. The names of its fields enter the digest: they never change.
+
+    The recipes of several sources differ only in `format`, `names` and `splits`.
+    """
 
     format: DataFormat | None = None
     """None: detected by content."""
     names: FieldNames = field(default_factory=FieldNames)
+    splits: SourceSplits = "All"
+    """TrainOnly: every row is in the train split, whatever `division` says."""
     division: Split = field(default_factory=Split)
     cleaning: Cleaning = field(default_factory=Cleaning)
     checks: Checks = field(default_factory=Checks)
     kept_columns: tuple[str, ...] = ()
     """Columns of the source to keep with each row."""
+
+    @property
+    def split_column(self) -> str | None:
+        """Column that names the split of each row, if any."""
+        return self.division.column if self.splits == "All" else None
+
+    @property
+    def splits_by_files(self) -> bool:
+        """Whether the file names give the split."""
+        return self.division.from_files and self.splits == "All"

@@ -12,7 +12,7 @@ from finetune_trainer.contract.vocabulary import DataFormat, SplitName
 from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
 from finetune_trainer.data.containers.base import Container, ContainerName, Header, Line, RawRecord
 from finetune_trainer.data.containers.containerdetection import HEAD_BYTES, container_of
-from finetune_trainer.data.files import FileDamaged, SourceFile, stem
+from finetune_trainer.data.files import FileDamaged, FileUnreadable, SourceFile, stem
 from finetune_trainer.data.formatdetection import SAMPLE_ROWS, FormatDetector
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
@@ -20,7 +20,7 @@ from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.data.options import RATINGS_SINCE, Recipe
 from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.textchecks import printable
-from finetune_trainer.data.unpacking import CHUNK_BYTES
+from finetune_trainer.data.unpacking import CHUNK_BYTES, TooLarge
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
     "JSON Lines": jsonlines.read,
@@ -52,12 +52,15 @@ class LocatedRow:
 class RowBatch:
     """Consecutive records of one file, and what `BatchReader` needs to read them."""
 
+    source: int = 0
+    """Number of the source, from 0."""
     file: int
-    """Number of the file, from 0."""
+    """Number of the file among those of all sources, from 0."""
     name: str | None
     """Name of the file for row positions."""
     split: SplitName | None
-    """Split that the file's name gives, with split.fromFiles."""
+    """Split of all rows: that of the file's name with split.fromFiles, or train in a source that is only
+    trained on."""
     format: DataFormat | None
     """None if no record is to be read."""
     items: list[RawRecord | Line | InvalidRecord]
@@ -66,7 +69,7 @@ class RowBatch:
 
 
 class SourceReader:
-    """Reads a source once. `format` is the forced format, or the one of the first file that shows it.
+    """Reads one source once. `format` is the forced format, or the one of the first file that shows it.
 
     Raises ValueError for an invalid template, and what SourceFile raises except FileDamaged.
     """
@@ -93,7 +96,9 @@ class SourceReader:
 
     def _batches(self, number: int, file: SourceFile) -> Iterator[RowBatch]:
         name = file.name if len(self._files) > 1 else None
-        split = split_of(file.name) if self._recipe.division.from_files else None
+        split = split_of(file.name) if self._recipe.splits_by_files else None
+        if self._recipe.splits == "TrainOnly":
+            split = "train"
         items: list[RawRecord | Line | InvalidRecord] = []
         begin = file.bytes_unpacked
 
@@ -115,7 +120,7 @@ class SourceReader:
         yield batch()
 
     def _items(self, file: SourceFile, name: str | None) -> Iterator[RawRecord | Line | InvalidRecord]:
-        if self._recipe.division.from_files and split_of(file.name) is None:
+        if self._recipe.splits_by_files and split_of(file.name) is None:
             yield InvalidRecord(RowPosition(name), (_no_split_issue(file.name),), ends_file=True)
             return
         row = None
@@ -175,6 +180,44 @@ class SourceReader:
         if self._form is None:
             self._form = FORMATS[self.format](self._recipe)
         return self._form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFiles:
+    """Files to read together, and how."""
+
+    files: Sequence[SourceFile]
+    recipe: Recipe
+    name: str | None = None
+    """Name for positions and reports, such as a URI."""
+
+
+class SourcesReader:
+    """Reads several sources once, one after the other.
+
+    What it raises while it reads a source has that source's number as the attribute `source`, if it is a
+    FileUnreadable or TooLarge.
+    """
+
+    def __init__(self, sources: Sequence[SourceFiles]) -> None:
+        """Raises ValueError for an invalid template."""
+        self._sources = sources
+        self.readers = [SourceReader(source.files, source.recipe) for source in sources]
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        """All batches in order, as `SourceReader` yields them."""
+        files = before = 0
+        for number, (source, reader) in enumerate(zip(self._sources, self.readers, strict=True)):
+            try:
+                for batch in reader:
+                    yield replace(
+                        batch, source=number, file=files + batch.file, bytes_read=before + batch.bytes_read
+                    )
+            except (FileUnreadable, TooLarge) as error:
+                error.source = number
+                raise
+            files += len(source.files)
+            before += sum(file.bytes_read for file in source.files)
 
 
 class BatchReader:

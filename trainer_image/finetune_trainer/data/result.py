@@ -11,9 +11,9 @@ from finetune_trainer.data.checks.sensitivevalues import HashedValues, Sensitive
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Issue, RowPosition
 
-DuplicateKind = Literal["Exact", "Near", "Conflict", "Leak", "NearLeak"]
-"""Relation of two rows: equal; nearly equal input; equal input with a different answer; equal or nearly equal
-input in a training and a held-out row."""
+DuplicateKind = Literal["Exact", "Near", "Conflict", "Leak", "GroupLeak", "NearLeak"]
+"""Relation of two rows: equal; nearly equal input; equal input with a different answer; equal input, the same
+group, or nearly equal input in a training and a held-out row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,24 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NearSearch:
+    """How many rows were compared to find near duplicates."""
+
+    rows: int
+    """Number of rows that were compared."""
+    of_rows: int
+    """Number of rows that could have a near duplicate: those whose answer occurs more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """Statistics of the rows."""
 
     duplicate_rows: int = 0
     near_duplicate_rows: int | None = 0
-    """None: not searched, because it is off or there are too many rows."""
+    """None: not searched, because the search is off."""
+    near_search: NearSearch | None = None
+    """None: not searched."""
     leaked_rows: int = 0
     conflicting_rows: int = 0
     redacted_rows: int = 0
@@ -80,6 +92,16 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceChanges:
+    """Numbers of rows of one source that differ; a changed row counts for the source that it has now."""
+
+    name: str
+    added: int
+    removed: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowChanges:
     """Numbers of rows that differ from another version; a changed row has the same input, another answer."""
 
@@ -88,6 +110,8 @@ class RowChanges:
     added: int
     removed: int
     changed: int
+    sources: tuple[SourceChanges, ...] = ()
+    """Per source with a difference, if one of the two versions has several sources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +121,25 @@ class FileRecord:
     name: str
     bytes: int
     sha256: str
+    source: str | None = None
+    """Name of its source, if there are several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSummary:
+    """What was read from one source, and what became of it."""
+
+    name: str | None
+    recipe: Recipe
+    format: DataFormat | None
+    """None if it was not detected."""
+    rows: int
+    """Number of records in its files."""
+    invalid_rows: int
+    leaked_rows: int
+    """Rows that were removed from training because a held-out row is the same or nearly the same."""
+    split_rows: Mapping[SplitName, int]
+    """Kept rows. In the file of each split they follow those of the sources before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +147,18 @@ class Prepared:
     """Result of a preparation. It has the first problems only, but counts all of them."""
 
     recipe: Recipe
+    """That of the first source, of which all but `format`, `names` and `splits` holds for all sources."""
     format: DataFormat | None
-    """None if it was not detected."""
+    """None if it was not detected, or if the sources have several."""
     files: tuple[FileRecord, ...]
     rows: int
     """Number of records in the files."""
     invalid_rows: int
     broken_files: int
     """Number of files that could not be read to their end."""
+    forms_differ: bool = False
+    """Whether rows of one source cannot be trained on together with those of another one."""
+    sources: tuple[SourceSummary, ...] = ()
     split_rows: Mapping[SplitName, int]
     unused_fields: tuple[str, ...] = ()
     """Fields of the records that are not used."""

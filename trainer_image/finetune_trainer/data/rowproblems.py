@@ -31,6 +31,7 @@ class Code(StrEnum):
     FILE_DAMAGED = "FileDamaged"
     FILE_ENDS_EARLY = "FileEndsEarly"
     FORMATS_MIXED = "FormatsMixed"
+    FORMS_DIFFER = "FormsDiffer"
     HEADER = "Header"
     # Bytes of a record.
     ENCODING = "Encoding"
@@ -69,7 +70,7 @@ class Code(StrEnum):
     EMPTY_SPLIT = "EmptySplit"
     CONFLICTING_DUPLICATES = "ConflictingDuplicates"
     NEAR_DUPLICATES = "NearDuplicates"
-    NEAR_DUPLICATES_SKIPPED = "NearDuplicatesSkipped"
+    NEAR_DUPLICATES_LIMITED = "NearDuplicatesLimited"
     LEAKED_ROWS = "LeakedRows"
     ONE_LABEL = "OneLabel"
     COMBINED_LABELS = "CombinedLabels"
@@ -114,18 +115,20 @@ class RowPosition:
 
     In JSON Lines the number of a record is its line. In CSV and TSV it counts the records below the header,
     and `line` is the first line of the record. In JSON lists and Parquet files records have no line. Without
-    a record it is the position of the whole file. `file` is set if the source has several files.
+    a record it is the position of the whole file. `file` is set if the source has several files, and `source`
+    if there are several sources.
     """
 
     file: str | None = None
     record: int | None = None
     line: int | None = None
+    source: str | None = None
 
     def __str__(self) -> str:
         row = None if self.record is None else f"row {self.record}"
         if row is not None and self.line is not None and self.line != self.record:
             row = f"{row} (line {self.line})"
-        return " ".join(part for part in (self.file, row) if part is not None) or "file"
+        return " ".join(part for part in (self.source, self.file, row) if part is not None) or "file"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from finetune_trainer.data.batches import PreparedBatch, Preparer
 
 
 def main() -> None:
-    """Read a recipe and then batches from standard input until it ends; write the result of each batch."""
+    """Read the recipes and then batches from standard input until it ends; write the result of each batch."""
     requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # Output of libraries must not mix with the results.
     os.dup2(2, 1)

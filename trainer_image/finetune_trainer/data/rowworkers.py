@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -36,14 +36,17 @@ SIGKILL_EXIT_CODE: Final = -9
 """Exit code after SIGKILL, with which the kernel ends a process that runs out of memory."""
 
 
-def prepare_batches(batches: Iterable[RowBatch], recipe: Recipe) -> Generator[PreparedBatch, None, None]:
+def prepare_batches(
+    batches: Iterable[RowBatch], recipes: Sequence[Recipe]
+) -> Generator[PreparedBatch, None, None]:
     """Prepare batches, in several processes if there are many; the caller closes the generator at the end.
 
+    `recipes` has one recipe per source.
     Raises ValueError for an invalid template, MemoryError, and what `batches` raises, after the results of
     all earlier batches.
     """
     batches = iter(batches)
-    preparer = Preparer(recipe)
+    preparer = Preparer(recipes)
     for batch in islice(batches, LOCAL_BATCHES):
         yield preparer.prepare(batch)
     count = min(available_processors(), MAX_WORKERS)
@@ -54,7 +57,7 @@ def prepare_batches(batches: Iterable[RowBatch], recipe: Recipe) -> Generator[Pr
     workers: RowWorkers | None = None
     with ExitStack() as stack:
         for batch in _until_failure(batches, failures):
-            workers = workers or stack.enter_context(RowWorkers(recipe, count))
+            workers = workers or stack.enter_context(RowWorkers(recipes, count))
             workers.give(batch)
             while workers.are_busy():
                 yield workers.take()
@@ -75,8 +78,8 @@ def _until_failure(batches: Iterator[RowBatch], failures: list[Exception]) -> It
 class RowWorkers:
     """Worker processes that prepare batches. Call `give` and `take` from one thread only."""
 
-    def __init__(self, recipe: Recipe, count: int) -> None:
-        self._recipe = recipe
+    def __init__(self, recipes: Sequence[Recipe], count: int) -> None:
+        self._recipes = recipes
         self._count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
@@ -86,7 +89,7 @@ class RowWorkers:
         self._waiting_bytes = 0
 
     def __enter__(self) -> Self:
-        recipe = pickle.dumps(self._recipe)
+        recipes = pickle.dumps(self._recipes)
         for _ in range(self._count):
             process = subprocess.Popen(
                 # -P: import nothing from the working directory, where a user may have a json.py.
@@ -97,7 +100,7 @@ class RowWorkers:
                 start_new_session=True,
             )
             self._processes.append(process)
-            _piped(process.stdin).write(recipe)
+            _piped(process.stdin).write(recipes)
             self._idle.put(process)
         return self
 

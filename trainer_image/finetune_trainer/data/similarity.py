@@ -11,6 +11,9 @@ of the first rows have are ignored.
 The share of trigrams means little for a short text, or for one with few words besides the template. By rule
 version 2 such texts are near only if all their words are equal. By version 1 the words of a text with fewer
 than three words count as its trigrams.
+
+The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `affordable`
+chooses which ones are compared.
 """
 
 import hashlib
@@ -54,8 +57,41 @@ MIN_WORDS: Final = 8
 MIN_TRIGRAMS: Final = 4
 """Texts with fewer trigrams besides the template's are compared as a whole, because each is a large share."""
 
+MAX_BYTES: Final = 1 << 30
+"""Max memory of a preparation when it searches."""
+ROW_BYTES: Final = 5 << 10
+"""Memory per row that is compared."""
+INDEXED_BYTES: Final = 140
+"""Memory per row of the index and for the groups of equal rows."""
+MIN_ROWS: Final = 50_000
+"""Number of rows that are compared at least, however many rows there are."""
+
 Rows = Callable[["Mask"], Iterator[tuple[int, Row]]]
 """Reads the rows that a mask selects, with their numbers, in any order."""
+
+
+def affordable(order: "Numbers", answers: "Groups", held_out: "Mask") -> "Numbers":
+    """The rows of `order` for which the memory suffices, in the same order: all of them if possible.
+
+    Otherwise whole groups of rows with the same answer, the smallest first, because nothing is missed in
+    them. Of the next group, equally many held-out and training rows. `held_out` has a value per row of the
+    index.
+    """
+    import numpy as np
+
+    limit = max(MIN_ROWS, (MAX_BYTES - INDEXED_BYTES * len(answers)) // ROW_BYTES)
+    if len(order) <= limit:
+        return order
+    of_answer = answers[order]
+    size = np.bincount(of_answer)[of_answer]
+    # The number of each row among the held-out rows of its answer, or among the training rows.
+    half = of_answer.astype(np.int64) * 2 + held_out[order]
+    by_half = np.argsort(half, kind="stable")
+    begins = np.flatnonzero(np.diff(half[by_half], prepend=-1))
+    number = np.empty(len(order), dtype=np.int64)
+    number[by_half] = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
+    chosen: Numbers = order[np.sort(np.lexsort((number, of_answer, size))[:limit])]
+    return chosen
 
 
 def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short_texts: bool) -> "Numbers":

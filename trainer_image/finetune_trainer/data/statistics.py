@@ -34,6 +34,7 @@ def of_rows(index: RowIndex, selection: Selection, redacted_rows: int) -> Statis
     return Statistics(
         duplicate_rows=selection.duplicates,
         near_duplicate_rows=selection.near_duplicates,
+        near_search=selection.near_search,
         leaked_rows=selection.leaked + selection.near_leaked,
         conflicting_rows=selection.conflicting,
         redacted_rows=redacted_rows,

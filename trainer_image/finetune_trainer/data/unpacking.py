@@ -7,7 +7,7 @@ from typing import IO, Any, Final
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_BYTES: Final = 64 << 30
-"""Default limit of the unpacked files of a source, and of its prepared rows: 6 MB can unpack to 64 GB."""
+"""Default limit of all unpacked files, and of the prepared rows: 6 MB can unpack to 64 GB."""
 
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
@@ -18,9 +18,12 @@ ZSTD_BYTES: Final = 2 << 10
 class TooLarge(Exception):
     """The content exceeds its limit; the message names the limit."""
 
+    source: int | None = None
+    """Number of the source that was read when the limit was reached; None for what was written."""
+
 
 class Budget:
-    """Limit on the total bytes unpacked from the files of a source, or written to a dataset.
+    """Limit on the total bytes unpacked from files, or written to a dataset.
 
     `what` is the subject of the message, in the plural. `limit_bytes`: None for MAX_BYTES.
     """
@@ -42,7 +45,7 @@ class Budget:
 
 
 def unpacking_budget(limit_bytes: int | None = None) -> Budget:
-    """The budget of the files of one source."""
+    """The budget of the files of all sources."""
     return Budget("the unpacked files", limit_bytes)
 
 

@@ -22,7 +22,7 @@ from finetune_trainer.data.files import (
     readable,
 )
 from finetune_trainer.data.textchecks import printable
-from finetune_trainer.data.unpacking import unpacking_budget
+from finetune_trainer.data.unpacking import Budget, unpacking_budget
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0
@@ -43,11 +43,12 @@ def find_files(
     wait_seconds: float = WAIT_SECONDS,
     *,
     root: Path,
-    limit_bytes: int | None = None,
+    field: str = "source",
+    budget: Budget | None = None,
 ) -> list[SourceFile]:
     """Wait for the source's files and return them sorted by name. All of them are beneath `root`.
 
-    At most `limit_bytes` of unpacked content is read from all files together.
+    `field` is that of the spec, for messages. All files share the budget for their unpacked content.
 
     Raises StageFailure (SOURCE_NOT_FOUND) naming `uri`, Preempted.
     """
@@ -56,14 +57,14 @@ def find_files(
     while not (files := _list(path, uri, root)):
         if time.monotonic() >= deadline:
             with _read_errors(path, uri):
-                message = f"{uri}: {_why_missing(path, uri, root)}"
+                message = f"{uri}: {_why_missing(path, uri, root, field)}"
             raise StageFailure(FailureReason.SOURCE_NOT_FOUND, message, ExitCode.BAD_DATA)
         if not logged:
             logger.info("waiting up to %.0f s for %s to appear", wait_seconds, uri)
             logged = True
         if stop.wait(POLL_SECONDS):
             raise Preempted
-    budget = unpacking_budget(limit_bytes)
+    budget = budget or unpacking_budget()
     return [SourceFile(file, root=root, budget=budget) for file in files]
 
 
@@ -77,10 +78,10 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
     return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern) and not name.startswith("."))
 
 
-def nothing_matches(pattern: str, present: Iterable[str]) -> str:
-    """Message for a pattern that no name matches."""
+def nothing_matches(pattern: str, present: Iterable[str], field: str) -> str:
+    """Message for a pattern that no name matches; `field` is that of the spec."""
     names = sorted(name for name in present if not name.startswith("."))
-    return f"no file matches {pattern}; {_contents(names)}; correct source.uri"
+    return f"no file matches {pattern}; {_contents(names)}; correct {field}.uri"
 
 
 def no_data_files() -> str:
@@ -146,19 +147,19 @@ def _data_files_in(path: Path, root: Path) -> list[Path]:
     return [path / name for name in taken]
 
 
-def _why_missing(path: Path, uri: str, root: Path) -> str:
+def _why_missing(path: Path, uri: str, root: Path, field: str) -> str:
     if kind_of(path, root) == "Folder":
         return no_data_files()
     if kind_of(path.parent, root) != "Folder":
-        return "not found; create it, or correct source.uri"
+        return f"not found; create it, or correct {field}.uri"
     names = [name for name in names_in(path.parent, root) if not name.startswith(".")]
     if not names and uri.startswith(CONFIGMAP):
         name = uri.removeprefix(CONFIGMAP).partition("/")[0]
         what = f"ConfigMap {name} does not exist in this namespace, or has no keys"
-        return f"{what}; create it, or correct source.uri"
+        return f"{what}; create it, or correct {field}.uri"
     if is_pattern(path.name):
-        return nothing_matches(path.name, names)
-    return f"{path.name} not found; {_contents(names)}; create it, or correct source.uri"
+        return nothing_matches(path.name, names, field)
+    return f"{path.name} not found; {_contents(names)}; create it, or correct {field}.uri"
 
 
 def _contents(names: Sequence[str]) -> str:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the recipe of a preparation from its config, and the digest that identifies the preparation."""
+"""Make the recipes of a preparation from its config, and the digest that identifies the preparation."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
 from finetune_trainer.data.options import OLDEST_RULE, FieldNames, Recipe
@@ -18,16 +19,12 @@ VERSION: Final = 2
 """Version of the preparation. Raise it when the same settings produce different rows."""
 
 
-def recipe_of(config: PrepareConfig) -> Recipe:
-    """The recipe of the config. Raises StageFailure (INVALID_CONFIG) for contradictory settings."""
-    columns = dataclasses.asdict(config.columns)
-    named = [name for name in columns.values() if name is not None]
-    prompt, completion = config.columns.prompt or "prompt", config.columns.completion or "completion"
-    if config.template is None and prompt == completion:
-        raise _invalid(f"columns.prompt and columns.completion are both {prompt!r}; name two columns")
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice is not None:
-        raise _invalid(f"columns names {twice!r} twice; name another column")
+KEPT_DEFAULTS: Final = frozenset({"format", "names", "division", "cleaning", "checks"})
+"""Parts of a recipe that are in the digest also if they are at their default."""
+
+
+def recipes_of(config: PrepareConfig) -> tuple[Recipe, ...]:
+    """The recipe of each source. Raises StageFailure (INVALID_CONFIG) for contradictory settings."""
     if not OLDEST_RULE <= config.split.rule_version <= RULE_VERSION:
         raise _invalid(
             f"split.ruleVersion {config.split.rule_version} is not known to this trainer image; it knows"
@@ -38,9 +35,27 @@ def recipe_of(config: PrepareConfig) -> Recipe:
             PromptTemplate.parse(config.template)
         except ValueError as error:
             raise _invalid(f"template: {error}") from error
+    return tuple(_recipe_of(source, config) for source in config.sources)
+
+
+def _recipe_of(source: SourceConfig, config: PrepareConfig) -> Recipe:
+    columns = dataclasses.asdict(source.columns)
+    named = [name for name in columns.values() if name is not None]
+    prompt, completion = source.columns.prompt or "prompt", source.columns.completion or "completion"
+    # `columns` of a Dataset is a field of the source, and that of a run is next to it.
+    place = source.field.removesuffix("source")
+    place += "." if place and not place.endswith(".") else ""
+    if config.template is None and prompt == completion:
+        raise _invalid(
+            f"{place}columns.prompt and {place}columns.completion are both {prompt!r}; name two columns"
+        )
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise _invalid(f"{place}columns names {twice!r} twice; name another column")
     return Recipe(
-        format=config.format,
+        format=source.format,
         names=FieldNames(**columns, template=config.template),
+        splits=source.splits,
         division=config.split,
         cleaning=config.cleaning,
         checks=config.checks,
@@ -48,10 +63,12 @@ def recipe_of(config: PrepareConfig) -> Recipe:
     )
 
 
-def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat | None) -> Digest:
-    """Digest of everything that was done to the source, requested or by default.
+def preparation_digest(
+    config: PrepareConfig, recipes: Sequence[Recipe], found: Sequence[DataFormat | None]
+) -> Digest:
+    """Digest of everything that was done to the sources, requested or by default.
 
-    `recipe` is the config's, `found` the detected format of the rows.
+    `recipes` are the config's, `found` is the detected format of each source.
 
     Settings at their default are omitted, so that adding a setting later does not change existing digests.
     """
@@ -59,7 +76,10 @@ def preparation_digest(config: PrepareConfig, recipe: Recipe, found: DataFormat 
         canonical.encode(
             {
                 "version": VERSION,
-                "recipe": _settings(dataclasses.replace(recipe, format=found)),
+                "recipes": [
+                    _settings(dataclasses.replace(recipe, format=form))
+                    for recipe, form in zip(recipes, found, strict=True)
+                ],
                 "onInvalidRows": config.on_invalid_rows,
                 "maxInvalidFraction": config.max_invalid_fraction,
             }
@@ -74,7 +94,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         if not isinstance(value, dict)
         else {name: setting for name, setting in value.items() if setting != defaults[part][name]}
         for part, value in given.items()
-        if part != "kept_columns" or value
+        if part in KEPT_DEFAULTS or value != defaults[part]
     }
 
 

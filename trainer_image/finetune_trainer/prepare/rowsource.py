@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the source, on a volume of this pod or downloaded."""
+"""Files of a source, on a volume of this pod or downloaded."""
 
 import logging
 import threading
@@ -10,11 +10,11 @@ from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.beneath import root_of
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.environment import SOURCE_MOUNT
+from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
+from finetune_trainer.contract.environment import SOURCES_MOUNT
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.data.files import FileUnreadable, SourceFile, is_data
-from finetune_trainer.data.unpacking import unpacking_budget
+from finetune_trainer.data.unpacking import Budget, unpacking_budget
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
     CONFIGMAP,
@@ -32,7 +32,8 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 
 DOWNLOAD: Final = "source"
-"""Folder in the run's folder. If a pod is stopped, the next pod resumes the download from it."""
+"""Folder in the run's folder, followed by the number of the source. If a pod is stopped, the next pod resumes
+the download from it."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,18 @@ class MountedRows:
     revision = None
 
     def __init__(
-        self, path: Path, uri: str, stop: threading.Event, *, limit_bytes: int | None = None
+        self,
+        path: Path,
+        uri: str,
+        stop: threading.Event,
+        *,
+        number: int = 0,
+        field: str = "source",
+        budget: Budget | None = None,
     ) -> None:
-        root = root_of(path, SOURCE_MOUNT)
-        self._files = find_files(path, uri, stop, root=root, limit_bytes=limit_bytes)
+        """`number` is that of the source, `field` the field of the spec that names it."""
+        root = root_of(path, f"{SOURCES_MOUNT}/{number}")
+        self._files = find_files(path, uri, stop, root=root, field=field, budget=budget)
         is_configmap = uri.startswith(CONFIGMAP)
         try:
             entries = [
@@ -74,15 +83,17 @@ class RemoteRows:
     nor times.
     """
 
-    def __init__(self, config: PrepareConfig, stop: threading.Event) -> None:
-        uri, pattern = _split_pattern(config.source_uri)
-        self._uri = without_query(config.source_uri)
-        self._limit_bytes = config.max_unpacked_bytes
+    def __init__(self, source: SourceConfig, number: int, budget: Budget, stop: threading.Event) -> None:
+        uri, pattern = _split_pattern(source.uri)
+        self._uri = without_query(source.uri)
+        self._field = source.field
+        self._budget = budget
+        self._download = f"{DOWNLOAD}-{number}"
         self._remote = RemoteSource(
             SourceRequest(
                 uri=uri,
-                field="source",
-                credentials=config.source_credentials,
+                field=source.field,
+                credentials=source.credentials,
                 absent=FailureReason.SOURCE_NOT_FOUND,
                 limit_bytes=MAX_SOURCE_BYTES,
             ),
@@ -99,20 +110,19 @@ class RemoteRows:
         Raises StageFailure as `RemoteSource`; Preempted.
         """
         logger.info("downloading %d files of %s", len(self._files), self._uri)
-        with folder.writable(DOWNLOAD) as target:
+        with folder.writable(self._download) as target:
             self._remote.download(self._files, target)
         try:
-            budget = unpacking_budget(self._limit_bytes)
-            yield [SourceFile(target / file.name, root=target, budget=budget) for file in self._files]
+            yield [SourceFile(target / file.name, root=target, budget=self._budget) for file in self._files]
         except StageFailure:
-            folder.remove(DOWNLOAD)
+            folder.remove(self._download)
             raise
-        folder.remove(DOWNLOAD)
+        folder.remove(self._download)
 
     def _select(self, pattern: str | None) -> list[RemoteFile]:
         files = {file.name: file for file in self._remote.files}
         if pattern is not None:
-            names, problem = matching(files, pattern), nothing_matches(pattern, files)
+            names, problem = matching(files, pattern), nothing_matches(pattern, files, self._field)
         elif self._remote.is_file:
             return list(files.values())
         else:
@@ -126,15 +136,19 @@ class RemoteRows:
 Rows = MountedRows | RemoteRows
 
 
-def open_source(config: PrepareConfig, stop: threading.Event) -> Rows:
-    """Open the config's source and list its files.
+def open_sources(config: PrepareConfig, stop: threading.Event) -> list[Rows]:
+    """Open the config's sources and list their files. All of them share the limit of unpacked bytes.
 
     Raises StageFailure: SOURCE_NOT_FOUND, and for a remote source whatever `RemoteSource` raises; Preempted.
     """
-    if config.source_path is not None:
-        path, limit = Path(config.source_path), config.max_unpacked_bytes
-        return MountedRows(path, config.source_uri, stop, limit_bytes=limit)
-    return RemoteRows(config, stop)
+    budget = unpacking_budget(config.max_unpacked_bytes)
+    return [_opened(source, number, budget, stop) for number, source in enumerate(config.sources)]
+
+
+def _opened(source: SourceConfig, number: int, budget: Budget, stop: threading.Event) -> Rows:
+    if source.path is None:
+        return RemoteRows(source, number, budget, stop)
+    return MountedRows(Path(source.path), source.uri, stop, number=number, field=source.field, budget=budget)
 
 
 def without_query(uri: str) -> str:

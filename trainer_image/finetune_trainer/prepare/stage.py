@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the stage: find the source, prepare and validate its rows, publish them, and write the report."""
+"""Run the stage: find the sources, prepare and validate their rows, publish them, and write the report."""
 
-import dataclasses
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -13,22 +13,31 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.results import DataStatistics, Difference, PrepareResult, SplitRecord
+from finetune_trainer.contract.results import (
+    DataStatistics,
+    Difference,
+    PrepareResult,
+    SourceDifference,
+    SourceResult,
+    SplitRecord,
+)
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.files import FileUnreadable, SourceFile
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.pipeline import prepare
-from finetune_trainer.data.result import Prepared, RowProblem
+from finetune_trainer.data.comparison import EarlierVersion
+from finetune_trainer.data.files import FileUnreadable
+from finetune_trainer.data.pipeline import prepare_sources
+from finetune_trainer.data.reading import SourceFiles
+from finetune_trainer.data.result import Prepared, RowChanges, RowProblem, SourceSummary
 from finetune_trainer.data.rowproblems import QUOTED, RowPosition
 from finetune_trainer.data.textchecks import field_names
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
-from finetune_trainer.prepare.recipe import preparation_digest, recipe_of
-from finetune_trainer.prepare.rowsource import open_source, without_query
+from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
+from finetune_trainer.prepare.rowsource import Rows, open_sources, without_query
 from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.report.document import document, encode
+from finetune_trainer.report.headlines import DATASET_CODES
 from finetune_trainer.report.htmlpage import page
 from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
@@ -41,35 +50,49 @@ PAGE_NAME: Final = "report.html"
 MAX_SHOWN_PROBLEMS: Final = 10
 MAX_SHOWN_CHARACTERS: Final = 200
 MAX_UNREAD_FIELDS: Final = 10
+VERSION_DIGITS: Final = 32
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
-    """Publish the source as a dataset: three split files with one canonical JSON line per row.
+    """Publish the sources as a dataset: three split files with one canonical JSON line per row.
 
-    Kept rows keep the order of the source. Even for rejected rows, the run's folder gets the report,
+    Kept rows keep the order of the sources. Even for rejected rows, the run's folder gets the report,
     as JSON and as a page, every problem in `problems.jsonl`, and all pairs of similar rows in `alike.jsonl`.
-    If the source still has the version that the config names, nothing is prepared.
+    If all sources still have the versions that the config names, nothing is prepared.
     Raises StageFailure (SOURCE_NOT_FOUND, INVALID_DATA, NO_TRAINING_ROWS, INVALID_CONFIG,
     STORE_UNAVAILABLE, and for a remote source what `RemoteSource` raises), Preempted.
     """
-    recipe = recipe_of(config)
-    source = open_source(config, context.stop)
-    if source.version is not None and source.version == config.unless_version:
-        logger.info("%s has not changed", without_query(config.source_uri))
-        return PrepareResult(source_version=source.version, unchanged=True)
+    recipes = recipes_of(config)
+    opened = open_sources(config, context.stop)
+    changed = [
+        without_query(source.uri)
+        for source, rows in zip(config.sources, opened, strict=True)
+        if rows.version is None or _version(rows) != source.known_version
+    ]
+    if not changed:
+        logger.info("no source has changed")
+        versions = tuple(SourceResult(version=_version(rows)) for rows in opened)
+        return PrepareResult(sources=versions, unchanged=True)
+    logger.info("reading %s", ", ".join(changed))
     with (
         context.store.run_folder(config.run, config.stage) as folder,
-        source.readable(folder) as files,
+        ExitStack() as downloads,
         context.store.staging() as staging,
     ):
+        sources = [
+            SourceFiles(
+                files=downloads.enter_context(rows.readable(folder)),
+                recipe=recipe,
+                name=without_query(source.uri),
+            )
+            for source, recipe, rows in zip(config.sources, recipes, opened, strict=True)
+        ]
         with ProblemLog(folder) as log, AlikeLog(folder) as alike:
-            prepared = _prepare(config, context, files, recipe=recipe, folder=staging, logs=(log, alike))
+            prepared = _prepare(config, context, sources, folder=staging, logs=(log, alike))
         report = _Report(folder, config, prepared, log)
-        result = _result(config, prepared, files, report.page_uri).model_copy(
-            update={"source_revision": source.revision, "source_version": source.version}
-        )
+        result = _result(config, prepared, opened, report.page_uri)
         try:
             _validate(config, prepared, result, log.uri)
         except StageFailure:
@@ -111,34 +134,33 @@ class _Listener:
 def _prepare(
     config: PrepareConfig,
     context: StageContext,
-    files: list[SourceFile],
+    sources: Sequence[SourceFiles],
     *,
-    recipe: Recipe,
     folder: Path,
     logs: tuple[ProblemLog, AlikeLog],
 ) -> Prepared:
-    total_bytes = sum(file.size for file in files)
+    total_bytes = sum(file.size for source in sources for file in source.files)
     meter = ProgressMeter(0, "{} of about {} rows".format, context.reporter)
     try:
-        prepared = prepare(
-            files,
-            recipe,
+        prepared = prepare_sources(
+            sources,
             folder,
             listener=_Listener(meter, total_bytes, logs, context.stop),
             previous=_previous(config, context),
             limit_bytes=config.max_unpacked_bytes,
         )
     except FileUnreadable as error:
-        raise unreadable(without_query(config.source_uri), error) from error
+        raise unreadable(without_query(config.sources[error.source].uri), error) from error
     except TooLarge as error:
-        message = f"{without_query(config.source_uri)}: {error}"
+        of = config.sources if error.source is None else [config.sources[error.source]]
+        message = f"{', '.join(without_query(source.uri) for source in of)}: {error}"
         raise StageFailure(FailureReason.SOURCE_TOO_LARGE, message, ExitCode.BAD_DATA) from error
     meter.end()
     return prepared
 
 
-def _previous(config: PrepareConfig, context: StageContext) -> tuple[str, list[Path]] | None:
-    """The digest and files of the previous version; None if the store no longer has it."""
+def _previous(config: PrepareConfig, context: StageContext) -> EarlierVersion | None:
+    """The previous version; None if the store no longer has it."""
     if config.previous is None:
         return None
     ref = ArtifactRef(kind="datasets", digest=config.previous)
@@ -146,7 +168,14 @@ def _previous(config: PrepareConfig, context: StageContext) -> tuple[str, list[P
         logger.warning("the store no longer has %s; the report has no comparison with it", config.previous)
         return None
     folder = context.store.artifact(ref)
-    return config.previous, [folder / name for name in SPLIT_FILES.values()]
+    return EarlierVersion(
+        digest=config.previous,
+        files={split: folder / name for split, name in SPLIT_FILES.items()},
+        sources=[
+            (rows.uri, {"train": rows.train, "validation": rows.validation, "test": rows.test})
+            for rows in config.previous_sources
+        ],
+    )
 
 
 class _Report:
@@ -154,7 +183,7 @@ class _Report:
 
     def __init__(self, folder: RunFolder, config: PrepareConfig, prepared: Prepared, log: ProblemLog) -> None:
         self._folder = folder
-        self._source = without_query(config.source_uri)
+        self._source = without_query(config.sources[0].uri) if len(config.sources) == 1 else None
         self._prepared = prepared
         self._log = log.uri
         self.page_uri = f"{folder.uri}/{PAGE_NAME}"
@@ -173,14 +202,16 @@ class _Report:
 
 
 def _result(
-    config: PrepareConfig, prepared: Prepared, files: list[SourceFile], page_uri: str
+    config: PrepareConfig, prepared: Prepared, opened: Sequence[Rows], page_uri: str
 ) -> PrepareResult:
     statistics, difference = prepared.statistics, prepared.difference
     prompts, completions = statistics.prompt_characters, statistics.completion_characters
+    formats = [source.format for source in prepared.sources]
     return PrepareResult(
-        source=digest_of(canonical.encode([[file.name, file.digest] for file in files])),
-        preparation=preparation_digest(config, prepared.recipe, prepared.format),
-        format=prepared.format,
+        source=digest_of(canonical.encode([[file.name, file.sha256] for file in prepared.files])),
+        sources=tuple(map(_source_result, prepared.sources, opened)),
+        preparation=preparation_digest(config, [source.recipe for source in prepared.sources], formats),
+        format=", ".join(dict.fromkeys(form for form in formats if form is not None)) or None,
         statistics=DataStatistics(
             source_rows=prepared.rows,
             invalid_rows=prepared.invalid_rows,
@@ -200,7 +231,7 @@ def _result(
         warning_count=prepared.warning_count,
         warnings=_shown(prepared, "warning"),
         report_uri=page_uri,
-        difference=None if difference is None else Difference(**dataclasses.asdict(difference)),
+        difference=None if difference is None else _difference(difference),
         rule_version=prepared.recipe.division.rule_version,
         unread_labels=prepared.unread_labels,
         unread_fields=prepared.unread_fields[:MAX_UNREAD_FIELDS],
@@ -208,9 +239,39 @@ def _result(
     )
 
 
+def _version(rows: Rows) -> str | None:
+    """The version of a source in a result: 128 bits of the digest."""
+    return None if rows.version is None else rows.version.removeprefix("sha256:")[:VERSION_DIGITS]
+
+
+def _source_result(found: SourceSummary, rows: Rows) -> SourceResult:
+    return SourceResult(
+        version=_version(rows),
+        revision=rows.revision,
+        format=found.format,
+        train=found.split_rows["train"],
+        validation=found.split_rows["validation"],
+        test=found.split_rows["test"],
+    )
+
+
+def _difference(found: RowChanges) -> Difference:
+    return Difference(
+        previous=found.previous,
+        added=found.added,
+        removed=found.removed,
+        changed=found.changed,
+        sources=tuple(
+            SourceDifference(uri=each.name, added=each.added, removed=each.removed, changed=each.changed)
+            for each in found.sources
+        ),
+    )
+
+
 def _validate(config: PrepareConfig, prepared: Prepared, result: PrepareResult, log_uri: str) -> None:
     """Raise StageFailure (INVALID_DATA, NO_TRAINING_ROWS) if the rows must not be trained on."""
-    if prepared.invalid_rows or prepared.broken_files or not prepared.rows:
+    is_incomplete = any(not source.rows for source in prepared.sources)
+    if prepared.invalid_rows or prepared.broken_files or prepared.forms_differ or is_incomplete:
         _check_invalid_rows(config, prepared, result, log_uri)
     if prepared.split_rows["train"]:
         return
@@ -233,8 +294,10 @@ def _check_invalid_rows(
     share = invalid / rows if rows else 1.0
     if prepared.broken_files:
         what, fix = "the source cannot be read to its end", "Correct the source"
-    elif not rows:
+    elif any(not source.rows for source in prepared.sources):
         what, fix = "the source has no rows", "Add rows"
+    elif prepared.forms_differ:
+        what, fix = "the sources have different forms of rows", "Correct the sources"
     elif config.on_invalid_rows == "Fail":
         what = f"{invalid} of {rows} rows are invalid"
         fix = "Correct the rows, or set onInvalidRows: Drop"
@@ -263,9 +326,8 @@ def _shown(prepared: Prepared, severity: str) -> tuple[str, ...]:
 
 
 def _text(problem: RowProblem) -> str:
-    issue, position = problem.issue, problem.position
-    is_summary = issue.severity == "warning" and position.file is None and position.record is None
-    text = issue.public if is_summary else f"{position}: {issue.public}"
+    issue = problem.issue
+    text = issue.public if issue.code in DATASET_CODES else f"{problem.position}: {issue.public}"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
 
 

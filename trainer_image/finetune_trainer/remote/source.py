@@ -30,7 +30,7 @@ class SourceRequest:
 
     uri: str
     field: str
-    """Field of the spec with `uri` and `credentialsSecretRef`, such as `source`."""
+    """Field of the spec with `uri` and `credentialsSecretRef`, such as `sources[0]`."""
     credentials: SecretMount | None
     absent: FailureReason
     """Failure reason if nothing exists at the uri."""

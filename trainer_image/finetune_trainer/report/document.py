@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.result import (
     CharacterLengths,
     DuplicatePair,
     Prepared,
     RowChanges,
     RowProblem,
+    SourceSummary,
     Statistics,
 )
 from finetune_trainer.data.rowproblems import RowPosition
@@ -42,8 +42,9 @@ def document(
 ) -> Document:
     """The report of one preparation. Equal preparations have equal reports.
 
-    `source` is the origin of the rows, `digest` and `split_digests` are the digests of the prepared rows and
-    of their files. The report lists the first problems; `problem_log` is the log with all of them.
+    `source` is the origin of the rows if there is one source. `digest` and `split_digests` are the digests of
+    the prepared rows and of their files. The report lists the first problems; `problem_log` is the log with
+    all of them.
     """
     listed = _listed(prepared.problems)
     return {
@@ -56,9 +57,15 @@ def document(
         "keptRows": prepared.kept_rows,
         "brokenFiles": prepared.broken_files,
         "files": [
-            {"name": showable(file.name), "bytes": file.bytes, "sha256": file.sha256}
+            {
+                "source": showable(file.source),
+                "name": showable(file.name),
+                "bytes": file.bytes,
+                "sha256": file.sha256,
+            }
             for file in prepared.files
         ],
+        "sources": [_source(source) for source in prepared.sources],
         "unusedFields": [_truncated(name) for name in prepared.unused_fields],
         "errorCount": prepared.error_count,
         "warningCount": prepared.warning_count,
@@ -79,14 +86,30 @@ def document(
         "alike": [duplicate_record(pair) for pair in prepared.duplicate_pairs],
         "difference": _difference(prepared.difference),
         "preparation": {
-            "format": prepared.recipe.format,
-            "columns": _plain(prepared.recipe.names, without="template"),
             "template": showable(prepared.recipe.names.template),
             "split": _plain(prepared.recipe.division),
             "cleaning": _plain(prepared.recipe.cleaning),
             "checks": _plain(prepared.recipe.checks),
             "keptColumns": [_truncated(name) for name in prepared.recipe.kept_columns],
         },
+    }
+
+
+def _source(source: SourceSummary) -> Document:
+    names = source.recipe.names
+    return {
+        "name": showable(source.name),
+        "format": source.format,
+        "requestedFormat": source.recipe.format,
+        "columns": {
+            name: showable(getattr(names, name))
+            for name in ("prompt", "completion", "messages", "chosen", "rejected", "label")
+        },
+        "splits": source.recipe.splits,
+        "rows": source.rows,
+        "invalidRows": source.invalid_rows,
+        "leakedRows": source.leaked_rows,
+        "splitRows": {name: source.split_rows.get(name, 0) for name in SPLIT_FILES},
     }
 
 
@@ -134,6 +157,7 @@ def problem_record(problem: RowProblem) -> Document:
 
 def _position(position: RowPosition) -> Document:
     return {
+        "source": showable(position.source),
         "file": showable(position.file),
         "line": position.line,
         "record": position.record,
@@ -149,6 +173,9 @@ def _statistics(statistics: Statistics) -> Document:
     return {
         "duplicateRows": statistics.duplicate_rows,
         "nearDuplicateRows": statistics.near_duplicate_rows,
+        "nearDuplicateSearch": None
+        if statistics.near_search is None
+        else {"rows": statistics.near_search.rows, "ofRows": statistics.near_search.of_rows},
         "leakedRows": statistics.leaked_rows,
         "conflictingRows": statistics.conflicting_rows,
         "redactedRows": statistics.redacted_rows,
@@ -185,11 +212,20 @@ def _difference(difference: RowChanges | None) -> Document | None:
         "added": difference.added,
         "removed": difference.removed,
         "changed": difference.changed,
+        "sources": [
+            {
+                "name": showable(source.name),
+                "added": source.added,
+                "removed": source.removed,
+                "changed": source.changed,
+            }
+            for source in difference.sources
+        ],
     }
 
 
-def _plain(options: FieldNames | Split | Cleaning | Checks, without: str = "") -> Document:
-    values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != without}
+def _plain(options: Split | Cleaning | Checks) -> Document:
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {
         camel(name): showable(value) if isinstance(value, str) else value for name, value in values.items()
     }

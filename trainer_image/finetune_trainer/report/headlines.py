@@ -8,6 +8,7 @@ from finetune_trainer.data.rowproblems import Code
 
 DATASET_CODES: Final = frozenset(
     {
+        Code.FORMS_DIFFER,
         Code.COLUMNS_IGNORED,
         Code.FIELDS_IGNORED,
         Code.LABELS_NOT_READ,
@@ -16,7 +17,7 @@ DATASET_CODES: Final = frozenset(
         Code.EMPTY_SPLIT,
         Code.CONFLICTING_DUPLICATES,
         Code.NEAR_DUPLICATES,
-        Code.NEAR_DUPLICATES_SKIPPED,
+        Code.NEAR_DUPLICATES_LIMITED,
         Code.LEAKED_ROWS,
         Code.NEAR_CONSTANT_COMPLETIONS,
         Code.ONE_LABEL,
@@ -33,6 +34,7 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.FILE_DAMAGED: "The file is damaged",
     Code.FILE_ENDS_EARLY: "The file ends too early",
     Code.FORMATS_MIXED: "Formats are mixed",
+    Code.FORMS_DIFFER: "Sources have different forms of rows",
     Code.HEADER: "The header does not match",
     Code.ENCODING: "Text is not UTF-8",
     Code.SYNTAX: "Rows cannot be parsed",
@@ -65,7 +67,7 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.EMPTY_SPLIT: "A split is empty",
     Code.CONFLICTING_DUPLICATES: "Equal inputs have different answers",
     Code.NEAR_DUPLICATES: "Rows are nearly the same",
-    Code.NEAR_DUPLICATES_SKIPPED: "Near duplicates were not searched for",
+    Code.NEAR_DUPLICATES_LIMITED: "Near duplicates were searched in a part of the rows",
     Code.LEAKED_ROWS: "Training rows are also in validation or test",
     Code.ONE_LABEL: "All labels are the same",
     Code.COMBINED_LABELS: "Several labels are one answer",
@@ -79,6 +81,7 @@ RELATIONS: Final[Mapping[str, str]] = {
     "Near": "is nearly the same as",
     "Conflict": "has a different answer than",
     "Leak": "is a training row and the same as the held-out",
+    "GroupLeak": "is a training row of the same group as the held-out",
     "NearLeak": "is a training row and nearly the same as the held-out",
 }
 """Phrase between the positions of two similar rows."""

@@ -29,8 +29,9 @@ OPEN_ROWS: Final = 25
 def page(report: Document) -> str:
     """The page of a report made by `document`."""
     kind = f"Data report · {FORMATS[report['format']].title}" if report["format"] else "Data report"
+    source = counted(len(report["sources"]), "source") if len(report["sources"]) > 1 else report["source"]
     return _template("page.html.jinja").render(
-        report=report, verdict=verdict(report), kind=kind, source=report["source"]
+        report=report, verdict=verdict(report), kind=kind, source=source
     )
 
 
@@ -105,6 +106,7 @@ def _template(name: str) -> "Template":
         "share_text": share_text,
         "size": size,
         "source_hash": source_hash,
+        "source_settings": source_settings,
     }
     environment.globals |= {
         "characters": partial(histogram, unit="characters"),
@@ -159,10 +161,13 @@ def advice(problems: list[Document]) -> Document | None:
     return {"expected": expected, "hint": hint}
 
 
-def settings(preparation: Document) -> list[tuple[str, str]]:
-    """Names and values of the preparation's settings that were set or have an effect."""
-    found = [("Format", preparation["format"] or "detected from the content")]
-    found += [(f"Column for {name}", column) for name, column in preparation["columns"].items() if column]
+def settings(report: Document) -> list[tuple[str, str]]:
+    """Names and values of the preparation's settings that were set or have an effect.
+
+    With several sources, the table of sources has those of each source.
+    """
+    preparation = report["preparation"]
+    found = [] if len(report["sources"]) > 1 else source_settings(report["sources"])
     if preparation["template"]:
         found.append(("Template of the prompt", preparation["template"]))
     if preparation["keptColumns"]:
@@ -178,15 +183,24 @@ def settings(preparation: Document) -> list[tuple[str, str]]:
         if is_set
     ]
     found.append(("Normalized", " and ".join(normalized) or "nothing"))
-    found.append(
-        (
-            "Near duplicates",
-            {"Off": "not searched for", "Keep": "counted and kept", "Remove": "removed"}[
-                cleaning["nearDuplicates"]
-            ],
-        )
-    )
+    near = {"Off": "not searched for", "Keep": "counted and kept", "Remove": "removed"}[
+        cleaning["nearDuplicates"]
+    ]
+    if search := report["statistics"]["nearDuplicateSearch"]:
+        near += f"; {number(search['rows'])} of {counted(search['ofRows'], 'possible row')} compared"
+    found.append(("Near duplicates", near))
     return found + _checks(preparation["checks"])
+
+
+def source_settings(sources: list[Document]) -> list[tuple[str, str]]:
+    """Names and values of how some sources are read."""
+    found = []
+    for source in sources:
+        found.append(("Format", source["requestedFormat"] or "detected from the content"))
+        found += [(f"Column for {name}", column) for name, column in source["columns"].items() if column]
+        if source["splits"] == "TrainOnly":
+            found.append(("Splits of the source", "train only"))
+    return found
 
 
 def _split(split: dict[str, Any]) -> str:

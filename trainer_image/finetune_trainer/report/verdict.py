@@ -83,14 +83,15 @@ def sentence(problem: Document) -> str:
 
 
 def position(problem: Document) -> str:
-    """Position of a problem: file, row, and the line if its number differs. Empty for the whole dataset."""
+    """Position of a problem: source, file, row, and the line if its number differs. Empty for the whole
+    dataset.
+    """
     row, line = problem["record"], problem["line"]
     parts = [] if row is None else [f"row {number(row)}"]
     if line is not None and line != row:
         parts.append(f"line {number(line)}")
-    if problem["file"] is not None:
-        parts.insert(0, problem["file"])
-    return ", ".join(parts)
+    places = [name for name in (problem["source"], problem["file"]) if name is not None]
+    return ", ".join([*places, *parts])
 
 
 def _first_error(report: Document) -> str:

@@ -23,9 +23,9 @@ def bounded(result: StageResult) -> str:
 
     Omits in this order: the loss curve; the learning curve; the parts of the lost time; probes of checkpoints
     that are neither the best nor the final one; warnings of preflight from the last one; warnings and then
-    problems of prepare, from the last one (their count stays); scores from the last one (the evidence of
-    gates stays) and the ends of sentences of evaluate, or scores of score; the end of the message; the
-    stage's own fields. `result.json` in the store has everything.
+    problems of prepare, from the last one (their count stays), and the sources of its difference; scores from
+    the last one (the evidence of gates stays) and the ends of sentences of evaluate, or scores of score; the
+    end of the message; the stage's own fields. `result.json` in the store has everything.
     """
     for omitted in ({"loss_curve": ()}, {"learning_curve": None}, {"repeats": ()}):
         if not _fits(result) and result.train is not None:
@@ -42,6 +42,9 @@ def bounded(result: StageResult) -> str:
         while not _fits(result) and result.prepare is not None and getattr(result.prepare, listed):
             shorter = {listed: getattr(result.prepare, listed)[:-1]}
             result = result.model_copy(update={"prepare": result.prepare.model_copy(update=shorter)})
+    if not _fits(result) and result.prepare is not None and result.prepare.difference is not None:
+        shorter = {"difference": result.prepare.difference.model_copy(update={"sources": ()})}
+        result = result.model_copy(update={"prepare": result.prepare.model_copy(update=shorter)})
     result = _with_fewer_scores(result)
     if not _fits(result):
         result = result.model_copy(update={"message": _truncate(result.message)})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare a Dataset: the first check of its source with a spec, and checks that a user requests after a
+"""Prepare a Dataset: the first check of its sources with a spec, and checks that a user requests after a
 failure."""
 
 from typing import Any
@@ -13,6 +13,7 @@ from finetune_operator.reconcile.dataset.sourcecheck import (
     contract_for_status,
     finish_check,
     retry_of,
+    sources_of,
 )
 from finetune_operator.reconcile.dataset.timing import earliest
 from finetune_operator.reconcile.draft import Draft
@@ -63,9 +64,8 @@ def _refused(dataset: Dataset) -> Failed | None:
     messages = not_implemented(dataset.spec)
     if messages:
         return Failed(Reason.NOT_IMPLEMENTED, "; ".join(messages))
-    return storage.check_source(dataset.spec.source.uri, "spec.source.uri") or storage.check_form(
-        dataset.spec.store
-    )
+    checked = (storage.check_source(source.uri, f"spec.{field}.uri") for field, source in sources_of(dataset))
+    return next(filter(None, checked), None) or storage.check_form(dataset.spec.store)
 
 
 def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fields: Any) -> Plan:

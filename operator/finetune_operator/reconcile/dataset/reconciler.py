@@ -47,7 +47,7 @@ def needs(dataset: Dataset, snapshot: Snapshot) -> Needs:
     if not isinstance(profile, Blocked):
         store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     store_uri = store.uri if isinstance(store, StoreReference) else None
-    claims = storage.claims_of(store_uri, dataset.spec.source.uri)
+    claims = storage.claims_of(store_uri, *(source.uri for source in dataset.spec.sources))
     queued = queues.queue_needs(queues.queues_of(profile, (STAGE,), NO_CHOICE))
     return queues.merged(claims, labels, queued)
 

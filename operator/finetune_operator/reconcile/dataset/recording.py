@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator.api.dataset import MAX_VERSIONS, Dataset, DatasetVersionSummary, VersionDifference
+from finetune_operator.api.dataset import (
+    MAX_VERSIONS,
+    Dataset,
+    DatasetVersionSummary,
+    SourceDifference,
+    VersionDifference,
+)
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.labels import dataset_version_name
 from finetune_operator.manifests.records import build_dataset_version
@@ -21,6 +27,8 @@ from finetune_trainer.contract.vocabulary import RULE_VERSION
 
 MAX_TEXT_CHARACTERS: Final = 1024
 """Maximum length of a text in the status that is useless if it is truncated, such as a URI."""
+MAX_NAMED_SOURCES: Final = 3
+"""Number of sources of a difference in a message."""
 INCOMPLETE: Final = (
     "prepare reports success but not what it made: check that the trainer image belongs to this release"
 )
@@ -52,7 +60,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
         dataset,
         name,
         prepared,
-        source=dataset.spec.source.uri,
+        sources=dataset.spec.sources,
         store=store,
         store_credentials=secret,
         deletion_policy=dataset.spec.deletion_policy,
@@ -87,7 +95,7 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
             "format": prepared.format,
             "rule_version": prepared.rule_version,
             "difference": difference,
-            "refresh": finish_check(dataset, draft.snapshot, _short_enough(prepared.source_version)),
+            "refresh": finish_check(dataset, draft.snapshot, prepared.sources),
             **row_fields(prepared),
         },
     )
@@ -104,8 +112,9 @@ def with_unread(
     rows, fields = prepared.unread_labels, prepared.unread_fields
     labels_message = (
         f"{rows} row{'s have' if rows != 1 else ' has'} a label that may rate the answer as good or bad."
-        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer. Set"
-        f" spec.split.ruleVersion: {RULE_VERSION} to read the labels, or spec.format to ignore them."
+        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer."
+        f" Make a new Dataset, which starts with version {RULE_VERSION}, to read the labels, or set format of"
+        " the source to ignore them."
     )
     fields_message = (
         f"Nothing reads {', '.join(fields)} of the rows, which may change what should be learned."
@@ -154,9 +163,18 @@ def _difference(dataset: Dataset, prepared: PrepareResult) -> VersionDifference 
         added=new.added,
         removed=new.removed,
         changed=new.changed,
+        sources=tuple(SourceDifference(**each.model_dump()) for each in new.sources) or None,
     )
 
 
 def _comparison(difference: VersionDifference) -> str:
-    counts = f"+{difference.added} −{difference.removed} ~{difference.changed}"
-    return f"{counts} rows compared with {difference.previous}"
+    text = f"{_counts(difference)} rows compared with {difference.previous}"
+    if difference.sources is None:
+        return text
+    shown = [f"{each.uri} {_counts(each)}" for each in difference.sources[:MAX_NAMED_SOURCES]]
+    more = len(difference.sources) - len(shown)
+    return f"{text}: {', '.join(shown)}" + (f" and {more} more" if more else "")
+
+
+def _counts(difference: VersionDifference | SourceDifference) -> str:
+    return f"+{difference.added} −{difference.removed} ~{difference.changed}"

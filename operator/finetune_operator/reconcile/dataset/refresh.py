@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Re-check the source of a Dataset that is Ready, and that stays Ready whatever the check finds."""
+"""Re-check the sources of a Dataset that is Ready, and that stays Ready whatever the check finds."""
 
 from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
+from finetune_operator.manifests.records import without_query
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_unread
 from finetune_operator.reconcile.dataset.sourcecheck import (
@@ -13,6 +14,7 @@ from finetune_operator.reconcile.dataset.sourcecheck import (
     contract_for_status,
     finish_check,
     job_names,
+    with_known_sources,
 )
 from finetune_operator.reconcile.dataset.timing import earliest, until_slot
 from finetune_operator.reconcile.draft import Draft
@@ -58,10 +60,10 @@ def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
             return plan
         outcome = StageFailed(Reason.RESULT_LOST, INCOMPLETE, None)
     prepared = _prepared(outcome)
-    refresh = dataset.status.refresh
-    version = refresh.source_version if refresh is not None and prepared is None else None
     fields = {} if prepared is None else row_fields(prepared)
-    fields["refresh"] = finish_check(dataset, snapshot, version)
+    fields["refresh"] = finish_check(dataset, snapshot, None)
+    if prepared is None:
+        fields["refresh"] = with_known_sources(fields["refresh"], dataset)
     return _failed(dataset, draft, outcome.reason, outcome.message, None, **fields)
 
 
@@ -72,16 +74,16 @@ def _prepared(outcome: Retry | StageFailed | Failed) -> PrepareResult | None:
 
 
 def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Plan | None:
-    latest, refresh = dataset.status.latest_version, dataset.status.refresh
+    latest = dataset.status.latest_version
     if prepared is not None and prepared.unchanged:
-        version = refresh.source_version if refresh is not None else None
-        fields = {"refresh": finish_check(dataset, draft.snapshot, version)}
-        return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, _unchanged(latest), **fields))
+        checked = finish_check(dataset, draft.snapshot, None)
+        fields = {"refresh": with_known_sources(checked, dataset)}
+        return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, _unchanged(dataset), **fields))
     recorded = record(dataset, draft, prepared)
     if recorded is None:
         return None
-    new = f"new rows of the source became DatasetVersion {recorded.name}"
-    message = _unchanged(latest) if recorded.name == latest else new
+    new = f"new rows of {_changed(dataset, prepared)} became DatasetVersion {recorded.name}"
+    message = _unchanged(dataset) if recorded.name == latest else new
     now = draft.snapshot.now
     labels = with_unread(dataset.status.conditions, dataset, prepared, now)
     status = dataset.status.model_copy(update={**recorded.fields, "conditions": labels})
@@ -89,15 +91,32 @@ def _succeeded(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -
     return draft.plan(_status(dataset, draft, "True", Reason.SUCCEEDED, message, **dict(ready.status)))
 
 
-def _unchanged(latest: str | None) -> str:
-    return f"the source still has the rows of DatasetVersion {latest}"
+def _changed(dataset: Dataset, prepared: PrepareResult | None) -> str:
+    """The sources whose content has another version than at the last check."""
+    refresh, sources = dataset.status.refresh, dataset.spec.sources
+    known = refresh.sources if refresh is not None else None
+    found = prepared.sources if prepared is not None else ()
+    if known is None or len(sources) == 1 or not len(known) == len(found) == len(sources):
+        return "the source" if len(sources) == 1 else "the sources"
+    changed = [
+        without_query(source.uri)
+        for source, before, after in zip(sources, known, found, strict=True)
+        if before.version is None or before.version != after.version
+    ]
+    return ", ".join(dict.fromkeys(changed)) or "the sources"
+
+
+def _unchanged(dataset: Dataset) -> str:
+    what = "the source still has" if len(dataset.spec.sources) == 1 else "the sources still have"
+    return f"{what} the rows of DatasetVersion {dataset.status.latest_version}"
 
 
 def _failed(
     dataset: Dataset, draft: Draft, reason: str, message: str, requeue_after: float | None, **fields: Any
 ) -> Plan:
     latest = dataset.status.latest_version
-    text = f"DatasetVersion {latest} stays in use; the last check of the source: {message}"
+    of = "the source" if len(dataset.spec.sources) == 1 else "the sources"
+    text = f"DatasetVersion {latest} stays in use; the last check of {of}: {message}"
     before = conditions.find(dataset.status.conditions, ConditionType.REFRESHED)
     if before is None or before.status == "True" or before.reason != reason:
         draft.event(EventReason.REFRESH_FAILED, text, "Warning")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One check of a Dataset's source: its prepare Job, and the status once it has ended."""
+"""One check of a Dataset's sources: its prepare Job, and the status once it has ended."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import Dataset, RefreshStatus
+from finetune_operator.api.dataset import CheckedSource, Dataset, RefreshStatus
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.preparation import RowSource
 from finetune_operator.api.queueing import NO_CHOICE
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.engine.resources import JOB
@@ -15,6 +17,7 @@ from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
+from finetune_operator.manifests.records import without_query
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.plan import Manifest
@@ -40,6 +43,7 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.finished import is_prepared, is_settled
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.results import SourceResult, SourceRows
 from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
 
 STAGE: Final[Stage] = "prepare"
@@ -111,8 +115,23 @@ def retry_of(dataset: Dataset) -> RetryStatus | None:
     return dataset.status.retry if is_current else None
 
 
-def finish_check(dataset: Dataset, snapshot: Snapshot, source_version: str | None) -> RefreshStatus:
-    """The status after the present check, which answers the request that its Job was created for."""
+def sources_of(dataset: Dataset) -> list[tuple[str, RowSource]]:
+    """The sources with the fields of the spec that name them."""
+    return [(f"sources[{number}]", source) for number, source in enumerate(dataset.spec.sources)]
+
+
+def with_known_sources(refresh: RefreshStatus, dataset: Dataset) -> RefreshStatus:
+    """The status with the versions of the sources that an earlier check has read."""
+    known = dataset.status.refresh.sources if dataset.status.refresh is not None else None
+    return refresh.model_copy(update={"sources": known})
+
+
+def finish_check(dataset: Dataset, snapshot: Snapshot, found: Sequence[SourceResult] | None) -> RefreshStatus:
+    """The status after the present check, which answers the request that its Job was created for.
+
+    Args:
+        found: the sources as the check has read them; None if their rows were not read or were rejected.
+    """
     number, before = check_number(dataset), dataset.status.refresh
     now = snapshot.now.replace(microsecond=0)
     annotations = _annotations(dataset, snapshot)
@@ -120,7 +139,12 @@ def finish_check(dataset: Dataset, snapshot: Snapshot, source_version: str | Non
         checks=number + 1,
         checked_at=now,
         next_check_at=next_check(dataset, number + 1, now),
-        source_version=source_version,
+        sources=None
+        if not found
+        else tuple(
+            CheckedSource(uri=without_query(source.uri), version=result.version)
+            for source, result in zip(dataset.spec.sources, found, strict=False)
+        ),
         requested=annotations.get(REFRESH_REQUESTED) or (before.requested if before is not None else None),
     )
 
@@ -132,7 +156,7 @@ def prepared_in(dataset: Dataset, snapshot: Snapshot) -> tuple[str | None, str |
 
 
 def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
-    """Version of the rules for its rows if the spec does not set one: that of its first version.
+    """Version of the rules for its rows: that of its first version.
 
     So a new release of the operator reads and splits every row as before.
     """
@@ -186,10 +210,11 @@ def _build(
     store = profiles.resolve_store(dataset.spec.store, profile, dataset.namespace)
     if isinstance(store, Blocked):
         return store
-    source = dataset.spec.source
-    missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot) or storage.check_claim(
-        source.uri, "spec.source.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
-    )
+    missing = storage.check_store(store.uri, profile, dataset.namespace, snapshot)
+    for field, source in sources_of(dataset):
+        missing = missing or storage.check_claim(
+            source.uri, f"spec.{field}.uri", Reason.SOURCE_NOT_FOUND, dataset.namespace, snapshot
+        )
     queue = queues.queues_of(profile, (STAGE,), NO_CHOICE)
     missing = missing or queues.check_queues(queue, dataset.namespace, snapshot)
     if missing is not None:
@@ -206,6 +231,7 @@ def _build(
         max_unpacked_bytes=profile.spec.limits.unpacked_bytes if profile is not None else None,
     )
     prepares = purpose == "stage"
+    sources = dataset.spec.sources if prepares else ()
     config = _config(dataset, snapshot, inputs) if prepares else collect_config(inputs, STAGE)
     unsent = profiles.check_config(config, profile)
     if unsent is not None:
@@ -221,10 +247,12 @@ def _build(
             image_pull_policy=snapshot.facts.image_pull_policy,
             profile=profile,
             storage=Storage(
-                store=parse_store(store.uri), source=parse_source(source.uri) if prepares else None
+                store=parse_store(store.uri),
+                sources=tuple(parse_source(source.uri) for source in sources),
             ),
             credentials=CredentialsMount(
-                store=store.credentials_secret_ref, source=source.credentials_secret_ref if prepares else None
+                store=store.credentials_secret_ref,
+                sources=tuple(source.credentials_secret_ref for source in sources),
             ),
         ),
         annotations={REFRESH_REQUESTED: requested} if prepares and requested is not None else {},
@@ -235,18 +263,25 @@ def _build(
 def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> PrepareConfig:
     latest = _latest(dataset, snapshot, inputs.store_uri)
     rule = rule_version(dataset, snapshot)
+    sources = dict(sources_of(dataset))
     if latest is None:
-        return prepare_config(inputs, dataset.spec, rule_version=rule)
-    # Another spec makes other rows from the same source, and earlier releases did not report unread labels.
-    # In both cases the source is read again even if it has not changed.
+        return prepare_config(inputs, sources, dataset.spec, rule_version=rule)
+    # Another spec makes other rows from the same sources, and earlier releases did not report unread labels.
+    # In both cases the sources are read again even if they have not changed.
     knows_labels = dataset.status.rule_version is not None
     refresh = dataset.status.refresh if is_prepared(dataset) and knows_labels else None
+    known = refresh.sources if refresh is not None else None
     return prepare_config(
         inputs,
+        sources,
         dataset.spec,
         rule_version=rule,
         previous=latest.spec.digest,
-        unless_version=refresh.source_version if refresh is not None else None,
+        previous_sources=[
+            SourceRows(uri=each.uri, train=each.train, validation=each.validation, test=each.test)
+            for each in latest.spec.sources
+        ],
+        known_versions=[each.version for each in known or ()],
     )
 
 

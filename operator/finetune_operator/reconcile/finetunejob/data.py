@@ -3,6 +3,7 @@
 
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.preparation import DataPreparation, RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import own_version_name
 from finetune_operator.manifests.records import build_dataset_version
@@ -76,16 +77,18 @@ def _reference(run: Run, ref: DatasetReference) -> Halt | None:
 
 
 def _own_source(run: Run) -> Halt | None:
-    preparation = run.job.spec.dataset.preparation
-    if preparation is None:
+    source = run.job.spec.dataset.row_source
+    if source is None:
         return Failed(Reason.INVALID_SPEC, "spec.dataset needs exactly one of ref and source")
-    result = run_stage(run, "prepare", lambda inputs: prepare_config(inputs, preparation))
+    result = run_stage(
+        run, "prepare", lambda inputs: prepare_config(inputs, {"dataset.source": source}, DataPreparation())
+    )
     if not isinstance(result, StageResult):
         return result
-    return _record(run, result.prepare, preparation.source.uri)
+    return _record(run, result.prepare, source)
 
 
-def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | None:
+def _record(run: Run, prepared: PrepareResult | None, source: RowSource) -> Failed | None:
     if (
         prepared is None
         or prepared.dataset is None
@@ -100,7 +103,7 @@ def _record(run: Run, prepared: PrepareResult | None, source: str) -> Failed | N
         run.job,
         name,
         prepared,
-        source=source,
+        sources=[source],
         store=resolved.store,
         store_credentials=resolved.store_credentials,
         deletion_policy=run.job.spec.deletion_policy,

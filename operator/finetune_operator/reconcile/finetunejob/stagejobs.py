@@ -135,7 +135,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
         profile=found.profile_of(stage),
         storage=Storage(
             store=parse_store(found.store.uri),
-            source=parse_source(source.uri) if source else None,
+            sources=(parse_source(source.uri),) if source else (),
             base_model=parse_source(base_model.uri) if base_model and base_model.uri else None,
             custom_metrics=mounts.custom_metrics,
             tasks=mounts.tasks,
@@ -143,7 +143,7 @@ def _placement(run: Run, found: Prerequisites, stage: JobStage) -> Placement:
         ),
         credentials=CredentialsMount(
             store=None if row.isolated else found.store.credentials_secret_ref,
-            source=source.credentials_secret_ref if source else None,
+            sources=(source.credentials_secret_ref,) if source else (),
             base_model=base_model.credentials_secret_ref if base_model else None,
             judges=mounts.judges,
         ),

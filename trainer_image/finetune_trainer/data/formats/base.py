@@ -96,7 +96,8 @@ class Format(ABC):
         """Number of answers that combine several labels."""
         self._ratings = AnswerRatings(self.names)
         named = self.table_columns()
-        self._known = {*self.used, *named}
+        # Also in a source that is only trained on, whose rows do not need the column.
+        self._known = {*self.used, *named, *filter(None, [recipe.division.column])}
         self._reads_system = "system" not in named
         self._is_answer_read = PRODIGY_ANSWER in self._known
 
@@ -119,8 +120,8 @@ class Format(ABC):
 
     def table_columns(self) -> tuple[str, ...]:
         """The columns that a table must have, including those of group, split and kept ones in the recipe."""
-        division = self.recipe.division
-        named = (division.group_by, division.column, *self.recipe.kept_columns)
+        recipe = self.recipe
+        named = (recipe.division.group_by, recipe.split_column, *recipe.kept_columns)
         return (*self.columns(), *(name for name in named if name is not None))
 
     def header_issues(self, columns: Sequence[str]) -> Issues:
@@ -164,9 +165,9 @@ class Format(ABC):
         data = self.data(record)
         if not data.keys() <= self._known:
             self.note_unused(data)
-        division = self.recipe.division
-        group = None if division.group_by is None else self._group(data, division.group_by)
-        split = None if division.column is None else self._split(data, division.column)
+        group_by, column = self.recipe.division.group_by, self.recipe.split_column
+        group = None if group_by is None else self._group(data, group_by)
+        split = None if column is None else self._split(data, column)
         if isinstance(row, Row) and self.recipe.kept_columns:
             row = replace(row, columns=kept_columns(data, self.recipe.kept_columns))
         if isinstance(row, Row) and not isinstance(group, Issue) and not isinstance(split, Issue):
