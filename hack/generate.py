@@ -14,6 +14,7 @@ from finetune_operator.api.kinds import KINDS
 from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_page import chart_pages
+from hack.coming_page import coming_page
 from hack.chart_schema import values_schema
 from hack.dashboard import dashboards
 from hack.metrics_page import metrics_page
@@ -36,6 +37,7 @@ def generated() -> dict[Path, str]:
         ROOT / "charts" / "finetune-operator" / "values.schema.json": values_schema(),
         **{ROOT / "docs" / name: text for name, text in api_pages().items()},
         ROOT / "docs" / "metrics.md": metrics_page(),
+        ROOT / "docs" / "coming-from.md": coming_page(),
         **{
             ROOT / "charts" / "finetune-operator" / "dashboards" / name: text
             for name, text in dashboards().items()
