@@ -14,8 +14,8 @@ from finetune_operator.api.kinds import KINDS
 from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_page import chart_pages
-from hack.coming_page import coming_page
 from hack.chart_schema import values_schema
+from hack.coming_page import coming_page
 from hack.dashboard import dashboards
 from hack.metrics_page import metrics_page
 from hack.version import versioned_files

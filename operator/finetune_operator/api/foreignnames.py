@@ -34,7 +34,9 @@ class ForeignName:
     @property
     def advice(self) -> str:
         """What to write instead of the name. A sentence without its full stop."""
-        field = f"{self.name} is spec.{self.path} of a {self.kind}" if self.kind else f"{self.name} has no field"
+        field = (
+            f"{self.name} is spec.{self.path} of a {self.kind}" if self.kind else f"{self.name} has no field"
+        )
         return f"{field}: {self.difference}" if self.difference else field
 
 
@@ -42,7 +44,12 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
     "OpenAI fine-tuning API": (
         ForeignName("model", JOB, "baseModel.uri", "a folder in a claim, at the hub or in a bucket"),
         ForeignName("suffix", JOB, "modelLine", "endpoints follow the line by this name"),
-        ForeignName("training_file", DATASET, "sources.uri", "the file stays where it is; nothing is uploaded"),
+        ForeignName(
+            "training_file",
+            DATASET,
+            "sources.uri",
+            "the file stays where it is; nothing is uploaded",
+        ),
         ForeignName(
             "validation_file",
             DATASET,
@@ -65,11 +72,15 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("POST …/cancel", JOB, "cancel"),
         ForeignName("POST …/pause", JOB, "suspend"),
         ForeignName(
-            "fine_tuned_model", ENDPOINT, "models.name", "the name that requests to the endpoint give as model"
+            "fine_tuned_model",
+            ENDPOINT,
+            "models.name",
+            "the name that requests to the endpoint give as model",
         ),
         ForeignName(
             "weight (of a message)",
-            difference="every answer of the assistant is trained on; leave out the rows that must not be learned",
+            difference="every answer of the assistant is trained on; leave out the rows that must not be"
+            " learned",
         ),
     ),
     "Axolotl": (
@@ -88,7 +99,12 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("lora_alpha", JOB, "method.lora.alpha"),
         ForeignName("lora_dropout", JOB, "method.lora.dropout"),
         ForeignName("lora_target_modules", JOB, "method.lora.targetModules"),
-        ForeignName("lora_target_linear", JOB, "method.lora.targetModules", "leave it out: all linear layers"),
+        ForeignName(
+            "lora_target_linear",
+            JOB,
+            "method.lora.targetModules",
+            "leave it out: all linear layers",
+        ),
         ForeignName("peft_use_rslora", JOB, "method.lora.rsLoRA"),
         ForeignName("peft_use_dora", JOB, "method.lora.dora"),
         ForeignName("num_epochs", JOB, "hyperparameters.epochs"),
@@ -97,7 +113,8 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
             "micro_batch_size",
             JOB,
             "hyperparameters.batchSize",
-            "rows per optimizer step over all processes: micro_batch_size × gradient_accumulation_steps × GPUs",
+            "rows per optimizer step over all processes: micro_batch_size ×"
+            " gradient_accumulation_steps × GPUs",
         ),
         ForeignName(
             "gradient_accumulation_steps",
@@ -109,7 +126,10 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("lr_scheduler", JOB, "hyperparameters.scheduler"),
         ForeignName("warmup_ratio", JOB, "hyperparameters.warmupRatio"),
         ForeignName(
-            "warmup_steps", JOB, "hyperparameters.warmupRatio", "the share of all steps instead of their number"
+            "warmup_steps",
+            JOB,
+            "hyperparameters.warmupRatio",
+            "the share of all steps instead of their number",
         ),
         ForeignName("weight_decay", JOB, "hyperparameters.weightDecay"),
         ForeignName("sequence_len", JOB, "hyperparameters.maxSequenceLength"),
@@ -122,7 +142,12 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("gradient_checkpointing", JOB, "hyperparameters.gradientCheckpointing"),
         ForeignName("seed", JOB, "hyperparameters.seed"),
         ForeignName("eval_steps", JOB, "validation.everySteps"),
-        ForeignName("evals_per_epoch", JOB, "validation.everySteps", "optimizer steps between two validations"),
+        ForeignName(
+            "evals_per_epoch",
+            JOB,
+            "validation.everySteps",
+            "optimizer steps between two validations",
+        ),
         ForeignName("early_stopping_patience", JOB, "validation.earlyStoppingPatience"),
         ForeignName("save_steps", JOB, "checkpoints.stateEverySteps"),
         ForeignName("save_total_limit", JOB, "checkpoints.keep", "in addition to the best and the final one"),
@@ -177,7 +202,12 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("seed", JOB, "hyperparameters.seed"),
     ),
     "KAITO Workspace": (
-        ForeignName("resource.instanceType", JOB, "compute.profile", "the platform team makes ComputeProfiles"),
+        ForeignName(
+            "resource.instanceType",
+            JOB,
+            "compute.profile",
+            "the platform team makes ComputeProfiles",
+        ),
         ForeignName("resource.labelSelector", PROFILE, "pods.nodeSelector"),
         ForeignName("resource.count", JOB, "compute.nodes"),
         ForeignName("tuning.preset.name", JOB, "baseModel.uri", "any model that transformers can load"),
@@ -198,7 +228,12 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("runtimeRef", JOB, "compute.profile", "the image and the script are the operator's"),
         ForeignName("trainer.image", PROFILE, "images.trainer"),
         ForeignName("trainer.numNodes", JOB, "compute.nodes"),
-        ForeignName("trainer.resourcesPerNode", JOB, "compute.devices", "other sizes are in the ComputeProfile"),
+        ForeignName(
+            "trainer.resourcesPerNode",
+            JOB,
+            "compute.devices",
+            "other sizes are in the ComputeProfile",
+        ),
         ForeignName("trainer.env", PROFILE, "pods.env"),
         ForeignName("initializer.dataset.storageUri", DATASET, "sources.uri"),
         ForeignName("initializer.model.storageUri", JOB, "baseModel.uri"),
@@ -224,4 +259,5 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("LLMInferenceService router.gateway", ENDPOINT, "traffic.gateway"),
     ),
 }
-"""By software. Kubeflow Trainer is that of TrainJobs; podTemplateOverrides were those before its release 2.2."""
+            "By software. Kubeflow Trainer is that of TrainJobs; podTemplateOverrides were those"
+            " before its release 2.2.",

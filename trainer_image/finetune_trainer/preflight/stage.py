@@ -2,7 +2,7 @@
 """Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a run: the DatasetVersions to train on, from a Dataset or the run's own source, and to measure on."""
+"""Data of a run: the rows to train on, from a Dataset or the run's own source, and those to measure on."""
 
 from finetune_operator.api.datasetreference import DatasetReference
 from finetune_operator.api.datasetversion import DatasetVersion
