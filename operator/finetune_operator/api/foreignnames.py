@@ -259,5 +259,4 @@ FOREIGN_NAMES: Final[Mapping[str, tuple[ForeignName, ...]]] = {
         ForeignName("LLMInferenceService router.gateway", ENDPOINT, "traffic.gateway"),
     ),
 }
-            "By software. Kubeflow Trainer is that of TrainJobs; podTemplateOverrides were those"
-            " before its release 2.2.",
+"""By software. Kubeflow Trainer is that of TrainJobs; its release 2.2 replaced podTemplateOverrides."""
