@@ -102,7 +102,6 @@ class _Options(BaseModel):
             description="Optimizer steps between two validations; the last step is always validated. Default:"
             " after each epoch; in runs with long epochs and without earlyStoppingPatience, about 20 times"
             " per run, at least 100 steps apart.",
-            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
     on_long_rows: Annotated[
@@ -112,7 +111,6 @@ class _Options(BaseModel):
             " maxSequenceLength. Drop: they are not used. Fail: the run fails and names the length that holds"
             " them. Truncate: they lose their end. Default: Drop; Fail if more than 10 % of the rows are"
             " longer.",
-            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
 
@@ -165,14 +163,12 @@ class ResolvedHyperparameterFields(BaseModel):
             description="Max tokens per device at once. The rows of an optimizer step are split into batches"
             " of at most this many tokens; a longer row is a batch of its own. Absent: each batch has"
             " perDeviceBatchSize rows.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
     validate_every_steps: Annotated[
         int | None,
         Field(
             description="Optimizer steps between two validations. Absent: after each epoch.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
     on_long_rows: Annotated[
@@ -180,7 +176,6 @@ class ResolvedHyperparameterFields(BaseModel):
         Field(
             description="Drop: rows of training and validation that are longer than maxSequenceLength are not"
             " used. Absent: no row is longer, or longer rows are truncated.",
-            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
     sharded: Annotated[
@@ -188,7 +183,6 @@ class ResolvedHyperparameterFields(BaseModel):
         Field(
             description="Whether processes shard the weights of the model, instead of each having a replica."
             " Absent: Full is sharded, adapters are replicated. No effect with one process.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
 

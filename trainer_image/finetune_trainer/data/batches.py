@@ -13,7 +13,7 @@ from finetune_trainer.data import output
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.index import RowIndex, completion_of
-from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import BatchReader, RowBatch
 from finetune_trainer.data.rowproblems import InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.split import split_of
@@ -42,7 +42,6 @@ class PreparedBatch:
     redacted: int = 0
     sensitive: set[str] = field(default_factory=set)
     """Secrets and personal data that training rows keep. They never leave memory."""
-    unread_labels: int = 0
     combined: int = 0
     """Number of answers that combine several labels."""
     kept_columns: set[str] = field(default_factory=set)
@@ -61,11 +60,10 @@ class Preparer:
         self._recipe = recipe
         self._reader = BatchReader(recipe)
         self._scanner = Scanner(recipe.checks)
-        self._compares_visible_text = recipe.division.rule_version >= VISIBLE_TEXT_SINCE
 
     def prepare(self, batch: RowBatch) -> PreparedBatch:
         """Read, split, clean and scan the rows of a batch."""
-        index = RowIndex(compares_visible_text=self._compares_visible_text)
+        index = RowIndex()
         done = PreparedBatch(index=index, bytes_read=batch.bytes_read)
         for item in self._reader.read(batch):
             if isinstance(item, InvalidRecord):
@@ -91,7 +89,6 @@ class Preparer:
             done.lines[split] += output.line_of(row)
             shown = completion_of(self._masked(row.messages[-1])) if issues else None
             index.add(row, split, batch.file, item.position.record or 0, shown=shown)
-        done.unread_labels = self._reader.unread_labels
         if self._reader.form is not None:
             done.combined = self._reader.form.combined
             done.unused, done.known = tuple(self._reader.form.unused), self._reader.form.known

@@ -14,7 +14,7 @@ The rules apply in this order, each to the remaining rows:
 - Conflict: an earlier row has the same input and a different answer. The row is kept. Preferences conflict if
   they order the same two answers differently, and KTO rows if they label the same answer differently.
 
-By rule version 2 inputs are compared across splits as a reader sees them, regardless of case, punctuation at
+Inputs are compared across splits as a reader sees them, regardless of case, punctuation at
 the ends of words, Unicode form, invisible characters and whitespace. Near duplicates compare answers
 regardless of case, Unicode form, invisible characters and whitespace.
 """
@@ -92,7 +92,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
     split = table["split"]
     numbers = np.arange(len(table), dtype=np.int32)
     inputs = groups(table["input"][:, 0], table["input"][:, 1])
-    visible = groups(table["visible_input"]) if index.compares_visible_text else inputs
+    visible = groups(table["visible_input"])
 
     held_out = _highest(visible, split)
     leaks = split < held_out
@@ -105,14 +105,12 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
     pairs.append(_pairs("Exact", duplicates, first))
 
     option = cleaning.near_duplicates
-    answers = groups(table["visible_answer" if index.compares_visible_text else "answer"])
+    answers = groups(table["visible_answer"])
     order = _order(split, keep, answers)
-    # By rule version 1 all rows count.
-    compared = len(order) if index.compares_visible_text else len(table)
-    is_over = option != "Off" and compared > cleaning.max_rows_for_near_duplicates
+    is_over = option != "Off" and len(order) > cleaning.max_rows_for_near_duplicates
     to = np.full(len(table), -1, dtype=np.int64)
     if option != "Off" and not is_over:
-        to = find_near(rows, order, answers, compares_short_texts=index.compares_visible_text)
+        to = find_near(rows, order, answers)
     near_leaks = (to >= 0) & (split[to] > split)
     near_duplicates = (to >= 0) & ~near_leaks
     keep &= ~near_leaks
@@ -132,7 +130,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[str 
         near_leaked=int(np.count_nonzero(near_leaks)),
         conflicting=int(np.count_nonzero(conflicts)),
         near_duplicates=None if option == "Off" or is_over else int(np.count_nonzero(near_duplicates)),
-        skipped=compared if is_over else 0,
+        skipped=len(order) if is_over else 0,
         index=index,
         files=files,
         pairs=tuple(pairs),

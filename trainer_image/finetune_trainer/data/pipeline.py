@@ -18,7 +18,7 @@ from finetune_trainer.data.checks.sensitivevalues import HashedValues
 from finetune_trainer.data.comparison import compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import RowIndex
-from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import SourceReader, UnusedFields
 from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem
 from finetune_trainer.data.rowproblems import Code, Issue, RowPosition
@@ -79,10 +79,10 @@ def prepare(
     """
     found = _Findings(listener or NullListener())
     reading = SourceReader(files, recipe)
-    index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
+    index = RowIndex()
     unused = UnusedFields()
     sensitive = HashedValues()
-    redacted = unread_labels = combined = 0
+    redacted = combined = 0
     kept: set[str] = set()
     with (
         output.SplitWriter(folder, limit_bytes) as writer,
@@ -96,7 +96,6 @@ def prepare(
             unused.add(batch.unused, batch.known)
             sensitive.add(batch.sensitive)
             redacted += batch.redacted
-            unread_labels += batch.unread_labels
             combined += batch.combined
             kept |= batch.kept_columns
     if not found.rows and not found.errors:
@@ -117,7 +116,6 @@ def prepare(
         found.summary(datasetwarnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
     unread_fields = datasetwarnings.unread_fields(unused.names)
     found.summary(datasetwarnings.ignored_fields(unread_fields))
-    found.summary(datasetwarnings.unread_labels(unread_labels))
     found.summary(datasetwarnings.similar_labels(facts.labels))
     found.summary(datasetwarnings.combined_labels(combined))
     found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
@@ -141,7 +139,6 @@ def prepare(
         difference=None if previous is None else compare(index, selection.keep, *previous),
         unread_fields=unread_fields,
         untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
-        unread_labels=unread_labels,
         sensitive=sensitive.found(recipe.checks),
     )
 

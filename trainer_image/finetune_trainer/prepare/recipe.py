@@ -8,8 +8,8 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
-from finetune_trainer.data.options import OLDEST_RULE, FieldNames, Recipe
+from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, listed
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.prompttemplate import PromptTemplate
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
@@ -28,10 +28,10 @@ def recipe_of(config: PrepareConfig) -> Recipe:
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise _invalid(f"columns names {twice!r} twice; name another column")
-    if not OLDEST_RULE <= config.split.rule_version <= RULE_VERSION:
+    if config.rule_version not in RULE_VERSIONS:
         raise _invalid(
-            f"split.ruleVersion {config.split.rule_version} is not known to this trainer image; it knows"
-            f" {OLDEST_RULE} to {RULE_VERSION}"
+            f"the Dataset has rule version {config.rule_version}, and this trainer image has"
+            f" {listed(tuple(map(str, RULE_VERSIONS)))}; use the trainer image of the operator's release"
         )
     if config.template is not None:
         try:
@@ -45,6 +45,7 @@ def recipe_of(config: PrepareConfig) -> Recipe:
         cleaning=config.cleaning,
         checks=config.checks,
         kept_columns=config.keep_columns,
+        rule_version=config.rule_version,
     )
 
 

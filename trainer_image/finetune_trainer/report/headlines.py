@@ -10,7 +10,6 @@ DATASET_CODES: Final = frozenset(
     {
         Code.COLUMNS_IGNORED,
         Code.FIELDS_IGNORED,
-        Code.LABELS_NOT_READ,
         Code.FEW_ROWS,
         Code.NO_TRAINING_ROWS,
         Code.EMPTY_SPLIT,
@@ -59,7 +58,6 @@ HEADLINES: Final[Mapping[Code, str]] = {
     Code.CONTROL_SEQUENCE: "Texts contain control sequences of a model",
     Code.COLUMNS_IGNORED: "Named columns are not used",
     Code.FIELDS_IGNORED: "Fields that may have a meaning are not read",
-    Code.LABELS_NOT_READ: "Labels that rate answers are not used",
     Code.FEW_ROWS: "There are few rows",
     Code.NO_TRAINING_ROWS: "There are no rows to train on",
     Code.EMPTY_SPLIT: "A split is empty",
