@@ -10,7 +10,6 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.manifest import FileEntry, Manifest
-from finetune_trainer.model.bundle import PROCESSOR_FILES
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.preflight.modelsource import LocalModel
 from finetune_trainer.runtime.failure import StageFailure
@@ -22,18 +21,12 @@ CHUNK_BYTES: Final = 1 << 20
 
 def require_digest(
     uri: str, found: Manifest, expected: Digest | None, parent: ParentCheckpoint | None
-) -> Manifest:
-    """The manifest of the files to store: `found`, or its part that has the expected digest.
-
-    Older releases did not store processor files, so their digests of a model with such files omit them.
-    Raises StageFailure (BASE_MODEL_DIGEST_MISMATCH) if the digest is not that of the config or that of the
+) -> None:
+    """Raise StageFailure (BASE_MODEL_DIGEST_MISMATCH) if the digest is not that of the config or that of the
     parent's base model.
     """
-    without_processor = found.without(PROCESSOR_FILES)
     if expected is None or expected == found.digest:
-        return found
-    if expected == without_processor.digest:
-        return without_processor
+        return
     if parent is not None:
         raise StageFailure(
             FailureReason.BASE_MODEL_DIGEST_MISMATCH,

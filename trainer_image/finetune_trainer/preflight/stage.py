@@ -99,7 +99,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         else:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
-        manifest = require_digest(uri, manifest, config.base_model_digest, config.parent)
+        require_digest(uri, manifest, config.base_model_digest, config.parent)
         lora = None
         if config.parent is not None:
             lora = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
