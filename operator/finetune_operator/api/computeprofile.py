@@ -128,14 +128,14 @@ class ComputeProfileSpec(Model):
     ] = None
     images: Images = Images()
     trainer_contract: Annotated[
-        int,
+        int | None,
         Field(
             ge=1,
             le=1000,
             description="Version of the contract between operator and trainer that images.trainer reads. No"
-            " effect without images.trainer.",
+            " effect without images.trainer. Default: the operator's own version.",
         ),
-    ] = 1
+    ] = None
     engine: Annotated[
         EngineName,
         Field(

@@ -122,7 +122,7 @@ class EvaluationStatus(Model):
         Field(
             max_length=63,
             description="Who measured it. Run: the run that made the Checkpoint. Otherwise the name of an"
-            " Evaluation. Absent: the run.",
+            " Evaluation. Absent in the status of a run and of an Evaluation.",
         ),
     ] = None
     dataset_version: Annotated[

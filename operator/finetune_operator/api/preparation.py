@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import CELRule, Model, SecretReference, Uri, pattern_advice
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates
+from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 COUNTRY: Final = r"^[A-Z]{2}$"
@@ -186,16 +186,6 @@ class Split(Model):
             " fractions and the seed have no effect then."
         ),
     ] = False
-    rule_version: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=RULE_VERSION,
-            description="Version of the rules by which rows are read and compared, as listed in"
-            " docs/data.md. Default: the version of the Dataset's first DatasetVersion; for a new Dataset,"
-            " the newest version.",
-        ),
-    ] = None
 
 
 class DataPreparation(Model):

@@ -58,7 +58,7 @@ def prepare_config(
     """The config of prepare, which turns a source into a dataset folder.
 
     Args:
-        rule_version: version of the rules if the preparation does not set one.
+        rule_version: version of the rules for reading and comparing rows.
         previous: digest of the version to compare with.
         unless_version: version of the source at which nothing is prepared.
     """
@@ -73,9 +73,8 @@ def prepare_config(
         template=preparation.template,
         cleaning=Cleaning(**_fields(preparation.cleaning)),
         checks=Checks(**_fields(preparation.checks)),
-        split=Split(
-            **_fields(preparation.split) | {"rule_version": preparation.split.rule_version or rule_version}
-        ),
+        split=Split(**_fields(preparation.split)),
+        rule_version=rule_version,
         keep_columns=preparation.keep_columns,
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all messages: their wire form, and the fields to omit for a reader of the previous version."""
+"""Base of all messages: their wire form, and the fields to omit for a reader of an older version."""
 
 import json
 from collections.abc import Iterator

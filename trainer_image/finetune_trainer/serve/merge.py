@@ -23,7 +23,7 @@ from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.adapter import check_base_model
-from finetune_trainer.model.bundle import CHAT_TEMPLATE, PROCESSOR_FILES, Bundle, own_stop_ids
+from finetune_trainer.model.bundle import CHAT_TEMPLATE, PROCESSOR_FILES, Bundle, own_stop_ids, require_bundle
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.probe import (
     ENGINE,

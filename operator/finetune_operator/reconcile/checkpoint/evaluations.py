@@ -87,10 +87,7 @@ def _of_run(checkpoint: Checkpoint, job: FineTuneJob | None) -> tuple[Evaluation
     newest = job.status.evaluation if job is not None else None
     if job is None or newest is None or newest.checkpoint != checkpoint.name or not newest.scores:
         return known
-    # An entry that an earlier release wrote stays as it is.
     marks = {"source": OF_RUN, "dataset_digest": job.status.resolved.dataset_digest}
-    if known and known[0].source is None and known[0] == newest:
-        return known
     return (newest.model_copy(update=marks),)
 
 

@@ -7,6 +7,7 @@ from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.evaluateconfig import evaluate_config
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
@@ -14,7 +15,6 @@ from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
-from finetune_operator.reconcile.evaluation.inputs import weights_of
 from finetune_operator.reconcile.evaluation.live import live_adapter, live_model
 from finetune_operator.reconcile.platform import storage
 from finetune_operator.reconcile.platform.budgets import check_budget
@@ -100,13 +100,11 @@ def build_job(
 def _config(
     run: Assessment, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
 ) -> StageConfig:
-    weights, spec = weights_of(checkpoint, run.snapshot), run.evaluation.spec
-    if weights is None:
-        raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
+    spec = run.evaluation.spec
     return evaluate_config(
         inputs,
         spec,
-        weights,
+        EvaluatedWeights.of(checkpoint),
         dataset=run.status.resolved.dataset_digest or "",
         group_by=run.snapshot.group_column(run.status.resolved.dataset_version),
         split=spec.dataset.split,

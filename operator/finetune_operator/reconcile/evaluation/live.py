@@ -11,7 +11,6 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.evaluateconfig import subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.evaluation.assessment import STAGE, Assessment
-from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.jobstate import running_orphans
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
@@ -39,7 +38,7 @@ def choose(run: Assessment, checkpoint: Checkpoint) -> Working | None:
 
 
 def live_adapter(run: Assessment) -> AdapterRecord | None:
-    """Properties of the recorded champion's adapter; None if it has none or they are not recorded."""
+    """Properties of the recorded champion's adapter; None if it has none."""
     known = run.status.live
     champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
     return None if champion is None else champion.spec.lineage.adapter
@@ -49,4 +48,4 @@ def live_model(run: Assessment) -> LiveModel | None:
     """The recorded champion as the trainer needs it; None if there is none."""
     known = run.status.live
     champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
-    return None if champion is None else live_model_of(champion, run_of(champion, run.snapshot))
+    return None if champion is None else live_model_of(champion)

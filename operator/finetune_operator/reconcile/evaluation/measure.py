@@ -16,7 +16,6 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job, keep
-from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.creatingagain import create_again, has_run
 from finetune_operator.reconcile.stages.losses import lose_measurement, settle
@@ -84,7 +83,6 @@ def _advance(run: Assessment, name: str, checkpoint: Checkpoint | Blocked | Fail
         stage=STAGE,
         run=run.run,
         names=run.job_names(STAGE),
-        contract=known_contract(run.evaluation, run.snapshot),
         retry=run.status.retry,
         note=f" for Checkpoint {name}",
     )

@@ -107,7 +107,7 @@ def _record(run: Run, spec: EvaluationSpec, evaluation: EvaluationStatus) -> Non
 
 
 def _untested_answers(run: Run) -> int | None:
-    """The count of prepare; None if the version is gone, or an earlier release prepared the rows."""
+    """The count of prepare; None if the version is gone."""
     version = run.snapshot.datasetversions.get(run.status.resolved.dataset_version or "")
     return None if version is None else version.spec.statistics.untested_answers
 

@@ -14,7 +14,6 @@ from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.evaluateconfig import is_over_live, subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of
 from finetune_operator.reconcile.finetunejob.run import Run
-from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.stages.jobstate import running_orphans
 from finetune_operator.reconcile.stages.usage import reopen
 from finetune_operator.reconcile.steps import Working
@@ -89,7 +88,7 @@ def given_up(evaluation: EvaluationStatus) -> EvaluationStatus:
 
 
 def live_adapter(run: Run) -> AdapterRecord | None:
-    """Properties of the recorded champion's adapter; None if it has none or they are not recorded."""
+    """Properties of the recorded champion's adapter; None if it has none."""
     known = run.status.live
     champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
     return None if champion is None else champion.spec.lineage.adapter
@@ -99,9 +98,7 @@ def live_model(run: Run) -> LiveModel | None:
     """The recorded champion as the trainer needs it; None if the model line has none."""
     known = run.status.live
     champion = run.snapshot.checkpoints.get(known.checkpoint) if known and known.checkpoint else None
-    if champion is None:
-        return None
-    return live_model_of(champion, run_of(champion, run.snapshot))
+    return None if champion is None else live_model_of(champion)
 
 
 def _champion(run: Run) -> LiveComparison:

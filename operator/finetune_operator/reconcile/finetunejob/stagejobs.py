@@ -96,7 +96,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
     """Devices of each pod of the stage."""
     profile, prediction = found.profile_of(stage), run.status.prediction
     facts = device_facts(profile)
-    holds = not found.trainer.spreads_models or one_device_holds(
+    holds = one_device_holds(
         prediction.weights_bytes if prediction is not None else None,
         facts.memory_bytes if facts is not None else None,
     )

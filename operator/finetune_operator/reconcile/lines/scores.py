@@ -12,8 +12,8 @@ OF_RUN: Final = "Run"
 
 
 def is_of_run(entry: EvaluationStatus) -> bool:
-    """Whether the run that made the Checkpoint measured it. Earlier releases wrote no source."""
-    return entry.source in {None, OF_RUN}
+    """Whether the run that made the Checkpoint measured it."""
+    return entry.source == OF_RUN
 
 
 def scores_of(checkpoint: Checkpoint, evaluation: str | None = None) -> EvaluationStatus | None:

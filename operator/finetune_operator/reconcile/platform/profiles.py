@@ -15,6 +15,7 @@ from finetune_operator.api.storereference import StoreReference
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
@@ -155,12 +156,12 @@ def _not_allowed(
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:
     """Whether this operator supports the contract of the profile's own trainer image."""
-    spec = profile.spec
-    if spec.images.trainer is None or spec.trainer_contract in CONTRACT_VERSIONS:
+    contract = trainer_of(profile, "").contract
+    if contract in CONTRACT_VERSIONS:
         return None
     return Blocked(
         Reason.PROFILE_INVALID,
-        f"ComputeProfile {profile.name} has trainerContract {spec.trainer_contract}, but this operator"
+        f"ComputeProfile {profile.name} has trainerContract {contract}, but this operator"
         f" supports {' and '.join(map(str, CONTRACT_VERSIONS))}: use a trainer image of this release and set"
         " trainerContract accordingly",
     )
