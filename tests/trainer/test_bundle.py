@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from transformers import AutoTokenizer, GenerationConfig
 
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
@@ -15,7 +16,6 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.model.generationbatch import GenerationBatch
-from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
