@@ -94,7 +94,7 @@ class BaseRelease:
     def contract(self) -> int:
         """Version of the contract that the tree speaks."""
         code = "from finetune_trainer.contract.base import CONTRACT_VERSION; print(CONTRACT_VERSION)"
-        command = [self.python, "-c", code]
+        command = [str(self.python), "-c", code]
         return int(subprocess.run(command, env={**self.environment}, capture_output=True, check=True).stdout)
 
     def chart(self, name: str) -> Path:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -46,7 +47,12 @@ class Operator:
     """One operator process."""
 
     def __init__(
-        self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str], python: Path
+        self,
+        name: str,
+        kubeconfig: Path,
+        log: Path,
+        environment: dict[str, str],
+        python: Path = Path(sys.executable),
     ) -> None:
         self.name = name
         self.http_port = free_port()
@@ -135,19 +141,24 @@ class Operators:
         self._folder = folder
         self._started: list[Operator] = []
 
-    def start(
-        self, name: str = "operator-0", base: BaseRelease | None = None, **environment: str
+    def start(self, name: str = "operator-0", **environment: str) -> Operator:
+        """Start a process; the name of an earlier process means a restarted pod."""
+        return self._begin(name, environment)
+
+    def start_base(self, base: BaseRelease, name: str) -> Operator:
+        """As `start`, with the operator and the packages of the base release."""
+        return self._begin(name, base.environment, base.python)
+
+    def _begin(
+        self, name: str, environment: Mapping[str, str], python: Path = Path(sys.executable)
     ) -> Operator:
-        """Start a process, of the base release if it is given. An earlier name means a restarted pod."""
         settings = {
             "POD_NAMESPACE": self._namespace,
             "WATCH_NAMESPACES": self._namespace,
             "TRAINER_IMAGE": IMAGE,
             "LEASE_DURATION_SECONDS": str(LEASE_SECONDS),
-            **(base.environment if base is not None else {}),
             **environment,
         }
-        python = Path(sys.executable) if base is None else base.python
         operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", settings, python)
         self._started.append(operator)
         return operator

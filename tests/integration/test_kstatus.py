@@ -163,7 +163,7 @@ def test_an_upgrade_of_the_operator_changes_no_verdict(
     *, api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, history: History, tmp_path: Path
 ) -> None:
     base = BaseRelease(tmp_path / "base")
-    older = Team(api, namespace, operators.start("operator-1", base).wait_active())
+    older = Team(api, namespace, operators.start_base(base, "operator-1").wait_active())
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace, "before"))
     until_ready(older, "FineTuneJob", "before")

@@ -44,8 +44,8 @@ class Releases:
         if self.now is not None:
             self.now.terminate()
         self._started += 1
-        base = self._base if older else None
-        self.now = self._operators.start(f"operator-{self._started}", base)
+        name = f"operator-{self._started}"
+        self.now = self._operators.start_base(self._base, name) if older else self._operators.start(name)
         eventually("the operator is active", self.now.is_active, START_SECONDS, self.log)
         until_all_reconciled(self._api, self._namespace, self.now)
         return self.now

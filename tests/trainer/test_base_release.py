@@ -65,7 +65,7 @@ def run_base(base: BaseRelease, config: StageConfig) -> StageResult:
 def read_by_base(base: BaseRelease, text: str) -> str:
     """The outcome and the nonce that the operator of the base release reads in a result."""
     environment = {**os.environ, **base.environment}
-    command = [base.python, "-c", READ]
+    command = [str(base.python), "-c", READ]
     ended = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=True)
     return ended.stdout.strip()
 

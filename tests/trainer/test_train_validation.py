@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a run validates, on which rows, and what follows from it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.train.callbacks.validation import MIN_SAMPLED_ROWS, validation_sample
 from finetune_trainer.train.heldout import LazyBatches
-from finetune_trainer.train.states.ledger import RunLedger
-from finetune_trainer.train.throughput import StepFigures
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer import test_train_preference as preference
 from tests.trainer.test_train_budget import CPU, ENCODED, model_for, padded
 from tests.trainer.test_train_early import CONTRADICTIONS
-from tests.trainer.test_train_ledger import FINGERPRINT
 from tests.trainer.test_train_resume import METHODS, preempted
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 
@@ -121,31 +117,6 @@ def test_a_validation_between_epochs_reads_a_sample(
 
     assert len(set(sample)) == expected
     assert list(sample) == list(validation_sample(range(rows), settings))
-
-
-def test_a_ledger_of_the_older_release_continues() -> None:
-    """It has no sums of an interval: without `validateEverySteps` they equal those of the epoch."""
-    ledger = RunLedger(fingerprint=FINGERPRINT)
-    ledger.add_step(StepFigures(12.5, 10, 20))
-    stored = json.loads(ledger.model_dump_json())
-    older = {name: value for name, value in stored.items() if not name.startswith(("interval", "validated"))}
-
-    read = RunLedger.model_validate(older)
-
-    for each in (read, ledger):
-        each.add_step(StepFigures(2.5, 10, 20))
-        each.end_epoch()
-        each.end_validation(2, 0.5)
-    assert read == ledger
-    assert read.validated_train_loss == read.train_loss == 15 / 20
-
-
-def test_a_ledger_of_the_older_release_that_waits_for_its_validation_has_the_loss_of_the_epoch() -> None:
-    older = RunLedger.model_validate({"fingerprint": FINGERPRINT, "train_loss": 0.75})
-
-    older.end_validation(3, 0.5)
-
-    assert older.validated_train_loss == 0.75
 
 
 def test_one_batch_at_a_time_is_on_the_device() -> None:

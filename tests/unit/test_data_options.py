@@ -23,8 +23,7 @@ def test_every_format_of_the_contract_is_registered_under_its_own_name() -> None
     ("asked", "sent"),
     [
         (api.Columns(), Columns()),
-        # If it is absent, the operator sets the version: that of the first DatasetVersion, or the newest.
-        (api.Split(rule_version=1), Split()),
+        (api.Split(), Split()),
         (api.Checks(), Checks()),
         (api.Cleaning(), Cleaning()),
     ],

@@ -254,8 +254,6 @@ def test_positions_name_the_file_only_if_there_are_several(tmp_path: Path) -> No
 
 
 def test_doccanos_table_may_have_columns_of_metadata(tmp_path: Path) -> None:
-    newest = Recipe(division=Split(rule_version=2))
-
-    outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n", newest)
+    outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n")
 
     assert (outcome.format, outcome.problems, outcome.unused) == ("Doccano", [], ("source",))

@@ -20,6 +20,7 @@ NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(
     namespace="finetune-system",
     trainer_image="registry.example/trainer:1",
+    nonce_key="0f" * 32,
     monitoring_namespace={"kubernetes.io/metadata.name": "monitoring"},
 )
 BASE = "sha256:" + "b" * 64

@@ -316,13 +316,6 @@ def test_a_profile_without_an_image_of_the_engine_blocks_its_endpoints_and_says_
     assert "spec.images.engine is not set" in json.dumps(plan.status)
 
 
-def test_an_older_trainer_image_cannot_prepare_the_pods() -> None:
-    images = {"engine": "registry.example/vllm:1", "trainer": "registry.example/own:1"}
-    reason, message = refusal(cluster_of(on={"images": images, "trainerContract": 1}), "Reconciling")
-    assert reason == "ProfileInvalid"
-    assert "needs a trainer image of contract 2" in message
-
-
 def test_the_security_floor_is_about_the_trainer_image_of_a_vllm_pod() -> None:
     cluster = cluster_of()
     cluster.configure(trainer_image_floor="1.2.0")

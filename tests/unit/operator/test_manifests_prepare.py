@@ -15,7 +15,6 @@ from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
 
 EVERYTHING: dict[str, Any] = {
@@ -51,7 +50,6 @@ EVERYTHING: dict[str, Any] = {
         "groupBy": "customer",
         "column": "part",
         "fromFiles": True,
-        "ruleVersion": 2,
     },
     "keepColumns": ["language", "customer"],
     "onInvalidRows": "Drop",
@@ -83,7 +81,7 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
     common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
-    technical = common | {"sourceUri", "sourcePath"}
+    technical = common | {"sourceUri", "sourcePath", "ruleVersion"}
     left = named - technical - {"sourceCredentials", "previous", "unlessVersion"}
     assert left == set(EVERYTHING) - {"source"}
     for model, field in (
@@ -110,20 +108,10 @@ def test_settings_are_read_as_they_were_sent() -> None:
     assert PrepareConfig.model_validate_json(config.to_json()) == config
 
 
-def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
-    inputs = StageInputs(owner(**EVERYTHING), DATASET_UID, "pvc://artifacts", None, contract_version=1)
-    sent = prepare_config(inputs, owner(**EVERYTHING).spec).to_dict()
-
-    assert sent["split"] == {
-        name: value for name, value in EVERYTHING["split"].items() if name != "ruleVersion"
-    }
-
-
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"format", "columns", "template", "cleaning", "checks", "maxUnpackedBytes"}.isdisjoint(sent)
-    # The operator determines the rule version that a Dataset began with.
-    assert sent["split"] == {"ruleVersion": RULE_VERSION}
+    optional = {"format", "columns", "template", "cleaning", "checks", "split", "maxUnpackedBytes"}
+    assert optional.isdisjoint(sent)
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
     assert part_of_it.cleaning == Cleaning(normalize_unicode=True)
     assert part_of_it.checks == Checks(phone_numbers="Warn")

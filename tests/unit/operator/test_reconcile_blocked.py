@@ -88,8 +88,8 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(trainerContract=9, images={"trainer": "registry/trainer:9"})),
         {},
         "ProfileInvalid",
-        "trainerContract 9, but this operator supports 1 and 2",
-        lambda c: c.change("ComputeProfile", "cpu", trainerContract=1),
+        "trainerContract 9, but this operator supports 2: use a trainer image of this release",
+        lambda c: c.change("ComputeProfile", "cpu", trainerContract=2),
     ),
     (
         "more devices than the profile allows",

@@ -24,7 +24,7 @@ from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1")
+FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f")
 OWNER = "uid-run"
 
 
