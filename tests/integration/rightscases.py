@@ -77,7 +77,6 @@ def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
 def an_evaluation(api: Api, namespace: str) -> None:
     """An Evaluation of a Checkpoint on a Dataset."""
     checkpoint = _checkpoint(namespace, CHECKPOINTS[0])
-    checkpoint["spec"]["lineage"]["method"] = "LoRA"
     api.create(checkpoint)
     api.create(manifests.dataset(namespace, "questions"))
     profile = {"profile": PROFILE}
@@ -117,6 +116,7 @@ def _version(namespace: str, name: str) -> Object:
         "digest": rows,
         "sourceDigest": rows,
         "preparationDigest": rows,
+        "ruleVersion": 1,
         "format": "PromptCompletion",
         "rows": 1,
         "splits": [{"name": "train", "rows": 1, "digest": rows}],
@@ -244,6 +244,8 @@ def _checkpoint(namespace: str, name: str) -> Object:
                 "baseModel": {"uri": "pvc://models/tiny", "digest": base},
                 "datasetVersion": ROWS,
                 "job": {"name": name, "uid": name},
+                "method": "LoRA",
+                "adapter": {"r": 16},
                 "hyperparameters": manifests.HYPERPARAMETERS,
                 "trainerImage": "trainer:1",
             },

@@ -65,6 +65,8 @@ def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: A
                     "baseModel": {"uri": "pvc://models/base", "digest": BASE},
                     "datasetVersion": "rows-1",
                     "job": {"name": "run", "uid": f"run-of-{name}"},
+                    "method": "LoRA",
+                    "adapter": {"r": 16},
                     "hyperparameters": hyperparameters,
                     "trainerImage": "registry.example/trainer:1",
                 },

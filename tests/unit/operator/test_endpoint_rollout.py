@@ -224,6 +224,7 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
     judged["status"]["evaluations"] = [
         {
             "checkpoint": "first",
+            "source": "Run",
             "verdict": "Passed",
             "scores": [{"metric": "exact_match", "subject": "Tuned", "value": value, "rows": 20}],
         }
@@ -256,7 +257,7 @@ def test_a_follower_can_require_the_rows_of_a_score(
         "verdict": "Passed",
         "scores": [{"metric": "exact_match", "subject": "Tuned", "value": 0.95, "rows": 20}],
     }
-    given = {"source": source, "datasetVersion": rows}
+    given = {"source": source or "Run", "datasetVersion": rows}
     judged["status"]["evaluations"] = [entry | {key: name for key, name in given.items() if name}]
     bar = {"metric": "exact_match", "min": 0.9, "evaluation": source}
     bar["datasetVersion"] = of_run if required == "of the run" else required

@@ -197,7 +197,9 @@ def test_a_new_champion_below_a_followers_own_bar_is_held_back_and_said() -> Non
     def judged(name: str, character: str, promoted: int) -> Checkpoint:
         raw = checkpoint(name, character, promoted=promoted).to_dict()
         score = {"metric": "exact_match", "subject": "Tuned", "value": scores[name], "rows": 20}
-        raw["status"]["evaluations"] = [{"checkpoint": name, "verdict": "Passed", "scores": [score]}]
+        raw["status"]["evaluations"] = [
+            {"checkpoint": name, "source": "Run", "verdict": "Passed", "scores": [score]}
+        ]
         return Checkpoint.model_validate(raw)
 
     cluster = EndpointCluster(judged("first", "1", 0), models=[{"name": "router", "follow": follow}])

@@ -287,6 +287,7 @@ def dataset_version(name: str, minute: int, kind: str = "Dataset", **metadata: A
         "digest": digest,
         "sourceDigest": digest,
         "preparationDigest": digest,
+        "ruleVersion": 1,
         "format": "Chat",
         "rows": 1,
         "splits": [],
