@@ -63,8 +63,7 @@ def build_job(
         if unsent is not None:
             return unsent
     else:
-        # Every trainer can read a stored result, which shows whether the store answers. One of this release
-        # also writes a file for a probe.
+        # Reading a stored result shows whether the store answers; a probe also writes a file.
         stage, config = "collect", collect_config(inputs, request.stage, probe=purpose == "probe")
     return build_stage_job(
         run.job,
