@@ -32,13 +32,13 @@ def test_another_answer_is_never_near() -> None:
 
 def test_few_words_are_near_if_they_are_equal() -> None:
     assert _near(
-        [("hello there", "a"), ("There, hello!", "a"), ("hello you", "a"), ("…", "a"), ("!", "a")]
+        [("hello there", "a"), ("Hello, there!", "a"), ("there hello", "a"), ("…", "a"), ("!", "a")]
     ) == [
         -1,
         0,
         -1,
         -1,
-        3,
+        -1,
     ]
 
 

@@ -163,7 +163,7 @@ def test_many_rows_in_every_split_cause_no_warning() -> None:
             ),
         ),
         (
-            [("a", "b"), ("c", "d")],
+            [("a", "b"), ("c", "b")],
             ["train"] * 2,
             Recipe(cleaning=Cleaning(max_rows_for_near_duplicates=1)),
             (

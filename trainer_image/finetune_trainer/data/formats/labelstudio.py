@@ -134,7 +134,8 @@ class LabelStudioFormat(Format):
         special = [name for name in tags if _is_special(record[name])]
         if special:
             return special
-        of_data = {*conversations_in(data, ()), *(PROMPTS if self.names.prompt is None else ())}
+        prompts = PROMPTS if self.names.prompt is None else ()
+        of_data = {*conversations_in(data, ()), *(name for name in prompts if COLLIDED + name not in record)}
         return [name for name in tags if name not in of_data and record[name] not in NO_MESSAGES]
 
     def _row(
