@@ -150,7 +150,7 @@ def test_runs_keep_their_fingerprints(spec: dict[str, Any], expected: str) -> No
 
 
 PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("the defaults", {}, "sha256:c6bff439cc3151453d59464a2d581a22687f1e94fab32434f69bdf821c6a1d47"),
+    ("the defaults", {}, "sha256:8f83205700a7b63136b8e116f0819032cf6672ada9316cce1af31193e3e107f8"),
     (
         "many settings",
         {
@@ -162,7 +162,7 @@ PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
             "onInvalidRows": "Drop",
             "maxInvalidFraction": 0.1,
         },
-        "sha256:5ff6bd9b711d8dca58fe4e9173fc6ef2849d085cb9d812c14b5df515b16df294",
+        "sha256:272be40547733d71fdbf862eaa3252efcb4f880f16c716fb8566abe1d1815ca7",
     ),
 ]
 
@@ -216,7 +216,12 @@ FINGERPRINT: dict[str, Any] = {
         "early_stopping_patience": None,
         "gradient_checkpointing": False,
         "processes": 1,
+        "max_batch_tokens": None,
+        "validate_every_steps": None,
+        "on_long_rows": None,
+        "sharded": None,
     },
+    "chat_template_kwargs": {},
 }
 
 
@@ -242,5 +247,5 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
     assert Fingerprint.model_validate(FINGERPRINT) == fingerprint
 
     thinking = Fingerprint.of(config.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}}))
-    assert thinking.differences(fingerprint) == ["chat_template_kwargs None → {'enable_thinking': False}"]
+    assert thinking.differences(fingerprint) == ["chat_template_kwargs {} → {'enable_thinking': False}"]
     assert Fingerprint.model_validate_json(thinking.model_dump_json()) == thinking

@@ -79,9 +79,7 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
     assert trained == ContractPreference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
 
-def evaluate(
-    **spec: Any,
-) -> EvaluateConfig:
+def evaluate(live: LiveModel | None = None, **spec: Any) -> EvaluateConfig:
     job, inputs = job_and_inputs(**{"evaluation": {}} | spec)
     assert job.spec.evaluation is not None
     method = job.spec.method
@@ -99,6 +97,7 @@ def evaluate(
         weights,
         dataset=ROWS,
         step_timeout_seconds=job.spec.compute.step_timeout_seconds,
+        live=live,
     )
 
 

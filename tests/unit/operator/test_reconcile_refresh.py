@@ -585,25 +585,6 @@ def test_the_check_after_the_latest_version_was_deleted_makes_it_again() -> None
     assert VERSION in cluster.of("DatasetVersion")
 
 
-def test_a_check_of_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
-    for state, reason in (("Ready", "Succeeded"), ("Stalled", "InvalidData")):
-        cluster = MemoryCluster(*prerequisites(), dataset())
-        condition = {
-            "type": state,
-            "status": "True",
-            "reason": reason,
-            "message": "",
-            "lastTransitionTime": "2030-01-02T03:00:00Z",
-        }
-        cluster.objects["Dataset", DATASET]["status"] = {"observedGeneration": 1, "conditions": [condition]}
-        cluster.annotate("Dataset", DATASET, refresh_requested="now")
-        cluster.settle()
-        assert run_of(cluster) == f"{DATASET_UID}-1-1"
-        changed(cluster)
-        assert cluster.states("Dataset", DATASET)["Ready"] == "Succeeded"
-        assert checks(cluster) == 2
-
-
 def test_names_of_checks_stay_within_the_limit_of_a_jobs_name() -> None:
     manifest = dataset(refresh={"intervalSeconds": 900})
     manifest["metadata"]["name"] = "d" * 40
