@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a run validates, on which rows, and what follows from it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,10 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.train.callbacks.validation import MIN_SAMPLED_ROWS, validation_sample
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.parallel.sharding import RowLimit
-from finetune_trainer.train.states.ledger import RunLedger
-from finetune_trainer.train.throughput import StepFigures
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer import test_train_preference as preference
 from tests.trainer.test_train_budget import CPU, ENCODED, model_for, padded
 from tests.trainer.test_train_early import CONTRADICTIONS
-from tests.trainer.test_train_ledger import FINGERPRINT
 from tests.trainer.test_train_resume import METHODS, preempted
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 

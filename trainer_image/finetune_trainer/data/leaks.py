@@ -47,7 +47,7 @@ def find_leaks(learned: Mapping[SplitName, Path], held_out: Path) -> Leaks:
         learned: files of prepared rows, by split.
         held_out: file of prepared rows that must not be learned from.
     """
-    index = RowIndex(compares_visible_text=True)
+    index = RowIndex()
     files = {**{split: learned[split] for split in LEARNED_FROM}, HELD_OUT: held_out}
     for split in SPLITS:
         for number, row in enumerate(read_rows(files[split]), 1):

@@ -115,7 +115,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         else:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
-        manifest = require_digest(config, manifest)
+        require_digest(config, manifest)
         if config.parent is not None:
             adapter = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
             if adapter is not None:

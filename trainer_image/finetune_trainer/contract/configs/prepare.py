@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that prepares rows."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from finetune_trainer.contract.base import Contract, Digest
 from finetune_trainer.contract.configs.stage import StageConfig
@@ -41,11 +39,13 @@ class PrepareConfig(StageConfig):
     cleaning: Cleaning = Cleaning()
     checks: Checks = Checks()
     split: Split = Split()
-    keep_columns: Annotated[tuple[str, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    rule_version: int = 1
+    """Version of the rules for reading and comparing rows, one of `RULE_VERSIONS`."""
+    keep_columns: tuple[str, ...] = ()
     """Columns of the source that stay with each row, as `Row.columns`."""
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
-    max_unpacked_bytes: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    max_unpacked_bytes: int | None = None
     """Max total size of the unpacked files, and of the rows made of them. None: the trainer's own bound. Not
     part of the preparation's digest, because it does not change the rows."""
     previous: Digest | None = None
