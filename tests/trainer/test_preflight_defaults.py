@@ -268,5 +268,5 @@ def test_a_token_budget_holds_the_longest_row() -> None:
 
 
 @pytest.mark.parametrize("method", ["DPO", "KTO", "ORPO"])
-def test_rows_to_compare_are_not_divided_by_tokens(method: MethodType) -> None:
+def test_rows_to_compare_are_not_divided_by_tokens(method: str) -> None:
     assert by_tokens(method=method) == chosen(method, rows=40_000, longest=200)

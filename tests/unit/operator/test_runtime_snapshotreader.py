@@ -73,6 +73,8 @@ def checkpoint(name: str, model: str = "line", version: int = 1) -> Manifest:
         "baseModel": {"uri": "pvc://models/tiny", "digest": digest},
         "datasetVersion": "tickets-1",
         "job": {"name": "run", "uid": OWNER},
+        "method": {"objective": "SFT", "type": "LoRA"},
+        "adapter": {"r": 16},
         "hyperparameters": hyperparameters,
         "trainerImage": "trainer:1",
     }

@@ -2,7 +2,7 @@
 """Run the stage: store the base model, tokenize the rows, and choose the hyperparameters."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.custommetric import CustomMetricSource
@@ -222,8 +222,9 @@ def _leak_warnings(leaks: Leaks) -> Iterator[str]:
         )
     if leaks.unsearched:
         yield (
-            f"rows that are nearly the same as one of evaluation.dataset were not searched, because"
-            f" {leaks.unsearched} rows are too many: only rows with the same input are left out"
+            f"{count_of(leaks.unsearched)} {'was' if leaks.unsearched == 1 else 'were'} not searched for rows"
+            " that are nearly the same as one of evaluation.dataset, because that would take too much memory:"
+            " of these, only rows with the same input are left out"
         )
 
 

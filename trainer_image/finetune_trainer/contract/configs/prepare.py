@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that prepares rows."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from finetune_trainer.contract.base import Contract, Digest
 from finetune_trainer.contract.configs.stage import StageConfig
