@@ -159,7 +159,7 @@ def test_runs_keep_their_fingerprints(spec: dict[str, Any], expected: str) -> No
 
 
 PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("the defaults", {}, "sha256:8747e6e3bf6e355c4918c07895d0b4ce1113a16dccfa76d67d5812b742482e12"),
+    ("the defaults", {}, "sha256:7e05eafa558e7d8e255b48b97377f96674c375cf712d2238bdcd7c9d9bddbc0f"),
     (
         "many settings",
         {
@@ -177,7 +177,7 @@ PREPARATIONS: list[tuple[str, dict[str, Any], str]] = [
             "onInvalidRows": "Drop",
             "maxInvalidFraction": 0.1,
         },
-        "sha256:4d207c47d4c04583803a136ca4d243d1ab23b1e66f7287e7b5a78fc897cb626c",
+        "sha256:3063b8316caf3ee6d5a2c73706ca520694742c0efc3ec114d8609afcd138c99e",
     ),
 ]
 

@@ -46,7 +46,7 @@ REFRESH_REQUESTED: Final = f"{GROUP}/refresh-requested"
 """Annotation of a Dataset: each new value requests a check of its source. On the Job: the value that it
 answers."""
 NONCE: Final = f"{GROUP}/nonce"
-"""Annotation of a Job: nonce that a result of its pods must repeat. Jobs of contract 1 have none."""
+"""Annotation of a Job: nonce that a result of its pods must repeat. Jobs that run no stage have none."""
 CONFIG_DIGEST: Final = f"{GROUP}/config-digest"
 """Annotation of a Job: digest of its config, which a result of its pods must repeat too."""
 CREATED_SPEC: Final = f"{GROUP}/created-spec"

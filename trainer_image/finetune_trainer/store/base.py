@@ -34,7 +34,6 @@ STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
 """Age at which a staging folder must be from a pod that was killed. No stage takes a week to publish."""
 RESULT_NAME: Final = "result.json"
-"""Second file of a result with fields that contract 1 does not have."""
 
 logger = logging.getLogger(__name__)
 
