@@ -18,8 +18,8 @@ class TrainerImage:
 def trainer_of(profile: ComputeProfile | None, default_image: str) -> TrainerImage:
     """The trainer image of the profile, or that of the operator.
 
-    `images.trainerContract` belongs to `images.trainer`. Absent: the image reads the operator's version of the
-    contract, as the operator's own image does.
+    `images.trainerContract` belongs to `images.trainer`. Absent: the image reads the operator's version of
+    the contract, as the operator's own image does.
     """
     own = profile.spec.images.trainer if profile is not None else None
     if profile is None or own is None:

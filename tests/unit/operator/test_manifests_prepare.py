@@ -91,7 +91,7 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
     common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
-    # The ComputeProfile limits the size of unpacked files, and the record has the rules that the Dataset keeps.
+    # The ComputeProfile limits the size of unpacked files. A Dataset keeps the rules of its first version.
     decided_elsewhere = {"previous", "previousSources", "maxUnpackedBytes", "ruleVersion"}
     assert named - common - decided_elsewhere == set(EVERYTHING)
     of_source = {field.alias for field in SourceConfig.model_fields.values()}

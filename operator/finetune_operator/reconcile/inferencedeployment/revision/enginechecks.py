@@ -23,8 +23,8 @@ def check_engine(profile: ComputeProfile) -> Blocked | None:
     return Blocked(
         Reason.PROFILE_INVALID,
         f"ComputeProfile {profile.name} has serving.engine: {profile.spec.serving.engine} but no"
-        " images.engine: set it to an image of vLLM, such as vllm/vllm-openai by digest, or use a profile with"
-        f" {BUILT_IN}",
+        " images.engine: set it to an image of vLLM, such as vllm/vllm-openai by digest, or use a profile"
+        f" with {BUILT_IN}",
         requeue_after=None,
     )
 
@@ -49,8 +49,8 @@ def _check_built_in(profile: ComputeProfile, config: ServingConfig) -> Halt | No
     if others:
         return Failed(
             Reason.UNSUPPORTED_BY_ENGINE,
-            f"{listed(others)} need the engine VLLM, and ComputeProfile {profile.name} has engine:"
-            f" {BUILT_IN}: remove them, or use a profile with engine: VLLM",
+            f"{listed(others)} need the engine VLLM, and ComputeProfile {profile.name} has serving.engine:"
+            f" {BUILT_IN}: remove them, or use a profile with serving.engine: VLLM",
         )
     parser = config.settings.reasoning_parser
     if parser is not None and parser not in REASONING_PARSERS:
