@@ -82,8 +82,6 @@ def values_schema() -> str:
             **image,
             "properties": {**image["properties"], "securityFloor": _setting("trainer_image_floor")},
         },
-        # Of earlier charts: image.pullPolicy and trainerImage.pullPolicy.
-        imagePullPolicy=PULL_POLICY,
         imagePullSecrets=SECRETS,
         serviceAccount=closed(create=FLAG, name={**NAME_OR_NONE, "maxLength": 63}, annotations=TEXTS),
         runner=closed(annotations=TEXTS, imagePullSecrets=SECRETS),

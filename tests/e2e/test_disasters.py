@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to a cluster in years, one after the other, while clients ask an endpoint and a run trains.
 
-The tests are the steps of one story, in their order, and begin with the release before this one. They damage
+The tests are the steps of one story, in their order, and begin with the base release. They damage
 the cluster, so it has to be the session's own: `python -m tools.cluster isolated -- ...`.
 """
 
@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from finetune_operator.api.kinds import KINDS
+from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of
 from tests.e2e.pacing import FAST, LONG, RESUMED, SAVED, SLOW, STEPS, pace, resize
@@ -32,7 +33,6 @@ from tests.e2e.team import (
     new_namespace,
     uid_of,
 )
-from tests.olderrelease import older_release, operator_image
 from tests.waiting import eventually
 from tools.bench.operator.controlplanes import client, create
 from tools.cluster import TestCluster
@@ -127,11 +127,10 @@ class Scene:
     def kept(self) -> Object:
         """State that a change of the operator's release must not affect."""
         jobs = self.ours.children("jobs", uid_of(self.run))
-        resolved = self.ours.get("FineTuneJob", "steady")["status"]["resolved"]
         return {
             "jobs": sorted(uid_of(job) for job in jobs),
             "pods": sorted(uid_of(pod) for pod in self.train_pods()),
-            "settings": {key: value for key, value in resolved.items() if key != "trainerContract"},
+            "settings": self.ours.get("FineTuneJob", "steady")["status"]["resolved"],
             "revision": self.ours.get("InferenceDeployment", "support")["status"]["revision"],
         }
 
@@ -157,13 +156,25 @@ def own(cluster: TestCluster) -> TestCluster:
 
 @pytest.fixture(scope="module")
 def refs(own: TestCluster, access: Access, tmp_path_factory: pytest.TempPathFactory) -> References:
-    """The images of the present sources. The previous release is installed, with its own definitions."""
+    """The images of the present sources. The base release is installed, and then older definitions."""
     crd = access.kubectl("get", f"crd/{CRD}", "--ignore-not-found", "--output=name")
     assert not crd, "the cluster has had another release"
-    refs = images()
-    older = older_release(tmp_path_factory.mktemp("older"))
-    with_older = refs._replace(operator=operator_image(older, refs.operator))
-    install_operator(access, with_older, older / "charts" / "finetune-operator")
+    refs, base = images(), BaseRelease(tmp_path_factory.mktemp("base"))
+    definitions = str(base.chart(DEFINITIONS))
+    upgrade = (
+        "upgrade",
+        "--install",
+        DEFINITIONS,
+        definitions,
+        f"--namespace={SYSTEM}",
+        "--create-namespace",
+    )
+    access.helm(*upgrade)
+    with_base = refs._replace(operator=base.operator_image(refs.operator))
+    install_operator(access, with_base, base.chart(RELEASE))
+    # An operator compares the definitions with its own only when it starts.
+    base.remove_field("finetunejobs", "status", "live")
+    access.helm(*upgrade)
     return refs
 
 
@@ -248,11 +259,11 @@ def step_in(line: str, after: str) -> int:
     return int(line.partition(after)[2].split()[0])
 
 
-def test_an_operator_on_definitions_of_the_release_before_names_them_and_leaves_the_work_to_the_one_before(
+def test_an_operator_on_older_definitions_names_them_and_leaves_the_work_to_the_one_before(
     scene: Scene,
 ) -> None:
     ours, access = scene.ours, scene.access
-    with scene.disaster("definitions one release old"):
+    with scene.disaster("older definitions"):
         before, kept = operatorpods.active(access), scene.kept()
         access.helm(
             "upgrade", RELEASE, str(CHART), f"--namespace={SYSTEM}", "--values=-", text=values(scene.refs)

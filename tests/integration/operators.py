@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operator processes as in a cluster: `python -m finetune_operator` with an environment.
 
-They are forked, except processes of another release and those of `start_fresh`. tests/trainer/test_signals.py
-tests signal handlers before the imports, which only a process that the interpreter starts has.
+They are forked, except processes of the base release and those of `start_fresh`.
+tests/trainer/test_signals.py tests signal handlers before the imports, which only a process that the
+interpreter starts has.
 """
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 
 from finetune_operator.runtime.cli import main
+from tests.baserelease import BaseRelease
 from tests.forkserver import Forked, preload
 from tests.waiting import eventually
 from tools.cluster import ControlPlane
@@ -43,14 +46,21 @@ def process_environment(name: str, kubeconfig: Path, http_port: int, report_port
 class Operator:
     """One operator process."""
 
-    def __init__(self, name: str, kubeconfig: Path, log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        kubeconfig: Path,
+        log: Path,
+        environment: dict[str, str],
+        python: Path = Path(sys.executable),
+    ) -> None:
         self.name = name
         self.http_port = free_port()
         self.report_port = free_port()
         self._log = log
         variables = process_environment(name, kubeconfig, self.http_port, self.report_port) | environment
         self.process = (
-            _start(variables, log) if RELEASE_ENV in variables else Forked(_operate, variables, log)
+            _start(python, variables, log) if RELEASE_ENV in variables else Forked(_operate, variables, log)
         )
 
     @property
@@ -101,10 +111,10 @@ class Operator:
         self.process.wait()
 
 
-def _start(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(python: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "finetune_operator"],
+            [python, "-m", "finetune_operator"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -133,6 +143,15 @@ class Operators:
 
     def start(self, name: str = "operator-0", **environment: str) -> Operator:
         """Start a process; the name of an earlier process means a restarted pod."""
+        return self._begin(name, environment)
+
+    def start_base(self, base: BaseRelease, name: str) -> Operator:
+        """As `start`, with the operator and the packages of the base release."""
+        return self._begin(name, base.environment, base.python)
+
+    def _begin(
+        self, name: str, environment: Mapping[str, str], python: Path = Path(sys.executable)
+    ) -> Operator:
         settings = {
             "POD_NAMESPACE": self._namespace,
             "WATCH_NAMESPACES": self._namespace,
@@ -140,7 +159,7 @@ class Operators:
             "LEASE_DURATION_SECONDS": str(LEASE_SECONDS),
             **environment,
         }
-        operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", settings)
+        operator = Operator(name, self._kubeconfig, self._folder / f"{name}.log", settings, python)
         self._started.append(operator)
         return operator
 

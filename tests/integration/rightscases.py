@@ -77,7 +77,6 @@ def a_run_of_its_own_rows(api: Api, namespace: str) -> None:
 def an_evaluation(api: Api, namespace: str) -> None:
     """An Evaluation of a Checkpoint on a Dataset."""
     checkpoint = _checkpoint(namespace, CHECKPOINTS[0])
-    checkpoint["spec"]["lineage"]["method"] = {"objective": "SFT", "type": "LoRA"}
     api.create(checkpoint)
     api.create(manifests.dataset(namespace, "questions"))
     api.create(manifests.evaluation(namespace, "last-month", CHECKPOINTS[0], profile=PROFILE))
@@ -116,6 +115,7 @@ def _version(namespace: str, name: str) -> Object:
         "digest": rows,
         "sourceDigest": rows,
         "preparationDigest": rows,
+        "ruleVersion": 1,
         "format": "PromptCompletion",
         "rows": 1,
         "splits": [{"name": "train", "rows": 1, "digest": rows}],
@@ -243,6 +243,8 @@ def _checkpoint(namespace: str, name: str) -> Object:
                 "baseModel": {"uri": "pvc://models/tiny", "digest": base},
                 "datasetVersion": ROWS,
                 "job": {"name": name, "uid": name},
+                "method": {"objective": "SFT", "type": "LoRA"},
+                "adapter": {"r": 16},
                 "hyperparameters": manifests.HYPERPARAMETERS,
                 "trainerImage": "trainer:1",
             },

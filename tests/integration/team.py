@@ -46,6 +46,8 @@ class Team:
                 "baseModel": {"uri": "pvc://models/tiny", "digest": BASE},
                 "datasetVersion": "tickets-1a2b3c4d5e6f",
                 "job": {"name": "gone", "uid": "gone"},
+                "method": {"objective": "SFT", "type": "LoRA"},
+                "adapter": {"r": 16},
                 "hyperparameters": hyperparameters,
                 "trainerImage": "registry.example/trainer:1",
             },

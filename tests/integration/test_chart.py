@@ -24,6 +24,8 @@ SPEC = {
         "baseModel": {"uri": "pvc://models/m", "digest": DIGEST},
         "datasetVersion": "tickets-1a2b3c4d5e6f",
         "job": {"name": "routing", "uid": "u"},
+        "method": {"objective": "SFT", "type": "LoRA"},
+        "adapter": {"r": 16},
         "hyperparameters": HYPERPARAMETERS,
         "trainerImage": "finetune-trainer:test",
     },

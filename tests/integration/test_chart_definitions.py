@@ -12,7 +12,7 @@ import pytest
 from finetune_operator.api.crd import PROTECTION
 from finetune_operator.api.kinds import KINDS
 from finetune_operator.api.meta import GROUP
-from tests.olderrelease import older_release
+from tests.baserelease import BaseRelease
 from tools.cluster import ClusterError, ControlPlane, program
 from tools.cluster.binaries import ensure
 from tools.cluster.commands import run
@@ -23,16 +23,14 @@ OPERATOR: Final = "finetune-operator"
 DEFINITIONS: Final = "finetune-operator-crds"
 NAMES: Final = {f"{kind.plural}.{GROUP}" for kind in KINDS}
 TAKE_OVER: Final = ("--take-ownership", "--force-conflicts")
-NEWEST: Final = f"evaluations.{GROUP}"
-"""A definition that the previous release did not have."""
 
 
 class Releases:
     """Helm on a control plane of its own, and a ComputeProfile that must outlive everything."""
 
-    def __init__(self, plane: ControlPlane, older: Path) -> None:
+    def __init__(self, plane: ControlPlane, base: BaseRelease) -> None:
         self.kubectl = plane.kubectl
-        self.older = older / "charts" / OPERATOR
+        self.base = base
         self._helm = [str(program("helm")), f"--kubeconfig={plane.kubeconfig}", "--namespace=finetune-system"]
 
     def helm(self, *arguments: str) -> None:
@@ -69,24 +67,29 @@ def plane(kubernetes: Tool) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def releases(plane: ControlPlane, tmp_path: Path) -> Iterator[Releases]:
-    made = Releases(plane, older_release(tmp_path))
+    made = Releases(plane, BaseRelease(tmp_path / "base"))
     yield made
     made.clear()
 
 
-def test_definitions_of_the_previous_release_join_the_chart_and_no_object_is_lost(
-    releases: Releases,
-) -> None:
-    releases.install(OPERATOR, chart=releases.older)
-    profile, before = releases.profile(), releases.definitions()
-    assert NEWEST not in before
-    # As the previous release documents its upgrades.
-    folder = f"--filename={releases.older / 'crds'}"
-    releases.kubectl.run("apply", "--server-side", "--force-conflicts", folder)
+def test_definitions_that_kubectl_applied_join_the_chart(releases: Releases) -> None:
+    releases.kubectl.run("apply", "--server-side", f"--filename={CHARTS.parent / 'crds'}")
+    before = releases.definitions()
     with pytest.raises(ClusterError, match="invalid ownership metadata"):
         releases.install(DEFINITIONS)
 
     releases.install(DEFINITIONS, *TAKE_OVER)
+
+    assert releases.definitions() == before
+
+
+def test_an_upgrade_from_the_base_release_and_a_rollback_lose_no_object(releases: Releases) -> None:
+    releases.base.remove_field("finetunejobs", "status", "live")
+    for name in (DEFINITIONS, OPERATOR):
+        releases.install(name, chart=releases.base.chart(name))
+    profile, before = releases.profile(), releases.definitions()
+
+    releases.install(DEFINITIONS)
     releases.install(OPERATOR)
 
     after = releases.definitions()
@@ -134,9 +137,9 @@ def test_another_release_takes_over_what_the_first_one_left(releases: Releases) 
     releases.helm("uninstall", "other")
 
 
-def test_all_values_of_the_previous_chart_still_work(releases: Releases) -> None:
+def test_all_values_of_the_base_releases_chart_still_work(releases: Releases) -> None:
     releases.install(DEFINITIONS)
-    releases.install(OPERATOR, f"--values={releases.older / 'values.yaml'}")
+    releases.install(OPERATOR, f"--values={releases.base.chart(OPERATOR) / 'values.yaml'}")
 
 
 def test_without_the_definitions_helm_says_what_to_install_first(releases: Releases) -> None:

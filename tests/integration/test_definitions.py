@@ -77,7 +77,7 @@ def test_a_status_with_a_field_of_this_release_is_not_mistaken_for_passing_troub
 
 @pytest.fixture
 def without_a_kind(api: Api) -> Any:
-    """Remove the definition of a kind that an earlier release does not have, during the test."""
+    """Remove the definition of a kind that older definitions do not have, during the test."""
     path = f"{DEFINITIONS}/{NEWEST}"
     api.request("DELETE", path).raise_for_status()
     eventually("the definition is gone", lambda: api.request("GET", path).status_code == 404)

@@ -169,6 +169,7 @@ def record(namespace: str, content: str) -> Manifest:
             "digest": digest,
             "sourceDigest": digest,
             "preparationDigest": digest,
+            "ruleVersion": 1,
             "format": "PromptCompletion",
             "rows": 1,
             "splits": [{"name": "train", "rows": 1, "digest": digest}],

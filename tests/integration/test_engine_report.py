@@ -96,7 +96,7 @@ def test_what_is_no_report_of_a_pod_is_refused_with_a_reason(pod: TrainingPod) -
     answer = pod.post(report, pod.make_token(bound=False))
     assert answer.status_code == 401
     assert "not bound to a pod" in answer.json()["error"]
-    answer = pod.post('{"contract": 1, "stage": "train"}')
+    answer = pod.post('{"contract": 2, "stage": "train"}')
     assert answer.status_code == 400
     assert "owner" in answer.json()["error"]
     assert pod.post("x" * 20_000).status_code == 413

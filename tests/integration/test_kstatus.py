@@ -11,6 +11,7 @@ import pytest
 
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.results import StageResult
+from tests.baserelease import BaseRelease
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object
@@ -18,7 +19,6 @@ from tests.integration.chain import until_all_reconciled, until_condition
 from tests.integration.judges import STATES, argo_health, changes, kstatus, state
 from tests.integration.operators import Operators
 from tests.integration.team import Team
-from tests.olderrelease import older_release, python_path
 from tests.waiting import eventually
 from tools.fakepods import succeeded
 
@@ -162,10 +162,8 @@ def test_a_run_that_fails_is_never_current(
 def test_an_upgrade_of_the_operator_changes_no_verdict(
     *, api: Api, namespace: str, operators: Operators, kubelet: FakeKubelet, history: History, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "older"
-    folder.mkdir()
-    release = {"PYTHONPATH": python_path(older_release(folder))}
-    older = Team(api, namespace, operators.start("operator-1", **release).wait_active())
+    base = BaseRelease(tmp_path / "base")
+    older = Team(api, namespace, operators.start_base(base, "operator-1").wait_active())
     api.create(manifests.dataset(namespace))
     api.create(manifests.finetunejob(namespace, "before"))
     until_ready(older, "FineTuneJob", "before")

@@ -39,6 +39,7 @@ def version(namespace: str, name: str = "rows-1") -> Object:
             "digest": digest(name),
             "sourceDigest": digest("source"),
             "preparationDigest": digest("preparation"),
+            "ruleVersion": 1,
             "format": "CSV",
             "rows": 10,
             "splits": [split],

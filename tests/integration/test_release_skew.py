@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upgrades and rollbacks of the operator during a run, between this release and the previous one."""
+"""Upgrades and rollbacks of the operator during a run, between this release and the base release."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.baserelease import BaseRelease
 from tests.fakekubelet import FakeKubelet
 from tests.faults.results import Results
 from tests.integration import manifests
 from tests.integration.api import Api, Object
 from tests.integration.chain import jobs_of_stage, until_all_reconciled, until_condition
 from tests.integration.operators import Operator, Operators
-from tests.olderrelease import older_release, python_path
 from tests.waiting import eventually
 
 START_SECONDS = 120
@@ -29,11 +29,11 @@ def kubelet(api: Api, namespace: str) -> Iterator[FakeKubelet]:
 
 
 class Releases:
-    """Runs one operator at a time, of this release or of the previous one."""
+    """Runs one operator at a time, of this release or of the base release."""
 
-    def __init__(self, operators: Operators, older: Path, api: Api, namespace: str) -> None:
+    def __init__(self, operators: Operators, base: BaseRelease, api: Api, namespace: str) -> None:
         self._operators = operators
-        self._older = {"PYTHONPATH": python_path(older)}
+        self._base = base
         self._api = api
         self._namespace = namespace
         self._started = 0
@@ -44,8 +44,8 @@ class Releases:
         if self.now is not None:
             self.now.terminate()
         self._started += 1
-        environment = self._older if older else {}
-        self.now = self._operators.start(f"operator-{self._started}", **environment)
+        name = f"operator-{self._started}"
+        self.now = self._operators.start_base(self._base, name) if older else self._operators.start(name)
         eventually("the operator is active", self.now.is_active, START_SECONDS, self.log)
         until_all_reconciled(self._api, self._namespace, self.now)
         return self.now
@@ -59,10 +59,11 @@ def pod_uids(api: Api, namespace: str) -> set[str]:
 
 
 def settings(api: Api, namespace: str, run: str) -> Object:
-    """The run's resolved settings that the previous release knows."""
+    """The run's resolved settings."""
     job = api.get("FineTuneJob", namespace, run)
     assert job is not None
-    return {key: value for key, value in job["status"]["resolved"].items() if key != "trainerContract"}
+    resolved: Object = job["status"]["resolved"]
+    return resolved
 
 
 @pytest.mark.parametrize("began_older", [True, False], ids=["begun before", "begun after"])
@@ -75,9 +76,7 @@ def test_changes_of_the_release_keep_pods_and_settings_and_train_nothing_twice(
     kubelet: FakeKubelet,
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "older"
-    folder.mkdir()
-    releases = Releases(operators, older_release(folder), api, namespace)
+    releases = Releases(operators, BaseRelease(tmp_path / "base"), api, namespace)
     kubelet.held = {"train", "evaluate"}
     operator = releases.change(older=began_older)
     api.create(manifests.dataset(namespace))

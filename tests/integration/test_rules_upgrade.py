@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects that an earlier release accepted stay usable with the rules of this one."""
+"""Objects that were accepted before a rule existed stay usable with it."""
 
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helm 3 on a cluster with a node: from the previous release to this one and back, while a run trains.
+"""Helm 3 on a cluster with a node: from the base release to this one and back, while a run trains.
 
 The tests are the steps of one story, in their order. tests/e2e/test_disasters.py does the same with Helm 4.
 """
@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from finetune_operator.api.kinds import KINDS
+from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.pacing import FAST, LONG, SAVED, SLOW, STEPS, pace, resize
 from tests.e2e.team import Team, is_running, new_namespace, uid_of
-from tests.olderrelease import older_release, operator_image
 from tools.cluster import TestCluster
 from tools.cluster.commands import run
 from tools.cluster.layout import ISOLATED
@@ -51,15 +51,13 @@ class HelmScene:
     def kept(self) -> Object:
         """Everything that a change of the release must not affect."""
         uid, team = uid_of(self.run), self.team
-        resolved = team.get("FineTuneJob", "steady")["status"]["resolved"]
-        # The previous release has no Evaluations.
-        kinds = [kind.name for kind in KINDS if kind.namespaced and kind.name != "Evaluation"]
+        kinds = [kind.name for kind in KINDS if kind.namespaced]
         return {
             "objects": {uid_of(each) for kind in kinds for each in self.access.objects(kind, team.namespace)},
             "jobs": sorted(uid_of(job) for job in team.children("jobs", uid)),
             "pods": sorted(uid_of(pod) for pod in team.children("pods", uid)),
             "serving": team.serving(self.endpoint),
-            "settings": {key: value for key, value in resolved.items() if key != "trainerContract"},
+            "settings": team.get("FineTuneJob", "steady")["status"]["resolved"],
         }
 
     def answers(self) -> bool:
@@ -78,11 +76,14 @@ def access() -> Iterator[Access]:
 
 @pytest.fixture(scope="module")
 def scene(access: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelmScene]:
-    """The previous release, whose endpoint serves and whose run trains."""
+    """The base release, whose endpoint serves and whose run trains."""
     refs = images()
-    older = older_release(tmp_path_factory.mktemp("older"))
-    with_older = refs._replace(operator=operator_image(older, refs.operator))
-    install_operator(access, with_older, older / "charts" / "finetune-operator")
+    base = BaseRelease(tmp_path_factory.mktemp("base"))
+    access.helm(
+        "upgrade", "--install", DEFINITIONS, str(base.chart(DEFINITIONS)), NAMESPACE, "--create-namespace"
+    )
+    with_base = refs._replace(operator=base.operator_image(refs.operator))
+    install_operator(access, with_base, base.chart(CHART.name))
     with new_namespace(access, "helm3", "restricted") as team:
         team.apply(
             manifests.profile(manifests.CPU),
@@ -133,7 +134,7 @@ def test_both_helms_render_the_same_objects(tmp_path: Path) -> None:
         assert rendered("helm3", chart) == rendered("helm", chart)
 
 
-def test_the_definitions_join_their_chart_and_the_operator_is_upgraded_during_a_run(scene: HelmScene) -> None:
+def test_definitions_and_operator_are_upgraded_during_a_run(scene: HelmScene) -> None:
     older, kept = operatorpods.active(scene.access), scene.kept()
 
     install(scene.access, scene.refs)

@@ -37,7 +37,6 @@ from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
-from tests.olderrelease import older_release
 from tests.peers.test_vllm import UNTIL_KNOWN
 from tests.peers.unreachable import UNREACHABLE
 from tests.peers.vllmserver import VLLMServer
@@ -45,7 +44,6 @@ from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.serve.endpoint import serve_config, wait_until
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, mount
 from tests.trainer.serve.test_vllm_middleware import chain, of_content
-from tests.trainer.test_older_release import OLDER_FILES, run_older
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.cluster.ports import free_port
 from tools.peers import vllm
@@ -290,20 +288,3 @@ def test_a_wrong_adapter_ends_the_server_before_it_is_ready(
     server = changed.server()
     assert server.wait() == ExitCode.BAD_CONFIG, server.log
     assert message in server.log
-
-
-def test_an_adapter_of_an_older_release_is_served(tmp_path: Path) -> None:
-    """It was published without template, stop tokens and record; the base model has no template."""
-    bench = Workbench(tmp_path / "bench")
-    for folder in (bench.root, tmp_path / "older"):
-        folder.mkdir()
-    base = bench.model(with_gemma_tokens(tmp_path / "source"))
-    config = config_of_router(bench, base).model_copy(update={"contract": 1})
-    trained = run_older(older_release(tmp_path / "older"), config.to_json())
-    assert trained.train is not None, trained.message
-    (checkpoint,) = trained.train.checkpoints
-    assert {path.name for path in bench.checkpoint(checkpoint).iterdir()} == OLDER_FILES
-
-    with FetchedPod.fetched(bench, base, checkpoint).server() as server:
-        (choice,) = server.chat("router", QUESTION).choices
-        assert (choice.finish_reason, choice.message.content) == ("stop", ROWS[0].output)

@@ -20,7 +20,6 @@ from finetune_trainer.contract.environment import (
 )
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.model.bundle import read_settings
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
@@ -132,24 +131,22 @@ def test_an_adapter_that_vllm_cannot_load_is_refused_with_the_reason(
     assert caught.value.message.startswith(f"the adapter router {problem}, so vLLM cannot load it.")
 
 
-def test_an_adapter_of_an_older_release_gets_template_and_stop_tokens_from_the_base(pod: Pod) -> None:
-    fetch(pod.config(pod.base(), pod.adapter("router", None)))
+def test_an_adapter_without_a_chat_template_is_refused_by_name(pod: Pod) -> None:
+    with pytest.raises(StageFailure) as caught:
+        fetch(pod.config(pod.base(), pod.adapter("router", None)))
 
-    assert "<start_of_turn>" in pod.here(VLLM_CHAT_TEMPLATE).read_text()
-    added = read_settings(pod.models / "router" / "generation_config.json")["eos_token_id"]
-    settings = read_settings(pod.here(VLLM_GENERATION_CONFIG) / "generation_config.json")
-    assert set(added) <= set(settings["eos_token_id"])
+    assert caught.value.reason == FailureReason.ARTIFACT_CORRUPT
+    assert caught.value.message.startswith("router has no chat_template.jinja")
 
 
-@pytest.mark.parametrize("older", [True, False], ids=["older adapter", "base alone"])
-def test_a_model_that_does_not_say_how_an_answer_ends_is_refused_by_name(pod: Pod, older: bool) -> None:
+def test_a_base_model_that_does_not_say_how_an_answer_ends_is_refused_by_name(pod: Pod) -> None:
     base = pod.without_stop_tokens()
 
     with pytest.raises(StageFailure) as caught:
-        fetch(pod.config(base, *([pod.adapter("router", None)] if older else [])))
+        fetch(pod.config(base))
 
     assert caught.value.reason == FailureReason.BASE_MODEL_INVALID
-    assert caught.value.message.startswith("router: an older release" if older else "base: the base model")
+    assert caught.value.message.startswith("base: the base model")
 
 
 def test_a_whole_model_keeps_its_own_template_and_stop_tokens(pod: Pod) -> None:

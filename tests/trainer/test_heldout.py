@@ -71,7 +71,7 @@ def test_preflight_leaves_them_out_and_says_so(bench: Workbench) -> None:
         dataset=dataset,
         test_dataset=bench.dataset((*OWN, *LEAKED)),
         test_split="train",
-        hyperparameters={"epochs": 1, "per_device_batch_size": 1, "gradient_accumulation_steps": 1},
+        hyperparameters={"epochs": 1, "batch_size": 1},
     )
 
     assert (found.leaked_rows, found.train_rows) == (2, 10)

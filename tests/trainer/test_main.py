@@ -169,7 +169,7 @@ def test_a_look_at_a_source_that_has_not_changed_leaves_nothing_in_the_store(
 
 
 BASE = {
-    "contract": 1,
+    "contract": 2,
     "stage": "prepare",
     "owner": {"kind": "Dataset", "namespace": "team", "name": "tickets", "uid": "0f0f"},
     "run": RUN,
@@ -182,7 +182,11 @@ BASE = {
 @pytest.mark.parametrize(
     ("config", "reason", "message"),
     [
-        ({**BASE, "contract": 3}, FailureReason.CONTRACT_MISMATCH, "the operator uses version 3, and this"),
+        (
+            {**BASE, "contract": 3},
+            FailureReason.CONTRACT_MISMATCH,
+            "the operator uses version 3, and this trainer image supports 2;",
+        ),
         ({**BASE, "news": 1}, FailureReason.CONTRACT_MISMATCH, "news: Extra inputs are not permitted"),
         ({**BASE, "store": {}}, FailureReason.INVALID_CONFIG, "store.uri: Field required"),
         ({**BASE, "sourceUri": 7}, FailureReason.INVALID_CONFIG, "sourceUri: Input should be a valid string"),

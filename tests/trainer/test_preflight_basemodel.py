@@ -87,19 +87,6 @@ def test_the_files_with_which_engines_read_images_travel_with_the_weights(
     assert {*PROCESSOR} < {path.name for path in bench.checkpoint(full).iterdir()}
 
 
-def test_a_digest_of_a_release_that_left_out_processor_files_is_confirmed(
-    bench: Workbench, source: Path
-) -> None:
-    older = bench.preflight(source).base_model
-    bench.store.delete(ArtifactRef(kind="models", digest=older))
-    for name in PROCESSOR:
-        (source / name).write_text("{}")
-
-    assert bench.preflight(source, base_model_digest=older).base_model == older
-    assert names_in_store(bench, older).isdisjoint(PROCESSOR)
-    assert bench.preflight(source).base_model != older
-
-
 def names_in_store(bench: Workbench, base_model: str) -> set[str]:
     folder = bench.store.artifact(ArtifactRef(kind="models", digest=base_model), verify=True)
     return {path.name for path in folder.iterdir()}

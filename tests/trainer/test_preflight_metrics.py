@@ -55,7 +55,6 @@ def test_metrics_with_what_they_need_are_accepted(tmp_path: Path) -> None:
 
 
 def test_the_checks_do_not_change_the_work_of_the_stage(tmp_path: Path) -> None:
-    """A Job that an older operator created for the same run stays valid."""
     bench = Workbench(tmp_path)
     config = bench.preflight_config(tmp_path, bench.dataset())
 

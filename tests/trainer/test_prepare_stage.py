@@ -509,13 +509,13 @@ def test_every_removed_row_is_listed_with_the_row_that_it_repeats(preparation: P
     }
 
 
-def test_short_distinct_texts_with_one_answer_all_stay_by_the_newest_rule(preparation: Preparation) -> None:
+def test_short_distinct_texts_with_one_answer_all_stay(preparation: Preparation) -> None:
     names = ["printer", "router", "laptop", "screen", "mouse", "phone"]
     states = ["broken", "missing", "slow", "stolen", "loud", "hot"]
     rows = [{"prompt": f"{name} {state}", "completion": "hardware"} for name in names for state in states]
     source = preparation.write("rows.jsonl", json_lines(rows))
 
-    result = preparation.run(source, split=Split(validation=0.2, test=0.2, rule_version=2))
+    result = preparation.run(source, split=Split(validation=0.2, test=0.2))
 
     assert (sum(split.rows for split in result.splits), result.statistics.leaked_rows) == (36, 0)
 

@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import json
 import mmap
 import os
 from pathlib import Path
@@ -242,22 +243,25 @@ def test_a_file_elsewhere_while_staging_is_not_the_stores_failure(store: Store) 
         Path("/nowhere/base-model").read_bytes()
 
 
-def test_what_only_the_newer_contract_knows_is_kept_beside_the_result(tmp_path: Path) -> None:
+def test_a_stored_result_has_nothing_that_binds_it_to_a_job(tmp_path: Path) -> None:
     store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path)))
-    prepare = PrepareResult(unchanged=True, rule_version=2)
-    result = StageResult(stage="prepare", run="uid-1", outcome="Succeeded", prepare=prepare)
+    result = StageResult(
+        stage="prepare", run="uid-1", outcome="Succeeded", prepare=PrepareResult(unchanged=True)
+    )
 
-    store.write_result(result.model_copy(update={"nonce": "0f"}))
+    store.write_result(result.model_copy(update={"nonce": "0f", "config_digest": "1e"}))
 
-    folder = tmp_path / "runs" / "uid-1" / "prepare"
-    assert "ruleVersion" not in (folder / "result.json").read_text()
     assert store.read_result("uid-1", "prepare") == result
-    # A trainer of the older contract ran later, so the second file is from an earlier attempt.
-    later = result.model_copy(update={"contract": 1, "message": "again"})
-    (folder / "result.json").write_text(later.to_json())
-    read = store.read_result("uid-1", "prepare")
-    assert read is not None
-    assert read.prepare == PrepareResult(unchanged=True)
+
+
+def test_a_stored_result_of_a_trainer_of_a_newer_contract_is_read(tmp_path: Path) -> None:
+    store = open_store(StoreConfig(uri="pvc://artifacts", path=str(tmp_path)))
+    result = StageResult(stage="prepare", run="uid-1", outcome="Succeeded")
+    store.write_result(result)
+    file = tmp_path / "runs" / "uid-1" / "prepare" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "contract": 9, "news": {"a": 1}}))
+
+    assert store.read_result("uid-1", "prepare") == result
 
 
 def test_reading_ahead_brings_an_artifact_into_the_page_cache(store: Store) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """States of several processes: written in the background, and read by any number of processes."""
 
-import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.train.parallel import fsdp
-from finetune_trainer.train.states.layout import LEDGER, SHARDED_LEDGER
-from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
 from tests.trainer.interruptions import LAST_FILE, Interruption
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_on_a_gpu import train_as_on_a_gpu
@@ -86,44 +81,3 @@ def test_a_state_is_read_by_another_number_of_processes(
     torch.testing.assert_close(
         mine, weights(alone.checkpoint(expected.checkpoints[-1])), rtol=1e-3, atol=1e-5
     )
-
-
-def as_the_first_release(folder: Path) -> None:
-    """Rewrite a sharded state in the layout of the first release: whole tensors, with the model's names."""
-    files = TensorFiles.below(folder)
-    tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name)) for name in files.names}
-    for name, tensor in tensors.items():
-        files.read(name, Rows(tensor))
-    groups = json.loads((folder / "optimizer.json").read_text())
-    optimizer = {
-        name: {
-            key.rpartition(".")[2]: tensor
-            for key, tensor in tensors.items()
-            if key.rpartition(".")[0] == f"optimizer.{name}"
-        }
-        for group in groups
-        for name in group["params"]
-    }
-    for path in folder.glob("shard-*"):
-        path.unlink()
-    model = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
-    save_file(model, folder / "model.safetensors", metadata={"format": "pt"})
-    torch.save({"state": optimizer, "param_groups": groups}, folder / "optimizer.pt")
-    (folder / "optimizer.json").unlink()
-    (folder / SHARDED_LEDGER).rename(folder / LEDGER)
-    (folder / MANIFEST_NAME).write_bytes(Manifest.of(folder).to_bytes())
-
-
-def test_a_state_of_the_first_release_is_resumed_exactly(tmp_path: Path) -> None:
-    with pods(elsewhere(Workbench(tmp_path), "undisturbed").root, method="Full") as undisturbed:
-        assert [each.code for each in undisturbed.run()] == [ExitCode.OK] * 2
-    with pods(tmp_path, method="Full") as two:
-        stop = Interruption("asked to stop", 3)
-        assert [each.code for each in two.run(stop)] == [ExitCode.PREEMPTED_SAVED] * 2
-        as_the_first_release(state(two, 3))
-
-        ended = two.run()
-
-        assert [each.code for each in ended] == [ExitCode.OK] * 2, ended[1].logs
-        assert "resuming after step 3 of 6" in ended[0].messages
-        assert two.result == undisturbed.result.model_copy(update={"restarts": 1})

@@ -52,7 +52,7 @@ def test_images_have_registries_of_their_own_or_one_for_both() -> None:
         "mirror:5000/finetune-operator:0.1.0",
         "mirror:5000/finetune-trainer:0.1.0",
     )
-    # Earlier charts had the registry in the repository.
+    # The repository can be the whole name.
     assert images("image.repository=a.example.com/x/operator")[0] == "a.example.com/x/operator:0.1.0"
 
 
@@ -61,12 +61,10 @@ def test_images_have_registries_of_their_own_or_one_for_both() -> None:
     [
         ((), ("IfNotPresent", "IfNotPresent")),
         (("image.pullPolicy=Always", "trainerImage.pullPolicy=Never"), ("Always", "Never")),
-        (("imagePullPolicy=Always",), ("Always", "Always")),
-        (("imagePullPolicy=Always", "image.pullPolicy=Never"), ("Never", "Always")),
     ],
     ids=str,
 )
-def test_pull_policies_are_those_of_the_images_and_the_earlier_value_holds_for_both(
+def test_each_image_has_a_pull_policy_of_its_own(
     settings: tuple[str, ...], expected: tuple[str, str]
 ) -> None:
     assert (container(*settings)["imagePullPolicy"], process(*settings).image_pull_policy) == expected
@@ -203,12 +201,6 @@ def test_monitors_are_scraped_as_the_values_say() -> None:
         for each in endpoints:
             assert (each["interval"], each["scrapeTimeout"]) == ("30s", "9s")
             assert each["metricRelabelings"] == [relabeling]
-
-
-def test_all_values_of_an_earlier_chart_are_refused_with_the_option_that_works() -> None:
-    """`helm upgrade --reuse-values` replaces the new defaults by those of the earlier chart."""
-    done = helm("serviceAccount=null")
-    assert "--reset-then-reuse-values" in done.stderr
 
 
 def test_protected_metrics_have_a_port_rights_and_a_role_for_readers() -> None:

@@ -17,8 +17,6 @@ CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 
-MOVED = {"imagePullPolicy"}
-"""Values of earlier charts, which still work."""
 FREE_FORM = {
     ("global",),
     *((name, "[]") for name in ("extraEnv", "extraVolumes", "extraVolumeMounts", "extraObjects")),
@@ -59,7 +57,7 @@ def test_every_object_of_the_schema_is_closed_or_a_map_of_scalars() -> None:
 
 
 def test_the_schema_and_the_default_values_name_the_same_fields() -> None:
-    assert set(SCHEMA["properties"]) - MOVED == set(VALUES)
+    assert set(SCHEMA["properties"]) == set(VALUES)
 
 
 CLOSED = [
@@ -84,7 +82,6 @@ def test_a_misspelt_name_is_refused_by_its_name(path: tuple[str, ...]) -> None:
     [
         (("replicas",), 0),
         (("replicas",), "1"),
-        (("imagePullPolicy",), "Sometimes"),
         (("image", "pullPolicy"), "Sometimes"),
         (("imagePullSecrets",), [{"nam": "registry"}]),
         (("runner", "imagePullSecrets"), ["Not_A_Secret"]),

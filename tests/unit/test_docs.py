@@ -45,7 +45,6 @@ NO_FAILURE = {
         Reason.PROMOTED,
         Reason.NOT_PROMOTED,
         Reason.REJECTED,
-        Reason.OLDER_RULE,
         Reason.FIELDS_IGNORED,
         Reason.LIST_FULL,
     ),

@@ -30,7 +30,7 @@ from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PrepareResult
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split import split_of
 from finetune_trainer.preflight.methoddata import check_method, resolve_preference
@@ -66,8 +66,8 @@ def manifests() -> list[tuple[str, dict[str, Any]]]:
 
 
 def split_of_spec(dataset: Dataset) -> Split:
-    """Split settings in the config for a new Dataset, which has the newest rule version."""
-    return Split(**{"rule_version": RULE_VERSION, **dataset.spec.split.model_dump(exclude_none=True)})
+    """Split settings in the config for the Dataset."""
+    return Split(**dataset.spec.split.model_dump(exclude_none=True))
 
 
 def strict(model: type[Model], value: Any) -> Any:

@@ -32,7 +32,6 @@ def test_weights_are_sharded_as_requested_or_where_a_replica_does_not_fit(
 
 @pytest.mark.parametrize("method", TYPES)
 def test_the_default_of_a_method_is_not_recorded(method: MethodType) -> None:
-    """Ledgers of earlier releases do not have the field."""
     assert resolve_sharding("Auto", Method(type=method), 2) is None
     assert is_sharded(method, None, 2) is not TYPES[method].trains_adapter
 

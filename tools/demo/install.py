@@ -72,7 +72,7 @@ def install(access: Access, refs: References, **others: object) -> None:
 
 
 def install_definitions(access: Access) -> None:
-    """Install or upgrade the definitions. Those that an older chart or kubectl made join the release.
+    """Install or upgrade the definitions. Those that kubectl made join the release.
 
     Raises:
         DemoError: Helm failed, or is older than 3.17.

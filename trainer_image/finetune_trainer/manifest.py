@@ -80,11 +80,6 @@ class Manifest(BaseModel):
             )
         )
 
-    def without(self, paths: Iterable[str]) -> Self:
-        """Return the manifest of the same folder without some of its files."""
-        left_out = frozenset(paths)
-        return type(self)(files=tuple(file for file in self.files if file.path not in left_out))
-
     def to_bytes(self) -> bytes:
         """Return the content of `manifest.json`."""
         return canonical.encode(self.model_dump(mode="json"))

@@ -1,7 +1,4 @@
 {{- define "finetune-operator.chartName" -}}
-{{- if not (hasKey .Values "serviceAccount") -}}
-{{- fail "these are all values of an earlier chart: use --reset-then-reuse-values instead of --reuse-values" -}}
-{{- end -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
@@ -52,11 +49,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $registry := $root.Values.global.imageRegistry | default $image.registry -}}
 {{- with $registry }}{{ trimSuffix "/" . }}/{{ end -}}
 {{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
-{{- end -}}
-
-{{/* Pull policy of an image: (list VALUES ROOT). An earlier chart had imagePullPolicy for both images. */}}
-{{- define "finetune-operator.pullPolicy" -}}
-{{- (index . 0).pullPolicy | default (index . 1).Values.imagePullPolicy | default "IfNotPresent" -}}
 {{- end -}}
 
 {{/* Names of pull secrets, given as names or as {name: x}: a list of both, as JSON. */}}

@@ -71,10 +71,7 @@ class Lineage(Model):
     parent_checkpoint: Annotated[
         Name | None, Field(description="Checkpoint whose weights training started from.")
     ] = None
-    method: Annotated[
-        MethodRecord | None,
-        Field(description="Training method of the run. Absent: an earlier release recorded the Checkpoint."),
-    ] = None
+    method: Annotated[MethodRecord, Field(description="Training method of the run.")]
     hyperparameters: ResolvedHyperparameters
     chat_template_kwargs: Annotated[
         ChatTemplateKwargs | None,
@@ -93,10 +90,7 @@ class Lineage(Model):
     ] = None
     adapter: Annotated[
         AdapterRecord | None,
-        Field(
-            description="Properties of the adapter. Absent: the weights are a whole model, or an earlier"
-            " release recorded the Checkpoint."
-        ),
+        Field(description="Properties of the adapter. Absent: the weights are a whole model."),
     ] = None
     trainer_image: Annotated[str, Field(max_length=512, description="Trainer image of the train pods.")]
 
@@ -139,8 +133,8 @@ class _CheckpointFields(Model):
         Field(
             max_length=512,
             description="Digest of the folder in the store with the weights' most likely next tokens after a"
-            " few fixed prompts, recorded when they were published. Evaluation compares with it. Absent: an"
-            " earlier release trained the weights, or the prompts cannot be used with their chat template.",
+            " few fixed prompts, recorded when they were published. Evaluation compares with it. Absent: the"
+            " prompts cannot be used with their chat template.",
         ),
     ] = None
     cost: Annotated[
@@ -148,7 +142,7 @@ class _CheckpointFields(Model):
         Field(
             description="Device time that the run had used when it recorded its Checkpoints, and its price,"
             " without their evaluation. All Checkpoints of a run have the same cost. Absent: the run used no"
-            " devices, or an earlier release recorded the Checkpoint."
+            " devices."
         ),
     ] = None
     lineage: Lineage
@@ -168,10 +162,16 @@ class CheckpointSpec(_CheckpointFields):
     """Content and lineage of the weights, written by the operator. Immutable except `approval` and
     `deletionPolicy`."""
 
-    rules: ClassVar[tuple[CELRule, ...]] = immutable_rules(
-        _CheckpointFields,
-        mutable=frozenset({"approval", "deletionPolicy"}),
-        advice="a Checkpoint is a record of weights: train again to create a new one",
+    rules: ClassVar[tuple[CELRule, ...]] = (
+        *immutable_rules(
+            _CheckpointFields,
+            mutable=frozenset({"approval", "deletionPolicy"}),
+            advice="a Checkpoint is a record of weights: train again to create a new one",
+        ),
+        CELRule(
+            "self.type != 'Adapter' || has(self.lineage.adapter)",
+            "lineage.adapter is missing: a Checkpoint of type Adapter records the rank of its adapter",
+        ),
     )
 
 

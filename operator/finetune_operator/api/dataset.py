@@ -194,7 +194,7 @@ class DatasetStatus(Status):
     )
     rule_version: Annotated[
         int | None,
-        Field(description="Version of the rules that prepared the latest version. Absent: 1."),
+        Field(description="Version of the rules that prepared the latest version."),
     ] = None
     problem_count: Annotated[
         int | None,
@@ -225,15 +225,6 @@ class DatasetStatus(Status):
     difference: VersionDifference | None = None
     refresh: RefreshStatus | None = None
     retry: RetryStatus | None = None
-    trainer_contract: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Version of the contract between operator and trainer that the newest prepare Job"
-            " was created with. From version 2 on, the operator accepts only a result that repeats the"
-            " nonce of its Job. Absent: 1.",
-        ),
-    ] = None
     conditions: Conditions = ()
 
 

@@ -120,15 +120,19 @@ class _DatasetVersionFields(Model):
         str, Field(max_length=128, description="Formats of the sources, detected or from the spec.")
     ]
     rule_version: Annotated[
-        int | None,
-        Field(ge=1, description="Version of the rules by which the rows were read and compared. Absent: 1."),
-    ] = None
+        int,
+        Field(
+            ge=1,
+            description="Version of the rules for reading and comparing rows. Later versions of the Dataset"
+            " keep it.",
+        ),
+    ]
     group_by: Annotated[
         str | None,
         Field(
             max_length=128,
             description="Column of the source whose rows are together in one split, from split.groupBy. An"
-            " evaluation counts them as one. Absent: none, or an earlier release prepared the rows.",
+            " evaluation counts them as one. Absent: none.",
         ),
     ] = None
     rows: Annotated[int, Field(ge=0, description="Number of rows in all splits.")]

@@ -94,10 +94,7 @@ class RevisionStatus(Model):
     since: Annotated[datetime | None, Field(description="Time at which the state began.")] = None
     started_at: Annotated[
         datetime | None,
-        Field(
-            description="Time at which the last rollout of the revision began. Absent for a rollout that an"
-            " older release began."
-        ),
+        Field(description="Time at which the last rollout of the revision began."),
     ] = None
     verdict: Annotated[
         RevisionVerdict | None, Field(description="Result of the rollout. Absent: it has not ended.")

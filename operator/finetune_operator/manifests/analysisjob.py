@@ -17,7 +17,6 @@ from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.servingvolumes import key_volume
 from finetune_operator.manifests.stageinputs import store_config
-from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound
 from finetune_trainer.contract.configs.analyze import (
@@ -33,8 +32,6 @@ from finetune_trainer.contract.vocabulary import ANALYZE
 
 METRICS_PORT_NAME: Final = "metrics"
 DIGEST: Final = re.compile(r"\bsha256:[0-9a-f]{64}\b")
-MIN_ANALYSIS_CONTRACT: Final = 2
-"""Contract of the first trainer that analyzes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +41,6 @@ class AnalysisImage:
     name: str
     pull_policy: str
     nonce_key: str
-
-
-def analysis_trainer(revision: Revision, default_image: str) -> TrainerImage:
-    """The trainer image of the Job: that of the revision's profile if it can analyze, else the operator's."""
-    trainer = trainer_of(revision.profile, default_image)
-    return trainer if trainer.contract >= MIN_ANALYSIS_CONTRACT else trainer_of(None, default_image)
 
 
 def api_urls(pods: Iterable[Manifest]) -> tuple[str, ...]:

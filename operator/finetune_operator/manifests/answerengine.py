@@ -8,7 +8,6 @@ from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.manifests.engines.enginetable import engine_of
 from finetune_trainer.contract.answerengine import AnswerEngine
-from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +16,8 @@ class AnsweringModel:
 
     label: str
     """The weights in a sentence."""
-    type: CheckpointType
     adapter: AdapterRecord | None
-    """Properties of an adapter; None if they are not recorded."""
+    """Properties of an adapter; None of a whole model."""
 
 
 def answer_engine(
@@ -58,11 +56,9 @@ def _problems(profile: ComputeProfile, models: Sequence[AnsweringModel], highest
     if profile.spec.images.engine is None:
         yield "the profile has no images.engine"
     for model in models:
-        if model.type == FULL_MODEL:
-            continue
         if model.adapter is None:
-            yield f"an earlier release made {model.label}, and did not record the rank of its adapter"
-        elif model.adapter.dora:
+            continue
+        if model.adapter.dora:
             yield f"{model.label} was trained with DoRA, which {profile.spec.serving.engine} does not serve"
         elif model.adapter.r > highest_rank:
             yield (

@@ -60,7 +60,7 @@ def prepare_config(
 
     Args:
         sources: sources by the field of the spec that names them.
-        rule_version: version of the rules.
+        rule_version: version of the rules for reading and comparing rows.
         previous: digest of the version to compare with.
         previous_sources: origin of the rows of that version.
         known_versions: versions of the sources at which nothing is prepared.
@@ -75,7 +75,8 @@ def prepare_config(
         template=preparation.template,
         cleaning=Cleaning(**_fields(preparation.cleaning)),
         checks=Checks(**_fields(preparation.checks)),
-        split=Split(**_fields(preparation.split), rule_version=rule_version),
+        split=Split(**_fields(preparation.split)),
+        rule_version=rule_version,
         keep_columns=preparation.keep_columns,
         on_invalid_rows=preparation.on_invalid_rows,
         max_invalid_fraction=preparation.max_invalid_fraction,

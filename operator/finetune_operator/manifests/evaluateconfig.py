@@ -131,9 +131,9 @@ def _answer_engine(
 ) -> AnswerEngine | None:
     if profile is None or not generates_answers(evaluation):
         return None
-    models = [AnsweringModel("the evaluated Checkpoint", weights.type, weights.adapter)]
+    models = [AnsweringModel("the evaluated Checkpoint", weights.adapter)]
     if live is not None:
-        models.append(AnsweringModel(f"the champion {live.name}", live.type, live_adapter))
+        models.append(AnsweringModel(f"the champion {live.name}", live_adapter))
     return answer_engine(profile, models, evaluation.extra_engine_arguments)
 
 

@@ -40,9 +40,6 @@ from finetune_operator.stagetable import STAGES, JobStage, pod_names
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.outcomes import ExitCode
 
-NONCE_CONTRACT: Final = 2
-"""First version of the contract in which a result repeats the nonce of its Job."""
-
 NEVER_READY: Final = f"{GROUP}/serves"
 """Condition of a pod that nothing sets, so that the pod never becomes ready."""
 NON_RETRYABLE_EXIT_CODES: Final = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA)
@@ -145,16 +142,16 @@ def build_stage_job(
     placement: Placement,
     *,
     annotations: Mapping[str, str] | None = None,
-    nonce_key: str = "",
+    nonce_key: str,
 ) -> Manifest:
     """A Job whose pods execute `config`; one of them leaves the result as its termination message.
 
     Args:
         annotations: annotations of the Job, in addition to those of its store.
-        nonce_key: random text of the operator. If it is set, results are bound to the Job.
+        nonce_key: random text of the operator. Results of stages are bound to the Job by a nonce made of it.
     """
     binding: dict[str, str] = {}
-    if nonce_key and isinstance(config, StageConfig) and config.contract >= NONCE_CONTRACT:
+    if isinstance(config, StageConfig):
         nonce = short_hash(nonce_key, owner.uid, name, length=32)
         config = config.model_copy(update={"nonce": nonce})
         binding = {NONCE: nonce}

@@ -79,7 +79,7 @@ def build_dataset_version(
         source_digest=result.source,
         preparation_digest=result.preparation,
         format=(result.format or "Unknown")[:128],
-        rule_version=result.rule_version if result.rule_version > 1 else None,
+        rule_version=result.rule_version,
         group_by=result.group_by,
         rows=sum(split.rows for split in result.splits),
         splits=tuple(

@@ -26,11 +26,11 @@ class WeightsReference:
     chat_template_kwargs: ChatTemplateKwargs = field(default_factory=dict, hash=False)
     """Arguments for the chat template that the weights were trained with."""
     reasoning_parser: str | None = None
-    """Parser of the reasoning in answers, named as in vLLM; None if there is none or none is recorded."""
+    """Parser of the reasoning in answers, named as in vLLM; None if there is none, or for a pin."""
     adapter: AdapterRecord | None = None
-    """Properties of the adapter; None if they are not recorded."""
+    """Properties of the adapter; None of a whole model, and of a pin."""
     probe: str | None = None
-    """Digest of what the weights predicted when they were published; None if it is not recorded."""
+    """Digest of what the weights predicted when they were published; None of a pin, or without a record."""
     is_merged: bool = False
     """Whether the base model with the adapter is served as a whole model, instead of the adapter."""
     merged: str | None = None

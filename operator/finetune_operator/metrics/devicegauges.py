@@ -9,8 +9,7 @@ from typing import Final, get_args
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME, PROFILE
-from finetune_operator.metrics.objectstatus import object_names
+from finetune_operator.manifests.labels import OWNER_KIND, PROFILE
 from finetune_operator.observe.devicepods import (
     DeviceState,
     device_state,
@@ -85,17 +84,12 @@ class DeviceCollector(Collector):
 
     def _counted(self, profiles: Set[str]) -> Mapping[tuple[str, str, str], Tally[DeviceState]]:
         """Devices by state, of each namespace, profile and workload with pods or Jobs."""
-        replicas = {
-            object_names(endpoint): (endpoint["spec"].get("compute") or {}).get("devices", 1)
-            for endpoint in self._objects["InferenceDeployment"]
-        }
         counted: defaultdict[tuple[str, str, str], Tally[DeviceState]] = defaultdict(Tally)
         for obj, state, pods in self._states():
             metadata = obj["metadata"]
             labels = metadata.get("labels") or {}
             profile, workload = labels.get(PROFILE, ""), WORKLOADS.get(labels.get(OWNER_KIND, ""))
-            owner = (metadata["namespace"], labels.get(OWNER_NAME, ""))
-            per_pod = devices_per_pod(obj, replicas.get(owner, 0) if workload == "endpoint" else 0)
+            per_pod = devices_per_pod(obj)
             # Labels of pods are not trusted: a profile that does not exist would be a series without bound.
             if per_pod and workload is not None and profile in profiles:
                 counted[metadata["namespace"], profile, workload][state] += pods * per_pod

@@ -53,17 +53,9 @@ def labeled_devices(obj: Manifest) -> int | None:
     return number if number <= MAX_DEVICES else None
 
 
-def devices_per_pod(obj: Manifest, per_replica: int = 0) -> int:
-    """As `labeled_devices`, with a number for each object.
-
-    Args:
-        obj: the pod, Job or Deployment.
-        per_replica: devices of a replica of its endpoint. Earlier releases labelled only stages.
-    """
-    number = labeled_devices(obj)
-    if number is not None:
-        return number
-    return 0 if STAGE in _labels(obj) else per_replica
+def devices_per_pod(obj: Manifest) -> int:
+    """As `labeled_devices`; 0 without a number."""
+    return labeled_devices(obj) or 0
 
 
 def job_devices(job: Manifest) -> int:

@@ -27,7 +27,6 @@ from finetune_operator.manifests.ownmetrics import ScoredFolders
 from finetune_operator.manifests.peerservice import peer_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
-from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.records.versions import check_location, resolve_version
 from finetune_operator.reconcile.stages.jobstate import running_orphans
 from finetune_operator.reconcile.stages.request import without_result
@@ -70,7 +69,7 @@ def has_begun(run: StagePass[Any], stage: Stage) -> bool:
 
 
 def live_adapter(run: StagePass[Any]) -> AdapterRecord | None:
-    """Properties of the recorded champion's adapter; None if it has none or they are not recorded."""
+    """Properties of the recorded champion's adapter; None if it has none."""
     champion = _recorded_champion(run)
     return None if champion is None else champion.spec.lineage.adapter
 
@@ -78,7 +77,7 @@ def live_adapter(run: StagePass[Any]) -> AdapterRecord | None:
 def live_model(run: StagePass[Any]) -> LiveModel | None:
     """The recorded champion as the trainer needs it; None if there is none."""
     champion = _recorded_champion(run)
-    return None if champion is None else live_model_of(champion, run_of(champion, run.snapshot))
+    return None if champion is None else live_model_of(champion)
 
 
 def _recorded_champion(run: StagePass[Any]) -> Checkpoint | None:

@@ -9,11 +9,9 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
 
-RESUMABLE_REASONS: Final = frozenset(
-    {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED}
-)
-"""Reasons of Stalled runs that can continue: after the deletion of the foreign object (earlier releases set
-Stalled for it), with a release that implements the field, and after the limit is raised."""
+RESUMABLE_REASONS: Final = frozenset({Reason.NOT_IMPLEMENTED, Reason.MAX_RUN_SECONDS_EXCEEDED})
+"""Reasons of Stalled runs that can continue: with a release that implements the field, and after the limit is
+raised."""
 
 
 def is_finished(job: FineTuneJob | Evaluation) -> bool:
@@ -41,7 +39,7 @@ def is_prepared(dataset: Dataset) -> bool:
 def is_settled(dataset: Dataset) -> bool:
     """Whether the current generation of a Dataset is prepared, or cannot be prepared.
 
-    A name conflict does not settle it, nor does a field that an earlier release did not implement.
+    A field that this release did not implement before an upgrade does not settle it.
     """
     status = dataset.status
     if status.observed_generation != dataset.metadata.generation:
@@ -51,5 +49,5 @@ def is_settled(dataset: Dataset) -> bool:
 
 def ends_dataset(type_: str, status: str, reason: str) -> bool:
     """Whether this condition of a Dataset means that it is prepared, or cannot be prepared."""
-    failed = type_ == ConditionType.STALLED and reason not in {Reason.NAME_CONFLICT, Reason.NOT_IMPLEMENTED}
+    failed = type_ == ConditionType.STALLED and reason != Reason.NOT_IMPLEMENTED
     return status == "True" and (failed or type_ == ConditionType.READY)

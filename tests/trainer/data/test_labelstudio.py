@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.rowproblems import Code
 from tests.trainer.data.reading import Outcome, read, turns
 
-NEWEST = Split(rule_version=RULE_VERSION)
 META = {"annotator": 1, "annotation_id": 7, "lead_time": 1.5, "id": 3}
 FORMS = ["json", "min", "csv", "tsv"]
 
@@ -86,7 +84,7 @@ def exported(form: str, data: dict[str, Any], *results: dict[str, Any]) -> str:
 
 
 def read_newest(folder: Path, content: str, **names: str) -> Outcome:
-    return read(folder, content, Recipe(names=FieldNames(**names), division=NEWEST))
+    return read(folder, content, Recipe(names=FieldNames(**names)))
 
 
 def clean(outcome: Outcome) -> list[dict[str, Any]]:
@@ -258,7 +256,7 @@ def test_several_choices_are_one_answer_and_a_warning_says_so(tmp_path: Path, fo
 
     prepared = prepare(
         [SourceFile(source)],
-        Recipe(division=Split(validation=0, test=0, rule_version=RULE_VERSION)),
+        Recipe(division=Split(validation=0, test=0)),
         tmp_path / "out",
     )
 
@@ -322,7 +320,6 @@ def test_annotations_that_differ_require_a_decision_of_the_user(tmp_path: Path) 
     content = tasks({"result": [CHOICE]}, {"result": [OTHER]})
 
     assert read_newest(tmp_path, content).problems[0].startswith("row 1: has 2 annotations that differ")
-    assert read(tmp_path, content).dicts == [{"prompt": "a", "completion": "b"}], "by the first rule"
 
 
 @pytest.mark.parametrize("fields", [{}, {"annotations": []}], ids=["no annotations", "none yet"])

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data import reading, rowworkers
 from finetune_trainer.data.files import FileChanged, SourceFile
 from finetune_trainer.data.options import FieldNames, Recipe
@@ -35,12 +34,10 @@ from tests.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SOURCES = [EXAMPLES / "data" / name for name in ("chat-messages.jsonl", "label-studio.json", "table.csv")]
-NEWEST = Recipe(division=Split(rule_version=RULE_VERSION))
 RECIPES = {
     "by default": Recipe(),
-    "by the newest rule": NEWEST,
     "with everything": Recipe(
-        division=Split(rule_version=RULE_VERSION, seed=3),
+        division=Split(seed=3),
         cleaning=Cleaning(normalize_whitespace=True, normalize_unicode=True, near_duplicates="Remove"),
         checks=Checks(
             secrets="Redact",

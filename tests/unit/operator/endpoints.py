@@ -20,6 +20,7 @@ NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 FACTS = OperatorFacts(
     namespace="finetune-system",
     trainer_image="registry.example/trainer:1",
+    nonce_key="0f" * 32,
     monitoring_namespace={"kubernetes.io/metadata.name": "monitoring"},
 )
 BASE = "sha256:" + "b" * 64
@@ -66,6 +67,8 @@ def checkpoint(name: str, character: str, *, promoted: int | None = 0, **spec: A
                     "baseModel": {"uri": "pvc://models/base", "digest": BASE},
                     "datasetVersion": "rows-1",
                     "job": {"name": "run", "uid": f"run-of-{name}"},
+                    "method": {"objective": "SFT", "type": "LoRA"},
+                    "adapter": {"r": 16},
                     "hyperparameters": hyperparameters,
                     "trainerImage": "registry.example/trainer:1",
                 },

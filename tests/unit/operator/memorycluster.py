@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cluster in memory that carries out plans, to test the reconcilers without an API server."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from finetune_operator.engine.resources import (
     WORKLOAD,
     ResourceType,
 )
-from finetune_operator.manifests.labels import STAGE
+from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE, STAGE
 from finetune_operator.manifests.peerservice import KEY_BYTES
 from finetune_operator.observe.peerpods import INDEX
 from finetune_operator.observe.queueposition import UNKNOWN
@@ -38,7 +39,9 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import Stage
 
 NOW = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
-FACTS = OperatorFacts(namespace="finetune-system", trainer_image="registry.example/trainer:1")
+FACTS = OperatorFacts(
+    namespace="finetune-system", trainer_image="registry.example/trainer:1", nonce_key="0f" * 32
+)
 NAMESPACE = "team"
 
 ObjectKey = tuple[str, str]
@@ -295,7 +298,8 @@ class MemoryCluster:
 
         Args:
             stage: the stage.
-            state: the container state.
+            state: the container state. A result in it repeats the nonce and the digest of the Job, as the
+                trainer's does, unless it has others.
             which: part of the name, for pods that follow one another.
             index: completion index, for pods that run together.
             status: further fields of the status.
@@ -324,7 +328,8 @@ class MemoryCluster:
                 "spec": job["spec"]["template"]["spec"],
             }
         )
-        pod["status"] = {"containerStatuses": [{"name": "trainer", "state": state}], **status}
+        bound = {how: _bound(job, part) for how, part in state.items()}
+        pod["status"] = {"containerStatuses": [{"name": "trainer", "state": bound}], **status}
         return pod
 
     def start(self, stage: str, after: int = 0) -> None:
@@ -383,6 +388,20 @@ class MemoryCluster:
         """The conditions that are True, with their reasons."""
         conditions = self.objects[kind, name]["status"].get("conditions", ())
         return {c["type"]: c["reason"] for c in conditions if c["status"] == "True"}
+
+
+def _bound(job: Manifest, part: Manifest) -> Manifest:
+    """A container state whose message, if it is a result, repeats what binds it to the Job."""
+    try:
+        result = json.loads(part.get("message", ""))
+    except ValueError:
+        return part
+    if not isinstance(result, dict) or "stage" not in result:
+        return part
+    annotations = job["metadata"].get("annotations", {})
+    marks = {"nonce": annotations.get(NONCE), "configDigest": annotations.get(CONFIG_DIGEST)}
+    given = {name: mark for name, mark in marks.items() if mark is not None}
+    return {**part, "message": json.dumps({**given, **result})}
 
 
 def _identity(create: Create, manifest: Manifest) -> str | None:

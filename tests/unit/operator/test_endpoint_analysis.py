@@ -57,7 +57,6 @@ def ready_pod(revision: str, address: str, **spec: Any) -> Manifest:
 def measured(**strategy: Any) -> tuple[EndpointCluster, str, str]:
     """An endpoint whose second revision is being analyzed; the old revision and the new one."""
     cluster, old, new = rolling(strategy={**CANARY, **strategy}, replicas=5)
-    cluster.configure(nonce_key="secret of the operator")
     cluster.put(ready_pod(old, "10.0.0.1"), ready_pod(old, "10.0.0.2"), ready_pod(new, "10.0.0.3"))
     make_ready(cluster)
     return cluster, old, new
@@ -355,7 +354,6 @@ def test_a_job_of_someone_else_with_the_name_does_not_decide() -> None:
 
 def test_an_analysis_waits_for_a_pod_that_only_the_deployment_reports_as_ready() -> None:
     cluster, old, new = rolling(strategy=CANARY, replicas=5)
-    cluster.configure(nonce_key="secret of the operator")
     cluster.put(ready_pod(old, "10.0.0.1"))
     make_ready(cluster)
     assert (step(cluster, new), jobs(cluster)) == (1, [])

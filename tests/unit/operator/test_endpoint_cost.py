@@ -74,12 +74,6 @@ def test_a_figure_that_stays_is_not_written_again() -> None:
     assert cluster.cluster.writes == writes
 
 
-def test_a_pod_of_an_earlier_release_has_the_devices_of_the_spec() -> None:
-    cluster, revision = serving(compute={"devices": 4})
-    cluster.put(pod(revision, "old", devices=None))
-    assert cost(cluster) == EndpointCost(devices=4)
-
-
 @pytest.mark.parametrize(
     ("other", "expected"),
     [

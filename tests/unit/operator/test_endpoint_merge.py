@@ -174,14 +174,6 @@ def test_a_served_merge_needs_its_job_no_more() -> None:
     assert len(cluster.deployments) == 1
 
 
-def test_an_older_trainer_cannot_merge() -> None:
-    cluster = merging(images={"trainer": "registry.example/old:1", "trainerContract": 1})
-
-    reason, message = cluster.condition("Reconciling") or ("", "")
-    assert reason == "ProfileInvalid"
-    assert "merge" in message
-
-
 def test_a_full_checkpoint_is_served_as_before() -> None:
     names: list[str] = []
     for models in (MODELS, [{"name": "router", "follow": {"modelLine": "tickets"}}]):

@@ -126,11 +126,6 @@ def test_a_cache_starts_a_new_revision_and_the_old_one_serves_while_it_is_filled
         ("ReadWriteOnce", {}, "ModelCacheNotShareable"),
         ("ReadWriteMany", {"serving": {"modelCache": {"claim": "absent"}}}, "ModelCacheNotFound"),
         ("ReadWriteMany", {"serving": {"modelCache": {"claim": "artifacts"}}}, "ProfileInvalid"),
-        (
-            "ReadWriteMany",
-            {"images": {"trainer": "registry.example/old:1", "trainerContract": 1}},
-            "ProfileInvalid",
-        ),
     ],
 )
 def test_a_cache_that_cannot_be_used_is_named(modes: str, spec: Manifest, reason: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
 from tests.networkpolicies import Pod, admits
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, profile, rolling, serving
+from tests.unit.operator.endpoints import checkpoint, rolling, serving
 
 ALLOW_WEB = {"allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}
 ZONES = {"topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -240,14 +240,3 @@ def test_keys_are_mounted_into_the_engine_alone_and_asking_for_them_is_a_new_rev
     assert {"name": "api-keys", "mountPath": path, "readOnly": True} in engine["volumeMounts"]
     assert f'"apiKeysPath":"{path}"' in engine["env"][0]["value"]
     assert "api-keys" not in str(fetch)
-
-
-def test_an_engine_that_does_not_know_keys_is_not_started_without_them() -> None:
-    older = {"images": {"trainer": "registry.example/older:1", "trainerContract": 1}}
-    cluster = EndpointCluster(checkpoint("first", "1"), serving=KEYS)
-    cluster.put(profile(**older))
-    cluster.settle()
-    assert not cluster.deployments
-    reason, message = cluster.condition("Reconciling") or ("", "")
-    assert reason == "ProfileInvalid"
-    assert message.startswith("spec.serving.apiKeysSecretRef needs a trainer image of contract 2")

@@ -225,6 +225,7 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
     judged["status"]["evaluations"] = [
         {
             "checkpoint": "first",
+            "source": "Run",
             "verdict": "Passed",
             "source": "Run",
             "scores": [{"metric": "exact_match", "subject": "Tuned", "value": value, "rows": 20}],
@@ -430,22 +431,6 @@ def test_an_endpoint_being_deleted_is_left_alone() -> None:
     plan = cluster.reconcile()
     assert plan.create == ()
     assert plan.status is None
-
-
-OLDER_ENGINE = {"images": {"trainer": "registry/trainer:1", "trainerContract": 1}}
-
-
-def test_devices_that_an_older_engine_would_leave_idle_are_refused_by_the_fields_name() -> None:
-    cluster = EndpointCluster(checkpoint("first", "1"), compute={"devices": 2})
-    cluster.put(profile(accelerator={"resource": "nvidia.com/gpu", "maxPerPod": 8}, **OLDER_ENGINE))
-    cluster.settle()
-    assert not cluster.deployments
-    reason, message = cluster.condition("Reconciling") or ("", "")
-    assert reason == "TooManyDevices"
-    assert message.startswith("spec.compute.devices is 2, but the engine of images.trainer")
-    cluster.edit(compute={"devices": 1})
-    cluster.settle()
-    assert len(cluster.deployments) == 1
 
 
 def test_a_replica_requests_all_devices_over_which_the_engine_spreads_the_model() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, profile, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, serving
 
 SETTINGS: dict[str, Any] = {
     "contextLength": 8192,
@@ -19,7 +19,6 @@ SETTINGS: dict[str, Any] = {
     "defaultSampling": {"temperature": 0.2, "topP": 0.9},
     "reasoningParser": "qwen3",
 }
-OLDER: dict[str, Any] = {"images": {"trainer": "registry.example/own:1", "trainerContract": 1}}
 
 
 def pod_of(cluster: EndpointCluster) -> Any:
@@ -100,30 +99,8 @@ def analyzed(*gates: Manifest, requests: int | None = None) -> Manifest:
 def test_an_upgrade_is_not_an_edit_that_tries_a_failed_revision_again(
     settings: dict[str, Any], expected: str
 ) -> None:
-    """The values are those of the release without these settings."""
+    """A setting that a release adds enters the hash only when it is set."""
     assert spec_hash(endpoint(**settings)) == expected
-
-
-@pytest.mark.parametrize("name", ["maxTokens", "requestDeadlineSeconds", "defaultSampling"])
-def test_an_older_engine_is_not_started_with_settings_that_it_would_ignore(name: str) -> None:
-    cluster = EndpointCluster(checkpoint("first", "1"), serving={name: SETTINGS[name]})
-    cluster.put(profile(**OLDER))
-    cluster.settle()
-    assert cluster.deployments == {}
-    reason, message = cluster.condition("Reconciling") or ("", "")
-    assert reason == "ProfileInvalid"
-    assert f"spec.serving.{name} need" in message
-    assert "use an image of this release" in message
-
-
-def test_an_older_engine_has_the_limits_that_its_config_always_had() -> None:
-    limits = {
-        name: SETTINGS[name] for name in ("contextLength", "maxConcurrentRequests", "maxQueuedRequests")
-    }
-    cluster = EndpointCluster(checkpoint("first", "1"), serving=limits)
-    cluster.put(profile(**OLDER))
-    cluster.settle()
-    assert config_of(cluster)["maxModelLength"] == 8192
 
 
 def test_a_parser_that_the_engine_does_not_have_is_refused_with_those_that_it_has() -> None:

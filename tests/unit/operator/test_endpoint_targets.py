@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
 from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
-from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
+from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest
 
 FOLLOWS = {"name": "router", "follow": {"modelLine": "tickets"}}
 
@@ -264,15 +264,3 @@ def test_an_endpoint_serves_with_the_template_arguments_of_the_checkpoint() -> N
     cluster.settle()
     (model,) = configs(cluster)[1].models
     assert model.chat_template_kwargs == {"enable_thinking": False}
-
-
-def test_an_engine_that_would_send_other_prompts_than_training_is_not_started() -> None:
-    cluster = EndpointCluster(thinks_not("first", "1"))
-    cluster.put(profile(images={"trainer": "registry.example/older:1", "trainerContract": 1}))
-    cluster.settle()
-    assert not cluster.deployments
-    reason, message = cluster.condition("Reconciling") or ("", "")
-    assert reason == "ProfileInvalid"
-    assert message.startswith(
-        "Checkpoint first was trained with chatTemplateKwargs, which need a trainer image"
-    )

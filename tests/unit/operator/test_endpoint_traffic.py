@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing of an endpoint's requests by the Service, and the weights in the status."""
 
-from typing import Any
-
 import pytest
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.traffic.gateway import traffic_of
@@ -14,7 +11,7 @@ from finetune_operator.reconcile.inferencedeployment.traffic.routing import (
     Writes,
     main_revision,
 )
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint
 
 
 def service(revision: str | None) -> Manifest:
@@ -151,25 +148,3 @@ def test_the_status_shows_the_weights_through_a_whole_rollout() -> None:
     cluster.settle()
     assert weights(cluster) == {new: 100, old: 0}
     assert all(revision.step is None for revision in cluster.endpoint.status.revisions)
-
-
-def without_weights(cluster: EndpointCluster) -> None:
-    """The status as an earlier release has written it."""
-    raw: dict[str, Any] = cluster.endpoint.to_dict()
-    for revision in raw["status"]["revisions"]:
-        del revision["weight"]
-    cluster.endpoint = InferenceDeployment.model_validate(raw)
-
-
-@pytest.mark.parametrize("has_profile", [True, False])
-def test_a_status_of_an_earlier_release_gets_its_weights_with_one_write(*, has_profile: bool) -> None:
-    cluster, revision = serving()
-    if not has_profile:
-        cluster.cluster.remove("ComputeProfile", "standard")
-        cluster.settle()
-    without_weights(cluster)
-    cluster.log.clear()
-    first = cluster.reconcile()
-    assert weights(cluster) == {revision: 100}
-    assert cluster.reconcile().status == first.status, "the executor writes no equal status"
-    assert cluster.log == [] if has_profile else all(entry.startswith("event") for entry in cluster.log)

@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.api.serving import MAX_QUEUED_REQUESTS
 from finetune_operator.manifests.engines.vllm import LORA_RANKS, STARTUP_SECONDS
 from finetune_operator.reconcile.computeprofile.reconciler import reconcile
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, profile
+from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 from tests.unit.operator.kubernetesexpansion import expanded
 
 VLLM: dict[str, Any] = {
@@ -91,8 +91,11 @@ def test_the_max_rank_is_the_next_that_vllm_has(rank: int, option: int) -> None:
     assert fetch_of(cluster)["maxLoraRank"] == option
 
 
-def test_a_checkpoint_without_a_recorded_rank_gets_a_limit_that_the_init_container_checks() -> None:
-    cluster = cluster_of()
+def test_a_model_pinned_by_uri_gets_a_limit_that_the_init_container_checks() -> None:
+    pin = {"uri": f"pvc://artifacts/checkpoints/{'9' * 64}", "digest": digest("9")}
+    cluster = cluster_of(
+        models=[{"name": "router", "pin": pin}], baseModel={"uri": "pvc://models/base", "digest": BASE}
+    )
     assert options_of(cluster)["--max-lora-rank"] == "64"
     assert fetch_of(cluster)["maxLoraRank"] == 64
 
@@ -315,13 +318,6 @@ def test_a_profile_without_an_image_of_the_engine_blocks_its_endpoints_and_says_
     assert "no images.engine: set it to an image of vLLM" in message
     plan = reconcile(profile(**(VLLM | {"images": {}})), cluster.snapshot())
     assert "images.engine is not set" in json.dumps(plan.status)
-
-
-def test_an_older_trainer_image_cannot_prepare_the_pods() -> None:
-    images = {"engine": "registry.example/vllm:1", "trainer": "registry.example/own:1", "trainerContract": 1}
-    reason, message = refusal(cluster_of(on={"images": images}), "Reconciling")
-    assert reason == "ProfileInvalid"
-    assert "needs a trainer image of contract 2" in message
 
 
 def test_the_security_floor_is_about_the_trainer_image_of_a_vllm_pod() -> None:

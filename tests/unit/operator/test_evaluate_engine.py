@@ -175,7 +175,6 @@ def test_several_devices_share_a_model() -> None:
         ((), {}, {"method": {"lora": {"dora": True}}}, "the evaluated Checkpoint was trained with DoRA"),
         ((), {}, {"method": {"lora": {"r": 1024}}}, "has rank 1024, and VLLM serves ranks up to 512"),
         ((), {"images": {}}, {}, "the profile has no images.engine"),
-        (({"adapter": None},), {}, {"evaluation": {"compare": ["Live"]}}, "the rank of its adapter"),
     ],
 )
 def test_what_the_engine_cannot_load_is_answered_by_the_trainer_with_the_reason(

@@ -65,7 +65,7 @@ class Process:
         return self.reader.snapshot(
             resource,
             now=datetime(2030, 1, 1, tzinfo=UTC),
-            facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+            facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f"),
             entropy=b"",
             service_accounts=frozenset(),
             progress=None,
@@ -110,7 +110,7 @@ async def test_an_object_of_another_type_is_looked_up_for_the_pass_that_needs_it
 
     snapshot = Snapshot(
         now=datetime(2030, 1, 1, tzinfo=UTC),
-        facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+        facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f"),
         looked_up=await lookups.get_all("team", needs),
     )
 

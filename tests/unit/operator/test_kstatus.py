@@ -86,7 +86,7 @@ def test_every_kind_is_in_exactly_one_state(
     before = resource(
         kind,
         observedGeneration=2,
-        conditions=[condition(other, "NameConflict"), TRAINED],
+        conditions=[condition(other, "NotImplemented"), TRAINED],
     )
     result = after(before, halt)
     status = result.manifest
@@ -185,7 +185,7 @@ def test_what_is_no_object_of_ours_has_no_state() -> None:
 def test_a_run_is_finished_when_ready_or_failed_but_not_with_a_reason_that_can_end() -> None:
     assert is_finished(resource("FineTuneJob", conditions=[condition("Ready", "Promoted")]))
     assert is_finished(resource("FineTuneJob", conditions=[condition("Stalled", "GateFailed")]))
-    for reason in ("NameConflict", "NotImplemented", "MaxRunSecondsExceeded"):
+    for reason in ("NotImplemented", "MaxRunSecondsExceeded"):
         assert not is_finished(resource("FineTuneJob", conditions=[condition("Stalled", reason)]))
     assert not is_finished(resource("FineTuneJob", conditions=[condition("Reconciling", "Training")]))
     assert not is_finished(resource("FineTuneJob", observedGeneration=-1))

@@ -134,6 +134,8 @@ SPEC: Manifest = {
         "baseModel": {"uri": "pvc://models/gemma", "digest": digest("b")},
         "datasetVersion": "tickets-1",
         "job": {"name": "tickets-v1", "uid": JOB_UID},
+        "method": {"objective": "SFT", "type": "LoRA"},
+        "adapter": {"r": 16},
         "hyperparameters": {
             "epochs": 3,
             "learningRate": 0.0002,

@@ -18,7 +18,6 @@ from finetune_operator.manifests.configs import (
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
@@ -26,7 +25,6 @@ from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Preference as ContractPreference
 from finetune_trainer.contract.methods import METHODS, TYPES
-from finetune_trainer.contract.vocabulary import SplitName
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 
@@ -75,7 +73,6 @@ def test_settings_of_an_adapter_reach_preflight_as_they_were_given_and_training_
 def test_the_requested_sharding_reaches_preflight_and_the_resolved_one_training() -> None:
     assert preflight(compute={"sharding": "Replicated"}).sharding == "Replicated"
     assert preflight().sharding == "Auto"
-    assert preflight(compute={"sharding": "Sharded"}).model_copy(update={"contract": 1}).unsupported_fields()
 
     replicated = HYPERPARAMETERS.model_copy(update={"sharded": False})
     assert train(chosen=replicated).hyperparameters.sharded is False
@@ -93,12 +90,7 @@ def test_what_preflight_made_of_the_preference_reaches_training() -> None:
     assert trained == ContractPreference(beta=0.2, desirable_weight=3, undesirable_weight=1.5)
 
 
-def evaluate(
-    contract_version: int = CONTRACT_VERSION,
-    split: SplitName = "test",
-    live: LiveModel | None = None,
-    **spec: Any,
-) -> EvaluateConfig:
+def evaluate(live: LiveModel | None = None, **spec: Any) -> EvaluateConfig:
     job, inputs = job_and_inputs(**{"evaluation": {}} | spec)
     assert job.spec.evaluation is not None
     method = job.spec.method
@@ -111,19 +103,13 @@ def evaluate(
         hyperparameters=ResolvedHyperparameters(**HYPERPARAMETERS.model_dump()),
     )
     return evaluate_config(
-        replace(inputs, contract_version=contract_version),
+        inputs,
         job.spec.evaluation,
         weights,
-        MeasuredData(dataset=ROWS, split=split),
+        MeasuredData(dataset=ROWS),
         step_timeout_seconds=job.spec.compute.step_timeout_seconds,
         live=live,
     )
-
-
-def test_a_trainer_that_knows_only_the_test_split_is_not_given_another_one() -> None:
-    assert evaluate().split == "test"
-    assert "split" not in evaluate(contract_version=1).unsupported_fields()
-    assert "split" in evaluate(contract_version=1, split="validation").unsupported_fields()
 
 
 def test_the_preference_is_measured_where_a_gate_needs_it() -> None:
@@ -184,28 +170,9 @@ def test_how_to_evaluate_reaches_the_trainer() -> None:
     assert (config.checks.no_change, config.checks.memorization) == ("Veto", "Warn")
 
 
-def test_an_older_trainer_gets_an_evaluation_that_it_can_read() -> None:
-    gates = [{"metric": "exact_match", "minGain": 0, "over": "Base", "confidence": 0.9}]
-
-    config = evaluate(contract_version=1, evaluation={"gates": gates})
-
-    newer = {"gates", "checks", "generation", "options", "prompted", "live", "sliceBy"}
-    assert not newer & set(config.to_dict())
-    assert config.unsupported_fields() == ("chatTemplateKwargs",)
-    live = LiveModel(name="rival", digest=digest("1"), type="Adapter", base_model=digest("b"))
-    assert "live" in evaluate(contract_version=1, live=live).unsupported_fields()
-
-
 @pytest.mark.parametrize("method", TYPES)
 def test_only_what_was_trained_in_four_bits_is_evaluated_in_four_bits(method: str) -> None:
     assert evaluate(method={"type": method}).quantized_base == (method == "QLoRA")
-
-
-def test_an_older_trainer_evaluates_qlora_on_the_stored_weights_as_it_always_did() -> None:
-    config = evaluate(contract_version=1, method={"type": "QLoRA"})
-
-    assert "quantizedBase" not in config.to_dict()
-    assert "quantizedBase" not in config.unsupported_fields()
 
 
 def test_steps_and_patience_of_the_validation_reach_the_trainer() -> None:
@@ -213,11 +180,10 @@ def test_steps_and_patience_of_the_validation_reach_the_trainer() -> None:
     assert (wanted.validate_every_steps, wanted.early_stopping_patience) == (5, 2)
 
 
-def test_what_happens_to_long_rows_reaches_the_trainer_and_an_older_one_refuses_it() -> None:
+def test_what_happens_to_long_rows_reaches_the_trainer() -> None:
     config = preflight(dataset={"ref": {"name": "tickets"}, "onLongRows": "Truncate"})
 
     assert config.hyperparameters.on_long_rows == "Truncate"
-    assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("hyperparameters.onLongRows",)
 
 
 def test_defaults_are_left_out_of_the_config_so_that_an_older_trainer_can_read_it() -> None:
@@ -254,7 +220,6 @@ def test_arguments_for_the_chat_template_reach_preflight_and_training() -> None:
 
     for config in configs:
         assert config.to_dict()["chatTemplateKwargs"] == arguments
-        assert config.model_copy(update={"contract": 1}).unsupported_fields() == ("chatTemplateKwargs",)
     assert "chatTemplateKwargs" not in train().to_dict()
 
 
@@ -264,8 +229,6 @@ def test_shares_of_a_learning_curve_reach_the_trainer_sorted_and_without_the_run
     assert preflight(learningCurve=curve).learning_curve == (0.25, 0.5)
     assert train(learningCurve=curve).learning_curve == (0.25, 0.5)
     assert train().learning_curve == ()
-    older = train(learningCurve=curve).model_copy(update={"contract": 1})
-    assert older.unsupported_fields() == ("learningCurve",)
 
 
 def test_only_a_learning_curve_depends_on_the_time_of_the_run() -> None:

@@ -30,7 +30,7 @@ def built(
     stage: JobStage = "train",
     uses: ComputeProfile | None = None,
     devices: int = 0,
-    nonce_key: str = "",
+    nonce_key: str = "0f",
     **storage: Any,
 ) -> Manifest:
     manifest = finetunejob()

@@ -17,7 +17,6 @@ from finetune_operator.reconcile.dataset.sourcecheck import sources_of
 from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared
 
 EVERYTHING: dict[str, Any] = {
@@ -80,7 +79,6 @@ def config_of(**spec: Any) -> PrepareConfig:
 
 def test_everything_that_decides_the_rows_is_passed_on() -> None:
     sent = config_of(**EVERYTHING).to_dict()
-    sent["split"].pop("ruleVersion")
     for field in ("template", "cleaning", "checks", "split", "keepColumns"):
         assert sent[field] == EVERYTHING[field]
     assert (sent["onInvalidRows"], sent["maxInvalidFraction"]) == ("Drop", 0.25)
@@ -93,8 +91,9 @@ def test_everything_that_decides_the_rows_is_passed_on() -> None:
 def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
     named = {field.alias for field in PrepareConfig.model_fields.values()}
     common = {"accelerators", "contract", "stage", "owner", "run", "store", "report", "nonce"}
-    # The ComputeProfile limits the size of unpacked files.
-    assert named - common - {"previous", "previousSources", "maxUnpackedBytes"} == set(EVERYTHING)
+    # The ComputeProfile limits the size of unpacked files. A Dataset keeps the rules of its first version.
+    decided_elsewhere = {"previous", "previousSources", "maxUnpackedBytes", "ruleVersion"}
+    assert named - common - decided_elsewhere == set(EVERYTHING)
     of_source = {field.alias for field in SourceConfig.model_fields.values()}
     technical = {"field", "path", "knownVersion"}
     assert of_source - technical - {"credentials"} == set(EVERYTHING["sources"][0]) - {"credentialsSecretRef"}
@@ -103,7 +102,7 @@ def test_a_field_that_decides_the_rows_cannot_be_forgotten() -> None:
         (Checks, "checks"),
         (Split, "split"),
     ):
-        assert {to_camel(each.name) for each in fields(model)} - {"ruleVersion"} == set(EVERYTHING[field])
+        assert {to_camel(each.name) for each in fields(model)} == set(EVERYTHING[field])
     assert {each.name for each in fields(Columns)} == set(EVERYTHING["sources"][0]["columns"])
 
 
@@ -122,20 +121,10 @@ def test_settings_are_read_as_they_were_sent() -> None:
     assert PrepareConfig.model_validate_json(config.to_json()) == config
 
 
-def test_a_trainer_of_the_contract_before_gets_no_rule_version() -> None:
-    inputs = StageInputs(owner(**EVERYTHING), DATASET_UID, "pvc://artifacts", None, contract_version=1)
-    resource = owner(**EVERYTHING)
-    sent = prepare_config(inputs, dict(sources_of(resource)), resource.spec).to_dict()
-
-    assert sent["split"] == EVERYTHING["split"]
-
-
 def test_what_the_spec_leaves_out_is_left_to_the_contracts_defaults() -> None:
     sent = config_of().to_dict()
-    assert {"template", "cleaning", "checks"}.isdisjoint(sent)
+    assert {"template", "cleaning", "checks", "split"}.isdisjoint(sent)
     assert {"format", "columns", "splits"}.isdisjoint(sent["sources"][0])
-    # The operator determines the rule version that a Dataset began with.
-    assert sent["split"] == {"ruleVersion": RULE_VERSION}
     part_of_it = config_of(cleaning={"normalizeUnicode": True}, checks={"phoneNumbers": "Warn"})
     assert part_of_it.cleaning == Cleaning(normalize_unicode=True)
     assert part_of_it.checks == Checks(phone_numbers="Warn")

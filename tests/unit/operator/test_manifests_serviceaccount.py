@@ -36,7 +36,7 @@ def test_without_settings_an_account_has_neither() -> None:
 
 
 def test_the_account_of_a_first_job_gets_the_settings_of_the_process() -> None:
-    facts = OperatorFacts("finetune-system", "trainer:1", accounts=SETTINGS)
+    facts = OperatorFacts("finetune-system", "trainer:1", "0f", accounts=SETTINGS)
     draft = Draft(Snapshot(datetime.now(UTC), facts))
     pod = {"serviceAccountName": RUNNER}
     draft.start_job({"metadata": {"namespace": "team-a"}, "spec": {"template": {"spec": pod}}})

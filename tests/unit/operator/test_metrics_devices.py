@@ -97,12 +97,6 @@ def test_a_job_in_a_queue_and_a_refused_replica_wait() -> None:
     assert found["team", "a100", "endpoint", "waiting"] == 2
 
 
-def test_a_replica_of_an_earlier_release_has_the_devices_of_its_endpoint() -> None:
-    endpoint = {"metadata": {"namespace": "team", "name": "a"}, "spec": {"compute": {"devices": 8}}}
-    found = series(Pod=[pod("InferenceDeployment", None, status=READY)], InferenceDeployment=[endpoint])
-    assert found["team", "a100", "endpoint", "running"] == 8
-
-
 def test_labels_that_anyone_may_set_make_no_series() -> None:
     forged = [
         pod("FineTuneJob", status=RUNNING, profile="of-nobody"),

@@ -59,30 +59,19 @@ def test_a_pod_holds_devices_from_its_node_to_its_end(obj: Manifest, state: Devi
 
 
 @pytest.mark.parametrize(
-    ("labels", "per_replica", "devices"),
+    ("labels", "devices"),
     [
-        (STAGE, 0, 4),
-        ({"finetune.dev/devices": "2"}, 8, 2),
-        ({}, 8, 8),
-        ({"finetune.dev/stage": "fill"}, 8, 0),
-        ({**STAGE, "finetune.dev/devices": "many"}, 8, 0),
-        ({"finetune.dev/devices": "-1"}, 8, 8),
-        ({**STAGE, "finetune.dev/devices": "999"}, 0, 0),
+        (STAGE, 4),
+        ({"finetune.dev/devices": "2"}, 2),
+        ({"finetune.dev/stage": "fill"}, 0),
+        ({**STAGE, "finetune.dev/devices": "many"}, 0),
+        ({"finetune.dev/devices": "-1"}, 0),
+        ({**STAGE, "finetune.dev/devices": "999"}, 0),
     ],
-    ids=[
-        "stage",
-        "replica",
-        "replica of an earlier release",
-        "stage without devices",
-        "text",
-        "negative",
-        "more than the limit",
-    ],
+    ids=["stage", "replica", "stage without devices", "text", "negative", "more than the limit"],
 )
-def test_the_label_of_a_pod_says_how_many_devices_it_has(
-    labels: dict[str, str], per_replica: int, devices: int
-) -> None:
-    assert devices_per_pod(pod(labels, "n"), per_replica) == devices
+def test_the_label_of_a_pod_says_how_many_devices_it_has(labels: dict[str, str], devices: int) -> None:
+    assert devices_per_pod(pod(labels, "n")) == devices
 
 
 @pytest.mark.parametrize(

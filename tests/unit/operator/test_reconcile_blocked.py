@@ -89,7 +89,7 @@ BLOCKED: list[tuple[str, tuple[Manifest, ...], dict[str, Any], str, str, Mend]] 
         with_claims(profile(images={"trainer": "registry/trainer:9", "trainerContract": 9})),
         {},
         "ProfileInvalid",
-        "images.trainerContract 9, but this operator supports 1 and 2",
+        "images.trainerContract 9, but this operator supports 2: use a trainer image of this release",
         lambda c: c.change("ComputeProfile", "cpu", images={"trainer": "registry/trainer:9"}),
     ),
     (

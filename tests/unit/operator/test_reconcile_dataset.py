@@ -319,22 +319,6 @@ def test_the_status_stays_below_32_kib_whatever_a_pod_reports() -> None:
     assert len(written) < 32 * 1024
 
 
-def test_a_dataset_continues_when_a_name_conflict_is_resolved() -> None:
-    cluster = cluster_of()
-    cluster.remove("Job", cluster.stage_job("prepare")["metadata"]["name"])
-    stalled = {
-        "type": "Stalled",
-        "status": "True",
-        "reason": "NameConflict",
-        "message": "taken",
-        "lastTransitionTime": "2030-01-02T03:00:00Z",
-    }
-    cluster.objects["Dataset", DATASET]["status"] = {"observedGeneration": 1, "conditions": [stalled]}
-    cluster.settle()
-    assert cluster.states("Dataset", DATASET) == {"Reconciling": "Queued"}
-    assert cluster.has_stage_job("prepare")
-
-
 def test_a_version_with_an_unknown_store_reports_which_annotation_to_set() -> None:
     cluster = cluster_of()
     cluster.succeed("prepare", prepared())

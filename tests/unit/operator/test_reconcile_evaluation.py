@@ -227,27 +227,6 @@ def test_an_empty_split_is_refused_before_a_device_is_requested() -> None:
     assert "train (192 rows)" in message(cluster, "Stalled")
 
 
-def test_an_adapter_of_an_earlier_release_is_refused_by_name_without_its_run() -> None:
-    cluster = trained_cluster()
-    del cluster.objects["Checkpoint", CHECKPOINT]["spec"]["lineage"]["method"]
-    cluster.delete("FineTuneJob", JOB)
-    cluster.add(evaluation())
-    cluster.settle()
-
-    assert state(cluster) == {"Stalled": "InvalidSpec"}
-    assert CHECKPOINT in message(cluster, "Stalled")
-
-
-def test_an_older_trainer_is_not_given_what_it_cannot_do() -> None:
-    cluster = trained_cluster()
-    cluster.add(profile("old", default=False, images={"trainer": "trainer:0", "trainerContract": 1}))
-    cluster.add(evaluation(profile="old"))
-    cluster.settle()
-
-    assert state(cluster) == {"Reconciling": "ProfileInvalid"}
-    assert "trainerContract 1" in message(cluster, "Reconciling")
-
-
 def test_rows_in_another_store_are_named() -> None:
     cluster = ended()
     cluster.add(claim("elsewhere", "ReadWriteMany"))

@@ -7,6 +7,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 import yaml
 
 from finetune_operator.plan import Plan
-from finetune_operator.reconcile.inputs.snapshot import OperatorFacts
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ReportTarget
@@ -57,7 +57,7 @@ def _plain(node: Any) -> Any:
 def planned(case: Case) -> Plan:
     facts = FACTS
     if case.report:
-        facts = OperatorFacts(FACTS.namespace, FACTS.trainer_image, report=ReportTarget(**case.report))
+        facts = replace(FACTS, report=ReportTarget(**case.report))
     cluster = MemoryCluster(*case.objects, facts=facts)
     cluster.now = datetime.fromisoformat(case.now)
     if case.progress:

@@ -41,8 +41,6 @@ def group_by(cluster: MemoryCluster) -> str | None:
         (dataset(), None, None),
         # The Dataset was changed after the version was prepared.
         (dataset(), "customer", "customer"),
-        # An earlier trainer did not report it.
-        (dataset(**BY_CUSTOMER), None, "customer"),
     ],
 )
 def test_an_evaluation_is_given_the_column_of_its_rows(

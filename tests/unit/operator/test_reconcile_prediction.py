@@ -90,12 +90,6 @@ def test_preflight_gets_the_facts_about_the_devices() -> None:
     assert begun().config("preflight").on_predicted_out_of_memory == "Refuse"
 
 
-def test_a_trainer_of_the_previous_contract_gets_none_of_it() -> None:
-    cluster = begun({"images": {"trainer": "registry.example/old:1", "trainerContract": 1}})
-    config = cluster.config("preflight")
-    assert (config.contract, config.device, config.mfu) == (1, None, None)
-
-
 def test_the_prediction_is_in_the_status_the_message_the_event_and_the_columns() -> None:
     cluster = trains()
     status = status_of(cluster)

@@ -605,25 +605,6 @@ def test_the_check_after_the_latest_version_was_deleted_makes_it_again() -> None
     assert VERSION in cluster.of("DatasetVersion")
 
 
-def test_a_check_of_what_an_earlier_release_prepared_does_not_take_the_first_jobs_name() -> None:
-    for state, reason in (("Ready", "Succeeded"), ("Stalled", "InvalidData")):
-        cluster = MemoryCluster(*prerequisites(), dataset())
-        condition = {
-            "type": state,
-            "status": "True",
-            "reason": reason,
-            "message": "",
-            "lastTransitionTime": "2030-01-02T03:00:00Z",
-        }
-        cluster.objects["Dataset", DATASET]["status"] = {"observedGeneration": 1, "conditions": [condition]}
-        cluster.annotate("Dataset", DATASET, refresh_requested="now")
-        cluster.settle()
-        assert run_of(cluster) == f"{DATASET_UID}-1-1"
-        changed(cluster)
-        assert cluster.states("Dataset", DATASET)["Ready"] == "Succeeded"
-        assert checks(cluster) == 2
-
-
 def test_names_of_checks_stay_within_the_limit_of_a_jobs_name() -> None:
     manifest = dataset(refresh={"intervalSeconds": 900})
     manifest["metadata"]["name"] = "d" * 40
@@ -697,20 +678,11 @@ def test_a_check_that_the_api_server_refuses_leaves_the_dataset_ready() -> None:
     assert refreshed(cluster) is None, "what was refused got through"
 
 
-def recorded(cluster: MemoryCluster, rule_version: int | None = None) -> None:
-    """Make the Dataset's status and version those of an earlier release, which knew no rule versions."""
-    for kind, name in (("Dataset", DATASET), ("DatasetVersion", VERSION)):
-        part = cluster.objects[kind, name]["status" if kind == "Dataset" else "spec"]
-        part.pop("ruleVersion", None)
-        if rule_version is not None:
-            part["ruleVersion"] = rule_version
-
-
 def test_a_new_dataset_is_prepared_by_the_newest_rule_and_keeps_it() -> None:
     cluster = MemoryCluster(*prerequisites(), dataset(refresh={"intervalSeconds": INTERVAL}))
     cluster.settle()
 
-    assert cluster.config("prepare").split.rule_version == RULE_VERSION
+    assert cluster.config("prepare").rule_version == RULE_VERSION
 
     cluster.succeed("prepare", prepared(source_version="etag-1", rule_version=RULE_VERSION))
     cluster.settle()
@@ -719,25 +691,23 @@ def test_a_new_dataset_is_prepared_by_the_newest_rule_and_keeps_it() -> None:
     assert cluster.objects["DatasetVersion", VERSION]["spec"]["ruleVersion"] == RULE_VERSION
 
 
-def test_a_dataset_of_an_earlier_release_keeps_its_rule_and_reads_its_source_once_for_labels() -> None:
+def test_a_dataset_keeps_the_rule_of_its_first_version() -> None:
+    """As after an upgrade to a release with another newest rule."""
     cluster = ready()
-    recorded(cluster)
+    first = 7
+    for kind, name, part in (("Dataset", DATASET, "status"), ("DatasetVersion", VERSION, "spec")):
+        cluster.objects[kind, name][part]["ruleVersion"] = first
     until_due(cluster)
+    assert cluster.config("prepare").rule_version == first
 
-    config = cluster.config("prepare")
-    assert (config.split.rule_version, known(cluster)) == (1, [None])
-
-    cluster.succeed("prepare", prepared(run_of(cluster), source_version="etag-1", unread_labels=3))
+    cluster.change("Dataset", DATASET, split={"seed": 1})
     cluster.settle()
+    assert cluster.config("prepare").rule_version == first
 
-    assert status(cluster).latest_version == VERSION
-    condition = conditions.find(status(cluster).conditions, ConditionType.LABELS_READ)
-    assert condition is not None
-    assert (condition.status, condition.reason) == ("False", "OlderRule")
-    assert "3 rows have a label" in condition.message
-    assert "Make a new Dataset, which starts with version 2" in condition.message
-    until_due(cluster)
-    assert known(cluster) == ["etag-1"]
+    cluster.remove("DatasetVersion", VERSION)
+    cluster.change("Dataset", DATASET, split={"seed": 2})
+    cluster.settle()
+    assert cluster.config("prepare").rule_version == first
 
 
 def test_fields_with_a_meaning_that_nothing_reads_are_a_condition_until_the_rows_lack_them() -> None:

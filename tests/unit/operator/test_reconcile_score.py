@@ -54,7 +54,12 @@ def cluster_of(job: dict[str, Any], data: dict[str, Any] | None = None, **settin
     return cluster
 
 
-def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = (), live: str | None = None) -> None:
+def to_score(
+    cluster: MemoryCluster,
+    gates: tuple[GateEvidence, ...] = (),
+    live: str | None = None,
+    group_by: str | None = None,
+) -> None:
     """Let the stages before score succeed."""
     checked = preflighted()
     assert checked.preflight is not None
@@ -63,7 +68,7 @@ def to_score(cluster: MemoryCluster, gates: tuple[GateEvidence, ...] = (), live:
         update={"preflight": checked.preflight.model_copy(update={"custom_metrics": sources})}
     )
     stages = (
-        ("prepare", prepared()),
+        ("prepare", prepared(group_by=group_by)),
         ("preflight", checked),
         ("train", trained()),
         ("evaluate", evaluated(evidence=gates, live=live)),
@@ -115,7 +120,7 @@ def test_the_pod_mounts_what_it_reads_and_has_neither_token_nor_credentials() ->
 @pytest.mark.parametrize("column", ["customer", None])
 def test_the_stage_is_given_the_column_of_its_rows(column: str | None) -> None:
     cluster = cluster_of(run_of(), dataset(split={"groupBy": column}) if column else None)
-    to_score(cluster)
+    to_score(cluster, group_by=column)
 
     assert cluster.config("score").group_by == column
 

@@ -116,7 +116,7 @@ def test_the_content_is_removed_by_a_job_and_then_the_record_goes(
 @pytest.mark.parametrize(
     ("owner", "job"),
     [
-        # Names that fit a Job are those of earlier releases, so that no running Job is started again.
+        # A name that is shortened has a longer hash.
         ("tickets-v1-0b5e7-40-cccccccc", "tickets-v1-0b5e7-40-cccccccc-cleanup-d2237"),
         ("n" * 49, f"{'n' * 49}-cleanup-d2237"),
         ("n" * 50, f"{'n' * 42}-cleanup-d223781ef8ea"),

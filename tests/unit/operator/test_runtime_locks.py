@@ -82,7 +82,9 @@ class Scene:
             lookups=Lookups(self.cluster),
             board=ProgressBoard(lambda _key, _seconds: None),
             metrics=OperatorMetrics(),
-            facts=lambda: OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+            facts=lambda: OperatorFacts(
+                namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f"
+            ),
         )
 
         self.queue: WorkQueue[Key] = WorkQueue(lock=reader.lock)

@@ -74,10 +74,10 @@ def test_a_run_that_has_ended_is_settled_and_one_that_is_being_deleted_is_not() 
     assert runs.notes() == {("team", "Succeeded"): 1}
 
 
-def test_a_name_conflict_is_no_end() -> None:
+def test_a_field_that_waits_for_a_release_is_no_end() -> None:
     runs = Caches().kinds["FineTuneJob"]
-    conflict = {"type": "Stalled", "status": "True", "reason": "NameConflict"}
-    runs.put(run() | {"metadata": METADATA, "status": {"conditions": [conflict]}})
+    reserved = {"type": "Stalled", "status": "True", "reason": "NotImplemented"}
+    runs.put(run() | {"metadata": METADATA, "status": {"conditions": [reserved]}})
     assert not runs.is_settled("team", "run-train")
 
 

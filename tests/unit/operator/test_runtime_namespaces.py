@@ -60,7 +60,7 @@ class Scene:
         snapshot = self.reader.snapshot(
             resource,
             now=datetime(2030, 1, 2, 5, 0, tzinfo=UTC),
-            facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1"),
+            facts=OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f"),
             entropy=bytes(KEY_BYTES),
             service_accounts=frozenset(),
             progress=None,

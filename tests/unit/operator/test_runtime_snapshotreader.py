@@ -24,7 +24,7 @@ from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.snapshotreader import SnapshotReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1")
+FACTS = OperatorFacts(namespace="finetune-system", trainer_image="trainer:1", nonce_key="0f")
 OWNER = "uid-run"
 
 
@@ -73,6 +73,8 @@ def checkpoint(name: str, model: str = "line", version: int = 1) -> Manifest:
         "baseModel": {"uri": "pvc://models/tiny", "digest": digest},
         "datasetVersion": "tickets-1",
         "job": {"name": "run", "uid": OWNER},
+        "method": {"objective": "SFT", "type": "LoRA"},
+        "adapter": {"r": 16},
         "hyperparameters": hyperparameters,
         "trainerImage": "trainer:1",
     }
@@ -289,6 +291,7 @@ def dataset_version(name: str, minute: int, kind: str = "Dataset", **metadata: A
         "digest": digest,
         "sourceDigest": digest,
         "preparationDigest": digest,
+        "ruleVersion": 1,
         "format": "Chat",
         "rows": 1,
         "splits": [],

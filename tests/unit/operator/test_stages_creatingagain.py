@@ -207,7 +207,7 @@ def test_a_job_stays_while_another_one_could_not_be_created(refusal: dict[str, A
 
 
 def test_the_job_of_a_dataset_stays_while_its_profile_cannot_be_used() -> None:
-    own = profile(images={"trainer": RIGHT, "trainerContract": 2})
+    own = profile(images={"trainer": RIGHT})
     cluster = MemoryCluster(own, claim("artifacts"), dataset())
     cluster.settle()
     before = uid_of(cluster, "prepare")
@@ -223,7 +223,6 @@ def test_a_job_that_is_being_deleted_is_not_taken_for_one_of_somebody_else() -> 
         profile(images={"trainer": WRONG}),
         *(claim("artifacts"), claim("models")),
         finetunejob(dataset={"source": {"uri": "pvc://models/rows.jsonl"}}),
-        facts=replace(FACTS, nonce_key="key"),
     )
     cluster.settle()
     job = cluster.stage_job("prepare")
@@ -231,7 +230,7 @@ def test_a_job_that_is_being_deleted_is_not_taken_for_one_of_somebody_else() -> 
     cluster.pod("prepare", **NO_IMAGE)
     assert waits(cluster) == "ImageUnavailable"
 
-    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT, "trainerContract": 2})
+    cluster.change("ComputeProfile", "cpu", images={"trainer": RIGHT})
 
     assert waits(cluster) == "Queued"
     assert "deletionTimestamp" in job["metadata"]
@@ -328,7 +327,7 @@ def test_an_upgrade_of_the_operator_corrects_its_image() -> None:
 
 def test_an_evaluation_takes_the_corrected_image() -> None:
     cluster = trained_cluster()
-    cluster.change("ComputeProfile", "cpu", images={"trainer": WRONG, "trainerContract": 2})
+    cluster.change("ComputeProfile", "cpu", images={"trainer": WRONG})
     cluster.add(evaluation())
     cluster.settle()
     cluster.pod("evaluate", **NO_IMAGE)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose result counts: that of a pod that the Job controller made for a Job that the operator made."""
 
-import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.jobresults import JOB_UID
 from finetune_trainer.contract.results import StageResult
-from tests.unit.operator.memorycluster import FACTS, MemoryCluster, at
+from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (
     CHECKPOINT,
     DATASET,
@@ -21,12 +19,9 @@ from tests.unit.operator.runobjects import (
     finetunejob,
     prepared,
     prerequisites,
-    profile,
     trained,
 )
 from tests.unit.operator.runsteps import RESULTS
-
-KEYED = replace(FACTS, nonce_key="0f" * 32)
 
 
 def answer(cluster: MemoryCluster, stage: str, result: StageResult) -> StageResult:
@@ -34,10 +29,10 @@ def answer(cluster: MemoryCluster, stage: str, result: StageResult) -> StageResu
 
 
 def training(*profiles: Manifest) -> MemoryCluster:
-    """A run whose train Job exists, by an operator that binds results to Jobs."""
+    """A run whose train Job exists."""
     around = prerequisites()
     objects = (*profiles, *around[1:]) if profiles else around
-    cluster = MemoryCluster(*objects, dataset(), finetunejob(), facts=KEYED)
+    cluster = MemoryCluster(*objects, dataset(), finetunejob())
     cluster.settle()
     for stage, result in (("prepare", prepared()), ("preflight", RESULTS["preflight"]())):
         cluster.succeed(stage, answer(cluster, stage, result), after=5)
@@ -136,21 +131,11 @@ def test_a_result_from_the_store_is_bound_to_the_job_that_read_it() -> None:
     assert is_trained(cluster)
 
 
-def test_a_trainer_of_the_first_contract_needs_no_nonce() -> None:
-    cluster = training(profile(images={"trainer": "registry/trainer:1", "trainerContract": 1}))
-    job = cluster.stage_job("train")["metadata"]["annotations"]
-    assert NONCE not in job
-    assert "nonce" not in json.loads(cluster.config("train").to_json())
-    cluster.succeed("train", trained())
-    cluster.settle()
-    assert is_trained(cluster)
-
-
 def preparing(*profiles: Manifest, **spec: Any) -> MemoryCluster:
-    """A Dataset whose first prepare Job exists, by an operator that binds results to Jobs."""
+    """A Dataset whose first prepare Job exists."""
     around = prerequisites()
     objects = (*profiles, *around[1:]) if profiles else around
-    cluster = MemoryCluster(*objects, dataset(**spec), facts=KEYED)
+    cluster = MemoryCluster(*objects, dataset(**spec))
     cluster.settle()
     return cluster
 
@@ -188,7 +173,7 @@ def test_a_hand_made_job_blocks_a_dataset_until_it_is_gone() -> None:
 
 @pytest.mark.parametrize("kind", ["Dataset", "FineTuneJob"])
 def test_a_job_that_existed_before_the_operator_created_its_own_is_foreign(kind: str) -> None:
-    cluster = MemoryCluster(*prerequisites(), dataset(), facts=KEYED)
+    cluster = MemoryCluster(*prerequisites(), dataset())
     if kind == "FineTuneJob":
         cluster.settle()
         cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
@@ -217,25 +202,3 @@ def test_a_hand_made_job_does_not_answer_another_look_at_the_source() -> None:
     cluster.settle()
     assert refusal(cluster, "Refreshed") == "NameConflict"
     assert set(cluster.of("DatasetVersion")) == first
-
-
-def test_a_look_that_an_earlier_release_began_counts() -> None:
-    cluster = preparing()
-    without_marks(cluster)
-    del cluster.objects["Dataset", DATASET]["status"]["trainerContract"]
-    cluster.end("prepare", prepared().to_json())
-    cluster.settle()
-    assert cluster.of("DatasetVersion")
-
-
-def test_a_profile_that_goes_back_to_a_trainer_of_the_first_contract_blocks_no_dataset() -> None:
-    cluster = preparing()
-    cluster.succeed("prepare", answer(cluster, "prepare", prepared()))
-    cluster.settle()
-    (name,) = cluster.of("ComputeProfile")
-    cluster.change("ComputeProfile", name, images={"trainer": "registry/trainer:1", "trainerContract": 1})
-    looks_again(cluster)
-    assert NONCE not in cluster.stage_job("prepare")["metadata"]["annotations"]
-    cluster.end("prepare", prepared(run=cluster.config("prepare").run, dataset=digest("e")).to_json())
-    cluster.settle()
-    assert len(cluster.of("DatasetVersion")) == 2

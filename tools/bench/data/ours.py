@@ -5,13 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.pipeline import prepare
 
 if __name__ == "__main__":
-    recipe = Recipe(division=Split(rule_version=RULE_VERSION))
+    recipe = Recipe()
     prepared = prepare([SourceFile(Path(sys.argv[1]))], recipe, Path(sys.argv[2]))
     print(json.dumps({"rows": prepared.kept_rows}))

@@ -16,9 +16,9 @@ from finetune_trainer.check.commandline import division, field_names, region
 from finetune_trainer.check.outputs import require_writable, write
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat, Finding, NearDuplicates, SplitName
+from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates, SplitName
 from finetune_trainer.data.files import FileUnreadable, SourceFile
-from finetune_trainer.data.options import OLDEST_RULE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.unpacking import TooLarge
 from finetune_trainer.rows import SPLIT_FILES
 
@@ -121,15 +121,6 @@ def check(
             rich_help_panel="Splits",
         ),
     ] = False,
-    rule_version: Annotated[
-        int,
-        _split(
-            "Version of the rules for reading and comparing rows. Older Datasets may use an older one.",
-            min=OLDEST_RULE,
-            max=RULE_VERSION,
-            metavar="NUMBER",
-        ),
-    ] = RULE_VERSION,
     normalize_whitespace: Annotated[
         bool, _cleaning("--normalize-whitespace", text="Collapse runs of whitespace and trim texts.")
     ] = False,
@@ -201,7 +192,6 @@ def check(
             group_by,
             split_column,
             from_files=split_from_files,
-            rule_version=rule_version,
         ),
         cleaning=Cleaning(
             normalize_whitespace=normalize_whitespace,

@@ -7,7 +7,6 @@ from dataclasses import fields
 import typer
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.options import FieldNames
 from finetune_trainer.data.prompttemplate import PromptTemplate
 
@@ -50,7 +49,6 @@ def division(
     column: str | None,
     *,
     from_files: bool,
-    rule_version: int = RULE_VERSION,
 ) -> Split:
     """Settings of the split. Raises typer.BadParameter."""
     if validation + test >= 1:
@@ -70,7 +68,6 @@ def division(
         group_by=group_by,
         column=column,
         from_files=from_files,
-        rule_version=rule_version,
     )
 
 

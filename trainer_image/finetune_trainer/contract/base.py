@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all messages: their wire form, and the fields to omit for a reader of the previous version."""
+"""Base of all messages: their wire form, and the fields to omit for a reader of an older version."""
 
 import json
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from pydantic_core import CoreSchema
 from finetune_trainer.contract.lenient import without_bounds
 
 CONTRACT_VERSION: Final = 2
-CONTRACT_VERSIONS: Final = (CONTRACT_VERSION - 1, CONTRACT_VERSION)
-"""Versions that this release reads and writes."""
+CONTRACT_VERSIONS: Final = (CONTRACT_VERSION,)
+"""Versions that this release reads and writes, in ascending order."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -72,12 +72,12 @@ class SharedPart(Contract):
 
 
 def without_newer_defaults(message: Contract) -> dict[str, Any]:
-    """The fields by name as JSON types, without those that are at their default and new in this version."""
+    """The fields by name as JSON types, without unset ones that the oldest version does not know."""
     values = message.model_dump(mode="json")
     newer = {
         name
         for name, field in type(message).model_fields.items()
-        if _is_newer(field, CONTRACT_VERSION - 1)
+        if _is_newer(field, CONTRACT_VERSIONS[0])
         and getattr(message, name) == field.get_default(call_default_factory=True)
     }
     return {name: value for name, value in values.items() if name not in newer}
@@ -88,7 +88,7 @@ def _marks(field: FieldInfo) -> dict[str, Any]:
 
 
 def _is_newer(field: FieldInfo, version: int) -> bool:
-    return int(_marks(field).get("since", 1)) > version
+    return int(_marks(field).get("since", 0)) > version
 
 
 def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _newer_fields(message: BaseModel, version: int) -> dict[str, Any]:
             newer[name] = _newer_fields(value, version)
         elif is_dataclass(value):
             newer[name] = {
-                each.name: True for each in fields(value) if each.metadata.get("since", 1) > version
+                each.name: True for each in fields(value) if each.metadata.get("since", 0) > version
             }
         elif isinstance(value, tuple):
             newer[name] = {

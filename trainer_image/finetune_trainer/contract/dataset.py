@@ -2,11 +2,11 @@
 """Settings of a Dataset for both sides: how rows are read, split, cleaned and checked.
 
 These are dataclasses without pydantic, so that rows can be prepared without it. As fields of a config they
-are validated and serialized by its rules. A field that an older contract does not know has `since` in its
-metadata. Every field is part of the preparation's digest unless it has its default.
+are validated and serialized by its rules. Every field is part of the preparation's digest unless it has its
+default.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from finetune_trainer.contract.vocabulary import Finding, NearDuplicates
 
@@ -35,8 +35,6 @@ class Split:
     """Column with the values train, validation and test."""
     from_files: bool = False
     """Whether the file names give the split: train.jsonl, validation.jsonl, test.jsonl."""
-    rule_version: int = field(default=1, metadata={"since": 2})
-    """Version of the rules for reading and comparing rows, up to `RULE_VERSION`."""
 
     @property
     def is_given(self) -> bool:

@@ -114,15 +114,11 @@ class _Options(BaseModel):
 class _OfOtherParts(BaseModel):
     save_every_steps: int | None = None
     """`checkpoints.stateEverySteps` of the spec."""
-    validate_every_steps: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = (
-        None
-    )
+    validate_every_steps: int | None = None
     """`validation.everySteps` of the spec."""
     early_stopping_patience: int | None = None
     """`validation.earlyStoppingPatience` of the spec."""
-    on_long_rows: Annotated[OnLongRows | None, Field(json_schema_extra={"since": 2, "essential": True})] = (
-        None
-    )
+    on_long_rows: OnLongRows | None = None
     """`dataset.onLongRows` of the spec."""
 
 
@@ -147,7 +143,6 @@ class StepDivision(BaseModel):
         Field(
             description="Max tokens per device at once; a longer row is a batch of its own. Absent: no limit"
             " in tokens.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
 
@@ -201,7 +196,6 @@ class ResolvedHyperparameterFields(StepDivision, _ResolvedSchedule):
         int | None,
         Field(
             description="Optimizer steps between two validations. Absent: after each epoch.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
     on_long_rows: Annotated[
@@ -209,7 +203,6 @@ class ResolvedHyperparameterFields(StepDivision, _ResolvedSchedule):
         Field(
             description="Drop: rows of training and validation that are longer than maxSequenceLength are not"
             " used. Absent: no row is longer, or longer rows are truncated.",
-            json_schema_extra={"since": 2, "essential": True},
         ),
     ] = None
     sharded: Annotated[
@@ -217,7 +210,6 @@ class ResolvedHyperparameterFields(StepDivision, _ResolvedSchedule):
         Field(
             description="Whether processes shard the weights of the model, instead of each having a replica."
             " Absent: Full is sharded, adapters are replicated. No effect with one process.",
-            json_schema_extra={"since": 2},
         ),
     ] = None
 

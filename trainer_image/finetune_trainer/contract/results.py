@@ -2,9 +2,7 @@
 """Results of the stages, written when the stage ends."""
 
 from contextlib import suppress
-from typing import Annotated, Final, Literal, Self, cast
-
-from pydantic import Field
+from typing import Final, Literal, Self, cast
 
 from finetune_trainer.contract.analysis import AnalyzeResult
 from finetune_trainer.contract.answerengine import EngineVersion
@@ -46,7 +44,7 @@ class DataStatistics(Contract):
     completion_characters_mean: float = 0
     completion_characters_max: int = 0
     distinct_completions: int = 0
-    untested_answers: int = Field(default=0, json_schema_extra={"since": 2})
+    untested_answers: int = 0
     """Distinct completions with training rows and without a test row, if the completions are labels."""
 
 
@@ -121,13 +119,11 @@ class PrepareResult(Contract):
     unchanged: bool = False
     """All sources still have the versions that the config names. The result has nothing else but these."""
     difference: Difference | None = None
-    rule_version: int = Field(default=1, json_schema_extra={"since": 2})
+    rule_version: int = 1
     """Version of the rules for reading and comparing rows."""
-    unread_labels: int = Field(default=0, json_schema_extra={"since": 2})
-    """Rows with a label that may rate the answer. A newer rule version would not use them as they are."""
-    unread_fields: tuple[str, ...] = Field(default=(), json_schema_extra={"since": 2})
+    unread_fields: tuple[str, ...] = ()
     """First fields of the rows that nothing reads and that have a meaning for training by their names."""
-    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    group_by: str | None = None
     """Column of the source whose rows are kept together in one split; None if rows are independent."""
 
 
@@ -144,7 +140,7 @@ class PreflightResult(Contract):
     """Resolved settings of DPO, KTO or ORPO; None for other objectives."""
     chat_template: str
     """`model`, or the name of the trainer's own template."""
-    reasoning_parser: str | None = Field(default=None, json_schema_extra={"since": 2})
+    reasoning_parser: str | None = None
     """Parser of the template's reasoning, named as in vLLM; None if the template has no reasoning."""
     train_rows: int = 0
     train_tokens: int = 0
@@ -152,21 +148,21 @@ class PreflightResult(Contract):
     truncated_rows: int = 0
     report_uri: str | None = None
     """URI of the page with the lengths of the rows in tokens."""
-    warnings: tuple[str, ...] = Field(default=(), json_schema_extra={"since": 2})
+    warnings: tuple[str, ...] = ()
     """What the user should know of model and rows, although the run continues; one sentence each."""
-    prediction: Annotated[Prediction | None, Field(json_schema_extra={"since": 2})] = None
+    prediction: Prediction | None = None
     """What training will take; None if the method or the model cannot be predicted."""
-    dropped_rows: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    dropped_rows: int = 0
     """Rows of training and validation that are not used, because they are too long."""
-    dropped_percent: Annotated[float, Field(json_schema_extra={"since": 2})] = 0
+    dropped_percent: float = 0
     """Their share of all rows of training and validation."""
-    tokens: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    tokens: Digest | None = None
     """Digest of the encoded rows, derived from the dataset. Train reads it from this result in the store."""
-    custom_metrics: Annotated[tuple[CustomMetricSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    custom_metrics: tuple[CustomMetricSource, ...] = ()
     """Sources of the user's metrics."""
-    tasks: Annotated[tuple[EvaluationTaskSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    tasks: tuple[EvaluationTaskSource, ...] = ()
     """Files of the tasks of the evaluation."""
-    leaked_rows: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    leaked_rows: int = 0
     """Rows of training and validation that are not used, because they repeat a row of `test_dataset`."""
 
 
@@ -188,7 +184,7 @@ class CheckpointResult(Contract):
     """DPO, KTO, ORPO: mean reward of good answers minus mean reward of bad answers."""
     best: bool = False
     final: bool = False
-    probe: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    probe: Digest | None = None
     """Digest of the folder with the weights' probe, derived from the checkpoint; None if there is none."""
 
 
@@ -229,7 +225,7 @@ class TrainResult(Contract):
     restarts: int = 0
     lost_device_seconds: float = 0
     """Seconds of training repeated because pods ended before they saved it, times the run's processes."""
-    repeats: Annotated[tuple[RepeatedTraining, ...], Field(json_schema_extra={"since": 2})] = ()
+    repeats: tuple[RepeatedTraining, ...] = ()
     """Parts of `lost_device_seconds`: the last `MAX_REPEATS`. A termination message may omit them."""
     loss_curve: tuple[LossPoint, ...] = ()
     """At most 32 points. A termination message may omit them."""
@@ -241,11 +237,11 @@ class TrainResult(Contract):
     """The validation loss rose after the best checkpoint while the training loss kept falling."""
     max_batch_rows: int | None = None
     """Value used instead of the config's if its batches did not fit into memory."""
-    max_batch_tokens: int | None = Field(default=None, json_schema_extra={"since": 2})
+    max_batch_tokens: int | None = None
     """Like `max_batch_rows`."""
-    gradient_checkpointing: bool | None = Field(default=None, json_schema_extra={"since": 2})
+    gradient_checkpointing: bool | None = None
     """True if it was turned on because a batch did not fit into memory; else None."""
-    learning_curve: LearningCurve | None = Field(default=None, json_schema_extra={"since": 2})
+    learning_curve: LearningCurve | None = None
     """None if the config does not request it. A termination message may omit it."""
     checkpoints: tuple[CheckpointResult, ...]
 
@@ -257,8 +253,8 @@ class Score(Contract):
     subject: Subject
     value: float
     rows: int
-    low: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
-    high: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
+    low: float | None = None
+    high: float | None = None
 
 
 class EvaluateResult(Contract):
@@ -267,21 +263,21 @@ class EvaluateResult(Contract):
     checkpoint: Digest
     split: str
     scores: tuple[Score, ...]
-    evidence: Annotated[tuple[GateEvidence, ...], Field(json_schema_extra={"since": 2})] = ()
+    evidence: tuple[GateEvidence, ...] = ()
     """One entry for each of the config's gates."""
-    findings: Annotated[tuple[CheckFinding, ...], Field(json_schema_extra={"since": 2})] = ()
-    unmeasured: Annotated[tuple[UnmeasuredSubject, ...], Field(json_schema_extra={"since": 2})] = ()
-    live: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    findings: tuple[CheckFinding, ...] = ()
+    unmeasured: tuple[UnmeasuredSubject, ...] = ()
+    live: Digest | None = None
     """Digest of the weights that the subject Live measured; None if the config has no such model."""
-    prompt: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    prompt: Digest | None = None
     """Digest of `prompt.json` next to the page, the prompt of the subject Prompted; None without it."""
-    report_uri: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    report_uri: str | None = None
     """URI of the page in the store. Its folder has the predictions."""
-    engine: Annotated[EngineVersion | None, Field(json_schema_extra={"since": 2})] = None
+    engine: EngineVersion | None = None
     """Engine that generated the answers; None for that of the trainer, which computes all other values."""
-    custom_metrics: Annotated[tuple[CustomMetricSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    custom_metrics: tuple[CustomMetricSource, ...] = ()
     """Sources of the user's metrics, whose values score computes."""
-    tasks: Annotated[tuple[EvaluationTaskSource, ...], Field(json_schema_extra={"since": 2})] = ()
+    tasks: tuple[EvaluationTaskSource, ...] = ()
     """Files of the tasks."""
 
 
@@ -307,11 +303,11 @@ class StageResult(Contract):
     preflight: PreflightResult | None = None
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
-    score: Annotated[ScoreResult | None, Field(json_schema_extra={"since": 2})] = None
-    analyze: Annotated[AnalyzeResult | None, Field(json_schema_extra={"since": 2})] = None
-    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    score: ScoreResult | None = None
+    analyze: AnalyzeResult | None = None
+    nonce: str | None = None
     """Nonce from the config of the pod that writes this message."""
-    config_digest: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    config_digest: str | None = None
     """`digest` of the stage's config."""
 
     @classmethod

@@ -4,8 +4,14 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-RULE_VERSION: Final = 2
-"""Newest version of the rules for reading and comparing rows. docs/data.md describes each version."""
+RULE_VERSIONS: Final = (1,)
+"""Versions of the rules for reading and comparing rows that this release has, in ascending order.
+
+A Dataset keeps the version of its first DatasetVersion, so that a new release neither reads a label
+differently nor moves a row. docs/data.md describes each version.
+"""
+RULE_VERSION: Final = RULE_VERSIONS[-1]
+"""Version of the rules for a new Dataset."""
 ChatTemplateKwargs = dict[str, bool | int | float | str]
 """Arguments for the chat template. vLLM and transformers use the same name."""
 RESERVED_TEMPLATE_ARGUMENTS: Final = frozenset(

@@ -14,7 +14,7 @@ from finetune_trainer.data import output
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.cleaning import clean
 from finetune_trainer.data.index import RowIndex, completion_of
-from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import BatchReader, RowBatch
 from finetune_trainer.data.rowproblems import InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.split import split_of
@@ -45,7 +45,6 @@ class PreparedBatch:
     redacted: int = 0
     sensitive: set[str] = field(default_factory=set)
     """Secrets and personal data that training rows keep. They never leave memory."""
-    unread_labels: int = 0
     combined: int = 0
     """Number of answers that combine several labels."""
     kept_columns: set[str] = field(default_factory=set)
@@ -65,11 +64,10 @@ class Preparer:
         self._recipe = recipes[0]
         self._readers = [BatchReader(recipe) for recipe in recipes]
         self._scanner = Scanner(self._recipe.checks)
-        self._compares_visible_text = self._recipe.division.rule_version >= VISIBLE_TEXT_SINCE
 
     def prepare(self, batch: RowBatch) -> PreparedBatch:
         """Read, split, clean and scan the rows of a batch."""
-        index = RowIndex(compares_visible_text=self._compares_visible_text)
+        index = RowIndex()
         done = PreparedBatch(index=index, source=batch.source, bytes_read=batch.bytes_read)
         reader = self._readers[batch.source]
         for item in reader.read(batch):
@@ -96,7 +94,6 @@ class Preparer:
             done.lines[split] += output.line_of(row)
             shown = completion_of(self._masked(row.messages[-1])) if issues else None
             index.add(row, split, batch.file, item.position.record or 0, shown=shown, group=item.raw.group)
-        done.unread_labels = reader.unread_labels
         if reader.form is not None:
             done.combined = reader.form.combined
             done.unused, done.known = tuple(reader.form.unused), reader.form.known

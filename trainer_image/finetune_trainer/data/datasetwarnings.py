@@ -6,17 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.contract.vocabulary import (
-    COMPLETION_FORMS,
-    RULE_VERSION,
-    DataFormat,
-    RowForm,
-    SplitName,
-)
+from finetune_trainer.contract.vocabulary import COMPLETION_FORMS, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
-from finetune_trainer.data.options import OLDEST_RULE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.result import Label
 from finetune_trainer.data.rowproblems import Code, Issue, quoted
 from finetune_trainer.data.textchecks import field_name, with_hidden_characters
@@ -61,19 +55,6 @@ def summary_issues(
         _one_label(index, selection),
     ]
     return tuple(issue for issue in found if issue is not None)
-
-
-def unread_labels(rows: int) -> Iterator[Issue]:
-    """A warning if an older rule version learns answers that their labels may rate as bad."""
-    if rows:
-        yield _warning(
-            Code.LABELS_NOT_READ,
-            f"{_rows(rows)} {'has' if rows == 1 else 'have'} a label that may rate the answer as good or bad,"
-            f" and rule version {OLDEST_RULE} of this Dataset learns every answer",
-            "labels that the rule version reads",
-            f"set split.ruleVersion: {RULE_VERSION} to read them as labels of KTO, or set format"
-            " to keep learning every answer",
-        )
 
 
 def ignored_names(

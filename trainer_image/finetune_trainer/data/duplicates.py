@@ -17,7 +17,7 @@ The rules apply in this order, each to the remaining rows:
 - Conflict: an earlier row has the same input and a different answer. The row is kept. Preferences conflict if
   they order the same two answers differently, and KTO rows if they label the same answer differently.
 
-By rule version 2 inputs are compared across splits as a reader sees them, regardless of case, punctuation at
+Inputs are compared across splits as a reader sees them, regardless of case, punctuation at
 the ends of words, Unicode form, invisible characters and whitespace. Near duplicates compare answers
 regardless of case, Unicode form, invisible characters and whitespace.
 """
@@ -98,7 +98,7 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[RowP
     split = table["split"]
     numbers = np.arange(len(table), dtype=np.int32)
     inputs = groups(table["input"][:, 0], table["input"][:, 1])
-    visible = groups(table["visible_input"]) if index.compares_visible_text else inputs
+    visible = groups(table["visible_input"])
 
     held_out = _highest(visible, split)
     leaks = split < held_out
@@ -117,14 +117,14 @@ def select(index: RowIndex, rows: Rows, cleaning: Cleaning, files: Sequence[RowP
     pairs.append(_pairs("Exact", duplicates, first))
 
     option = cleaning.near_duplicates
-    answers = groups(table["visible_answer" if index.compares_visible_text else "answer"])
+    answers = groups(table["visible_answer"])
     order = _order(split, keep, answers)
     to = np.full(len(table), -1, dtype=np.int64)
     search: NearSearch | None = None
     if option != "Off":
         compared = affordable(order, answers, split > 0)
         search = NearSearch(rows=len(compared), of_rows=len(order))
-        to = find_near(rows, compared, answers, compares_short_texts=index.compares_visible_text)
+        to = find_near(rows, compared, answers)
     near_leaks = (to >= 0) & (split[to] > split)
     near_duplicates = (to >= 0) & ~near_leaks
     keep &= ~near_leaks

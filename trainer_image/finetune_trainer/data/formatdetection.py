@@ -12,7 +12,7 @@ from finetune_trainer.data.formats.clues import Clues
 from finetune_trainer.data.formats.fieldmeanings import mapped_columns
 from finetune_trainer.data.formats.registry import FORMATS, prompt_completion_format
 from finetune_trainer.data.formats.sharegpt import CONVERSATIONS
-from finetune_trainer.data.options import RATINGS_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import field_name, field_names, listed
 
@@ -28,7 +28,7 @@ class FormatDetector:
     def __init__(self, recipe: Recipe) -> None:
         """Raises ValueError for an invalid template."""
         self._recipe = recipe
-        self._clues = Clues(recipe.names, recipe.division.rule_version)
+        self._clues = Clues(recipe.names)
 
     def format_of(self, records: Sequence[Fields], container: ContainerName) -> DataFormat | Issue:
         """The format of most records, or why none is chosen. Without records: prompts with completions.
@@ -53,8 +53,6 @@ class FormatDetector:
         )
 
     def _ambiguity(self, form: DataFormat, records: Sequence[Fields]) -> Issue | None:
-        if self._recipe.division.rule_version < RATINGS_SINCE:
-            return None
         reader = FORMATS[form](self._recipe)
         found = next((issue for record in records if (issue := reader.rating_issue(record))), None)
         return None if found is None else replace(found, code=Code.FILE_UNKNOWN)

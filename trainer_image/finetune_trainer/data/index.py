@@ -48,7 +48,7 @@ FIELDS: Final = [
 `input` (16 bytes: all that the model sees before it answers) and `answer` (8 bytes: the rest) identify a row.
 `completion` covers only the text and the tool calls of the last turn. `visible_input` and `visible_answer`
 cover the texts as a reader sees them, without case, without marks at the ends of the input's words and
-without whitespace in the answer; by rule version 1 they equal the exact digests.
+without whitespace in the answer.
 `group` is the digest of the value of split.groupBy as text, because a number in one source can be a text in
 another; 0 without it.
 Rows with the same input and `subject` and a different answer conflict. `label` is 1 + KTO's label, or 0
@@ -73,9 +73,7 @@ PAIR_END: Final = PART.join(("", NONE, NONE, "None", "11"))
 class RowIndex:
     """Index that grows row by row; read `table` when it is complete."""
 
-    def __init__(self, *, compares_visible_text: bool = False) -> None:
-        """`compares_visible_text`: also index the texts as a reader sees them."""
-        self.compares_visible_text = compares_visible_text
+    def __init__(self) -> None:
         self._entries = bytearray()
         self._labels: dict[bytes, str] = {}
         self.form: RowForm | None = None
@@ -105,18 +103,13 @@ class RowIndex:
         completion = hashlib.sha256(text.encode()).digest()[:8]
         if len(self._labels) <= MAX_LABELS and completion not in self._labels:
             self._labels[completion] = _shortened(text if shown is None else shown)
-        digest, answer = input_digest(row), answer_digest(row)
-        visible, visible_answer = digest, answer
-        if self.compares_visible_text:
-            visible = input_digest(row, list(map(_unmarked, contents)))
-            visible_answer = visible_answer_digest(row)
         self._entries += ENTRY.pack(
-            digest,
-            answer,
+            input_digest(row),
+            answer_digest(row),
             completion,
-            visible,
+            input_digest(row, list(map(_unmarked, contents))),
             bytes(8) if group is None else hashlib.sha256(str(group).encode()).digest()[:8],
-            visible_answer,
+            visible_answer_digest(row),
             _subject(row, completion),
             0 if row.label is None else 1 + row.label,
             SPLIT_NUMBERS[split],

@@ -27,7 +27,7 @@ class Leaks:
     near: int = 0
     """How many of them are only nearly the same as a held-out row."""
     unsearched: int = 0
-    """Number of rows if they are too many to search for nearly equal ones; otherwise 0."""
+    """Number of rows that were not searched for nearly equal ones, because all would take too much memory."""
 
     @property
     def count(self) -> int:
@@ -47,7 +47,7 @@ def find_leaks(learned: Mapping[SplitName, Path], held_out: Path) -> Leaks:
         learned: files of prepared rows, by split.
         held_out: file of prepared rows that must not be learned from.
     """
-    index = RowIndex(compares_visible_text=True)
+    index = RowIndex()
     files = {**{split: learned[split] for split in LEARNED_FROM}, HELD_OUT: held_out}
     for split in SPLITS:
         for number, row in enumerate(read_rows(files[split]), 1):
@@ -59,7 +59,7 @@ def find_leaks(learned: Mapping[SplitName, Path], held_out: Path) -> Leaks:
         folder = Path(name)
         for split, path in files.items():
             (folder / SPLIT_FILES[split]).symlink_to(path.resolve())
-        selection = select(index, lambda wanted: read_numbered(folder, splits, wanted), Cleaning(), [None])
+        selection = select(index, lambda wanted: read_numbered(folder, splits, wanted), Cleaning(), [])
     found: dict[SplitName, set[int]] = {split: set() for split in LEARNED_FROM}
     near = 0
     for kind, rows, of in selection.pairs:
@@ -69,8 +69,9 @@ def find_leaks(learned: Mapping[SplitName, Path], held_out: Path) -> Leaks:
             if splits[other] == SPLIT_NUMBERS[HELD_OUT]:
                 found[SPLITS[splits[row]]].add(int(index.table["record"][row]))
                 near += kind == "NearLeak"
+    search = selection.near_search
     return Leaks(
         rows={split: tuple(sorted(numbers)) for split, numbers in found.items()},
         near=near,
-        unsearched=selection.skipped,
+        unsearched=0 if search is None else search.of_rows - search.rows,
     )

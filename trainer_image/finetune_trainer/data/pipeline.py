@@ -20,7 +20,7 @@ from finetune_trainer.data.checks.sensitivevalues import HashedValues
 from finetune_trainer.data.comparison import EarlierVersion, compare
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.index import SPLITS, RowIndex
-from finetune_trainer.data.options import VISIBLE_TEXT_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import SourceFiles, SourcesReader, UnusedFields
 from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem, SourceSummary
 from finetune_trainer.data.rowproblems import Code, Issue, RowPosition
@@ -100,10 +100,10 @@ def prepare_sources(
     reading = SourcesReader(sources)
     named = _names(sources)
     found = _Findings(listener or NullListener(), named)
-    index = RowIndex(compares_visible_text=recipe.division.rule_version >= VISIBLE_TEXT_SINCE)
+    index = RowIndex()
     unused = UnusedFields()
     sensitive = HashedValues()
-    redacted = unread_labels = combined = 0
+    redacted = combined = 0
     kept: set[str] = set()
     forms: dict[int, RowForm] = {}
     with (
@@ -120,7 +120,6 @@ def prepare_sources(
             unused.add(batch.unused, batch.known)
             sensitive.add(batch.sensitive)
             redacted += batch.redacted
-            unread_labels += batch.unread_labels
             combined += batch.combined
             kept |= batch.kept_columns
     found.empty_sources()
@@ -154,7 +153,6 @@ def prepare_sources(
         found.summary(datasetwarnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
     unread_fields = datasetwarnings.unread_fields(unused.names)
     found.summary(datasetwarnings.ignored_fields(unread_fields))
-    found.summary(datasetwarnings.unread_labels(unread_labels))
     found.summary(datasetwarnings.similar_labels(facts.labels))
     found.summary(datasetwarnings.combined_labels(combined))
     found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
@@ -201,7 +199,6 @@ def prepare_sources(
         else compare(index, selection.keep, previous, origin, [source.name or "" for source in sources]),
         unread_fields=unread_fields,
         untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
-        unread_labels=unread_labels,
         sensitive=sensitive.found(recipe.checks),
     )
 

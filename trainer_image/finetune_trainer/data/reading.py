@@ -17,7 +17,7 @@ from finetune_trainer.data.formatdetection import SAMPLE_ROWS, FormatDetector
 from finetune_trainer.data.formats.base import SPLIT_NAMES, Format, RawRow
 from finetune_trainer.data.formats.fieldmeanings import meaning_of
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.data.options import RATINGS_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.textchecks import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES, TooLarge
@@ -229,12 +229,9 @@ class BatchReader:
         self._decoder = jsonlines.LineDecoder()
         self.form: Format | None = None
         """Format of the last batch, with its unused fields; None if the batch had no record to read."""
-        self.unread_labels = 0
-        """Rows of the last batch whose label may rate the answer, which an older rule learns regardless."""
 
     def read(self, batch: RowBatch) -> Iterator[LocatedRow | InvalidRecord]:
         """Each row, or its issues."""
-        self.unread_labels = 0
         if batch.format is None:
             self.form = None
             yield from (item for item in batch.items if isinstance(item, InvalidRecord))
@@ -258,12 +255,7 @@ class BatchReader:
         if self._is_forced:
             return None
         issue = form.rating_issue(record.fields)
-        if issue is None:
-            return None
-        if self._recipe.division.rule_version < RATINGS_SINCE:
-            self.unread_labels += 1
-            return None
-        return (issue,)
+        return None if issue is None else (issue,)
 
 
 class UnusedFields:

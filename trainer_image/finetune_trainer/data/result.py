@@ -178,8 +178,6 @@ class Prepared:
     """Unused fields that have a meaning for training by their names."""
     untested_answers: int = 0
     """Number of labels with training rows but no test row."""
-    unread_labels: int = 0
-    """Number of rows whose label may rate the answer, which an older rule learns regardless."""
     sensitive: SensitiveHashes = field(default_factory=lambda: HashedValues().found(Checks()))
     """Hashes of the secrets and personal data that training rows keep."""
 

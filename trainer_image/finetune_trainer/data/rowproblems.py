@@ -64,7 +64,6 @@ class Code(StrEnum):
     # All rows together.
     COLUMNS_IGNORED = "ColumnsIgnored"
     FIELDS_IGNORED = "FieldsIgnored"
-    LABELS_NOT_READ = "LabelsNotRead"
     FEW_ROWS = "FewRows"
     NO_TRAINING_ROWS = "NoTrainingRows"
     EMPTY_SPLIT = "EmptySplit"

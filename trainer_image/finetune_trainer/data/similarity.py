@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search for near duplicates: MinHash over the words of inputs, among rows with the same answer.
 
-Two rows are near if the sets of word trigrams of their inputs (in lower case) have a Jaccard similarity of
+Two rows are near if the sets of word trigrams of their inputs (with case folded) have a Jaccard similarity of
 about 0.8 or more, and their answers are equal. Similar inputs with different answers, such as two tickets
 that differ by a number and by the team they go to, are what a model should learn, and do no harm in a test.
 
 Prompts that come from one template share its words and would all be near each other. So trigrams that many
 of the first rows have are ignored.
 
-The share of trigrams means little for a short text, or for one with few words besides the template. By rule
-version 2 such texts are near only if all their words are equal. By version 1 the words of a text with fewer
-than three words count as its trigrams.
+The share of trigrams means little for a short text, or for one with few words besides the template. Such
+texts are near only if all their words are equal.
 
 The search takes up to 5 KiB of memory per row. If there are too many rows for the memory, `affordable`
 chooses which ones are compared.
@@ -23,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.data.index import answer_digest, folded, visible_answer_digest
+from finetune_trainer.data.index import folded, visible_answer_digest
 from finetune_trainer.data.textchecks import visible_text
 from finetune_trainer.rows import Row
 
@@ -94,20 +93,19 @@ def affordable(order: "Numbers", answers: "Groups", held_out: "Mask") -> "Number
     return chosen
 
 
-def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short_texts: bool) -> "Numbers":
+def find_near(rows: Rows, order: "Numbers", answers: "Groups") -> "Numbers":
     """For each row of the index, the number of the row that it is near to, or -1. Raises OSError.
 
     `order` has the rows to compare: a row is near to the first one there that is itself near to none.
-    `answers` has a number per row of the index, equal for equal answers. `compares_short_texts`: compare
-    short texts as a whole. Memory: 0.5 KiB per row in `order`, and less than 4 KiB more during the search.
+    `answers` has a number per row of the index, equal for equal answers. Memory: 0.5 KiB per row in `order`,
+    and less than 4 KiB more during the search.
     """
     import numpy as np
 
     near = np.full(len(answers), -1, dtype=np.int64)
     if not len(order):
         return near
-    words = _folded_words if compares_short_texts else _words
-    template = _template(rows, len(answers), words)
+    template = _template(rows, len(answers))
     wanted = np.zeros(len(answers), dtype=bool)
     wanted[order] = True
     positions = np.full(len(answers), -1, dtype=np.int64)
@@ -116,10 +114,10 @@ def find_near(rows: Rows, order: "Numbers", answers: "Groups", *, compares_short
     signer = _Signer()
     texts: dict[int, bytes] = {}
     for number, row in rows(wanted):
-        features, text = _features(row, template, words, compares_short_texts=compares_short_texts)
+        features, text = _features(row, template)
         if text is None:
             # The answer seeds the hash, so that rows with different answers have no hash in common.
-            seed = visible_answer_digest(row) if compares_short_texts else answer_digest(row)
+            seed = visible_answer_digest(row)
             signatures[positions[number]] = signer.sign(features, int.from_bytes(seed[:4], "big"))
         else:
             texts[number] = text
@@ -189,7 +187,7 @@ class _Signer:
         return values
 
 
-def _template(rows: Rows, count: int, words: Callable[[Row], list[str]]) -> frozenset[bytes]:
+def _template(rows: Rows, count: int) -> frozenset[bytes]:
     """The trigrams that many of the first rows share."""
     import numpy as np
 
@@ -197,37 +195,29 @@ def _template(rows: Rows, count: int, words: Callable[[Row], list[str]]) -> froz
     counts: Counter[bytes] = Counter()
     count_sampled = 0
     for _, row in rows(sample):
-        counts.update(_trigrams(words(row)))
+        counts.update(_trigrams(_words(row)))
         count_sampled += 1
     minimum = max(MIN_TEMPLATE_ROWS, MIN_TEMPLATE_SHARE * count_sampled)
     return frozenset(trigram for trigram, found in counts.items() if found >= minimum)
 
 
-def _features(
-    row: Row, template: frozenset[bytes], words: Callable[[Row], list[str]], *, compares_short_texts: bool
-) -> tuple[set[bytes], bytes | None]:
+def _features(row: Row, template: frozenset[bytes]) -> tuple[set[bytes], bytes | None]:
     """The row's trigrams besides the template's, or the digest of a text that is compared as a whole."""
-    found = words(row)
+    found = _words(row)
     trigrams = _trigrams(found)
     own = trigrams - template
-    if compares_short_texts and (len(found) < MIN_WORDS or len(own) < MIN_TRIGRAMS):
+    if len(found) < MIN_WORDS or len(own) < MIN_TRIGRAMS:
         # A text without words, such as emojis only, is compared by its characters.
         text = " ".join(found) or "\0".join(visible_text(message.content) for message in row.input)
         return set(), hashlib.sha256(text.encode()).digest()[:16]
-    return own or trigrams, None
+    return own, None
 
 
 def _words(row: Row) -> list[str]:
-    return [word for message in row.input for word in WORD.findall(message.content.lower())]
-
-
-def _folded_words(row: Row) -> list[str]:
     return [word for message in row.input for word in WORD.findall(folded(message.content))]
 
 
 def _trigrams(words: list[str]) -> set[bytes]:
-    if len(words) < TRIGRAM_WORDS:
-        return {word.encode() for word in words}
     return {
         " ".join(words[start : start + TRIGRAM_WORDS]).encode()
         for start in range(len(words) - TRIGRAM_WORDS + 1)

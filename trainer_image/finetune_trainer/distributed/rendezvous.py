@@ -52,7 +52,7 @@ class Rendezvous:
         patience_seconds: float = PATIENCE_SECONDS,
         key: bytes | None = None,
     ) -> None:
-        """`key` is that of the run; None if the run has one pod, or an older operator created no key."""
+        """`key` is that of the run; None if the run has one pod."""
         self._process = process
         self._stop = stop
         self._finished = finished

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_trainer.beneath import copy_file
+from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.runtime.failure import StageFailure
 
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -56,13 +59,23 @@ class Bundle:
         if self.tokenizer_class is not None and not (folder / MODEL_CONFIG).exists():
             settings = read_settings(folder / TOKENIZER_CONFIG)
             write_settings(folder / TOKENIZER_CONFIG, settings | {"tokenizer_class": self.tokenizer_class})
-        self.write_for_serving(folder)
-
-    def write_for_serving(self, folder: Path) -> None:
-        """Write the files that differ from those of the base model. Raises OSError."""
         (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
         settings = read_settings(self.base / GENERATION_CONFIG)
         write_settings(folder / GENERATION_CONFIG, settings | {"eos_token_id": list(self.stop_ids)})
+
+
+def require_bundle(folder: Path, name: str) -> None:
+    """Check that the weights in `folder` have the chat template and the stop tokens of their training.
+
+    `name` is that of the Checkpoint. Raises StageFailure (ARTIFACT_CORRUPT) that names the missing files.
+    """
+    missing = [file for file in (CHAT_TEMPLATE, GENERATION_CONFIG) if not (folder / file).is_file()]
+    if missing:
+        raise StageFailure(
+            FailureReason.ARTIFACT_CORRUPT,
+            f"{name} has no {listed(missing)}, so its prompts and the end of its answers are unknown; train"
+            " it again",
+        )
 
 
 def own_chat_template(folder: Path) -> str | None:

@@ -10,7 +10,6 @@ from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import FileEntry, Manifest
-from finetune_trainer.model.bundle import PROCESSOR_FILES
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.preflight.modelsource import LocalModel
 from finetune_trainer.runtime.failure import StageFailure
@@ -20,19 +19,15 @@ from finetune_trainer.stage.meter import StageMeter
 CHUNK_BYTES: Final = 1 << 20
 
 
-def require_digest(config: PreflightConfig, found: Manifest) -> Manifest:
-    """The manifest of the files to store: `found`, or its part that has the expected digest.
+def require_digest(config: PreflightConfig, found: Manifest) -> None:
+    """Raise StageFailure if the digest is not the expected one.
 
-    Older releases did not store processor files, so their digests of a model with such files omit them.
-    Raises StageFailure: BASE_MODEL_DIGEST_MISMATCH if the digest is not that of the config or that of the
-    parent's base model; BASE_MODEL_MISMATCH if the run names another base model than the parent's.
+    BASE_MODEL_DIGEST_MISMATCH if it is not that of the config or that of the parent's base model;
+    BASE_MODEL_MISMATCH if the run names another base model than the parent's.
     """
     uri, expected, parent = config.base_model_uri, config.base_model_digest, config.parent
-    without_processor = found.without(PROCESSOR_FILES)
     if expected is None or expected == found.digest:
-        return found
-    if expected == without_processor.digest:
-        return without_processor
+        return
     if parent is not None and config.base_model_named:
         raise StageFailure(
             FailureReason.BASE_MODEL_MISMATCH,

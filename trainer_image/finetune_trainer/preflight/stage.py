@@ -115,7 +115,7 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
         else:
             manifest = context.store.manifest(found.stored)
             meter.add(manifest.total_bytes)
-        manifest = require_digest(config, manifest)
+        require_digest(config, manifest)
         if config.parent is not None:
             adapter = continued_lora(config.parent, manifest.digest, config.method.lora, model, context)
             if adapter is not None:
@@ -222,8 +222,9 @@ def _leak_warnings(leaks: Leaks) -> Iterator[str]:
         )
     if leaks.unsearched:
         yield (
-            f"rows that are nearly the same as one of evaluation.dataset were not searched, because"
-            f" {leaks.unsearched} rows are too many: only rows with the same input are left out"
+            f"{count_of(leaks.unsearched)} {'was' if leaks.unsearched == 1 else 'were'} not searched for rows"
+            " that are nearly the same as one of evaluation.dataset, because that would take too much memory:"
+            " of these, only rows with the same input are left out"
         )
 
 

@@ -9,8 +9,8 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import RULE_VERSION, DataFormat
-from finetune_trainer.data.options import OLDEST_RULE, FieldNames, Recipe
+from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, listed
+from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.prompttemplate import PromptTemplate
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
@@ -19,16 +19,16 @@ VERSION: Final = 2
 """Version of the preparation. Raise it when the same settings produce different rows."""
 
 
-KEPT_DEFAULTS: Final = frozenset({"format", "names", "division", "cleaning", "checks"})
+KEPT_DEFAULTS: Final = frozenset({"format", "names", "division", "cleaning", "checks", "rule_version"})
 """Parts of a recipe that are in the digest also if they are at their default."""
 
 
 def recipes_of(config: PrepareConfig) -> tuple[Recipe, ...]:
     """The recipe of each source. Raises StageFailure (INVALID_CONFIG) for contradictory settings."""
-    if not OLDEST_RULE <= config.split.rule_version <= RULE_VERSION:
+    if config.rule_version not in RULE_VERSIONS:
         raise _invalid(
-            f"split.ruleVersion {config.split.rule_version} is not known to this trainer image; it knows"
-            f" {OLDEST_RULE} to {RULE_VERSION}"
+            f"the Dataset has rule version {config.rule_version}, and this trainer image has"
+            f" {listed(tuple(map(str, RULE_VERSIONS)))}; use the trainer image of the operator's release"
         )
     if config.template is not None:
         try:
@@ -60,6 +60,7 @@ def _recipe_of(source: SourceConfig, config: PrepareConfig) -> Recipe:
         cleaning=config.cleaning,
         checks=config.checks,
         kept_columns=config.keep_columns,
+        rule_version=config.rule_version,
     )
 
 

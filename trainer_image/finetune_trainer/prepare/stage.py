@@ -232,8 +232,7 @@ def _result(
         warnings=_shown(prepared, "warning"),
         report_uri=page_uri,
         difference=None if difference is None else _difference(difference),
-        rule_version=prepared.recipe.division.rule_version,
-        unread_labels=prepared.unread_labels,
+        rule_version=prepared.recipe.rule_version,
         unread_fields=prepared.unread_fields[:MAX_UNREAD_FIELDS],
         group_by=prepared.recipe.division.group_by,
     )

@@ -91,6 +91,7 @@ def document(
             "cleaning": _plain(prepared.recipe.cleaning),
             "checks": _plain(prepared.recipe.checks),
             "keptColumns": [_truncated(name) for name in prepared.recipe.kept_columns],
+            "ruleVersion": prepared.recipe.rule_version,
         },
     }
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.model.adapter import ADAPTER_CONFIG, check_base_model
-from finetune_trainer.model.bundle import CHAT_TEMPLATE
-from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
+from finetune_trainer.model.adapter import check_base_model
+from finetune_trainer.model.bundle import require_bundle
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine_files
@@ -32,8 +31,7 @@ def run(config: FetchConfig) -> None:
 
     A folder in the model cache or in an image is not copied: the destination has a link to it.
 
-    Keeps folders that are already complete, so that a restarted pod fetches nothing twice. Adds chat template
-    and generation config to adapters of older releases, which were published without them. For vLLM, adds the
+    Keeps folders that are already complete, so that a restarted pod fetches nothing twice. For vLLM, adds the
     files of its command line.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE,
     BASE_MODEL_MISMATCH, INTERNAL if the destination is not writable; for vLLM also INVALID_CONFIG and
@@ -42,7 +40,6 @@ def run(config: FetchConfig) -> None:
     store = open_store(config.store)
     cache = CacheVolume(config.cache) if config.cache is not None else None
     destination = Path(config.destination)
-    without_bundle: list[Path] = []
     for item in config.items:
         _check_folder(item)
         target, model = destination / item.folder, derived_or_own(item.artifact, item.merged)
@@ -50,14 +47,15 @@ def run(config: FetchConfig) -> None:
             _link(cache.verified(model), target)
         elif item.in_cache and config.image is not None:
             _link(verified_image(config.image, store.manifest(model)), target)
-        elif _is_without_bundle(_fetch(store, model, target)):
-            without_bundle.append(target)
+        else:
+            _fetch(store, model, target)
+        if item.artifact.kind == "checkpoints":
+            require_bundle(target, item.folder)
         _fetch_probe(store, item, probe_folder(destination, item.folder))
     base_model = next((item for item in config.items if item.artifact.kind == "models"), None)
     if base_model is not None:
         for item in config.items:
             check_base_model(destination / item.folder, base_model.artifact.digest)
-        _add_bundle(without_bundle, destination / base_model.folder)
     if config.engine == "VLLM":
         whole = base_model or config.items[0]
         adapters = [destination / item.folder for item in config.items if item != whole]
@@ -75,13 +73,8 @@ def _link(folder: Path, target: Path) -> None:
     logger.info("%s is read in place in %s", target.name, folder)
 
 
-def _is_without_bundle(files: frozenset[str]) -> bool:
-    """Whether a folder has an adapter of an older release, without the chat template."""
-    return {ADAPTER_CONFIG, CHAT_TEMPLATE} & files == {ADAPTER_CONFIG}
-
-
-def _fetch(store: Store, ref: StoredRef, target: Path) -> frozenset[str]:
-    """Copy a folder unless it is complete. Returns the paths of its files."""
+def _fetch(store: Store, ref: StoredRef, target: Path) -> None:
+    """Copy a folder unless it is complete."""
     manifest = store.manifest(ref)
     with writable(target):
         is_complete = _is_complete(target, manifest)
@@ -89,7 +82,6 @@ def _fetch(store: Store, ref: StoredRef, target: Path) -> frozenset[str]:
         logger.info("%s is already complete", target)
     else:
         copy_artifact(store, ref, target)
-    return frozenset(file.path for file in manifest.files)
 
 
 def _fetch_probe(store: Store, item: FetchItem, target: Path) -> None:
@@ -100,25 +92,6 @@ def _fetch_probe(store: Store, item: FetchItem, target: Path) -> None:
         _fetch(store, ref, target)
     else:
         logger.warning("%s was deleted: the model is not compared with it", store.uri(ref))
-
-
-def _add_bundle(adapters: list[Path], base: Path) -> None:
-    """Write what serving needs next to each of the adapters, whose artifacts do not have it."""
-    if not adapters:
-        return
-    try:
-        bundle = missing_bundle(base)
-    except (BundleUnknown, OSError, ValueError) as error:
-        logger.warning(
-            "%s: an older release published this adapter without a generation config, and none can be made:"
-            " %s; only the Transformers engine serves it",
-            ", ".join(adapter.name for adapter in adapters),
-            error,
-        )
-        return
-    for adapter in adapters:
-        with writable(adapter):
-            bundle.write_for_serving(adapter)
 
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:

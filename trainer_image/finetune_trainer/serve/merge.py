@@ -23,9 +23,8 @@ from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.adapter import check_base_model
-from finetune_trainer.model.bundle import PROCESSOR_FILES, Bundle, own_chat_template, own_stop_ids
+from finetune_trainer.model.bundle import CHAT_TEMPLATE, PROCESSOR_FILES, Bundle, own_stop_ids, require_bundle
 from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.model.probe import (
     ENGINE,
     PromptIds,
@@ -59,7 +58,7 @@ def run(config: MergeConfig) -> MergedWeights:
 
     If several processes merge the same adapter, one of them does it and the others wait.
     Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT if a file is damaged, or the merged weights do
-    not predict what the adapter does, BASE_MODEL_MISMATCH, BASE_MODEL_INVALID, STORE_UNAVAILABLE.
+    not predict what the adapter does, BASE_MODEL_MISMATCH, STORE_UNAVAILABLE.
     """
     store, checkpoint = open_store(config.store), config.checkpoint
     name = f"{WEIGHTS}-{checkpoint.digest.removeprefix('sha256:')}"
@@ -85,6 +84,7 @@ class _Merge:
         self._base = store.artifact(base, verify=True)
         self._adapter = store.artifact(config.checkpoint, verify=True)
         check_base_model(self._adapter, config.base_model)
+        require_bundle(self._adapter, store.uri(config.checkpoint))
         self._record = _record(store, config)
 
     def publish(self) -> MergedWeights:
@@ -124,17 +124,8 @@ class _Merge:
         self._bundle().write(folder)
 
     def _bundle(self) -> Bundle:
-        template = own_chat_template(self._adapter)
-        if template is not None:
-            return Bundle(self._base, template, tuple(sorted(own_stop_ids(self._adapter))))
-        try:
-            return missing_bundle(self._base)
-        except BundleUnknown as error:
-            raise StageFailure(
-                FailureReason.BASE_MODEL_INVALID,
-                f"{self._store.uri(self._checkpoint)}: an older release published this adapter without a"
-                f" generation config, and none can be made: {error}",
-            ) from error
+        template = (self._adapter / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return Bundle(self._base, template, tuple(sorted(own_stop_ids(self._adapter))))
 
     def _publish(self, name: str, write: Callable[[Path], None]) -> Digest:
         with self._store.staging() as staging:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS, Digest
+from finetune_trainer.contract.base import CONTRACT_VERSION, Digest
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
@@ -34,8 +34,6 @@ STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600
 """Age at which a staging folder must be from a pod that was killed. No stage takes a week to publish."""
 RESULT_NAME: Final = "result.json"
-NEWER_RESULT_NAME: Final = "result-2.json"
-"""Second file of a result with fields that contract 1 does not have."""
 
 logger = logging.getLogger(__name__)
 
@@ -127,16 +125,12 @@ class Store(ABC):
         """Open the folder of one stage of a run. Raises StageFailure (STORE_UNAVAILABLE)."""
 
     def write_result(self, result: StageResult) -> None:
-        """Store the result of a stage, as its last write, so that trainers of both contracts can read it.
+        """Store the result of a stage, as its last write. Trainers of older contracts ignore newer fields.
 
-        A second file has the fields of the newer contract.
         Raises StageFailure (STORE_UNAVAILABLE).
         """
         folder = self.run_folder(result.run, result.stage)
-        older, newer = _stored(result, min(CONTRACT_VERSIONS)), _stored(result, CONTRACT_VERSION)
-        if older.to_dict() | {"contract": newer.contract} != newer.to_dict():
-            folder.write(NEWER_RESULT_NAME, newer.to_json().encode())
-        folder.write(RESULT_NAME, older.to_json().encode())
+        folder.write(RESULT_NAME, _stored(result).to_json().encode())
 
     def read_result(self, run: str, stage: Stage) -> StageResult | None:
         """Return the result of a stage, or None without a result that this version can read.
@@ -151,11 +145,7 @@ class Store(ABC):
         if result is None:
             logger.warning("ignoring %s/%s: another version wrote it", self._uri, key)
             return None
-        second = self._read(f"{run_key(run, stage)}/{NEWER_RESULT_NAME}")
-        newer = StageResult.parse(second.decode(errors="replace")) if second is not None else None
-        # The second file may be from an earlier attempt, before a trainer of the older contract succeeded.
-        is_same = newer is not None and _stored(newer, 1).to_dict() == _stored(result, 1).to_dict()
-        return _stored(newer if newer is not None and is_same else result, CONTRACT_VERSION)
+        return _stored(result)
 
     def model_from(self, source: str) -> ArtifactRef | None:
         """Return the complete model that was downloaded from a source, or None. `source` is a file name.
@@ -224,6 +214,6 @@ class Store(ABC):
         """Return the location of an artifact, for an administrator who repairs the store."""
 
 
-def _stored(result: StageResult, contract: int) -> StageResult:
-    """Return the result in a version of the contract, without the fields that bind a message to its Job."""
-    return result.model_copy(update={"contract": contract, "nonce": None, "config_digest": None})
+def _stored(result: StageResult) -> StageResult:
+    """Return the result in this release's contract, without the fields that bind a message to its Job."""
+    return result.model_copy(update={"contract": CONTRACT_VERSION, "nonce": None, "config_digest": None})

@@ -10,7 +10,6 @@ from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, ro
 from finetune_operator.reconcile.dataset.sourcecheck import (
     check_number,
     check_source,
-    contract_for_status,
     finish_check,
     retry_of,
     sources_of,
@@ -74,7 +73,6 @@ def _plan(dataset: Dataset, draft: Draft, later: float | None, halt: Halt, **fie
             # The condition is about checks with an earlier spec.
             "conditions": conditions.without(dataset.status.conditions, ConditionType.REFRESHED),
             "refresh": _refresh_status(dataset, halt),
-            "trainer_contract": contract_for_status(dataset, draft),
             "retry": None if isinstance(halt, Done | Failed) else retry_of(dataset),
             **fields,
         }

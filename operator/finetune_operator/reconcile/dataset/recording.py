@@ -23,7 +23,6 @@ from finetune_operator.status.finished import is_prepared
 from finetune_operator.status.problems import faults, shown_problems, shown_warnings
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_trainer.contract.results import PrepareResult
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 
 MAX_TEXT_CHARACTERS: Final = 1024
 """Maximum length of a text in the status that is useless if it is truncated, such as a URI."""
@@ -104,39 +103,25 @@ def record(dataset: Dataset, draft: Draft, prepared: PrepareResult | None) -> Re
 def with_unread(
     known: tuple[Condition, ...], dataset: Dataset, prepared: PrepareResult | None, now: datetime
 ) -> tuple[Condition, ...]:
-    """The conditions, with LabelsRead=False if rows have labels that the Dataset's rule version ignores, and
-    FieldsRead=False if they have fields with a meaning for training that nothing reads.
-    """
+    """The conditions, with FieldsRead=False if nothing reads fields that have a meaning for training."""
     if prepared is None or prepared.unchanged:
         return known
-    rows, fields = prepared.unread_labels, prepared.unread_fields
-    labels_message = (
-        f"{rows} row{'s have' if rows != 1 else ' has'} a label that may rate the answer as good or bad."
-        f" Rule version {prepared.rule_version}, with which this Dataset started, trains on every answer."
-        f" Make a new Dataset, which starts with version {RULE_VERSION}, to read the labels, or set format of"
-        " the source to ignore them."
+    if not prepared.unread_fields:
+        return conditions.without(known, ConditionType.FIELDS_READ)
+    message = (
+        f"Nothing reads {', '.join(prepared.unread_fields)} of the rows, which may change what should be"
+        " learned. status.warnings states what to do. Name a column in spec.keepColumns if it only describes"
+        " the row."
     )
-    fields_message = (
-        f"Nothing reads {', '.join(fields)} of the rows, which may change what should be learned."
-        " status.warnings states what to do. Name a column in spec.keepColumns if it only describes the row."
+    return conditions.with_condition(
+        known,
+        ConditionType.FIELDS_READ,
+        "False",
+        Reason.FIELDS_IGNORED,
+        conditions.shortened(message),
+        generation=dataset.metadata.generation,
+        now=now,
     )
-    for kind, reason, message in (
-        (ConditionType.LABELS_READ, Reason.OLDER_RULE, labels_message if rows else None),
-        (ConditionType.FIELDS_READ, Reason.FIELDS_IGNORED, fields_message if fields else None),
-    ):
-        if message is None:
-            known = conditions.without(known, kind)
-            continue
-        known = conditions.with_condition(
-            known,
-            kind,
-            "False",
-            reason,
-            conditions.shortened(message),
-            generation=dataset.metadata.generation,
-            now=now,
-        )
-    return known
 
 
 def row_fields(prepared: PrepareResult) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, ro
 from finetune_operator.reconcile.dataset.sourcecheck import (
     check_number,
     check_source,
-    contract_for_status,
     finish_check,
     job_names,
     with_known_sources,
@@ -49,7 +48,7 @@ def refresh(dataset: Dataset, draft: Draft, later: float | None) -> Plan:
             return draft.plan(None, earliest(later, slot))
     outcome = check_source(dataset, draft)
     if isinstance(outcome, Working):
-        return draft.plan(_begun(dataset, draft), earliest(later, outcome.requeue_after))
+        return draft.plan(None, earliest(later, outcome.requeue_after))
     if isinstance(outcome, Blocked):
         return _failed(
             dataset, draft, outcome.reason, outcome.message, earliest(later, outcome.requeue_after)
@@ -138,14 +137,6 @@ def _status(
         now=draft.snapshot.now,
     )
     return conditions.status_manifest(new.model_copy(update={"conditions": refreshed}))
-
-
-def _begun(dataset: Dataset, draft: Draft) -> dict[str, Any] | None:
-    """Written only if a check starts whose Job has another contract version than the Job before it."""
-    contract = contract_for_status(dataset, draft)
-    if contract == dataset.status.trainer_contract:
-        return None
-    return conditions.status_manifest(dataset.status.model_copy(update={"trainer_contract": contract}))
 
 
 def _without_rejection(dataset: Dataset) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
 from finetune_operator.manifests.records import without_query
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.draft import Draft
@@ -29,7 +29,6 @@ from finetune_operator.reconcile.records.ownership import versions_of
 from finetune_operator.reconcile.records.sourcechecks import check_request
 from finetune_operator.reconcile.stages.advance import advance
 from finetune_operator.reconcile.stages.creatingagain import create_again
-from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.request import (
     CannotStart,
     JobNames,
@@ -40,7 +39,7 @@ from finetune_operator.reconcile.stages.request import (
 )
 from finetune_operator.reconcile.stages.start import start
 from finetune_operator.reconcile.steps import Blocked
-from finetune_operator.status.finished import is_prepared, is_settled
+from finetune_operator.status.finished import is_prepared
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.results import SourceResult, SourceRows
@@ -54,8 +53,7 @@ def check_number(dataset: Dataset) -> int:
     if dataset.status.observed_generation != dataset.metadata.generation:
         return 0
     refresh = dataset.status.refresh
-    # Earlier releases did not count.
-    return refresh.checks if refresh is not None else int(is_settled(dataset))
+    return 0 if refresh is None else refresh.checks
 
 
 def job_names(dataset: Dataset, number: int) -> JobNames:
@@ -69,7 +67,6 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
         stage=STAGE,
         run=_run(dataset),
         names=job_names(dataset, check_number(dataset)),
-        contract=_known_contract(dataset, draft.snapshot),
         retry=retry_of(dataset),
     )
     answer = advance(draft, request)
@@ -81,32 +78,6 @@ def check_source(dataset: Dataset, draft: Draft) -> Outcome:
     if isinstance(answer, StartNeeded):
         return start(draft, request, answer, _build(dataset, draft.snapshot, request, answer.purpose))
     return answer
-
-
-def _known_contract(dataset: Dataset, snapshot: Snapshot) -> int:
-    """Version of the contract in which the Jobs of the present check are made.
-
-    If the trainer of the profile has changed since the last check, the lower version counts: its Jobs have no
-    nonce.
-    """
-    current = _current_trainer(dataset, snapshot).contract
-    has_begun = dataset.status.observed_generation == dataset.metadata.generation
-    return min(
-        current, contract_of_jobs(dataset.status.trainer_contract, has_begun=has_begun, current=current)
-    )
-
-
-def _current_trainer(dataset: Dataset, snapshot: Snapshot) -> TrainerImage:
-    profile = profile_of(dataset, snapshot)
-    own = None if isinstance(profile, Blocked) else profile
-    return trainer_of(own, snapshot.facts.trainer_image)
-
-
-def contract_for_status(dataset: Dataset, draft: Draft) -> int | None:
-    """Version of the contract of the prepare Job that this pass creates, or of the one before it."""
-    name = job_names(dataset, check_number(dataset)).stage
-    creates = any(each.manifest["metadata"]["name"] == name for each in draft.create)
-    return _current_trainer(dataset, draft.snapshot).contract if creates else dataset.status.trainer_contract
 
 
 def retry_of(dataset: Dataset) -> RetryStatus | None:
@@ -156,19 +127,14 @@ def prepared_in(dataset: Dataset, snapshot: Snapshot) -> tuple[str | None, str |
 
 
 def rule_version(dataset: Dataset, snapshot: Snapshot) -> int:
-    """Version of the rules for its rows: that of its first version.
-
-    So a new release of the operator reads and splits every row as before.
-    """
+    """Version of the rules for its rows: that of its first version, so an upgrade moves no row."""
     versions = versions_of(dataset, snapshot)
     if versions:
         first = min(
             versions, key=lambda version: (version.metadata.creation_timestamp or snapshot.now, version.name)
         )
-        return first.spec.rule_version or 1
-    if dataset.status.latest_version is not None:
-        return dataset.status.rule_version or 1
-    return RULE_VERSION
+        return first.spec.rule_version
+    return dataset.status.rule_version or RULE_VERSION
 
 
 def profile_of(
@@ -266,10 +232,9 @@ def _config(dataset: Dataset, snapshot: Snapshot, inputs: StageInputs) -> Prepar
     sources = dict(sources_of(dataset))
     if latest is None:
         return prepare_config(inputs, sources, dataset.spec, rule_version=rule)
-    # Another spec makes other rows from the same sources, and earlier releases did not report unread labels.
-    # In both cases the sources are read again even if they have not changed.
-    knows_labels = dataset.status.rule_version is not None
-    refresh = dataset.status.refresh if is_prepared(dataset) and knows_labels else None
+    # Another spec makes other rows from the same sources, which are then read again even if they have not
+    # changed.
+    refresh = dataset.status.refresh if is_prepared(dataset) else None
     known = refresh.sources if refresh is not None else None
     return prepare_config(
         inputs,

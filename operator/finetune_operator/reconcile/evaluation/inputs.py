@@ -4,13 +4,10 @@
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.datasetversion import DatasetVersion
 from finetune_operator.api.evaluationresource import ResultStore
-from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
-from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.scores import is_resolved
 from finetune_operator.reconcile.measuring import check_custom_metrics, check_stores, resolve_rows
-from finetune_operator.reconcile.records.lineage import run_of
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt
 from finetune_operator.status.reasons import Reason
 from finetune_operator.status.reserved import not_implemented
@@ -62,7 +59,7 @@ def inputs(run: Assessment) -> Halt | None:
 
 
 def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed:
-    """The Checkpoint, unless it is missing, being deleted, or does not say how to measure it.
+    """The Checkpoint, unless it is missing, being deleted, or replaced.
 
     Once the Evaluation has begun, the deletion of a Checkpoint waits for it, so it is measured. One of the
     same name with other weights is not.
@@ -83,17 +80,6 @@ def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed
             f"Checkpoint {name} has other weights than at the start of the Evaluation, because it was deleted"
             " and created again: measure them with a new Evaluation",
         )
-    if weights_of(checkpoint, run.snapshot) is None:
-        lineage = checkpoint.spec.lineage
-        return Failed(
-            Reason.INVALID_SPEC,
-            f"Checkpoint {name} does not record its training method, and FineTuneJob {lineage.job.name} that"
-            " made it no longer exists, so it is unknown whether its base model was quantized: train again"
-            " with this release, and name the new Checkpoint in a new Evaluation",
-        )
     return checkpoint
 
 
-def weights_of(checkpoint: Checkpoint, snapshot: Snapshot) -> EvaluatedWeights | None:
-    """The weights to measure; None if the Checkpoint does not say how."""
-    return EvaluatedWeights.of(checkpoint, run_of(checkpoint, snapshot))

@@ -7,6 +7,7 @@ from finetune_operator.api.devices import CUDA_RESOURCES
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
+from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
@@ -14,7 +15,6 @@ from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.evaluation.assessment import Assessment
-from finetune_operator.reconcile.evaluation.inputs import weights_of
 from finetune_operator.reconcile.measuring import (
     SCORE,
     EvaluationMounts,
@@ -122,9 +122,7 @@ def _stage_of(request: StageRequest, purpose: JobPurpose) -> JobStage:
 def _config(
     run: Assessment, stage: Stage, inputs: StageInputs, checkpoint: Checkpoint, profile: ComputeProfile
 ) -> StageConfig | Failed | Blocked:
-    weights, spec, data = weights_of(checkpoint, run.snapshot), run.evaluation.spec, _data(run, checkpoint)
-    if weights is None:
-        raise ValueError(f"Checkpoint {checkpoint.name} does not record how it was trained")
+    spec, data = run.evaluation.spec, _data(run, checkpoint)
     if stage == SCORE:
         # The profile may have changed since the start of the Evaluation.
         refused = check_custom_metrics(spec, "spec.customMetrics", inputs.store_uri, profile)
@@ -132,7 +130,7 @@ def _config(
     return evaluate_config(
         inputs,
         spec,
-        weights,
+        EvaluatedWeights.of(checkpoint),
         data,
         live=live_model(run),
         live_adapter=live_adapter(run),

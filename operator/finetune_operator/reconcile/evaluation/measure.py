@@ -19,7 +19,6 @@ from finetune_operator.reconcile.evaluation.assessment import (
 )
 from finetune_operator.reconcile.evaluation.inputs import find_checkpoint
 from finetune_operator.reconcile.evaluation.jobs import build_job, keep
-from finetune_operator.reconcile.evaluation.prerequisites import known_contract
 from finetune_operator.reconcile.measuring import (
     build_stage_isolation,
     compares_live,
@@ -131,7 +130,6 @@ def _advance(run: Assessment, stage: Stage, checkpoint: Checkpoint | Blocked | F
         stage=stage,
         run=run.run,
         names=run.job_names(stage),
-        contract=known_contract(run.evaluation, run.snapshot),
         isolation=build_stage_isolation(run.evaluation, stage),
         retry=run.status.retry,
         note=f" for Checkpoint {run.current}",

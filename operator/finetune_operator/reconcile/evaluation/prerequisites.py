@@ -5,18 +5,12 @@ from dataclasses import dataclass
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.manifests.trainerimage import (
-    FIRST_CONTRACT,
-    MIN_EVALUATION_CONTRACT,
-    TrainerImage,
-    trainer_of,
-)
+from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
-from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import stages_with
@@ -70,20 +64,8 @@ def resolve(evaluation: Evaluation, snapshot: Snapshot) -> EvaluationPrerequisit
     trainer = _kept_trainer(evaluation)
     if trainer is None:
         trainer = trainer_of(profile, snapshot.facts.trainer_image)
-        blocked = profiles.check_trainer(profile) or _too_old(profile, trainer)
+        blocked = profiles.check_trainer(profile)
     return blocked or EvaluationPrerequisites(profile, trainer)
-
-
-def known_contract(evaluation: Evaluation, snapshot: Snapshot) -> int:
-    """Version of the contract in which the Jobs are made, also if prerequisites are missing."""
-    resolved = evaluation.status.resolved
-    profile = _profile(evaluation, snapshot)
-    own = None if isinstance(profile, Blocked) else profile
-    return contract_of_jobs(
-        resolved.trainer_contract,
-        has_begun=resolved.trainer_image is not None,
-        current=trainer_of(own, snapshot.facts.trainer_image).contract,
-    )
 
 
 def _profile_name(evaluation: Evaluation) -> str | None:
@@ -98,10 +80,9 @@ def _profile(
 
 def _kept_trainer(evaluation: Evaluation) -> TrainerImage | None:
     """The trainer of the first Job."""
-    resolved = evaluation.status.resolved
-    if resolved.trainer_image is None:
-        return None
-    return TrainerImage(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
+    image = evaluation.status.resolved.trainer_image
+    contract = evaluation.status.resolved.trainer_contract
+    return None if image is None or contract is None else TrainerImage(image, contract)
 
 
 def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None:
@@ -115,14 +96,3 @@ def _unusable(evaluation: Evaluation, profile: ComputeProfile) -> Blocked | None
     too_many = profiles.check_devices(profile, evaluation.spec.compute.devices, "spec.compute.devices")
     refused = too_many or queues.check_choice(profile, evaluation.spec.compute)
     return refused or profiles.check_engine_arguments(evaluation.spec, profile, "spec.extraEngineArguments")
-
-
-def _too_old(profile: ComputeProfile, trainer: TrainerImage) -> Blocked | None:
-    if trainer.contract >= MIN_EVALUATION_CONTRACT:
-        return None
-    return Blocked(
-        Reason.PROFILE_INVALID,
-        f"the trainer image of ComputeProfile {profile.name} has trainerContract {trainer.contract}, but"
-        f" Evaluations need {MIN_EVALUATION_CONTRACT}: name another profile in a new Evaluation, or ask the"
-        " platform team for a trainer image of this release",
-    )

@@ -10,12 +10,11 @@ from finetune_operator.api.meta import SecretReference
 from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
 from finetune_operator.api.storereference import StoreReference
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.trainerimage import FIRST_CONTRACT, TrainerImage, trainer_of
+from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform import profiles, queues, storage
 from finetune_operator.reconcile.records.finalizer import has_finalizer
-from finetune_operator.reconcile.stages.jobresults import contract_of_jobs
 from finetune_operator.reconcile.stages.jobstate import has_result, is_stage_running
 from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage, stages_with
@@ -133,23 +132,10 @@ def resolve(job: FineTuneJob, snapshot: Snapshot) -> Prerequisites | Blocked:
     return Prerequisites(profile, evaluate_profile, store, trainer)
 
 
-def known_contract(job: FineTuneJob, snapshot: Snapshot) -> int:
-    """Version of the contract in which the run's Jobs are made, also if prerequisites are missing."""
-    resolved = job.status.resolved
-    profile = _profile(job, snapshot)
-    own = None if isinstance(profile, Blocked) else profile
-    return contract_of_jobs(
-        resolved.trainer_contract,
-        has_begun=resolved.trainer_image is not None,
-        current=trainer_of(own, snapshot.facts.trainer_image).contract,
-    )
-
-
 def _kept_trainer(resolved: Resolved) -> TrainerImage | None:
-    """The trainer of the first stage. Releases that did not record its contract used the first version."""
-    if resolved.trainer_image is None:
-        return None
-    return TrainerImage(resolved.trainer_image, resolved.trainer_contract or FIRST_CONTRACT)
+    """The trainer of the first stage."""
+    image, contract = resolved.trainer_image, resolved.trainer_contract
+    return None if image is None or contract is None else TrainerImage(image, contract)
 
 
 def _profile_name(job: FineTuneJob) -> str | None:

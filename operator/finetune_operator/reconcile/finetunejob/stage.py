@@ -2,7 +2,6 @@
 """Run one stage of a run: follow its Jobs, create the next one, and record progress, times and the end."""
 
 from finetune_operator.reconcile.finetunejob.predicting import start_note
-from finetune_operator.reconcile.finetunejob.prerequisites import known_contract
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.finetunejob.stagejobs import ConfigBuilder, build_job, build_peer_objects
 from finetune_operator.reconcile.finetunejob.stopping import at_limit, limit_of, within
@@ -41,7 +40,6 @@ def _advance(run: Run, stage: Stage, build_config: ConfigBuilder) -> Outcome:
         stage=stage,
         run=run.job.uid,
         names=run.job_names(stage),
-        contract=known_contract(run.job, run.snapshot),
         peers=build_peer_objects(run, stage),
         isolation=build_stage_isolation(run.job, stage),
         retry=run.status.retry,

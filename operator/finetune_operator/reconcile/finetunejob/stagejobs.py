@@ -59,8 +59,7 @@ def build_job(
         if unsent is not None:
             return unsent
     else:
-        # Every trainer can read a stored result, which shows whether the store answers. One of this release
-        # also writes a file for a probe.
+        # Reading a stored result shows whether the store answers; a probe also writes a file.
         stage, config = "collect", collect_config(inputs, request.stage, probe=purpose == "probe")
     return build_stage_job(
         run.job,
@@ -92,7 +91,7 @@ def _devices_of(run: Run, found: Prerequisites, stage: JobStage) -> int:
     """Devices of each pod of the stage."""
     profile, prediction = found.profile_of(stage), run.status.prediction
     facts = device_facts(profile)
-    holds = not found.trainer.spreads_models or one_device_holds(
+    holds = one_device_holds(
         prediction.weights_bytes if prediction is not None else None,
         facts.memory_bytes if facts is not None else None,
     )

@@ -14,11 +14,10 @@ from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 def endpoint_cost(endpoint: InferenceDeployment, snapshot: Snapshot) -> EndpointCost:
     """The devices of the pods of all revisions, ready or not, and their price by their ComputeProfiles."""
-    per_replica = endpoint.spec.compute.devices
     held: Counter[str | None] = Counter()
     for pod in snapshot.children[POD].values():
         if device_state(pod) in HELD:
-            held[pod["metadata"].get("labels", {}).get(PROFILE)] += devices_per_pod(pod, per_replica)
+            held[pod["metadata"].get("labels", {}).get(PROFILE)] += devices_per_pod(pod)
     names = (*held, _own_profile(endpoint, snapshot))
     prices = {name: Price.of(snapshot.profiles.get(name or "")) for name in names}
     priced = {profile: price for profile, price in prices.items() if price.per_device_hour is not None}

@@ -4,8 +4,8 @@
 A later release can build a different Deployment for the same revision. So a live Deployment is compared with
 the spec that it was created with, which is in its annotation, and not with what this release would build.
 Fields that the operator did not set, such as defaults of the API server and additions of admission webhooks,
-are ignored. Deployments of earlier releases have no annotation and stay unchanged, and so do those whose
-annotation was edited to something else than a spec.
+are ignored. Deployments whose annotation was removed, or edited to something else than a spec, stay
+unchanged.
 """
 
 import json

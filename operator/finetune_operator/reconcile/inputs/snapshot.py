@@ -35,6 +35,8 @@ class OperatorFacts:
 
     namespace: str
     trainer_image: str
+    nonce_key: str
+    """Random text of this process, from which the nonce of each stage's Job is derived."""
     image_pull_policy: str = "IfNotPresent"
     accounts: AccountSettings = field(default_factory=AccountSettings)
     report: ReportTarget | None = None
@@ -42,8 +44,6 @@ class OperatorFacts:
     """Version below which a serving image is reported as too old; empty: no check."""
     monitoring_namespace: Mapping[str, str] = field(default_factory=dict)
     """Labels of the namespaces that may read metrics of pods with a NetworkPolicy; empty: all namespaces."""
-    nonce_key: str = ""
-    """Random text of this process, from which each Job's nonce is derived; empty: Jobs have no nonce."""
     unlisted: tuple[str, ...] = ()
     """Watched namespaces that the operator is not allowed to list, so their objects are unknown."""
 
@@ -147,15 +147,9 @@ class Snapshot:
         return ChainMap(*(queue["positions"] for queue in queues if queue is not None))
 
     def group_column(self, version: str | None) -> str | None:
-        """The column whose rows are together in one split of a DatasetVersion; None if rows are independent.
-
-        An earlier release did not record it. Then it is that of the Dataset at present.
-        """
+        """Column whose rows are together in one split of a DatasetVersion; None if rows are independent."""
         record = self.datasetversions.get(version or "")
-        if record is None or record.spec.group_by is not None:
-            return None if record is None else record.spec.group_by
-        dataset = self.datasets.get(record.spec.dataset)
-        return None if dataset is None else dataset.spec.split.group_by
+        return None if record is None else record.spec.group_by
 
     def namespace_labels(self, name: str) -> Mapping[str, str] | None:
         """Labels of the namespace of this name; None if it was not looked up, or cannot be read."""

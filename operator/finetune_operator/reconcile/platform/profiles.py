@@ -14,6 +14,7 @@ from finetune_operator.api.storereference import NAMESPACE_PLACEHOLDER, StoreRef
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import NAMESPACE
 from finetune_operator.manifests.engines.vllm import argument_problems
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked
@@ -154,8 +155,8 @@ def _not_allowed(
 
 def check_trainer(profile: ComputeProfile) -> Blocked | None:
     """Whether this operator supports the contract of the profile's own trainer image."""
-    contract = profile.spec.images.trainer_contract
-    if contract is None or contract in CONTRACT_VERSIONS:
+    contract = trainer_of(profile, "").contract
+    if contract in CONTRACT_VERSIONS:
         return None
     return Blocked(
         Reason.PROFILE_INVALID,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.configs import cleanup_config
@@ -13,7 +12,7 @@ from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.platform import profiles, storage
 from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
@@ -70,7 +69,7 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
         )
     profile = profiles.resolve_profile(None, "spec.compute.profile", owner.namespace, snapshot)
     known = None if isinstance(profile, Blocked) or profiles.check_trainer(profile) else profile
-    trainer = _trainer(known, removal, snapshot.facts.trainer_image)
+    trainer = trainer_of(known, snapshot.facts.trainer_image)
     secret = SecretReference(name=removal.secret) if removal.secret else None
     draft.start_job(
         build_stage_job(
@@ -87,15 +86,10 @@ def _start(draft: Draft, removal: Removal, name: str) -> Working | Blocked:
                 storage=Storage(store=parse_store(removal.store)),
                 credentials=CredentialsMount(store=secret),
             ),
+            nonce_key=snapshot.facts.nonce_key,
         )
     )
     return Working(Reason.CLEANING_UP, f"{removal.folder} is being removed")
-
-
-def _trainer(profile: ComputeProfile | None, removal: Removal, default_image: str) -> TrainerImage:
-    """The profile's own trainer, if it can remove the folder: folders of runs are new in contract 2."""
-    trainer = trainer_of(profile, default_image)
-    return trainer_of(None, default_image) if removal.artifact is None and trainer.contract < 2 else trainer
 
 
 def _trouble(removal: Removal, reason: Reason, message: str, recheck_seconds: float) -> Blocked:

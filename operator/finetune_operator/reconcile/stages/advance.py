@@ -57,7 +57,7 @@ def advance(draft: Draft, request: StageRequest) -> Answer:
     if "deletionTimestamp" in job["metadata"]:
         message = f"waiting for the previous {request.stage} pod{'s' if nodes_of(job) > 1 else ''} to end"
         return until_ended(pods, Reason.QUEUED, message, snapshot.now)
-    if is_foreign(job, request.expected, snapshot):
+    if is_foreign(job):
         return foreign(job)
     if has_ended(job, "Complete"):
         result = success(pods, job, request.expected)

@@ -25,7 +25,7 @@ def collect(draft: Draft, request: StageRequest) -> Answer:
     reading = Working(Reason.COLLECTING, f"reading the result of {request.stage} from the store")
     if job is None:
         return StartNeeded("collect", reading)
-    if is_foreign(job, request.expected, snapshot):
+    if is_foreign(job):
         return foreign(job)
     pods = pods_of(job, snapshot)
     if is_unfinished(job):

@@ -2,17 +2,14 @@
 """Find the pods of a Job, and the result of its stage among their termination messages.
 
 Users who can create pods or Jobs in a namespace can give them any label and owner. The operator accepts a
-result only if it names the right run and stage, and repeats the nonce and the config digest of the Job if the
-Job has them.
+result only if it names the right run and stage, and repeats the nonce and the config digest of the Job.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.engine.resources import POD
-from finetune_operator.manifests.jobs import NONCE_CONTRACT
 from finetune_operator.manifests.labels import CONFIG_DIGEST, NONCE
-from finetune_operator.manifests.trainerimage import FIRST_CONTRACT
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
@@ -30,20 +27,6 @@ class Expected:
 
     run: str
     stage: ResultStage
-    contract: int
-    """Version of the contract in which the Jobs of the object are made: `contract_of_jobs`."""
-
-
-def contract_of_jobs(recorded: int | None, *, has_begun: bool, current: int) -> int:
-    """Version of the contract in which the Jobs of an object are made, as far as the operator knows.
-
-    Args:
-        recorded: the version in the object's status. Earlier releases did not record it.
-        has_begun: whether the status shows that the operator created a Job. If not, an earlier release
-            cannot have created one.
-        current: the version of the trainer image that a new Job gets.
-    """
-    return (recorded or FIRST_CONTRACT) if has_begun else current
 
 
 def pods_of(job: Manifest, snapshot: Snapshot) -> list[Manifest]:
@@ -60,10 +43,9 @@ def _is_created_for(pod: Manifest, uid: str) -> bool:
     return is_controlled and metadata.get("labels", {}).get(JOB_UID) == uid
 
 
-def is_foreign(job: Manifest, expected: Expected, snapshot: Snapshot) -> bool:
-    """Whether the Job lacks the nonce that the operator gives to every Job of the object."""
-    annotations = job["metadata"].get("annotations", {})
-    return bool(snapshot.facts.nonce_key) and expected.contract >= NONCE_CONTRACT and NONCE not in annotations
+def is_foreign(job: Manifest) -> bool:
+    """Whether the Job lacks the nonce that the operator gives to the Job of every stage."""
+    return NONCE not in job["metadata"].get("annotations", {})
 
 
 def result_of(pod: Manifest, job: Manifest, expected: Expected) -> StageResult | None:
@@ -78,9 +60,9 @@ def result_of(pod: Manifest, job: Manifest, expected: Expected) -> StageResult |
 def _is_bound(result: StageResult, job: Manifest) -> bool:
     annotations = job["metadata"].get("annotations", {})
     nonce, digest = annotations.get(NONCE), annotations.get(CONFIG_DIGEST)
-    if nonce is not None and result.nonce != nonce:
+    if nonce is None or result.nonce != nonce:
         return False
-    # A config that could not be read has no digest.
+    # Not every stage binds its config, and a config that could not be read has no digest.
     return digest is None or result.config_digest == digest or result.outcome == "Failed"
 
 

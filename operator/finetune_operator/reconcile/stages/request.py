@@ -62,8 +62,6 @@ class StageRequest:
     run: str
     """Folder of its results in the store."""
     names: JobNames
-    contract: int
-    """Version of the contract in which the stage's Jobs are made: `contract_of_jobs`."""
     peers: PeerObjects | None = None
     """Set if the stage has several pods."""
     isolation: Manifest | None = None
@@ -80,7 +78,7 @@ class StageRequest:
     @property
     def expected(self) -> Expected:
         """What its result must repeat."""
-        return Expected(self.run, self.stage, self.contract)
+        return Expected(self.run, self.stage)
 
 
 @dataclass(frozen=True, slots=True)

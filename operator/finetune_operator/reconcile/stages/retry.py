@@ -38,7 +38,7 @@ def retry_stage(
     is_old = probe is not None and parse_time(probe["metadata"]["creationTimestamp"]) < failed_at
     if probe is not None and is_old:
         draft.remove(probe)
-    elif probe is not None and is_foreign(probe, request.expected, snapshot):
+    elif probe is not None and is_foreign(probe):
         return foreign(probe)
     elif probe is not None:
         return _probed(draft, job, probe, retry, request)

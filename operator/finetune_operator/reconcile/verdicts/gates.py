@@ -25,8 +25,8 @@ WORST_FIRST: Final[tuple[GateVerdict, ...]] = ("Failed", "Undecided", "NotApplic
 def decide(gates: tuple[Gate, ...], measured: Measurements) -> tuple[tuple[GateResult, ...], Verdict]:
     """The result of each gate, and the verdict: the worst of failed, undecided and passed.
 
-    A finding that vetoes the promotion makes the verdict `Failed`, with or without gates: each release of the
-    operator knows it as one that promotes nothing. A gate that does not apply counts as passed.
+    A finding that vetoes the promotion makes the verdict `Failed`, with or without gates. A gate that
+    does not apply counts as passed.
     """
     results = tuple(
         _GateDecision(gate, measured.evidence.get(index), measured).result()
@@ -175,11 +175,8 @@ class _GateDecision:
         )
 
     def _without_bounds(self, figure: _Figure) -> _Part:
-        reason = (
-            "the trainer image computes no bounds: use one of this release in a new run or Evaluation"
-            if self.evidence is None
-            else self.evidence.undecided or f"the rows give no bounds, and {self._more_rows()}"
-        )
+        reason = "" if self.evidence is None else self.evidence.undecided
+        reason = reason or f"the rows give no bounds, and {self._more_rows()}"
         return _Part("Undecided", f"{figure.text}: {reason}")
 
     def _more_rows(self) -> str:

@@ -18,7 +18,7 @@ class Measurements:
 
     scores: tuple[Score, ...]
     evidence: Mapping[int, GateEvidence] = field(default_factory=dict)
-    """By the index of the gate. An older trainer reports none."""
+    """By the index of the gate."""
     findings: tuple[CheckFinding, ...] = ()
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """By subject, why it was not measured."""

@@ -53,6 +53,8 @@ def _checkpoint(name: str) -> Manifest:
         "baseModel": {"uri": base, "digest": digest("base", base)},
         "datasetVersion": "tickets-1a2b3c4d5e6f",
         "job": {"name": "gone", "uid": "gone"},
+        "method": {"objective": "SFT", "type": "LoRA"},
+        "adapter": {"r": 16},
         "hyperparameters": hyperparameters,
         "trainerImage": "registry.example/trainer:1",
     }

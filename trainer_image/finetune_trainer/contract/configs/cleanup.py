@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of a process that removes a folder from the store."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
@@ -17,5 +15,5 @@ class CleanupConfig(Contract):
     owner: Owner
     store: StoreConfig
     artifact: ArtifactRef | None = None
-    run: Annotated[str | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    run: str | None = None
     """Folder under `runs/`. The run has no pods any more."""

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of a process that reads the result of a stage."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.results import StageResult
@@ -15,7 +13,7 @@ class CollectConfig(StageConfig):
 
     stage: Literal["collect"] = "collect"
     of: Stage
-    probe: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    probe: bool = False
     """First write a small file into the stage's folder and remove it, to check that the store is usable."""
 
     def bind(self, result: StageResult) -> StageResult:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that evaluates."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -30,57 +30,45 @@ class EvaluateConfig(StageConfig):
     base_model: Digest
     dataset: Digest
     """Dataset of the evaluated rows."""
-    training_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    training_dataset: Digest | None = None
     """Dataset whose training rows the weights have seen; None if it is not recorded any more."""
-    shown_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    shown_dataset: Digest | None = None
     """Dataset whose training rows the subject Prompted shows; None for `dataset`."""
     checkpoint: Digest
     checkpoint_type: CheckpointType = "Adapter"
-    probe: Annotated[Digest | None, Field(json_schema_extra={"since": 2})] = None
+    probe: Digest | None = None
     """Digest of the checkpoint's probe, with which its predictions are compared; None if it has none."""
-    quantized_base: Annotated[bool, Field(json_schema_extra={"since": 2})] = False
+    quantized_base: bool = False
     """Whether the adapter was trained on a base model in 4 bits. All subjects are then measured on it."""
-    split: Annotated[SplitName, Field(json_schema_extra={"since": 2, "essential": True})] = "test"
+    split: SplitName = "test"
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     subjects: tuple[Subject, ...] = ("Tuned", "Base")
-    chat_template_kwargs: ChatTemplateKwargs = Field(
-        default={}, json_schema_extra={"since": 2, "essential": True}
-    )
+    chat_template_kwargs: ChatTemplateKwargs = Field(default={})
     max_sequence_length: int = 2048
     max_new_tokens: int = 256
     batch_size: int = 32
     """Max rows of a batch; long rows have smaller batches."""
     seed: int = 0
-    step_timeout_seconds: Annotated[int, Field(json_schema_extra={"since": 2})] = STEP_TIMEOUT_SECONDS
+    step_timeout_seconds: int = STEP_TIMEOUT_SECONDS
     """Seconds without a finished batch or generated token after which the process ends."""
-    generation: Annotated[GenerationSettings, Field(json_schema_extra={"since": 2, "essential": True})] = (
-        GenerationSettings()
-    )
-    options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2, "essential": True})] = (
-        MetricOptions()
-    )
-    prompted: Annotated[PromptedModel, Field(json_schema_extra={"since": 2})] = PromptedModel()
-    live: Annotated[LiveModel | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    generation: GenerationSettings = GenerationSettings()
+    options: MetricOptions = MetricOptions()
+    prompted: PromptedModel = PromptedModel()
+    live: LiveModel | None = None
     """The model of the subject Live; None if the model line has no champion."""
-    gates: Annotated[tuple[GateBound, ...], Field(json_schema_extra={"since": 2})] = ()
+    gates: tuple[GateBound, ...] = ()
     """Bounds for which the result has evidence."""
-    slice_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    slice_by: str | None = None
     """Kept column of the rows by which the page shows the scores in parts."""
-    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    group_by: str | None = None
     """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
-    judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    judges: tuple[Judge, ...] = ()
     """Models that compare the answers of two subjects when all subjects are measured."""
-    checks: Annotated[EvaluationChecks | None, Field(json_schema_extra={"since": 2})] = None
+    checks: EvaluationChecks | None = None
     """Checks of the weights; None: an operator that knows none."""
-    tasks: Annotated[
-        tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    tasks: tuple[EvaluationTask, ...] = ()
     """Tasks of general ability, which all subjects but Prompted do."""
-    custom_metrics: Annotated[
-        tuple[CustomMetric, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    custom_metrics: tuple[CustomMetric, ...] = ()
     """Metrics of the user, which score computes. Their sources are checked before anything is measured."""
-    answer_engine: Annotated[
-        AnswerEngine | None, Field(json_schema_extra={"since": 2, "essential": True})
-    ] = None
+    answer_engine: AnswerEngine | None = None
     """Set if the ComputeProfile has another engine than that of the trainer."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that checks the base model against the data."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,15 +42,13 @@ class PreflightConfig(StageConfig):
     parent: ParentCheckpoint | None = None
     """A Checkpoint of this base model in the same store. The run uses the settings of its adapter."""
     dataset: Digest
-    test_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    test_dataset: Digest | None = None
     """Dataset of the rows to evaluate on, which training must not see; None for the test split of
     `dataset`."""
-    test_split: Annotated[SplitName, Field(json_schema_extra={"since": 2})] = "test"
+    test_split: SplitName = "test"
     """Split of `test_dataset`."""
     method: RequestedMethod = RequestedMethod()
-    chat_template_kwargs: ChatTemplateKwargs = Field(
-        default={}, json_schema_extra={"since": 2, "essential": True}
-    )
+    chat_template_kwargs: ChatTemplateKwargs = Field(default={})
     hyperparameters: RequestedHyperparameters = RequestedHyperparameters()
     keep_steps: tuple[int, ...] = ()
     """Steps whose weights the run must keep. The run must reach all of them."""
@@ -58,34 +56,26 @@ class PreflightConfig(StageConfig):
     """Number of pods that train together."""
     devices: int = 1
     """Processes per pod, one per accelerator."""
-    device: Annotated[DeviceFacts | None, Field(json_schema_extra={"since": 2})] = None
+    device: DeviceFacts | None = None
     """Facts about the devices of train; None if nothing about them is known."""
-    on_predicted_out_of_memory: Annotated[OnPredictedOutOfMemory, Field(json_schema_extra={"since": 2})] = (
-        "Refuse"
-    )
+    on_predicted_out_of_memory: OnPredictedOutOfMemory = "Refuse"
     """Whether the stage fails if the prediction says that train cannot fit the device."""
-    sharding: Annotated[Sharding, Field(json_schema_extra={"since": 2, "essential": True})] = "Auto"
+    sharding: Sharding = "Auto"
     """Whether the processes of train shard the weights. Auto: by method and prediction."""
-    metrics: Annotated[tuple[Metric, ...], Field(json_schema_extra={"since": 2})] = ()
+    metrics: tuple[Metric, ...] = ()
     """Metrics of the evaluation that need more than answers and losses."""
-    options: Annotated[MetricOptions, Field(json_schema_extra={"since": 2})] = MetricOptions()
-    slice_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    options: MetricOptions = MetricOptions()
+    slice_by: str | None = None
     """Kept column of the rows by which the evaluation shows the scores in parts."""
-    mfu: Annotated[float | None, Field(json_schema_extra={"since": 2})] = None
+    mfu: float | None = None
     """Median model FLOPs utilization of the profile's last finished runs; None before the first."""
-    learning_curve: Annotated[
-        tuple[float, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    learning_curve: tuple[float, ...] = ()
     """Shares of the training rows to train on in addition, as in the config of train."""
-    max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
+    max_run_seconds: int | None = None
     """Seconds that train may run; None without a limit. A learning curve must fit."""
-    custom_metrics: Annotated[
-        tuple[CustomMetric, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    custom_metrics: tuple[CustomMetric, ...] = ()
     """Metrics of the user, whose sources are checked and recorded."""
-    judges: Annotated[tuple[Judge, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    judges: tuple[Judge, ...] = ()
     """Judges of the evaluation, whose endpoints are checked."""
-    tasks: Annotated[
-        tuple[EvaluationTask, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    tasks: tuple[EvaluationTask, ...] = ()
     """Tasks of the evaluation, whose files are checked and recorded."""

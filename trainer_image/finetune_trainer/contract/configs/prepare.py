@@ -41,11 +41,13 @@ class PrepareConfig(StageConfig):
     cleaning: Cleaning = Cleaning()
     checks: Checks = Checks()
     split: Split = Split()
-    keep_columns: Annotated[tuple[str, ...], Field(json_schema_extra={"since": 2, "essential": True})] = ()
+    rule_version: int = 1
+    """Version of the rules for reading and comparing rows, one of `RULE_VERSIONS`."""
+    keep_columns: tuple[str, ...] = ()
     """Columns of the source that stay with each row, as `Row.columns`."""
     on_invalid_rows: Literal["Fail", "Drop"] = "Fail"
     max_invalid_fraction: float | None = None
-    max_unpacked_bytes: Annotated[int | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    max_unpacked_bytes: int | None = None
     """Max total size of the unpacked files, and of the rows made of them. None: the trainer's own bound. Not
     part of the preparation's digest, because it does not change the rows."""
     previous: Digest | None = None

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that computes the user's metrics."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.custommetric import CustomMetric
@@ -23,8 +21,8 @@ class ScoreConfig(StageConfig):
     """Folder of the evaluate stage in the run's folder."""
     dataset_path: str
     """Folder of the dataset."""
-    split: Annotated[SplitName, Field(json_schema_extra={"since": 2, "essential": True})] = "test"
-    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    split: SplitName = "test"
+    group_by: str | None = None
     """Column of the source whose rows are together in one split, and count as one; None: independent rows."""
     metrics: tuple[CustomMetric, ...]
     gates: tuple[GateBound, ...] = ()

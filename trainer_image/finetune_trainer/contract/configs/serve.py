@@ -18,11 +18,11 @@ class FetchItem(Contract):
     artifact: ArtifactRef
     folder: str
     """Folder name under `MODELS_MOUNT`."""
-    probe: Digest | None = Field(default=None, json_schema_extra={"since": 2})
+    probe: Digest | None = None
     """Digest of what the weights predicted when they were published. None: there is no record."""
-    merged: Digest | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    merged: Digest | None = None
     """Digest of the merged weights, which are derived from the artifact. None: the artifact itself."""
-    in_cache: bool = Field(default=False, json_schema_extra={"since": 2, "essential": True})
+    in_cache: bool = False
     """Whether the folder is read in place in the model cache or image, instead of copied from the store."""
 
 
@@ -49,13 +49,13 @@ class FetchConfig(Contract):
     store: StoreConfig
     items: tuple[FetchItem, ...]
     destination: str = MODELS_MOUNT
-    cache: StoreConfig | None = Field(default=None, json_schema_extra={"since": 2})
+    cache: StoreConfig | None = None
     """The model cache, mounted read-only. None: no item is in it."""
-    image: ImageVolume | None = Field(default=None, json_schema_extra={"since": 2})
+    image: ImageVolume | None = None
     """OCI image whose files are those of the item that is in the cache. None: the cache is a volume."""
-    engine: EngineName = Field(default="Transformers", json_schema_extra={"since": 2, "essential": True})
+    engine: EngineName = "Transformers"
     """Engine that reads the folders. For VLLM, `VLLM_MOUNT` gets the files that vLLM needs besides them."""
-    max_lora_rank: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    max_lora_rank: int | None = None
     """Highest rank of an adapter that the engine loads. None: any.
 
     Such an engine loads plain LoRA only, so fetching fails with the reason if an adapter has a higher rank,
@@ -70,9 +70,7 @@ class ServedModel(Contract):
     folder: str
     """Folder name under `MODELS_MOUNT`."""
     type: CheckpointType = "Adapter"
-    chat_template_kwargs: ChatTemplateKwargs = Field(
-        default={}, json_schema_extra={"since": 2, "essential": True}
-    )
+    chat_template_kwargs: ChatTemplateKwargs = Field(default={})
     """Arguments for the chat template in requests that do not set them."""
 
 
@@ -98,20 +96,16 @@ class ServeConfig(Contract):
     """Max number of requests that wait. More are refused."""
     max_model_length: int = 4096
     """Max tokens of prompt and answer together; at most the context of the model."""
-    max_tokens: int | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    max_tokens: int | None = None
     """Max tokens of an answer: the default of requests, and the limit of those that ask for more."""
-    request_deadline_seconds: int | None = Field(
-        default=None, json_schema_extra={"since": 2, "essential": True}
-    )
+    request_deadline_seconds: int | None = None
     """Seconds from the arrival of a request after which it is ended. None: no deadline."""
-    default_sampling: DefaultSampling = Field(
-        default=DefaultSampling(), json_schema_extra={"since": 2, "essential": True}
-    )
-    reasoning_parser: str | None = Field(default=None, json_schema_extra={"since": 2, "essential": True})
+    default_sampling: DefaultSampling = DefaultSampling()
+    reasoning_parser: str | None = None
     """Parser of all models. None: the one that fits the chat template of each model."""
     drain_seconds: float = 10
     """Seconds after SIGTERM during which the pod still accepts requests."""
-    api_keys_path: str | None = Field(default=None, json_schema_extra={"since": 2})
+    api_keys_path: str | None = None
     """Folder with the API keys, one file per key. None: requests need no key."""
-    metrics_port: int = Field(default=METRICS_PORT, json_schema_extra={"since": 2})
+    metrics_port: int = METRICS_PORT
     """Port of vLLM's metrics. The Transformers engine has its metrics on `port`."""

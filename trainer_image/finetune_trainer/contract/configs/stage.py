@@ -3,9 +3,7 @@
 
 import hashlib
 import json
-from typing import Annotated, ClassVar, Final
-
-from pydantic import Field
+from typing import ClassVar, Final
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Contract
 from finetune_trainer.contract.references import Owner, ReportTarget, StoreConfig
@@ -27,9 +25,9 @@ class StageConfig(Contract):
     """Folder under `runs/`: the uid of a FineTuneJob, or uid, generation and check number of a Dataset."""
     store: StoreConfig
     report: ReportTarget | None = None
-    nonce: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    nonce: str | None = None
     """Repeated in the result, which binds the result to the Job created with it."""
-    accelerators: Annotated[int, Field(json_schema_extra={"since": 2})] = 0
+    accelerators: int = 0
     """CUDA devices that the pod requests; 0 if it requests none, or if its trainer does not check them."""
 
     @property

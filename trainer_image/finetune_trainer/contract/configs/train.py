@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config of the stage that trains."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,15 +24,13 @@ class TrainConfig(StageConfig):
     parent: ParentCheckpoint | None = None
     """Checkpoint that training starts from. It was trained from the same base model."""
     dataset: Digest
-    test_dataset: Annotated[Digest | None, Field(json_schema_extra={"since": 2, "essential": True})] = None
+    test_dataset: Digest | None = None
     """Dataset of the rows to evaluate on, which training must not see; None for the test split of
     `dataset`."""
-    test_split: Annotated[SplitName, Field(json_schema_extra={"since": 2})] = "test"
+    test_split: SplitName = "test"
     """Split of `test_dataset`."""
     method: Method = Method()
-    chat_template_kwargs: ChatTemplateKwargs = Field(
-        default={}, json_schema_extra={"since": 2, "essential": True}
-    )
+    chat_template_kwargs: ChatTemplateKwargs = Field(default={})
     hyperparameters: Hyperparameters
     keep: int = 0
     """Number of most recent periodic saves to publish as Checkpoints, in addition to best and final."""
@@ -47,14 +45,12 @@ class TrainConfig(StageConfig):
     """Processes per pod, one per accelerator; one in a pod without accelerators."""
     coordinator: str | None = None
     """Host name of the pod with index 0; None if the run has one pod."""
-    peer_key_path: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    peer_key_path: str | None = None
     """Key file by which the pods of the run authenticate to each other; None if the run has one pod."""
-    learning_curve: Annotated[
-        tuple[float, ...], Field(json_schema_extra={"since": 2, "essential": True})
-    ] = ()
+    learning_curve: tuple[float, ...] = ()
     """Shares of the training rows, above 0 and below 1, to train on after the run itself, in this order."""
-    group_by: Annotated[str | None, Field(json_schema_extra={"since": 2})] = None
+    group_by: str | None = None
     """Column of the source whose rows are together in one split, and count as one in the intervals of the
     learning curve; None: independent rows, or no curve."""
-    max_run_seconds: Annotated[int | None, Field(json_schema_extra={"since": 2})] = None
+    max_run_seconds: int | None = None
     """Seconds that the stage may run. A training of the learning curve that would exceed them is left out."""

@@ -5,7 +5,6 @@ from copy import copy
 from enum import IntEnum
 from typing import Any, Self
 
-from finetune_trainer.contract.vocabulary import RULE_VERSION
 from finetune_trainer.data.containers.base import ContainerName, Fields, TableName, table_of
 from finetune_trainer.data.formats.answerratings import AnswerRatings
 from finetune_trainer.data.options import FieldNames
@@ -28,10 +27,9 @@ class Match(IntEnum):
 class Clues:
     """Field names to expect in one source: those in the recipe, else the usual ones."""
 
-    def __init__(self, names: FieldNames, rule: int = RULE_VERSION) -> None:
+    def __init__(self, names: FieldNames) -> None:
         """Raises ValueError for an invalid template."""
         self.names = names
-        self.rule = rule
         self.ratings = AnswerRatings(names)
         self.prompt = (
             PromptTemplate.parse(names.template).columns if names.template else (names.prompt or "prompt",)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Final
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.formats.base import Format, Issues
 from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.options import MESSAGES_SINCE
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import normal_line_ends, text_issue
 from finetune_trainer.rows import Row
@@ -33,7 +32,7 @@ class DoccanoFormat(Format):
             return Match.FIELDS if isinstance(label, list) and fields >= {"id", "text"} else None
         if fields - {"Comments"} == COLUMNS:
             return Match.FIELDS
-        is_other = clues.rule < MESSAGES_SINCE or clues.has_prompt(record) or clues.has_completion(record)
+        is_other = clues.has_prompt(record) or clues.has_completion(record)
         return Match.FIELDS if fields >= COLUMNS and not is_other else None
 
     def columns(self) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import with_system
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
 from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import RATINGS_SINCE
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import shown
 from finetune_trainer.rows import Row
@@ -35,7 +34,7 @@ class KTOFormat(Format):
             return Match.NAMED
         if not (clues.has_prompt(record) and clues.has_completion(record)):
             return None
-        return Match.FIELDS if _is_rated(record, clues) else None
+        return Match.FIELDS if clues.ratings.is_kto(record) else None
 
     def columns(self) -> tuple[str, ...]:
         """The columns of prompt, completion and label."""
@@ -64,11 +63,3 @@ class KTOFormat(Format):
             )
         found = found or order_issues(completion, turns)
         return tuple(found) or Row(tuple(turns), "KTO", label=label)
-
-
-def _is_rated(record: Fields, clues: Clues) -> bool:
-    """Whether the label is true or false. By rule version 1, JSON must have a boolean."""
-    if clues.rule >= RATINGS_SINCE:
-        return clues.ratings.is_kto(record)
-    label = record.get(clues.label)
-    return label_of(label) is not None if clues.table else isinstance(label, bool)

@@ -22,7 +22,7 @@ from finetune_trainer.data.formats.labelstudiotasks import (
 )
 from finetune_trainer.data.formats.messages import read_messages
 from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.data.textchecks import normal_line_ends, printable, text_issue, type_name
 from finetune_trainer.rows import Message, Row
@@ -48,9 +48,8 @@ NEXT_TURNS: Final = ("prompt", "response")
 class LabelStudioFormat(Format):
     """The prompt is a field of the data; the completion is the answer of one control tag, by its `name`.
 
-    By rule version 2 tasks for generative AI are read too: a conversation is the prompt, the tag Chat
-    continues one, and the tag Pairwise prefers one of two answers. By version 1 the first of several
-    annotations counts.
+    Of tasks for generative AI, a conversation is the prompt, the tag Chat continues one, and the tag Pairwise
+    prefers one of two answers.
     """
 
     name: ClassVar = "LabelStudio"
@@ -60,23 +59,19 @@ class LabelStudioFormat(Format):
     usual_prompt: ClassVar = "text"
 
     @classmethod
-    def match(cls, record: Fields, clues: Clues, /) -> Match | None:
+    def match(cls, record: Fields, _clues: Clues, /) -> Match | None:
         """Matches a task, or the columns that Label Studio adds to flat exports."""
-        is_read = clues.rule >= MESSAGES_SINCE or (
-            isinstance(record.get("annotations"), list) and "data" in record
-        )
         is_flat = any(record.keys() >= columns for columns in FLAT_COLUMNS)
-        return Match.EXPORT if is_flat or (is_read and is_task(record)) else None
+        return Match.EXPORT if is_flat or is_task(record) else None
 
     def __init__(self, recipe: Recipe) -> None:
-        self._reads_tasks = recipe.division.rule_version >= MESSAGES_SINCE
         self._path = ""
         """Path of the turns before the answer, for messages."""
         super().__init__(recipe)
 
     def columns(self) -> tuple[str, ...]:
         """The columns that flat exports must have."""
-        is_found = self._reads_tasks and self.names.prompt is None and self.template is None
+        is_found = self.names.prompt is None and self.template is None
         prompts = () if is_found else self.prompt_columns
         return (*prompts, *((self.names.completion,) if self.names.completion else ()))
 
@@ -99,9 +94,9 @@ class LabelStudioFormat(Format):
             return (
                 Issue(Code.FIELD_TYPE, f"data is {state}", "an object", "export it again", column="data"),
             )
-        annotations = record.get("annotations", record.get(OLD_ANNOTATIONS) if self._reads_tasks else None)
-        answers = answers_of(annotations, refuses_disagreement=self._reads_tasks)
-        if isinstance(answers, Issue) and self._reads_tasks and record.get("predictions"):
+        annotations = record.get("annotations", record.get(OLD_ANNOTATIONS))
+        answers = answers_of(annotations)
+        if isinstance(answers, Issue) and record.get("predictions"):
             answers = issues.predicted()
         return (answers,) if isinstance(answers, Issue) else self._row(data, answers, list(answers))
 
@@ -111,8 +106,6 @@ class LabelStudioFormat(Format):
             return (issues.unanswered(),)
         known = {*META, *(name for name in self.table_columns() if COLLIDED + name not in record)}
         tags = [name for name in record if name not in known and not name.startswith(COLLIDED)]
-        if not self._reads_tasks:
-            return self._row(data, record, tags)
         self._known.update(name for name, value in record.items() if value in NO_MESSAGES)
         chats = self._flat_chats(data, record, tags)
         if not chats:
@@ -141,17 +134,14 @@ class LabelStudioFormat(Format):
         special = [name for name in tags if _is_special(record[name])]
         if special:
             return special
-        of_data = {*conversations_in(data, ()), *(PROMPTS if self.names.prompt is None else ())}
+        prompts = PROMPTS if self.names.prompt is None else ()
+        of_data = {*conversations_in(data, ()), *(name for name in prompts if COLLIDED + name not in record)}
         return [name for name in tags if name not in of_data and record[name] not in NO_MESSAGES]
 
     def _row(
         self, data: Fields, answers: Fields, tags: Sequence[str], *, is_flat: bool = False
     ) -> Row | Issues:
         found: list[Issue] = []
-        if not self._reads_tasks:
-            prompt = self.prompt(data, found)
-            completion = self._completion(answers, tags, found)
-            return tuple(found) or Row.pair(prompt, completion)
         special = [name for name in tags if _is_special(answers[name])]
         if len(special) > 1 and self.names.completion is None:
             return (issues.ambiguous(special),)

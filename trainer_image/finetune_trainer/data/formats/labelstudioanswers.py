@@ -13,10 +13,10 @@ from finetune_trainer.data.textchecks import shown, type_name
 READABLE: Final = ("choices", "textarea")
 
 
-def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issue:
-    """Answers of the first annotation that was not cancelled, by the control tags' names.
+def answers_of(annotations: Any) -> Fields | Issue:
+    """Answers by the control tags' names: of the ground truth, else of annotations that were not cancelled.
 
-    `refuses_disagreement`: return an issue if annotations differ, so that the user decides.
+    Returns an issue if annotations differ, so that the user decides.
     """
     if annotations is None:
         return issues.unanswered()
@@ -33,8 +33,6 @@ def answers_of(annotations: Any, *, refuses_disagreement: bool) -> Fields | Issu
         for annotation in annotations
         if isinstance(annotation, dict) and not annotation.get("was_cancelled")
     ]
-    if not refuses_disagreement:
-        return _answers(kept[0].get("result") if kept else None) or issues.unanswered()
     ground_truth = [annotation for annotation in kept if annotation.get("ground_truth")]
     answers = [found for each in ground_truth or kept if (found := _answers(each.get("result")))]
     if any(each != answers[0] for each in answers):

@@ -11,7 +11,7 @@ from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, with_system
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
@@ -40,7 +40,6 @@ class PromptCompletionFormat(Format):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._reads_messages = recipe.division.rule_version >= MESSAGES_SINCE
         self._messages = self.names.messages or "messages"
         self._columns = self.columns()
 
@@ -53,10 +52,9 @@ class PromptCompletionFormat(Format):
         if self._messages in record and not any(name in record for name in self.prompt_columns):
             return (mixed(f'a chat row, with "{self._messages}"', "prompt and completion"),)
         completion = self._columns[-1]
-        if self._reads_messages:
-            for name in self._columns:
-                if isinstance(record.get(name), list):
-                    return self._conversation(record, self._columns[0], completion)
+        for name in self._columns:
+            if isinstance(record.get(name), list):
+                return self._conversation(record, self._columns[0], completion)
         found: list[Issue] = []
         prompt = self.prompt(record, found)
         answer = text(record, completion, found)

@@ -9,7 +9,7 @@ from finetune_trainer.data.formats.base import EMPTY, Format, Issues, missing, t
 from finetune_trainer.data.formats.clues import Clues, Match
 from finetune_trainer.data.formats.messages import read_messages, unsupported, with_system
 from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import MESSAGES_SINCE, Recipe
+from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.rowproblems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
@@ -36,14 +36,13 @@ class PreferenceFormat(Format):
         # A chat does not have two answers.
         if MESSAGES in record and all(record.get(name) not in EMPTY for name in clues.answers):
             return Match.SHAPE
-        if clues.rule >= MESSAGES_SINCE and is_openai(record):
+        if is_openai(record):
             return Match.SHAPE
         return Match.FIELDS if record.keys() >= clues.answers else None
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._known.update(self.prompt_columns)
-        self._reads_openai = recipe.division.rule_version >= MESSAGES_SINCE
 
     def columns(self) -> tuple[str, ...]:
         """The columns of the answers, which may include the prompt."""
@@ -51,13 +50,13 @@ class PreferenceFormat(Format):
 
     def header_issues(self, columns: Sequence[str]) -> Issues:
         """Issues about missing columns of a table."""
-        if self._reads_openai and set(columns) >= OPENAI_FIELDS:
+        if set(columns) >= OPENAI_FIELDS:
             return ()
         return super().header_issues(columns)
 
     def row(self, record: Fields) -> Row | Issues:
         """The preference pair."""
-        if self._reads_openai and is_openai(record):
+        if is_openai(record):
             return self._openai_row(record)
         prompt = self.names.prompt or "prompt"
         has_messages = record.get(MESSAGES) not in EMPTY and prompt != MESSAGES

@@ -18,7 +18,7 @@ from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.masking import page_scanner
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
 from finetune_trainer.evaluate.subjects.prompted import encode_prompted
-from finetune_trainer.model.bundle import TOKENIZER, own_chat_template, own_stop_ids
+from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scope import MetricScope
@@ -145,11 +145,10 @@ class SubjectOpener:
     ) -> _Opened:
         folder = self._store.artifact(ArtifactRef(kind="checkpoints", digest=checkpoint), verify=True)
         is_whole = type_ == FULL_MODEL
-        # A whole model has its own tokenizer, except those of older releases.
-        has_tokenizer = is_whole and (folder / TOKENIZER).exists()
-        tokenizer = load_tokenizer(folder if has_tokenizer else self._model(base_model))
+        require_bundle(folder, f"Checkpoint {checkpoint}")
+        tokenizer = load_tokenizer(folder if is_whole else self._model(base_model))
         # The model was trained with it. Another release may supply another one to the same base model.
-        tokenizer.chat_template = own_chat_template(folder) or tokenizer.chat_template
+        tokenizer.chat_template = own_chat_template(folder)
         weights = Weights(folder) if is_whole else Weights(self._model(base_model), folder, quantized)
         return _Opened(weights, tokenizer, own_stop_ids(folder))
 

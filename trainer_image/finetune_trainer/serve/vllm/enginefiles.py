@@ -15,6 +15,7 @@ from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDE
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import listed
 from finetune_trainer.model.adapter import read_adapter
+from finetune_trainer.model.basebundle import BundleUnknown, base_bundle
 from finetune_trainer.model.bundle import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
@@ -22,7 +23,6 @@ from finetune_trainer.model.bundle import (
     own_stop_ids,
     write_settings,
 )
-from finetune_trainer.model.missingbundle import BundleUnknown, missing_bundle
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import writable
 
@@ -81,15 +81,8 @@ def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) 
 
 
 def _of_adapters(base: Path, adapters: Sequence[Path]) -> tuple[str, frozenset[int]]:
-    templates = {adapter.name: own_chat_template(adapter) for adapter in adapters}
-    if without := [name for name, template in templates.items() if template is None]:
-        raise StageFailure(
-            FailureReason.BASE_MODEL_INVALID,
-            f"{listed(without)}: an older release published this adapter without a generation config, and the"
-            " base model does not say how an answer ends, so vLLM cannot serve it. Choose a ComputeProfile"
-            " whose engine is Transformers, or train the adapter again",
-        )
-    (template, *others) = {template for template in templates.values() if template is not None}
+    templates = {each.name: (each / CHAT_TEMPLATE).read_text(encoding="utf-8") for each in adapters}
+    (template, *others) = set(templates.values())
     if others:
         raise StageFailure(
             FailureReason.INVALID_CONFIG,
@@ -106,7 +99,7 @@ def _of_model(base: Path) -> tuple[str, frozenset[int]]:
     if template is not None and stop_ids:
         return template, stop_ids
     try:
-        bundle = missing_bundle(base)
+        bundle = base_bundle(base)
     except (BundleUnknown, OSError, ValueError) as error:
         raise StageFailure(
             FailureReason.BASE_MODEL_INVALID,

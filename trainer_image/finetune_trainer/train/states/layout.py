@@ -19,8 +19,6 @@ TRAINER_STATE: Final = "trainer_state.json"
 ROW_LOSSES: Final = "row_losses.json"
 """The validation loss by row of the best weights, in their folder. It is not published with them."""
 
-SHARDED_LEDGER: Final = "sharded-ledger.json"
-"""The ledger of a sharded state. The first release looks for `LEDGER`, and ignores a state without it."""
 SHARD: Final = re.compile(r"shard-\d{5}-of-(?P<size>\d{5})\.safetensors")
 RANDOM_NUMBERS: Final = "rng_state"
 
@@ -42,7 +40,7 @@ def random_numbers_name(rank: int, size: int) -> str:
 
 def is_sharded(folder: Path) -> bool:
     """Whether a saved state has one file of tensors per process."""
-    return (folder / SHARDED_LEDGER).exists()
+    return any(SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 
 def needed_by(group: Group, names: Iterable[str]) -> Callable[[str], bool]:

@@ -7,9 +7,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     field_serializer,
-    model_serializer,
 )
 
 from finetune_trainer.contract.base import Contract, Digest, without_newer_defaults
@@ -18,7 +16,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivis
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
 from finetune_trainer.train.preference.rewards import RewardSums
-from finetune_trainer.train.states.losses import LossCurve, RecentLosses, StoredModel
+from finetune_trainer.train.states.losses import LossCurve, RecentLosses
 from finetune_trainer.train.states.retention import KeptStep, Retention
 from finetune_trainer.train.throughput import StepFigures
 
@@ -47,7 +45,10 @@ class Fingerprint(BaseModel):
 
     @field_serializer("method", "hyperparameters")
     def _without_newer_defaults(self, part: Contract) -> dict[str, Any]:
-        """Omit fields of this release at their default: older trainers do not know them."""
+        """Omit unset fields of a newer contract: trainers of the older one do not know them.
+
+        The division of a step is omitted too: the weights do not depend on it.
+        """
         values = without_newer_defaults(part)
         if isinstance(part, Hyperparameters):
             return {name: value for name, value in values.items() if name not in NOT_IN_FINGERPRINT}
@@ -64,14 +65,6 @@ class Fingerprint(BaseModel):
             hyperparameters=config.hyperparameters,
             chat_template_kwargs=config.chat_template_kwargs,
         )
-
-    @model_serializer(mode="wrap")
-    def _without_absent_arguments(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out absent template arguments, which ledgers of earlier releases do not have."""
-        fields: dict[str, Any] = handler(self)
-        if not self.chat_template_kwargs:
-            del fields["chat_template_kwargs"]
-        return fields
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Describe the fields that differ, with both values."""
@@ -94,7 +87,7 @@ class Best(BaseModel):
     reward_margin: float | None = None
 
 
-class RunLedger(StoredModel):
+class RunLedger(BaseModel):
     """The figures of a run, bit-identical across restarts."""
 
     fingerprint: Fingerprint
@@ -102,9 +95,9 @@ class RunLedger(StoredModel):
     """How steps are divided, chosen at the first step. Only exhausted memory changes it."""
     tokens: int = 0
     """Number of tokens read in training, without padding."""
-    epoch_loss_sum: float = Field(default=0, alias="epoch_nats")
+    epoch_loss_sum: float = 0
     """Summed loss of the current epoch."""
-    epoch_label_tokens: int = Field(default=0, alias="epoch_labels")
+    epoch_label_tokens: int = 0
     """Number of labelled tokens of the current epoch; of rows for methods with one loss per row."""
     epoch_rewards: RewardSums | None = None
     """Rewards of the current epoch; None for methods without rewards."""
@@ -112,9 +105,9 @@ class RunLedger(StoredModel):
     """Mean loss of the last complete epoch, in the trainer's unit."""
     train_rewards: RewardSums | None = None
     """Rewards of the last complete epoch."""
-    interval_loss_sum: float = Field(default_factory=lambda data: data["epoch_loss_sum"])
-    """Summed loss since the last validation. States of older releases have the same sum for the epoch."""
-    interval_label_tokens: int = Field(default_factory=lambda data: data["epoch_label_tokens"])
+    interval_loss_sum: float = 0
+    """Summed loss since the last validation."""
+    interval_label_tokens: int = 0
     """Number of labelled tokens since the last validation; of rows for methods with one loss per row."""
     validated_train_loss: float | None = None
     """Mean training loss between the last two validations."""
@@ -172,17 +165,10 @@ class RunLedger(StoredModel):
         mean = self.epoch_loss_sum / self.epoch_label_tokens
         self.kept = retention.candidates([*self.kept, KeptStep(step=step, epoch=epoch, train_loss=mean)])
 
-    @property
-    def _interval_train_loss(self) -> float | None:
-        # A state that an older release saved at the end of an epoch has no sums.
-        if self.interval_label_tokens:
-            return self.interval_loss_sum / self.interval_label_tokens
-        return self.train_loss
-
     def end_validation(self, step: int, loss: float) -> None:
         """Record the validation loss after a step."""
         self.validation_loss, self.evaluated_step = loss, step
-        self.validated_train_loss = self._interval_train_loss
+        self.validated_train_loss = self.interval_loss_sum / self.interval_label_tokens
         self.interval_loss_sum, self.interval_label_tokens = 0.0, 0
         self.curve.add_validation(step, loss)
         if self.kept and self.kept[-1].step == step:

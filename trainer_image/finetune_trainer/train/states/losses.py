@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from finetune_trainer.contract.results import LossPoint
 
@@ -28,21 +28,15 @@ MAX_SHOWN_POINTS: Final = 32
 """Points in a result and in a Checkpoint."""
 
 
-class StoredModel(BaseModel):
-    """A part of a stored state. Aliases are its keys there, which keep the names of the first release."""
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-
-class TrainingPoint(StoredModel):
+class TrainingPoint(BaseModel):
     """Training loss of consecutive steps."""
 
     step: int
     """The last step."""
     steps: int
     """Number of steps."""
-    loss_sum: float = Field(alias="nats")
-    label_tokens: int = Field(alias="labels")
+    loss_sum: float
+    label_tokens: int
 
     @property
     def loss(self) -> float:
@@ -72,13 +66,13 @@ class ValidationPoint(BaseModel):
         return ValidationPoint(step=lower.step, loss=lower.loss, epochs=self.epochs + other.epochs)
 
 
-class LossCurve(StoredModel):
+class LossCurve(BaseModel):
     """Training and validation losses, at most `MAX_POINTS` each; a full list joins neighbouring points."""
 
     points: list[TrainingPoint] = []
-    steps_per_point: int = Field(default=1, alias="steps_a_point")
+    steps_per_point: int = 1
     validation: list[ValidationPoint] = []
-    epochs_per_point: int = Field(default=1, alias="epochs_a_point")
+    epochs_per_point: int = 1
 
     def add_step(self, loss_sum: float, label_tokens: int) -> None:
         """Add the summed loss and the number of labelled tokens of the next step."""

@@ -31,7 +31,6 @@ from finetune_trainer.train.states.layout import (
     KEPT_STEPS,
     LEDGER,
     PREFIX,
-    SHARDED_LEDGER,
     STATE,
     folder_name,
     needed_by,
@@ -137,9 +136,8 @@ class ResumeStates:
         snapshot = collect()
         copied = ledger.model_copy(deep=True)
         if self._group.is_main_process:
-            ledger_name = SHARDED_LEDGER if snapshot.is_sharded else LEDGER
             content = written(copied.model_dump_json().encode())
-            snapshot = replace(snapshot, files={**snapshot.files, ledger_name: content})
+            snapshot = replace(snapshot, files={**snapshot.files, LEDGER: content})
 
         def save(pending: PendingSave) -> None:
             name = folder_name(STATE, step)
@@ -227,11 +225,10 @@ class ResumeStates:
         if problem is not None:
             return None, problem
         folder = self._folder.path / name
-        ledger_name = SHARDED_LEDGER if SHARDED_LEDGER in paths else LEDGER
         try:
-            ledger = RunLedger.model_validate_json((folder / ledger_name).read_bytes())
+            ledger = RunLedger.model_validate_json((folder / LEDGER).read_bytes())
         except (OSError, ValidationError) as error:
-            return None, f"its {ledger_name} cannot be read: {error}"
+            return None, f"its {LEDGER} cannot be read: {error}"
         # Only rank 0 reads the weights that the ledger names.
         problem = self._problem_of_weights(ledger) if self._group.is_main_process else None
         return (ResumeState(step, folder, ledger), None) if problem is None else (None, problem)

@@ -211,4 +211,5 @@ class _Download:
                 storage=Storage(store=parse_store(self.store.uri), base_model=location),
                 credentials=CredentialsMount(store=store_secret, base_model=secret),
             ),
+            nonce_key=facts.nonce_key,
         )

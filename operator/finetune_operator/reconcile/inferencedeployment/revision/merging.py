@@ -137,4 +137,5 @@ def _build(
             storage=Storage(store=parse_store(revision.store)),
             credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
         ),
+        nonce_key=facts.nonce_key,
     )

@@ -107,4 +107,5 @@ class _Fill:
                 storage=Storage(store=parse_store(revision.store), cache=self.claim),
                 credentials=CredentialsMount(store=SecretReference(name=secret) if secret else None),
             ),
+            nonce_key=facts.nonce_key,
         )

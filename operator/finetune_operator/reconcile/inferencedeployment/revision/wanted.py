@@ -4,13 +4,7 @@
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision, build_revision
-from finetune_operator.reconcile.inferencedeployment.revision.enginechecks import (
-    check_arguments,
-    check_engine,
-    check_keys,
-    check_merge,
-    check_serving,
-)
+from finetune_operator.reconcile.inferencedeployment.revision.enginechecks import check_engine, check_serving
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.profiles import check_devices, check_trainer, resolve_profile
@@ -32,7 +26,6 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
         return profile
     unusable = (
         _check_profile(profile, compute.devices)
-        or check_keys(endpoint, profile)
         or check_choice(profile, compute)
         or check_queues(serving_queue(profile, compute), endpoint.namespace, snapshot)
     )
@@ -59,16 +52,13 @@ def wanted_revision(endpoint: InferenceDeployment, targets: Targets, snapshot: S
     missing = check_store(stores[0], profile, endpoint.namespace, snapshot)
     if missing is not None:
         return missing
-    unusable = check_arguments(targets, profile) or check_merge(targets, profile)
-    if unusable is not None:
-        return unusable
     revision = build_revision(endpoint, targets.base_digest, targets.resolved, profile, stores[0])
     return check_serving(endpoint, revision) or revision
 
 
 def _check_profile(profile: ComputeProfile, devices: int) -> Halt | None:
     return (
-        check_engine(profile, devices)
+        check_engine(profile)
         or check_trainer(profile)
         or check_devices(profile, devices, "spec.compute.devices")
     )

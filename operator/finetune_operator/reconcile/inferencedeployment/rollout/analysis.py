@@ -20,13 +20,13 @@ from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
 from finetune_operator.manifests.analysisjob import (
     AnalysisImage,
     MeasuredPods,
-    analysis_trainer,
     analyze_config,
     build_analysis_job,
     served_digests,
 )
 from finetune_operator.manifests.labels import REVISION, stage_job_name
 from finetune_operator.manifests.revision import Revision
+from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble
 from finetune_operator.observe.podstatus import has_condition, stage_of
@@ -94,7 +94,7 @@ class Analysis:
         job = self._job
         if job is None or "deletionTimestamp" in job["metadata"]:
             return None
-        if is_foreign(job, self._expected, self.snapshot):
+        if is_foreign(job):
             return self._inconclusive(foreign(job).message)
         if has_ended(job, "Complete"):
             found = success(self._pods, job, self._expected)
@@ -137,8 +137,7 @@ class Analysis:
 
     @property
     def _expected(self) -> Expected:
-        trainer = analysis_trainer(self.revision, self.snapshot.facts.trainer_image)
-        return Expected(self.endpoint.uid, ANALYZE, trainer.contract)
+        return Expected(self.endpoint.uid, ANALYZE)
 
     @property
     def _has_message(self) -> bool:
@@ -150,7 +149,7 @@ class Analysis:
 
     def _build(self) -> Manifest:
         facts, phase = self.snapshot.facts, self.phase
-        trainer = analysis_trainer(self.revision, facts.trainer_image)
+        trainer = trainer_of(self.revision.profile, facts.trainer_image)
         pods = MeasuredPods(
             self._new_pods,
             tuple(self._ready_pods(phase.stable)),

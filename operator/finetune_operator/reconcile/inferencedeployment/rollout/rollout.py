@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry
@@ -189,19 +188,9 @@ def _with_unwanted(
         message=f"replaced by {view.wanted.name}" if state != "Live" and name != view.wanted.name else "",
         verdict=before.verdict,
         analysis=before.analysis,
-        models=before.models or _models_in_status(view.endpoint, name),
+        models=before.models,
     )
     return with_entry(revisions, entry, view.snapshot.now)
-
-
-def _models_in_status(endpoint: InferenceDeployment, name: str) -> tuple[RevisionModel, ...]:
-    """Models of a revision that an earlier release recorded, which is known only of the serving one."""
-    if name != endpoint.status.revision:
-        return ()
-    return tuple(
-        RevisionModel(name=model.name, checkpoint=model.checkpoint, digest=model.digest)
-        for model in endpoint.status.models
-    )
 
 
 def _obeyed(view: EndpointView, state: State, action: Action) -> dict[str, ObeyedDecision]:

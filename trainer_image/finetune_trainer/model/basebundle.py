@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat template and stop tokens for an adapter without a bundle, read from the files of its base model.
+"""Chat template and stop tokens of a base model that is served without adapters, read from its files.
 
-Adapters of older releases have weights only. The container that fetches models has little memory and the
-store's credentials. So this module does not import transformers, parses no vocabulary, and does not run the
-chat template, which is code of the model's author.
+The container that fetches models has little memory and the store's credentials. So this module does not
+import transformers, parses no vocabulary, and does not run the chat template, which is code of the model's
+author.
 """
 
 import json
@@ -32,8 +32,8 @@ class BundleUnknown(Exception):
     """The base model's files do not say how an answer ends."""
 
 
-def missing_bundle(base: Path) -> Bundle:
-    """The bundle of an adapter that an older release trained from the model in `base`.
+def base_bundle(base: Path) -> Bundle:
+    """The bundle of the model in `base`.
 
     Stop tokens are those that the model configures. If its template contains none of them, as in base models
     with the template of their chat model, they include the token that is known to end a turn.

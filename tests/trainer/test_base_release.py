@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers and operators one release apart, as real processes: what each reads of what the other wrote."""
+"""Trainers and operators of the base release and of this one, as real processes."""
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
+from finetune_trainer.contract.configs.stage import StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.model.bundle import CHAT_TEMPLATE, GENERATION_CONFIG
-from tests.olderrelease import older_release, python_path
+from tests.baserelease import BaseRelease
 from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import run
@@ -26,32 +24,31 @@ from tests.trainer.test_bundle import QUESTION
 from tests.trainer.workbench import OWNER, ROWS, Workbench
 from tools.models import tiny
 
-OLDER_SECONDS = 400
+BASE_SECONDS = 400
 """Its preflight imports PyTorch, on a machine that may do much else."""
-OLDER_FILES = {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
-"""Files of an adapter that the older trainer publishes."""
+NONCE = "0f"
 READ = """
 import sys
-from finetune_trainer.contract import StageResult
+from finetune_trainer.contract.results import StageResult
 result = StageResult.parse(sys.stdin.read())
-print(result is not None and result.outcome)
+print(result is not None and result.outcome, result is not None and result.nonce)
 """
 
 
 @pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return older_release(tmp_path_factory.mktemp("older"))
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseRelease:
+    return BaseRelease(tmp_path_factory.mktemp("base"))
 
 
-def run_older(older: Path, config: str) -> StageResult:
-    """A trainer process of the older release, and its result as this release's operator reads it."""
-    environment = {**os.environ, "PYTHONPATH": python_path(older), CONFIG_ENV: config}
+def run_base(base: BaseRelease, config: StageConfig) -> StageResult:
+    """A trainer process of the base release, and its result as this release's operator reads it."""
+    text = config.model_copy(update={"contract": base.contract}).to_json()
     ended = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer"],
-        env=environment,
+        [base.python, "-m", "finetune_trainer"],
+        env={**os.environ, **base.environment, CONFIG_ENV: text},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=OLDER_SECONDS,
+        timeout=BASE_SECONDS,
         check=False,
     )
     prefix = "termination message: "
@@ -65,20 +62,20 @@ def run_older(older: Path, config: str) -> StageResult:
     return result
 
 
-def read_by_older(older: Path, text: str) -> str:
-    """The outcome that the older release's operator reads in a result."""
-    environment = {**os.environ, "PYTHONPATH": python_path(older)}
-    command = [sys.executable, "-c", READ]
+def read_by_base(base: BaseRelease, text: str) -> str:
+    """The outcome and the nonce that the operator of the base release reads in a result."""
+    environment = {**os.environ, **base.environment}
+    command = [str(base.python), "-c", READ]
     ended = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=True)
     return ended.stdout.strip()
 
 
-def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_path: Path) -> None:
-    """It was published without template and stop tokens. The base model has no template of its own."""
+def test_an_adapter_of_the_base_release_is_fetched_and_served(base: BaseRelease, tmp_path: Path) -> None:
+    """The base model has no template of its own."""
     bench = Workbench(tmp_path)
-    base = bench.model(with_gemma_tokens(tmp_path / "source"))
+    model = bench.model(with_gemma_tokens(tmp_path / "source"))
     config = bench.train_config(
-        base,
+        model,
         epochs=40,
         learning_rate=2e-2,
         batch_size=6,
@@ -86,17 +83,16 @@ def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_
         method=Method(lora=LoRA(r=8, dropout=0)),
     )
 
-    trained = run_older(older, config.model_copy(update={"contract": 1}).to_json())
+    trained = run_base(base, config)
 
     assert trained.train is not None, trained.message
     (checkpoint,) = trained.train.checkpoints
-    assert {path.name for path in bench.checkpoint(checkpoint).iterdir()} == OLDER_FILES
     ended = run(
         FetchConfig(
             owner=OWNER,
             store=bench.store_config,
             items=(
-                FetchItem(artifact=ArtifactRef(kind="models", digest=base), folder="base"),
+                FetchItem(artifact=ArtifactRef(kind="models", digest=model), folder="base"),
                 FetchItem(
                     artifact=ArtifactRef(kind="checkpoints", digest=checkpoint.digest), folder="tickets"
                 ),
@@ -105,8 +101,6 @@ def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_
         )
     )
     assert ended.code == ExitCode.OK
-    folder = tmp_path / "models" / "tickets"
-    assert {path.name for path in folder.iterdir()} == {*OLDER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG}
     config_of_endpoint = serve_config(
         tmp_path / "models", base_folder="base", models=(ServedModel(name="tickets", folder="tickets"),)
     )
@@ -118,48 +112,49 @@ def test_an_adapter_of_the_older_trainer_is_fetched_and_served(older: Path, tmp_
     assert answer.choices[0].finish_reason == "stop"
 
 
-NEW: dict[str, Any] = {"contract": 1, "nonce": "0f"}
-
-
-def test_the_older_trainer_prepares_and_checks_with_configs_of_this_operator(
-    older: Path, tmp_path: Path
+def test_the_base_releases_trainer_prepares_and_checks_with_configs_of_this_operator(
+    base: BaseRelease, tmp_path: Path
 ) -> None:
     bench = Workbench(tmp_path)
     preparation = Preparation(tmp_path)
     source = preparation.write("rows.jsonl", json_lines(pairs(60)))
-    config = preparation.config(source).model_copy(update=NEW)
+    config = preparation.config(source).model_copy(update={"nonce": NONCE})
 
-    prepared = run_older(older, config.to_json())
+    prepared = run_base(base, config)
 
-    assert prepared.outcome == "Succeeded", prepared.message
+    assert (prepared.outcome, prepared.nonce) == ("Succeeded", NONCE), prepared.message
     assert prepared.prepare is not None
     assert prepared.prepare.dataset is not None
     preflight = bench.preflight_config(tiny(), prepared.prepare.dataset)
-    checked = run_older(older, preflight.model_copy(update={**NEW, "store": config.store}).to_json())
+    checked = run_base(base, preflight.model_copy(update={"nonce": NONCE, "store": config.store}))
     assert checked.outcome == "Succeeded", checked.message
     assert checked.preflight is not None
 
 
-def test_the_older_operator_reads_what_this_trainer_answers_it(older: Path, tmp_path: Path) -> None:
+def test_the_base_releases_operator_reads_what_this_trainer_answers_it(
+    base: BaseRelease, tmp_path: Path
+) -> None:
     preparation = Preparation(tmp_path)
     source = preparation.write("rows.jsonl", json_lines(pairs(60)))
-    config = preparation.config(source).model_copy(update={"contract": 1})
+    config = preparation.config(source).model_copy(update={"contract": base.contract, "nonce": NONCE})
 
     ended = run(config)
 
-    assert read_by_older(older, ended.termination_message) == "Succeeded"
-    newer = ended.result.model_copy(update={"contract": 2, "nonce": "0f"})
-    assert read_by_older(older, newer.to_json()) == "False"
+    assert read_by_base(base, ended.termination_message) == f"Succeeded {NONCE}"
+    newer = {**json.loads(ended.termination_message), "contract": base.contract + 1, "news": {"a": 1}}
+    assert read_by_base(base, json.dumps(newer)) == f"Succeeded {NONCE}"
 
 
-def test_a_result_in_the_store_is_read_by_the_older_trainer(older: Path, tmp_path: Path) -> None:
+def test_a_result_in_the_store_is_read_by_the_base_releases_trainer(
+    base: BaseRelease, tmp_path: Path
+) -> None:
     preparation = Preparation(tmp_path)
     source = preparation.write("rows.jsonl", json_lines(pairs(60)))
-    config = preparation.config(source).model_copy(update={"nonce": "0f"})
+    config = preparation.config(source)
     first = run(config).result
     source.unlink()
 
-    again = run_older(older, config.model_copy(update={"contract": 1}).to_json())
+    again = run_base(base, config)
 
     assert again.outcome == "Succeeded", again.message
     assert again.prepare is not None
