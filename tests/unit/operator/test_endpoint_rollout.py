@@ -227,7 +227,6 @@ def test_the_newest_evaluation_decides_on_the_score() -> None:
             "checkpoint": "first",
             "source": "Run",
             "verdict": "Passed",
-            "source": "Run",
             "scores": [{"metric": "exact_match", "subject": "Tuned", "value": value, "rows": 20}],
         }
         for value in (0.95, 0.1)

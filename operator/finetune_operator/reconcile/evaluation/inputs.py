@@ -81,5 +81,3 @@ def find_checkpoint(run: Assessment, name: str) -> Checkpoint | Blocked | Failed
             " and created again: measure them with a new Evaluation",
         )
     return checkpoint
-
-
