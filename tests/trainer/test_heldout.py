@@ -10,12 +10,12 @@ import pytest
 
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.evaluation import EvaluationChecks, PromptedModel
-from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.data.leaks import Leaks, find_leaks
 from finetune_trainer.rows import Row
 from finetune_trainer.train.inputs import TrainingData
+from tests.methods import method_of
 from tests.trainer.workbench import PAIRS, ROWS, Workbench
 from tools.models import tiny
 
@@ -165,7 +165,7 @@ def test_pairs_of_another_dataset_are_measured_whatever_the_method(bench: Workbe
     )
     assert found.leaked_rows == 0
     bench.preflight(
-        dataset=bench.dataset(PAIRS), test_dataset=bench.dataset((), (), OWN), method=Method(type="DPO")
+        dataset=bench.dataset(PAIRS), test_dataset=bench.dataset((), (), OWN), method=method_of("DPO")
     )
 
 

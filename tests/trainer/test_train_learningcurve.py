@@ -29,6 +29,7 @@ from finetune_trainer.train.learningcurve.record import FILE, CurveRecord, Measu
 from finetune_trainer.train.learningcurve.subsets import subset_indices, subset_size
 from finetune_trainer.train.rowlosses import RowLosses
 from finetune_trainer.train.states.restarts import MAX_STARTS_WITHOUT_PROGRESS, STARTS_FILE
+from tests.methods import method_of
 from tests.trainer import test_train_preference as preference
 from tests.trainer.interruptions import Interruption
 from tests.trainer.test_train_distributed import Pods, pods
@@ -39,7 +40,7 @@ from tools.models import tiny
 SHARES = (0.25, 0.5)
 CHOSEN = choose_hyperparameters(
     RequestedHyperparameters(),
-    "LoRA",
+    method_of("LoRA"),
     train_rows=400,
     longest_row_tokens=64,
     max_sequence_length=64,
