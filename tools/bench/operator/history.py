@@ -210,7 +210,8 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
 @app.command()
 def history(
     sizes: Annotated[
-        list[int] | None, typer.Argument(help="Numbers of ended FineTuneJobs. Default: 3500 10000.")
+        list[int] | None,
+        typer.Argument(help=f"Numbers of ended FineTuneJobs. Default: {' '.join(map(str, SIZES))}."),
     ] = None,
     page: alone.Page = True,
     logs: alone.Logs = alone.LOGS,
