@@ -112,7 +112,7 @@ bench-serving: packages packages-peers .venv programs ## Start and speed of the 
 bench-memory: packages-environment .venv ## Host memory of each process of a sharded run
 	@$(RUN) -m tools.bench.memory --page
 
-bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY=10000 choose how many runs, CROWDS="refused" which crowds
+bench-operator: packages-environment .venv ## Measure the operator; SIZES="100 1000" NEIGHBOUR=2000 HISTORY="3500" choose how many runs, CROWDS="refused" which crowds
 	@$(RUN) -m tools.bench.operator $(SIZES)
 	@$(RUN) -m tools.bench.operator.neighbour $(NEIGHBOUR)
 	@$(RUN) -m tools.bench.operator.history $(HISTORY)

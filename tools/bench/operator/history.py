@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the start of an operator on a cluster with runs that have all ended.
 
-python -m tools.bench.operator.history [RUNS]
+python -m tools.bench.operator.history [RUNS…]
 
 Each run has two Checkpoints, one of them promoted. Half of the runs belong to one model line; each remaining
 run has a line of its own. All are copies of one run that the operator completed.
@@ -42,7 +42,8 @@ KINDS: Final = ("FineTuneJob", "Checkpoint")
 """Kinds of the copied objects."""
 ORIGINAL_SECONDS: Final = 120
 
-BEGIN: Final = "<!-- Written by python -m tools.bench.operator.history from here -->"
+SIZES: Final = (3_500, 10_000)
+"""Numbers of runs with a table in docs/benchmarks.md."""
 
 app = typer.Typer(add_completion=False)
 
@@ -208,16 +209,24 @@ def sheet(runs: int, phases: dict[str, Phase]) -> Sheet:
 
 @app.command()
 def history(
-    runs: Annotated[int, typer.Argument(help="Number of ended FineTuneJobs.")] = 10_000,
+    sizes: Annotated[
+        list[int] | None,
+        typer.Argument(help=f"Numbers of ended FineTuneJobs. Default: {' '.join(map(str, SIZES))}."),
+    ] = None,
     page: alone.Page = True,
     logs: alone.Logs = alone.LOGS,
 ) -> None:
-    """Measure the start of the operator on a control plane with many ended runs."""
+    """Measure the start of the operator on a control plane with many ended runs.
 
-    def table(plane: ControlPlane, progress: Callable[[str], None]) -> Sheet:
-        return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))
+    Only tables of the default numbers are written to docs/benchmarks.md.
+    """
+    for runs in sizes or SIZES:
 
-    alone.measure("history", table, BEGIN if page else None, logs)
+        def table(plane: ControlPlane, progress: Callable[[str], None], runs: int = runs) -> Sheet:
+            return sheet(runs, asyncio.run(_History(plane, runs, logs, progress).measure()))
+
+        begin = f"<!-- Written by python -m tools.bench.operator.history {runs} from here -->"
+        alone.measure("history", table, begin if page and runs in SIZES else None, logs)
 
 
 if __name__ == "__main__":
