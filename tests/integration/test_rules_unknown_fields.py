@@ -35,8 +35,18 @@ def test_kubectl_apply_shows_every_mistake_of_a_manifest(control_plane: ControlP
         _apply(control_plane, yaml.safe_dump_all([typo, wrong]))
     said = str(refusal.value)
     assert 'unknown field "spec.hyperparamters"' in said
-    assert "exactly one of uri and checkpoint: give one and leave the other out" in said
+    assert "baseModel.checkpoint has its own base model: remove baseModel.uri to continue from" in said
     assert "spec.compute.devices: Invalid value: -1" in said
+
+
+def test_kubectl_apply_shows_the_sentence_of_a_rule_for_every_kind(control_plane: ControlPlane) -> None:
+    cases = [case for kind in KINDS for case in files.refusals(kind)[-1:]]
+    with pytest.raises(ClusterError) as refusal:
+        text = yaml.safe_dump_all([case.given for case in cases])
+        control_plane.kubectl.run("apply", "--filename=-", text=text)
+    for case in cases:
+        assert f"{case.field}: Invalid value" in str(refusal.value), case
+        assert case.refused_with in str(refusal.value), case
 
 
 def test_kubectl_apply_takes_a_learning_rate_in_scientific_notation(control_plane: ControlPlane) -> None:

@@ -171,6 +171,7 @@ class CheckpointSpec(_CheckpointFields):
         CELRule(
             "self.type != 'Adapter' || has(self.lineage.adapter)",
             "lineage.adapter is missing: a Checkpoint of type Adapter records the rank of its adapter",
+            "lineage.adapter",
         ),
     )
 

@@ -106,7 +106,9 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if node.get("x-kubernetes-preserve-unknown-fields"):
         out["x-kubernetes-preserve-unknown-fields"] = True
     elif "properties" in node:
-        out["properties"] = {k: structural(v, definitions) for k, v in node["properties"].items()}
+        out["properties"] = {
+            k: _with_exact_bounds(k, structural(v, definitions)) for k, v in node["properties"].items()
+        }
     elif isinstance(node.get("additionalProperties"), dict):
         out["additionalProperties"] = structural(node["additionalProperties"], definitions)
     if "items" in node:
@@ -117,6 +119,34 @@ def structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "x-kubernetes-validations" in node:
         out["x-kubernetes-validations"] = node["x-kubernetes-validations"]
     return out
+
+
+def _with_exact_bounds(name: str, node: Schema) -> Schema:
+    """The node of field `name` with a rule in the place of bounds of which one has a fraction.
+
+    The API server cuts the fraction of a bound off when it compares with an integer: it accepts 0 where the
+    minimum is 0.5, and says "less than or equal to 0" about 1 where the maximum is 0.99.
+    """
+    signs = {("minimum", False): (">=", "at least"), ("minimum", True): (">", "above"),
+             ("maximum", False): ("<=", "at most"), ("maximum", True): ("<", "below")}  # fmt: skip
+    bounds = {key: node[key] for key in ("minimum", "maximum") if key in node}
+    if all(float(bound).is_integer() for bound in bounds.values()):
+        return node
+    rest = {k: v for k, v in node.items() if k not in {*bounds, "exclusiveMinimum", "exclusiveMaximum"}}
+    terms, words = [], []
+    for key, bound in bounds.items():
+        sign, word = signs[key, node.get(f"exclusive{key.capitalize()}", False)]
+        terms.append(f"self {sign} {float(bound)}")
+        words.append(f"{word} {bound:g}")
+    text = " and ".join(words)
+    return {
+        **rest,
+        "description": f"{node.get('description', '')} {text[0].upper()}{text[1:]}.".strip(),
+        "x-kubernetes-validations": [
+            *node.get("x-kubernetes-validations", ()),
+            {"rule": " && ".join(terms), "message": f"{name} must be {text}"},
+        ],
+    }
 
 
 def _scalar_keywords(node: Schema) -> Schema:

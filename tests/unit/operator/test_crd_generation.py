@@ -3,10 +3,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from finetune_operator.api.crd import build_crd, schema_of
 from finetune_operator.api.kinds import KINDS, Kind
@@ -88,3 +88,26 @@ def test_an_exclusive_bound_keeps_its_meaning() -> None:
     spec = _root(jobs)["properties"]["spec"]["properties"]
     rate = spec["hyperparameters"]["properties"]["learningRate"]
     assert (rate["minimum"], rate["exclusiveMinimum"]) == (0, True)
+
+
+def test_a_bound_with_a_fraction_is_a_rule_because_the_api_server_cuts_the_fraction_off() -> None:
+    class Gate(BaseModel):
+        quantile: Annotated[float | None, Field(ge=0.5, le=0.99, description="Quantile.")] = None
+        confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+        share: Annotated[float, Field(ge=0, lt=1)] = 0
+
+    properties = schema_of(Gate)["properties"]
+    assert properties["quantile"] == {
+        "type": "number",
+        "description": "Quantile. At least 0.5 and at most 0.99.",
+        "x-kubernetes-validations": [
+            {
+                "rule": "self >= 0.5 && self <= 0.99",
+                "message": "quantile must be at least 0.5 and at most 0.99",
+            }
+        ],
+    }
+    assert properties["confidence"]["x-kubernetes-validations"] == [
+        {"rule": "self > 0.5 && self < 1.0", "message": "confidence must be above 0.5 and below 1"}
+    ]
+    assert (properties["share"]["minimum"], properties["share"]["maximum"]) == (0, 1)
