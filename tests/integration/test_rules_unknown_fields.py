@@ -41,8 +41,8 @@ def test_kubectl_apply_shows_every_mistake_of_a_manifest(control_plane: ControlP
 
 def test_kubectl_apply_shows_the_sentence_of_a_rule_for_every_kind(control_plane: ControlPlane) -> None:
     cases = [case for kind in KINDS for case in files.refusals(kind)[-1:]]
+    text = yaml.safe_dump_all([case.given for case in cases])
     with pytest.raises(ClusterError) as refusal:
-        text = yaml.safe_dump_all([case.given for case in cases])
         control_plane.kubectl.run("apply", "--filename=-", text=text)
     for case in cases:
         assert f"{case.field}: Invalid value" in str(refusal.value), case
