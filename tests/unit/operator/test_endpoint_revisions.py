@@ -51,8 +51,8 @@ def test_an_upgrade_is_no_edit_and_every_set_field_is_one() -> None:
 @pytest.mark.parametrize(
     ("spec", "recorded"),
     [
-        ({}, "0e4bce353f6468ca"),
-        ({"serving": {"contextLength": 512}, "availability": {"maxUnavailable": 1}}, "5fa45da97f4b698a"),
+        ({}, "0d524f840590011c"),
+        ({"serving": {"contextLength": 512}, "availability": {"maxUnavailable": 1}}, "374638de5bf3f6c8"),
         (
             {
                 "replicas": 5,
@@ -60,15 +60,27 @@ def test_an_upgrade_is_no_edit_and_every_set_field_is_one() -> None:
                     "type": "Canary",
                     "canary": {"steps": [{"setWeight": 20}, {"pause": {"seconds": 60}}]},
                     "bakeSeconds": 60,
+                    "analysis": {"gates": [{"metric": "error_rate", "max": 0.05}]},
                 },
             },
-            "7c982d687adeb56f",
+            "43f64dc17d7832ae",
         ),
     ],
     ids=["minimal", "serving", "canary"],
 )
 def test_hashes_of_specs_stay_as_recorded(spec: Manifest, recorded: str) -> None:
     assert spec_hash(endpoint(**spec)) == recorded
+
+
+@pytest.mark.parametrize("spec", [{"serving": {}}, {"strategy": {"type": "RollingUpdate", "paused": True}}])
+def test_a_setting_that_chooses_nothing_is_no_edit(spec: Manifest) -> None:
+    assert spec_hash(endpoint(**spec)) == spec_hash(endpoint())
+
+
+def test_a_pause_without_end_is_an_edit() -> None:
+    steps: list[Manifest] = [{"setWeight": 20}, {"pause": {}}]
+    pausing, passing = ({"type": "Canary", "canary": {"steps": part}} for part in (steps, steps[:1]))
+    assert spec_hash(endpoint(strategy=pausing)) != spec_hash(endpoint(strategy=passing))
 
 
 def test_scaling_is_no_edit() -> None:

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.plan import Manifest
-from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash
-from tests.unit.operator.endpoints import EndpointCluster, checkpoint, endpoint, serving
+from tests.unit.operator.endpoints import EndpointCluster, checkpoint, serving
 
 SETTINGS: dict[str, Any] = {
     "contextLength": 8192,
@@ -69,38 +67,6 @@ def test_empty_settings_start_no_revision(empty: dict[str, Any]) -> None:
 def test_a_terminating_pod_finishes_the_longest_request() -> None:
     assert pod_of(serving()[0])["terminationGracePeriodSeconds"] == 120
     assert pod_of(serving(serving=SETTINGS)[0])["terminationGracePeriodSeconds"] == 320
-
-
-def analyzed(*gates: Manifest, requests: int | None = None) -> Manifest:
-    """A strategy with an analysis, as it was in the release without metrics of answers."""
-    probe = {} if requests is None else {"probe": {"requests": requests}}
-    steps = {"steps": [{"setWeight": 20}]}
-    return {"type": "Canary", "canary": steps, "analysis": {"gates": list(gates), **probe}}
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, "0e4bce353f6468ca"),
-        ({"serving": {"apiKeysSecretRef": {"name": "keys"}}}, "be8dabaeac36db77"),
-        ({"serving": {}}, "cb421b9ace355a5c"),
-        ({"strategy": analyzed({"metric": "error_rate", "max": 0.05}, requests=200)}, "8e34d0b552537160"),
-        (
-            {
-                "strategy": analyzed(
-                    {"metric": "time_to_first_token_seconds", "quantile": 0.9, "maxRatio": 1.2},
-                    {"metric": "queue_depth", "max": 3, "maxIncrease": 1},
-                )
-            },
-            "c189679f98e372ed",
-        ),
-    ],
-)
-def test_an_upgrade_is_not_an_edit_that_tries_a_failed_revision_again(
-    settings: dict[str, Any], expected: str
-) -> None:
-    """A setting that a release adds enters the hash only when it is set."""
-    assert spec_hash(endpoint(**settings)) == expected
 
 
 def test_a_parser_that_the_engine_does_not_have_is_refused_with_those_that_it_has() -> None:

@@ -4,53 +4,31 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Final
 
 from finetune_operator.api.endpointstatus import MAX_HISTORY_MODELS, MAX_REVISIONS, RevisionStatus
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.manifests.labels import short_hash
+from finetune_operator.plan import without_empty
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED, PROGRESSING
+
+NO_EDITS: Final[dict[str, bool | set[str]]] = {
+    "replicas": True,
+    "network_policy": True,
+    "traffic": True,
+    "strategy": {"paused", "decision"},
+}
+"""Fields of an endpoint's spec whose edit fixes no revision."""
 
 
 def spec_hash(endpoint: InferenceDeployment) -> str:
     """Hash that changes with each edit of the spec that may fix a failed revision.
 
-    Scaling, protection, routing, a pause and a decision do not count. A field that a later release added to
-    the spec or its strategy counts only if it is set, so an upgrade is not an edit.
+    Scaling, protection, routing, a pause and a decision do not count. A field counts only if it is set to
+    something else than its default, so an upgrade is not an edit.
     """
-    spec = _set(endpoint.spec.model_dump(mode="json", exclude={"replicas", "network_policy", "traffic"}))
-    strategy = _set(spec["strategy"])
-    spec["strategy"] = {name: value for name, value in strategy.items() if name not in {"paused", "decision"}}
-    if "canary" in strategy:
-        steps = [_set_since_first(step, "set_weight", "pause") for step in strategy["canary"]["steps"]]
-        spec["strategy"]["canary"] = {**strategy["canary"], "steps": steps}
-    if "analysis" in strategy:
-        spec["strategy"]["analysis"] = _analysis(strategy["analysis"])
-    spec["compute"] = _set_since_first(spec["compute"], "profile", "devices")
-    spec["models"] = [_set_since_first(model, "name", "follow", "pin") for model in spec["models"]]
-    if "serving" in spec:
-        spec["serving"] = _set_since_first(spec["serving"], "api_keys_secret_ref")
-    return short_hash(json.dumps(spec, sort_keys=True), length=16)
-
-
-def _analysis(analysis: dict[str, Any]) -> dict[str, Any]:
-    parts = ("duration_seconds", "max_duration_seconds", "min_requests", "gates", "probe")
-    first = ("metric", "quantile", "max", "max_increase", "max_ratio", "confidence")
-    probe = analysis["probe"]
-    return {
-        **_set_since_first(analysis, *parts),
-        "gates": [_set_since_first(gate, *first) for gate in analysis["gates"]],
-        "probe": None if probe is None else _set_since_first(probe, "requests"),
-    }
-
-
-def _set(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _set_since_first(fields: dict[str, Any], *first: str) -> dict[str, Any]:
-    """The fields that are set, and those that the part had when it was added."""
-    return {name: value for name, value in fields.items() if value not in (None, []) or name in first}
+    spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=NO_EDITS)
+    return short_hash(json.dumps(without_empty(spec), sort_keys=True), length=16)
 
 
 def find_revision(revisions: Iterable[RevisionStatus], name: str) -> RevisionStatus | None:
