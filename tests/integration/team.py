@@ -23,18 +23,6 @@ class Team:
 
     def record(self, name: str) -> None:
         """Create a Checkpoint without its run, as after a restore or a cleanup."""
-        hyperparameters = {
-            "epochs": 2,
-            "learningRate": 2e-4,
-            "batchSize": 4,
-            "warmupRatio": 0.05,
-            "scheduler": "Linear",
-            "weightDecay": 0,
-            "maxSequenceLength": 256,
-            "seed": 0,
-            "totalSteps": 40,
-            "saveEverySteps": 10,
-        }
         spec = {
             "modelLine": "ticket-routing",
             "digest": digest(name),
@@ -48,7 +36,7 @@ class Team:
                 "job": {"name": "gone", "uid": "gone"},
                 "method": {"objective": "SFT", "type": "LoRA"},
                 "adapter": {"r": 16},
-                "hyperparameters": hyperparameters,
+                "hyperparameters": manifests.HYPERPARAMETERS,
                 "trainerImage": "registry.example/trainer:1",
             },
         }

@@ -69,7 +69,7 @@ def test_a_run_that_is_cancelled_before_anything_started_ends_without_a_job() ->
     assert annotation(cluster).endswith(".cancelled")
 
 
-def test_cancelling_is_recorded_before_the_first_deletion() -> None:
+def test_cancelling_and_the_time_so_far_are_recorded_before_the_first_deletion() -> None:
     cluster = training()
     cancel(cluster)
     first = cluster.reconcile("FineTuneJob", JOB)
@@ -77,6 +77,7 @@ def test_cancelling_is_recorded_before_the_first_deletion() -> None:
     assert first.metadata is not None
     assert first.metadata["annotations"][RECORDED_RUN].endswith(".cancelled")
     assert cluster.states("FineTuneJob", JOB)["Reconciling"] == "Cancelling"
+    assert cluster.objects["FineTuneJob", JOB]["status"]["usage"]["deviceSeconds"] == 120
 
     second = cluster.reconcile("FineTuneJob", JOB)
     assert [delete.propagation for delete in second.delete] == ["Foreground"]

@@ -16,7 +16,7 @@ from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.jobstate import has_result
 from finetune_operator.reconcile.stages.leftovers import clear_leftovers
-from finetune_operator.reconcile.stages.stop import stop_all
+from finetune_operator.reconcile.stages.stop import count_running, stop_all
 from finetune_operator.reconcile.stages.usage import finish, has_finished
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Suspended, Working
 from finetune_operator.status.conditions import status_manifest
@@ -89,7 +89,12 @@ def _adopt(run: Run, records: Sequence[Checkpoint]) -> None:
 
 
 def accept_cancel(run: Run) -> Plan:
-    """Record that the run is cancelled, before anything is deleted: `spec.cancel` may be removed again."""
+    """Record that the run is cancelled, before anything is deleted: `spec.cancel` may be removed again.
+
+    The time so far is recorded with it: pods without a node are gone as soon as they are deleted, and the
+    write that follows their deletion can fail.
+    """
+    count_running(run)
     return run.plan(Working(Reason.CANCELLING, "cancelled: the operator stops what runs"))
 
 

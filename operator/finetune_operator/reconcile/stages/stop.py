@@ -44,6 +44,13 @@ def stop_all(
     return until_ended(pods, reason, message, snapshot.now)
 
 
+def count_running(run: StagePass[Any]) -> None:
+    """Add the time that the pods of unfinished stages have run since it was last counted."""
+    for job in run.snapshot.children[JOB].values():
+        if is_unfinished(job) and has_result(job):
+            count_usage(run, job["metadata"]["labels"][STAGE])
+
+
 def stop(run: StagePass[Any], job: Manifest) -> None:
     """Delete a Job in the foreground: the grace period of its pods saves the state."""
     if has_result(job) and not _saves(job, run.snapshot):
