@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks of commands in the documentation, with the comments that mark them."""
+"""The blocks of commands in the documentation, with the comments that mark them, and the blocks of YAML."""
 
 import re
 from collections.abc import Iterator
@@ -31,3 +31,32 @@ def blocks() -> Iterator[Block]:
     for page in PAGES:
         for found in BLOCK.finditer(page.read_text()):
             yield Block(page, found["marker"], found["text"])
+
+
+YAML_BLOCK: Final = re.compile(
+    r"^(?P<indent> *)```yaml\n(?P<text>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
+)
+HEREDOC: Final = re.compile(r"-f - <<'?YAML'?\n(?P<text>.*?)^YAML$", re.DOTALL | re.MULTILINE)
+
+
+class Fragment(NamedTuple):
+    """One YAML document of a page: an object, or a part of one."""
+
+    page: Path
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def fragments() -> Iterator[Fragment]:
+    """Every YAML document of the blocks of YAML, and of those that commands read from a here-document."""
+    for page in PAGES:
+        text = page.read_text()
+        for pattern in (YAML_BLOCK, HEREDOC):
+            for block in pattern.finditer(text):
+                line = text.count("\n", 0, block.start("text")) + 1
+                for document in re.split(r"^(?= *---\n)", block["text"], flags=re.MULTILINE):
+                    yield Fragment(page, line, document)
+                    line += document.count("\n")
