@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generate docs/api.md and docs/api/KIND.md from the models: fields with type, default, bounds and rules."""
 
+import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from finetune_operator.api.crd import build_crd
 from finetune_operator.api.kinds import KINDS, Kind
@@ -33,6 +34,8 @@ BOUNDS: Final = (
     ("maxItems", "{} {} items"),
 )
 OMITTED_BOUNDS: Final = {("minLength", 1), ("minItems", 0)}
+MIN_FIELDS: Final = 6
+"""Fields below a field, from which on they have a section of their own."""
 
 
 def api_pages() -> dict[str, str]:
@@ -70,41 +73,80 @@ def _kind_page(kind: Kind) -> str:
         f"- Scope: {_scope(kind)}",
         f"- Short name: `{kind.short_name}`",
         f"- Columns of `kubectl get`: {columns}",
-        "\n## Spec\n",
-        "| field | type | description |",
-        "|---|---|---|",
-        *(_row(*field) for field in _fields(schema["properties"]["spec"])),
+        "\n## Spec",
+        *_sections(schema["properties"]["spec"], "spec"),
     ]
     rules = list(_rules(schema))
     if rules:
         lines += ["\n## Validation rules\n", "The API server rejects an object with these messages:\n"]
         lines += [f"- {rule}" for rule in rules]
-    lines += [
-        "\n## Status\n",
-        "| field | type | description |",
-        "|---|---|---|",
-        *(_row(*field) for field in _fields(schema["properties"]["status"])),
-    ]
+    lines += ["\n## Status", *_sections(schema["properties"]["status"], "status")]
     return "\n".join(lines) + "\n"
 
 
-def _fields(node: Schema, path: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """Every field below a node: its path, its schema, and whether it is required."""
+class _Field(NamedTuple):
+    """A field in a table: its path from the place of the table, and whether a section has its fields."""
+
+    path: str
+    node: Schema
+    is_required: bool
+    has_section: bool
+
+    @property
+    def below(self) -> str:
+        """What the paths of its fields begin with."""
+        return f"{self.path}[]" if "items" in self.node else self.path
+
+
+def _sections(node: Schema, place: str) -> Iterator[str]:
+    """The table of the fields below a node, and a section for each of them that has many."""
+    fields = list(_fields(node))
+    yield "\n| field | description |\n|---|---|"
+    for field in fields:
+        yield _row(field, place)
+    for field in fields:
+        if field.has_section:
+            yield f"\n### {place}.{field.below}"
+            yield from _sections(_inner(field.node), f"{place}.{field.below}")
+
+
+def _fields(node: Schema, path: str = "") -> Iterator[_Field]:
+    """The fields below a node, except those below a field with a section."""
     for name, child in node.get("properties", {}).items():
-        here = f"{path}.{name}" if path else name
-        yield here, child, name in node.get("required", ())
-        below = child.get("items", child)
         # The fields of conditions are the same in every Kubernetes object.
-        if name != "conditions":
-            yield from _fields(below, here + ("[]" if "items" in child else ""))
+        is_opened = name != "conditions"
+        has_section = is_opened and _count(child) >= MIN_FIELDS
+        field = _Field(f"{path}{name}", child, name in node.get("required", ()), has_section)
+        yield field
+        if is_opened and not has_section:
+            yield from _fields(_inner(child), f"{field.below}.")
 
 
-def _row(path: str, node: Schema, required: bool) -> str:
-    notes = [node.get("description", "")]
-    if required:
+def _inner(node: Schema) -> Schema:
+    """The node that has the fields of an object or of the objects of a list."""
+    inner: Schema = node.get("items", node)
+    return inner
+
+
+def _count(node: Schema) -> int:
+    """Number of fields below a field."""
+    return sum(1 + _count(child) for child in _inner(node).get("properties", {}).values())
+
+
+def _row(field: _Field, place: str) -> str:
+    notes = [field.node.get("description", "")]
+    if field.is_required:
         notes.append("Required.")
     text = " ".join(note for note in notes if note)
-    return f"| `{path}` | {_type(node)} | {text.replace('|', '&#124;')} |"
+    name = f"`{field.path}`"
+    if field.has_section:
+        name = f"[{name}](#{_anchor(f'{place}.{field.below}')})"
+    return f"| {name}<br>{_type(field.node)} | {text.replace('|', '&#124;')} |"
+
+
+def _anchor(heading: str) -> str:
+    """Anchor of a heading, as GitHub and the site generate it."""
+    return re.sub(r"[^\w-]", "", heading.lower())
 
 
 def _type(node: Schema) -> str:

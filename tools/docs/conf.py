@@ -17,6 +17,8 @@ suppress_warnings = ["misc.highlighting_failure"]
 highlight_language = "none"
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False

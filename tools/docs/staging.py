@@ -31,6 +31,7 @@ NAVIGATION: Final = {
         "serving",
         "rollouts",
         "ownership",
+        "coming-from",
     ),
     "Reference": ("api", "conditions", "metrics"),
     "Operate": (
