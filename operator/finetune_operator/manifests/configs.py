@@ -12,7 +12,7 @@ from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.meta import Model, Resource
 from finetune_operator.api.method import Method
 from finetune_operator.api.preparation import DataPreparation, RowSource
-from finetune_operator.manifests.credentialmounts import SOURCE_USES, secret_mount
+from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
@@ -92,7 +92,7 @@ def _source(number: int, field: str, source: RowSource, known_version: str | Non
         field=field,
         uri=source.uri,
         path=_mounted(source.uri, f"{SOURCES_MOUNT}/{number}"),
-        credentials=secret_mount(SOURCE_USES[number], secret.name if secret else None),
+        credentials=secret_mount("source", secret.name if secret else None, number),
         format=source.format,
         columns=Columns(**_fields(source.columns)),
         splits=source.splits,

@@ -1,46 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounts of Secrets with credentials: each is a folder in the pod, with one file per key."""
 
-from typing import Final, Literal
+from typing import Literal
 
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
 from finetune_trainer.contract.references import SecretMount
 
-Use = Literal[
-    "store",
-    "source-0",
-    "source-1",
-    "source-2",
-    "source-3",
-    "source-4",
-    "source-5",
-    "source-6",
-    "source-7",
-    "base-model",
-    "judge-0",
-    "judge-1",
-    "judge-2",
-    "judge-3",
-    "prometheus",
-]
-"""Purpose of a Secret in a pod. Judges have numbers, because a name can be too long for a volume."""
-SOURCE_USES: Final[tuple[Use, ...]] = (
-    "source-0",
-    "source-1",
-    "source-2",
-    "source-3",
-    "source-4",
-    "source-5",
-    "source-6",
-    "source-7",
-)
-JUDGE_USES: Final[tuple[Use, ...]] = ("judge-0", "judge-1", "judge-2", "judge-3")
+Use = Literal["store", "source", "base-model", "judge", "prometheus"]
+"""Purpose of a Secret in a pod."""
 
 
-def secret_mount(use: Use, secret: str | None) -> SecretMount | None:
-    """Path of the Secret in the container; None without a Secret."""
-    return None if secret is None else SecretMount(name=secret, path=f"{CREDENTIALS_MOUNT}/{use}")
+def secret_mount(use: Use, secret: str | None, number: int | None = None) -> SecretMount | None:
+    """Path of the Secret in the container; None without a Secret.
+
+    Args:
+        use: purpose of the Secret.
+        secret: its name.
+        number: number of the source or judge, which has no name or one that can be too long for a volume.
+    """
+    folder = use if number is None else f"{use}-{number}"
+    return None if secret is None else SecretMount(name=secret, path=f"{CREDENTIALS_MOUNT}/{folder}")
 
 
 def secret_volume(mount: SecretMount) -> tuple[Manifest, Manifest]:

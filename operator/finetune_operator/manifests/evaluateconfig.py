@@ -10,7 +10,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.answerengine import AnsweringModel, answer_engine
-from finetune_operator.manifests.credentialmounts import JUDGE_USES, secret_mount
+from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
 from finetune_operator.manifests.stageinputs import StageInputs
@@ -155,9 +155,9 @@ def judges_of(evaluation: EvaluationSettings | None, *, has_champion: bool = Tru
     return tuple(
         Judge(
             **judge.model_dump(exclude={"credentials_secret_ref"}),
-            credentials=secret_mount(use, secret.name if secret else None),
+            credentials=secret_mount("judge", secret.name if secret else None, number),
         )
-        for use, judge in zip(JUDGE_USES, evaluation.judges if evaluation else (), strict=False)
+        for number, judge in enumerate(evaluation.judges if evaluation else ())
         if judge.against != "Live" or has_champion
         for secret in (judge.credentials_secret_ref,)
     )

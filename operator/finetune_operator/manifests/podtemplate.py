@@ -13,13 +13,7 @@ from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
 from finetune_operator.api.prediction import Prediction
 from finetune_operator.manifests.answerpod import with_answers
 from finetune_operator.manifests.configvariable import config_variable
-from finetune_operator.manifests.credentialmounts import (
-    JUDGE_USES,
-    SOURCE_USES,
-    Use,
-    secret_mount,
-    secret_volume,
-)
+from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume
 from finetune_operator.manifests.labels import ISOLATED, RUNNER
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.modelcache import cache_volume
@@ -187,14 +181,14 @@ def _cores(cpu: str) -> int:
 
 
 def _secrets(credentials: CredentialsMount) -> list[SecretMount]:
-    named: tuple[tuple[Use, SecretReference | None], ...] = (
-        ("store", credentials.store),
-        *zip(SOURCE_USES, credentials.sources, strict=False),
-        ("base-model", credentials.base_model),
-        *zip(JUDGE_USES, credentials.judges, strict=False),
-        ("prometheus", credentials.prometheus),
-    )
-    mounts = (secret_mount(use, reference.name if reference else None) for use, reference in named)
+    named: list[tuple[Use, SecretReference | None, int | None]] = [
+        ("store", credentials.store, None),
+        *(("source", source, number) for number, source in enumerate(credentials.sources)),
+        ("base-model", credentials.base_model, None),
+        *(("judge", judge, number) for number, judge in enumerate(credentials.judges)),
+        ("prometheus", credentials.prometheus, None),
+    ]
+    mounts = (secret_mount(use, secret.name if secret else None, number) for use, secret, number in named)
     return [mount for mount in mounts if mount is not None]
 
 
