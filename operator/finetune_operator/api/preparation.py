@@ -25,8 +25,8 @@ SOURCE_RULE = CELRule(
 # have one can still be changed: the API server does not validate an unchanged value again.
 NO_USER_RULE = CELRule(
     "!self.uri.matches('^https://[^/?#]*@')",
-    "uri must not contain a user name or password: put them as keys username and password into a Secret of"
-    " and name it in credentialsSecretRef",
+    "uri must not contain a user name or password: put them as keys username and password into a Secret and"
+    " name it in credentialsSecretRef",
     "uri",
 )
 
