@@ -270,7 +270,7 @@ class Namespaces(Model):
     ] = None
 
 
-class Cost(Model):
+class ProfileCost(Model):
     """Price of devices, and the budget of each namespace."""
 
     rules: ClassVar[tuple[CELRule, ...]] = (
@@ -353,7 +353,7 @@ class ComputeProfileSpec(Model):
         Namespaces | None,
         Field(description="Namespaces that may use the profile. Default: all namespaces."),
     ] = None
-    cost: Cost = Cost()
+    cost: ProfileCost = ProfileCost()
     allow: Allow = Allow()
 
     def pods_of(self, names: Collection[PodStage]) -> PodTemplate:
