@@ -117,7 +117,7 @@ def _source_record(source: RowSource, found: SourceResult) -> SourceRecord:
 
 
 def _statistics(found: DataStatistics) -> DatasetStatistics:
-    """The statistics of a result. `untested_answers` is left out if it is 0, as in older records."""
+    """The statistics of a result. `untested_answers` is left out if it is 0."""
     fields = found.model_dump()
     return DatasetStatistics(**fields | {"untested_answers": found.untested_answers or None})
 

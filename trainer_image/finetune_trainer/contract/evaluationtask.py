@@ -10,7 +10,6 @@ from finetune_trainer.contract.metrics import TASK, Metric
 
 MAX_TASKS: Final = 4
 """Their scores must fit into a termination message."""
-TASK_METRIC_PATTERN: Final = r"^[a-z_]{1,20}(,[-A-Za-z0-9_.]{1,40})?$"
 
 
 class EvaluationTaskFields(BaseModel):
