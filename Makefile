@@ -35,6 +35,7 @@ ci-times: packages-environment .venv ## Both for .ci/run in a fresh clone with e
 	@$(RUN) -m tools.suites.fresh $(if $(CACHES),--caches $(CACHES))
 
 test-full: test ## Every test: every fault at every write of a chain, every way to resume, every method in the cluster, half an hour of Flux: two hours more
+	$(PYTEST) tests/unit -m full
 	$(PYTEST) tests/trainer -m full
 	$(PYTEST) tests/integration -m full
 	$(PYTEST) tests/faults -m full --verbose
@@ -46,7 +47,7 @@ test-peers: packages packages-peers .venv programs $(if $(CACHED),,cluster image
 	@$(RUN) -m tools.peers test $(foreach peer,$(PEERS),--peer $(peer)) $(if $(CACHED),--cached) $(if $(MINUTES),--minutes $(MINUTES)) -- $(ARGS)
 
 unit: packages-environment .venv ## The tests that need no cluster, in seconds
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit -m "not full" $(ARGS)
 
 trainer: packages prometheus .venv programs ## The trainer's tests: real processes, small models; ARGS="-k resume" chooses some
 	$(SUITE) tests/trainer -m "not full" $(ARGS)
