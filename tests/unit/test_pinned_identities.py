@@ -144,7 +144,7 @@ RUNS: list[tuple[str, dict[str, Any], str]] = [
             "suspend": False,
             "cancel": True,
         },
-        "0f0f.303055801f4ca0bc",
+        "0f0f.4d2a050f017f0692",
     ),
 ]
 

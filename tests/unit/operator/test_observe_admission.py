@@ -103,7 +103,7 @@ def test_another_version_of_kueues_api_hides_the_reason_and_is_no_problem() -> N
 def test_a_job_that_waits_where_kueue_is_gone_names_the_way_out() -> None:
     trouble = admission_trouble(job(), Admission(refusal(404, "workloads are not installed")), NOW)
     assert (trouble.reason, trouble.expected) == ("KueueNotInstalled", False)
-    assert "remove queues from ComputeProfile shared, and delete the Job" in trouble.message
+    assert "remove kueue.queues from ComputeProfile shared, and delete the Job" in trouble.message
 
 
 @pytest.mark.parametrize(("seconds", "reason"), [(59, "Queued"), (60, "NotAdmitted")])

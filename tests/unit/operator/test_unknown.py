@@ -129,8 +129,10 @@ MEASURED = {
     "LearningCurvePoint",
     "AnalysisFigureStatus",
     "ResultStore",
+    "CheckedSource",
+    "SourceDifference",
 }
-"""Items that are replaced as a whole by a new measurement."""
+"""Items that are replaced as a whole by a new measurement or check."""
 
 
 def items_in(model: type[Model]) -> Iterator[type[Model]]:
