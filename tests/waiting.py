@@ -14,6 +14,7 @@ def eventually(
     seconds: float = 30,
     describe: Callable[[], object] = str,
     pause: float = 0.05,
+    *,
     progress: Callable[[], object] = lambda: None,
 ) -> T:
     """Call `condition` every `pause` seconds, and return its first true value.
