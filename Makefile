@@ -25,8 +25,8 @@ help: ## List the targets
 demo: packages .venv cluster images ## From rows to a served model on a real Kubernetes, in minutes
 	@$(RUN) -m tools.demo
 
-test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node
-	@$(RUN) -m tools.suites $(if $(PAGE),--page)
+test: packages prometheus .venv cluster programs images ## Every test: unit, trainer, API server, end to end on a real node; MINUTES=45 fails if they take longer
+	@$(RUN) -m tools.suites $(if $(PAGE),--page) $(if $(MINUTES),--minutes $(MINUTES))
 
 test-times: ## The same, and the times of the suites into docs/testing.md
 	@$(MAKE) test PAGE=1

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -24,6 +25,9 @@ from tools.demo.access import Access, Object
 from tools.demo.install import images, install
 from tools.images.tags import References
 
+MAX_SECONDS: Final = 1800
+"""Maximum duration of a test and its fixtures, on a busy machine."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -35,9 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the tests of the whole session to its end."""
+    """Move the tests of the whole session to its end, and bound each with the fixtures that it waits for."""
     last = Path(__file__).with_name("test_rights.py")
     items.sort(key=lambda item: item.path == last)
+    for item in items:
+        if item.path.parent == last.parent:
+            item.add_marker(pytest.mark.timeout(MAX_SECONDS))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tools.demo.install import RELEASE, SYSTEM
 
 PAUSE_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 600.0
-"""Maximum duration of any wait; a run takes one minute on two idle cores."""
+"""Maximum duration of any wait without progress; a run takes one minute on two idle cores."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,12 @@ class Team:
             PATIENCE_SECONDS,
             describe=lambda: self.describe(kind, name),
             pause=PAUSE_SECONDS,
+            progress=lambda: (condition_of(self.get(kind, name), type_), self.phases()),
         )
+
+    def phases(self) -> dict[str, str]:
+        """The phase of each pod by uid. They change while the objects of all tests use the machine."""
+        return {uid_of(pod): pod["status"].get("phase", "") for pod in self.access.pods(self.namespace, "")}
 
     def checkpoint_of(self, run: Object) -> Object:
         """The evaluated Checkpoint of a run."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -25,8 +25,10 @@ class LaneResult:
     seconds: float
 
 
-def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneResult]:
-    """Run named commands in order, MAX_CONCURRENT at a time.
+def run_concurrently(
+    commands: Mapping[str, Sequence[str]], options: Callable[[], Sequence[str]] = tuple
+) -> dict[str, LaneResult]:
+    """Run named commands in order, MAX_CONCURRENT at a time, each with the options at its start.
 
     If there are several, each output line begins with the name of its command. After Ctrl-C, which the
     commands receive too, the function waits for the running commands and starts no other.
@@ -35,7 +37,8 @@ def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneRes
     with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         named = len(commands) > 1
         running = {
-            name: pool.submit(_run, command, name * named, interrupted) for name, command in commands.items()
+            name: pool.submit(_run, command, options, name * named, interrupted)
+            for name, command in commands.items()
         }
         try:
             return {name: each.result() for name, each in running.items()}
@@ -44,13 +47,18 @@ def run_concurrently(commands: Mapping[str, Sequence[str]]) -> dict[str, LaneRes
             raise
 
 
-def _run(command: Sequence[str], name: str, interrupted: threading.Event) -> LaneResult:
+def _run(
+    command: Sequence[str],
+    options: Callable[[], Sequence[str]],
+    name: str,
+    interrupted: threading.Event,
+) -> LaneResult:
     """Run a command, unless one has ended by Ctrl-C, which may be before the main thread knows of it."""
     started = time.monotonic()
     if interrupted.is_set():
         return LaneResult(-signal.SIGINT, 0)
     with subprocess.Popen(
-        [*WITH_PARENT, *command],
+        [*WITH_PARENT, *command, *options()],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE if name else None,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from finetune_operator.engine.transport import load_configuration
 from finetune_operator.runtime import logs
-from finetune_operator.runtime.process import Process, exempt_from_collection
+from finetune_operator.runtime.garbage import exempt_survivors
+from finetune_operator.runtime.process import Process
 from finetune_operator.runtime.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 async def run(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT."""
-    exempt_from_collection()
+    exempt_survivors()
     process = Process(settings, await load_configuration())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,6 @@
 """The operator process: it connects the parts, and starts and stops them in order."""
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -34,6 +33,7 @@ from finetune_operator.report.publishing import ReportEndpoint
 from finetune_operator.report.server import ReportServer
 from finetune_operator.runtime.caches import Caches
 from finetune_operator.runtime.definitions import Definitions
+from finetune_operator.runtime.garbage import collect_completely_every_day, exempt_survivors
 from finetune_operator.runtime.kindfeed import KindFeed
 from finetune_operator.runtime.kopfwatch import KopfWatch
 from finetune_operator.runtime.leadership import Leadership
@@ -51,15 +51,6 @@ INSTALLATION_MARK: Final = Mark(INSTALLATION, INSTALLATION_LEASE, WATCHED)
 """The chart writes it (templates/rbac.yaml)."""
 STAMP: Final = Stamp(f"{GROUP}/applied")
 """Annotation of applied objects, with a hash of what was applied."""
-
-
-def exempt_from_collection() -> None:
-    """Exempt the present objects from garbage collection, each full run of which would walk over all of them.
-
-    With 3,500 runs that holds up the event loop for 50 ms on an idle machine. The objects that exist at these
-    moments, modules and caches, live as long as the process, or end with their last reference.
-    """
-    gc.freeze()
 
 
 class Process:
@@ -189,11 +180,12 @@ class Process:
         listing: list[Sweeper | Reflector] = [*self._feed, *self._reflectors()]
         logger.info("listing all objects for the caches")
         tasks = [self._spawn(f"lists of {each.name}", each.run()) for each in listing]
+        tasks.append(self._spawn("complete garbage collections", collect_completely_every_day()))
         try:
             if await self._completes(self._definitions.wait_until_current()) and await self._completes(
                 self._watches.all_settled()
             ):
-                exempt_from_collection()
+                exempt_survivors()
                 self._feed.start()
                 logger.info("the caches are complete; waiting for the lease %s", self._settings.lease_name)
                 await self._leadership().run(self._stopping)

@@ -194,5 +194,22 @@ def test_a_suite_that_fails_does_not_keep_the_next_ones_from_running(
     assert "FAILED tests.first.test_first::test_it: OSError: full" in ended.output
 
 
+def test_after_the_time_for_all_suites_no_test_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tests" / "one").mkdir(parents=True)
+    module = tmp_path / "tests" / "one" / "test_one.py"
+    module.write_text("import time\n\ndef test_long(): time.sleep(1.5)\n\ndef test_next(): pass\n")
+    (tmp_path / "pytest.ini").touch()
+    session = TestSession("one", (str(module), f"--rootdir={tmp_path}"))
+    monkeypatch.setattr("tools.suites.__main__.suites", lambda _records: [Suite("one", "one", ((session,),))])
+
+    ended = CliRunner().invoke(app, ["--minutes=0"])
+
+    assert ended.exit_code == 1
+    assert "│ one   │     1 │" in ended.output
+    assert "FAILED one: the time for all suites was over before its last test" in ended.output
+
+
 def test_the_page_has_the_markers_of_the_table() -> None:
     assert END in PAGE.read_text().partition(BEGIN)[2]

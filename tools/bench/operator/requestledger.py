@@ -66,7 +66,7 @@ class RequestLedger:
         self.last_written: dict[str, datetime] = {}
         self.operator_writes = 0
         self._requests: Counter[tuple[str, str]] = Counter()
-        self._last_write = LONG_AGO
+        self._last_write = self._last_list = LONG_AGO
         self._log = log
         self._mark = log.mark()
 
@@ -82,6 +82,8 @@ class RequestLedger:
             if request.resource in IGNORED_RESOURCES:
                 continue
             self._requests[_client(request.user), request.verb] += 1
+            if (request.user, request.verb) == (OPERATOR, "list"):
+                self._last_list = max(self._last_list, request.at)
             if not request.is_write:
                 continue
             self._last_write = max(self._last_write, request.at)
@@ -132,6 +134,12 @@ class RequestLedger:
                     f" {len(self.first_jobs):,} have a Job; expected: {expected}"
                 )
             await asyncio.sleep(POLL_SECONDS)
+
+    async def is_idle(self) -> bool:
+        """Whether no client has written, and the operator has listed nothing, for QUIET_SECONDS."""
+        self.read()
+        latest = max(self._last_write, self._last_list)
+        return (datetime.now(UTC) - latest).total_seconds() > QUIET_SECONDS
 
     def spread(self, reached: Mapping[str, datetime], pause: float = 0) -> Spread:
         """Time from the creation of the runs until they reached a state.

@@ -168,9 +168,10 @@ class Watched:
         )
 
     async def until_quiet(self) -> None:
-        """Wait until no client writes any more, so that late writes are counted."""
+        """Wait until no client writes and the operator lists nothing any more, so that all is counted."""
+        ledger = self._stage.ledger()
         await asyncio.sleep(QUIET_SECONDS)
-        await self._stage.ledger().until_quiet()
+        await until(ledger.is_idle, patience(self._stage.size), "the operator still lists or writes")
 
     async def until_reconciled(self, kind: str, passes: float) -> None:
         """Wait until there were this many passes over a kind, since the start, and the queue is empty."""
