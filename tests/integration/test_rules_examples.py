@@ -75,7 +75,8 @@ def _completed(kind: Kind, part: str, written: Object) -> Object:
         written = {name: written}
     # A base model replaces that of the smallest object: it is exactly one of several fields.
     replaced = {"spec": {"baseModel": None}} if "baseModel" in written.get("spec", {}) else {}
-    return merged(merged(files.minimal(kind), replaced), written)
+    completed: Object = merged(merged(files.minimal(kind), replaced), written)
+    return completed
 
 
 DOCUMENTED: Final = {str(fragment): _parsed(fragment.text) for fragment in fragments()}

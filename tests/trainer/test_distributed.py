@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the processes of a run find each other, detect a lost peer, and share rows."""
 
-import itertools
 import os
 import signal
 import socket
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
@@ -36,7 +34,7 @@ from finetune_trainer.distributed.tunnel import (
 )
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.parallel.sharding import RowLimit, Steps, blank_row
+from finetune_trainer.train.parallel.sharding import blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
 from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench
@@ -386,22 +384,6 @@ def test_an_impossible_rank_is_refused(
 
     assert caught.value.reason == FailureReason.INVALID_CONFIG
     assert complaint in caught.value.message
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_processes_read_together_what_one_reads_alone(size: int) -> None:
-    alone = Steps([5] * 11, 4, RowLimit(2), 7, member(0, 1))
-    shares = [Steps([5] * 11, 4, RowLimit(2), 7, member(rank, size)) for rank in range(size)]
-    for sampler in (alone, *shares):
-        sampler.set_epoch(3)
-
-    order = torch.randperm(11, generator=torch.Generator().manual_seed(7 + 3)).tolist()
-    assert [len(sampler) for sampler in (alone, *shares)] == [3] * (size + 1)
-    for number, (expected, *found) in enumerate(zip(alone, *shares, strict=True)):
-        assert sorted(itertools.chain.from_iterable(expected)) == sorted(order[4 * number :][:4])
-        assert len({len(batches) for batches in found}) == 1
-        together = itertools.chain.from_iterable(itertools.chain.from_iterable(found))
-        assert sorted(row for row in together if row < 11) == sorted(order[4 * number :][:4])
 
 
 def test_a_blank_row_has_no_labels() -> None:

@@ -255,7 +255,7 @@ def hashes_of(*rows: Row) -> SensitiveHashes:
 
 
 def memorized(row: Row, answer: str, *learned: Row) -> CheckFinding | None:
-    return find_memorized([row], {1: answer}, hashes_of(*learned), "Veto")
+    return find_memorized([row], {1: answer}, hashes_of(*learned), "Veto", split="validation")
 
 
 LEARNED = (
@@ -281,7 +281,7 @@ def test_an_answer_that_repeats_a_value_of_the_training_rows_is_found(answer: st
     assert finding is not None
     assert finding.veto
     assert finding.message.startswith("1 answer repeats secrets or personal data of the training rows")
-    assert "rows 1 of the test split" in finding.message
+    assert "rows 1 of the validation split" in finding.message
     assert answer not in finding.message
 
 
@@ -294,7 +294,7 @@ def test_more_values_than_are_compared_are_a_finding_without_a_veto(monkeypatch:
     monkeypatch.setattr(sensitivevalues, "MAX_HASHES", 1)
     found = SensitiveHashes.from_bytes(hashes_of(*LEARNED).to_bytes())
 
-    finding = find_memorized([QUESTION], {1: "billing"}, found, "Veto")
+    finding = find_memorized([QUESTION], {1: "billing"}, found, "Veto", split="test")
 
     assert finding is not None
     assert not finding.veto

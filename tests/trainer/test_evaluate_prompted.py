@@ -73,9 +73,6 @@ def test_a_row_that_does_not_fit_is_skipped() -> None:
     assert {each.row for each in shown} == set(ROWS)
 
 
-SHOWN = (ShownRow(3, Row((Message("system", "be brief"), *ROWS[2].messages))),)
-
-
 @pytest.mark.parametrize(
     ("has_turn", "first"),
     [

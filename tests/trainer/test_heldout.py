@@ -83,16 +83,19 @@ def test_preflight_leaves_them_out_and_says_so(bench: Workbench) -> None:
     )
 
 
-def test_a_row_is_named_by_its_number_although_rows_before_it_are_left_out(bench: Workbench) -> None:
-    long = Row.pair("why " * 40, "sales")
+def test_a_long_row_is_named_by_its_number_although_rows_before_it_are_left_out(bench: Workbench) -> None:
+    long, asked = Row.pair("why " * 40, "sales"), Row.pair("how " * 40, "sales")
     found = bench.preflight(
         dataset=bench.dataset((*ROWS, long), ROWS[:2]),
-        test_dataset=bench.dataset((), (), LEAKED),
+        test_dataset=bench.dataset((), (), (*LEAKED, asked)),
         hyperparameters={"max_sequence_length": 60, "on_long_rows": "Drop"},
     )
 
-    (warning,) = [each for each in found.warnings if "more than 60 tokens" in each]
-    assert "(train row 13)" in warning
+    dropped, truncated = [each for each in found.warnings if "more than 60 tokens" in each]
+    assert "(train row 13)" in dropped
+    assert truncated.startswith(
+        "1 row of evaluation.dataset has more than 60 tokens, and evaluation truncates"
+    )
 
 
 @pytest.mark.parametrize("tokenized", [True, False], ids=["tokens", "rows"])

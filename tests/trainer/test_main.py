@@ -174,8 +174,7 @@ BASE = {
     "owner": {"kind": "Dataset", "namespace": "team", "name": "tickets", "uid": "0f0f"},
     "run": RUN,
     "store": {"uri": "pvc://artifacts", "path": "/nowhere"},
-    "sourceUri": "pvc://rows",
-    "sourcePath": "/nowhere",
+    "sources": [{"uri": "pvc://rows", "path": "/nowhere"}],
 }
 
 
@@ -189,7 +188,11 @@ BASE = {
         ),
         ({**BASE, "news": 1}, FailureReason.CONTRACT_MISMATCH, "news: Extra inputs are not permitted"),
         ({**BASE, "store": {}}, FailureReason.INVALID_CONFIG, "store.uri: Field required"),
-        ({**BASE, "sourceUri": 7}, FailureReason.INVALID_CONFIG, "sourceUri: Input should be a valid string"),
+        (
+            {**BASE, "sources": [{"uri": 7}]},
+            FailureReason.INVALID_CONFIG,
+            "sources.0.uri: Input should be a valid string",
+        ),
         (
             {**BASE, "split": {"seed": "1"}},
             FailureReason.INVALID_CONFIG,
@@ -214,7 +217,8 @@ def test_a_config_that_cannot_be_used_names_the_field(
 def test_the_result_is_in_the_contract_of_the_config(tmp_path: Path, version: int) -> None:
     store = {"uri": "pvc://artifacts", "path": str(tmp_path / "store")}
     (tmp_path / "rows.jsonl").write_text("[]\n")
-    ended = run(json.dumps({**BASE, "contract": version, "store": store, "sourcePath": str(tmp_path)}))
+    source = {"uri": "pvc://rows", "path": str(tmp_path)}
+    ended = run(json.dumps({**BASE, "contract": version, "store": store, "sources": [source]}))
 
     assert ended.code == ExitCode.BAD_DATA
     assert ended.result.contract == version

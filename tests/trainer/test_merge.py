@@ -15,7 +15,6 @@ from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
 from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
-from finetune_trainer.model.basebundle import base_bundle
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading, merge
 from finetune_trainer.serve.fetch import run as fetch
@@ -35,12 +34,9 @@ class Published:
         self.store: Store = open_store(self.place)
         make_llama(root)
         self.base = self._publish("models", root / "llama")
-        bundle = base_bundle(root / "llama")
-        self.adapters = {}
-        for name in ("tickets.v1", "letters"):
-            folder = root / f"llama-{name}"
-            bundle.write(folder)
-            self.adapters[name] = self._publish("checkpoints", folder)
+        self.adapters = {
+            name: self._publish("checkpoints", root / f"llama-{name}") for name in ("tickets.v1", "letters")
+        }
 
     def _publish(self, kind: Any, folder: Path) -> ArtifactRef:
         with self.store.staging() as staging:

@@ -116,7 +116,6 @@ def test_an_encoding_with_other_arguments_or_of_another_kind_has_another_name() 
     }
 
     assert len(names) == 3
-    assert encoding_name(make_encoder("SFT", tiny_tokenizer())) in names
     assert encoding_name(make_encoder("KTO", tiny_tokenizer())) in names
 
 

@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.distributed.group import Group
 from finetune_trainer.model import attention
 from finetune_trainer.model.attention import VARLEN, attention_of, set_attention
 from finetune_trainer.model.load import load_base
@@ -30,7 +29,7 @@ from finetune_trainer.tokens.batching import (
 )
 from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
 from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
-from finetune_trainer.train.parallel.sharding import Division, RowLimit, Steps
+from finetune_trainer.train.parallel.sharding import Division, RowLimit
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer.gpuwrapping import reference_attention, tiny_in_bfloat16, varlen_kernel
 from tests.trainer.test_train_distributed import Pods, pods
@@ -81,27 +80,6 @@ def test_the_largest_batch_comes_first() -> None:
     lengths = [3, 30, 9, 9, 9, 1]
 
     assert TokenBudget(32, padded, packs=False).split(lengths) == [[1], [2, 3, 4], [0, 5]]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_processes_share_the_rows_of_each_step_and_make_equally_many_batches(size: int) -> None:
-    lengths = [1 + 7 * row % 13 for row in range(23)]
-    budget = TokenBudget(16, pack, packs=True)
-
-    def steps(rank: int) -> list[list[list[int]]]:
-        group = Group()
-        group.rank, group.size = rank, size
-        sampler = Steps(lengths, 6, budget, seed=3, group=group)
-        sampler.set_epoch(1)
-        assert len(sampler) == 4
-        return list(sampler)
-
-    alone = Steps(lengths, 6, budget, seed=3, group=Group())
-    alone.set_epoch(1)
-    for step, *of_processes in zip(alone, *(steps(rank) for rank in range(size)), strict=True):
-        assert len({len(batches) for batches in of_processes}) == 1
-        rows = sorted(row for batches in of_processes for batch in batches for row in batch if row < 23)
-        assert rows == sorted(row for batch in step for row in batch)
 
 
 def model_for() -> PreTrainedModel:

@@ -23,15 +23,16 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.methods import MethodType
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.group import Group
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.tokens.batching import TokenBudget, pack
 from finetune_trainer.train import trainer
 from finetune_trainer.train.guards.memory import MemoryLadder
-from finetune_trainer.train.parallel.sharding import RowLimit, Steps
+from finetune_trainer.train.parallel.sharding import Division, RowLimit, Steps
 from finetune_trainer.train.schedule import batch_sizes, largest_batch, rows_read, run_steps
 from finetune_trainer.train.states.layout import LEDGER
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
+from tests.trainer.test_distributed import member
 from tests.trainer.test_train_distributed import Pods, gradients, pods, show_gradients
 from tests.trainer.workbench import ROWS, RUN, Sheet, Undisturbed, Workbench, elsewhere, weights
 
@@ -45,12 +46,6 @@ UNEQUAL = tuple(
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
-
-
-def member(rank: int, size: int) -> Group:
-    group = Group()
-    group.rank, group.size = rank, size
-    return group
 
 
 @pytest.mark.parametrize("processes", range(1, 10))
@@ -71,17 +66,21 @@ def test_rows_are_spread_evenly_over_processes_and_their_batches(processes: int)
 def test_an_epoch_reads_each_row_once_in_the_steps_of_one_process(processes: int) -> None:
     lengths = [1 + 7 * row % 13 for row in range(23)]
     members = [member(0, 1), *(member(rank, processes) for rank in range(processes))]
-    for batch_size, max_rows in itertools.product(range(1, 15), (None, 1, 3)):
-        alone, *shares = (Steps(lengths, batch_size, RowLimit(max_rows), 3, each) for each in members)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(3 + 2)).tolist()
+    divisions: list[Division] = [*map(RowLimit, (None, 1, 3)), TokenBudget(16, pack, packs=True)]
+    for batch_size, division in itertools.product(range(1, 15), divisions):
+        samplers = [Steps(lengths, batch_size, division, 3, each) for each in members]
+        for sampler in samplers:
+            sampler.set_epoch(2)
 
-        read: list[int] = []
-        for expected, *found in zip(alone, *shares, strict=True):
-            assert len({len(batches) for batches in found}) == 1, "processes exchange gradients equally often"
-            together = [row for batches in found for batch in batches for row in batch if row < 23]
-            assert sorted(together) == sorted(itertools.chain.from_iterable(expected))
-            read += together
-        assert sorted(read) == list(range(23))
-        assert len(alone) == run_steps(23, batch_size, epochs=1)
+        assert {len(sampler) for sampler in samplers} == {run_steps(23, batch_size, epochs=1)}
+        for number, (alone, *shares) in enumerate(zip(*samplers, strict=True)):
+            rows = sorted(order[batch_size * number :][:batch_size])
+            assert sorted(itertools.chain.from_iterable(alone)) == rows
+            assert len({len(batches) for batches in shares}) == 1, (
+                "processes exchange gradients equally often"
+            )
+            assert sorted(row for batches in shares for batch in batches for row in batch if row < 23) == rows
 
 
 def test_the_longest_rows_of_a_step_are_together_and_first() -> None:

@@ -220,7 +220,7 @@ FINGERPRINT: dict[str, Any] = {
         "objective": "KTO",
         "type": "LoRA",
         "lora": {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": [], "rslora": False, "dora": False},
-        "preference": {"beta": 0.2, "desirable_weight": None, "undesirable_weight": None},
+        "preference": {"beta": 0.2},
     },
     "hyperparameters": {
         "epochs": 2,
@@ -233,12 +233,7 @@ FINGERPRINT: dict[str, Any] = {
         "warmup_ratio": 0.05,
         "scheduler": "Linear",
         "weight_decay": 0,
-        "max_steps": None,
-        "early_stopping_patience": None,
         "gradient_checkpointing": False,
-        "validate_every_steps": None,
-        "on_long_rows": None,
-        "sharded": None,
     },
     "chat_template_kwargs": {},
 }
@@ -273,3 +268,18 @@ def test_the_resume_ledger_keeps_its_fingerprint() -> None:
     thinking = Fingerprint.of(config.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}}))
     assert thinking.differences(fingerprint) == ["chat_template_kwargs {} → {'enable_thinking': False}"]
     assert Fingerprint.model_validate_json(thinking.model_dump_json()) == thinking
+
+
+def test_a_run_with_rows_left_out_for_its_evaluation_has_them_in_its_fingerprint() -> None:
+    common = {"owner": OWNER, "run": "r", "store": STORE, "hyperparameters": HYPERPARAMETERS}
+    config = TrainConfig.model_validate({**common, "baseModel": digest("b"), "dataset": digest("d")})
+    alone = Fingerprint.of(config)
+
+    held_out = Fingerprint.of(config.model_copy(update={"test_dataset": digest("e")}))
+    own = Fingerprint.of(config.model_copy(update={"test_dataset": digest("d")}))
+
+    assert held_out.differences(alone) == [
+        f"test_dataset None → {digest('e')}",
+        "test_split None → test",
+    ]
+    assert own.differences(alone) == []

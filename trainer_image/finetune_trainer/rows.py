@@ -32,6 +32,8 @@ SPLIT_FILES: Final[Mapping[SplitName, str]] = {
     "test": "test.jsonl",
 }
 """File of each split in a dataset's folder; a split without rows is an empty file."""
+LEARNED_FROM: Final[tuple[SplitName, ...]] = ("train", "validation")
+"""Splits that a training reads."""
 SOURCE_ORDER: Final = ("tools", "tool_calls")
 """Fields whose content is not sorted."""
 

@@ -56,7 +56,11 @@ LINES: list[tuple[bytes, Code, str]] = [
     ),
     (b'{"prompt": "a", "completion": null}', Code.FIELD_TYPE, "completion is null; expected text"),
     (b'{"prompt": "a", "completion": true}', Code.FIELD_TYPE, "completion is true or false; expected text"),
-    (b'{"prompt": {"a": 1}, "completion": "b"}', Code.FIELD_TYPE, "prompt is an object; expected text"),
+    (
+        b'{"prompt": ["a"], "completion": "b"}',
+        Code.FIELD_TYPE,
+        "prompt[0] is text; expected an object with role and content",
+    ),
     (b'{"prompt": {"a": 1}, "completion": "b"}', Code.FIELD_TYPE, "prompt is an object; expected text"),
     (
         b'{"prompt": "a\\u0000", "completion": "b"}',
@@ -585,7 +589,7 @@ RECORDS: list[tuple[DataFormat, Any, Any, Code, str]] = [
         task(choice("x")),
         task(choice("x"), data={"review": "a", "title": "b"}),
         Code.FIELD_MISSING,
-        '"text" is missing (it has',
+        '"text" is missing (it has "review", "title"); expected the field "text"; add it, or map another',
     ),
     (
         "LabelStudio",

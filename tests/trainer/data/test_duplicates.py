@@ -231,7 +231,7 @@ def test_the_memory_of_a_search_is_limited_by_the_number_of_all_rows() -> None:
 
     assert compared(200_000) == 200_000
     assert compared(1_000_000) == ((1 << 30) - 140_000_000) // 5120
-    assert compared(10_000_000) == 50_000
+    assert compared(6_000_000) == 50_000
 
 
 def test_rows_with_a_unique_answer_are_not_read_again_and_are_not_compared() -> None:

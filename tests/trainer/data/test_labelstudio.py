@@ -83,7 +83,7 @@ def exported(form: str, data: dict[str, Any], *results: dict[str, Any]) -> str:
     return content.getvalue()
 
 
-def read_newest(folder: Path, content: str, **names: str) -> Outcome:
+def read_export(folder: Path, content: str, **names: str) -> Outcome:
     return read(folder, content, Recipe(names=FieldNames(**names)))
 
 
@@ -96,7 +96,7 @@ def clean(outcome: Outcome) -> list[dict[str, Any]]:
 def test_the_supervised_template_has_a_prompt_and_a_response(tmp_path: Path, form: str) -> None:
     content = exported(form, {"prompt": "a"}, result("response", "textarea", text=["b"]))
 
-    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
+    assert clean(read_export(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,7 +113,7 @@ def test_the_chat_template_has_its_history_before_the_response(
 ) -> None:
     content = exported(form, {"messages": messages}, result("response", "textarea", text=["d"]))
 
-    (row,) = clean(read_newest(tmp_path, content))
+    (row,) = clean(read_export(tmp_path, content))
     assert row["messages"] == [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "weight": 0},
@@ -128,7 +128,7 @@ def test_conversations_in_tables_of_older_releases_are_python_literals(tmp_path:
         "\"[{'role': 'user', 'content': 'a'}]\",7,1,3,1.5,b\n"
     )
 
-    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
+    assert clean(read_export(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,7 +138,7 @@ def test_the_tag_chat_is_a_conversation_in_the_order_of_its_times(
 ) -> None:
     regions = [message("assistant", "b", 2), message("user", "a", 1)]
 
-    (row,) = clean(read_newest(tmp_path, exported(form, {field: []}, *regions)))
+    (row,) = clean(read_export(tmp_path, exported(form, {field: []}, *regions)))
     assert row == {"messages": turns("a", "b")}
 
 
@@ -149,7 +149,7 @@ def test_the_tag_chat_continues_the_conversation_of_the_task(
 ) -> None:
     regions = [message("user", "a", 1), message("assistant", "b", 2)][0 if repeats else 1 :]
 
-    (row,) = clean(read_newest(tmp_path, exported(form, {"messages": turns("a")}, *regions)))
+    (row,) = clean(read_export(tmp_path, exported(form, {"messages": turns("a")}, *regions)))
     assert row == {"messages": turns("a", "b")}
 
 
@@ -157,7 +157,7 @@ def test_the_tag_chat_continues_the_conversation_of_the_task(
 def test_the_conversation_of_the_task_may_have_the_name_of_the_tag_chat(tmp_path: Path, form: str) -> None:
     regions = [message("user", "c", 1), message("assistant", "d", 2)]
 
-    (row,) = clean(read_newest(tmp_path, exported(form, {"chat": turns("a", "b")}, *regions)))
+    (row,) = clean(read_export(tmp_path, exported(form, {"chat": turns("a", "b")}, *regions)))
     assert [(each["content"], each.get("weight")) for each in row["messages"]] == [
         ("a", None),
         ("b", 0),
@@ -169,15 +169,15 @@ def test_the_conversation_of_the_task_may_have_the_name_of_the_tag_chat(tmp_path
 def test_a_chat_without_times_is_found_if_it_is_the_only_answer(tmp_path: Path) -> None:
     content = json.dumps([{"chat": turns("a", "b"), **META}])
 
-    assert clean(read_newest(tmp_path, content)) == [{"messages": turns("a", "b")}]
-    assert clean(read_newest(tmp_path, content, completion="chat")) == [{"messages": turns("a", "b")}]
+    assert clean(read_export(tmp_path, content)) == [{"messages": turns("a", "b")}]
+    assert clean(read_export(tmp_path, content, completion="chat")) == [{"messages": turns("a", "b")}]
 
 
 def test_a_conversation_of_the_data_with_times_as_texts_is_not_the_answer(tmp_path: Path) -> None:
     messages = [{**turn, "createdAt": "2026-01-01T00:00:00Z"} for turn in turns("a", "b", "c")]
     content = exported("min", {"messages": messages}, result("reply", "textarea", text=["d"]))
 
-    assert clean(read_newest(tmp_path, content))[0]["messages"][-1] == {"role": "assistant", "content": "d"}
+    assert clean(read_export(tmp_path, content))[0]["messages"][-1] == {"role": "assistant", "content": "d"}
 
 
 def test_of_two_chats_the_user_names_one(tmp_path: Path) -> None:
@@ -187,15 +187,15 @@ def test_of_two_chats_the_user_names_one(tmp_path: Path) -> None:
     }
     content = json.dumps([{**chats, **META}])
 
-    assert 'the completion may be any of "one", "two"' in read_newest(tmp_path, content).problems[0]
-    assert read_newest(tmp_path, content, completion="two").dicts == [{"messages": turns("a", "c")}]
+    assert 'the completion may be any of "one", "two"' in read_export(tmp_path, content).problems[0]
+    assert read_export(tmp_path, content, completion="two").dicts == [{"messages": turns("a", "c")}]
 
 
 def test_annotations_with_the_same_messages_at_other_times_agree(tmp_path: Path) -> None:
     regions = [[message("user", "a", time), message("assistant", "b", time + 1)] for time in (1, 7)]
     content = json.dumps([{"data": {"chat": []}, "annotations": [{"result": each} for each in regions]}])
 
-    assert clean(read_newest(tmp_path, content)) == [{"messages": turns("a", "b")}]
+    assert clean(read_export(tmp_path, content)) == [{"messages": turns("a", "b")}]
 
 
 QUESTION, REPLY = (
@@ -215,7 +215,7 @@ def test_text_areas_for_prompt_and_response_continue_the_conversation(
 ) -> None:
     content = exported(form, {"messages": turns("a", "b")}, QUESTION, REPLY)
 
-    (row,) = clean(read_newest(tmp_path, content, **names))
+    (row,) = clean(read_export(tmp_path, content, **names))
     assert [(each["content"], each.get("weight")) for each in row["messages"]] == [
         ("a", None),
         ("b", 0),
@@ -228,14 +228,14 @@ def test_text_areas_for_prompt_and_response_continue_the_conversation(
 def test_text_areas_for_prompt_and_response_can_begin_a_conversation(tmp_path: Path, form: str) -> None:
     content = exported(form, {"messages": []}, QUESTION, REPLY)
 
-    assert clean(read_newest(tmp_path, content)) == [{"prompt": "c", "completion": "d"}]
+    assert clean(read_export(tmp_path, content)) == [{"prompt": "c", "completion": "d"}]
 
 
 def test_text_areas_of_other_names_continue_the_conversation_if_they_are_named(tmp_path: Path) -> None:
     areas = [{**QUESTION, "from_name": "ask"}, {**REPLY, "from_name": "say"}]
     content = exported("json", {"messages": turns("a", "b")}, *areas)
 
-    (row,) = clean(read_newest(tmp_path, content, prompt="ask", completion="say"))
+    (row,) = clean(read_export(tmp_path, content, prompt="ask", completion="say"))
     assert [each["content"] for each in row["messages"]] == ["a", "b", "c", "d"]
 
 
@@ -244,7 +244,7 @@ def test_flat_exports_drop_no_conversation_either(tmp_path: Path, form: str) -> 
     data = {"note": "a", "messages": turns("x", "y")}
     content = exported(form, data, result("reply", "textarea", text=["b"]))
 
-    (problem,) = read_newest(tmp_path, content, prompt="note", completion="reply").problems
+    (problem,) = read_export(tmp_path, content, prompt="note", completion="reply").problems
     assert 'note would be read without the conversation in "messages"' in problem
 
 
@@ -274,15 +274,15 @@ def test_the_pairwise_template_is_a_preference(
     data = {"prompt": "a", "answer1": "b", "answer2": "c"}
     content = exported(form, data, result("pw", "pairwise", selected=selected))
 
-    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "chosen": chosen, "rejected": rejected}]
+    assert clean(read_export(tmp_path, content)) == [{"prompt": "a", "chosen": chosen, "rejected": rejected}]
 
 
 def test_the_answers_of_a_pairwise_task_can_be_named(tmp_path: Path) -> None:
     data = {"prompt": "a", "one": "b", "two": "c"}
     content = exported("json", data, result("pw", "pairwise", selected="left"))
 
-    assert "name the left one in columns.chosen" in read_newest(tmp_path, content).problems[0]
-    named = read_newest(tmp_path, content, chosen="one", rejected="two")
+    assert "name the left one in columns.chosen" in read_export(tmp_path, content).problems[0]
+    named = read_export(tmp_path, content, chosen="one", rejected="two")
     assert named.dicts == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
 
 
@@ -290,8 +290,8 @@ def test_a_history_is_never_dropped_silently(tmp_path: Path) -> None:
     data = {"prompt": "a", "messages": turns("x", "y")}
     content = exported("json", data, result("response", "textarea", text=["b"]))
 
-    assert "the prompt may be any of" in read_newest(tmp_path, content).problems[0]
-    assert "without the conversation" in read_newest(tmp_path, content, prompt="prompt").problems[0]
+    assert "the prompt may be any of" in read_export(tmp_path, content).problems[0]
+    assert "without the conversation" in read_export(tmp_path, content, prompt="prompt").problems[0]
 
 
 CHOICE = result("label", "choices", choices=["b"])
@@ -313,20 +313,20 @@ def tasks(*annotations: Any, **fields: Any) -> str:
     ids=["agree", "ground truth", "cancelled", "empty"],
 )
 def test_several_annotations_count_if_they_are_unambiguous(tmp_path: Path, annotations: Any) -> None:
-    assert clean(read_newest(tmp_path, tasks(*annotations))) == [{"prompt": "a", "completion": "b"}]
+    assert clean(read_export(tmp_path, tasks(*annotations))) == [{"prompt": "a", "completion": "b"}]
 
 
 def test_annotations_that_differ_require_a_decision_of_the_user(tmp_path: Path) -> None:
     content = tasks({"result": [CHOICE]}, {"result": [OTHER]})
 
-    assert read_newest(tmp_path, content).problems[0].startswith("row 1: has 2 annotations that differ")
+    assert read_export(tmp_path, content).problems[0].startswith("row 1: has 2 annotations that differ")
 
 
 @pytest.mark.parametrize("fields", [{}, {"annotations": []}], ids=["no annotations", "none yet"])
 def test_predictions_are_not_annotations(tmp_path: Path, fields: Any) -> None:
     content = json.dumps([{"data": {"text": "a"}, "predictions": [{"result": [CHOICE]}], **fields}])
 
-    assert "has predictions, but no annotation" in read_newest(tmp_path, content).problems[0]
+    assert "has predictions, but no annotation" in read_export(tmp_path, content).problems[0]
 
 
 @pytest.mark.parametrize("value", ["none", None], ids=str)
@@ -334,10 +334,10 @@ def test_a_pairwise_task_without_a_choice_is_reported(tmp_path: Path, value: Any
     data = {"prompt": "a", "answer1": "b", "answer2": "c"}
     content = exported("json", data, result("pw", "pairwise", selected=value))
 
-    assert len(read_newest(tmp_path, content).problems) == 1
+    assert len(read_export(tmp_path, content).problems) == 1
 
 
 def test_exports_before_version_1_have_completions_for_annotations(tmp_path: Path) -> None:
     content = json.dumps([{"id": 1, "data": {"text": "a"}, "completions": [{"result": [CHOICE]}]}])
 
-    assert clean(read_newest(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]
+    assert clean(read_export(tmp_path, content)) == [{"prompt": "a", "completion": "b"}]

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from finetune_trainer.model.basebundle import base_bundle
 from tools.models import tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -71,7 +72,10 @@ def make_gemma(root: Path) -> None:
 
 
 def add_adapters(base: PreTrainedModel, root: Path, kind: str) -> None:
-    """Save a random adapter for each name, far enough from zero to change every answer."""
+    """Save a random adapter for each name, as a run publishes it, and far enough from zero to change every
+    answer.
+    """
+    bundle = base_bundle(root / kind)
     for seed, (name, variant) in enumerate(VARIANTS.items()):
         torch.manual_seed(seed)
         config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **variant)
@@ -82,6 +86,7 @@ def add_adapters(base: PreTrainedModel, root: Path, kind: str) -> None:
             elif "lora_" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.3)
         peft_model.save_pretrained(str(root / f"{kind}-{name}"))
+        bundle.write(root / f"{kind}-{name}")
         peft_model.unload()
 
 

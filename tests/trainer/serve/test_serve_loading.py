@@ -119,6 +119,16 @@ def test_a_file_that_an_adapter_lacks_is_named(own: Path) -> None:
     assert "'tickets'" in failed.message
 
 
+@pytest.mark.parametrize("file", ["chat_template.jinja", "generation_config.json"])
+def test_an_adapter_without_what_its_prompts_need_is_refused_by_name(own: Path, file: str) -> None:
+    (own / ADAPTER / file).unlink()
+
+    failed = failure(own)
+
+    assert failed.reason == FailureReason.ARTIFACT_CORRUPT
+    assert failed.message.startswith(f"model 'tickets' has no {file}, so its prompts")
+
+
 def test_an_adapter_of_another_base_model_does_not_fit(root: Path) -> None:
     failed = failure(root, models=(ServedModel(name="tickets", folder="gemma-summaries"),))
 

@@ -71,16 +71,20 @@ class SharedPart(Contract):
         return schema
 
 
-def without_newer_defaults(message: Contract) -> dict[str, Any]:
-    """The fields by name as JSON types, without unset ones that the oldest version does not know."""
-    values = message.model_dump(mode="json")
-    newer = {
-        name
-        for name, field in type(message).model_fields.items()
-        if _is_newer(field, CONTRACT_VERSIONS[0])
-        and getattr(message, name) == field.get_default(call_default_factory=True)
-    }
-    return {name: value for name, value in values.items() if name not in newer}
+def without_unset(message: Contract) -> dict[str, Any]:
+    """The fields by name as JSON types, without those, at any depth, that are None, or that are at their
+    default and unknown to the oldest version.
+
+    So a field that is added later changes what is recorded only where it is set.
+    """
+    values = message.model_dump(mode="json", exclude_none=True)
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if _is_newer(field, CONTRACT_VERSIONS[0]) and value == field.get_default(call_default_factory=True):
+            values.pop(name, None)
+        elif isinstance(value, Contract):
+            values[name] = without_unset(value)
+    return values
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.duplicates import select
 from finetune_trainer.data.index import SPLIT_NUMBERS, SPLITS, RowIndex
 from finetune_trainer.data.output import read_rows as read_numbered
-from finetune_trainer.rows import SPLIT_FILES, read_rows
+from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES, read_rows
 
-LEARNED_FROM: Final[tuple[SplitName, ...]] = ("train", "validation")
 HELD_OUT: Final[SplitName] = "test"
 
 

@@ -149,7 +149,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
                 *judged.evidence(config.gates),
             )
             findings = (
-                *(not_finite_findings(log.of(TUNED).values()) or probe.findings),
+                *(not_finite_findings(log.of(TUNED).values(), config.split) or probe.findings),
                 *memorization_findings(config, store, rows, log),
                 *judged.findings(),
                 *engine_findings(config),

@@ -78,10 +78,9 @@ def require_bundle(folder: Path, name: str) -> None:
         )
 
 
-def own_chat_template(folder: Path) -> str | None:
-    """The chat template of the weights in `folder`; None if they bring none. Raises OSError."""
-    path = folder / CHAT_TEMPLATE
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def own_chat_template(folder: Path) -> str:
+    """The chat template of the weights in `folder`. Raises OSError, also if they bring none."""
+    return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
 
 
 def own_stop_ids(folder: Path) -> frozenset[int]:

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -11,22 +10,22 @@ from finetune_trainer.contract.hyperparameters import MAX_DROPPED_SHARE, OnLongR
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
+from finetune_trainer.rows import LEARNED_FROM
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.columns import Int64s
 from finetune_trainer.tokens.tokenfiles import FoundRows
 
-LEARNED_FROM: Final[tuple[SplitName, ...]] = ("train", "validation")
-"""Splits whose long rows may be left out. Evaluation truncates long rows of the test split."""
-
 
 @dataclass(frozen=True)
 class LongRows:
-    """The long rows of training and validation, and what happens to them."""
+    """The long rows of training and validation, which may be left out, and those to evaluate."""
 
     lengths: Mapping[SplitName, TokenLengths]
     """Of all splits."""
     max_length: int
     requested: OnLongRows | None
+    evaluated: str = "the test split"
+    """What has the rows that are evaluated, for messages."""
 
     @property
     def found(self) -> dict[SplitName, FoundRows]:
@@ -83,8 +82,8 @@ class LongRows:
         if self.truncated and not self.truncates:
             verb = "has" if self.truncated == 1 else "have"
             warnings.append(
-                f"{count_of(self.truncated)} of the test split {verb} more than {self.max_length} tokens, and"
-                " evaluation truncates what is beyond"
+                f"{count_of(self.truncated)} of {self.evaluated} {verb} more than {self.max_length} tokens,"
+                " and evaluation truncates what is beyond"
             )
         return tuple(warnings)
 

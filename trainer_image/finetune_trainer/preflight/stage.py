@@ -14,7 +14,7 @@ from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.sharding import resolve_sharding
-from finetune_trainer.data.leaks import LEARNED_FROM, Leaks
+from finetune_trainer.data.leaks import Leaks
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config
@@ -31,7 +31,7 @@ from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.readback import check_read_back
 from finetune_trainer.preflight.tokenizing import RowFiles, measure_rows, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
-from finetune_trainer.rows import SPLIT_FILES, Row, count_rows, read_rows
+from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES, Row, count_rows, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
@@ -126,16 +126,16 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     tokens = tokenize(rows, encoder, context.store, meter)
     lengths = {split: TokenLengths.of(tokens.files, split, leaks.rows.get(split, ())) for split in rows.paths}
     if held_out is not rows:
-        evaluated = evaluation_encoder(
-            next(read_rows(test_rows), None), tokenizer, config.chat_template_kwargs
-        )
-        lengths["test"] = measure_rows(held_out, config.test_split, evaluated, meter)
+        first = next(read_rows(test_rows), None)
+        encoder = evaluation_encoder(first, tokenizer, config.chat_template_kwargs)
+        lengths["test"] = measure_rows(held_out, config.test_split, encoder, meter)
     parser = parser_for(tokenizer)
     longest_row = max(split.max_tokens for split in lengths.values())
     limit, processes = context_length(model_config), config.nodes * config.devices
     requested = config.hyperparameters
     max_length = sequence_length(requested.max_sequence_length, method.objective, longest_row, limit)
-    long_rows = LongRows(lengths, max_length, requested.on_long_rows)
+    evaluated = "the test split" if held_out is rows else "evaluation.dataset"
+    long_rows = LongRows(lengths, max_length, requested.on_long_rows, evaluated)
     with context.store.run_folder(config.run, config.stage) as folder:
         report_uri = write_token_report(folder, token_report(uri.partition("?")[0], long_rows))
     long_rows.check(limit, report_uri)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.vocabulary import FULL_MODEL
-from finetune_trainer.model.bundle import own_chat_template, own_stop_ids
+from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.generationbatch import BASE_ADAPTER, can_leave_batch
 from finetune_trainer.model.load import context_length
@@ -46,7 +46,7 @@ class LoadedModels:
     """PEFT's adapter name for each served name."""
     tokenizer: PreTrainedTokenizerBase
     chat_templates: Mapping[str, str]
-    """The chat template of each served name that brings its own; others have the tokenizer's."""
+    """The chat template of each adapter's served name. Base models and whole ones have the tokenizer's."""
     readers: AnswerReaders
     """Readers of the answers of each served name."""
     stop_ids: frozenset[int]
@@ -85,9 +85,7 @@ def load(config: ServeConfig) -> LoadedModels:
         adapters |= peft_names
         model = _with_adapters(base, config.models, peft_names, root)
     bundled = {} if full else {served.name: root / served.folder for served in config.models}
-    chat_templates = {
-        name: template for name, place in bundled.items() if (template := own_chat_template(place))
-    }
+    chat_templates = {name: own_chat_template(place) for name, place in bundled.items()}
     stop_ids = {*stop_token_ids(tokenizer, base.generation_config)}
     return LoadedModels(
         model=model.eval(),
@@ -151,6 +149,7 @@ def _with_adapters(
                     f"model {served.name!r}: {folder / name} is missing, so the folder is not an adapter. If"
                     " the endpoint pins a full model by uri, set pin.type to Full",
                 )
+        require_bundle(folder, f"model {served.name!r}")
         logger.info("loading the adapter in %s as %s", folder, served.name)
         try:
             if peft_model is None:

@@ -23,7 +23,13 @@ from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.adapter import check_base_model
-from finetune_trainer.model.bundle import CHAT_TEMPLATE, PROCESSOR_FILES, Bundle, own_stop_ids, require_bundle
+from finetune_trainer.model.bundle import (
+    PROCESSOR_FILES,
+    Bundle,
+    own_chat_template,
+    own_stop_ids,
+    require_bundle,
+)
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.probe import (
     ENGINE,
@@ -124,8 +130,8 @@ class _Merge:
         self._bundle().write(folder)
 
     def _bundle(self) -> Bundle:
-        template = (self._adapter / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        return Bundle(self._base, template, tuple(sorted(own_stop_ids(self._adapter))))
+        stop_ids = tuple(sorted(own_stop_ids(self._adapter)))
+        return Bundle(self._base, own_chat_template(self._adapter), stop_ids)
 
     def _publish(self, name: str, write: Callable[[Path], None]) -> Digest:
         with self._store.staging() as staging:

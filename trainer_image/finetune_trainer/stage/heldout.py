@@ -15,8 +15,8 @@ from finetune_trainer.contract.configs.preflight import PreflightConfig
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.leaks import LEARNED_FROM, NO_LEAKS, Leaks, find_leaks
-from finetune_trainer.rows import SPLIT_FILES
+from finetune_trainer.data.leaks import NO_LEAKS, Leaks, find_leaks
+from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES
 from finetune_trainer.store import DerivedRef, Store
 
 FILE: Final = "leaks.json"

@@ -65,7 +65,7 @@ class EvaluateConfig(StageConfig):
     judges: tuple[Judge, ...] = ()
     """Models that compare the answers of two subjects when all subjects are measured."""
     checks: EvaluationChecks | None = None
-    """Checks of the weights; None: an operator that knows none."""
+    """Checks of the weights; None: no checks."""
     tasks: tuple[EvaluationTask, ...] = ()
     """Tasks of general ability, which all subjects but Prompted do."""
     custom_metrics: tuple[CustomMetric, ...] = ()

@@ -28,7 +28,7 @@ class StageConfig(Contract):
     nonce: str | None = None
     """Repeated in the result, which binds the result to the Job created with it."""
     accelerators: int = 0
-    """CUDA devices that the pod requests; 0 if it requests none, or if its trainer does not check them."""
+    """CUDA devices that the pod requests; 0 if it requests none."""
 
     @property
     def digest(self) -> str:

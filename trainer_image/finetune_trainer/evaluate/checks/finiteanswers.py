@@ -4,13 +4,14 @@
 from collections.abc import Iterable
 
 from finetune_trainer.contract.evaluation import CheckFinding
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.evaluate.checks.namedrows import named_rows
 from finetune_trainer.evaluate.checks.probecheck import NOT_FINITE
 from finetune_trainer.evaluate.predictions import RowPrediction
 
 
-def not_finite_findings(rows: Iterable[RowPrediction]) -> tuple[CheckFinding, ...]:
-    """Check the measured rows of the tuned model."""
+def not_finite_findings(rows: Iterable[RowPrediction], split: SplitName) -> tuple[CheckFinding, ...]:
+    """Check the measured rows of the tuned model, which are rows of `split`."""
     named = sorted(row.row for row in rows if row.not_finite)
     if not named:
         return ()
@@ -20,7 +21,7 @@ def not_finite_findings(rows: Iterable[RowPrediction]) -> tuple[CheckFinding, ..
             veto=True,
             message=(
                 "the weights predict values that are not finite in answers to rows"
-                f" {named_rows(named)} of the test split: they overflow in this precision, or are damaged."
+                f" {named_rows(named)} of the {split} split: they overflow in this precision, or are damaged."
                 " Lower hyperparameters.learningRate in a new run"
             ),
         ),

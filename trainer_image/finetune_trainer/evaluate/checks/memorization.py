@@ -16,6 +16,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, OnFinding
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.checks.scanner import Scanner, strings_in
 from finetune_trainer.data.checks.sensitivevalues import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
 from finetune_trainer.evaluate.checks.namedrows import named_rows
@@ -54,12 +55,17 @@ def memorization_findings(
     if known is None:
         return ()
     answers = {row.row: row.text for row in log.of("Tuned").values() if row.text is not None}
-    finding = find_memorized(rows, answers, known, on_finding)
+    finding = find_memorized(rows, answers, known, on_finding, split=config.split)
     return () if finding is None else (finding,)
 
 
 def find_memorized(
-    rows: Sequence[Row], answers: Mapping[int, str], known: SensitiveHashes, on_finding: OnFinding
+    rows: Sequence[Row],
+    answers: Mapping[int, str],
+    known: SensitiveHashes,
+    on_finding: OnFinding,
+    *,
+    split: SplitName,
 ) -> CheckFinding | None:
     """Compare the answers with the hashes; None if none repeats a value, and all values were compared.
 
@@ -68,6 +74,7 @@ def find_memorized(
         answers: the tuned model's answer to each row, by the number of the row, from 1.
         known: the hashes of the training rows.
         on_finding: Warn or Veto.
+        split: name of the split, for messages.
     """
     scanner = Scanner(known.checks)
 
@@ -90,7 +97,7 @@ def find_memorized(
         veto=on_finding == "Veto",
         message=(
             f"{repeats} secrets or personal data of the training rows word for word, of {len(answers)} (rows"
-            f" {shown} of the test split). Set the Dataset's spec.checks to Redact and train again; or, if"
+            f" {shown} of the {split} split). Set the Dataset's spec.checks to Redact and train again; or, if"
             " the values are public, set evaluation.checks.memorization to Warn in a new run"
         ),
     )

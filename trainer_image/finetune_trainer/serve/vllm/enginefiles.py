@@ -81,7 +81,7 @@ def write_engine_files(destination: Path, base: Path, adapters: Sequence[Path]) 
 
 
 def _of_adapters(base: Path, adapters: Sequence[Path]) -> tuple[str, frozenset[int]]:
-    templates = {each.name: (each / CHAT_TEMPLATE).read_text(encoding="utf-8") for each in adapters}
+    templates = {each.name: own_chat_template(each) for each in adapters}
     (template, *others) = set(templates.values())
     if others:
         raise StageFailure(
@@ -95,9 +95,9 @@ def _of_adapters(base: Path, adapters: Sequence[Path]) -> tuple[str, frozenset[i
 
 def _of_model(base: Path) -> tuple[str, frozenset[int]]:
     """Template and stop tokens of a model without adapters."""
-    template, stop_ids = own_chat_template(base), own_stop_ids(base)
-    if template is not None and stop_ids:
-        return template, stop_ids
+    stop_ids = own_stop_ids(base)
+    if (base / CHAT_TEMPLATE).is_file() and stop_ids:
+        return own_chat_template(base), stop_ids
     try:
         bundle = base_bundle(base)
     except (BundleUnknown, OSError, ValueError) as error:

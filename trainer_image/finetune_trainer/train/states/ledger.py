@@ -3,18 +3,13 @@
 
 from typing import Any, Final
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
-from finetune_trainer.contract.base import Contract, Digest, without_newer_defaults
+from finetune_trainer.contract.base import Contract, Digest, without_unset
 from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.vocabulary import ChatTemplateKwargs
+from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, SplitName
 from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.states.losses import LossCurve, RecentLosses
 from finetune_trainer.train.states.retention import KeptStep, Retention
@@ -39,28 +34,36 @@ class Fingerprint(BaseModel):
     parent: Digest | None = None
     """Digest of the Checkpoint that the run continues from."""
     dataset: Digest
+    test_dataset: Digest | None = None
+    """Dataset whose rows are left out of training; None if it is not another one than `dataset`."""
+    test_split: SplitName | None = None
+    """Split of `test_dataset`."""
     method: Method
     hyperparameters: Hyperparameters
     chat_template_kwargs: ChatTemplateKwargs = Field(default={})
 
-    @field_serializer("method", "hyperparameters")
-    def _without_newer_defaults(self, part: Contract) -> dict[str, Any]:
-        """Omit unset fields of a newer contract: trainers of the older one do not know them.
-
-        The division of a step is omitted too: the weights do not depend on it.
-        """
-        values = without_newer_defaults(part)
-        if isinstance(part, Hyperparameters):
-            return {name: value for name, value in values.items() if name not in NOT_IN_FINGERPRINT}
+    @model_serializer
+    def _settings(self) -> dict[str, Any]:
+        """Omit what is not set: trainers of another release may not know it. Omit the division of a step."""
+        values = {
+            name: without_unset(value) if isinstance(value, Contract) else value
+            for name, value in self
+            if value is not None
+        }
+        for name in NOT_IN_FINGERPRINT:
+            values["hyperparameters"].pop(name, None)
         return values
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Fingerprint":
         """The fingerprint of a run."""
+        other = config.test_dataset if config.test_dataset != config.dataset else None
         return cls(
             base_model=config.base_model,
             parent=config.parent.digest if config.parent else None,
             dataset=config.dataset,
+            test_dataset=other,
+            test_split=config.test_split if other else None,
             method=config.method,
             hyperparameters=config.hyperparameters,
             chat_template_kwargs=config.chat_template_kwargs,
