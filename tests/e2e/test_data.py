@@ -30,6 +30,8 @@ FORMATS: Final = {
     "table-tsv": "TSV",
 }
 """Detected format of the file, by Dataset of the example."""
+SAMPLE: Final = ("chat-messages", "label-studio", "table-parquet")
+"""Datasets of `make test`: tests/unit/test_examples.py prepares all of them without a cluster."""
 
 ROWS: Final = manifests.PROMPTS[:12]
 CHANGED: Final = (*ROWS[1:], "bell broken?")
@@ -39,17 +41,17 @@ CHANGED: Final = (*ROWS[1:], "bell broken?")
 def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     """Create the example in the team's namespace, and the objects of the other tests."""
     folder = request.getfixturevalue("tmp_path_factory").mktemp("data").resolve()
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "artifacts"},
-        "$patch": "delete",
-    }
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    selected = {item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
+    left_out = [
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "artifacts"}},
+        *(manifests.of("Dataset", name, {}) for name in FORMATS if name not in selected),
+    ]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(EXAMPLES, folder)],
-        "patches": [{"patch": yaml.safe_dump(claim)}],
+        "patches": [{"patch": yaml.safe_dump({**each, "$patch": "delete"})} for each in left_out],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
@@ -66,7 +68,10 @@ def _dubious() -> str:
     return rows + '{"prompt": "who?", "completion": "ask jo@example.com"}\n{"prompt": "broken"\n'
 
 
-@pytest.mark.parametrize(("name", "found"), FORMATS.items())
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [pytest.param(*each, marks=() if each[0] in SAMPLE else pytest.mark.full) for each in FORMATS.items()],
+)
 def test_a_dataset_of_each_format_becomes_a_version(team: Team, begun: None, name: str, found: str) -> None:
     dataset = team.until("Dataset", name, "Ready")
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example `brand-voice`, applied with kustomize: from rows in CSV to an answer, with an approval."""
+"""The example `brand-voice`, applied with kustomize: from rows in CSV to an answer, with an approval.
+
+And the example of an endpoint of a base model alone.
+"""
 
 import os
 from pathlib import Path
@@ -17,6 +20,7 @@ from tools.demo.connection import open_endpoint
 from tools.demo.questions import ask
 
 EXAMPLE: Final = ROOT / "examples" / "brand-voice"
+BASE_MODEL: Final = ROOT / "examples" / "base-model.yaml"
 NAME: Final = "brand-voice"
 """Name of the run, its model line, its endpoint and the served model."""
 
@@ -72,6 +76,8 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     # Without links, so that the relative path to the example is valid for kustomize.
     folder = overlay(request.getfixturevalue("tmp_path_factory").mktemp("brand-voice").resolve())
     team.kubectl("apply", "--server-side", "--force-conflicts", f"--kustomize={folder}")
+    endpoint = yaml.safe_load(BASE_MODEL.read_text())
+    team.apply({**endpoint, "spec": {**endpoint["spec"], **HERE}})
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +127,13 @@ def test_nothing_is_served_until_a_person_approves_and_then_the_endpoint_answers
         assert sorted(model.id for model in client.models.list()) == ["base", NAME]
         # Random weights answer with noise; that the texts differ shows which model answered.
         assert ask(client, NAME, BRIEF) != ask(client, "base", BRIEF)
+
+
+def test_an_endpoint_of_a_base_model_alone_answers(team: Team, begun: None) -> None:
+    name = yaml.safe_load(BASE_MODEL.read_text())["metadata"]["name"]
+
+    team.until("InferenceDeployment", name, "Ready")
+
+    with open_endpoint(team.access, name, team.namespace) as found, found.client() as client:
+        assert [model.id for model in client.models.list()] == [name]
+        assert ask(client, name, BRIEF)
