@@ -22,6 +22,8 @@ SEPARATE_SESSIONS: Final = {
     "rules of the API": _matching("integration/test_rules_*.py"),
 }
 """Tests of trainer and API server in sessions of their own, so that all sessions take equally long."""
+UNIT_SECOND: Final = "tests/unit/operator"
+"""Unit tests in a session of their own, so that both cores work."""
 E2E: Final = "tests/e2e"
 E2E_SECOND: Final = (
     "test_disasters.py",
@@ -75,7 +77,7 @@ def suites(records: Path) -> tuple[Suite, ...]:
     """
     separate = [path for paths in SEPARATE_SESSIONS.values() for path in paths]
     return (
-        Suite("unit", "unit", ((_session("tests/unit"),),)),
+        Suite("unit", "unit", ((_session("tests/unit", *_ignored([UNIT_SECOND])), _session(UNIT_SECOND)),)),
         Suite(
             "trainer",
             "trainer, API server, faults",
