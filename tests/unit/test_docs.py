@@ -14,6 +14,7 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.serve import constraintlimits, grammarlimits
+from hack.api_page import FENCED, headings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -23,8 +24,6 @@ PAGES = [
     *sorted(path for folder in ("docs", "tests", "tools") for path in (ROOT / folder).rglob("*.md")),
 ]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
-HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
-FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", sorted({*ConditionType, *Reason, *EventReason, *FailureReason}))
@@ -62,23 +61,13 @@ def test_the_page_on_failures_has_every_reason_of_one_and_none_that_no_object_ev
     assert named - known <= foreign, "reasons of Kubernetes apart, every name is one of ours"
 
 
-def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and the site generate them."""
-    found: set[str] = set()
-    for heading in HEADING.findall(FENCED.sub("", page.read_text())):
-        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-        found.add(slug)
-    return found
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target, anchor in LINK.findall(FENCED.sub("", page.read_text())):
         file = page.parent / target if target else page
         assert file.exists(), f"{page.name} links to {target}"
         if anchor:
-            assert anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+            assert anchor in headings(file), f"{page.name} links to {target}#{anchor}"
 
 
 def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() -> None:
