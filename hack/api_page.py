@@ -30,14 +30,17 @@ INDEX: Final = f"""\
 The API group and version is `{API_VERSION}`. `kubectl get finetune` lists the objects of all kinds, and
 `kubectl explain finetunejob.spec` prints the same descriptions as these pages.
 
+%s
+How to read a page:
+
 - Each object that has fields is described under its path: `spec.sources[]` is an entry of the list `sources`.
 - A field's name is a link to the field, its type a link to the fields of the object, and the guide a link to
   the section that explains it.
 - A field of a spec is optional unless it is **required**. An absent field has the default in its description.
-- `v1alpha1` only gains optional fields.
 - A field that this release does not implement says so in its description. Setting it stalls the object with
   reason `NotImplemented`; no field is ignored silently.
 
+`v1alpha1` only gains optional fields.
 """
 HEADING: Final = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 FENCED: Final = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
@@ -63,7 +66,7 @@ def api_pages() -> dict[str, str]:
     """
     index = "".join(_index_entry(kind) for kind in KINDS)
     return {
-        "api.md": GENERATED + INDEX + index,
+        "api.md": GENERATED + INDEX % index,
         **{f"api/{kind.name.lower()}.md": GENERATED + _KindPage(kind).text() for kind in KINDS},
     }
 
@@ -89,7 +92,7 @@ def schema(kind: Kind) -> Schema:
 def _index_entry(kind: Kind) -> str:
     scope = "" if kind.namespaced else "; cluster-scoped"
     link = f"[{kind.name}](api/{kind.name.lower()}.md)"
-    return f"- {link} (short name `{kind.short_name}`{scope}): {schema(kind)['description']}\n"
+    return f"- {link} (`{kind.short_name}`{scope}): {schema(kind)['description']}\n"
 
 
 class _KindPage:
