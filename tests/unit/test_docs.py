@@ -80,6 +80,32 @@ def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() 
     assert not_implemented(InferenceDeployment.model_validate(endpoint).spec) == ()
 
 
+@pytest.mark.parametrize(
+    ("kind", "page", "sentence"),
+    [
+        ("FineTuneJob", "docs/gitops.md", r"its spec cannot be changed, except ([^;]*?)\. "),
+        ("FineTuneJob", "docs/troubleshooting.md", r"Only ([^;]*?) can change\."),
+        (
+            "FineTuneJob",
+            "examples/ticket-routing/finetunejob.yaml",
+            r"only ([^;]*?) of its spec can be changed",
+        ),
+        ("Evaluation", "docs/evaluation.md", r"its spec is immutable except ([^;]*?), and a finished one"),
+        ("Evaluation", "examples/evaluation/evaluation.yaml", r"only ([^;]*?) of its spec can be"),
+    ],
+)
+def test_a_page_that_lists_the_fields_of_a_record_that_can_change_names_all(
+    kind: str, page: str, sentence: str
+) -> None:
+    text = re.sub(r"\s+(# )?", " ", (ROOT / page).read_text())
+    found = re.search(sentence, text)
+    assert found is not None
+    fields = re.findall(r"[a-zA-Z.]{4,}", found[1])
+    reference = (ROOT / "docs" / "api" / f"{kind.lower()}.md").read_text()
+    entries = re.findall(r'^- <a id="spec\.([^"]+)".*\n\n(.*)$', reference, re.MULTILINE)
+    assert set(fields) == {path for path, description in entries if " Mutable. " in description}
+
+
 def test_the_index_lists_every_decision() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\]\((\d{4}[^)]+)\)", (folder / "README.md").read_text())
