@@ -14,6 +14,8 @@ Object = dict[str, Any]
 HISTORY_SECONDS = 2
 """Time for the events of the past in a watch."""
 
+STRICT = "fieldValidation=Strict"
+
 GROUP = "/apis/finetune.dev/v1alpha1"
 PLURALS = {
     "FineTuneJob": "finetunejobs",
@@ -63,7 +65,11 @@ class NotFound(Refused):
 
 
 class Api:
-    """Requests of a kubeconfig's user. A refused request raises Refused."""
+    """Requests of a kubeconfig's user. A refused request raises Refused.
+
+    `create`, `apply` and `patch` are refused if they have a field that the API server does not know, as those
+    of kubectl are; the API server would drop it from those of other clients.
+    """
 
     def __init__(self, kubeconfig: Path) -> None:
         configuration = client.Configuration()
@@ -110,20 +116,20 @@ class Api:
     def create(self, manifest: Object) -> Object:
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata.get("namespace", ""))
-        return _read(self.request("POST", path, manifest))
+        return _read(self.request("POST", f"{path}?{STRICT}", manifest))
 
     def apply(self, manifest: Object) -> Object:
         """Server-side apply, as `kubectl apply --server-side` sends it."""
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
-        query = "?fieldManager=user&force=true"
+        query = f"?fieldManager=user&force=true&{STRICT}"
         return _read(
             self.request("PATCH", path + query, manifest, Content_Type="application/apply-patch+yaml")
         )
 
     def patch(self, kind: str, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
         """JSON merge patch."""
-        path = path_of(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        path = path_of(kind, namespace, name) + (f"/{subresource}" if subresource else "") + f"?{STRICT}"
         return _read(self.request("PATCH", path, body, Content_Type="application/merge-patch+json"))
 
     def delete(self, kind: str, namespace: str, name: str, propagation: str = "Background") -> None:

@@ -132,7 +132,7 @@ def run_with_metrics(name: str) -> RecordingCluster:
     return cluster
 
 
-def run_with_inline_rows(name: str) -> RecordingCluster:
+def run_with_own_rows(name: str) -> RecordingCluster:
     """A run with rows of its own and a great number of steps, until all that it left is removed."""
     cluster = _cluster(name, _run(name, dataset={"ref": None, **OWN_ROWS}, evaluation=None))
     cluster.remove("Dataset", name)
@@ -246,7 +246,7 @@ def _recorded(cluster: EndpointCluster) -> RecordingCluster:
 
 SITUATIONS: Final[tuple[Callable[[str], RecordingCluster], ...]] = (
     run_with_metrics,
-    run_with_inline_rows,
+    run_with_own_rows,
     run_in_two_pods,
     endpoint_with_analysis,
     endpoint_with_preview,

@@ -95,8 +95,9 @@ def test_the_documented_installation_is_accepted_from_the_first_to_the_last_comm
             user.run(without_pods(block.text))
 
     objects = yaml.safe_load(user.run("kubectl get finetune,job,pvc,configmap,secret -n team-a -o yaml"))
-    names = {(each["kind"], each["metadata"]["name"]) for each in objects["items"]}
-    assert names >= {
+    created = {(each["kind"], each["metadata"]["name"]): each for each in objects["items"]}
+    assert created.keys() >= {
+        ("Dataset", "rows"),
         ("FineTuneJob", "routing"),
         ("InferenceDeployment", "routing"),
         ("PersistentVolumeClaim", "artifacts"),
@@ -104,8 +105,8 @@ def test_the_documented_installation_is_accepted_from_the_first_to_the_last_comm
         ("ConfigMap", "rows"),
         ("Secret", "gated"),
     }
-    rows = next(each for each in objects["items"] if each["metadata"]["name"] == "rows")
-    assert len(list(csv.DictReader(rows["data"]["rows.csv"].splitlines()))) == 36
+    rows = created["ConfigMap", "rows"]["data"]["rows.csv"]
+    assert len(list(csv.DictReader(rows.splitlines()))) == 36
 
 
 def test_the_pods_of_the_documentation_are_restricted(user: User) -> None:

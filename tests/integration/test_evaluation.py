@@ -130,11 +130,6 @@ def test_an_evaluation_that_is_applied_first_waits_and_a_suspended_one_has_no_jo
 ) -> None:
     evaluate(team, "early", "routing-later")
     team.until_reason("Evaluation", "early", "Reconciling", "CheckpointNotFound")
-    team.record("old")
-    evaluate(team, "of-an-older-release", "old")
-    assert "does not record its training method" in team.until_reason(
-        "Evaluation", "of-an-older-release", "Stalled", "InvalidSpec"
-    )
 
     kubelet.held.add("evaluate")
     made = trained(team, "routing", evaluation=None)

@@ -14,6 +14,7 @@ from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.serve import constraintlimits, grammarlimits
+from hack.api_page import FENCED, headings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -23,8 +24,6 @@ PAGES = [
     *sorted(path for folder in ("docs", "tests", "tools") for path in (ROOT / folder).rglob("*.md")),
 ]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
-HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
-FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", sorted({*ConditionType, *Reason, *EventReason, *FailureReason}))
@@ -62,23 +61,13 @@ def test_the_page_on_failures_has_every_reason_of_one_and_none_that_no_object_ev
     assert named - known <= foreign, "reasons of Kubernetes apart, every name is one of ours"
 
 
-def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub and the site generate them."""
-    found: set[str] = set()
-    for heading in HEADING.findall(FENCED.sub("", page.read_text())):
-        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-        found.add(slug)
-    return found
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target, anchor in LINK.findall(FENCED.sub("", page.read_text())):
         file = page.parent / target if target else page
         assert file.exists(), f"{page.name} links to {target}"
         if anchor:
-            assert anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+            assert anchor in headings(file), f"{page.name} links to {target}#{anchor}"
 
 
 def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() -> None:
@@ -89,6 +78,32 @@ def test_the_objects_in_the_readme_are_ones_that_the_api_knows_and_implements() 
     assert not_implemented(Dataset.model_validate(dataset).spec) == ()
     assert not_implemented(FineTuneJob.model_validate(job).spec) == ()
     assert not_implemented(InferenceDeployment.model_validate(endpoint).spec) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "page", "sentence"),
+    [
+        ("FineTuneJob", "docs/gitops.md", r"its spec cannot be changed, except ([^;]*?)\. "),
+        ("FineTuneJob", "docs/troubleshooting.md", r"Only ([^;]*?) can change\."),
+        (
+            "FineTuneJob",
+            "examples/ticket-routing/finetunejob.yaml",
+            r"only ([^;]*?) of its spec can be changed",
+        ),
+        ("Evaluation", "docs/evaluation.md", r"its spec is immutable except ([^;]*?), and a finished one"),
+        ("Evaluation", "examples/evaluation/evaluation.yaml", r"only ([^;]*?) of its spec can be"),
+    ],
+)
+def test_a_page_that_lists_the_fields_of_a_record_that_can_change_names_all(
+    kind: str, page: str, sentence: str
+) -> None:
+    text = re.sub(r"\s+(# )?", " ", (ROOT / page).read_text())
+    found = re.search(sentence, text)
+    assert found is not None
+    fields = re.findall(r"[a-zA-Z.]{4,}", found[1])
+    reference = (ROOT / "docs" / "api" / f"{kind.lower()}.md").read_text()
+    entries = re.findall(r'^- <a id="spec\.([^"]+)".*\n\n(.*)$', reference, re.MULTILINE)
+    assert set(fields) == {path for path, description in entries if " Mutable. " in description}
 
 
 def test_the_index_lists_every_decision() -> None:

@@ -21,8 +21,7 @@ SOURCE_RULE = CELRule(
 )
 
 
-# Everyone who may read the object, its Jobs or an audit log could read the password. Existing objects that
-# have one can still be changed: the API server does not validate an unchanged value again.
+# Everyone who may read the object, its Jobs or an audit log could read the password.
 NO_USER_RULE = CELRule(
     "!self.uri.matches('^https://[^/?#]*@')",
     "uri must not contain a user name or password: put them as keys username and password into a Secret and"

@@ -41,6 +41,7 @@ from finetune_operator.manifests.labels import (
 from finetune_operator.manifests.locations import store_folder
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.metrics import VALIDATION_METRIC
+from finetune_trainer.contract.references import without_query
 from finetune_trainer.contract.results import CheckpointResult, DataStatistics, PrepareResult, SourceResult
 from finetune_trainer.contract.results import LossPoint as ContractLossPoint
 from finetune_trainer.contract.vocabulary import SplitName
@@ -213,11 +214,6 @@ def adapter_record(lora: ResolvedLoRA | None) -> AdapterRecord | None:
 def _until(step: int, curve: Sequence[ContractLossPoint]) -> tuple[LossPoint, ...] | None:
     points = [LossPoint(step=at, train=train, validation=validation) for at, train, validation in curve]
     return tuple(point for point in points if point.step <= step) or None
-
-
-def without_query(uri: str) -> str:
-    """The URI without the query of a web address, which may be a signature and so a credential."""
-    return uri.partition("?")[0] if uri.startswith("https://") else uri
 
 
 def _finalizers(policy: DeletionPolicy) -> Manifest:

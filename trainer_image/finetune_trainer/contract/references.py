@@ -8,6 +8,14 @@ from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 
+def without_query(uri: str) -> str:
+    """The URI of a source as records and messages have it.
+
+    The query of a web address is left out, because it may be a signature and so a credential.
+    """
+    return uri.partition("?")[0] if uri.startswith("https://") else uri
+
+
 class Owner(Contract):
     """The custom resource that a pod works for."""
 

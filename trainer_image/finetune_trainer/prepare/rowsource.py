@@ -13,6 +13,7 @@ from finetune_trainer.beneath import root_of
 from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
 from finetune_trainer.contract.environment import SOURCES_MOUNT
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.references import without_query
 from finetune_trainer.data.files import FileUnreadable, SourceFile, is_data
 from finetune_trainer.data.unpacking import Budget, unpacking_budget
 from finetune_trainer.manifest import digest_of
@@ -149,11 +150,6 @@ def _opened(source: SourceConfig, number: int, budget: Budget, stop: threading.E
     if source.path is None:
         return RemoteRows(source, number, budget, stop)
     return MountedRows(Path(source.path), source.uri, stop, number=number, field=source.field, budget=budget)
-
-
-def without_query(uri: str) -> str:
-    """The URI for messages. The query of a web address may contain a credential."""
-    return uri.partition("?")[0] if uri.startswith("https://") else uri
 
 
 def _split_pattern(uri: str) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.prepare import PrepareConfig
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.references import ArtifactRef, without_query
 from finetune_trainer.contract.results import (
     DataStatistics,
     Difference,
@@ -34,7 +34,7 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
-from finetune_trainer.prepare.rowsource import Rows, open_sources, without_query
+from finetune_trainer.prepare.rowsource import Rows, open_sources
 from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.headlines import DATASET_CODES

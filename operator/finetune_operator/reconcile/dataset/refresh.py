@@ -5,7 +5,6 @@ from typing import Any, Final, Literal
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.engine.resources import JOB
-from finetune_operator.manifests.records import without_query
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.recording import INCOMPLETE, record, row_fields, with_unread
 from finetune_operator.reconcile.dataset.sourcecheck import (
@@ -24,6 +23,7 @@ from finetune_operator.reconcile.stages.request import StageFailed
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Working
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
+from finetune_trainer.contract.references import without_query
 from finetune_trainer.contract.results import PrepareResult, StageResult
 
 REFUSED: Final = frozenset(

@@ -17,7 +17,6 @@ from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import REFRESH_REQUESTED, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_source, parse_store
 from finetune_operator.manifests.podtemplate import CredentialsMount, Storage
-from finetune_operator.manifests.records import without_query
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
@@ -42,6 +41,7 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.status.finished import is_prepared
 from finetune_operator.status.reasons import Reason
 from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.references import without_query
 from finetune_trainer.contract.results import SourceResult, SourceRows
 from finetune_trainer.contract.vocabulary import RULE_VERSION, Stage
 
