@@ -149,6 +149,11 @@ class Row:
         return {"prompt": prompt, "completion": answer(self.output), "label": bool(self.label)}
 
 
+def split_paths(folder: Path) -> dict[SplitName, Path]:
+    """The file of each split in the folder of a dataset."""
+    return {split: folder / name for split, name in SPLIT_FILES.items()}
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a prepared file, in order. Yields no rows if the file is absent. Raises OSError."""
     if path.exists():

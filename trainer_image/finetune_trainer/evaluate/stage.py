@@ -9,9 +9,7 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
-from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
@@ -52,9 +50,9 @@ from finetune_trainer.model.placement import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.evaluationtasks import open_tasks
+from finetune_trainer.stage.evaluationtasks import open_tasks, task_sources
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.stage.metricsource import check_metric
+from finetune_trainer.stage.metricsource import metric_sources
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
@@ -81,10 +79,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
             FailureReason.INVALID_CONFIG,
             f"the dataset has no {config.split} rows to evaluate; raise split.{config.split}",
         )
-    sources = tuple(
-        CustomMetricSource(name=metric.name, digest=check_metric(metric).digest)
-        for metric in config.custom_metrics
-    )
+    sources = metric_sources(config.custom_metrics)
     opened_tasks = open_tasks(config.tasks)
     set_seed(config.seed)
     unmeasured: list[UnmeasuredSubject] = []
@@ -187,10 +182,7 @@ def run(config: EvaluateConfig, context: StageContext) -> EvaluateResult:
         prompt=prompt,
         engine=engine_version(config, log.engine),
         custom_metrics=sources,
-        tasks=tuple(
-            EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
-            for wanted, task in zip(config.tasks, opened_tasks, strict=True)
-        ),
+        tasks=task_sources(config.tasks, opened_tasks),
     )
 
 

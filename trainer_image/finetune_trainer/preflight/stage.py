@@ -4,9 +4,8 @@
 import logging
 from collections.abc import Iterable, Iterator
 
+from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.custommetric import CustomMetricSource
-from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.metrics import METRICS, Metric
@@ -31,15 +30,15 @@ from finetune_trainer.preflight.parentcheckpoint import continued_lora
 from finetune_trainer.preflight.readback import check_read_back
 from finetune_trainer.preflight.tokenizing import RowFiles, measure_rows, tokenize
 from finetune_trainer.preflight.tokenreport import token_report, write_token_report
-from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES, Row, count_rows, read_rows
+from finetune_trainer.rows import LEARNED_FROM, Row, count_rows, read_rows, split_paths
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.evaluationtasks import open_tasks
-from finetune_trainer.stage.heldout import files_of, leaks_of
+from finetune_trainer.stage.evaluationtasks import open_tasks, task_sources
+from finetune_trainer.stage.heldout import leaks_of
 from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.stage.metricsource import check_metric
+from finetune_trainer.stage.metricsource import metric_sources
 from finetune_trainer.tokens.answers import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
 from finetune_trainer.tokens.reasoning import parser_for
@@ -57,24 +56,17 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     PREDICTED_OUT_OF_MEMORY, CUSTOM_METRIC_FAILED, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT, STORE_UNAVAILABLE,
     and for a remote base model what `RemoteSource` raises), Preempted.
     """
-    dataset = ArtifactRef(kind="datasets", digest=config.dataset)
-    data = context.store.artifact(dataset, verify=True)
-    paths = {split: data / file for split, file in SPLIT_FILES.items()}
-    rows = RowFiles(dataset, paths, {split: count_rows(path) for split, path in paths.items()})
+    rows = _row_files(config.dataset, context)
+    paths = rows.paths
     if not rows.counts["train"]:
         raise StageFailure(
             FailureReason.NO_TRAINING_ROWS,
             "the dataset has no training rows; add rows, or lower split.validation and split.test",
         )
-    sources = tuple(
-        CustomMetricSource(name=metric.name, digest=check_metric(metric).digest)
-        for metric in config.custom_metrics
-    )
-    tasks = tuple(
-        EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
-        for wanted, task in zip(config.tasks, open_tasks(config.tasks), strict=True)
-    )
-    held_out = _held_out(config, context, rows)
+    sources = metric_sources(config.custom_metrics)
+    tasks = task_sources(config.tasks, open_tasks(config.tasks))
+    # By default the rows that the run is evaluated on are of the dataset that it trains on.
+    held_out = rows if config.test_dataset is None else _row_files(config.test_dataset, context)
     leaks = leaks_of(config, context.store)
     usable = {split: rows.counts[split] - len(leaks.rows[split]) for split in LEARNED_FROM}
     if not usable["train"]:
@@ -197,12 +189,10 @@ def run(config: PreflightConfig, context: StageContext) -> PreflightResult:
     )
 
 
-def _held_out(config: PreflightConfig, context: StageContext, rows: RowFiles) -> RowFiles:
-    """The files of the dataset that the run is evaluated on: by default those that it trains on."""
-    if config.test_dataset is None:
-        return rows
-    dataset = ArtifactRef(kind="datasets", digest=config.test_dataset)
-    paths = files_of(context.store.artifact(dataset, verify=True))
+def _row_files(digest: Digest, context: StageContext) -> RowFiles:
+    """The files of a dataset, whose content is verified."""
+    dataset = ArtifactRef(kind="datasets", digest=digest)
+    paths = split_paths(context.store.artifact(dataset, verify=True))
     return RowFiles(dataset, paths, {split: count_rows(path) for split, path in paths.items()})
 
 

@@ -39,7 +39,7 @@ from finetune_trainer.prepare.sensitivehashes import publish_hashes
 from finetune_trainer.report.document import document, encode
 from finetune_trainer.report.headlines import DATASET_CODES
 from finetune_trainer.report.htmlpage import page
-from finetune_trainer.rows import SPLIT_FILES
+from finetune_trainer.rows import SPLIT_FILES, split_paths
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.stage.context import StageContext
@@ -170,7 +170,7 @@ def _previous(config: PrepareConfig, context: StageContext) -> EarlierVersion | 
     folder = context.store.artifact(ref)
     return EarlierVersion(
         digest=config.previous,
-        files={split: folder / name for split, name in SPLIT_FILES.items()},
+        files=split_paths(folder),
         sources=[
             (rows.uri, {"train": rows.train, "validation": rows.validation, "test": rows.test})
             for rows in config.previous_sources

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract.evaluationtask import EvaluationTask
+from finetune_trainer.contract.evaluationtask import EvaluationTask, EvaluationTaskSource
 from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -20,6 +20,16 @@ def open_tasks(tasks: Sequence[EvaluationTask]) -> "list[HarnessTask]":
     since the run started.
     """
     return [_open(task) for task in tasks]
+
+
+def task_sources(
+    tasks: Sequence[EvaluationTask], opened: "Sequence[HarnessTask]"
+) -> tuple[EvaluationTaskSource, ...]:
+    """What a result records of the tasks that `open_tasks` has opened."""
+    return tuple(
+        EvaluationTaskSource(name=wanted.name, digest=task.source.digest, rows=task.rows)
+        for wanted, task in zip(tasks, opened, strict=True)
+    )
 
 
 def _open(wanted: EvaluationTask) -> "HarnessTask":

@@ -6,8 +6,6 @@ preflight and each process of train leave out the same rows.
 """
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from finetune_trainer import canonical
@@ -16,7 +14,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.leaks import NO_LEAKS, Leaks, find_leaks
-from finetune_trainer.rows import LEARNED_FROM, SPLIT_FILES
+from finetune_trainer.rows import LEARNED_FROM, split_paths
 from finetune_trainer.store import DerivedRef, Store
 
 FILE: Final = "leaks.json"
@@ -49,14 +47,9 @@ def leaks_of(config: PreflightConfig | TrainConfig, store: Store) -> Leaks:
 def _find(test_dataset: str, split: SplitName, dataset: ArtifactRef, store: Store) -> DerivedRef:
     data = store.artifact(dataset, verify=True)
     held_out = store.artifact(ArtifactRef(kind="datasets", digest=test_dataset), verify=True)
-    found = find_leaks(files_of(data), held_out / SPLIT_FILES[split])
+    found = find_leaks(split_paths(data), split_paths(held_out)[split])
     with store.staging() as staging:
         (staging / FILE).write_bytes(
             canonical.encode({"rows": dict(found.rows), "near": found.near, "unsearched": found.unsearched})
         )
         return DerivedRef(dataset, store.publish(dataset, staging))
-
-
-def files_of(data: Path) -> Mapping[SplitName, Path]:
-    """The files of a dataset's folder, by split."""
-    return {split: data / file for split, file in SPLIT_FILES.items()}

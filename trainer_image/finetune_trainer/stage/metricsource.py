@@ -3,11 +3,12 @@
 
 import ast
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.custommetric import CustomMetric
+from finetune_trainer.contract.custommetric import CustomMetric, CustomMetricSource
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -41,6 +42,11 @@ def check_metric(metric: CustomMetric) -> MetricSource:
             " Restore it, or create a new run",
         )
     return source
+
+
+def metric_sources(metrics: Sequence[CustomMetric]) -> tuple[CustomMetricSource, ...]:
+    """What a result records of the metrics. Raises StageFailure as `check_metric`."""
+    return tuple(CustomMetricSource(name=each.name, digest=check_metric(each).digest) for each in metrics)
 
 
 def metric_failure(metric: CustomMetric, problem: str) -> StageFailure:
