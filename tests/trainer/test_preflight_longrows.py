@@ -98,7 +98,7 @@ def test_a_split_never_loses_all_rows(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("on_long_rows", [None, "Drop", "Fail", "Truncate"])
-def test_without_long_rows_the_run_records_what_earlier_releases_did(
+def test_without_long_rows_the_run_records_nothing_about_them(
     bench: Workbench, on_long_rows: OnLongRows | None
 ) -> None:
     result = bench.preflight(hyperparameters={"on_long_rows": on_long_rows})
