@@ -6,8 +6,14 @@ from typing import Any, Final
 from finetune_trainer.contract.method import Method, RequestedMethod
 from finetune_trainer.contract.methods import DEFAULT_OBJECTIVE, METHODS, TYPES
 
-NAMES: Final = tuple(type_ if objective == DEFAULT_OBJECTIVE else objective for objective, type_ in METHODS)
-"""The methods of the trainer: a type with the default objective, or another objective with its type."""
+
+def name_of(method: Method) -> str:
+    """The word for a method: its type with the default objective, or another objective with its type."""
+    return method.type if method.objective == DEFAULT_OBJECTIVE else method.objective
+
+
+NAMES: Final = tuple(name_of(Method(objective=objective, type=type_)) for objective, type_ in METHODS)
+"""The methods of the trainer."""
 
 
 def method_of(name: str, **settings: Any) -> Method:

@@ -20,6 +20,7 @@ from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.sharding import can_shard
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.trainer import training_arguments
+from tests.methods import name_of
 from tests.trainer import test_train_preference as preference
 from tests.trainer.gpuwrapping import on_the_path_of_a_gpu, take_the_path_of_a_gpu, tiny_in_bfloat16
 from tests.trainer.test_train_distributed import Pods, pods
@@ -63,12 +64,12 @@ def train_as_on_a_gpu() -> None:
 def config_for(bench: Workbench, kind: str, **settings: Any) -> TrainConfig:
     """A run that validates and keeps weights between the ends of its epochs."""
     rows = preference.rows_for(kind) if kind in preference.METHODS else ROWS
-    chosen = {"validate_every_steps": 2, "keep": 2, "max_batch_tokens": budget_of(kind)}
+    chosen: dict[str, Any] = {"validate_every_steps": 2, "keep": 2, "max_batch_tokens": budget_of(kind)}
     return bench.train_config(
         bench.model(tiny_in_bfloat16()),
         bench.dataset(rows, rows[:5]),
         method=KINDS[kind],
-        **chosen | settings,
+        **{"max_batch_rows": 2, **chosen, **settings},
     )
 
 
@@ -97,7 +98,7 @@ def described(kind: str, *, sharded: bool, **settings: Any) -> dict[str, Any]:
     has_pairs, method = kind in preference.METHODS, KINDS[kind]
     return {
         "dropout": 0,
-        "method": method.type,
+        "method": name_of(method),
         "dora": method.lora.dora,
         "base": tiny_in_bfloat16(),
         "rows": preference.rows_for(kind)[:9] if has_pairs else ROWS[:11],
