@@ -114,9 +114,9 @@ def test_a_block_is_announced_when_its_reason_is_new_and_not_again(kind: str) ->
 @pytest.mark.parametrize("kind", KINDS_BY_NAME)
 def test_what_is_not_implemented_is_announced_once(kind: str) -> None:
     before = resource(kind)
-    failed = Failed(Reason.NOT_IMPLEMENTED, "spec.engine: VLLM")
+    failed = Failed(Reason.NOT_IMPLEMENTED, "spec.serving.engine: VLLM")
     first = after(before, failed)
-    assert told(first) == ["Warning NotImplemented: spec.engine: VLLM"]
+    assert told(first) == ["Warning NotImplemented: spec.serving.engine: VLLM"]
     assert told(after(before.model_copy(update={"status": first.status}), failed)) == []
 
 
