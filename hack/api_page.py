@@ -83,6 +83,7 @@ def guide(kind: Kind, path: str) -> str | None:
     return GUIDES[kind.name].get(plain) or GUIDES["all kinds"].get(plain)
 
 
+@cache
 def schema(kind: Kind) -> Schema:
     """The schema of a kind in its definition."""
     root: Schema = build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

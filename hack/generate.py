@@ -55,13 +55,14 @@ def generated() -> dict[Path, str]:
 
 def main() -> int:
     check = "--check" in sys.argv[1:]
-    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
+    files = generated()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if check:
             print(f"{path.relative_to(ROOT)} is stale: run `make generate`", file=sys.stderr)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(generated()[path])
+            path.write_text(files[path])
             print(f"wrote {path.relative_to(ROOT)}")
     return 1 if check and stale else 0
 

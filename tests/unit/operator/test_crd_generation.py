@@ -13,6 +13,7 @@ from finetune_operator.api.kinds import KINDS, Kind
 from hack.generate import ROOT, generated
 
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+FILES = generated()
 BOUNDS = {"string": "maxLength", "array": "maxItems"}
 
 
@@ -30,9 +31,9 @@ def _root(kind: Kind) -> dict[str, Any]:
     return schema
 
 
-@pytest.mark.parametrize("path", generated(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_generated_file_is_what_the_models_generate(path: Path) -> None:
-    assert path.read_text() == generated()[path], "run `make generate`"
+    assert path.read_text() == FILES[path], "run `make generate`"
 
 
 @by_kind
