@@ -4,7 +4,7 @@
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, get_args
 
@@ -52,13 +52,13 @@ WORDS: Final = {"accuracy", "loss", "truncated"}
 STATED: Final = r"""metric\w*\s*(?:==|!=|=|:|in)\s*[\[(]?\s*['"]{}['"]"""
 
 
-def texts(module: Path) -> Iterator[str]:
+@cache
+def texts(module: Path) -> tuple[str, ...]:
     """The string constants of a module without docstrings."""
-    tree = ast.parse(module.read_text())
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.value
+    nodes = tuple(ast.walk(ast.parse(module.read_text())))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return tuple(node.value for node in constants if isinstance(node.value, str))
 
 
 def modules_with(name: str) -> set[Path]:
