@@ -24,6 +24,7 @@ MAX_TOMBSTONES: Final = 10_000
 """Number of deletions to remember, so that an older list or event does not restore a deleted object."""
 
 Indexer = Callable[[Manifest], Iterable[str]]
+"""Returns the values under which an object is found; a value may come twice."""
 Transform = Callable[[Manifest], Manifest]
 """Returns a copy of an object without the fields that no pass reads."""
 Listener = Callable[[Manifest | None, Manifest | None], None]
@@ -322,7 +323,7 @@ class ObjectStore:
             return
         for index, indexer in self._indexers.items():
             entries = self._indexes[index]
-            for value in indexer(old):
+            for value in set(indexer(old)):
                 entries[value].pop(_address(old), None)
                 if not entries[value]:
                     del entries[value]

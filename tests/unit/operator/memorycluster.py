@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.kinds import KINDS_BY_NAME
@@ -74,6 +74,11 @@ class MemoryCluster:
         self.positions = UNKNOWN
         """Positions in all queues."""
         self._uids = 0
+        self._caches = Caches()
+        self._reader = SnapshotReader(self._caches)
+        self._watched: dict[ObjectKey, Manifest] = {}
+        """Each object as the caches have it."""
+        self._version = 0
         for manifest in objects:
             self.add(manifest)
 
@@ -135,13 +140,21 @@ class MemoryCluster:
 
     def reader(self) -> SnapshotReader:
         """The caches of a process that has watched all objects."""
-        caches = Caches()
-        reader = SnapshotReader(caches)
-        for manifest in self.objects.values():
-            if manifest["kind"] in caches.by_kind:
-                metadata = {**manifest["metadata"], "resourceVersion": "1"}
-                caches.by_kind[manifest["kind"]].put({**manifest, "metadata": metadata})
-        return reader
+        for key, watched in list(self._watched.items()):
+            if _identity_of(self.objects.get(key)) != _identity_of(watched):
+                self._watch(self._watched.pop(key), "DELETED")
+        for key, manifest in self.objects.items():
+            if key[0] in self._caches.by_kind and manifest != self._watched.get(key):
+                # A test may change the object in place, but not what the caches have.
+                self._watched[key] = deepcopy(manifest)
+                self._watch(self._watched[key], "MODIFIED")
+        return self._reader
+
+    def _watch(self, manifest: Manifest, event: Literal["DELETED", "MODIFIED"]) -> None:
+        self._version += 1
+        metadata = {**manifest["metadata"], "resourceVersion": str(self._version)}
+        store = self._caches.by_kind[manifest["kind"]]
+        (store.remove if event == "DELETED" else store.put)({**manifest, "metadata": metadata})
 
     def snapshot(self, kind: str, name: str) -> tuple[Resource, Snapshot]:
         """The object, and the snapshot of a pass over it."""
@@ -415,6 +428,12 @@ def _state(pod: Manifest) -> Manifest:
     """State of the pod's container; empty before it has one."""
     statuses: list[Manifest] = pod.get("status", {}).get("containerStatuses", [])
     return next((status["state"] for status in statuses), {})
+
+
+def _identity_of(manifest: Manifest | None) -> tuple[str, ...]:
+    """An object with this uid in another namespace is another object."""
+    metadata = {} if manifest is None else manifest["metadata"]
+    return metadata.get("namespace", ""), metadata.get("uid", "")
 
 
 def _controller(manifest: Manifest) -> str | None:

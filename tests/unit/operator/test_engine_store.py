@@ -94,6 +94,15 @@ def test_indexes_follow_changes_and_deletions() -> None:
     assert not store.indexed("team", "red")
 
 
+def test_an_object_may_have_one_value_of_an_index_twice() -> None:
+    store = ObjectStore({"dataset": lambda each: [each["metadata"]["dataset"], each["metadata"]["dataset"]]})
+    store.put(obj("a", 1, dataset="tickets"))
+    store.put(obj("a", 2, dataset="tickets"))
+    assert set(store.indexed("dataset", "tickets")) == {"ns/a"}
+    store.remove(obj("a", 3))
+    assert not store.indexed("dataset", "tickets")
+
+
 def test_listeners_hear_old_and_new_state_of_every_change_and_of_nothing_else() -> None:
     heard: list[tuple[str | None, str | None]] = []
 
