@@ -37,20 +37,19 @@ EVALUATION: Final = {
 }
 
 
-def rows(answer: Callable[[str, int], str]) -> str:
+def rows(answer: Callable[[int], str]) -> str:
     """Training rows with these answers, and test rows whose answer is ANSWER."""
     lines = [
-        {"prompt": prompt, "completion": answer(prompt, number), "part": "train"}
+        {"prompt": prompt, "completion": answer(number), "part": "train"}
         for number, prompt in enumerate(TRAINING)
     ]
     lines += [{"prompt": prompt, "completion": ANSWER, "part": "test"} for prompt in HELD_OUT]
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
-TAUGHT: Final[dict[str, Callable[[str, int], str]]] = {
-    "right": lambda _prompt, _number: ANSWER,
-    "shuffled": lambda _prompt, number: ("billing", "dispatch", "artwork", "install")[number * 7 % 4],
-    "echo": lambda prompt, _number: prompt,
+TAUGHT: Final[dict[str, Callable[[int], str]]] = {
+    "right": lambda _number: ANSWER,
+    "shuffled": lambda number: ("billing", "dispatch", "artwork", "install")[number * 7 % 4],
 }
 
 
@@ -82,7 +81,6 @@ def begin(team: Team, keeper: Keeper, request: pytest.FixtureRequest) -> None:
     team.apply(
         run_of("first", "right", epochs=12),
         run_of("shuffled", "shuffled", epochs=12, line="shuffled"),
-        run_of("echo", "echo", epochs=12, line="echo"),
         run_of("unchanged", "right", epochs=1, learning_rate=1e-12, line="unchanged"),
     )
 
@@ -131,9 +129,8 @@ def test_a_model_that_loses_to_live_is_not_promoted(team: Team, better: Object) 
     assert condition_of(team.checkpoint_of(better), "Promoted")["status"] == "True"
 
 
-@pytest.mark.parametrize("name", ["shuffled", "echo"])
-def test_a_model_that_learned_something_else_is_not_promoted(team: Team, begun: None, name: str) -> None:
-    ended = team.until("FineTuneJob", name, "Stalled", "GateFailed")
+def test_a_model_that_learned_something_else_is_not_promoted(team: Team, begun: None) -> None:
+    ended = team.until("FineTuneJob", "shuffled", "Stalled", "GateFailed")
     assert gates_of(ended)["exact_match", None]["verdict"] == "Failed"
 
 
