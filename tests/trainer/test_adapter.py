@@ -13,6 +13,7 @@ from finetune_trainer.store import open_store
 from tests.trainer.processes import Ended, run
 
 OTHER = "sha256:" + "0" * 64
+GENERATION = "generation_config.json"
 
 
 class Place:
@@ -22,10 +23,11 @@ class Place:
         self.config = StoreConfig(uri="pvc://artifacts", path=str(folder / "store"))
         self.store = open_store(self.config)
         self.destination = folder / "models"
-        self.base = self._publish("models", "config.json", {"model_type": "llama"})
+        self.base = self._publish("models", {"config.json": json.dumps({"model_type": "llama"})})
 
     def adapter(self, **config: str) -> ArtifactRef:
-        return self._publish("checkpoints", "adapter_config.json", config)
+        files = {"adapter_config.json": json.dumps(config), "chat_template.jinja": "", GENERATION: "{}"}
+        return self._publish("checkpoints", files)
 
     def fetch(self, adapter: ArtifactRef) -> Ended:
         items = (FetchItem(artifact=self.base, folder="base"), FetchItem(artifact=adapter, folder="tickets"))
@@ -34,9 +36,10 @@ class Place:
             FetchConfig(owner=owner, store=self.config, items=items, destination=str(self.destination))
         )
 
-    def _publish(self, kind: str, name: str, content: dict[str, str]) -> ArtifactRef:
+    def _publish(self, kind: str, files: dict[str, str]) -> ArtifactRef:
         with self.store.staging() as staging:
-            (staging / name).write_text(json.dumps(content))
+            for name, content in files.items():
+                (staging / name).write_text(content)
             digest = self.store.publish(kind, staging)  # type: ignore[arg-type]  # one of the kinds
         return ArtifactRef(kind=kind, digest=digest)  # type: ignore[arg-type]
 
