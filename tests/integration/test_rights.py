@@ -257,7 +257,8 @@ def assert_named(api: Api, operator: Operator, right: str, case: Case, namespace
     if not case.repeat:
         case.action(api, namespace, operator)
     where = case.reported_on or "the log"
-    eventually(f"{where} reports that {right} is missing", is_reported, PATIENCE_SECONDS, describe)
+    expectation = f"{where} reports that {right} is missing"
+    eventually(expectation, is_reported, PATIENCE_SECONDS, describe, progress=describe)
 
 
 @pytest.mark.parametrize("right", IN_A_NAMESPACE)

@@ -21,7 +21,7 @@ ON_CPU = Precision(torch.float32, autocast=False)
 ON_GPU = Precision(torch.bfloat16, autocast=True)
 
 
-QUICK = {("LoRA", False, True), ("Full", True, False), ("DPO", True, True), ("KTO", False, False)}
+QUICK = {("LoRA", False, True), ("Full", True, False)}
 """Cases of `make test`: a method, checkpointing, and whether it trains as on a GPU."""
 
 
@@ -61,6 +61,7 @@ def test_two_shallow_models_give_the_figures_of_a_deep_one(method: str) -> None:
         assert getattr(extrapolated, name) == getattr(deep, name)
 
 
+@pytest.mark.full
 def test_a_pattern_of_layer_types_is_repeated() -> None:
     config = Gemma3TextConfig(
         hidden_size=64,
@@ -84,8 +85,8 @@ def test_a_pattern_of_layer_types_is_repeated() -> None:
     assert extrapolated.matmul_flops == deep.matmul_flops
 
 
-QUICK_ARCHITECTURES = {("gemma3", "Full"), ("qwen3_moe", "LoRA"), ("falcon_h1", "DPO")}
-"""Those of `make test`: images, experts, and state spaces beside attention."""
+QUICK_ARCHITECTURES = {("qwen3_moe", "LoRA"), ("falcon_h1", "DPO")}
+"""Those of `make test`: experts, and state spaces beside attention."""
 
 
 @pytest.mark.parametrize(
