@@ -430,10 +430,12 @@ def _state(pod: Manifest) -> Manifest:
     return next((status["state"] for status in statuses), {})
 
 
-def _identity_of(manifest: Manifest | None) -> tuple[str, ...]:
+def _identity_of(manifest: Manifest | None) -> tuple[str, ...] | None:
     """An object with this uid in another namespace is another object."""
-    metadata = {} if manifest is None else manifest["metadata"]
-    return metadata.get("namespace", ""), metadata.get("uid", "")
+    if manifest is None:
+        return None
+    metadata = manifest["metadata"]
+    return metadata.get("namespace", ""), metadata["uid"]
 
 
 def _controller(manifest: Manifest) -> str | None:
