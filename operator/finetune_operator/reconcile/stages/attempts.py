@@ -3,15 +3,21 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from finetune_operator.observe import podfailures
 from finetune_operator.observe.jobtrouble import job_trouble, recheck_after_seconds
+from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import ended_at, has_ended, until_ended
+from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, has_ended, until_ended
 from finetune_operator.reconcile.steps import RETRY_SECONDS, Blocked, Working
 from finetune_operator.status.reasons import Reason
+
+Result = TypeVar("Result", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +55,27 @@ def follow(
     if trouble.expected:
         return Working(reason, message, trouble.recheck_after_seconds)
     return Blocked(trouble.reason, message, None)
+
+
+def result(draft: Draft, job: Manifest, model: type[Result], reason: Reason, doing: str) -> Result | Working:
+    """The result in the termination message of a complete Job, or how the pass ends without it.
+
+    A Job whose pod is gone is deleted: its work is in the store, where another Job finds it.
+
+    Args:
+        model: type of the result.
+        reason: reason while the result is awaited.
+        doing: sentence about what the Job does, for messages.
+    """
+    for pod in pods_of(job, draft.snapshot):
+        ended = container_state(pod).get("terminated", {})
+        if ended.get("exitCode") == 0:
+            try:
+                return model.model_validate_json(ended.get("message", ""))
+            except ValidationError:
+                continue
+    settles = ended_at(job, "Complete") + SETTLING_TIME - draft.snapshot.now
+    if settles > timedelta():
+        return Working(reason, doing, settles.total_seconds())
+    draft.remove(job)
+    return Working(reason, f"{doing} again, because the pod with its result is gone")

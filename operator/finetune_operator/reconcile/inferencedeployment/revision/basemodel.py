@@ -2,10 +2,7 @@
 """The base model that an endpoint without models serves: its digest, and the Job that stores it."""
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Final
-
-from pydantic import ValidationError
 
 from finetune_operator.api.checkpoint import BaseModelRecord
 from finetune_operator.api.computeprofile import ComputeProfile
@@ -22,7 +19,6 @@ from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.observe.podstatus import stage_of
-from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inferencedeployment.revision.merging import fetched_items
@@ -33,9 +29,7 @@ from finetune_operator.reconcile.inferencedeployment.revision.targets import (
 )
 from finetune_operator.reconcile.platform.profiles import resolve_profile, resolve_store
 from finetune_operator.reconcile.platform.storage import check_claim, check_source, check_store
-from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
-from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
+from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, result
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
@@ -164,26 +158,8 @@ class _Download:
             return Blocked(Reason.BASE_MODEL_NOT_STORED, message, halt.retry_seconds)
         if halt is not None:
             return halt
-        found = self._result(job)
-        if found is not None:
-            return found.digest
-        settles = ended_at(job, "Complete") + SETTLING_TIME - snapshot.now
-        if settles > timedelta():
-            return Working(Reason.STORING_BASE_MODEL, doing, settles.total_seconds())
-        # The model is in the store, and another Job finds it there.
-        draft.remove(job)
-        again = f"{doing} again, because the pod with its result is gone"
-        return Working(Reason.STORING_BASE_MODEL, again)
-
-    def _result(self, job: Manifest) -> StoredModel | None:
-        for pod in pods_of(job, self.draft.snapshot):
-            ended = container_state(pod).get("terminated", {})
-            if ended.get("exitCode") == 0:
-                try:
-                    return StoredModel.model_validate_json(ended.get("message", ""))
-                except ValidationError:
-                    continue
-        return None
+        stored = result(draft, job, StoredModel, Reason.STORING_BASE_MODEL, doing)
+        return stored if isinstance(stored, Working) else stored.digest
 
     def _job(self) -> Manifest:
         facts, given = self.draft.snapshot.facts, self.given

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merge the adapter of a revision into its base model, before pods of the revision exist."""
 
-from datetime import timedelta
 from typing import Final
 
 from pydantic import ValidationError
@@ -20,12 +19,9 @@ from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.observe.podstatus import stage_of
-from finetune_operator.observe.stagetimes import container_state
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.draft import Draft
-from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow
-from finetune_operator.reconcile.stages.jobresults import pods_of
-from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
+from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, result
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
@@ -64,14 +60,9 @@ def merge_weights(
         return Blocked(Reason.MERGE_FAILED, message, halt.retry_seconds)
     if halt is not None:
         return halt
-    merged = _result(jobs[name], draft)
-    settles = ended_at(jobs[name], "Complete") + SETTLING_TIME - draft.snapshot.now
-    if merged is None and settles > timedelta():
-        return Working(Reason.MERGING, doing, settles.total_seconds())
-    if merged is None:
-        # The merged weights are in the store, and another Job finds them there.
-        draft.remove(jobs[name])
-        return Working(Reason.MERGING, f"{doing} again, because the pod with its result is gone")
+    merged = result(draft, jobs[name], MergedWeights, Reason.MERGING, doing)
+    if isinstance(merged, Working):
+        return merged
     return revision.with_merged(merged.weights, merged.probe)
 
 
@@ -99,17 +90,6 @@ def fetched_items(deployment: Manifest) -> tuple[FetchItem, ...]:
         return FetchConfig.model_validate_json(variables.get(CONFIG_ENV, "")).items
     except ValidationError:
         return ()
-
-
-def _result(job: Manifest, draft: Draft) -> MergedWeights | None:
-    for pod in pods_of(job, draft.snapshot):
-        ended = container_state(pod).get("terminated", {})
-        if ended.get("exitCode") == 0:
-            try:
-                return MergedWeights.model_validate_json(ended.get("message", ""))
-            except ValidationError:
-                continue
-    return None
 
 
 def _build(
