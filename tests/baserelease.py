@@ -52,10 +52,13 @@ def named_commit(text: str) -> str:
 class BaseRelease:
     """The tree of the base release in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Unpack the tree into `folder`; skips the test if this clone lacks the commit."""
+    def __init__(self, folder: Path, commit: str | None = None) -> None:
+        """Unpack the tree of `commit`, or of the one in `zerocommit`, into `folder`.
+
+        Skips the test if this clone lacks the commit.
+        """
         self.folder = folder
-        self.commit = named_commit(FILE.read_text())
+        self.commit = commit or named_commit(FILE.read_text())
         folder.mkdir(parents=True, exist_ok=True)
         if self.commit == PRESENT:
             names = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS)
