@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare the code of two commits without module names: `python -m hack.moved_code BEFORE [AFTER]`.
+
+A commit that moves or merges modules changes names of modules and imports, nothing else. Each top-level
+statement of the product, the tools and the generators is reduced to its syntax tree without imports, module
+prefixes and names of modules in strings. Without AFTER, the second side is the working tree. Prints the
+statements that only one side has, except for loggers and aliases for type checkers; the exit code is 1 if
+there are any.
+"""
+
+import ast
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path, PurePath
+from typing import Final
+
+FOLDERS: Final = {
+    "operator/finetune_operator": "operator",
+    "trainer_image/finetune_trainer": "trainer_image",
+    "tools": ".",
+    "hack": ".",
+}
+"""Folder of a package, and the folder that its modules are imported from."""
+PACKAGES: Final = ("finetune_operator", "finetune_trainer", "tools", "hack")
+MODULE_IN_TEXT: Final = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:[./]\w+)+")
+
+
+class _WithoutModules(ast.NodeTransformer):
+    """Replaces `module.name` by `name`, removes imports, and module names from strings."""
+
+    def __init__(self, tree: ast.Module, modules: set[str]) -> None:
+        self.modules: set[str] = set()
+        self.names: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(PACKAGES):
+                for alias in node.names:
+                    local = alias.asname or alias.name
+                    if f"{node.module}.{alias.name}" in modules:
+                        self.modules.add(local)
+                    else:
+                        self.names[local] = alias.name
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """A name of a module of ours is a plain name."""
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            return ast.Name(node.attr, node.ctx)
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """A name that was imported under another one is the original."""
+        if node.id in self.modules:
+            return ast.Name("module", node.ctx)
+        return ast.Name(self.names.get(node.id, node.id), node.ctx)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """Names of modules in texts say nothing about the code."""
+        if isinstance(node.value, str):
+            return ast.Constant(MODULE_IN_TEXT.sub("module", node.value))
+        return node
+
+    def visit_Import(self, node: ast.Import) -> None:
+        """Imports are not compared."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        """Imports are not compared."""
+
+
+def statements(sources: dict[str, str]) -> set[str]:
+    """The top-level statements of the modules, without names of modules; `sources` are by name."""
+    found = set()
+    for source in sources.values():
+        tree = ast.parse(source)
+        if ast.get_docstring(tree) is not None:
+            del tree.body[0]
+        bare = _WithoutModules(tree, set(sources))
+        for node in tree.body:
+            if (bare_node := bare.visit(node)) is not None:
+                found.add(ast.unparse(ast.fix_missing_locations(bare_node)))
+    not_compared = ("if TYPE_CHECKING:", "logger = logging.getLogger(__name__)")
+    return {text for text in found if not text.startswith(not_compared)}
+
+
+def sources_of(commit: str | None) -> dict[str, str]:
+    """Source of each module of a commit, or of the working tree."""
+    if commit is None:
+        names = _git("ls-files", "--cached", "--others", "--exclude-standard", "*.py").splitlines()
+    else:
+        names = _git("ls-tree", "-r", "--name-only", commit).splitlines()
+    found = {}
+    for name in names:
+        base = next((base for folder, base in FOLDERS.items() if name.startswith(f"{folder}/")), None)
+        if base is None or not name.endswith(".py"):
+            continue
+        try:
+            text = Path(name).read_text() if commit is None else _git("show", f"{commit}:{name}")
+        except FileNotFoundError:
+            continue  # removed and not yet committed
+        module = PurePath(name).relative_to(base).with_suffix("")
+        found[".".join(module.parts).removesuffix(".__init__")] = text
+    return found
+
+
+def main() -> int:
+    """Print what differs; 1 if something does."""
+    before = statements(sources_of(sys.argv[1]))
+    after = statements(sources_of(sys.argv[2] if len(sys.argv) > 2 else None))
+    gone, new = sorted(before - after), sorted(after - before)
+    sides = ("\n".join(side).splitlines() for side in (gone, new))
+    for line in difflib.unified_diff(*sides, "before", "after", lineterm="", n=1):
+        print(line)
+    print(f"{len(after)} statements, {len(gone)} only before, {len(new)} only after", file=sys.stderr)
+    return 1 if gone or new else 0
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
