@@ -11,7 +11,7 @@ def main() -> int:
     signals.exit_before_start()
     from finetune_trainer.entrypoint import cli
 
-    return cli.run()
+    return cli.run_command_line()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def _keep(model: type[Model], live: Any, new: Any) -> Any:
         return keep_unknown(model, live, new)
     if isinstance(new, list | tuple) and isinstance(live, list | tuple):
         identity = identity_of(model)
-        return [keep_unknown(model, _same(identity, item, live), item) for item in new]
+        return [keep_unknown(model, _find_same_item(identity, item, live), item) for item in new]
     return new
 
 
@@ -55,7 +55,7 @@ def identity_of(model: type[Model]) -> tuple[str, ...]:
     return next((names for names in IDENTITIES if required.issuperset(names)), ())
 
 
-def _same(
+def _find_same_item(
     identity: tuple[str, ...], item: Mapping[str, Any], among: Iterable[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """The item of the same identity, or an empty one."""

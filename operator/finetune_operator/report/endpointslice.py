@@ -12,12 +12,12 @@ from finetune_trainer.contract.references import ReportTarget
 PORT_NAME: Final = "report"
 
 
-def target(service: str, namespace: str, port: int, certificate: Certificate) -> ReportTarget:
+def make_report_target(service: str, namespace: str, port: int, certificate: Certificate) -> ReportTarget:
     """Address and CA of the endpoint, for the configs of pods."""
     return ReportTarget(url=f"https://{host_of(service, namespace)}:{port}", ca_pem=certificate.ca)
 
 
-def endpoint_slice(service: str, namespace: str, address: str, port: int) -> Manifest:
+def build_endpoint_slice(service: str, namespace: str, address: str, port: int) -> Manifest:
     """The EndpointSlice of the Service. The active process applies it with its own address."""
     version = ipaddress.ip_address(address).version
     return {

@@ -94,13 +94,13 @@ class ReportEndpoint:
         made = await certificate.ensure(self._cluster, self._service, self._namespace, datetime.now(UTC))
         await self._serve(made)
         wanted = self._stamp.on(
-            endpointslice.endpoint_slice(self._service, self._namespace, self._address, self._port)
+            endpointslice.build_endpoint_slice(self._service, self._namespace, self._address, self._port)
         )
         existing = await self._cluster.get(ENDPOINT_SLICE, self._namespace, wanted["metadata"]["name"])
         if existing is None or not self._stamp.matches(existing, wanted):
             await self._cluster.apply(wanted)
         # Pods must get the CA only after the server has a certificate of it.
-        self.target = endpointslice.target(self._service, self._namespace, self._port, made)
+        self.target = endpointslice.make_report_target(self._service, self._namespace, self._port, made)
         self.up = True
 
     async def _serve(self, made: certificate.Certificate) -> None:

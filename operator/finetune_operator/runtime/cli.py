@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         settings = Settings.from_environment(arguments=arguments)
     except SettingsError as error:
         sys.exit(f"finetune-operator: {error}")
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure_logs(settings.log_level, settings.log_format)
     try:
         asyncio.run(run(settings))
     except Exception:

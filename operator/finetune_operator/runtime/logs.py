@@ -8,7 +8,7 @@ from typing import Literal
 from pythonjsonlogger.json import JsonFormatter
 
 
-def configure(level: str, format_: Literal["json", "text"]) -> None:
+def configure_logs(level: str, format_: Literal["json", "text"]) -> None:
     """Write all records of `level` and above to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(

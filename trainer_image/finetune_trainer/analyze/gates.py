@@ -96,13 +96,13 @@ def _decide_share(
     verdicts: list[AnalysisVerdict] = []
     if gate.max is not None:
         meets = has_enough and new.value <= gate.max
-        verdicts.append(_verdict(evidence, fails=interval.low > gate.max, meets=meets))
+        verdicts.append(_decide_bound(evidence, fails=interval.low > gate.max, meets=meets))
     if gate.max_increase is not None and stable is not None:
         difference = IndependentProportions(new, stable)
         low = difference.interval(evidence.level(gate.confidence)).low
         has_both = has_enough and stable.rows >= evidence.min_requests
         meets = has_both and difference.value <= gate.max_increase
-        verdicts.append(_verdict(evidence, fails=low > gate.max_increase, meets=meets))
+        verdicts.append(_decide_bound(evidence, fails=low > gate.max_increase, meets=meets))
     return AnalysisFigure(
         metric=gate.metric,
         value=rounded(new.value),
@@ -125,13 +125,13 @@ def _decide_latency(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigu
         # The first requests of a pod are slow, so a few of them are no evidence.
         fails = has_enough and 0 < gate.max <= interval.low
         meets = has_enough and new.is_within_edges and new.value <= gate.max
-        verdicts.append(_verdict(evidence, fails=fails, meets=meets))
+        verdicts.append(_decide_bound(evidence, fails=fails, meets=meets))
     if gate.max_ratio is not None and stable is not None:
         level = evidence.level(gate.confidence, comparisons=2)
         has_both = has_enough and stable.rows >= evidence.min_requests
         fails = has_both and new.interval(level).low >= gate.max_ratio * stable.interval(level).high
         meets = has_both and new.is_within_edges and new.value <= gate.max_ratio * stable.value
-        verdicts.append(_verdict(evidence, fails=fails, meets=meets))
+        verdicts.append(_decide_bound(evidence, fails=fails, meets=meets))
     return AnalysisFigure(
         metric=gate.metric,
         quantile=quantile,
@@ -164,7 +164,7 @@ def _decide_queue(gate: AnalysisGateBound, evidence: Evidence) -> AnalysisFigure
     )
 
 
-def _verdict(evidence: Evidence, *, fails: bool, meets: bool) -> AnalysisVerdict:
+def _decide_bound(evidence: Evidence, *, fails: bool, meets: bool) -> AnalysisVerdict:
     """The verdict on one bound.
 
     Args:

@@ -22,9 +22,12 @@ def decide_query(gate: AnalysisGateBound, values: QueriedValues, evidence: Evide
     has_enough = evidence.new.requests >= evidence.min_requests
     has_both = has_enough and evidence.stable.requests >= evidence.min_requests
     verdicts = [
-        *(_verdict(excess, evidence, is_decided=has_enough) for excess in _excesses(gate, values.new)),
         *(
-            _verdict(excess, evidence, is_decided=has_both)
+            _decide_query_bound(excess, evidence, is_decided=has_enough)
+            for excess in _excesses(gate, values.new)
+        ),
+        *(
+            _decide_query_bound(excess, evidence, is_decided=has_both)
             for excess in _relative_excesses(gate, values.new, values.stable)
         ),
     ]
@@ -46,7 +49,7 @@ def ratio_problem(gate: AnalysisGateBound, values: QueriedValues) -> str:
     )
 
 
-def _verdict(excess: float | None, evidence: Evidence, *, is_decided: bool) -> AnalysisVerdict:
+def _decide_query_bound(excess: float | None, evidence: Evidence, *, is_decided: bool) -> AnalysisVerdict:
     """The verdict on one bound that is missed by `excess`; None if it could not be compared."""
     if excess is None or not is_decided:
         return "Inconclusive"

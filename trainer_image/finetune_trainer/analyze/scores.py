@@ -63,13 +63,13 @@ def _figure_of(model: ProbedModel, gate: AnalysisGateBound, answers: Answers) ->
     interval = one_sided(score, confidence)
     verdicts: list[AnalysisVerdict] = []
     if gate.min is not None:
-        verdicts.append(_verdict(answers, len(new), score.value, interval.high, gate.min))
+        verdicts.append(_decide_score_bound(answers, len(new), score.value, interval.high, gate.min))
     stable: Estimate | None = None
     if gate.max_decrease is not None and not model.is_new:
         if pairs:
             gain, stable = _gain(gate, pairs), _score(gate, [value for _, value in pairs])
             high = one_sided(gain, confidence).high
-            verdicts.append(_verdict(answers, len(pairs), gain.value, high, -gate.max_decrease))
+            verdicts.append(_decide_score_bound(answers, len(pairs), gain.value, high, -gate.max_decrease))
         else:
             verdicts.append("Inconclusive")
     return AnalysisFigure(
@@ -84,7 +84,9 @@ def _figure_of(model: ProbedModel, gate: AnalysisGateBound, answers: Answers) ->
     )
 
 
-def _verdict(answers: Answers, rows: int, value: float, high: float, bound: float) -> AnalysisVerdict:
+def _decide_score_bound(
+    answers: Answers, rows: int, value: float, high: float, bound: float
+) -> AnalysisVerdict:
     """The verdict on a lower bound.
 
     Args:

@@ -23,8 +23,8 @@ from finetune_trainer.data.textchecks import printable
 from finetune_trainer.data.unpacking import CHUNK_BYTES, TooLarge
 
 CONTAINERS: Final[Mapping[ContainerName, Container]] = {
-    "JSON Lines": jsonlines.read,
-    "JSON list": jsonlist.read,
+    "JSON Lines": jsonlines.read_json_lines,
+    "JSON list": jsonlist.read_json_list,
     "CSV": delimited.read_csv,
     "TSV": delimited.read_tsv,
     "Parquet": parquet.read,

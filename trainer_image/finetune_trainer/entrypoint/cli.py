@@ -12,7 +12,7 @@ from finetune_trainer.runtime import configuration, logs
 from finetune_trainer.runtime.failure import StageFailure
 
 
-def run() -> int:
+def run_command_line() -> int:
     """Run the stage of the config in the command line or the environment. Returns the exit code."""
     # No stage compiles a model, and bitsandbytes takes seconds to load PyTorch's compiler. The Triton kernels
     # that TRL launches on a GPU do not need it.

@@ -44,7 +44,7 @@ def run_without_result(config: ConfigWithoutResult) -> None:
         case FillConfig():
             from finetune_trainer.serve import fill
 
-            fill.run(config)
+            fill.fill_cache(config)
         case ServeConfig():
             from finetune_trainer.serve import app
 

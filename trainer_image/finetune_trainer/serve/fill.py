@@ -14,7 +14,7 @@ from finetune_trainer.store.modelcache import CacheVolume
 logger = logging.getLogger(__name__)
 
 
-def run(config: FillConfig) -> None:
+def fill_cache(config: FillConfig) -> None:
     """Copy a model that the cache does not have, or has with a damaged file, and verify what was written.
 
     If several endpoints fill the cache at the same time, one of them copies the model and the others wait.

@@ -24,7 +24,7 @@ SILENCE_SECONDS: Final = 10.0
 DoneT = TypeVar("DoneT")
 
 
-async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:
+async def send_whole(request: Request, answer: Answer, form: ResponseFormat) -> Response:
     """Return the whole response. If the client disconnects, drop the request and raise ClientDisconnect."""
     with closing(answer):
         choices = await _unless_disconnected(request, answer.complete())
@@ -32,7 +32,9 @@ async def whole(request: Request, answer: Answer, form: ResponseFormat) -> Respo
     return Response(body, media_type="application/json")
 
 
-async def stream(request: Request, answer: Answer, form: ResponseFormat, *, include_usage: bool) -> Response:
+async def send_stream(
+    request: Request, answer: Answer, form: ResponseFormat, *, include_usage: bool
+) -> Response:
     """Return the streamed response when it begins, or after SILENCE_SECONDS.
 
     Only before that can it be refused so that clients try again: they do not after a status of success. If

@@ -167,8 +167,8 @@ async def _generate(
         returning=is_returning(request.headers),
     )
     if body.stream:
-        return await replies.stream(request, answer, form, include_usage=body.include_usage)
-    return await replies.whole(request, answer, form)
+        return await replies.send_stream(request, answer, form, include_usage=body.include_usage)
+    return await replies.send_whole(request, answer, form)
 
 
 def _seed(seed: int | None, choice: int) -> int | None:

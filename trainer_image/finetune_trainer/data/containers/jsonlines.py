@@ -14,7 +14,7 @@ from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPos
 ONE_OBJECT: Final = "one JSON object on each line"
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 - the signature of all containers
+def read_json_lines(file: SourceFile, name: str | None) -> Iterator[Line]:  # noqa: ARG001 - the signature of all containers
     """Each line, for `LineDecoder` to decode. Blank lines are not records."""
     for number, line in enumerate(file.lines(), start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line

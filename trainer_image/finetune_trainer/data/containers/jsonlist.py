@@ -33,7 +33,7 @@ class _ListBroken(Exception):
         self.issue = issue
 
 
-def read(file: SourceFile, name: str | None) -> Iterator[RawRecord | InvalidRecord]:
+def read_json_list(file: SourceFile, name: str | None) -> Iterator[RawRecord | InvalidRecord]:
     """Each object of the list, or its issue. Invalid JSON ends the file."""
     number = 1
     with file.opened() as content:
