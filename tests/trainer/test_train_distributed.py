@@ -24,9 +24,9 @@ from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row
 from finetune_trainer.train import modelsetup, session, stage, trainer
+from finetune_trainer.train.layout import is_sharded
 from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.states.layout import is_sharded
-from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
+from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles
 from tests.methods import method_of
 from tests.trainer.processes import (
     THREADS_ENV,

@@ -19,7 +19,7 @@ from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.preference.comparisons import ComparedRows
 from finetune_trainer.train.preference.losses import Totals
 from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.rewards import RewardSums
 from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, Workbench, tiny_tokenizer
 from tools.models import tiny

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.train.parallel import fsdp
+from finetune_trainer.train import fsdp
 from tests.trainer.interruptions import LAST_FILE, Interruption
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_on_a_gpu import train_as_on_a_gpu

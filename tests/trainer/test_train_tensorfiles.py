@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from finetune_trainer.train.states import tensorfiles
+from finetune_trainer.train.parallel import tensor_files
+from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles, write_tensors
 from finetune_trainer.train.states.folders import write_files
-from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles, write_tensors
 
 TENSORS = {
     "b.weight": torch.arange(35, dtype=torch.float32).reshape(7, 5),
@@ -26,7 +26,7 @@ TENSORS = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller than a tensor, and not a multiple of a row."""
-    monkeypatch.setattr(tensorfiles, "PIECE_BYTES", 24)
+    monkeypatch.setattr(tensor_files, "PIECE_BYTES", 24)
 
 
 def write(folder: Path, name: str, rows: dict[str, Rows], *, is_shard: bool) -> None:

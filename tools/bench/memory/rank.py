@@ -18,9 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.distributed import distributedgroup
-from finetune_trainer.train import session
-from finetune_trainer.train.parallel import fsdp
-from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
+from finetune_trainer.train import fsdp, session
+from finetune_trainer.train.fsdp import FullyShardedTrainer
 from finetune_trainer.train.states import weights
 from finetune_trainer.train.states.resume import ResumeStates
 

@@ -14,8 +14,8 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.methods import OBJECTIVES
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
+from finetune_trainer.train.fsdp import FullyShardedTrainer
 from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel.fsdp import FullyShardedTrainer
 from finetune_trainer.train.parallel.sharding import Division, RowLimit
 from finetune_trainer.train.parallel.shards import is_fully_sharded
 from finetune_trainer.train.preference.methodlosses import LOSSES

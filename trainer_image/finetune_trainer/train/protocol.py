@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.rewards import RewardSums
 from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.throughput import StepFigures

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.train.states.layout import ROW_LOSSES
+from finetune_trainer.train.layout import ROW_LOSSES
 
 
 class RowLosses(BaseModel):

@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.rewards import RewardSums
 
 AVERAGED_STEPS: Final = 20
 """Number of steps that loss and throughput are averaged over."""

@@ -29,6 +29,7 @@ from finetune_trainer.tokens.batching import (
 from finetune_trainer.tokens.encode import EncodedRow
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.heldout import LazyBatches, RowBatches
+from finetune_trainer.train.layout import is_sharded
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.sharding import (
     CollatedBatches,
@@ -38,10 +39,9 @@ from finetune_trainer.train.parallel.sharding import (
     share_batches,
 )
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
-from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.rewards import RewardSums
 from finetune_trainer.train.rowlosses import RowLossCollector
-from finetune_trainer.train.states.layout import is_sharded
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
 from finetune_trainer.train.steptrainer import StepTrainer

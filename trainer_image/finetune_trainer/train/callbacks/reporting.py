@@ -11,7 +11,7 @@ from finetune_trainer.contract.progress import Progress
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.runtime.progressmeter import Interval
 from finetune_trainer.train.callbacks.state import Callback, RunState
-from finetune_trainer.train.preference.rewards import describe_rewards
+from finetune_trainer.train.rewards import describe_rewards
 from finetune_trainer.train.throughput import Throughput
 
 LOG_SECONDS: Final = 5.0

@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.state import Callback, StoppedEarly
+from finetune_trainer.train.layout import ROW_LOSSES
 from finetune_trainer.train.rowlosses import RowLosses
-from finetune_trainer.train.states.layout import ROW_LOSSES
 
 SAVED: Final = "saved the state after step %d in %.2f s: %s"
 """Log line of a complete state, with the seconds since it was begun; training continued meanwhile."""

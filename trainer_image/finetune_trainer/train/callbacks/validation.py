@@ -15,7 +15,7 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.callbacks.saving import Saving
 from finetune_trainer.train.callbacks.state import Callback, RunState
 from finetune_trainer.train.heldout import LazyBatches
-from finetune_trainer.train.preference.rewards import describe_rewards
+from finetune_trainer.train.rewards import describe_rewards
 from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.ledger import Best
 

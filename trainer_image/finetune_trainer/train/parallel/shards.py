@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from finetune_trainer.train.states.layout import is_sharded
-from finetune_trainer.train.states.tensorfiles import Rows, TensorFiles
+from finetune_trainer.train.layout import is_sharded
+from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles
 
 WEIGHTS: Final = "model."
 OPTIMIZER: Final = "optimizer."

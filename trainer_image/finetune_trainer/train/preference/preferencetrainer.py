@@ -22,8 +22,8 @@ from finetune_trainer.train.parallel.sharding import CollatedBatches, Division
 from finetune_trainer.train.preference.comparisons import ComparedRows, ComparedSteps, held_out_batches
 from finetune_trainer.train.preference.losses import PreferenceLoss, Totals
 from finetune_trainer.train.preference.referencedmodel import ReferencedModel
-from finetune_trainer.train.preference.rewards import RewardSums
 from finetune_trainer.train.protocol import Validation
+from finetune_trainer.train.rewards import RewardSums
 from finetune_trainer.train.rowlosses import RowLossCollector
 from finetune_trainer.train.states.pendingsave import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole

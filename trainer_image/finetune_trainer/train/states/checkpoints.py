@@ -13,7 +13,7 @@ from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.proberecord import PROBE_FILE
 from finetune_trainer.store import Store
-from finetune_trainer.train.states.layout import ROW_LOSSES
+from finetune_trainer.train.layout import ROW_LOSSES
 from finetune_trainer.train.states.ledger import RunLedger
 from finetune_trainer.train.states.resume import ResumeStates
 from finetune_trainer.train.states.retention import Retention

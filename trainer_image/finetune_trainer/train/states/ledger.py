@@ -10,7 +10,7 @@ from finetune_trainer.contract.configs.train import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, SplitName
-from finetune_trainer.train.preference.rewards import RewardSums
+from finetune_trainer.train.rewards import RewardSums
 from finetune_trainer.train.states.losses import LossCurve, RecentLosses
 from finetune_trainer.train.states.retention import KeptStep, Retention
 from finetune_trainer.train.throughput import StepFigures

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from finetune_trainer.train.parallel.shards import reshard
-from finetune_trainer.train.states.tensorfiles import Rows, file_order, write_tensors
+from finetune_trainer.train.parallel.tensor_files import Rows, file_order, write_tensors
 
 MAX_FILE_SIZE: Final = "50GB"
 """The limit of `save_pretrained`. Larger models have several files and an index."""

@@ -20,20 +20,12 @@ from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.store.hashing import written
+from finetune_trainer.train.layout import BEST, KEPT_STEPS, LEDGER, PREFIX, STATE, folder_name, needed_by
 from finetune_trainer.train.states.folders import (
     find_problem,
     read_manifest,
     remove_unfinished,
     save_folder,
-)
-from finetune_trainer.train.states.layout import (
-    BEST,
-    KEPT_STEPS,
-    LEDGER,
-    PREFIX,
-    STATE,
-    folder_name,
-    needed_by,
 )
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from finetune_trainer.train.states.pendingsave import PendingSave, StateSnapshot, save_snapshot

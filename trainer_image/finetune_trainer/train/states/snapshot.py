@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.store.hashing import ByteSink, WriteFile, written
+from finetune_trainer.train.layout import TRAINER_STATE, random_numbers_name, shard_name
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import (
     GROUPS,
@@ -25,10 +26,9 @@ from finetune_trainer.train.parallel.shards import (
     own_optimizer,
     own_scheduler,
 )
+from finetune_trainer.train.parallel.tensor_files import Rows, write_tensors
 from finetune_trainer.train.states.adapterweights import adapter_weights
-from finetune_trainer.train.states.layout import TRAINER_STATE, random_numbers_name, shard_name
 from finetune_trainer.train.states.pendingsave import StateSnapshot
-from finetune_trainer.train.states.tensorfiles import Rows, write_tensors
 
 T = TypeVar("T")
 
