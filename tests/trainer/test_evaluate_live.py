@@ -15,9 +15,9 @@ from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.evaluate import runner
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE
-from finetune_trainer.evaluate.subjects import models
 from finetune_trainer.model.placement import load_placed
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench
@@ -147,7 +147,7 @@ def test_adapters_of_one_base_model_share_it_in_memory(line: Line, monkeypatch: 
         return load_placed(folder, *arguments, **settings)
 
     live = line.champion("adapter")
-    monkeypatch.setattr(models, "load_placed", record)
+    monkeypatch.setattr(runner, "load_placed", record)
     line.evaluate("shared", live)
 
     assert len(loaded) == 1

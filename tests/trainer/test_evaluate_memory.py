@@ -13,8 +13,8 @@ import torch
 from finetune_trainer.contract.configs.evaluate import EvaluateConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.evaluate import runner
 from finetune_trainer.evaluate.predictions import FILE
-from finetune_trainer.evaluate.subjects import models
 from finetune_trainer.model.placement import load_placed
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.test_train_memory import allocation_fails, gpu_is_full, python_fails
@@ -80,7 +80,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Room], Room]:
             model.register_forward_pre_hook(room.before, with_kwargs=True)
             return model
 
-        monkeypatch.setattr(models, "load_placed", loaded)
+        monkeypatch.setattr(runner, "load_placed", loaded)
         return room
 
     return use
@@ -131,7 +131,7 @@ def test_a_row_that_does_not_fit_alone_ends_it_with_figures_and_advice(evaluated
 def test_a_model_that_does_not_fit_ends_it_with_figures_and_advice(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load_placed", lambda *_, **__: gpu_is_full())
+    monkeypatch.setattr(runner, "load_placed", lambda *_, **__: gpu_is_full())
 
     with pytest.raises(StageFailure, match="loading the model ran out of memory on cpu") as caught:
         evaluated.bench.run_evaluate(evaluated.new_run("no room"))

@@ -19,11 +19,10 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.evaluate import estimates, measured, predictions
+from finetune_trainer.evaluate import estimates, measured, predictions, runner
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE, PredictionLog, RowPrediction
-from finetune_trainer.evaluate.subjects import models
 from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.model.placement import load_placed
@@ -298,7 +297,7 @@ def test_the_rows_of_another_config_or_a_damaged_file_are_measured_again(
 def test_a_complete_evaluation_whose_result_is_lost_loads_no_model(
     adapter: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load_placed", None)
+    monkeypatch.setattr(runner, "load_placed", None)
 
     assert adapter.bench.run_evaluate(adapter.config).scores == adapter.expected.scores
 
@@ -382,7 +381,7 @@ def test_one_model_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(models, "load_placed", alone)
+    monkeypatch.setattr(runner, "load_placed", alone)
 
     assert case.bench.run_evaluate(case.new_run("alone")).scores == case.expected.scores
     assert len(loaded) == 2

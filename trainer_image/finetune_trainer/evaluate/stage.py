@@ -39,8 +39,8 @@ from finetune_trainer.evaluate.report import (
     read_prompt,
     write_evaluation_report,
 )
+from finetune_trainer.evaluate.runner import SubjectModels
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject
-from finetune_trainer.evaluate.subjects.models import SubjectModels
 from finetune_trainer.evaluate.subjects.opening import SubjectOpener
 from finetune_trainer.evaluate.subjects.optional import optional
 from finetune_trainer.evaluate.subjects.prompted import prompt_digest

@@ -27,6 +27,7 @@ from finetune_trainer.runtime.failure import StageFailure
 if TYPE_CHECKING:
     from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
 
+
 logger = logging.getLogger(__name__)
 
 
