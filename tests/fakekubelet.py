@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import CleanupConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.integration.api import NotFound
 from tools.fakepods import config_of, ended, running, succeeded

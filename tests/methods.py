@@ -3,8 +3,7 @@
 
 from typing import Any, Final
 
-from finetune_trainer.contract.method import Method, RequestedMethod
-from finetune_trainer.contract.methods import DEFAULT_OBJECTIVE, METHODS, TYPES
+from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, METHODS, TYPES, Method, RequestedMethod
 
 
 def name_of(method: Method) -> str:

@@ -6,22 +6,23 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from finetune_trainer.contract.analysis import AnalyzeResult
-from finetune_trainer.contract.answerengine import AnswerEngine, EngineVersion
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER, AnyConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.custommetric import CustomMetricSource
+from finetune_trainer.contract.configs import (
+    CONFIG_ADAPTER,
+    AnalyzeConfig,
+    AnyConfig,
+    EvaluateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    ScoreConfig,
+    StageConfig,
+    TrainConfig,
+)
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.evaluation import GateBound, GateEvidence
-from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
+from finetune_trainer.contract.evaluation import AnswerEngine, EngineVersion, GateBound, GateEvidence
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.metrics import METRICS, MetricInfo
+from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
 from finetune_trainer.contract.prediction import DeviceFacts, Prediction
 from finetune_trainer.contract.results import (
     CheckpointResult,

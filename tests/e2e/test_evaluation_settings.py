@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.manifests.labels import ISOLATED, RUN, STAGE
 from finetune_trainer.contract.environment import SCRATCH_MOUNT
-from finetune_trainer.contract.learningcurve import OUTLOOKS
+from finetune_trainer.contract.results import OUTLOOKS
 from tests.e2e import manifests
 from tests.e2e.pods import Keeper
 from tests.e2e.team import Team, condition_of, name_of, uid_of

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from finetune_operator.observe.peerpods import index_of
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.e2e import manifests, pods
 from tests.e2e.pods import Keeper
 from tests.e2e.team import (

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of the stages of a chain."""
 
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import CollectConfig, PrepareConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
 from tools.fakepods import succeeded
 

@@ -11,10 +11,10 @@ import urllib.error
 import urllib.request
 from typing import Any, Final
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.scene import OWNER, GPUFigures, Scene
 

@@ -8,12 +8,12 @@ import sys
 import time
 from typing import Final
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.devicecards import GIBIBYTE
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.prediction import GIBIBYTE
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.gpu.errors import GPUCheckFailed
 from tests.gpu.machine import needs
 from tests.gpu.scene import GPUFigures, Scene, messages

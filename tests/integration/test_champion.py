@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PreflightConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object

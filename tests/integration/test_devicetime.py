@@ -4,9 +4,9 @@
 from datetime import datetime, timedelta
 
 from finetune_operator.observe.stagetimes import parse_time
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import RepeatedTraining, StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api, Object

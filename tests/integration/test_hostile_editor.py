@@ -31,7 +31,7 @@ from finetune_operator.manifests.labels import (
     RUN,
     STAGE,
 )
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests

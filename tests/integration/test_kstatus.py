@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.baserelease import BaseRelease
 from tests.fakekubelet import FakeKubelet

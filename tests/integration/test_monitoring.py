@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PrepareConfig, StageConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from tests.docsblocks import blocks
 from tests.fakekubelet import FakeKubelet

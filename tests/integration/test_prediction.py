@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictions of runs on a profile with GPUs, on a real API server."""
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests
 from tests.integration.api import Api

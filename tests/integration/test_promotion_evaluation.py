@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 from finetune_trainer.contract.results import StageResult
 from tests.fakekubelet import FakeKubelet

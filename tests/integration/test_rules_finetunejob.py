@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.kinds import KINDS_BY_NAME
-from finetune_trainer.contract.methods import METHODS, OBJECTIVES, TYPES, types_of
+from finetune_trainer.contract.method import METHODS, OBJECTIVES, TYPES, types_of
 from tests.integration.api import Api, Object
 from tests.integration.rules import files
 from tests.integration.rules.requests import try_create

@@ -7,8 +7,7 @@ from typing import Any
 
 import httpx
 
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import CONFIG_ADAPTER, StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, REPORT_AUDIENCE, REPORT_PATH
 from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.vocabulary import Stage

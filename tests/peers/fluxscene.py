@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import yaml
 
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.results import StageResult
 from tests.docsblocks import ROOT, blocks
 from tests.fakekubelet import FakeKubelet

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from finetune_trainer.contract.configs.serve import ServedModel
+from finetune_trainer.contract.serving import ServedModel
 from tests.peers.test_vllm_pod import QUESTION, FetchedPod
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tests.trainer.serve.test_serve_apikeys import RIGHT

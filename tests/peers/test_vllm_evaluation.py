@@ -9,10 +9,9 @@ from typing import Any, Final
 import pytest
 
 from finetune_operator.manifests.answerservers import answer_servers
-from finetune_trainer.contract.answerengine import EngineVersion
-from finetune_trainer.contract.configs.answers import AnswersConfig, AnswerServer
+from finetune_trainer.contract.configs import AnswersConfig, AnswerServer
 from finetune_trainer.contract.environment import ANSWERS_MODULE, ANSWERS_MOUNT, CONFIG_ENV, SERVE_PORT
-from finetune_trainer.contract.evaluation import PromptedModel
+from finetune_trainer.contract.evaluation import EngineVersion, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from tests.peers.test_vllm import UNTIL_KNOWN
 from tests.peers.vllmserver import ENVIRONMENT, OPTIONS

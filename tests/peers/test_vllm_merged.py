@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.merge import MergeConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig, MergeConfig
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fill import run as fill
 from finetune_trainer.serve.merge import run as merge

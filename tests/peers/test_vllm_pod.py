@@ -23,17 +23,17 @@ from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SE
 from finetune_operator.manifests.engines.vllm import vllm_command
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     MODELS_MOUNT,
     VLLM_PYTHONPATH,
 )
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, ServedModel
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder

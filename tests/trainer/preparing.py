@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.prepare import stage

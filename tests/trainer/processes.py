@@ -23,7 +23,7 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Final, Self
 
 from finetune_trainer.contract.base import Contract
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.accelerators import MIN_CUBLAS_BYTES, check_accelerators, has_gpu_libraries
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.preparing import OWNER, RUN

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.store import open_store
 from tests.trainer.processes import Ended, run
 

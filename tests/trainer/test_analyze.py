@@ -22,7 +22,7 @@ from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
 from finetune_trainer.analyze.probe import probe_requests
 from finetune_trainer.analyze.series import PodMetrics, read_metrics
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig, ProbedModel
+from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure

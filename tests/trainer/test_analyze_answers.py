@@ -14,7 +14,7 @@ from finetune_trainer.analyze.probing import ProbeAnswers
 from finetune_trainer.analyze.scores import Answers, decide_score
 from finetune_trainer.analyze.series import served_digests
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig, ProbedModel
+from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.store import open_store
 from tests.trainer.test_analyze import DIGEST, ERRORS, OWNER, VLLM_SCRAPE, Clock, Text, pod

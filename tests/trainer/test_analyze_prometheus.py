@@ -11,9 +11,13 @@ import pytest
 
 from finetune_trainer.analyze import stage
 from finetune_trainer.analyze.comparison import MeasuringClock
-from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
-from finetune_trainer.contract.prometheusqueries import PrometheusQuery, PrometheusSource
+from finetune_trainer.contract.analysis import (
+    AnalysisGateBound,
+    AnalyzeResult,
+    PrometheusQuery,
+    PrometheusSource,
+)
+from finetune_trainer.contract.configs import AnalyzeConfig
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.remote import retries
 from finetune_trainer.runtime.failure import StageFailure

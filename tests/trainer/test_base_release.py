@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServedModel
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, ServedModel
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.baserelease import BaseRelease
 from tests.trainer.basemodels import with_gemma_tokens
 from tests.trainer.preparing import Preparation, json_lines, pairs

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.model.basebundle import BundleUnknown, base_bundle
 from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.serve.loading import load

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import SourceConfig
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.configs import SourceConfig
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.trainer import processes
 from tests.trainer.preparing import Preparation, json_lines, pairs
 from tests.trainer.processes import Ended

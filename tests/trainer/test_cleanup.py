@@ -4,9 +4,9 @@
 import shutil
 from pathlib import Path
 
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.configs import CleanupConfig
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.store import Store, open_store
 from tests.trainer.processes import run
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import CollectConfig
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.store import collect, open_store
 from tests.trainer.processes import run
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.custommetric import CustomMetric
+from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateBound
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.own_metrics import CustomMetric
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate.custom import stage
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime import termination

@@ -15,7 +15,7 @@ import pytest
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.distributedgroup import nccl_environment
 from finetune_trainer.distributed.group import Group, GroupFinished, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, pod_exit_code

@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.download import DownloadConfig, StoredModel
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, Owner
+from finetune_trainer.contract.serving import (
+    DownloadConfig,
+    FetchConfig,
+    FetchItem,
+    ServeConfig,
+    ServedModel,
+    StoredModel,
+)
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.preflight import download
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import fetch

@@ -13,8 +13,8 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.evaluation import GateBound
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.metrics import METRICS
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.evaluate import stage
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.metrics import f1_token

@@ -17,9 +17,9 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks, MetricOptions
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.checks import sensitivevalues
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.data.checks.sensitivevalues import HashedValues, SensitiveHashes

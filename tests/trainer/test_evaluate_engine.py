@@ -11,13 +11,16 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_trainer.contract.answerengine import AnswerEngine, EngineVersion
-from finetune_trainer.contract.configs.answers import AnswersConfig, AnswerServer, PromptsConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.evaluation import GenerationSettings, LiveModel, PromptedModel
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import AnswersConfig, AnswerServer, EvaluateConfig, PromptsConfig
+from finetune_trainer.contract.evaluation import (
+    AnswerEngine,
+    EngineVersion,
+    GenerationSettings,
+    LiveModel,
+    PromptedModel,
+)
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.evaluate.answering import engineanswers, prompts
 from finetune_trainer.evaluate.answering.engineprocess import EngineProcess
 from finetune_trainer.evaluate.answering.exchange import Exchange

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult

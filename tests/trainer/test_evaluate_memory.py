@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate import runner
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.model.placement import load_placed

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import LiveModel, MetricOptions
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.entrypoint.stages import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.measured import MeasuredModel, likeliest

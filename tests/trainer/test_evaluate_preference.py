@@ -9,8 +9,8 @@ import pytest
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, Preference
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from tests.methods import method_of

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import LiveModel, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import EvaluateResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate import estimates, measured, predictions, runner
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import MeasuredModel

@@ -14,12 +14,11 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
-from finetune_trainer.contract.evaluationtask import EvaluationTask
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.own_metrics import EvaluationTask
+from finetune_trainer.contract.vocabulary import FailureReason, Subject
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.tasks.tasklog import TaskLog, Values
 from finetune_trainer.runtime.failure import Preempted, StageFailure

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.store import Store, open_store

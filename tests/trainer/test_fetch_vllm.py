@@ -10,7 +10,6 @@ from typing import Any, Final
 import pytest
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import (
     MODELS_MOUNT,
     VLLM_CHAT_TEMPLATE,
@@ -18,8 +17,9 @@ from finetune_trainer.contract.environment import (
     VLLM_MIDDLEWARE,
     VLLM_PYTHONPATH,
 )
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder

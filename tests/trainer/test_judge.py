@@ -11,12 +11,11 @@ from typing import Any, Self, cast
 
 import pytest
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import GateBound, UnmeasuredSubject
-from finetune_trainer.contract.judge import Judge
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.contract.references import SecretMount
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge import replycounter
 from finetune_trainer.evaluate.judge.asking import CALLS_IN_FLIGHT, QUIET_SECONDS, ask_all

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import CleanupConfig, CollectConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.states.checkpoints import _publish_saved

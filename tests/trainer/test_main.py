@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.answerengine import AnswerEngine
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import CollectConfig, EvaluateConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, MAX_TERMINATION_MESSAGE_BYTES
-from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, LiveModel
+from finetune_trainer.contract.evaluation import AnswerEngine, CheckFinding, GateEvidence, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import (
     EvaluateResult,
     PreflightResult,
@@ -26,7 +23,7 @@ from finetune_trainer.contract.results import (
     SourceResult,
     StageResult,
 )
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.runtime import termination
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs
 from tests.trainer.processes import run, run_fresh, start

@@ -11,10 +11,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.serving import (
+    FetchConfig,
+    FetchItem,
+    MergeConfig,
+    MergedWeights,
+    ServeConfig,
+    ServedModel,
+)
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading, merge
 from finetune_trainer.serve.fetch import run as fetch

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune_trainer.contract.method import LoRA
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.evaluate import stage
 from finetune_trainer.model import head, placement
 from finetune_trainer.model.completionloss import row_loss_sums

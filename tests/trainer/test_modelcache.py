@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, FillConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fill import run as fill

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.load import load_base
 from finetune_trainer.preflight import stage
 from finetune_trainer.runtime.failure import Preempted

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters, sequence_length
 from finetune_trainer.runtime.failure import StageFailure
 from tests.methods import method_of

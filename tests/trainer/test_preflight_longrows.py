@@ -9,8 +9,8 @@ import pytest
 
 from finetune_trainer.contract.hyperparameters import OnLongRows
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import PreflightResult, StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.train.inputs import TrainingData
 from tests.trainer.workbench import ROWS, RUN, Workbench, elsewhere

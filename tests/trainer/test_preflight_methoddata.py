@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.method import LoRA, Method, Preference
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.sharding import Sharding
+from finetune_trainer.contract.method import LoRA, Method, Preference, Sharding
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.methoddata import resolve_preference
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.encode import RowEncoder

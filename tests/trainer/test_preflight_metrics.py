@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from finetune_trainer.contract.evaluation import MetricOptions
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scope import MetricScope

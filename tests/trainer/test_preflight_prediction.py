@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.preflight.estimate import prediction
 from finetune_trainer.preflight.estimate.duration import run_flops, seconds_range

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.encode import RowEncoder

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import SourceConfig
+from finetune_trainer.contract.configs import SourceConfig
 from finetune_trainer.contract.dataset import Columns, Split
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import (
     DataStatistics,
     Difference,
@@ -21,6 +20,7 @@ from finetune_trainer.contract.results import (
     SplitRecord,
     StageResult,
 )
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.report.htmlpage import page
 from finetune_trainer.runtime.termination import bounded
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs

@@ -12,9 +12,9 @@ import pytest
 import zstandard
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import Difference, PrepareResult, SourceResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 
 ALL_TRAIN = Split(validation=0, test=0)

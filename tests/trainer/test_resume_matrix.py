@@ -17,11 +17,11 @@ from typing import Final
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.rows import Row
 from tests.trainer.interruptions import Interruption
 from tests.trainer.processes import Ended, start, without_launcher

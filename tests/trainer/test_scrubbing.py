@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.logs import JsonFormatter
 from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber, one_line

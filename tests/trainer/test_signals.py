@@ -19,11 +19,11 @@ from typing import Any, Final
 import pytest
 
 from finetune_trainer.contract.base import Contract
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model.basebundle import base_bundle
 from finetune_trainer.runtime import signals
 from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh

@@ -4,7 +4,7 @@
 import pytest
 from transformers import LlamaConfig
 
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.method import MethodType
 from tools.bench.page import END
 from tools.sizing import table
 from tools.sizing.__main__ import BEGIN_ACCURACY, BEGIN_SIZES, PAGE

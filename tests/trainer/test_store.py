@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, digest_of
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store, open_store, readahead

@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_trainer.contract.evaluationtask import EvaluationTask
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.own_metrics import EvaluationTask
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.evaluationtasks import open_tasks
 from tests.trainer.workbench import Workbench

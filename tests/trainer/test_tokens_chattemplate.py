@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.chattemplate import load_tokenizer, render, stop_token_ids, template_name
 from tools.models import tiny

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.methods import Objective
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.method import Objective
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.answers import make_encoder

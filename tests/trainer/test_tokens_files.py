@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.methods import OBJECTIVES, Objective
+from finetune_trainer.contract.method import OBJECTIVES, Objective
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.preflight import tokenizing
 from finetune_trainer.preflight.tokenizing import RowFiles, TokenizedRows, tokenize

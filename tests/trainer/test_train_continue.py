@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult, PreflightResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger

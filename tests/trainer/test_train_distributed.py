@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row

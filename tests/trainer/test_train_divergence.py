@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.states.losses import MAX_HIGH_LOSS_STEPS, MEDIAN_STEPS, MIN_STEPS, RecentLosses

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import CheckpointResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import PreflightConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
-from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurvePoint
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.prediction import Prediction
-from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.results import OUTLOOKS, LearningCurvePoint, TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.learningcurve import with_learning_curve
 from finetune_trainer.rows import Row

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.states import resume

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model import probe
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.model.probe import log_probabilities

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.contract.sharding import can_shard
+from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer.contract.method import LoRA, Method, can_shard
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.trainer import training_arguments
 from tests.methods import name_of

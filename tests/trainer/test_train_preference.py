@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train import trainer
 from tests.trainer.test_train_distributed import Pods, gradients, pods, show_gradients
 from tests.trainer.test_train_preference import rows_for

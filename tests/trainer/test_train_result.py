@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import save_file
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids, template_name

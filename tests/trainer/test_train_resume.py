@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.runtime.failure import Preempted
 from tests.trainer.processes import start

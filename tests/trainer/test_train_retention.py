@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.train.states.retention import KeptStep, Retention
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch.distributed.tensor import DTensor
 
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import ParentCheckpoint
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train import modelsetup, session
 from finetune_trainer.train.modelsetup import Trainable
 from tests.trainer.test_train_distributed import Pods, pods

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.train import fsdp
 from tests.trainer.interruptions import LAST_FILE, Interruption
 from tests.trainer.test_train_distributed import Pods, pods

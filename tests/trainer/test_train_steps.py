@@ -17,12 +17,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Scheduler, StepDivision
-from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import MethodType
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.method import LoRA, Method, MethodType
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.batching import TokenBudget, pack

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.contract.method import LoRA, Method
+from finetune_trainer.contract.serving import ServedModel
 from finetune_trainer.rows import Row
 from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.workbench import ROWS, TEAMS, Workbench

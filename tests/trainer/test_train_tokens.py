@@ -11,11 +11,11 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import DerivedRef

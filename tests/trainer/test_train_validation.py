@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.train.callbacks.validation import MIN_SAMPLED_ROWS, validation_sample
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.parallel.sharding import RowLimit

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.train import modelsetup, session

@@ -14,10 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, StageConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.progress import Progress

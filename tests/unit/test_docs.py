@@ -12,7 +12,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.serve import constraintlimits, grammarlimits
 from hack.api_page import FENCED, headings
 

@@ -25,7 +25,7 @@ from finetune_operator.api.podtemplate import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented
-from finetune_trainer.contract import methods
+from finetune_trainer.contract import method as methods
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import ArtifactRef

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs import CleanupConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from tests.fakekubelet import FakeKubelet

@@ -17,9 +17,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import mark
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import CONFIG_ADAPTER, PrepareConfig, TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger

@@ -3,9 +3,16 @@
 
 import pytest
 
-from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.methods import TYPES, MethodType
-from finetune_trainer.contract.sharding import Sharding, can_shard, is_sharded, resolve_sharding
+from finetune_trainer.contract.method import (
+    TYPES,
+    LoRA,
+    Method,
+    MethodType,
+    Sharding,
+    can_shard,
+    is_sharded,
+    resolve_sharding,
+)
 
 
 @pytest.mark.parametrize(

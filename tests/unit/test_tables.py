@@ -12,7 +12,7 @@ import pytest
 
 from finetune_operator import stagetable
 from finetune_trainer import rows
-from finetune_trainer.contract import methods, metrics, vocabulary
+from finetune_trainer.contract import method, metrics, vocabulary
 from finetune_trainer.contract.vocabulary import RowForm
 from finetune_trainer.data.containers.base import TABLES
 from finetune_trainer.data.formats.registry import FORMATS
@@ -103,7 +103,7 @@ def test_a_gain_is_positive_in_the_direction_of_the_metric(
     assert metrics.METRICS[name].gain(value, over) == gain
 
 
-@pytest.mark.parametrize("name", [*methods.OBJECTIVES, *methods.TYPES])
+@pytest.mark.parametrize("name", [*method.OBJECTIVES, *method.TYPES])
 def test_the_name_of_an_objective_or_a_type_stands_once(name: str) -> None:
     """Finds a name alone or in quotation marks, as code and CEL use it; messages may contain names."""
     named = {
@@ -114,17 +114,17 @@ def test_the_name_of_an_objective_or_a_type_stands_once(name: str) -> None:
     }
     if name in get_args(vocabulary.RowForm):
         named -= {module for module in named if module == source(rows) or DATA in module.parents}
-    assert named <= {source(methods), source(vocabulary), TRAINERS / f"{name.lower()}.py"}
+    assert named <= {source(method), source(vocabulary), TRAINERS / f"{name.lower()}.py"}
 
 
 def test_every_objective_and_type_has_a_row_and_a_pair_and_those_with_judged_rows_a_module() -> None:
-    assert tuple(methods.OBJECTIVES) == get_args(methods.Objective)
-    assert tuple(methods.TYPES) == get_args(methods.MethodType)
-    pairs = set(methods.METHODS)
-    assert {objective for objective, _ in pairs} == set(methods.OBJECTIVES)
-    assert {type_ for _, type_ in pairs} == set(methods.TYPES)
-    assert (methods.DEFAULT_OBJECTIVE, methods.DEFAULT_TYPE) in pairs
-    judged = methods.objectives_where(lambda info: info.rows.is_preference_data)
+    assert tuple(method.OBJECTIVES) == get_args(method.Objective)
+    assert tuple(method.TYPES) == get_args(method.MethodType)
+    pairs = set(method.METHODS)
+    assert {objective for objective, _ in pairs} == set(method.OBJECTIVES)
+    assert {type_ for _, type_ in pairs} == set(method.TYPES)
+    assert (method.DEFAULT_OBJECTIVE, method.DEFAULT_TYPE) in pairs
+    judged = method.objectives_where(lambda info: info.rows.is_preference_data)
     assert {name.lower() for name in judged} <= {module.stem for module in TRAINERS.glob("*.py")}
 
 

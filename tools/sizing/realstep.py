@@ -14,8 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import OBJECTIVES, Objective
+from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.tokens.answers import EncodedAnswers

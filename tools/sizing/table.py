@@ -6,10 +6,8 @@ from typing import Final
 
 from transformers import PretrainedConfig
 
-from finetune_trainer.contract.devicecards import CARDS, gibibytes
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import DEFAULT_OBJECTIVE, MethodType, types_of
-from finetune_trainer.contract.sharding import can_shard
+from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
+from finetune_trainer.contract.prediction import CARDS, gibibytes
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
 from finetune_trainer.preflight.estimate.fakestep import StepShape

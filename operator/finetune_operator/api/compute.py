@@ -8,8 +8,8 @@ from pydantic import Field
 from finetune_operator.api.devices import MAX_DEVICES
 from finetune_operator.api.meta import Name
 from finetune_operator.api.queueing import QueueChoice
+from finetune_trainer.contract.method import Sharding
 from finetune_trainer.contract.prediction import OnPredictedOutOfMemory
-from finetune_trainer.contract.sharding import Sharding
 
 DeviceCount = Annotated[int, Field(ge=1, le=MAX_DEVICES)]
 """Number of devices of one pod."""

@@ -32,7 +32,7 @@ from finetune_operator.api.metricrules import (
 from finetune_operator.api.preparation import Columns, DataSource, RowSource
 from finetune_operator.api.storereference import OwnStoreReference
 from finetune_trainer.contract.hyperparameters import OnLongRows
-from finetune_trainer.contract.methods import PAIRS, objectives_where
+from finetune_trainer.contract.method import PAIRS, objectives_where
 from finetune_trainer.contract.vocabulary import DataFormat, listed
 
 ADVICE: Final = "a run is a record: create a new FineTuneJob (…-v2)"

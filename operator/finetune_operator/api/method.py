@@ -9,15 +9,17 @@ from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.cel import is_none_of, is_one_of
 from finetune_operator.api.meta import CELRule, Model
-from finetune_trainer.contract.method import LoRAFields, PreferenceFields, RequestedLoRAFields
-from finetune_trainer.contract.methods import (
+from finetune_trainer.contract.method import (
     DEFAULT_OBJECTIVE,
     DEFAULT_TYPE,
     LABELLED,
     OBJECTIVES,
     TYPES,
+    LoRAFields,
     MethodType,
     Objective,
+    PreferenceFields,
+    RequestedLoRAFields,
     objectives_where,
     types_of,
     types_where,

@@ -16,10 +16,14 @@ from finetune_operator.api.meta import (
     base_url_advice,
     pattern_advice,
 )
-from finetune_trainer.contract.custommetric import MAX_CUSTOM_METRICS
-from finetune_trainer.contract.evaluationtask import MAX_TASKS, EvaluationTaskFields
-from finetune_trainer.contract.judge import MAX_JUDGES, JudgeFields
 from finetune_trainer.contract.metrics import CUSTOM, JUDGE, TASK
+from finetune_trainer.contract.own_metrics import (
+    MAX_CUSTOM_METRICS,
+    MAX_JUDGES,
+    MAX_TASKS,
+    EvaluationTaskFields,
+    JudgeFields,
+)
 
 CUSTOM_NAME: Final = r"^[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?$"
 CONFIG_MAP_KEY: Final = r"^[-._a-zA-Z0-9]+$"

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from finetune_operator.api.meta import HTTP_URL, CELRule, Model, SecretReference, base_url_advice
 from finetune_operator.api.ownmetrics import own_name
-from finetune_trainer.contract.prometheusqueries import (
+from finetune_trainer.contract.analysis import (
     MAX_PROMETHEUS_QUERIES,
     PLACEHOLDERS,
     PROMETHEUS,

@@ -15,13 +15,13 @@ from finetune_trainer.contract.analysis import (
     LATENCIES,
     MAX_ANALYSIS_GATES,
     MAX_ANALYSIS_SECONDS,
+    PROMETHEUS,
     SHARES,
     AnalysisFields,
     AnalysisFigureFields,
     AnalysisGateFields,
     AnalysisVerdict,
 )
-from finetune_trainer.contract.prometheusqueries import PROMETHEUS
 from finetune_trainer.contract.vocabulary import listed
 
 QUERY_METRIC: Final = f"{PROMETHEUS}/NAME"

@@ -18,15 +18,14 @@ from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.servingvolumes import key_volume
 from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.analysis import DEFAULT_MIN_ROWS, AnalysisGateBound
-from finetune_trainer.contract.configs.analyze import (
-    MAX_ANALYZED_PODS,
-    AnalysisProbe,
-    AnalyzeConfig,
-    ProbedModel,
+from finetune_trainer.contract.analysis import (
+    DEFAULT_MIN_ROWS,
+    AnalysisGateBound,
+    PrometheusQuery,
+    PrometheusSource,
 )
+from finetune_trainer.contract.configs import MAX_ANALYZED_PODS, AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.contract.environment import API_KEYS_MOUNT, CONFIG_ENV, SERVE_PORT, STORE_MOUNT
-from finetune_trainer.contract.prometheusqueries import PrometheusQuery, PrometheusSource
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import ANALYZE
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_operator.api.checkpoint import AdapterRecord
 from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
 from finetune_operator.manifests.engines.enginetable import engine_of
-from finetune_trainer.contract.answerengine import AnswerEngine
+from finetune_trainer.contract.evaluation import AnswerEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,7 @@ from finetune_operator.manifests.engines.enginetable import engine_of, engine_re
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk_volume
 from finetune_operator.manifests.security import container_security
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.answerengine import AnswerEngine
-from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import AnswersConfig, EvaluateConfig, PromptsConfig
 from finetune_trainer.contract.environment import (
     ANSWERS_MODULE,
     ANSWERS_MOUNT,
@@ -27,7 +25,8 @@ from finetune_trainer.contract.environment import (
     STORE_MOUNT,
     TERMINATION_MESSAGE_PATH,
 )
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.evaluation import AnswerEngine
+from finetune_trainer.contract.vocabulary import ExitCode
 
 PROMPTS_CONTAINER: Final = "prompts"
 ANSWERS_CONTAINER: Final = "answers"

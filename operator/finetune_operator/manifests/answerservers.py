@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from finetune_operator.manifests.engines.answeringengine import AnsweredModels
 from finetune_operator.manifests.engines.enginetable import ENGINES
-from finetune_trainer.contract.configs.answers import AnswerServer
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import AnswerServer, EvaluateConfig
 from finetune_trainer.contract.environment import BASE_FOLDER, LIVE_BASE_FOLDER, LIVE_FOLDER, TUNED_FOLDER
 from finetune_trainer.contract.vocabulary import FULL_MODEL, Subject
 

@@ -17,12 +17,15 @@ from finetune_operator.manifests.evaluateconfig import judges_of, measured_metri
 from finetune_operator.manifests.locations import parse_source
 from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
-from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import (
+    STEP_TIMEOUT_SECONDS,
+    CleanupConfig,
+    CollectConfig,
+    PreflightConfig,
+    PrepareConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
@@ -31,9 +34,8 @@ from finetune_trainer.contract.environment import (
     SOURCES_MOUNT,
 )
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.method import LoRA, Preference, RequestedLoRA, RequestedMethod
+from finetune_trainer.contract.method import TYPES, LoRA, Preference, RequestedLoRA, RequestedMethod
 from finetune_trainer.contract.method import Method as ContractMethod
-from finetune_trainer.contract.methods import TYPES
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.results import SourceRows

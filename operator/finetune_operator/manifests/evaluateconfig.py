@@ -14,12 +14,10 @@ from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.ownmetrics import mounted_metrics, mounted_tasks
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_trainer.contract.answerengine import AnswerEngine
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.configs.stage import STEP_TIMEOUT_SECONDS
+from finetune_trainer.contract.configs import STEP_TIMEOUT_SECONDS, EvaluateConfig, ScoreConfig
 from finetune_trainer.contract.environment import DATASET_MOUNT, PREDICTIONS_MOUNT
 from finetune_trainer.contract.evaluation import (
+    AnswerEngine,
     EvaluationChecks,
     GateBound,
     GenerationSettings,
@@ -27,8 +25,8 @@ from finetune_trainer.contract.evaluation import (
     MetricOptions,
     PromptedModel,
 )
-from finetune_trainer.contract.judge import Judge, Opponent
 from finetune_trainer.contract.metrics import ANSWERS, JUDGE, METRICS, Metric, is_named_by_user
+from finetune_trainer.contract.own_metrics import Judge, Opponent
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import SplitName, Subject
 

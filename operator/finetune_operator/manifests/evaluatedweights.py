@@ -7,7 +7,7 @@ from typing import cast
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_trainer.contract.evaluation import LiveModel
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType
 
 

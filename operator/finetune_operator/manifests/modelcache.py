@@ -3,9 +3,9 @@
 
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.serve import FillConfig
 from finetune_trainer.contract.environment import MODEL_CACHE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, StoreConfig
+from finetune_trainer.contract.serving import FillConfig
 
 
 def cache_volume(claim: str | None, *, is_filled: bool = False) -> tuple[list[Manifest], list[Manifest]]:

@@ -10,7 +10,6 @@ from finetune_operator.api.podresources import PodResources
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.custommetric import CustomMetric as MountedMetric
 from finetune_trainer.contract.environment import (
     CUSTOM_METRIC_FILE,
     CUSTOM_METRICS_MOUNT,
@@ -19,8 +18,9 @@ from finetune_trainer.contract.environment import (
     SCRATCH_MOUNT,
     TASKS_MOUNT,
 )
-from finetune_trainer.contract.evaluationtask import EvaluationTask as MountedTask
-from finetune_trainer.contract.evaluationtask import EvaluationTaskFields
+from finetune_trainer.contract.own_metrics import CustomMetric as MountedMetric
+from finetune_trainer.contract.own_metrics import EvaluationTask as MountedTask
+from finetune_trainer.contract.own_metrics import EvaluationTaskFields
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,7 @@ from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, PodSizing, disk
 from finetune_operator.manifests.security import container_security, pod_security
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.download import DownloadConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.merge import MergeConfig
-from finetune_trainer.contract.configs.serve import FillConfig
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import CleanupConfig, EvaluateConfig, StageConfig
 from finetune_trainer.contract.environment import (
     BASE_MODEL_MOUNT,
     METRICS_PORT,
@@ -45,6 +40,7 @@ from finetune_trainer.contract.environment import (
     TERMINATION_MESSAGE_PATH,
 )
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.serving import DownloadConfig, FillConfig, MergeConfig
 
 JobConfig = StageConfig | CleanupConfig | DownloadConfig | FillConfig | MergeConfig
 

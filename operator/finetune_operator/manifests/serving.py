@@ -43,7 +43,6 @@ from finetune_operator.manifests.stageinputs import store_config
 from finetune_operator.manifests.trainerimage import trainer_of
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import SERVE_PODS
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import (
     MODELS_MOUNT,
     SCRATCH_MOUNT,
@@ -51,6 +50,7 @@ from finetune_trainer.contract.environment import (
     TERMINATION_MESSAGE_PATH,
 )
 from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
 
 ENGINE_CONTAINER: Final = "engine"
 FETCH_CONTAINER: Final = "fetch"

@@ -8,7 +8,7 @@ from finetune_operator.api.devicetime import MAX_ENDED_PODS, EndedPod, PodEndCau
 from finetune_operator.observe.podfailures import disruption
 from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 
 PodOutcome = Literal["Succeeded", "OutOfMemory"] | PodEndCause
 

@@ -26,7 +26,7 @@ from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import find_row
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 
 DISRUPTIONS: Final = {
     "PreemptionByScheduler": "was preempted by a pod of higher priority",

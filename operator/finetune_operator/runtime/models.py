@@ -15,7 +15,7 @@ from finetune_operator.api.meta import Resource
 from finetune_operator.engine.metadata import version
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.lenient import lenient_validator
+from finetune_trainer.contract.base import lenient_validator
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from finetune_trainer.contract.devicecards import gibibytes
+from finetune_trainer.contract.prediction import gibibytes
 
 NOTABLE: Final = 1.05
 """Ratio of durations from which a message mentions the longer one."""

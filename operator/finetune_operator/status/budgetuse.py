@@ -3,7 +3,7 @@
 
 from finetune_operator.api.budget import BudgetStatus, DeviceBudget
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.lenient import lenient_validator
+from finetune_trainer.contract.base import lenient_validator
 
 
 def shares_used(profile: Manifest) -> dict[str, float]:

@@ -9,8 +9,7 @@ from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.prediction import MeasuredTraining, Prediction
 from finetune_operator.status.conditions import shortened
-from finetune_trainer.contract.devicecards import find_card, gibibytes
-from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict
+from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict, find_card, gibibytes
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
 MAX_SENTENCE_LENGTH: Final = 256

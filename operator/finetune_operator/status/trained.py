@@ -4,8 +4,7 @@
 from finetune_operator.api.finetunejobstatus import TrainingStatus
 from finetune_operator.api.hyperparameters import ResolvedHyperparameters
 from finetune_operator.api.learningcurve import MAX_SHARES, LearningCurve, LearningCurvePoint
-from finetune_trainer.contract.learningcurve import OUTLOOKS
-from finetune_trainer.contract.results import CheckpointResult, TrainResult
+from finetune_trainer.contract.results import OUTLOOKS, CheckpointResult, TrainResult
 
 
 def trained_message(trained: TrainResult, hyperparameters: ResolvedHyperparameters, measured: str) -> str:

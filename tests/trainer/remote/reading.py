@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.contract.results import PrepareResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure

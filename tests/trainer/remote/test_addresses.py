@@ -12,8 +12,8 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.remote.addresses import AddressRefused, guard_connections, why_forbidden
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer, Repository

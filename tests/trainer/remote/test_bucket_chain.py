@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import PreflightConfig, PrepareConfig, SourceConfig, TrainConfig
 from finetune_trainer.contract.dataset import Columns, Split
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.preflight import stage as preflight_stage
 from finetune_trainer.runtime.failure import Preempted
 from tests.s3server import S3Server

@@ -14,10 +14,10 @@ from typing import Final
 
 import pytest
 
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import CollectConfig
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import retries
 from finetune_trainer.runtime.failure import Preempted, StageFailure

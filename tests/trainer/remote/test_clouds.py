@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote import remotefiles
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS

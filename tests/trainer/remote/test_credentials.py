@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 from pydantic import SecretStr
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.remote.credentials import (
     CONNECTION_STRING,
     KEYS,

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.remote.reading import failure

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint, SecretMount
 from finetune_trainer.contract.results import PreflightResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import Manifest, OnBytes, ignore_bytes
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.preflight.basemodelfetch import store_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from tests.trainer.remote.reading import failure
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tools.cluster.pki import Authority

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.limits import CHUNK_BYTES

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.remote import retries
 from finetune_trainer.remote import source as remote_source
 from finetune_trainer.remote import web as web_client

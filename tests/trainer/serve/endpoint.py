@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import openai
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.references import Owner
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.serve.app import application
 from finetune_trainer.serve.httpserver import DrainingServer, listen
 from finetune_trainer.serve.service import Service

@@ -10,8 +10,8 @@ import pytest
 
 from finetune_trainer.analyze import stage
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalysisVerdict
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig, ProbedModel
-from finetune_trainer.contract.configs.serve import ServedModel
+from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, ProbedModel
+from finetune_trainer.contract.serving import ServedModel
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.rows import Row
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here

@@ -14,8 +14,8 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.generationbatch import GenerationBatch
 from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord

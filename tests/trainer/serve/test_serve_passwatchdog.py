@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.serve.passwatchdog import PassWatchdog
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, wait_until
 from tests.trainer.serve.test_serve_engine import Rig, rig, served

@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from finetune_trainer.contract.configs.serve import ServedModel
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.serving import ServedModel
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.trainer.processes import start_fresh
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, ServerProcess, wait_until
 

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from finetune_trainer.contract.configs.serve import ServedModel
 from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.serving import ServedModel
 from finetune_trainer.serve import apikeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.grammarlimits import check_grammar

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
 from finetune_trainer.model.probetolerance import Computation
 from finetune_trainer.runtime.failure import StageFailure

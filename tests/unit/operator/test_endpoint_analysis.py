@@ -13,8 +13,7 @@ from finetune_operator.reconcile.inferencedeployment.revision.targets import res
 from finetune_operator.reconcile.inferencedeployment.revision.wanted import wanted_revision
 from finetune_operator.reconcile.inferencedeployment.rollout.view import EndpointView
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisVerdict, AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
+from finetune_trainer.contract.configs import CONFIG_ADAPTER, AnalyzeConfig
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.endpoints import EndpointCluster, checkpoint, digest, rolling, serving_pod, states
 from tests.unit.operator.goldencases import GOLDEN, base_objects

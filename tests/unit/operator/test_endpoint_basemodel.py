@@ -7,8 +7,8 @@ import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.download import DownloadConfig, StoredModel
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.serving import DownloadConfig, StoredModel
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile, states
 from tests.unit.operator.runobjects import claim
 from tests.unit.operator.test_endpoint_targets import configs, serve, served

@@ -7,9 +7,8 @@ import pytest
 
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.targets import resolve
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
-from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
-from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig
+from finetune_trainer.contract.configs import CONFIG_ADAPTER
+from finetune_trainer.contract.serving import FetchConfig, FillConfig, MergeConfig, MergedWeights
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 from tests.unit.operator.runobjects import claim
 

@@ -4,7 +4,7 @@
 from typing import Any
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.merge import MergedWeights
+from finetune_trainer.contract.serving import MergedWeights
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest, profile
 from tests.unit.operator.test_endpoint_modelcache import fetch_config, pod_of
 

@@ -4,9 +4,13 @@
 from typing import Any
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.analysis import AnalysisFigure, AnalyzeResult
+from finetune_trainer.contract.analysis import (
+    AnalysisFigure,
+    AnalyzeResult,
+    PrometheusQuery,
+    PrometheusSource,
+)
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT
-from finetune_trainer.contract.prometheusqueries import PrometheusQuery, PrometheusSource
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.results import StageResult
 from tests.unit.operator.endpoints import EndpointCluster, states

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_trainer.contract.configs.anyconfig import CONFIG_ADAPTER
-from finetune_trainer.contract.configs.serve import FetchConfig, ServeConfig
+from finetune_trainer.contract.configs import CONFIG_ADAPTER
+from finetune_trainer.contract.serving import FetchConfig, ServeConfig
 from tests.unit.operator.endpoints import BASE, EndpointCluster, checkpoint, digest
 
 FOLLOWS = {"name": "router", "follow": {"modelLine": "tickets"}}

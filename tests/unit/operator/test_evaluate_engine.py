@@ -12,8 +12,8 @@ from finetune_operator.observe.jobtrouble import job_trouble
 from finetune_operator.observe.podfailures import failure
 from finetune_operator.observe.stageusage import stage_usage
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.answerengine import AnswerEngine, EngineVersion
-from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
+from finetune_trainer.contract.configs import AnswersConfig, PromptsConfig
+from finetune_trainer.contract.evaluation import AnswerEngine, EngineVersion
 from tests.unit.operator.evaluations import EVALUATION, EVALUATION_UID, evaluating, measured
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig
 from finetune_trainer.contract.evaluation import GateEvidence
-from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
+from finetune_trainer.contract.own_metrics import EvaluationTaskSource
 from finetune_trainer.contract.results import Score, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -12,7 +12,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.promotion import decide, verdict
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.lenient import lenient_validator
+from finetune_trainer.contract.base import lenient_validator
 from tests.unit.operator.runobjects import JOB_UID, digest, finetunejob
 
 LINE = "ticket-routing"

@@ -18,13 +18,11 @@ from finetune_operator.manifests.configs import (
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights
 from finetune_operator.manifests.stageinputs import StageInputs
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import EvaluateConfig, PreflightConfig, TrainConfig
 from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.hyperparameters import Hyperparameters
+from finetune_trainer.contract.method import METHODS, TYPES
 from finetune_trainer.contract.method import Preference as ContractPreference
-from finetune_trainer.contract.methods import METHODS, TYPES
 from tests.unit.operator.runobjects import HYPERPARAMETERS, ROWS, digest, finetunejob
 
 

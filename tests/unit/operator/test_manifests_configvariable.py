@@ -4,7 +4,7 @@
 import pytest
 
 from finetune_operator.manifests.configvariable import config_variable, literal
-from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.own_metrics import Judge
 from tests.unit.operator.kubernetesexpansion import expanded
 
 TEXTS = ("$$x^2$$ is better than x*x", "$(HOME)", "$$(HOME)", "costs $5", "$", "a\\$$b", "")

@@ -16,7 +16,7 @@ from finetune_operator.manifests.podtemplate import CredentialsMount, Storage, c
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import JobStage
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.unit.operator.runobjects import finetunejob, profile
 
 STAGES: tuple[JobStage, ...] = ("prepare", "preflight", "train", "evaluate", "collect")

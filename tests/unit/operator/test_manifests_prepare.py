@@ -14,7 +14,7 @@ from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.reconcile.dataset.sourcecheck import sources_of
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.results import DataStatistics
 from tests.unit.operator.runobjects import DATASET_UID, VERSION, dataset, digest, prepared

@@ -13,7 +13,7 @@ from finetune_operator.observe.peerpods import INDEX
 from finetune_operator.observe.podends import with_ended
 from finetune_operator.observe.stageusage import open_device_seconds, stage_usage, sum_lost, with_lost
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 
 START = datetime(2030, 1, 2, 3, 0, 0, tzinfo=UTC)
 DEVICES = 2

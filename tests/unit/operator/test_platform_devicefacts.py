@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.reconcile.platform.devicefacts import device_facts
-from finetune_trainer.contract.devicecards import CARDS, GIBIBYTE, find_card
+from finetune_trainer.contract.prediction import CARDS, GIBIBYTE, find_card
 from tests.unit.operator.runobjects import profile
 
 L4 = ("NVIDIA-L4", 22 * GIBIBYTE, 121.0)

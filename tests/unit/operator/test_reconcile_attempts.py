@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, failed, trained
 from tests.unit.operator.runsteps import reached

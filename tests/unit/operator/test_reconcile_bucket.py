@@ -12,8 +12,8 @@ from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.serving import build_deployment
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.serve import FetchConfig
 from finetune_trainer.contract.environment import CREDENTIALS_MOUNT, STORE_MOUNT
+from finetune_trainer.contract.serving import FetchConfig
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

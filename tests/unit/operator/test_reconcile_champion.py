@@ -9,8 +9,8 @@ import pytest
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.scheduling.relations import affected_by_champion
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ParentCheckpoint
+from finetune_trainer.contract.vocabulary import FailureReason
 from tests.unit.operator.memorycluster import NAMESPACE, MemoryCluster
 from tests.unit.operator.runobjects import (
     BASE,

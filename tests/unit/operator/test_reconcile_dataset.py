@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.api.dataset import Dataset
 from finetune_operator.manifests.labels import dataset_version_name
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs import PrepareConfig
 from finetune_trainer.contract.results import Difference
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (

@@ -18,9 +18,8 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import RunProgress
 from finetune_operator.reconcile.verdicts.condensed import condensed
 from finetune_operator.reconcile.verdicts.evaluationresult import evaluation_status
-from finetune_trainer.contract.custommetric import CustomMetricSource
 from finetune_trainer.contract.evaluation import CheckFinding
-from finetune_trainer.contract.evaluationtask import EvaluationTaskSource
+from finetune_trainer.contract.own_metrics import CustomMetricSource, EvaluationTaskSource
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import EvaluateResult, Score, ScoreResult, StageResult
 from tests.unit.operator.evaluations import (

@@ -12,8 +12,8 @@ from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.losses import cause_of
 from finetune_operator.reconcile.steps import Failed
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import RepeatedTraining
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from tests.unit.operator.evaluations import (
     EVALUATION,
     EVALUATION_UID,

@@ -24,14 +24,12 @@ from finetune_operator.reconcile.steps import Failed, Halt
 from finetune_operator.stagetable import STAGES, StageRow
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.base import lenient_validator
+from finetune_trainer.contract.configs import CollectConfig, StageConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.lenient import lenient_validator
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Stage
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import JOB, JOB_UID, WEIGHTS, evaluated
 from tests.unit.operator.runsteps import reached

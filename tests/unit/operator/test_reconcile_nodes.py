@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.nodesteps import (
     TWO,

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from tests.unit.operator.memorycluster import at
 from tests.unit.operator.nodesteps import (
     both_run,

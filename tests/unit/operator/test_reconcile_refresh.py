@@ -13,7 +13,7 @@ from finetune_operator.reconcile.dataset.timing import next_check
 from finetune_operator.reconcile.kstatus import block
 from finetune_operator.status import conditions
 from finetune_operator.status.reasons import ConditionType
-from finetune_trainer.contract.configs.prepare import PrepareConfig
+from finetune_trainer.contract.configs import PrepareConfig
 from finetune_trainer.contract.results import (
     Difference,
     PrepareResult,

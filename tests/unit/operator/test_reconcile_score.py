@@ -9,9 +9,9 @@ import pytest
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.ownmetrics import ScoredFolders, folder_volumes
 from finetune_operator.stagetable import STAGES
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.custommetric import CustomMetricSource
+from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.evaluation import GateEvidence
+from finetune_trainer.contract.own_metrics import CustomMetricSource
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import Score, ScoreResult, StageResult

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.learningcurve import LearningCurve, LearningCurvePoint
 from finetune_trainer.contract.method import Method, Preference
-from finetune_trainer.contract.results import CheckpointResult, StageResult
+from finetune_trainer.contract.results import CheckpointResult, LearningCurve, LearningCurvePoint, StageResult
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     CHECKPOINT,

@@ -14,8 +14,7 @@ from finetune_operator.status.prediction import (
     predicted_status,
     warning_of,
 )
-from finetune_trainer.contract.devicecards import GIBIBYTE
-from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.contract.prediction import GIBIBYTE, DeviceFacts
 from finetune_trainer.contract.prediction import Prediction as Predicted
 
 H100 = "NVIDIA-H100-80GB-HBM3"

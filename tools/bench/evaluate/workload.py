@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.model.load import load_base

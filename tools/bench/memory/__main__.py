@@ -15,12 +15,12 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, NODE_RANK_ENV
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.outcomes import ExitCode
 from finetune_trainer.contract.references import Owner, StoreConfig
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.rank import PORT_ENV
 from finetune_trainer.rows import SPLIT_FILES, Row
 from finetune_trainer.store import ArtifactKind, Store, open_store

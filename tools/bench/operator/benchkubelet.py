@@ -8,7 +8,7 @@ from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Conflict, Unavailable
 from finetune_operator.engine.resources import POD
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.stage import StageConfig
+from finetune_trainer.contract.configs import StageConfig
 from tools.fakepods import config_of, ended, running, succeeded
 
 MAX_CONCURRENT_REQUESTS: Final = 8

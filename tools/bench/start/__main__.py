@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import SPLIT_FILES, Row

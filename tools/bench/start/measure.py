@@ -12,9 +12,9 @@ from typing import Final
 
 import httpx
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
+from finetune_trainer.contract.serving import FetchConfig, FillConfig, ServeConfig
 from tools.bench.errors import BenchError
 from tools.bootstrap.uv import ROOT
 

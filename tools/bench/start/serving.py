@@ -12,8 +12,8 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem, FillConfig, ServeConfig
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig, ServeConfig
 from finetune_trainer.store import open_store
 from tools.bench.errors import BenchError
 from tools.bench.page import PAGE

@@ -20,8 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import set_seed
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import MethodType
+from finetune_trainer.contract.method import Method, MethodType
 from finetune_trainer.distributed.group import ALONE
 from finetune_trainer.model.completionloss import completion_loss
 from finetune_trainer.model.device import choose_device

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import SPLIT_FILES

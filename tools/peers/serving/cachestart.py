@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from tools.bench.sheet import Sheet
 from tools.bench.start.measure import forget, seconds_of
 from tools.bench.start.serving import OWNER, ServedNamespace

@@ -19,7 +19,6 @@ from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.vllm import vllm_command
 from finetune_operator.manifests.weightsreference import WeightsReference
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.environment import (
     CONFIG_ENV,
     MODELS_MOUNT,
@@ -27,6 +26,7 @@ from finetune_trainer.contract.environment import (
     VLLM_PYTHONPATH,
 )
 from finetune_trainer.contract.references import Owner
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.serve.vllm.enginefiles import write_engine_files
 from tools.bench.errors import BenchError

@@ -21,9 +21,9 @@ from finetune_trainer.contract.analysis import (
     AnalysisFigure,
     AnalysisVerdict,
     AnalyzeResult,
+    is_queried,
 )
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig
-from finetune_trainer.contract.prometheusqueries import is_queried
+from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig
 
 SECONDS_BETWEEN_READINGS: Final = 5.0
 ANSWER_LOOKS: Final = (0.25, 0.5, 1.0)

@@ -19,8 +19,8 @@ from finetune_trainer.contract.analysis import (
     AnalysisGateBound,
     AnalysisVerdict,
     ServingMetric,
+    is_queried,
 )
-from finetune_trainer.contract.prometheusqueries import is_queried
 from finetune_trainer.statistics.histogram import HistogramQuantile
 from finetune_trainer.statistics.independent import IndependentProportions
 from finetune_trainer.statistics.proportion import Proportion

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
 from typing import Any, Final
 
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, ProbedModel
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import AnalysisProbe, ProbedModel
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store

@@ -18,7 +18,7 @@ import httpx
 from finetune_trainer.analyze.podreader import MAX_PROBLEM_CHARACTERS, get_metrics
 from finetune_trainer.analyze.probe import ChatRequest, ProbeRequest
 from finetune_trainer.analyze.series import served_digests
-from finetune_trainer.contract.configs.analyze import AnalysisProbe, AnalyzeConfig
+from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig
 
 REQUEST_SECONDS: Final = 60.0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from finetune_trainer.contract.prometheusqueries import PrometheusQuery, PrometheusSource
+from finetune_trainer.contract.analysis import PrometheusQuery, PrometheusSource
 from finetune_trainer.remote.advice import advice_about
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.jsonapi import JsonApi

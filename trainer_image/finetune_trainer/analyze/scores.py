@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from finetune_trainer.analyze.gates import combined, rounded
 from finetune_trainer.analyze.probing import ProbeAnswers
 from finetune_trainer.contract.analysis import AnalysisFigure, AnalysisGateBound, AnalysisVerdict
-from finetune_trainer.contract.configs.analyze import ProbedModel
+from finetune_trainer.contract.configs import ProbedModel
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 from finetune_trainer.statistics.bootstrap import resampled_mean

@@ -11,7 +11,7 @@ from finetune_trainer.analyze.probe import probe_requests
 from finetune_trainer.analyze.probing import BothRevisions
 from finetune_trainer.analyze.prometheusreader import PrometheusReader
 from finetune_trainer.contract.analysis import AnalyzeResult
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
+from finetune_trainer.contract.configs import AnalyzeConfig
 from finetune_trainer.store import open_store
 
 

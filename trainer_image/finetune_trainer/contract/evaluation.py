@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options."""
+"""How a Checkpoint is evaluated. The API shares the fields of generation, the prompted model and options.
+
+The engine that generates the answers of an evaluation.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import Contract, Digest, SharedPart
+from finetune_trainer.contract.environment import ANSWERS_MOUNT
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.serving import EngineName
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType, Subject
 
 OnFinding = Literal["Off", "Warn", "Veto"]
@@ -175,3 +180,32 @@ class UnmeasuredSubject(Contract):
 
     subject: Subject
     message: Annotated[str, Field(max_length=512)]
+
+
+class AnswerEngine(Contract):
+    """What a ComputeProfile with another engine than the built-in one means for an evaluation."""
+
+    name: EngineName
+    """Transformers: the trainer generates the answers, because of `unsupported`."""
+    image: str | None = None
+    """Image of the engine's container."""
+    max_lora_rank: int | None = None
+    """Highest rank of the adapters; None if there are none."""
+    arguments: tuple[str, ...] = ()
+    """Arguments of the user for its command."""
+    unsupported: Annotated[str, Field(max_length=512)] = ""
+    """What the engine of the ComputeProfile cannot load, and what to do, as a sentence for the user."""
+    folder: str = ANSWERS_MOUNT
+    """Folder of the pod in which prompts and answers are exchanged."""
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether the answers are generated in a container of their own."""
+        return self.image is not None
+
+
+class EngineVersion(Contract):
+    """The engine that generated answers."""
+
+    name: EngineName
+    version: str

@@ -1,12 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training method and its settings. The API shares the fields of LoRA and Preference."""
+"""Training methods: an objective, and a type that says which weights are trained.
 
-from typing import Annotated, Any, Final
+All other code reads their properties from `OBJECTIVES`, `TYPES` and `METHODS`. Each pair that the trainer can
+train is a row of `METHODS`. A new objective is a member of `Objective`, a row of `OBJECTIVES` and a module in
+`finetune_trainer.train.preference`. A new type is a member of `MethodType`, a row of `TYPES`, and a case in
+`finetune_trainer.train.modelsetup`.
+
+Training method and its settings. The API shares the fields of LoRA and Preference.
+
+Whether the processes of a run shard the weights of the model, or each has a replica.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
 from finetune_trainer.contract.base import Contract, SharedPart
-from finetune_trainer.contract.methods import DEFAULT_OBJECTIVE, DEFAULT_TYPE, MethodType, Objective
+from finetune_trainer.contract.vocabulary import (
+    ADAPTER,
+    COMPLETION_FORMS,
+    FULL_MODEL,
+    CheckpointType,
+    RowForm,
+)
+
+Objective = Literal["SFT", "DPO", "KTO", "ORPO"]
+MethodType = Literal["LoRA", "QLoRA", "Full"]
+DEFAULT_OBJECTIVE: Final = "SFT"
+DEFAULT_TYPE: Final = "LoRA"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """Kind of rows that an objective learns from."""
+
+    forms: tuple[RowForm, ...]
+    description: str
+    is_preference_data: bool
+    """Whether rows are preference data. The loss is then computed per row, and answers have rewards."""
+
+
+COMPLETIONS: Final = TrainingRows(
+    COMPLETION_FORMS, "prompts and completions, or chats", is_preference_data=False
+)
+PAIRS: Final = TrainingRows(
+    ("Preference",), "a prompt, a chosen and a rejected answer (format Preference)", is_preference_data=True
+)
+LABELLED: Final = TrainingRows(
+    ("KTO",), "a prompt, a completion and a label true or false (format KTO)", is_preference_data=True
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveInfo:
+    """Properties of an objective."""
+
+    rows: TrainingRows
+    sequences_per_row: int = 1
+    """Sequences per row in the forward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeInfo:
+    """Properties of a type of training."""
+
+    checkpoint_type: CheckpointType = ADAPTER
+    quantized_base: bool = False
+    """Whether the base model is quantized to 4 bits."""
+    lighter: MethodType | None = None
+    """The type to train the same rows with in less memory, in a new run."""
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether an adapter is trained on a frozen base model. Otherwise all weights are trained."""
+        return self.checkpoint_type == ADAPTER
+
+    @property
+    def sharded_by_default(self) -> bool:
+        """Whether several processes shard the weights unless they are requested not to."""
+        return not self.trains_adapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodInfo:
+    """Properties of an objective with a type."""
+
+    learning_rate: float
+    """Default. If it `scales_with_width`, the default at a hidden size of 2,000."""
+    scales_with_width: bool = False
+    """Whether the default learning rate falls with the hidden size."""
+
+
+OBJECTIVES: Final[Mapping[Objective, ObjectiveInfo]] = {
+    "SFT": ObjectiveInfo(rows=COMPLETIONS),
+    "DPO": ObjectiveInfo(rows=PAIRS, sequences_per_row=2),
+    "KTO": ObjectiveInfo(rows=LABELLED, sequences_per_row=2),
+    "ORPO": ObjectiveInfo(rows=PAIRS, sequences_per_row=2),
+}
+
+TYPES: Final[Mapping[MethodType, TypeInfo]] = {
+    "LoRA": TypeInfo(lighter="QLoRA"),
+    "QLoRA": TypeInfo(quantized_base=True),
+    "Full": TypeInfo(checkpoint_type=FULL_MODEL, lighter="LoRA"),
+}
+
+# DPO and ORPO use the rates of TRL's scripts with an adapter (trl/scripts/dpo.py and
+# examples/scripts/orpo.py), KTO the upper end of the range that TRL's page recommends for all weights.
+METHODS: Final[Mapping[tuple[Objective, MethodType], MethodInfo]] = {
+    ("SFT", "LoRA"): MethodInfo(learning_rate=5e-4, scales_with_width=True),
+    ("SFT", "QLoRA"): MethodInfo(learning_rate=5e-4, scales_with_width=True),
+    ("SFT", "Full"): MethodInfo(learning_rate=5e-5, scales_with_width=True),
+    ("DPO", "LoRA"): MethodInfo(learning_rate=5e-6),
+    ("KTO", "LoRA"): MethodInfo(learning_rate=5e-6),
+    ("ORPO", "LoRA"): MethodInfo(learning_rate=8e-5),
+}
+
+
+def objectives_where(predicate: Callable[[ObjectiveInfo], bool]) -> tuple[Objective, ...]:
+    """Objectives that meet the predicate, in the order of the table."""
+    return tuple(objective for objective, info in OBJECTIVES.items() if predicate(info))
+
+
+def types_where(predicate: Callable[[TypeInfo], bool]) -> tuple[MethodType, ...]:
+    """Types that meet the predicate, in the order of the table."""
+    return tuple(type_ for type_, info in TYPES.items() if predicate(info))
+
+
+def types_of(objective: Objective) -> tuple[MethodType, ...]:
+    """Types that the trainer has for an objective, in the order of the table."""
+    return tuple(type_ for type_ in TYPES if (objective, type_) in METHODS)
+
 
 MAX_TARGET_MODULES: Final = 32
 
@@ -169,3 +294,40 @@ class RequestedMethod(_Method):
             lora=LoRA(**self.lora.given),
             preference=self.preference,
         )
+
+
+Sharding = Literal["Auto", "Replicated", "Sharded"]
+
+
+def can_shard(method: Method) -> bool:
+    """Whether processes can shard the weights of the method with these settings.
+
+    They cannot with DoRA, because PEFT computes its magnitudes from whole weights.
+    """
+    return not (TYPES[method.type].trains_adapter and method.lora.dora)
+
+
+def is_sharded(type_: MethodType, sharded: bool | None, processes: int) -> bool:
+    """Whether a run with this hyperparameter `sharded` shards its weights; one process shards nothing."""
+    if processes == 1:
+        return False
+    return TYPES[type_].sharded_by_default if sharded is None else sharded
+
+
+def resolve_sharding(
+    requested: Sharding, method: Method, processes: int, *, replica_fits: bool = True
+) -> bool | None:
+    """The hyperparameter `sharded` of a run; None where it is the default of the method's type.
+
+    Args:
+        requested: `compute.sharding`. Auto is the default of the method's type.
+        method: the method, with the settings of the adapter that the run continues.
+        processes: number of processes of the run.
+        replica_fits: whether a replica is predicted to fit a device. If not, Auto shards what can be sharded.
+    """
+    info = TYPES[method.type]
+    if requested == "Auto":
+        wanted = info.sharded_by_default or (can_shard(method) and not replica_fits)
+    else:
+        wanted = requested == "Sharded"
+    return None if processes == 1 or wanted == info.sharded_by_default else wanted

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.distributed.group import Group, PeerLost
 from finetune_trainer.distributed.peermonitor import ENDED, LOST, PREEMPTED, PeerMonitor
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, PORT_ENV, SILENCE_FILE_ENV, ProcessRank

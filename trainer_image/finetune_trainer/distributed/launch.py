@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Final
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV, SILENCE_FILE_ENV
 from finetune_trainer.runtime import signals
 

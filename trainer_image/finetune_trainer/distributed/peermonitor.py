@@ -10,7 +10,7 @@ from typing import Final
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.rank import ProcessRank
 from finetune_trainer.distributed.rendezvous import exit_key
 

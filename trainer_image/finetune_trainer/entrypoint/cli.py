@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.runtime import configuration, logs
 from finetune_trainer.runtime.failure import StageFailure

@@ -10,13 +10,9 @@ from contextlib import contextmanager
 from typing import Final, cast, get_args
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
-from finetune_trainer.contract.configs.anyconfig import AnyConfig
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import AnyConfig, CollectConfig, EvaluateConfig, TrainConfig
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import ResultStage
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, ResultStage
 from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, PeerLost
 from finetune_trainer.distributed.launch import is_launcher, launch
 from finetune_trainer.distributed.rank import ProcessRank

@@ -2,12 +2,14 @@
 """Runs a stage by its config. Each stage is imported only when it runs, because most of them import torch."""
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.analyze import AnalyzeConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import (
+    AnalyzeConfig,
+    EvaluateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL

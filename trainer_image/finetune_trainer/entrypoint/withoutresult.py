@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs what leaves no result of a stage: the containers around a stage or an endpoint, and cleanup."""
 
-from finetune_trainer.contract.configs.answers import AnswersConfig, PromptsConfig
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
-from finetune_trainer.contract.configs.download import DownloadConfig
-from finetune_trainer.contract.configs.merge import MergeConfig
-from finetune_trainer.contract.configs.serve import FetchConfig, FillConfig, ServeConfig
+from finetune_trainer.contract.configs import AnswersConfig, CleanupConfig, PromptsConfig
+from finetune_trainer.contract.serving import (
+    DownloadConfig,
+    FetchConfig,
+    FillConfig,
+    MergeConfig,
+    ServeConfig,
+)
 from finetune_trainer.store import open_store
 from finetune_trainer.store.cleanup import cleanup
 

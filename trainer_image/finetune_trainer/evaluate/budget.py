@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.evaluate.examples import Example
 
 SPARE_TOKENS: Final = 16

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.toolcalls import expected_calls

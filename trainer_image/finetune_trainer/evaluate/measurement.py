@@ -9,10 +9,9 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import FailureReason, Subject
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure

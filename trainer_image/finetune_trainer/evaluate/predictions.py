@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest

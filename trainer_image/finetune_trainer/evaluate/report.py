@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence, UnmeasuredSubject
 from finetune_trainer.contract.metrics import METRICS, Metric, find_metric
 from finetune_trainer.contract.results import Score

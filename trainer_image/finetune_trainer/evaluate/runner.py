@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import EvaluateConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.evaluate.answering.recordedanswers import RecordedAnswers, exchange_of
 from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
 from finetune_trainer.evaluate.estimates import TUNED

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import set_seed
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
 from finetune_trainer.contract.metrics import METRICS, Metric
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.contract.vocabulary import Subject, listed
+from finetune_trainer.contract.vocabulary import FailureReason, Subject, listed
 from finetune_trainer.evaluate.answering.recordedanswers import (
     engine_findings,
     engine_version,

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 MIN_CUBLAS_BYTES: Final = 1 << 20

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_trainer.beneath import copy_file
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import FailureReason, listed
 from finetune_trainer.runtime.failure import StageFailure
 
 TOKENIZER: Final = "tokenizer.json"

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.bundle import GENERATION_CONFIG
 from finetune_trainer.model.device import is_collective_error, is_out_of_memory, multiplies_bfloat16
 from finetune_trainer.model.dora import fix_magnitudes

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_trainer.contract.devicecards import GIBIBYTE
+from finetune_trainer.contract.prediction import GIBIBYTE
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 
 

@@ -17,8 +17,8 @@ from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import CustomDtype, compute_module_sizes, get_balanced_memory
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract.devicecards import GIBIBYTE
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.device import memory_use
 from finetune_trainer.model.load import empty_model_in, load_base
 from finetune_trainer.model.quantization import load_quantized_base, quantized_layers

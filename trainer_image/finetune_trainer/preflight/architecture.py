@@ -9,8 +9,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES, Method
 from finetune_trainer.model.load import empty_model
 from finetune_trainer.model.modules import stacked_experts
 from finetune_trainer.preflight.modelfiles import invalid

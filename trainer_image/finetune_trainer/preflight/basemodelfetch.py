@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.preflight.modelsource import LocalModel

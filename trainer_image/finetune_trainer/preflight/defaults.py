@@ -57,9 +57,8 @@ from finetune_trainer.contract.hyperparameters import (
     RequestedHyperparameters,
     Scheduler,
 )
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import METHODS, OBJECTIVES, MethodInfo, Objective
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.method import METHODS, OBJECTIVES, Method, MethodInfo, Objective
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.schedule import largest_batch, run_steps, steps_per_epoch
 

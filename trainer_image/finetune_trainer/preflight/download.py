@@ -3,9 +3,9 @@
 
 import logging
 
-from finetune_trainer.contract.configs.download import DownloadConfig, StoredModel
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import DownloadConfig, StoredModel
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.preflight.basemodelfetch import store_model
 from finetune_trainer.preflight.modelfiles import errors_named, model_files

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a learning curve adds to a run: the duration of its trainings, which must fit the time of the run."""
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.prediction import Prediction
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.learningcurve.subsets import share_of_work, subset_size
 

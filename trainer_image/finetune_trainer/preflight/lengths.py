@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.columns import Int64s
 from finetune_trainer.tokens.tokenfiles import MAX_NAMED_ROWS, FoundRows, SplitFacts, TokenFiles

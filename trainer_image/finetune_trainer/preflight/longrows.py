@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_trainer.contract.hyperparameters import MAX_DROPPED_SHARE, OnLongRows
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import LEARNED_FROM
 from finetune_trainer.runtime.failure import StageFailure

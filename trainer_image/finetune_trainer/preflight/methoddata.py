@@ -5,17 +5,18 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
-from finetune_trainer.contract.method import Method, Preference
-from finetune_trainer.contract.methods import (
+from finetune_trainer.contract.method import (
     DEFAULT_OBJECTIVE,
     LABELLED,
     OBJECTIVES,
+    Method,
+    Preference,
+    Sharding,
+    can_shard,
     objectives_where,
     types_of,
 )
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.sharding import Sharding, can_shard
-from finetune_trainer.contract.vocabulary import RowForm, listed
+from finetune_trainer.contract.vocabulary import FailureReason, RowForm, listed
 from finetune_trainer.runtime.failure import StageFailure
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.beneath import PathRefused
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.adapter import ADAPTER_CONFIG
 from finetune_trainer.model.bundle import (
     CHAT_TEMPLATE,

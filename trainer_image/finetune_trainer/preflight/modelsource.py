@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.beneath import OpenDirectory, kind_of, names_in, require_all_beneath, root_of
-from finetune_trainer.contract.configs.download import DownloadConfig
-from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
+from finetune_trainer.contract.serving import DownloadConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.modelfiles import absent, choose_files, metadata_files
 from finetune_trainer.remote.limits import MAX_MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest

@@ -7,9 +7,8 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, RequestedLoRA
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
-from finetune_trainer.contract.vocabulary import FULL_MODEL
+from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
 from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.modules import linear_layers
 from finetune_trainer.runtime.failure import StageFailure

@@ -5,14 +5,13 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import RequestedHyperparameters
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES, resolve_sharding
 from finetune_trainer.contract.metrics import METRICS, Metric
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
-from finetune_trainer.contract.sharding import resolve_sharding
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.leaks import Leaks
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure

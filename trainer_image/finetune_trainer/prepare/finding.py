@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.beneath import kind_of, names_in
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
     ENDINGS,

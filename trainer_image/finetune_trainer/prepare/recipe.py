@@ -7,9 +7,8 @@ from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, listed
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
+from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, FailureReason, listed
 from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.prompttemplate import PromptTemplate
 from finetune_trainer.manifest import digest_of

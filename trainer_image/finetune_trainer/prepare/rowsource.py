@@ -10,10 +10,10 @@ from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.beneath import root_of
-from finetune_trainer.contract.configs.prepare import PrepareConfig, SourceConfig
+from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.environment import SOURCES_MOUNT
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import without_query
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.data.files import FileUnreadable, SourceFile, is_data
 from finetune_trainer.data.unpacking import Budget, unpacking_budget
 from finetune_trainer.manifest import digest_of

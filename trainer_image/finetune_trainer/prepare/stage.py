@@ -10,8 +10,7 @@ from typing import Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.prepare import PrepareConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import PrepareConfig
 from finetune_trainer.contract.references import ArtifactRef, without_query
 from finetune_trainer.contract.results import (
     DataStatistics,
@@ -21,7 +20,7 @@ from finetune_trainer.contract.results import (
     SourceResult,
     SplitRecord,
 )
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.data.comparison import EarlierVersion
 from finetune_trainer.data.files import FileUnreadable
 from finetune_trainer.data.pipeline import prepare_sources

@@ -9,7 +9,7 @@ from adlfs import AzureBlobFileSystem
 from azure.core.exceptions import AzureError
 from fsspec import AbstractFileSystem
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials, plain, redact_file
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.runtime.failure import StageFailure

@@ -18,9 +18,8 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, listed
 from finetune_trainer.remote.origin import check_endpoint
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER

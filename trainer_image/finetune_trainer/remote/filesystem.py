@@ -5,8 +5,8 @@ from typing import Final
 
 from fsspec import AbstractFileSystem
 
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials, load_credentials
 from finetune_trainer.remote.remotefolder import RemoteFolder

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, HfFileSystem, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.origin import origin_of, require_https

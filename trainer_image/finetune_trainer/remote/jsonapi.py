@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import aiohttp
 from aiohttp import hdrs
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials, invalid
 from finetune_trainer.remote.limits import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import canonical
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import SecretMount
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import OnBytes, digest_of, ignore_bytes
 from finetune_trainer.remote.credentials import valid_keys
 from finetune_trainer.remote.download import Download

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved."""
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.results import PrepareResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 from finetune_trainer.runtime.signals import Preempted
 

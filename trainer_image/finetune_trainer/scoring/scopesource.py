@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.metrics import METRICS, Metric, MetricNeed
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.jsonschemas import JSONSchema

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from finetune_trainer.contract.configs.serve import ServeConfig
+from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.serve import errors
 from finetune_trainer.serve.apikeys import RequireKey
 from finetune_trainer.serve.drain import CloseConnections

@@ -4,7 +4,7 @@
 import logging
 from typing import Final
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.proberecord import ProbeRecord
 from finetune_trainer.model.probetolerance import UNMEASURED_TOLERANCE, Computation, mismatch, tolerance_of
 from finetune_trainer.runtime.failure import StageFailure

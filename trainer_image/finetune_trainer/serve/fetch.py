@@ -8,8 +8,8 @@ engines, except that vLLM needs files in addition.
 import logging
 from pathlib import Path
 
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.model.adapter import check_base_model
 from finetune_trainer.model.bundle import require_bundle

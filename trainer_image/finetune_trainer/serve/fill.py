@@ -5,7 +5,7 @@ import logging
 import threading
 from functools import partial
 
-from finetune_trainer.contract.configs.serve import FillConfig
+from finetune_trainer.contract.serving import FillConfig
 from finetune_trainer.store import open_store
 from finetune_trainer.store.downloadlock import download_lock
 from finetune_trainer.store.keys import derived_or_own, key_of

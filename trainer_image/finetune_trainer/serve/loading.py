@@ -16,9 +16,8 @@ from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import FULL_MODEL
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
+from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
 from finetune_trainer.model.dora import fix_magnitudes
 from finetune_trainer.model.generationbatch import BASE_ADAPTER, can_leave_batch

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import MergeConfig, MergedWeights
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.adapter import check_base_model
 from finetune_trainer.model.bundle import (
     PROCESSOR_FILES,

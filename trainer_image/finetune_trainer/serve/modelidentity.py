@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune_trainer.contract.configs.serve import ServeConfig
+from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.manifest import MANIFEST_NAME, digest_of
 from finetune_trainer.serve.names import BASE_NAME, served_names
 

@@ -3,8 +3,8 @@
 
 from typing import Final
 
-from finetune_trainer.contract.configs.serve import ServeConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.serving import ServeConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 BASE_NAME: Final = "base"

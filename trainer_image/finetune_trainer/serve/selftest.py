@@ -9,7 +9,7 @@ from typing import Final
 import torch
 import transformers
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.generationbatch import BASE_ADAPTER, GenerationBatch
 from finetune_trainer.model.probe import ENGINE, dtype_name, largest_difference
 from finetune_trainer.model.proberecord import ProbeRecord

@@ -11,8 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from finetune_trainer.contract.configs.serve import ServeConfig
-from finetune_trainer.contract.serving import DefaultSampling
+from finetune_trainer.contract.serving import DefaultSampling, ServeConfig
 from finetune_trainer.model.proberecord import ProbeRecord
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain

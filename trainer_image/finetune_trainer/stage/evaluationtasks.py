@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.contract.evaluationtask import EvaluationTask, EvaluationTaskSource
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.own_metrics import EvaluationTask, EvaluationTaskSource
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 if TYPE_CHECKING:

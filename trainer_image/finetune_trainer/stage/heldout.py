@@ -9,8 +9,7 @@ import json
 from typing import Final
 
 from finetune_trainer import canonical
-from finetune_trainer.contract.configs.preflight import PreflightConfig
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import PreflightConfig, TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.leaks import NO_LEAKS, Leaks, find_leaks

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.remote.advice import advice_about
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.jsonapi import JsonApi

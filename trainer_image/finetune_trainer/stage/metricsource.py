@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.custommetric import CustomMetric, CustomMetricSource
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.own_metrics import CustomMetric, CustomMetricSource
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 MAX_SOURCE_BYTES: Final = 256 * 1024

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.configs import EvaluateConfig, TrainConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.runtime import termination
 

@@ -11,10 +11,9 @@ from typing import ClassVar, Final
 from pydantic import ValidationError
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Digest
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import FailureReason, Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import corrupt

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.remotefolder import RemoteFolder

@@ -3,7 +3,7 @@
 
 import logging
 
-from finetune_trainer.contract.configs.cleanup import CleanupConfig
+from finetune_trainer.contract.configs import CleanupConfig
 from finetune_trainer.store import Store
 
 logger = logging.getLogger(__name__)

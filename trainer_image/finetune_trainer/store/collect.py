@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the result of a stage whose pod, and with it the termination message, no longer exists."""
 
-from finetune_trainer.contract.configs.collect import CollectConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import CollectConfig
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import Store
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from finetune_trainer.beneath import PathRefused, open_file, require_all_beneath
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, hash_content
 from finetune_trainer.runtime.failure import StageFailure
 

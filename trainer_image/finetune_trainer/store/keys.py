@@ -6,8 +6,8 @@ from typing import Final, Literal
 from pydantic.dataclasses import dataclass
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]

@@ -14,8 +14,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_trainer.beneath import read_file
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import durable

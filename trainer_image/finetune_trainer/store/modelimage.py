@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ImageVolume
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store.failures import Mount, verify_files, verify_names

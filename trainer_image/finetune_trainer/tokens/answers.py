@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.methods import OBJECTIVES, Objective
+from finetune_trainer.contract.method import OBJECTIVES, Objective
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, require_encoded

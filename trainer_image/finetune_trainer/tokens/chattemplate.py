@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.suppliedtemplates import CONTROL_TOKENS, supplied_template, template_text
 from finetune_trainer.tokens.trainingtemplates import render_marked, training_template

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.chattemplate import (

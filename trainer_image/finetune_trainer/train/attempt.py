@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.store import RunFolder

@@ -10,8 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import OBJECTIVES
+from finetune_trainer.contract.method import OBJECTIVES, Method
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.fsdp import FullyShardedTrainer

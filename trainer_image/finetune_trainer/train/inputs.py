@@ -9,11 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import SplitName
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, read_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext

@@ -8,9 +8,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import TYPES
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.method import TYPES, Method
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.modules import excluded_layers, freeze_encoders, linear_layers, unknown_layers
 from finetune_trainer.model.quantization import load_quantized_base

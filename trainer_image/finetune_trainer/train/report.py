@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.learningcurve import OUTLOOKS, LearningCurve
-from finetune_trainer.contract.methods import OBJECTIVES
-from finetune_trainer.contract.results import TrainResult
+from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer.contract.method import OBJECTIVES
+from finetune_trainer.contract.results import OUTLOOKS, LearningCurve, TrainResult
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.htmlpage import training_page
 from finetune_trainer.report.training import REPORT_NAME

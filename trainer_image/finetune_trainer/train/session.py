@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer.contract.method import TYPES, is_sharded
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.sharding import is_sharded
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.outofmemory import catch_out_of_memory

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.group import PeerLost

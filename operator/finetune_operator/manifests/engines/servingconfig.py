@@ -9,10 +9,9 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.weightsreference import WeightsReference
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
 from finetune_trainer.contract.environment import API_KEYS_MOUNT
 from finetune_trainer.contract.references import Owner
-from finetune_trainer.contract.serving import DefaultSampling
+from finetune_trainer.contract.serving import DefaultSampling, ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 
 DRAIN_SECONDS: Final = 10

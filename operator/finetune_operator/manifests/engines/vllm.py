@@ -14,7 +14,6 @@ from finetune_operator.api.serving import MAX_QUEUED_REQUESTS
 from finetune_operator.manifests.configvariable import config_variable, literal
 from finetune_operator.manifests.engines.servingconfig import DEADLINE_MARGIN_SECONDS, ServingConfig
 from finetune_operator.plan import Manifest
-from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.environment import (
     METRICS_PORT,
     SCRATCH_MOUNT,
@@ -24,6 +23,7 @@ from finetune_trainer.contract.environment import (
     VLLM_MIDDLEWARE,
     VLLM_PYTHONPATH,
 )
+from finetune_trainer.contract.serving import ServeConfig
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of --max-lora-rank."""

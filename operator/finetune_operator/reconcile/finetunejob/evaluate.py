@@ -38,8 +38,8 @@ from finetune_operator.reconcile.verdicts.evaluationresult import (
     vetoes_of,
 )
 from finetune_operator.status.reasons import EventReason
-from finetune_trainer.contract.configs.stage import StageConfig
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.configs import StageConfig
+from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.results import EvaluateResult, StageResult
 from finetune_trainer.contract.vocabulary import Stage
 

@@ -20,7 +20,7 @@ from finetune_operator.reconcile.steps import Blocked
 from finetune_operator.stagetable import STAGES, JobStage, stages_with
 from finetune_operator.status.finished import is_finished
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.api.devices import CPU
 from finetune_operator.api.podresources import quantity_value
 from finetune_operator.stagetable import TRAIN_PODS
-from finetune_trainer.contract.devicecards import PRODUCT_LABELS, find_card
-from finetune_trainer.contract.prediction import DeviceFacts
+from finetune_trainer.contract.prediction import PRODUCT_LABELS, DeviceFacts, find_card
 
 
 def device_facts(profile: ComputeProfile) -> DeviceFacts | None:

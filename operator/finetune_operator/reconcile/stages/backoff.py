@@ -11,9 +11,8 @@ from typing import Final
 from finetune_operator.api.retrystatus import RetryStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.steps import Blocked, Working
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import FailureReason, Stage
 
 FIRST_RETRY_SECONDS: Final = 60
 MAX_RETRY_SECONDS: Final = 3600

@@ -9,9 +9,8 @@ from finetune_operator.api.devicetime import EndedPod, LostCause, PodEndCause, S
 from finetune_operator.observe.stageusage import open_device_seconds, sum_lost, with_lost
 from finetune_operator.reconcile.stages.stagepass import StagePass
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import RepeatedTraining, StageResult
-from finetune_trainer.contract.vocabulary import Stage
+from finetune_trainer.contract.vocabulary import FailureReason, Stage
 
 OF_INPUTS: Final[frozenset[str]] = frozenset(
     {

@@ -17,8 +17,8 @@ from finetune_operator.reconcile.stages.request import Answer, Outcome, StageReq
 from finetune_operator.reconcile.stages.running import until_settled, waiting
 from finetune_operator.reconcile.steps import Working
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.results import StageResult
+from finetune_trainer.contract.vocabulary import FailureReason
 
 
 def retry_stage(

@@ -17,7 +17,7 @@ from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at
 from finetune_operator.reconcile.stages.request import StageRequest
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.status.reasons import Reason
-from finetune_trainer.contract.outcomes import ExitCode
+from finetune_trainer.contract.vocabulary import ExitCode
 
 
 def until_settled(job: Manifest, how: str, request: StageRequest, now: datetime) -> Working | None:

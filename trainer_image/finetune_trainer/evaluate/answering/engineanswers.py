@@ -14,10 +14,9 @@ from typing import Any, Final
 
 import httpx
 
-from finetune_trainer.contract.configs.answers import AnswersConfig, AnswerServer
+from finetune_trainer.contract.configs import AnswersConfig, AnswerServer
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.evaluate.answering.engineprocess import EngineProcess
 from finetune_trainer.evaluate.answering.exchange import (
     AnswersHeader,

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import httpx
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 
 STARTUP_SECONDS: Final = 7200.0

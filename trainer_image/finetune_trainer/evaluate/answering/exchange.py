@@ -11,8 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from finetune_trainer.contract.environment import ANSWERS_MODELS_FOLDER, ANSWERS_PYTHON_FOLDER
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, to_content
 from finetune_trainer.runtime.failure import StageFailure
 

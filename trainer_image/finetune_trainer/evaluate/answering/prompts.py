@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import finetune_trainer
-from finetune_trainer.contract.configs.answers import PromptsConfig
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig, PromptsConfig
 from finetune_trainer.contract.environment import BASE_FOLDER, LIVE_BASE_FOLDER, LIVE_FOLDER, TUNED_FOLDER
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import FailureReason, Subject
 from finetune_trainer.evaluate.answering.exchange import Exchange, PromptsHeader, RowPrompt
 from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.predictions import PredictionLog

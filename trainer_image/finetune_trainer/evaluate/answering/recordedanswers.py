@@ -7,11 +7,9 @@ from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.answerengine import EngineVersion
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.evaluation import CheckFinding
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.configs import EvaluateConfig
+from finetune_trainer.contract.evaluation import CheckFinding, EngineVersion
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.evaluate.answering.exchange import Exchange
 from finetune_trainer.evaluate.subjects.generation import AnswerRequest, GeneratedAnswer
 from finetune_trainer.evaluate.subjects.optional import OPTIONAL

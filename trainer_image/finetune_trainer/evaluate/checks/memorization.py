@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, OnFinding
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, EvaluationChecks
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.probe import (

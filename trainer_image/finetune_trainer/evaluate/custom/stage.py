@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from finetune_trainer.contract.configs.score import ScoreConfig
-from finetune_trainer.contract.custommetric import CustomMetric, CustomMetricSource
+from finetune_trainer.contract.configs import ScoreConfig
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.own_metrics import CustomMetric, CustomMetricSource
 from finetune_trainer.contract.results import ScoreResult
-from finetune_trainer.contract.vocabulary import SplitName, Subject
+from finetune_trainer.contract.vocabulary import FailureReason, SplitName, Subject
 from finetune_trainer.evaluate.custom.rowvalues import RowValues
 from finetune_trainer.evaluate.custom.sandbox import STAGE_SECONDS, MetricError, MetricProcess
 from finetune_trainer.evaluate.evidence import evidence_for

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
-from finetune_trainer.contract.judge import CALLS_PER_ROW, Judge
+from finetune_trainer.contract.own_metrics import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge.asking import ask_all

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from finetune_trainer.contract.judge import CALLS_PER_ROW, Judge
+from finetune_trainer.contract.own_metrics import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.judge.prompt import messages_of
 from finetune_trainer.rows import Message
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from finetune_trainer.contract.judge import CALLS_PER_ROW, Judge
+from finetune_trainer.contract.own_metrics import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
 from finetune_trainer.stage.judgeendpoint import JudgeProblem
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from finetune_trainer.contract.evaluation import CheckFinding, GateBound, GateEvidence
-from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.contract.results import Score
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.evidence import evidence_for, score_of

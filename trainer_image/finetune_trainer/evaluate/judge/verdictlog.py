@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from finetune_trainer.contract.judge import Judge
+from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.judge.prompt import Preference
 from finetune_trainer.evaluate.judge.questions import Question

@@ -9,10 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, Subject
+from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, FailureReason, Subject
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.masking import page_scanner

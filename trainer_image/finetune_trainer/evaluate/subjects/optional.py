@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
-from finetune_trainer.contract.outcomes import ExitCode
-from finetune_trainer.contract.vocabulary import Subject
+from finetune_trainer.contract.vocabulary import ExitCode, Subject
 from finetune_trainer.runtime.failure import StageFailure
 
 OPTIONAL: Final[frozenset[Subject]] = frozenset({"Prompted", "Live"})

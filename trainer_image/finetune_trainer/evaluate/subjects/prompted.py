@@ -15,8 +15,8 @@ from typing import Any, Final
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.base import Digest
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import EvaluateConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.checks.scanner import Scanner
 from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example, encode_examples

@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Final
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import Subject
 
 _NOT_PREDICTIONS: Final = frozenset(

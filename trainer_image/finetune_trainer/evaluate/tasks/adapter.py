@@ -13,7 +13,7 @@ from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, batch_rows
 from finetune_trainer.evaluate.subjects.generation import AnswerRequest

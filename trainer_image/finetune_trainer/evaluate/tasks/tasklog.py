@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from finetune_trainer.contract.configs.evaluate import EvaluateConfig
-from finetune_trainer.contract.evaluationtask import EvaluationTask
+from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.own_metrics import EvaluationTask
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.store import RunFolder

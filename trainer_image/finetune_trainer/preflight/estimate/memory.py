@@ -27,8 +27,7 @@ from typing import Final
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES, Method
 from finetune_trainer.model.device import multiplies_bfloat16
 from finetune_trainer.preflight.estimate.depth import measure_at_depth
 from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step

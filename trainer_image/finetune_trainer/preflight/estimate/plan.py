@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_trainer.contract.devicecards import gibibytes
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.methods import OBJECTIVES, Objective
-from finetune_trainer.contract.prediction import Verdict
+from finetune_trainer.contract.method import OBJECTIVES, Objective
+from finetune_trainer.contract.prediction import Verdict, gibibytes
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory

@@ -7,12 +7,10 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract.configs.preflight import PreflightConfig
+from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import TYPES
+from finetune_trainer.contract.method import TYPES, Method, is_sharded, resolve_sharding
 from finetune_trainer.contract.prediction import Prediction
-from finetune_trainer.contract.sharding import is_sharded, resolve_sharding
 from finetune_trainer.model.placement import weights_bytes
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, run_flops, seconds_range
 from finetune_trainer.preflight.estimate.memory import TrainMemory

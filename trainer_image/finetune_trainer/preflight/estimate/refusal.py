@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from finetune_trainer.contract.devicecards import gibibytes
-from finetune_trainer.contract.methods import TYPES, types_of
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.sharding import can_shard
+from finetune_trainer.contract.method import TYPES, can_shard, types_of
+from finetune_trainer.contract.prediction import gibibytes
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.plan import FITS, MemoryPlan

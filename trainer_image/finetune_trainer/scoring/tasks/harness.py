@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from finetune_trainer.contract.evaluationtask import EvaluationTask
+from finetune_trainer.contract.own_metrics import EvaluationTask
 from finetune_trainer.scoring.tasks.taskfile import TaskFileError
 from finetune_trainer.scoring.tasks.tasksource import TaskSource
 

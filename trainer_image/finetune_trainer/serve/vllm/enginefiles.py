@@ -12,8 +12,7 @@ from pathlib import Path
 
 import finetune_trainer
 from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDER
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import listed
+from finetune_trainer.contract.vocabulary import FailureReason, listed
 from finetune_trainer.model.adapter import read_adapter
 from finetune_trainer.model.basebundle import BundleUnknown, base_bundle
 from finetune_trainer.model.bundle import (

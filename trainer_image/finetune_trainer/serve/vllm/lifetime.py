@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from finetune_trainer.contract.configs.serve import ServeConfig
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.serving import ServeConfig
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime import logs, termination
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.drain import Drain

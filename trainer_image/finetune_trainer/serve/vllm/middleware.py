@@ -13,9 +13,9 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from finetune_trainer.contract.configs.serve import ServeConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.serving import ServeConfig
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.runtime import configuration
 from finetune_trainer.runtime.failure import StageFailure

@@ -15,9 +15,8 @@ import httpx
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finetune_trainer.contract.configs.serve import ServeConfig, ServedModel
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
-from finetune_trainer.contract.vocabulary import ADAPTER
+from finetune_trainer.contract.serving import ServeConfig, ServedModel
+from finetune_trainer.contract.vocabulary import ADAPTER, ExitCode, FailureReason
 from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
 from finetune_trainer.model.probetolerance import NO_CHANGE_NATS, Computation
 from finetune_trainer.runtime.failure import StageFailure

@@ -6,7 +6,7 @@ import math
 import torch
 from typing_extensions import override
 
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.train.callbacks.state import Callback
 from finetune_trainer.train.states.losses import HIGH_LOSS_FACTOR, MAX_HIGH_LOSS_STEPS
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog

@@ -10,10 +10,8 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
-from finetune_trainer.contract.method import Method
-from finetune_trainer.contract.methods import TYPES, types_of
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.sharding import is_sharded
+from finetune_trainer.contract.method import TYPES, Method, is_sharded, types_of
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.model.outofmemory import OutOfMemory
 from finetune_trainer.runtime.failure import StageFailure

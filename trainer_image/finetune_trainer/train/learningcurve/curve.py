@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.contract.configs.train import TrainConfig
-from finetune_trainer.contract.learningcurve import LearningCurve
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import CheckpointType
+from finetune_trainer.contract.results import LearningCurve
+from finetune_trainer.contract.vocabulary import CheckpointType, FailureReason
 from finetune_trainer.distributed.group import PeerLost
 from finetune_trainer.model.outofmemory import OutOfMemory, release_memory
 from finetune_trainer.rows import SPLIT_FILES, load_rows

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from finetune_trainer.contract.learningcurve import LearningCurve, LearningCurvePoint, Outlook
+from finetune_trainer.contract.results import LearningCurve, LearningCurvePoint, Outlook
 from finetune_trainer.statistics.bootstrap import Numbers, resampled_mean
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
 from finetune_trainer.train.learningcurve.record import MeasuredShare

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.outcomes import FailureReason
 from finetune_trainer.contract.progress import Progress
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.stage.context import StageContext

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.store import RunFolder

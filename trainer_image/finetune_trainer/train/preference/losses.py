@@ -13,8 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from finetune_trainer.contract.method import Preference
-from finetune_trainer.contract.methods import Objective
+from finetune_trainer.contract.method import Objective, Preference
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.tokens.batching import Padding
 from finetune_trainer.tokens.encode import EncodedRow

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_trainer.contract.methods import Objective
+from finetune_trainer.contract.method import Objective
 from finetune_trainer.train.preference.dpo import DPO
 from finetune_trainer.train.preference.kto import KTO
 from finetune_trainer.train.preference.losses import PreferenceLoss

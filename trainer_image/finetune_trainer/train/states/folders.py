@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from finetune_trainer.beneath import read_file
-from finetune_trainer.contract.outcomes import FailureReason
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.model.device import is_collective_error
 from finetune_trainer.runtime.failure import StageFailure

@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from finetune_trainer.contract.base import Contract, Digest, without_unset
-from finetune_trainer.contract.configs.train import TrainConfig
+from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, SplitName

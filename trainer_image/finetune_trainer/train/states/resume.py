@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_trainer.contract.outcomes import ExitCode, FailureReason
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import StageFailure

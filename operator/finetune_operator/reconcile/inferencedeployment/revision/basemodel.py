@@ -33,10 +33,9 @@ from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, r
 from finetune_operator.reconcile.steps import Blocked, Failed, Halt, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract.configs.download import DownloadConfig, StoredModel
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
-from finetune_trainer.contract.outcomes import FailureReason
-from finetune_trainer.contract.vocabulary import FULL_MODEL
+from finetune_trainer.contract.serving import DownloadConfig, StoredModel
+from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
 
 DOWNLOAD: Final[JobStage] = "download"
 

@@ -25,10 +25,9 @@ from finetune_operator.reconcile.stages.attempts import AttemptFailed, follow, r
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_operator.stagetable import JobStage
 from finetune_operator.status.reasons import EventReason, Reason
-from finetune_trainer.contract.configs.merge import MergeConfig, MergedWeights
-from finetune_trainer.contract.configs.serve import FetchConfig, FetchItem
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, MergeConfig, MergedWeights
 
 MERGE: Final[JobStage] = "merge"
 

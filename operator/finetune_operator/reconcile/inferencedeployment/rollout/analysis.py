@@ -40,7 +40,7 @@ from finetune_operator.reconcile.stages.jobresults import Expected, is_foreign, 
 from finetune_operator.reconcile.stages.jobstate import SETTLING_TIME, ended_at, foreign, has_ended
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.analysis import AnalyzeResult
-from finetune_trainer.contract.configs.analyze import ProbedModel
+from finetune_trainer.contract.configs import ProbedModel
 from finetune_trainer.contract.vocabulary import ANALYZE
 
 
