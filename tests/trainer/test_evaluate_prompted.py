@@ -11,7 +11,7 @@ import pytest
 from finetune_trainer.contract.evaluation import MetricOptions, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import EvaluateResult
-from finetune_trainer.data.checks.personal import PaymentCards
+from finetune_trainer.data.checks.personal_data import PaymentCards
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.subjects import prompted
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows

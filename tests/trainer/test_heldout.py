@@ -12,7 +12,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.evaluation import EvaluationChecks, PromptedModel
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.data.leaks import Leaks, find_leaks
+from finetune_trainer.data.duplicates import Leaks, find_leaks
 from finetune_trainer.rows import Row
 from finetune_trainer.train.inputs import TrainingData
 from tests.methods import method_of

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
-from finetune_trainer.data.options import FieldNames, Recipe
+from finetune_trainer.data.recipe import FieldNames, Recipe
 from finetune_trainer.data.result import (
     Bucket,
     CharacterLengths,
@@ -23,7 +23,7 @@ from finetune_trainer.data.result import (
     RowProblem,
     Statistics,
 )
-from finetune_trainer.data.rowproblems import Code, Issue, RowPosition, Severity
+from finetune_trainer.data.row_problems import Code, Issue, RowPosition, Severity
 from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
 from finetune_trainer.report.headlines import HEADLINES
 from finetune_trainer.report.histogram import compact, histogram, nice_ceiling

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.data.output import line_of
+from finetune_trainer.data.split_files import line_of
 from finetune_trainer.rows import Message, Row, parse_row
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatCompletionRequest

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.split import split_of
+from finetune_trainer.data.split_files import split_of
 from tests.waiting import eventually
 from tools.demo import loadgenerator
 from tools.demo.connection import Endpoint

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import FieldNames, Recipe
 from finetune_trainer.rows import SPLIT_FILES, Row, load_rows
 from tools.bootstrap.uv import ROOT
 

@@ -9,7 +9,7 @@ from openai import OpenAI, OpenAIError
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.split import split_of
+from finetune_trainer.data.split_files import split_of
 from finetune_trainer.rows import Row, load_rows
 
 NUM_QUESTIONS: Final = 3

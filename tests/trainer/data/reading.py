@@ -14,12 +14,12 @@ import zstandard
 from pyarrow import parquet
 
 from finetune_trainer.contract.vocabulary import DataFormat
+from finetune_trainer.data.duplicates import Rows
 from finetune_trainer.data.files import SourceFile
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import BatchReader, LocatedRow, SourceReader, UnusedFields
-from finetune_trainer.data.rowproblems import Code, InvalidRecord
-from finetune_trainer.data.similarity import Rows
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Code, InvalidRecord
 from finetune_trainer.rows import Row
 
 DEFAULT = Recipe()

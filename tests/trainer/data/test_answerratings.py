@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.vocabulary import DataFormat
-from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.recipe import FieldNames, Recipe
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read
 
 ALPACA = {"instruction": "a", "output": "b"}

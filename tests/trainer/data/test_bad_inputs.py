@@ -10,8 +10,8 @@ import pytest
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import MAX_ROW_BYTES
-from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.recipe import FieldNames, Recipe
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import (
     DEFAULT,
     chat,

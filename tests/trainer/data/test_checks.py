@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from finetune_trainer import canonical
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.data.checks import Scanner
+from finetune_trainer.data.checks.scanner import SEQUENCES
 from finetune_trainer.data.checks.secrets import DETECTORS, NOT_USED, Secrets
-from finetune_trainer.data.checks.sequences import SEQUENCES
-from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.row_problems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 OFF = Checks(secrets="Off", payment_cards="Off", ibans="Off")

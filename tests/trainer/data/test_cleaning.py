@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Cleaning
-from finetune_trainer.data.cleaning import clean
+from finetune_trainer.data.batches import clean
 from finetune_trainer.rows import Message, Row
 
 SPACE = Cleaning(normalize_whitespace=True)

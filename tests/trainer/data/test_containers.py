@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from finetune_trainer.data.containers import delimited, jsonlines, jsonlist, parquet
+from finetune_trainer.data.containers import delimited, json_records, parquet
 from finetune_trainer.data.containers.base import Container, Header, RawRecord
-from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.rowproblems import Code, InvalidRecord, RowPosition
-from finetune_trainer.data.unpacking import CHUNK_BYTES
+from finetune_trainer.data.files import CHUNK_BYTES, SourceFile
+from finetune_trainer.data.row_problems import Code, InvalidRecord, RowPosition
 from tests.trainer.data.reading import json_lines, pairs, parquet_bytes
 
 
@@ -23,24 +22,26 @@ def items(
 ) -> list[Header | RawRecord | InvalidRecord]:
     path = folder / "rows"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    decoder = jsonlines.LineDecoder()
+    decoder = json_records.LineDecoder()
     read = container(SourceFile(path), None)
     return [decoder.decode(item, None) if isinstance(item, tuple) else item for item in read]
 
 
 def test_a_line_is_a_record_and_empty_lines_are_not(tmp_path: Path) -> None:
-    assert items(tmp_path, jsonlines.read_json_lines, '\ufeff{"a": 1}\r\n\n \t\n{"a": [2, null, "é"]}') == [
+    assert items(
+        tmp_path, json_records.read_json_lines, '\ufeff{"a": 1}\r\n\n \t\n{"a": [2, null, "é"]}'
+    ) == [
         RawRecord(RowPosition(None, 1, 1), {"a": 1}),
         RawRecord(RowPosition(None, 4, 4), {"a": [2, None, "é"]}),
     ]
 
 
 def test_a_json_list_counts_its_objects(tmp_path: Path) -> None:
-    assert items(tmp_path, jsonlist.read_json_list, '\ufeff [\n {"a": 1},\n\n{"a":\n"é"}\n]\n') == [
+    assert items(tmp_path, json_records.read_json_list, '\ufeff [\n {"a": 1},\n\n{"a":\n"é"}\n]\n') == [
         RawRecord(RowPosition(None, 1), {"a": 1}),
         RawRecord(RowPosition(None, 2), {"a": "é"}),
     ]
-    assert items(tmp_path, jsonlist.read_json_list, "[ ]\n") == []
+    assert items(tmp_path, json_records.read_json_list, "[ ]\n") == []
 
 
 @pytest.mark.parametrize("size", range(CHUNK_BYTES - 20, CHUNK_BYTES + 20))
@@ -48,7 +49,7 @@ def test_a_json_list_is_read_whole_wherever_a_chunk_ends(tmp_path: Path, size: i
     rows = [{"a": "x" * (size - 40)}, {"b": [1.25e-3, True, {'é\\"\n': "\U0001f600"}]}, {"c": -12}]
     text = json.dumps(rows[:1])[:-1] + ", " + json.dumps(rows[1:], ensure_ascii=size % 2 == 0)[1:]
 
-    read = items(tmp_path, jsonlist.read_json_list, text)
+    read = items(tmp_path, json_records.read_json_list, text)
 
     assert [record.fields for record in read if isinstance(record, RawRecord)] == rows
 
@@ -59,7 +60,7 @@ def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
         file.write("[" + ",\n".join([json.dumps({"a": "x" * 1000})] * 20_000) + "]")
 
     tracemalloc.start()
-    count = sum(1 for _ in jsonlist.read_json_list(SourceFile(path), None))
+    count = sum(1 for _ in json_records.read_json_list(SourceFile(path), None))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -224,6 +225,6 @@ def test_two_columns_with_the_same_name_are_rejected_in_parquet_too(tmp_path: Pa
 
 
 def test_json_lines_with_any_kind_of_white_space_are_read(tmp_path: Path) -> None:
-    read = items(tmp_path, jsonlines.read_json_lines, json_lines(pairs(3)).replace("\n", "  \r\n"))
+    read = items(tmp_path, json_records.read_json_lines, json_lines(pairs(3)).replace("\n", "  \r\n"))
 
     assert [record.fields for record in read if isinstance(record, RawRecord)] == pairs(3)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.containers.decoding import Decoder, quick_fields
+from finetune_trainer.data.containers.json_records import Decoder, quick_fields
 
 TEXTS = st.text(st.characters(), max_size=6) | st.sampled_from(
     ['":', '" :', "a", '\\"', "\ud800", "\x00", "\x7f"]

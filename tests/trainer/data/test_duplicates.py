@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.contract.vocabulary import NearDuplicates as Option
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data import similarity
+from finetune_trainer.data import duplicates
 from finetune_trainer.data.duplicates import Selection, select
-from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
 from finetune_trainer.data.result import DuplicatePair, NearSearch
-from finetune_trainer.data.rowproblems import RowPosition
+from finetune_trainer.data.row_index import RowIndex, answer_digest, input_digest
+from finetune_trainer.data.row_problems import RowPosition
 from finetune_trainer.rows import Message, Row
 from tests.trainer.data.reading import reader
 
@@ -207,8 +207,8 @@ def test_exact_duplicates_are_not_near_duplicates() -> None:
 
 
 def test_a_search_that_needs_too_much_memory_compares_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "MAX_BYTES", 0)
-    monkeypatch.setattr(similarity, "MIN_ROWS", 6)
+    monkeypatch.setattr(duplicates, "MAX_BYTES", 0)
+    monkeypatch.setattr(duplicates, "MIN_ROWS", 6)
     rare = [Row.pair(f"{LONG} {number}", "rare") for number in range(2)]
     common = [Row.pair(f"{LONG} {number}", "common") for number in range(10, 17)]
     splits: list[SplitName] = ["train", "train", "test", "test", "test", "train", "train", "train", "train"]
@@ -225,7 +225,7 @@ def test_the_memory_of_a_search_is_limited_by_the_number_of_all_rows() -> None:
     def compared(rows: int) -> int:
         answers = np.zeros(rows, dtype=np.int32)
         held_out = np.arange(rows) < rows // 10
-        chosen = similarity.affordable(np.arange(rows), answers, held_out)
+        chosen = duplicates.affordable(np.arange(rows), answers, held_out)
         assert (np.diff(chosen) > 0).all()
         return len(chosen)
 

@@ -9,10 +9,10 @@ import pytest
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import FieldNames, Recipe
 from finetune_trainer.data.result import Prepared
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import Outcome, chat, json_lines, pairs, parquet_bytes, read, turns
 
 FRENCH = "Answer in French."

@@ -9,9 +9,9 @@ import pytest
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.reading import split_of
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.recipe import FieldNames, Recipe
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import (
     chat,
     gzipped,

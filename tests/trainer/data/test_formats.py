@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.data.options import FieldNames, Recipe
+from finetune_trainer.data.recipe import FieldNames, Recipe
 from tests.trainer.data.reading import (
     Outcome,
     chat,

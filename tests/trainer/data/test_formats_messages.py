@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read, turns
 
 PAIR: dict[str, Any] = {

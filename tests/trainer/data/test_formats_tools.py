@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.recipe import Recipe
 from tests.trainer.data.reading import Outcome, json_lines, parquet_bytes, read
 
 FIND = {

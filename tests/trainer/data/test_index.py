@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from finetune_trainer import canonical
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.index import NONE, PART, answer_digest, input_digest
-from finetune_trainer.data.split import fraction_of
+from finetune_trainer.data.row_index import NONE, PART, answer_digest, input_digest
+from finetune_trainer.data.split_files import fraction_of
 from finetune_trainer.rows import Message, Row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

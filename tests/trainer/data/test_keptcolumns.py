@@ -10,13 +10,13 @@ import pytest
 
 from finetune_trainer.contract.dataset import Checks, Split
 from finetune_trainer.contract.vocabulary import DataFormat
-from finetune_trainer.data import output
+from finetune_trainer.data import split_files
 from finetune_trainer.data.checks import Scanner
 from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.formats.base import MAX_KEPT_CHARACTERS, kept_columns
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.data.keptcolumns import MAX_KEPT_CHARACTERS, kept_columns
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.rows import Message, Row, parse_row
 from tests.trainer.data.reading import chat, json_lines, pairs, parquet_bytes, read
 
@@ -135,7 +135,7 @@ ROWS = [
 def test_a_prepared_file_has_the_columns_and_gives_the_same_row(row: Row) -> None:
     kept = replace(row, columns=(("a", "1"), ("b", "ü")))
 
-    line = output.line_of(kept).decode()
+    line = split_files.line_of(kept).decode()
 
     assert parse_row(line) == kept
     assert line == f"{kept.to_line()}\n"

@@ -11,9 +11,9 @@ import pytest
 
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.recipe import FieldNames, Recipe
+from finetune_trainer.data.row_problems import Code
 from tests.trainer.data.reading import Outcome, read, turns
 
 META = {"annotator": 1, "annotation_id": 7, "lead_time": 1.5, "id": 3}

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.data.files import FileChanged, SourceFile
-from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.files import Budget, FileChanged, SourceFile, TooLarge
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import Prepared
-from finetune_trainer.data.rowproblems import Code
-from finetune_trainer.data.unpacking import Budget, TooLarge
+from finetune_trainer.data.row_problems import Code
 from finetune_trainer.report.document import document, encode
 from tests.trainer.preparing import json_lines, pairs
 

@@ -14,8 +14,8 @@ import pytest
 
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import Prepared
 
 DEADLINE_SECONDS = 30

@@ -8,11 +8,10 @@ import pytest
 
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Format, Issues, text
-from finetune_trainer.data.formats.clues import Clues, Match
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
 from finetune_trainer.data.formats.registry import FORMATS
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Issue
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Issue
 from finetune_trainer.rows import Row
 from tests.trainer.data.reading import json_lines, read
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.index import SPLIT_NUMBERS
-from finetune_trainer.data.output import SplitWriter, keep_rows, line_of
+from finetune_trainer.data.row_index import SPLIT_NUMBERS
+from finetune_trainer.data.split_files import SplitWriter, keep_rows, line_of
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows, parse_row
 
 WRITTEN: list[SplitName] = ["train", "test", "train", "train", "test"]

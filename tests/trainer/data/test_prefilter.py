@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Checks
-from finetune_trainer.data.checks import prefilter, secrets
-from finetune_trainer.data.checks.personal import (
+from finetune_trainer.data.checks import detector, secrets
+from finetune_trainer.data.checks.detector import Prefilter, loosened
+from finetune_trainer.data.checks.personal_data import (
     CARD,
     CARD_DIGITS,
     EMAIL_ADDRESS,
@@ -21,11 +22,9 @@ from finetune_trainer.data.checks.personal import (
     SEVEN_DIGITS,
     SEVEN_DIGITS_LIKE,
 )
-from finetune_trainer.data.checks.prefilter import Prefilter, loosened
-from finetune_trainer.data.checks.scanner import Scanner
+from finetune_trainer.data.checks.scanner import EXPRESSIONS as SEQUENCE_EXPRESSIONS
+from finetune_trainer.data.checks.scanner import SEQUENCES, Scanner
 from finetune_trainer.data.checks.secrets import ALL_HINTS, Secrets
-from finetune_trainer.data.checks.sequences import EXPRESSIONS as SEQUENCE_EXPRESSIONS
-from finetune_trainer.data.checks.sequences import SEQUENCES
 from finetune_trainer.rows import Message, Row
 
 EVERYTHING = Checks(
@@ -66,7 +65,7 @@ TEXTS = st.lists(PIECES, max_size=4).map("".join)
 def by_every_detector(checks: Checks) -> Scanner:
     """Behave as if RE2 were not installed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefilter, "re2", None)
+        patch.setattr(detector, "re2", None)
         return Scanner(checks)
 
 
@@ -141,7 +140,7 @@ def test_texts_of_everyday_words_select_no_detector() -> None:
 
 def test_a_set_with_little_memory_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     detectors = [Secrets.expressions, (("@",),), SEQUENCE_EXPRESSIONS]
-    monkeypatch.setattr(prefilter, "MAX_MEMORY_BYTES", 150_000)
+    monkeypatch.setattr(detector, "MAX_MEMORY_BYTES", 150_000)
     little = Prefilter(detectors)
     monkeypatch.undo()
     chance = random.Random(0)  # noqa: S311
@@ -155,7 +154,7 @@ def test_every_detector_runs_if_the_set_fails(monkeypatch: pytest.MonkeyPatch) -
         def Match(self, _text: bytes) -> None:  # noqa: N802
             """Respond like RE2 with too little memory."""
 
-    monkeypatch.setattr(prefilter, "_set_of", lambda _: Failed())
+    monkeypatch.setattr(detector, "_set_of", lambda _: Failed())
 
     assert Prefilter([Secrets.expressions, (("@",),)]).find("a") == [0, 1]
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.reading import LocatedRow
-from finetune_trainer.data.rowproblems import InvalidRecord
+from finetune_trainer.data.recipe import FieldNames, Recipe
+from finetune_trainer.data.row_problems import InvalidRecord
 from finetune_trainer.rows import Row, parse_row
 from tests.trainer.data.reading import (
     DEFAULT,

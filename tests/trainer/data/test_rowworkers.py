@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Checks, Cleaning, Split
-from finetune_trainer.data import reading, rowworkers
+from finetune_trainer.data import batches as rowworkers
+from finetune_trainer.data import reading
+from finetune_trainer.data.batches import RowWorkers, prepare_batches
 from finetune_trainer.data.files import FileChanged, SourceFile
-from finetune_trainer.data.options import FieldNames, Recipe
 from finetune_trainer.data.pipeline import prepare
 from finetune_trainer.data.reading import RowBatch
+from finetune_trainer.data.recipe import FieldNames, Recipe
 from finetune_trainer.data.result import DuplicatePair, Prepared, RowProblem
-from finetune_trainer.data.rowworkers import RowWorkers, prepare_batches
 from finetune_trainer.report.document import document, duplicate_record, encode, problem_record
 from finetune_trainer.rows import SPLIT_FILES
 from tests.trainer.data.reading import chat, json_lines, pairs, parquet_bytes
@@ -253,8 +254,8 @@ def test_workers_end_when_the_generator_is_closed(
 def test_workers_end_with_the_process_that_started_them(number: signal.Signals) -> None:
     script = (
         "import signal, sys, time\n"
-        "from finetune_trainer.data.options import Recipe\n"
-        "from finetune_trainer.data.rowworkers import RowWorkers\n"
+        "from finetune_trainer.data.recipe import Recipe\n"
+        "from finetune_trainer.data.batches import RowWorkers\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
         "with RowWorkers([Recipe()], 2):\n"
         "    print('started', flush=True)\n"

@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from finetune_trainer.data.index import RowIndex, groups
-from finetune_trainer.data.similarity import find_near
+from finetune_trainer.data.duplicates import find_near
+from finetune_trainer.data.row_index import RowIndex, groups
 from finetune_trainer.rows import Message, Row
 from tests.trainer.data.reading import reader
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_trainer import canonical
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
-from finetune_trainer.data.split import fraction_of, split_of
+from finetune_trainer.data.split_files import fraction_of, split_of
 from finetune_trainer.rows import Message, Row
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda text: text.strip())

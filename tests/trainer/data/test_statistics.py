@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from finetune_trainer.contract.dataset import Cleaning, Split
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data import similarity
-from finetune_trainer.data.comparison import EarlierVersion, compare
-from finetune_trainer.data.datasetwarnings import (
+from finetune_trainer.data import duplicates
+from finetune_trainer.data.dataset_warnings import (
     labels_not_held_out,
     near_constant_completions,
     not_held_out,
@@ -23,12 +22,13 @@ from finetune_trainer.data.datasetwarnings import (
     summary_issues,
 )
 from finetune_trainer.data.duplicates import Selection, select
-from finetune_trainer.data.index import SPLITS, RowIndex
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.output import SplitWriter, line_of
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import Bucket, CharacterLengths, Label, RowChanges, SourceChanges
-from finetune_trainer.data.rowproblems import Code, RowPosition
+from finetune_trainer.data.row_index import SPLITS, RowIndex
+from finetune_trainer.data.row_problems import Code, RowPosition
+from finetune_trainer.data.split_files import SplitWriter, line_of
 from finetune_trainer.data.statistics import lengths, of_rows
+from finetune_trainer.data.version_comparison import EarlierVersion, compare
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 from tests.trainer.data.reading import reader
 
@@ -173,8 +173,8 @@ def test_warnings_name_what_is_expected(
 
 
 def test_a_search_of_a_part_of_the_rows_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "MAX_BYTES", 0)
-    monkeypatch.setattr(similarity, "MIN_ROWS", 1)
+    monkeypatch.setattr(duplicates, "MAX_BYTES", 0)
+    monkeypatch.setattr(duplicates, "MIN_ROWS", 1)
 
     assert _warnings([("a", "b"), ("c", "b")], ["train"] * 2, Recipe())[-1] == (
         "near duplicates were searched in 1 of 2 rows, those with the rarest answers, because the search of"

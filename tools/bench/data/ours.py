@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.pipeline import prepare
+from finetune_trainer.data.recipe import Recipe
 
 if __name__ == "__main__":
     recipe = Recipe()

@@ -17,9 +17,8 @@ from finetune_trainer.check.outputs import require_writable, write
 from finetune_trainer.check.sources import NotFound, find_files
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates, SplitName
-from finetune_trainer.data.files import FileUnreadable, SourceFile
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.unpacking import TooLarge
+from finetune_trainer.data.files import FileUnreadable, SourceFile, TooLarge
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.rows import SPLIT_FILES
 
 if TYPE_CHECKING:

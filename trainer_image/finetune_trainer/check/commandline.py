@@ -7,8 +7,7 @@ from dataclasses import fields
 import typer
 
 from finetune_trainer.contract.dataset import Split
-from finetune_trainer.data.options import FieldNames
-from finetune_trainer.data.prompttemplate import PromptTemplate
+from finetune_trainer.data.recipe import FieldNames, PromptTemplate
 
 COLUMNS = tuple(field.name for field in fields(FieldNames) if field.name != "template")
 

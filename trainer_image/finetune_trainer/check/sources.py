@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.beneath import kind_of, names_in
-from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data
-from finetune_trainer.data.unpacking import unpacking_budget
+from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data, unpacking_budget
 
 MAX_NAMES_IN_MESSAGE: Final = 10
 

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
-from finetune_trainer.data import datasetwarnings, duplicates, output, statistics
-from finetune_trainer.data.batches import PreparedBatch
-from finetune_trainer.data.checks.sensitivevalues import HashedValues
-from finetune_trainer.data.comparison import EarlierVersion, compare
+from finetune_trainer.data import dataset_warnings, duplicates, split_files, statistics
+from finetune_trainer.data.batches import PreparedBatch, prepare_batches
+from finetune_trainer.data.checks.scanner import HashedValues
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.index import SPLITS, RowIndex
-from finetune_trainer.data.options import Recipe
 from finetune_trainer.data.reading import SourceFiles, SourcesReader, UnusedFields
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import DuplicatePair, FileRecord, Prepared, RowProblem, SourceSummary
-from finetune_trainer.data.rowproblems import Code, Issue, RowPosition
-from finetune_trainer.data.rowworkers import prepare_batches
+from finetune_trainer.data.row_index import SPLITS, RowIndex
+from finetune_trainer.data.row_problems import Code, Issue, RowPosition
+from finetune_trainer.data.version_comparison import EarlierVersion, compare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +106,7 @@ def prepare_sources(
     kept: set[str] = set()
     forms: dict[int, RowForm] = {}
     with (
-        output.SplitWriter(folder, limit_bytes) as writer,
+        split_files.SplitWriter(folder, limit_bytes) as writer,
         closing(prepare_batches(reading, recipes)) as batches,
     ):
         for batch in batches:
@@ -125,7 +124,7 @@ def prepare_sources(
     found.empty_sources()
     formats = [reader.format for reader in reading.readers]
     mixed = list(
-        datasetwarnings.differing_forms(
+        dataset_warnings.differing_forms(
             [
                 (name, form, forms[number])
                 for number, (name, form) in enumerate(zip(named, formats, strict=True))
@@ -137,28 +136,28 @@ def prepare_sources(
     splits = index.table["split"]
     selection = duplicates.select(
         index,
-        lambda wanted: output.read_rows(folder, splits, wanted),
+        lambda wanted: split_files.read_rows(folder, splits, wanted),
         recipe.cleaning,
         _places(sources, named),
     )
     for pair in selection.all_pairs():
         found.listener.duplicate(pair)
-    split_rows = output.keep_rows(folder, index.table["split"], selection.keep)
+    split_rows = split_files.keep_rows(folder, index.table["split"], selection.keep)
     facts = statistics.of_rows(index, selection, redacted)
     if found.rows > found.invalid and not split_rows["train"]:
         found.summary([NO_TRAINING_ROWS])
     for reader, name in zip(reading.readers, named, strict=True):
-        found.summary(datasetwarnings.ignored_names(reader.ignored_names, reader.format, name))
+        found.summary(dataset_warnings.ignored_names(reader.ignored_names, reader.format, name))
     if len(index):
-        found.summary(datasetwarnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
-    unread_fields = datasetwarnings.unread_fields(unused.names)
-    found.summary(datasetwarnings.ignored_fields(unread_fields))
-    found.summary(datasetwarnings.similar_labels(facts.labels))
-    found.summary(datasetwarnings.combined_labels(combined))
-    found.summary(datasetwarnings.labels_not_held_out(facts.labels, split_rows))
+        found.summary(dataset_warnings.kept_nothing(name for name in recipe.kept_columns if name not in kept))
+    unread_fields = dataset_warnings.unread_fields(unused.names)
+    found.summary(dataset_warnings.ignored_fields(unread_fields))
+    found.summary(dataset_warnings.similar_labels(facts.labels))
+    found.summary(dataset_warnings.combined_labels(combined))
+    found.summary(dataset_warnings.labels_not_held_out(facts.labels, split_rows))
     only_trains = all(each.splits == "TrainOnly" for each in recipes)
     found.summary(
-        datasetwarnings.summary_issues(index, selection, split_rows, recipe, only_trains=only_trains)
+        dataset_warnings.summary_issues(index, selection, split_rows, recipe, only_trains=only_trains)
     )
     origin = _sources_of(index, sources)
     return Prepared(
@@ -198,7 +197,7 @@ def prepare_sources(
         if previous is None
         else compare(index, selection.keep, previous, origin, [source.name or "" for source in sources]),
         unread_fields=unread_fields,
-        untested_answers=len(datasetwarnings.not_held_out(facts.labels, split_rows, "test")),
+        untested_answers=len(dataset_warnings.not_held_out(facts.labels, split_rows, "test")),
         sensitive=sensitive.found(recipe.checks),
     )
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
-from finetune_trainer.data.checks.sensitivevalues import HashedValues, SensitiveHashes
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Issue, RowPosition
+from finetune_trainer.data.checks.scanner import HashedValues, SensitiveHashes
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Issue, RowPosition
 
 DuplicateKind = Literal["Exact", "Near", "Conflict", "Leak", "GroupLeak", "NearLeak"]
 """Relation of two rows: equal; nearly equal input; equal input with a different answer; equal input, the same

@@ -4,8 +4,8 @@
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.data.duplicates import Selection
-from finetune_trainer.data.index import MAX_LABELS, SPLITS, RowIndex
 from finetune_trainer.data.result import Bucket, CharacterLengths, Label, Statistics
+from finetune_trainer.data.row_index import MAX_LABELS, SPLITS, RowIndex
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.data.leaks import Leaks
+from finetune_trainer.data.duplicates import Leaks
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.load import context_length
 from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config

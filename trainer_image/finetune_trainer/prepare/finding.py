@@ -15,14 +15,15 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.data.files import (
     COMPRESSED_SUFFIXES,
     ENDINGS,
+    Budget,
     FileChanged,
     FileUnreadable,
     SourceFile,
     is_data,
     readable,
+    unpacking_budget,
 )
-from finetune_trainer.data.textchecks import printable
-from finetune_trainer.data.unpacking import Budget, unpacking_budget
+from finetune_trainer.data.row_problems import printable
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 WAIT_SECONDS: Final = 60.0

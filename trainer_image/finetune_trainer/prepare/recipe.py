@@ -9,8 +9,7 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, FailureReason, listed
-from finetune_trainer.data.options import FieldNames, Recipe
-from finetune_trainer.data.prompttemplate import PromptTemplate
+from finetune_trainer.data.recipe import FieldNames, PromptTemplate, Recipe
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.runtime.failure import StageFailure
 

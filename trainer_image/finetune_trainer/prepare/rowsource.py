@@ -14,8 +14,7 @@ from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.environment import SOURCES_MOUNT
 from finetune_trainer.contract.references import without_query
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.data.files import FileUnreadable, SourceFile, is_data
-from finetune_trainer.data.unpacking import Budget, unpacking_budget
+from finetune_trainer.data.files import Budget, FileUnreadable, SourceFile, is_data, unpacking_budget
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import (
     CONFIGMAP,

@@ -3,7 +3,7 @@
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.data.checks.sensitivevalues import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
+from finetune_trainer.data.checks.scanner import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
 from finetune_trainer.store import DerivedRef, Store
 
 

@@ -21,14 +21,12 @@ from finetune_trainer.contract.results import (
     SplitRecord,
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
-from finetune_trainer.data.comparison import EarlierVersion
-from finetune_trainer.data.files import FileUnreadable
+from finetune_trainer.data.files import FileUnreadable, TooLarge
 from finetune_trainer.data.pipeline import prepare_sources
 from finetune_trainer.data.reading import SourceFiles
 from finetune_trainer.data.result import Prepared, RowChanges, RowProblem, SourceSummary
-from finetune_trainer.data.rowproblems import QUOTED, RowPosition
-from finetune_trainer.data.textchecks import field_names
-from finetune_trainer.data.unpacking import TooLarge
+from finetune_trainer.data.row_problems import QUOTED, RowPosition, field_names
+from finetune_trainer.data.version_comparison import EarlierVersion
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.finding import unreadable
 from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog

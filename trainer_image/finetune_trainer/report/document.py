@@ -18,7 +18,7 @@ from finetune_trainer.data.result import (
     SourceSummary,
     Statistics,
 )
-from finetune_trainer.data.rowproblems import RowPosition
+from finetune_trainer.data.row_problems import RowPosition
 from finetune_trainer.rows import SPLIT_FILES
 
 VERSION: Final = 1

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.row_problems import Code
 
 DATASET_CODES: Final = frozenset(
     {

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.row_problems import Code
 from finetune_trainer.report.document import Document
 
 Level = Literal["good", "warning", "error"]

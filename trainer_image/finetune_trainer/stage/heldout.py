@@ -12,7 +12,7 @@ from finetune_trainer import canonical
 from finetune_trainer.contract.configs import PreflightConfig, TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.leaks import NO_LEAKS, Leaks, find_leaks
+from finetune_trainer.data.duplicates import NO_LEAKS, Leaks, find_leaks
 from finetune_trainer.rows import LEARNED_FROM, split_paths
 from finetune_trainer.store import DerivedRef, Store
 

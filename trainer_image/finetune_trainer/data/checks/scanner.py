@@ -1,22 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans all texts of a row for sensitive text, and redacts it as the recipe specifies."""
+"""Control sequences of chat templates in texts: a tokenizer reads them as marks of turns, not as text.
 
+Salted hashes of the secrets and personal data in training rows, to find them in answers of a model.
+
+The texts themselves are never stored. Like the rows next to it, the file must stay private: with it, guesses
+can be tested, and all numbers of a short form tried.
+
+Scans all texts of a row for sensitive text, and redacts it as the recipe specifies.
+"""
+
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.vocabulary import Finding
-from finetune_trainer.data.checks.base import DetectedSpan, Detector
-from finetune_trainer.data.checks.personal import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
-from finetune_trainer.data.checks.prefilter import Prefilter
+from finetune_trainer.data.checks.detector import DetectedSpan, Detector, Expressions, Prefilter
+from finetune_trainer.data.checks.personal_data import EmailAddresses, Ibans, PaymentCards, PhoneNumbers
 from finetune_trainer.data.checks.secrets import Secrets
-from finetune_trainer.data.checks.sequences import EXPRESSIONS, SEQUENCES, sequence_issue
-from finetune_trainer.data.rowproblems import QUOTED, Code, Issue, Severity, quoted
-from finetune_trainer.data.textchecks import field_name
+from finetune_trainer.data.row_problems import QUOTED, Code, Issue, Severity, field_name, quoted
 from finetune_trainer.rows import Row
+
+SEQUENCES: Final = re.compile(
+    r"<\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"
+    r"|system|user|assistant|end|start|return|channel|message|call)\|>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|\[/?(?:TOOL_CALLS|AVAILABLE_TOOLS)\]"
+)
+"""Control sequences of ChatML (Qwen), Llama, Phi, Gemma, Mistral and gpt-oss, as in their tokenizers."""
+EXPRESSIONS: Final[Expressions] = ((SEQUENCES.pattern,),)
+
+
+def sequence_issue(text: str, column: str) -> Issue | None:
+    """A warning about the first control sequence in a text."""
+    found = SEQUENCES.search(text)
+    if found is None:
+        return None
+    return Issue(
+        Code.CONTROL_SEQUENCE,
+        f"{column} has {found[0]}, which a model reads as the end or beginning of a turn,"
+        f" at character {found.start() + 1}",
+        "text without control sequences",
+        "remove it, or write the turns as messages",
+        column=column,
+        severity="warning",
+    )
+
+
+SENSITIVE_VALUES: Final = "sensitive-values"
+"""Name of the folder among those derived from a dataset."""
+SENSITIVE_FILE: Final = "sensitive.json"
+FORMAT: Final = 1
+SALT_BYTES: Final = 16
+MAX_HASHES: Final = 200_000
+"""Max number of stored hashes; more values are not compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensitiveHashes:
+    """Hashes of the sensitive values of a dataset, and how they were found."""
+
+    salt: str
+    """In hexadecimal."""
+    checks: Checks
+    hashes: frozenset[str]
+    """SHA-256 of salt and value, in hexadecimal."""
+    complete: bool = True
+    """False if there are more values than hashes."""
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
+        content = {
+            "format": FORMAT,
+            "salt": self.salt,
+            "checks": asdict(self.checks),
+            "hashes": sorted(self.hashes),
+        }
+        return canonical.encode(content if self.complete else {**content, "complete": False})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "SensitiveHashes":
+        """Read a file. Raises ValueError, KeyError, TypeError if it is damaged or has a newer format."""
+        value = json.loads(content)
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']}, not {FORMAT}")
+        return cls(
+            value["salt"], Checks(**value["checks"]), frozenset(value["hashes"]), value.get("complete", True)
+        )
+
+    def hash_of(self, value: str) -> str:
+        """The salted hash of a value."""
+        return _hash(self.salt, value)
+
+
+@dataclass
+class HashedValues:
+    """Collects the hashes of a dataset's sensitive values, with a new salt."""
+
+    salt: str = field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
+    hashes: set[str] = field(default_factory=set)
+    complete: bool = True
+    """False if a value was left out."""
+
+    def add(self, values: Iterable[str]) -> None:
+        """Add values, up to `MAX_HASHES` different ones."""
+        for value in values:
+            hashed = _hash(self.salt, value)
+            if len(self.hashes) < MAX_HASHES:
+                self.hashes.add(hashed)
+            elif hashed not in self.hashes:
+                self.complete = False
+                return
+
+    def found(self, checks: Checks) -> SensitiveHashes:
+        """The hashes of values that were found by these checks."""
+        return SensitiveHashes(self.salt, checks, frozenset(self.hashes), self.complete)
+
+
+def _hash(salt: str, value: str) -> str:
+    return hashlib.sha256(bytes.fromhex(salt) + value.encode(errors="backslashreplace")).hexdigest()
+
 
 STRICTEST: Final[tuple[Finding, ...]] = ("Fail", "Redact", "Warn")
 

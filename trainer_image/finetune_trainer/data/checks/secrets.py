@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
-from finetune_trainer.data.checks.base import DetectedSpan
-from finetune_trainer.data.checks.prefilter import Expressions, any_of, loosened
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.checks.detector import DetectedSpan, Expressions, any_of, loosened
+from finetune_trainer.data.row_problems import Code
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, get_args
 
 from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition
-from finetune_trainer.data.textchecks import field_names
+from finetune_trainer.data.row_problems import Code, InvalidRecord, Issue, RowPosition, field_names
 
 TableName = Literal["CSV", "TSV", "Parquet"]
 ContainerName = Literal["JSON Lines", "JSON list", "CSV", "TSV", "Parquet"]

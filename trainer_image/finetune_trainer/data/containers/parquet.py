@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.containers.base import Fields, Header, RawRecord, repeated_column
-from finetune_trainer.data.files import SourceFile
-from finetune_trainer.data.rowproblems import Code, InvalidRecord, Issue, RowPosition, quoted
-from finetune_trainer.data.textchecks import field_name
-from finetune_trainer.data.unpacking import GZIP, ZSTD
+from finetune_trainer.data.files import GZIP, ZSTD, SourceFile
+from finetune_trainer.data.row_problems import Code, InvalidRecord, Issue, RowPosition, field_name, quoted
 
 if TYPE_CHECKING:
     import pyarrow

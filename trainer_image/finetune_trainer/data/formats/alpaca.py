@@ -4,10 +4,8 @@
 from typing import Any, ClassVar
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Format, Issues, text
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import normal_line_ends, text_issue, type_name
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
+from finetune_trainer.data.row_problems import Code, Issue, normal_line_ends, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 

@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of formats, which turn a record into a row or issues."""
+"""Clues for recognizing formats: the fields of a record, the names in the recipe, the container.
 
+Columns of the source that stay with a prepared row, as texts. A model never sees them.
+
+Base class of formats, which turn a record into a row or issues.
+"""
+
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Final
+from enum import IntEnum
+from typing import Any, ClassVar, Final, Self
 
 from finetune_trainer.contract.vocabulary import DataFormat, SplitName
-from finetune_trainer.data.containers.base import Fields, TableName
-from finetune_trainer.data.formats.answerratings import (
+from finetune_trainer.data.containers.base import ContainerName, Fields, TableName, table_of
+from finetune_trainer.data.formats.conversations import read_system
+from finetune_trainer.data.formats.field_meanings import (
     PRODIGY_ANSWER,
     PRODIGY_HASH,
     AnswerRatings,
+    mapped_columns,
     rejected_in_prodigy,
 )
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.fieldmeanings import mapped_columns
-from finetune_trainer.data.formats.messages import read_system
-from finetune_trainer.data.keptcolumns import kept_columns
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.prompttemplate import PromptTemplate
-from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import (
+from finetune_trainer.data.recipe import FieldNames, PromptTemplate, Recipe
+from finetune_trainer.data.row_problems import (
+    FORBIDDEN_CHARACTERS,
+    Code,
+    Issue,
     field_names,
     listed,
     normal_line_ends,
@@ -30,6 +37,80 @@ from finetune_trainer.data.textchecks import (
     type_name,
 )
 from finetune_trainer.rows import Row
+
+
+class Match(IntEnum):
+    """How strongly a record matches a format. The highest wins, then the order of the registry."""
+
+    FIELDS = 1
+    """Its fields have the usual names."""
+    SHAPE = 2
+    """Its fields have names and types that no other format has."""
+    NAMED = 3
+    """It has the fields that the recipe names."""
+    EXPORT = 4
+    """It is the export of a tool, as its fields show, whatever the recipe names."""
+
+
+class Clues:
+    """Field names to expect in one source: those in the recipe, else the usual ones."""
+
+    def __init__(self, names: FieldNames) -> None:
+        """Raises ValueError for an invalid template."""
+        self.names = names
+        self.ratings = AnswerRatings(names)
+        self.prompt = (
+            PromptTemplate.parse(names.template).columns if names.template else (names.prompt or "prompt",)
+        )
+        self.completion = names.completion or "completion"
+        self.label = names.label or "label"
+        self.messages = names.messages or "messages"
+        self.table: TableName | None = None
+        """Container of the records if it is a table; None if it is JSON."""
+        self.answers = {names.chosen or "chosen", names.rejected or "rejected"}
+
+    def within(self, container: ContainerName) -> Self:
+        """The same clues for the records of a container."""
+        clues = copy(self)
+        clues.table = table_of(container)
+        return clues
+
+    def has_prompt(self, record: Fields) -> bool:
+        """Whether the record has all fields of the prompt."""
+        return record.keys() >= set(self.prompt)
+
+    def has_completion(self, record: Fields) -> bool:
+        """Whether the record has the completion."""
+        return self.completion in record
+
+    def has_plain_completion(self, record: Fields) -> bool:
+        """Whether the record has the completion, and it is neither a list nor an object."""
+        value: Any = record.get(self.completion)
+        return self.completion in record and not isinstance(value, list | dict)
+
+
+MAX_KEPT_CHARACTERS: Final = 256
+"""Max length of a kept value. Longer ones are truncated."""
+
+
+def kept_columns(record: Fields, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names and values of these columns, by name, without those that are missing, null or empty.
+
+    A number, a list or another value becomes its JSON, or its text if it has none. Never makes a row invalid:
+    characters that a row must not have become U+FFFD.
+    """
+    values = ((name, _text(record.get(name))) for name in sorted(set(names)))
+    return tuple((name, value) for name, value in values if value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float | list | dict):
+        value = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    text = FORBIDDEN_CHARACTERS.sub("\ufffd", normal_line_ends(str(value)))
+    return text if len(text) <= MAX_KEPT_CHARACTERS else text[: MAX_KEPT_CHARACTERS - 1] + "…"
+
 
 Group = str | int
 Issues = tuple[Issue, ...]

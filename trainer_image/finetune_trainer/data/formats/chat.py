@@ -4,15 +4,19 @@
 from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.containers.decoding import from_json
-from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import FIELDS, read_messages, unsupported, with_system
+from finetune_trainer.data.containers.json_records import from_json
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
+from finetune_trainer.data.formats.conversations import (
+    FIELDS,
+    order_issues,
+    read_messages,
+    read_tools,
+    unsupported,
+    with_system,
+)
 from finetune_trainer.data.formats.pairs import mixed
-from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Issue
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Issue
 from finetune_trainer.rows import Row
 
 

@@ -4,14 +4,11 @@
 from typing import ClassVar
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.answerratings import label_of
-from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import with_system
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
+from finetune_trainer.data.formats.conversations import order_issues, with_system
+from finetune_trainer.data.formats.field_meanings import label_of
 from finetune_trainer.data.formats.preference import read_answer, read_prompt, tools_issues
-from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import shown
+from finetune_trainer.data.row_problems import Code, Issue, shown
 from finetune_trainer.rows import Row
 
 

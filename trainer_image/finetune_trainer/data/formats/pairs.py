@@ -6,13 +6,10 @@ from typing import Any, ClassVar
 
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import Format, Issues, text
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages, with_system
-from finetune_trainer.data.formats.tools import read_tools
-from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, text
+from finetune_trainer.data.formats.conversations import order_issues, read_messages, read_tools, with_system
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats.base import EMPTY, Format, Issues, missing, text
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages, unsupported, with_system
-from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Code, Issue
+from finetune_trainer.data.formats.base import EMPTY, Clues, Format, Issues, Match, missing, text
+from finetune_trainer.data.formats.conversations import order_issues, read_messages, unsupported, with_system
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Code, Issue
 from finetune_trainer.rows import Message, Row
 
 OPENAI_FIELDS: Final = frozenset({"input", "preferred_output", "non_preferred_output"})

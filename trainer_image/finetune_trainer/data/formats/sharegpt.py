@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.containers.decoding import from_json
-from finetune_trainer.data.formats.base import Format, Issues, missing
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.messages import read_messages, unsupported, with_system
-from finetune_trainer.data.formats.turnorder import AS_WRITTEN, order_issues
-from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import shown, type_name
+from finetune_trainer.data.containers.json_records import from_json
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing
+from finetune_trainer.data.formats.conversations import (
+    AS_WRITTEN,
+    order_issues,
+    read_messages,
+    unsupported,
+    with_system,
+)
+from finetune_trainer.data.row_problems import Code, Issue, shown, type_name
 from finetune_trainer.rows import Message, Role, Row
 
 CONVERSATIONS: Final = "conversations"

@@ -17,8 +17,13 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import CheckFinding, OnFinding
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.checks.scanner import Scanner, strings_in
-from finetune_trainer.data.checks.sensitivevalues import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
+from finetune_trainer.data.checks.scanner import (
+    SENSITIVE_FILE,
+    SENSITIVE_VALUES,
+    Scanner,
+    SensitiveHashes,
+    strings_in,
+)
 from finetune_trainer.evaluate.checks.namedrows import named_rows
 from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.rows import Row

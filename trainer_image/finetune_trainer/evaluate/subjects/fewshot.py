@@ -19,7 +19,7 @@ from itertools import chain, zip_longest
 from typing import Final
 
 from finetune_trainer import canonical
-from finetune_trainer.data.index import input_digest
+from finetune_trainer.data.row_index import input_digest
 from finetune_trainer.rows import Row
 from finetune_trainer.scoring.scopesource import MAX_LABELS, MIN_ROWS_PER_LABEL
 

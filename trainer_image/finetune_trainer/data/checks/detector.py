@@ -3,11 +3,16 @@
 
 An RE2 set reads a text once, regardless of the number of expressions. RE2 has no lookaround, and its
 character classes are ASCII only. So its expressions match at least what a detector finds, and possibly more.
+
+Interface of detectors, which find spans of text that should not be learned.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+from finetune_trainer.data.row_problems import Code
 
 try:
     import re2
@@ -75,3 +80,35 @@ def _set_of(expressions: Sequence[str]) -> "re2.Set":
         result.Add(expression)
     result.Compile()
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedSpan:
+    """The span text[start:end]; `shown` is its partly masked form for messages."""
+
+    start: int
+    end: int
+    shown: str
+
+
+class Detector(Protocol):
+    """Finds one kind of sensitive text."""
+
+    code: ClassVar[Code]
+    name: ClassVar[str]
+    """Name with its article, for messages."""
+    expected: ClassVar[str]
+    fix: ClassVar[str]
+    setting: ClassVar[str]
+    """Field of a Dataset that sets what happens with a finding."""
+    placeholder: ClassVar[str]
+
+    @property
+    def expressions(self) -> Expressions:
+        """Expressions that match every text in which the detector finds something."""
+
+    def may_find(self, text: str) -> bool:
+        """Cheap check of a text that matches the expressions; False only if `find` would find nothing."""
+
+    def find(self, text: str) -> Iterator[DetectedSpan]:
+        """All spans in any order; they may overlap."""

@@ -8,12 +8,11 @@ from typing import Final
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import COMPLETION_FORMS, DataFormat, RowForm, SplitName
 from finetune_trainer.data.duplicates import Selection
-from finetune_trainer.data.formats.fieldmeanings import meaning_of
-from finetune_trainer.data.index import MAX_LABEL_CHARACTERS, RowIndex, folded
-from finetune_trainer.data.options import Recipe
+from finetune_trainer.data.formats.field_meanings import meaning_of
+from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.result import Label
-from finetune_trainer.data.rowproblems import Code, Issue, quoted
-from finetune_trainer.data.textchecks import field_name, with_hidden_characters
+from finetune_trainer.data.row_index import MAX_LABEL_CHARACTERS, RowIndex, folded
+from finetune_trainer.data.row_problems import Code, Issue, field_name, quoted, with_hidden_characters
 
 MIN_RECOMMENDED_ROWS: Final = 200
 MIN_NEAR_CONSTANT_SHARE: Final = 0.95

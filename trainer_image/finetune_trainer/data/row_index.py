@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
-from finetune_trainer.data.textchecks import visible_text
+from finetune_trainer.data.row_problems import visible_text
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
 
 SPLITS: Final[tuple[SplitName, ...]] = tuple(SPLIT_FILES)
 """Splits in the order of their numbers. Of equal rows, the one in the split with the highest number stays."""

@@ -6,25 +6,24 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from finetune_trainer.data.containers.base import Fields
-from finetune_trainer.data.formats import labelstudioissues as issues
-from finetune_trainer.data.formats.base import Format, Issues, missing, text
-from finetune_trainer.data.formats.clues import Clues, Match
-from finetune_trainer.data.formats.labelstudioanswers import answers_of, is_combined, text_of
-from finetune_trainer.data.formats.labelstudiotasks import (
+from finetune_trainer.data.formats import label_studio_tasks as issues
+from finetune_trainer.data.formats.base import Clues, Format, Issues, Match, missing, text
+from finetune_trainer.data.formats.conversations import order_issues, read_messages
+from finetune_trainer.data.formats.label_studio_tasks import (
     TRANSCRIPT,
+    answers_of,
     chat_of,
     chats_in,
     conversations_in,
     in_order,
+    is_combined,
     pair_of,
     selected_of,
+    text_of,
     unpacked,
 )
-from finetune_trainer.data.formats.messages import read_messages
-from finetune_trainer.data.formats.turnorder import order_issues
-from finetune_trainer.data.options import Recipe
-from finetune_trainer.data.rowproblems import Code, Issue
-from finetune_trainer.data.textchecks import normal_line_ends, printable, text_issue, type_name
+from finetune_trainer.data.recipe import Recipe
+from finetune_trainer.data.row_problems import Code, Issue, normal_line_ends, printable, text_issue, type_name
 from finetune_trainer.rows import Message, Row
 
 META: Final = (

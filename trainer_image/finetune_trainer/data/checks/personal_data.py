@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
-from finetune_trainer.data.checks.base import DetectedSpan
-from finetune_trainer.data.checks.prefilter import BEYOND_ASCII, Expressions, any_of
-from finetune_trainer.data.rowproblems import Code
+from finetune_trainer.data.checks.detector import BEYOND_ASCII, DetectedSpan, Expressions, any_of
+from finetune_trainer.data.row_problems import Code
 
 # Each regular expression begins with a set of characters and looks back only then, so that the engine skips
 # other text fast.

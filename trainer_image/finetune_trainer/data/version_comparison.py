@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.data.index import RowIndex, answer_digest, input_digest
 from finetune_trainer.data.result import RowChanges, SourceChanges
+from finetune_trainer.data.row_index import RowIndex, answer_digest, input_digest
 from finetune_trainer.rows import SPLIT_FILES, parse_row
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Digests = NDArray[np.uint64]
     Numbers = NDArray[np.int64]
     Mask = NDArray[np.bool_]
+
 
 ENTRY_BYTES: Final = 16
 UNKNOWN: Final = -1
