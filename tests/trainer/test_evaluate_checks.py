@@ -26,7 +26,7 @@ from finetune_trainer.evaluate.checks.memorization import find_memorized
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
-from finetune_trainer.prepare.sensitivehashes import publish_hashes
+from finetune_trainer.prepare.stage import publish_hashes
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.tokens.probeprompts import probe_prompts

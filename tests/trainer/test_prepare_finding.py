@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.prepare.finding import find_files
+from finetune_trainer.prepare.row_sources import find_files
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.rowsource import MountedRows
+from finetune_trainer.prepare.row_sources import MountedRows
 
 
 def version(path: Path, scheme: str = "pvc") -> str:

@@ -272,8 +272,8 @@ def test_a_table_without_records_fails_although_another_source_has_some(preparat
 def test_a_source_that_is_gone_is_named_with_its_field(
     preparation: Preparation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.prepare.finding.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("finetune_trainer.prepare.rowsource.find_files.__defaults__", (0.0,))
+    monkeypatch.setattr("finetune_trainer.prepare.row_sources.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("finetune_trainer.prepare.row_sources.find_files.__defaults__", (0.0,))
     good, gone = written(preparation, "good", pairs(5)), written(preparation, "gone", pairs(5))
     gone = gone.model_copy(update={"field": "sources[1]"})
     Path(gone.path or "").unlink()

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the stage: find the sources, prepare and validate their rows, publish them, and write the report."""
+"""Publishes the hashes of a dataset's secrets and personal data.
 
+Log files of problems and of similar rows, in the run's folder.
+
+Run the stage: find the sources, prepare and validate their rows, publish them, and write the report.
+"""
+
+import io
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from finetune_trainer import canonical
 from finetune_trainer.contract.base import Digest
@@ -21,26 +28,124 @@ from finetune_trainer.contract.results import (
     SplitRecord,
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
+from finetune_trainer.data.checks.scanner import SENSITIVE_FILE, SENSITIVE_VALUES, SensitiveHashes
 from finetune_trainer.data.files import FileUnreadable, TooLarge
 from finetune_trainer.data.pipeline import prepare_sources
 from finetune_trainer.data.reading import SourceFiles
-from finetune_trainer.data.result import Prepared, RowChanges, RowProblem, SourceSummary
+from finetune_trainer.data.result import DuplicatePair, Prepared, RowChanges, RowProblem, SourceSummary
 from finetune_trainer.data.row_problems import QUOTED, RowPosition, field_names
 from finetune_trainer.data.version_comparison import EarlierVersion
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.prepare.finding import unreadable
-from finetune_trainer.prepare.problemlog import AlikeLog, ProblemLog
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
-from finetune_trainer.prepare.rowsource import Rows, open_sources
-from finetune_trainer.prepare.sensitivehashes import publish_hashes
-from finetune_trainer.report.document import document, encode
+from finetune_trainer.prepare.row_sources import Rows, open_sources, unreadable
+from finetune_trainer.report.document import document, duplicate_record, encode, problem_record
 from finetune_trainer.report.headlines import DATASET_CODES
 from finetune_trainer.report.htmlpage import page
 from finetune_trainer.rows import SPLIT_FILES, split_paths
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.progressmeter import ProgressMeter
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.store import RunFolder
+from finetune_trainer.store import DerivedRef, RunFolder, Store
+
+
+def publish_hashes(store: Store, dataset: Digest, sensitive: SensitiveHashes) -> None:
+    """Publish the hashes as derived from the dataset, so that its digest does not depend on them.
+
+    Those of the newest preparation count. A dataset that never had any gets no file.
+    Raises StageFailure (STORE_UNAVAILABLE).
+    """
+    of = ArtifactRef(kind="datasets", digest=dataset)
+    if not sensitive.hashes and store.derived(of, SENSITIVE_VALUES) is None:
+        return
+    with store.staging() as staging:
+        (staging / SENSITIVE_FILE).write_bytes(sensitive.to_bytes())
+        ref = DerivedRef(of, store.publish(of, staging))
+    store.name_derived(ref, SENSITIVE_VALUES)
+
+
+PROBLEMS_NAME: Final = "problems.jsonl"
+ALIKE_NAME: Final = "alike.jsonl"
+MAX_BYTES: Final = 64 << 20
+"""Max size of one log. A longer one is not useful, and other runs share the store."""
+
+logger = logging.getLogger(__name__)
+
+
+class LineLog:
+    """Write records to a file in a run's folder, one per line, up to `MAX_BYTES`.
+
+    Replaces the log of an earlier attempt. Without records there is no file.
+    Raises StageFailure (STORE_UNAVAILABLE).
+    """
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        self.uri = f"{folder.uri}/{name}"
+        self._folder = folder
+        self._name = name
+        self._path = folder.path / name
+        self._count = 0
+        self._bytes = 0
+        self._temporary = folder.path / f".{name}.part"
+        self._file: io.TextIOWrapper | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.remove(self._name)
+        with self._folder.mount.reachable(self._path):
+            self._temporary.unlink(missing_ok=True)
+            # Mode x never follows a link that another writer to the store has created.
+            self._file = self._temporary.open("x", encoding="utf-8", newline="\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        with self._folder.mount.reachable(self._path):
+            self._file.close()
+            if self._count:
+                self._temporary.replace(self._path)
+            else:
+                self._temporary.unlink()
+        if self._count:
+            self._folder.keep(self._name)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one record, unless the log is full."""
+        if self._file is None:
+            raise ValueError("the log is not open")
+        self._count += 1
+        if self._bytes > MAX_BYTES:
+            return
+        line = canonical.text(record) + "\n"
+        self._bytes += len(line.encode())
+        with self._folder.mount.reachable(self._path):
+            self._file.write(line)
+        if self._bytes > MAX_BYTES:
+            logger.warning("%s has only the first %d records", self.uri, self._count)
+
+
+class ProblemLog(LineLog):
+    """Every problem, in `problems.jsonl`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, PROBLEMS_NAME)
+
+    def add(self, problem: RowProblem) -> None:
+        """Write one problem."""
+        self.write(problem_record(problem))
+
+
+class AlikeLog(LineLog):
+    """Every pair of similar rows, in `alike.jsonl`: the removed or reported row and the other one."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, ALIKE_NAME)
+
+    def add(self, pair: DuplicatePair) -> None:
+        """Write one pair."""
+        self.write(duplicate_record(pair))
+
 
 REPORT_NAME: Final = "report.json"
 PAGE_NAME: Final = "report.html"
@@ -48,8 +153,6 @@ MAX_SHOWN_PROBLEMS: Final = 10
 MAX_SHOWN_CHARACTERS: Final = 200
 MAX_UNREAD_FIELDS: Final = 10
 VERSION_DIGITS: Final = 32
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig, context: StageContext) -> PrepareResult:
