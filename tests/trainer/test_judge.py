@@ -27,9 +27,8 @@ from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
 from finetune_trainer.evaluate.judge.verdicts import JudgeCounts, RowVerdicts
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
 from finetune_trainer.remote import retries
-from finetune_trainer.remote.jsonapi import JsonApi
-from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
-from finetune_trainer.remote.retries import Unreachable
+from finetune_trainer.remote.json_api import JsonApi
+from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop

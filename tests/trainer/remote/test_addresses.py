@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.remote.addresses import AddressRefused, guard_connections, why_forbidden
+from finetune_trainer.remote.origins import AddressRefused, guard_connections, why_forbidden
 from tests.s3server import S3Server
 from tests.trainer.remote.hubserver import HubServer, Repository
 from tests.trainer.remote.reading import failure, read

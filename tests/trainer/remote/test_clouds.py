@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.remote import remotefiles
+from finetune_trainer.remote import source
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.cloudservers import AzureServer, CloudServer, GoogleServer
@@ -114,7 +114,7 @@ def test_a_folder_of_too_many_files_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remotefiles, "MAX_FILES", 2)
+    monkeypatch.setattr(source, "MAX_FILES", 2)
     with kind() as server:
         server.files = {f"rows/2030/{name}.jsonl": ROWS for name in "abc"}
 

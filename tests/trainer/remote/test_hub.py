@@ -21,7 +21,7 @@ from finetune_trainer.preflight.basemodelfetch import store_model
 from finetune_trainer.preflight.modelfiles import model_files
 from finetune_trainer.preflight.modelsource import readable_model
 from finetune_trainer.remote import hub as hub_client
-from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext

@@ -11,7 +11,7 @@ from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.remote.limits import CHUNK_BYTES
+from finetune_trainer.remote.remote_folder import CHUNK_BYTES
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.s3server import S3Server
 from tests.trainer.preparing import json_lines, pairs

@@ -11,9 +11,8 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from finetune_trainer.contract.analysis import PrometheusQuery, PrometheusSource
-from finetune_trainer.remote.advice import advice_about
 from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.jsonapi import JsonApi
+from finetune_trainer.remote.json_api import JsonApi, advice_about
 from finetune_trainer.remote.retries import Unreachable
 
 QUERY_SECONDS: Final = 30.0

@@ -16,7 +16,7 @@ from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.serving import DownloadConfig
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.modelfiles import absent, choose_files, metadata_files
-from finetune_trainer.remote.limits import MAX_MODEL_BYTES
+from finetune_trainer.remote.remote_folder import MAX_MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext

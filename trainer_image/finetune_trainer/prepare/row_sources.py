@@ -32,8 +32,7 @@ from finetune_trainer.data.files import (
 )
 from finetune_trainer.data.row_problems import printable
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.remote.limits import MAX_SOURCE_BYTES
-from finetune_trainer.remote.remotefolder import RemoteFile
+from finetune_trainer.remote.remote_folder import MAX_SOURCE_BYTES, RemoteFile
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store import RunFolder

@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, listed
-from finetune_trainer.remote.origin import check_endpoint
+from finetune_trainer.remote.origins import check_endpoint
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER
 

@@ -7,9 +7,9 @@ from fsspec import AbstractFileSystem
 
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials, load_credentials
-from finetune_trainer.remote.remotefolder import RemoteFolder
+from finetune_trainer.remote.origins import guard_connections
+from finetune_trainer.remote.remote_folder import RemoteFolder
 from finetune_trainer.runtime.failure import StageFailure
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")

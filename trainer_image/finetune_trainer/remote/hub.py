@@ -14,9 +14,8 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.remote.origin import origin_of, require_https
-from finetune_trainer.remote.remotefolder import RemoteFolder
+from finetune_trainer.remote.origins import origin_of, require_https
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS, RemoteFolder
 from finetune_trainer.runtime.failure import StageFailure
 
 ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)

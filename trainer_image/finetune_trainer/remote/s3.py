@@ -13,8 +13,8 @@ from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
 from finetune_trainer.remote.credentials import AMAZON, Credentials, plain, redact_file
-from finetune_trainer.remote.limits import CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.remote.origin import RedirectRefused
+from finetune_trainer.remote.origins import RedirectRefused
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 
 ERRORS: Final = (BotoCoreError, ClientError)
 DEFAULT_REGION: Final = "us-east-1"

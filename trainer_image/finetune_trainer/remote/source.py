@@ -1,27 +1,228 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file or folder that a stage reads over the network: its listing and its download."""
+"""Lists the files of a remote folder, and reads them from any offset.
 
+Download of remote files. A file gets its final name only when it is complete.
+
+A file or folder that a stage reads over the network: its listing and its download.
+"""
+
+import glob
+import hashlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Final
 
 from finetune_trainer import canonical
+from finetune_trainer.beneath import no_follow_opener
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.manifest import OnBytes, digest_of, ignore_bytes
+from finetune_trainer.manifest import OnBytes, digest_of, hash_file, ignore_bytes
 from finetune_trainer.remote.credentials import valid_keys
-from finetune_trainer.remote.download import Download
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.remote.limits import MAX_DOWNLOAD_SECONDS, MAX_FILES
-from finetune_trainer.remote.remotefiles import list_files
-from finetune_trainer.remote.remotefolder import RemoteFile
-from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
-from finetune_trainer.remote.retries import Retrier, Unreachable
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.remote.remote_folder import (
+    CHUNK_BYTES,
+    MAX_DOWNLOAD_SECONDS,
+    MAX_FILES,
+    REQUESTS_AHEAD,
+    RemoteFile,
+    RemoteFolder,
+    Stream,
+)
+from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Retrier, Unreachable
+from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.scrubbing import SCRUBBER
+
+VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
+"""Keys under which file systems report the version of a file."""
+TIME_KEYS: Final = ("LastModified", "last_modified", "updated")
+"""Keys under which file systems report when a file was last written."""
+
+
+def list_files(folder: RemoteFolder) -> tuple[RemoteFile, ...]:
+    """List the files in a folder, without its subfolders, sorted by name; or the file itself.
+
+    Raises Unreachable if there are too many.
+    """
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return (web.stat(folder),)
+    info = folder.filesystem.info(folder.path)
+    entries = [info] if info["type"] == "file" else folder.filesystem.ls(folder.path, detail=True)
+    # Object stores represent folders as empty objects.
+    files = [_file(entry) for entry in entries if entry["type"] == "file" and not entry["name"].endswith("/")]
+    if len(files) > MAX_FILES:
+        raise Unreachable(RemoteProblem(ProblemKind.LIMIT, f"it has {len(files)} files"))
+    return tuple(sorted(files, key=lambda file: file.name))
+
+
+def version_of(folder: RemoteFolder, file: RemoteFile) -> str:
+    """Return the current version of a file."""
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return web.stat(folder).version
+    return _file(folder.filesystem.info(file.path)).version
+
+
+def open_stream(folder: RemoteFolder, file: RemoteFile, offset: int) -> Stream:
+    """Open the content of a file at `offset`, or at its beginning."""
+    if folder.scheme == "https":
+        from finetune_trainer.remote import web
+
+        return web.open_stream(folder, file, offset)
+    return Stream(offset, version_of(folder, file), _chunks(folder, file, offset))
+
+
+def _chunks(folder: RemoteFolder, file: RemoteFile, offset: int) -> Iterator[bytes]:
+    """Read a few requests ahead, because a single connection is slow on a fast network."""
+    size = file.size_bytes or 0
+    pool = ThreadPoolExecutor(REQUESTS_AHEAD, thread_name_prefix="download")
+    pending: deque[Future[bytes]] = deque()
+    try:
+        for start in range(offset, size, CHUNK_BYTES):
+            pending.append(pool.submit(_range, folder, file, start, min(start + CHUNK_BYTES, size)))
+            if len(pending) == REQUESTS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _range(folder: RemoteFolder, file: RemoteFile, start: int, end: int) -> bytes:
+    with folder.filesystem.open(file.path, "rb", block_size=CHUNK_BYTES, cache_type="none") as content:
+        content.seek(start)
+        read: bytes = content.read(end - start)
+        return read
+
+
+def _file(entry: dict[str, Any]) -> RemoteFile:
+    lfs = entry.get("lfs") or {}
+    return RemoteFile(
+        name=PurePosixPath(entry["name"]).name,
+        path=entry["name"],
+        size_bytes=entry["size"],
+        version=_first(entry, VERSION_KEYS),
+        modified=_first(entry, TIME_KEYS),
+        sha256=lfs.get("sha256"),
+    )
+
+
+def _first(entry: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return next((str(entry[key]) for key in keys if entry.get(key)), "")
+
+
+class _Unwritable(Exception):
+    """An error of the disk, wrapped to distinguish it from errors of the network."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Download:
+    """Downloads files of one folder, up to a number of bytes and a deadline in `time.monotonic()`."""
+
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        retrier: Retrier,
+        stop: threading.Event,
+        limit_bytes: int,
+        deadline: float,
+    ) -> None:
+        self._folder = folder
+        self._retrier = retrier
+        self._stop = stop
+        self._limit_bytes = limit_bytes
+        self._deadline = deadline
+        self._downloaded_bytes = 0
+        """Total size of the complete files."""
+
+    def fetch(self, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
+        """Download the file to `target`. Resumes an earlier attempt at the same version.
+
+        Raises Unreachable, Preempted, and OSError of the disk.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        version = hashlib.sha256(file.version.encode()).hexdigest()[:16]
+        part = target.with_name(f".{target.name}.{version}.part")
+        whole = part.with_suffix(".whole")
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.{'?' * len(version)}.*"):
+            if stale not in {part, whole} or not file.version:
+                stale.unlink()
+        if whole.exists() and target.exists():
+            self._count(target, on_bytes)
+            return
+        whole.unlink(missing_ok=True)
+        with open(part, "ab", opener=no_follow_opener) as content:
+            on_bytes(content.tell())
+            if file.size_bytes is None or content.tell() != file.size_bytes:
+                try:
+                    self._retrier.call(lambda: self._resume(file, content, on_bytes), content.tell)
+                except _Unwritable as failure:
+                    raise failure.error from None
+        self._check(file, part)
+        part.replace(target)
+        whole.touch()
+        self._count(target)
+
+    def _count(self, target: Path, on_bytes: OnBytes = ignore_bytes) -> None:
+        size = target.stat().st_size
+        self._downloaded_bytes += size
+        on_bytes(size)
+
+    def _resume(self, file: RemoteFile, content: IO[bytes], on_bytes: OnBytes) -> None:
+        stream = open_stream(self._folder, file, _resume_offset(file, content))
+        if stream.version != file.version:
+            raise _changed(file)
+        content.truncate(stream.start)
+        content.seek(stream.start)
+        for chunk in stream.chunks:
+            if self._stop.is_set():
+                raise Preempted
+            if time.monotonic() > self._deadline:
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "the download takes too long"))
+            if self._downloaded_bytes + content.tell() + len(chunk) > self._limit_bytes:
+                raise Unreachable(RemoteProblem(ProblemKind.LIMIT, "it is larger than the limit"))
+            try:
+                content.write(chunk)
+            except OSError as error:
+                raise _Unwritable(error) from error
+            on_bytes(len(chunk))
+        if file.size_bytes is not None and content.tell() < file.size_bytes:
+            raise EOFError(f"{file.name} ended after {content.tell()} of {file.size_bytes} bytes")
+
+    def _check(self, file: RemoteFile, part: Path) -> None:
+        """Raise Unreachable, and delete the download, if it is not the file that was listed."""
+        size = part.stat().st_size
+        if file.size_bytes is not None and size != file.size_bytes:
+            mismatch = f"{file.name} has {size} bytes in the pod, and {file.size_bytes} on the server"
+        elif file.sha256 is not None and hash_file(part) != file.sha256:
+            mismatch = f"{file.name} does not have the sha256 that its server reports, {file.sha256}"
+        elif self._retrier.call(lambda: version_of(self._folder, file)) != file.version:
+            part.unlink()
+            raise _changed(file)
+        else:
+            return
+        part.unlink()
+        raise Unreachable(RemoteProblem(ProblemKind.TRANSIENT, mismatch))
+
+
+def _resume_offset(file: RemoteFile, content: IO[bytes]) -> int:
+    """Return the offset to resume from: 0 without version or size, which a complete file is checked by."""
+    return content.tell() if file.version and file.size_bytes is not None else 0
+
+
+def _changed(file: RemoteFile) -> Unreachable:
+    return Unreachable(RemoteProblem(ProblemKind.TRANSIENT, f"{file.name} was changed while it was read"))
 
 
 @dataclass(frozen=True, slots=True)

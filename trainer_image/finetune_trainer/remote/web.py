@@ -15,9 +15,15 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from finetune_trainer.remote.credentials import Credentials
-from finetune_trainer.remote.limits import CHUNK_BYTES, CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.remote.origin import origin_of, require_https
-from finetune_trainer.remote.remotefolder import RemoteFile, RemoteFolder, Stream
+from finetune_trainer.remote.origins import origin_of, require_https
+from finetune_trainer.remote.remote_folder import (
+    CHUNK_BYTES,
+    CONNECT_SECONDS,
+    STALL_SECONDS,
+    RemoteFile,
+    RemoteFolder,
+    Stream,
+)
 
 ERRORS: Final = (aiohttp.ClientError,)
 DEFAULT_FILE_NAME: Final = "rows"

@@ -7,11 +7,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from finetune_trainer.contract.own_metrics import Judge
-from finetune_trainer.remote.advice import advice_about
 from finetune_trainer.remote.credentials import load_credentials
-from finetune_trainer.remote.jsonapi import JsonApi
-from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem
-from finetune_trainer.remote.retries import Unreachable
+from finetune_trainer.remote.json_api import JsonApi, advice_about
+from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
 from finetune_trainer.runtime.failure import StageFailure
 
 CHECK_ATTEMPTS: Final = 3

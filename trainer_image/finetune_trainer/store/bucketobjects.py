@@ -17,9 +17,8 @@ from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.remote.remotefolder import RemoteFolder
-from finetune_trainer.remote.remoteproblems import ProblemKind
-from finetune_trainer.remote.retries import Retrier, Unreachable
+from finetune_trainer.remote.remote_folder import RemoteFolder
+from finetune_trainer.remote.retries import ProblemKind, Retrier, Unreachable
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 
 ResultT = TypeVar("ResultT")

@@ -9,9 +9,8 @@ from typing import Any, Final
 from finetune_trainer.evaluate.judge.prompt import read_verdict
 from finetune_trainer.evaluate.judge.questions import Question
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
-from finetune_trainer.remote.jsonapi import JsonApi
-from finetune_trainer.remote.remoteproblems import ProblemKind
-from finetune_trainer.remote.retries import Unreachable
+from finetune_trainer.remote.json_api import JsonApi
+from finetune_trainer.remote.retries import ProblemKind, Unreachable
 from finetune_trainer.runtime.scrubbing import SCRUBBER
 from finetune_trainer.runtime.signals import Stop
 

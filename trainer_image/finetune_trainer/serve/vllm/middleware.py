@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketClose
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.remote.addresses import guard_connections
+from finetune_trainer.remote.origins import guard_connections
 from finetune_trainer.runtime import configuration
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.apikeys import ApiKeys, RequireKey

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries."""
+"""Requests to a JSON API of a user, with the credentials of its endpoint, time limits and retries.
+
+What a user can do about a JSON API of theirs that cannot be used.
+"""
 
 import asyncio
 import json
@@ -13,13 +16,12 @@ from typing import Any, Final, Self
 import aiohttp
 from aiohttp import hdrs
 
+from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.remote.addresses import guard_connections
 from finetune_trainer.remote.credentials import Credentials, invalid
-from finetune_trainer.remote.limits import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
-from finetune_trainer.remote.origin import RedirectRefused, origin_of
-from finetune_trainer.remote.remoteproblems import ProblemKind, RemoteProblem, problem_of
-from finetune_trainer.remote.retries import Unreachable, pause_seconds
+from finetune_trainer.remote.origins import RedirectRefused, guard_connections, origin_of
+from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
+from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable, pause_seconds, problem_of
 from finetune_trainer.remote.web import authorized_options
 from finetune_trainer.runtime.failure import StageFailure
 
@@ -162,3 +164,25 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
         seconds = float(response.headers.get(hdrs.RETRY_AFTER, ""))
         return seconds if math.isfinite(seconds) else 0
     return 0
+
+
+def advice_about(problem: RemoteProblem, credentials: SecretMount | None, otherwise: str) -> str:
+    """What to do, in the imperative.
+
+    Args:
+        problem: why the API cannot be used.
+        credentials: Secret that the `credentialsSecretRef` of the API names.
+        otherwise: what to do about a response that is wrong for this API.
+    """
+    match problem.kind:
+        case ProblemKind.DENIED if credentials is None:
+            return "name a Secret with a token in its credentialsSecretRef"
+        case ProblemKind.DENIED:
+            return f"correct Secret {credentials.name}" if credentials else otherwise
+        case ProblemKind.UNTRUSTED:
+            return "add the certificate of its authority as caBundle to the Secret of credentialsSecretRef"
+        case ProblemKind.FORBIDDEN_ADDRESS:
+            return "use another server"
+        case ProblemKind.TRANSIENT:
+            return "check that its server runs, and that pods of this namespace can connect to it"
+    return otherwise
