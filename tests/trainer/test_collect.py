@@ -9,7 +9,7 @@ from finetune_trainer.contract.configs import CollectConfig
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.store import collect, open_store
+from finetune_trainer.store import open_store, processes
 from tests.trainer.processes import run
 
 OWNER = Owner(kind="FineTuneJob", namespace="team", name="tickets", uid="uid-1")
@@ -31,7 +31,7 @@ def test_a_store_that_can_be_read_and_not_written_fails_the_probe(tmp_path: Path
     store = open_store(config.store)
     store.write_result(StageResult(stage="train", run="uid-1", outcome="Failed", reason="Internal"))
     # Permissions do not stop root, but a folder in the place of the file does.
-    (tmp_path / "runs" / "uid-1" / "train" / collect.PROBE_NAME).mkdir()
+    (tmp_path / "runs" / "uid-1" / "train" / processes.PROBE_NAME).mkdir()
     ended = run(config)
     assert (ended.result.reason, ended.code) == (FailureReason.STORE_UNAVAILABLE, ExitCode.STORE_UNAVAILABLE)
     assert run(config.model_copy(update={"probe": False})).code == ExitCode.OK

@@ -24,7 +24,7 @@ from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading, merge
 from finetune_trainer.serve.fetch import run as fetch
-from finetune_trainer.store import DerivedRef, Store, downloadlock, open_store
+from finetune_trainer.store import DerivedRef, Store, download_lock, open_store
 from tests.trainer.processes import run
 from tests.trainer.serve.models import make_llama
 
@@ -65,7 +65,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloadlock, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(download_lock, "CONFIRM_SECONDS", 0.01)
 
 
 def logits(model: Any) -> torch.Tensor:

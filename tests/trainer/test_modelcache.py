@@ -15,8 +15,10 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fill import run as fill
-from finetune_trainer.store import Store, copying, downloadlock, failures, modelcache, open_store
-from finetune_trainer.store.modelcache import CacheVolume
+from finetune_trainer.store import Store, download_lock, failures, open_store
+from finetune_trainer.store import copies as copying
+from finetune_trainer.store import copies as modelcache
+from finetune_trainer.store.copies import CacheVolume
 from tests.trainer.processes import run
 
 
@@ -60,8 +62,8 @@ class Namespace:
 
 @pytest.fixture
 def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    monkeypatch.setattr(downloadlock, "CONFIRM_SECONDS", 0.01)
-    monkeypatch.setattr(downloadlock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(download_lock, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(download_lock, "POLL_SECONDS", 0.05)
     return Namespace(tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_a_file_that_only_root_can_read_is_named(
     def refuse(folder: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "config.json"))
 
-    monkeypatch.setattr("finetune_trainer.store.modelimage.verify_files", refuse)
+    monkeypatch.setattr("finetune_trainer.store.copies.verify_files", refuse)
 
     failure = refusal(config)
 

@@ -26,7 +26,7 @@ from finetune_trainer.remote.source import RemoteSource
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.store import downloadlock
+from finetune_trainer.store import download_lock
 from finetune_trainer.store.mounted import MountedStore
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.hubserver import HubServer, Repository
@@ -167,7 +167,7 @@ def test_stages_that_did_not_see_each_others_download_keep_one_model(
 def test_runs_that_start_together_download_a_model_once(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloadlock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(download_lock, "POLL_SECONDS", 0.05)
     begun = threading.Event()
     download = RemoteSource.download
 
@@ -190,8 +190,8 @@ def test_runs_that_start_together_download_a_model_once(
 def test_a_pod_that_ended_in_its_download_is_waited_for_no_longer_than_a_minute(
     hub: HubServer, model: Repository, secret: SecretMount, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloadlock, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(downloadlock, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(download_lock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(download_lock, "STALE_SECONDS", 0.5)
     run_preflight(bench, secret, run="one")
     models = bench.root / "store" / "models"
     (source,) = (models / "by-source").iterdir()

@@ -15,7 +15,7 @@ from finetune_trainer.contract.own_metrics import CustomMetricSource
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import Score, ScoreResult, StageResult
-from finetune_trainer.store.keys import key_of, run_key
+from finetune_trainer.store.base import key_of, run_key
 from tests.unit.operator.memorycluster import MemoryCluster
 from tests.unit.operator.runobjects import (
     JOB,

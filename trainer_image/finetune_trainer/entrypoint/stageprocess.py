@@ -23,7 +23,7 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
-from finetune_trainer.store.collect import collect
+from finetune_trainer.store.processes import collect
 
 MAX_LAST_REPORT_SECONDS: Final = 5.0
 MAX_EXIT_SECONDS: Final = 30.0

@@ -14,7 +14,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FULL_MODEL
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.store.readahead import read_ahead
+from finetune_trainer.store.read_ahead import read_ahead
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig
 """Config of a stage that leaves a result of its own."""

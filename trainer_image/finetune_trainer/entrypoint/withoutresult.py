@@ -10,7 +10,7 @@ from finetune_trainer.contract.serving import (
     ServeConfig,
 )
 from finetune_trainer.store import open_store
-from finetune_trainer.store.cleanup import cleanup
+from finetune_trainer.store.processes import cleanup
 
 ConfigWithoutResult = (
     CleanupConfig

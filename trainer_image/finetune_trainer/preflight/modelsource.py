@@ -21,7 +21,7 @@ from finetune_trainer.remote.source import RemoteSource, SourceRequest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.store.downloadlock import download_lock
+from finetune_trainer.store.download_lock import download_lock
 
 ModelConfig = PreflightConfig | DownloadConfig
 """Config that names a base model by its source."""

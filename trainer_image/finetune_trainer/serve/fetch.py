@@ -17,11 +17,9 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine_files
 from finetune_trainer.store import DerivedRef, Store, open_store
-from finetune_trainer.store.copying import copy_artifact
+from finetune_trainer.store.base import StoredRef, derived_or_own
+from finetune_trainer.store.copies import CacheVolume, copy_artifact, verified_image
 from finetune_trainer.store.failures import verify_files, writable
-from finetune_trainer.store.keys import StoredRef, derived_or_own
-from finetune_trainer.store.modelcache import CacheVolume
-from finetune_trainer.store.modelimage import verified_image
 
 logger = logging.getLogger(__name__)
 

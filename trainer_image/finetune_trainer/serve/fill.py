@@ -7,9 +7,9 @@ from functools import partial
 
 from finetune_trainer.contract.serving import FillConfig
 from finetune_trainer.store import open_store
-from finetune_trainer.store.downloadlock import download_lock
-from finetune_trainer.store.keys import derived_or_own, key_of
-from finetune_trainer.store.modelcache import CacheVolume
+from finetune_trainer.store.base import derived_or_own, key_of
+from finetune_trainer.store.copies import CacheVolume
+from finetune_trainer.store.download_lock import download_lock
 
 logger = logging.getLogger(__name__)
 

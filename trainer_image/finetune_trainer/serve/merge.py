@@ -44,7 +44,7 @@ from finetune_trainer.model.probetolerance import Computation
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store
-from finetune_trainer.store.downloadlock import download_lock
+from finetune_trainer.store.download_lock import download_lock
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.probeprompts import probe_prompts
 

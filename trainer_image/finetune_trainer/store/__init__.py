@@ -6,9 +6,7 @@ Layout of every store: `datasets/<digits>/`, `models/<digits>/`, `checkpoints/<d
 was derived from an artifact is in `derived/<digits>/` of its folder, and is removed with it.
 """
 
-from finetune_trainer.store.base import Store
-from finetune_trainer.store.keys import ArtifactKind, DerivedRef
+from finetune_trainer.store.base import ArtifactKind, DerivedRef, RunFolder, Store
 from finetune_trainer.store.opening import open_store
-from finetune_trainer.store.runfolder import RunFolder
 
 __all__ = ["ArtifactKind", "DerivedRef", "RunFolder", "Store", "open_store"]

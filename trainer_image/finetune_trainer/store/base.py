@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of all stores, and the code that they share."""
+"""Where a store has artifacts, derived folders and runs: keys relative to the store, with `/`.
+
+Interface of the folder of one stage of a run, in all stores.
+
+Interface of all stores, and the code that they share.
+"""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Final
+from types import TracebackType
+from typing import ClassVar, Final, Literal, Self
 
 from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from finetune_trainer.contract.base import CONTRACT_VERSION, Digest
 from finetune_trainer.contract.references import ArtifactRef
@@ -16,18 +23,150 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason, Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store.failures import corrupt
-from finetune_trainer.store.keys import (
-    DOWNLOADS,
-    SOURCES,
-    DerivedRef,
-    Place,
-    StoredRef,
-    key_of,
-    name_key,
-    run_key,
-)
-from finetune_trainer.store.runfolder import RunFolder
+from finetune_trainer.store.failures import Mount, any_file, corrupt
+
+ArtifactKind = Literal["datasets", "models", "checkpoints"]
+
+SOURCES: Final = "models/by-source"
+"""One file per source of a downloaded base model: the artifact that it became."""
+DOWNLOADS: Final = "downloads"
+"""One note per source of a base model: the run that is downloading it."""
+DERIVED: Final = "derived"
+"""Folder of an artifact for what was derived from it. The artifact's manifest does not list it."""
+BY_NAME: Final = "by-name"
+"""One file per name of a derived folder: its digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedRef:
+    """A complete folder that was derived from an artifact. Raises ValidationError for another digest."""
+
+    of: ArtifactRef
+    digest: Digest
+
+
+StoredRef = ArtifactRef | DerivedRef
+Place = ArtifactKind | ArtifactRef
+"""Where to publish a folder: as an artifact of a kind, or as derived from an artifact."""
+
+
+def derived_or_own(artifact: ArtifactRef, derived: Digest | None) -> StoredRef:
+    """Return the reference to a folder that is derived from an artifact, or to the artifact itself."""
+    return artifact if derived is None else DerivedRef(artifact, derived)
+
+
+def ref_to(place: Place, digest: Digest) -> StoredRef:
+    """Return the reference to a folder that is published at `place`."""
+    if isinstance(place, ArtifactRef):
+        return DerivedRef(place, digest)
+    return ArtifactRef(kind=place, digest=digest)
+
+
+def key_of(ref: StoredRef) -> str:
+    """Return the folder of an artifact or of what was derived from it."""
+    parent = ref.kind if isinstance(ref, ArtifactRef) else f"{key_of(ref.of)}/{DERIVED}"
+    return f"{parent}/{ref.digest.removeprefix('sha256:')}"
+
+
+def name_key(of: ArtifactRef, name: str) -> str:
+    """Return the file with the digest of the derived folder `name`."""
+    return f"{key_of(of)}/{DERIVED}/{BY_NAME}/{name}"
+
+
+def run_key(run: str, *stage: str) -> str:
+    """Return the folder of a run or stage. Raises StageFailure (INVALID_CONFIG)."""
+    for field, value in zip(("run", "stage"), (run, *stage), strict=False):
+        if value in ("", ".", "..") or "/" in value or "\0" in value:
+            raise StageFailure(FailureReason.INVALID_CONFIG, f"{field}: {value!r} is not a folder name")
+    return "/".join(("runs", run, *stage))
+
+
+class RunFolder(ABC):
+    """The folder of one stage of a run. Names are relative, with `/`.
+
+    Small files are read and written whole. Large files, and folders, are written below `path` and then kept.
+    A bucket uploads them in the background; leaving the block waits for the uploads.
+    """
+
+    def __init__(self, uri: str, path: Path) -> None:
+        self.uri = uri
+        """Uri of the folder, for messages."""
+        self.path = path
+        """Folder that the stage writes to, on a file system of the pod."""
+
+    @property
+    def mount(self) -> Mount:
+        """`path`, with its name in messages."""
+        return Mount(str(self.path), self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait until everything kept is in the store. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def writable(self, name: str) -> AbstractContextManager[Path]:
+        """Yield the path of `name` for writing. An OSError in the block becomes a StageFailure."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None without one. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically: readers see the old or the new content.
+
+        Raises StageFailure (STORE_UNAVAILABLE).
+        """
+
+    @abstractmethod
+    def note(self, name: str, content: bytes) -> None:
+        """Write a small file that nothing depends on. Never raises, and never waits for a bucket.
+
+        A bucket skips a note while the previous one is uploading, and may lose one with the pod.
+        """
+
+    @abstractmethod
+    def names(self, parent: str) -> set[str]:
+        """Return the names of the subfolders of `parent`. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def load(self, name: str, needed: Callable[[str], bool] = any_file) -> Path:
+        """Return the path of a folder with those needed files of it that the store has, unverified.
+
+        Raises StageFailure (STORE_UNAVAILABLE), Preempted.
+        """
+
+    @abstractmethod
+    def keep(self, name: str) -> None:
+        """Persist a file or folder that is completely written. A folder is valid once its manifest is stored.
+
+        Raises StageFailure (STORE_UNAVAILABLE), also for files that were kept earlier.
+        """
+
+    @abstractmethod
+    def part(self, name: str, session: str) -> AbstractContextManager[Path]:
+        """Yield the folder for this process's files of `name`, which several processes write together.
+
+        `session` is that of these processes. Raises StageFailure, also for an OSError in the block.
+        """
+
+    @abstractmethod
+    def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
+        """Store the files that this process wrote into `part`. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def complete(self, name: str, part: Path, manifest: Manifest) -> None:
+        """Make the folder valid, when all files are stored. Raises StageFailure (STORE_UNAVAILABLE)."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, if it exists. Raises StageFailure (STORE_UNAVAILABLE)."""
+
 
 STAGING: Final = ".staging"
 STALE_STAGING_SECONDS: Final = 7 * 24 * 3600

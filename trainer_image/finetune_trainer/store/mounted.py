@@ -20,11 +20,19 @@ from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store import durable
-from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS, Store
+from finetune_trainer.store import file_writing
+from finetune_trainer.store.base import (
+    STAGING,
+    STALE_STAGING_SECONDS,
+    Place,
+    RunFolder,
+    Store,
+    StoredRef,
+    key_of,
+    ref_to,
+    run_key,
+)
 from finetune_trainer.store.failures import Mount, any_file, open_entry, verify_files
-from finetune_trainer.store.keys import Place, StoredRef, key_of, ref_to, run_key
-from finetune_trainer.store.runfolder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +86,14 @@ class MountedStore(Store):
     def publish(self, place: Place, staging: Path, on_bytes: OnBytes = ignore_bytes) -> Digest:
         with self._mount.reachable(self._root):
             manifest = Manifest.of(staging, on_bytes=on_bytes)
-            durable.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
+            file_writing.write_file(staging / MANIFEST_NAME, manifest.to_bytes())
             target = self._folder(ref_to(place, manifest.digest))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Another pod may publish the same content between the check and the rename.
             while _read(target / MANIFEST_NAME, self._volume, self._mount) is None:
                 self._discard(target)
                 try:
-                    durable.move_folder(staging, target)
+                    file_writing.move_folder(staging, target)
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
@@ -96,7 +104,7 @@ class MountedStore(Store):
         folder = self._folder(ref)
         with self._mount.reachable(folder), suppress(FileNotFoundError):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
-            durable.sync(folder)
+            file_writing.sync(folder)
             shutil.rmtree(folder)
 
     @override
@@ -119,7 +127,7 @@ class MountedStore(Store):
         path = self._at(key)
         with self._mount.reachable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_file(path, content)
+            file_writing.write_file(path, content)
 
     @override
     def _place(self, ref: StoredRef) -> str:
@@ -179,7 +187,7 @@ class MountedRunFolder(RunFolder):
     def write(self, name: str, content: bytes) -> None:
         self._at(name)
         with self.mount.reachable(self.path / name):
-            durable.write_file(self.path / name, content)
+            file_writing.write_file(self.path / name, content)
 
     @override
     def note(self, name: str, content: bytes) -> None:
@@ -215,13 +223,13 @@ class MountedRunFolder(RunFolder):
     @override
     def keep_part(self, name: str, part: Path, files: Iterable[FileEntry]) -> None:
         with self.mount.reachable(part):
-            durable.sync(part)
+            file_writing.sync(part)
 
     @override
     def complete(self, name: str, part: Path, manifest: Manifest) -> None:
         with self.mount.reachable(part):
-            durable.write_file(part / MANIFEST_NAME, manifest.to_bytes())
-            durable.replace_folder(part, self._at(name))
+            file_writing.write_file(part / MANIFEST_NAME, manifest.to_bytes())
+            file_writing.replace_folder(part, self._at(name))
 
     @override
     def remove(self, name: str) -> None:

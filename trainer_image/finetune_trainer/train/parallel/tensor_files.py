@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from finetune_trainer.store.hashing import ByteSink
+from finetune_trainer.store.file_writing import ByteSink
 
 SUFFIX: Final = ".safetensors"
 PIECE_BYTES: Final = 16 << 20

@@ -15,9 +15,9 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.model.device import is_collective_error
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store import RunFolder, durable
+from finetune_trainer.store import RunFolder, file_writing
 from finetune_trainer.store.failures import Mount, any_file, verify_files
-from finetune_trainer.store.hashing import HashedFolder, WriteFile
+from finetune_trainer.store.file_writing import HashedFolder, WriteFile
 
 
 def save_folder(folder: RunFolder, name: str, fill: Callable[[Path], None]) -> None:
@@ -61,8 +61,8 @@ def _save(folder: RunFolder, name: str, write: Callable[[Path], Manifest]) -> No
             temporary.mkdir(parents=True)
             with errors_of_libraries():
                 manifest = write(temporary)
-            durable.write_file(temporary / MANIFEST_NAME, manifest.to_bytes())
-            durable.replace_folder(temporary, target)
+            file_writing.write_file(temporary / MANIFEST_NAME, manifest.to_bytes())
+            file_writing.replace_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     folder.keep(name)

@@ -11,7 +11,7 @@ from pydantic import RootModel
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.store import RunFolder
-from finetune_trainer.store.hashing import WriteFile
+from finetune_trainer.store.file_writing import WriteFile
 from finetune_trainer.train.states.folders import save_files, write_files
 
 POLL_SECONDS: Final = 0.02

@@ -19,7 +19,7 @@ from finetune_trainer.distributed.group import ALONE, Group
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
-from finetune_trainer.store.hashing import written
+from finetune_trainer.store.file_writing import written
 from finetune_trainer.train.layout import BEST, KEPT_STEPS, LEDGER, PREFIX, STATE, folder_name, needed_by
 from finetune_trainer.train.states.folders import (
     find_problem,

@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from finetune_trainer.distributed.group import Group
-from finetune_trainer.store.hashing import ByteSink, WriteFile, written
+from finetune_trainer.store.file_writing import ByteSink, WriteFile, written
 from finetune_trainer.train.layout import TRAINER_STATE, random_numbers_name, shard_name
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import (

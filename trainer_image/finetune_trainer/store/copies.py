@@ -1,29 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model cache: a volume with whole models that serving pods read in place.
+"""Makes verified copies of artifacts on another volume, which is the pod's own or the model cache.
+
+An OCI image with one whole model, which a serving pod mounts and reads in place.
+
+The model cache: a volume with whole models that serving pods read in place.
 
 It has the layout of a store. A file is hashed once, after it was copied. The volume then has a record of
 each file's size and times, which any write to the file changes. A pod that finds other values hashes the
 files again.
 """
 
+import hashlib
 import logging
 import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_trainer.beneath import read_file
-from finetune_trainer.contract.references import StoreConfig
+from finetune_trainer.contract.references import ImageVolume, StoreConfig
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.manifest import MANIFEST_NAME, Manifest
+from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.store import durable
-from finetune_trainer.store.base import Store
-from finetune_trainer.store.copying import copy_artifact
-from finetune_trainer.store.failures import Mount, verify_files, verify_names
-from finetune_trainer.store.keys import StoredRef, key_of
+from finetune_trainer.runtime.progressmeter import ProgressMeter
+from finetune_trainer.store import file_writing
+from finetune_trainer.store.base import Store, StoredRef, key_of
+from finetune_trainer.store.failures import Mount, corrupt, verify_files, verify_names, writable
 from finetune_trainer.store.mounted import MountedStore
+
+Writing = Callable[[Path], AbstractContextManager[None]]
+"""Context for writes to a path."""
+
+logger = logging.getLogger(__name__)
+
+
+def copy_artifact(store: Store, ref: StoredRef, target: Path, writing: Writing = writable) -> None:
+    """Copy the artifact to `target` and verify each file on the way. Replaces an existing folder.
+
+    `target` gets its name when the copy is complete. `writing` converts an OSError of its volume.
+    Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE, that of
+    `writing`, which is INTERNAL for the pod's own volume; Preempted.
+    """
+    manifest = store.manifest(ref)
+    temporary = target.with_name(f".{target.name}.part")
+    meter = ProgressMeter(
+        manifest.total_bytes,
+        lambda done, total: f"{target.name}: {100 * done / total:.0f} % of {total} bytes",
+    )
+    # A container that was killed leaves a partial copy.
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for entry in manifest.files:
+            with writing(temporary / entry.path):
+                _copy_file(store, ref, entry, temporary / entry.path, meter)
+        with writing(target):
+            temporary.mkdir(parents=True, exist_ok=True)
+            (temporary / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("verified %s: %d files, %d bytes", target, len(manifest.files), manifest.total_bytes)
+
+
+def _copy_file(store: Store, ref: StoredRef, entry: FileEntry, target: Path, meter: ProgressMeter) -> None:
+    content = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as copy:
+        for chunk in store.chunks(ref, entry):
+            content.update(chunk)
+            copy.write(chunk)
+            meter.add(len(chunk))
+    if content.hexdigest() != entry.sha256:
+        place = f"{store.uri(ref)}/{entry.path}"
+        raise corrupt(place, f"its sha256 is {content.hexdigest()}, not {entry.sha256}")
+
+
+REBUILD: Final = (
+    "build the image again from the folder of the model in the store, and name its new digest in"
+    " serving.modelCache.images of the ComputeProfile"
+)
+
+
+def verified_image(image: ImageVolume, manifest: Manifest) -> Path:
+    """Return the folder of the model after each file was verified.
+
+    Nothing can be recorded in an image, so each pod hashes the files when it starts. Raises StageFailure:
+    ARTIFACT_NOT_FOUND if the image is mounted as an empty folder, ARTIFACT_CORRUPT naming the file.
+    """
+    folder = Path(image.path)
+    mount = Mount(image.reference, folder)
+    logger.info("verifying image %s: %d bytes", image.reference, manifest.total_bytes)
+    try:
+        if not any(folder.iterdir()):
+            raise StageFailure(
+                FailureReason.ARTIFACT_NOT_FOUND,
+                f"image {image.reference} is mounted as an empty folder. Either its layers are not tar"
+                " archives, as in artifacts that `oras push` makes, or the cluster has no image volumes"
+                f" (Kubernetes 1.35 or newer has them): {REBUILD}, or remove its entry",
+            )
+        verify_names(folder, manifest, named=mount.named, advice=REBUILD)
+        verify_files(folder, manifest, named=mount.named, advice=REBUILD)
+    except OSError as error:
+        place = mount.named(Path(os.fsdecode(error.filename)) if error.filename is not None else folder)
+        raise StageFailure(
+            FailureReason.ARTIFACT_CORRUPT,
+            f"image {image.reference}: {place}: {error.strerror or error}; all users must be able to read the"
+            f" files and folders of the image: {REBUILD}",
+        ) from error
+    return folder
+
 
 VERIFIED: Final = "verified"
 """Folder with a record per verified model."""
@@ -31,8 +122,6 @@ REFILL: Final = (
     "delete the fill Jobs of the endpoint, with the label finetune.dev/stage=fill, and the operator fills the"
     " model cache again"
 )
-
-logger = logging.getLogger(__name__)
 
 
 class FileTimes(BaseModel):
@@ -130,7 +219,7 @@ class CacheVolume:
         copy_artifact(store, ref, folder, self._mount.reachable)
         manifest = self._store.manifest(ref)
         with self._mount.reachable(folder):
-            durable.sync_tree(folder)
+            file_writing.sync_tree(folder)
             verified = VerifiedFiles.of(folder, manifest)
             verify_files(folder, manifest, self._root, named=self._mount.named, advice=REFILL)
             self._write_record(ref, verified)
@@ -138,7 +227,7 @@ class CacheVolume:
     def _write_record(self, ref: StoredRef, verified: VerifiedFiles) -> None:
         record = self._record(ref)
         record.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(record, verified.model_dump_json().encode())
+        file_writing.write_file(record, verified.model_dump_json().encode())
 
     def _is_unchanged(self, ref: StoredRef, folder: Path, manifest: Manifest) -> bool:
         try:

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the result of a stage whose pod, and with it the termination message, no longer exists."""
+"""Reads the result of a stage whose pod, and with it the termination message, no longer exists.
 
-from finetune_trainer.contract.configs import CollectConfig
+Removes the content of a deleted record or run from the store.
+"""
+
+import logging
+
+from finetune_trainer.contract.configs import CleanupConfig, CollectConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
@@ -30,3 +35,19 @@ def collect(config: CollectConfig, store: Store) -> StageResult:
             " write one; check the log of its pod, then create a new resource to run it again",
         )
     return result
+
+
+logger = logging.getLogger(__name__)
+
+
+def cleanup(config: CleanupConfig, store: Store) -> None:
+    """Remove the folder of an artifact or run, even if it is incomplete or missing.
+
+    Raises StageFailure (STORE_UNAVAILABLE).
+    """
+    if config.artifact is not None:
+        store.delete(config.artifact)
+        logger.info("removed %s", store.uri(config.artifact))
+    if config.run is not None:
+        store.delete_run(config.run)
+        logger.info("removed the folder of run %s", config.run)
