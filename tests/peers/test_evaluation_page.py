@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from finetune_trainer.report.evaluation.content import evaluation_report
-from finetune_trainer.report.htmlpage import OPEN_ROWS, evaluation_page
+from finetune_trainer.report.html_page import OPEN_ROWS, evaluation_page
 from tools.docs import chromium
 from tools.docs.samplereport import sample_facts
 

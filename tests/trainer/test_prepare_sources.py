@@ -21,7 +21,7 @@ from finetune_trainer.contract.results import (
     StageResult,
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.report.htmlpage import page
+from finetune_trainer.report.html_page import page
 from finetune_trainer.runtime.termination import bounded
 from tests.trainer.preparing import RUN, Preparation, chat, json_lines, pairs
 

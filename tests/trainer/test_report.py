@@ -25,10 +25,9 @@ from finetune_trainer.data.result import (
 )
 from finetune_trainer.data.row_problems import Code, Issue, RowPosition, Severity
 from finetune_trainer.report.document import MAX_LISTED_PROBLEMS, Document, document, encode
-from finetune_trainer.report.headlines import HEADLINES
 from finetune_trainer.report.histogram import compact, histogram, nice_ceiling
-from finetune_trainer.report.htmlpage import page, token_page
-from finetune_trainer.report.verdict import verdict
+from finetune_trainer.report.html_page import page, token_page
+from finetune_trainer.report.verdicts import HEADLINES, verdict
 
 DOCS = Path(__file__).parents[2] / "docs"
 DIGEST = "sha256:" + "5e" * 32

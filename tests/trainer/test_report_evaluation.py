@@ -11,27 +11,34 @@ from typing import Any
 import pytest
 
 from finetune_trainer.report.document import Document, encode
-from finetune_trainer.report.evaluation.confusion import MAX_SHOWN_LABELS, confusion
 from finetune_trainer.report.evaluation.content import (
     MAX_LISTED_ROWS,
+    MAX_SHOWN_LABELS,
     MAX_SLICES,
     MAX_TEXT_CHARACTERS,
+    GateLine,
+    confusion,
     evaluation_report,
+    evaluation_verdict,
+    figure,
+    gate_lines,
+    gate_note,
 )
 from finetune_trainer.report.evaluation.facts import (
+    AnsweredRow,
     EvaluationFacts,
+    JudgedRow,
+    MetricProperties,
     ScoreSlice,
     ShownFinding,
     ShownGain,
     ShownGate,
+    ShownJudge,
     ShownPrompt,
     ShownScore,
+    SubjectAnswer,
 )
-from finetune_trainer.report.evaluation.gates import GateLine, gate_lines, gate_note
-from finetune_trainer.report.evaluation.headline import evaluation_verdict, figure
-from finetune_trainer.report.evaluation.judges import ShownJudge
-from finetune_trainer.report.evaluation.rows import AnsweredRow, JudgedRow, MetricProperties, SubjectAnswer
-from finetune_trainer.report.htmlpage import OPEN_ROWS, evaluation_page
+from finetune_trainer.report.html_page import OPEN_ROWS, evaluation_page
 from tests.trainer.test_report import DOCS, Outline
 
 RIGHT = MetricProperties(name="right", description="share of right answers", is_zero_or_one=True)

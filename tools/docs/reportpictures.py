@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from finetune_trainer.report.evaluation.content import evaluation_report
-from finetune_trainer.report.htmlpage import evaluation_page
+from finetune_trainer.report.html_page import evaluation_page
 from tools.docs import chromium
 from tools.docs.pictures import PICTURES
 from tools.docs.samplereport import sample_facts

@@ -8,14 +8,16 @@ from typing import Final
 
 from finetune_trainer.contract.metrics import DEFAULT_METRICS, METRICS
 from finetune_trainer.report.evaluation.facts import (
+    AnsweredRow,
     EvaluationFacts,
+    MetricProperties,
     ScoreSlice,
     ShownGain,
     ShownGate,
     ShownPrompt,
     ShownScore,
+    SubjectAnswer,
 )
-from finetune_trainer.report.evaluation.rows import AnsweredRow, MetricProperties, SubjectAnswer
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, one_sided
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.power import rows_in_all

@@ -4,7 +4,7 @@
 import re
 
 from finetune_trainer.report.evaluation.content import evaluation_report
-from finetune_trainer.report.htmlpage import evaluation_page
+from finetune_trainer.report.html_page import evaluation_page
 from tools.docs.pictures import PICTURES
 from tools.docs.reportpictures import SIZES
 from tools.docs.samplereport import sample_facts

@@ -45,7 +45,7 @@ def _require_writable(path: Path, option: str) -> None:
 def write(found: "Document", report: Path | None, html: Path | None) -> None:
     """Write the report as JSON and as a page, if requested. Raises OSError."""
     from finetune_trainer.report.document import encode
-    from finetune_trainer.report.htmlpage import page
+    from finetune_trainer.report.html_page import page
 
     if report is not None:
         report.write_bytes(encode(found))

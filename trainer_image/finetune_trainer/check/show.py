@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.check.hints import as_options
 from finetune_trainer.report.document import Document
-from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
-from finetune_trainer.report.verdict import counted, number, position, sentence, verdict
+from finetune_trainer.report.verdicts import (
+    DATASET_CODES,
+    RELATIONS,
+    counted,
+    headline,
+    number,
+    position,
+    sentence,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,18 +26,21 @@ from finetune_trainer.report.document import Document, encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (
     BUILT_IN_ENGINE,
+    AnsweredRow,
     EvaluationFacts,
+    JudgedRow,
+    MetricProperties,
     ScoreSlice,
     ShownFinding,
     ShownGain,
     ShownGate,
+    ShownJudge,
     ShownPrompt,
     ShownScore,
     ShownTask,
+    SubjectAnswer,
 )
-from finetune_trainer.report.evaluation.judges import ShownJudge
-from finetune_trainer.report.evaluation.rows import AnsweredRow, JudgedRow, MetricProperties, SubjectAnswer
-from finetune_trainer.report.htmlpage import evaluation_page
+from finetune_trainer.report.html_page import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.scoring.scope import MetricScope

@@ -12,7 +12,7 @@ from finetune_trainer.data.statistics import lengths as describe_lengths
 from finetune_trainer.preflight.lengths import TokenLengths
 from finetune_trainer.preflight.longrows import LongRows
 from finetune_trainer.report.document import encode
-from finetune_trainer.report.htmlpage import token_page
+from finetune_trainer.report.html_page import token_page
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "tokens.json"

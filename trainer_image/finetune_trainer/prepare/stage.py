@@ -39,8 +39,8 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.prepare.recipe import preparation_digest, recipes_of
 from finetune_trainer.prepare.row_sources import Rows, open_sources, unreadable
 from finetune_trainer.report.document import document, duplicate_record, encode, problem_record
-from finetune_trainer.report.headlines import DATASET_CODES
-from finetune_trainer.report.htmlpage import page
+from finetune_trainer.report.html_page import page
+from finetune_trainer.report.verdicts import DATASET_CODES
 from finetune_trainer.rows import SPLIT_FILES, split_paths
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.progressmeter import ProgressMeter

@@ -11,7 +11,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import OBJECTIVES
 from finetune_trainer.contract.results import OUTLOOKS, LearningCurve, TrainResult
 from finetune_trainer.report.document import encode
-from finetune_trainer.report.htmlpage import training_page
+from finetune_trainer.report.html_page import training_page
 from finetune_trainer.report.training import REPORT_NAME
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states.losses import LossCurve

@@ -15,8 +15,7 @@ from finetune_trainer.evaluate.judge.verdicts import LOST, WON, RowVerdicts
 from finetune_trainer.evaluate.judge.winrates import WinRates
 from finetune_trainer.evaluate.subjects.optional import MAX_MESSAGE_CHARACTERS
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.report.evaluation.judges import ShownJudge
-from finetune_trainer.report.evaluation.rows import JudgedRow
+from finetune_trainer.report.evaluation.facts import JudgedRow, ShownJudge
 from finetune_trainer.statistics.groups import Groups
 
 

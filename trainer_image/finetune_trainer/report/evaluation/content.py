@@ -1,24 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as JSON. docs/report.md describes it. Its size is limited, whatever the models answered."""
+"""Which label was answered for which: the confusion matrix of a classification.
+
+The report as JSON. docs/report.md describes it. Its size is limited, whatever the models answered.
+
+The sentence at the top of the page: is the tuned model better, than what, and how sure is that.
+
+Gates in words: what each asks for, and what the rows say. The operator decides, by the same figures.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
+from finetune_trainer.contract.vocabulary import listed
 from finetune_trainer.data.statistics import lengths
 from finetune_trainer.report.document import Document, camel, showable
-from finetune_trainer.report.evaluation.confusion import confusion
-from finetune_trainer.report.evaluation.facts import EvaluationFacts, ShownPrompt, ShownScore, ShownTask
-from finetune_trainer.report.evaluation.judges import judge_document
-from finetune_trainer.report.evaluation.rows import (
+from finetune_trainer.report.evaluation.facts import (
     OUTCOMES,
     TUNED,
     AnsweredRow,
+    EvaluationFacts,
     MetricProperties,
     RowJudgement,
+    ShownPrompt,
+    ShownScore,
+    ShownTask,
     SubjectAnswer,
+    judge_document,
 )
+from finetune_trainer.report.verdicts import Level, ReportVerdict, counted
+
+MAX_SHOWN_LABELS: Final = 20
+"""Labels with a row and a column of their own: those with the most rows."""
+MAX_SHOWN_LABEL_CHARACTERS: Final = 80
+
+
+def confusion(pairs: Sequence[tuple[str, str | None]]) -> Document:
+    """The matrix of expected and answered labels; an answer that is not a label is None.
+
+    `counts` has a row per expected label, and in it a column per answered label. If there are more labels
+    than MAX_SHOWN_LABELS, the last row has the expected labels without a row of their own. The last column
+    has the answers without a column of their own.
+    """
+    frequency = Counter(expected for expected, _ in pairs)
+    labels = sorted(frequency, key=lambda label: (-frequency[label], label))[:MAX_SHOWN_LABELS]
+    numbers = {label: number for number, label in enumerate(labels)}
+    rest = len(labels)
+    counts = [[0] * (rest + 1) for _ in range(rest + (len(frequency) > rest))]
+    for expected, answered in pairs:
+        column = rest if answered is None else numbers.get(answered, rest)
+        counts[numbers.get(expected, rest)][column] += 1
+    return {"labels": [showable(_shortened(label)) for label in labels], "counts": counts}
+
+
+def _shortened(label: str) -> str:
+    if len(label) <= MAX_SHOWN_LABEL_CHARACTERS:
+        return label
+    return label[: MAX_SHOWN_LABEL_CHARACTERS - 1] + "…"
+
 
 VERSION: Final = 1
 MAX_LISTED_ROWS: Final = 500
@@ -187,3 +227,99 @@ def _lengths(rows: Sequence[AnsweredRow], subject: str) -> Mapping[str, object] 
     answers = (row.answers.get(subject) for row in rows)
     tokens = [answer.tokens for answer in answers if answer is not None and answer.tokens is not None]
     return asdict(lengths(np.array(tokens, dtype=np.uint32))) if tokens else None
+
+
+def evaluation_verdict(report: Document) -> ReportVerdict:
+    """Whether the tuned model is better than the best of the others, by the deciding metric.
+
+    A gain whose interval includes 0 is not certain, and one without an interval is not claimed.
+    """
+    metric, over, rows = report["decidedBy"], report["comparedWith"], counted(report["rows"], "row")
+    own = value_of(report, metric, TUNED)
+    if own is None:
+        return ReportVerdict("warning", f"The model {TUNED} was not measured", f"{rows}.")
+    if over is None:
+        return ReportVerdict("warning", f"{metric} {figure(own)}, compared with no other model", f"{rows}.")
+    gain = next((each for each in report["gains"] if (each["metric"], each["over"]) == (metric, over)), None)
+    values = f"{metric} {figure(own)}, {over} {figure(value_of(report, metric, over))}, on {rows}."
+    others = [subject for subject in report["subjects"] if subject != TUNED]
+    if len(others) > 1:
+        values += f" {over} is the best of {listed(others)}."
+    if gain is None:
+        return ReportVerdict("warning", f"Not compared with {over}", values)
+    level, title = _claim(gain, over)
+    return ReportVerdict(level, title, f"{values} {_certainty(gain)}")
+
+
+def _claim(gain: Document, over: str) -> tuple[Level, str]:
+    if gain["low"] is None or gain["high"] is None:
+        direction = "Ahead of" if gain["gain"] > 0 else "Behind" if gain["gain"] < 0 else "Equal to"
+        return "warning", f"{direction} {over} on these rows"
+    if gain["low"] > 0:
+        return "good", f"Better than {over}"
+    if gain["high"] < 0:
+        return "error", f"Worse than {over}"
+    return "warning", f"Not shown to be better than {over}"
+
+
+def _certainty(gain: Document) -> str:
+    value = f"The gain is {figure(gain['gain'], signed=True)}"
+    if gain["low"] is None or gain["high"] is None:
+        return f"{value}. How sure that is, is unknown: there is no interval for it."
+    low, high = (figure(gain[bound], signed=True) for bound in ("low", "high"))
+    return f"{value}; with 95 % confidence it is between {low} and {high}."
+
+
+def value_of(report: Document, metric: str, subject: str) -> float | None:
+    """A score of the report; None if it was not measured."""
+    scores = {(score["metric"], score["subject"]): score["value"] for score in report["scores"]}
+    return scores.get((metric, subject))
+
+
+def figure(value: float | None, *, signed: bool = False) -> str:
+    """Format a value with three decimals, or with three digits if it is small; a dash for None."""
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    # Sums of fractions leave less than a billionth.
+    if 1e-9 < abs(value) < 0.001:
+        return f"{value:{sign}.3g}"
+    return f"{value:{sign}.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateLine:
+    """One bound of a gate in words."""
+
+    asks: str
+    value: str
+    bound: str
+    """One-sided bound at the confidence of the gate; empty if the value itself decides."""
+
+
+def gate_lines(gate: Document) -> list[GateLine]:
+    """The bounds of a gate of the report."""
+    lines = []
+    for word, bound, sure in (("at least", "min", "low"), ("at most", "max", "high")):
+        if gate[bound] is not None:
+            asks = f"{gate['metric']} {word} {gate[bound]:g}"
+            lines.append(GateLine(asks, figure(gate["value"]), _bound(gate, word, sure)))
+    if gate["minGain"] is not None:
+        least = f"at least {gate['minGain']:g}" if gate["minGain"] else "more than 0"
+        asks = f"{gate['metric']} better than {gate['over']} by {least}"
+        gain = figure(gate["gain"], signed=True)
+        lines.append(GateLine(asks, gain, _bound(gate, "at least", "gainLow", signed=True)))
+    return lines
+
+
+def gate_note(gate: Document) -> str:
+    """Why the gate is undecided, and how many more rows would decide it; empty if nothing is to be said."""
+    more = gate["moreRows"]
+    rows = "" if more is None else f"About {counted(more, 'more row')} would decide it."
+    return " ".join(part for part in (gate["undecided"], rows) if part)
+
+
+def _bound(gate: Document, word: str, name: str, *, signed: bool = False) -> str:
+    if gate["confidence"] is None or gate[name] is None:
+        return ""
+    return f"{word} {figure(gate[name], signed=signed)} with {100 * gate['confidence']:g} % confidence"

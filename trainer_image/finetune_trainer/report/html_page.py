@@ -9,17 +9,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finetune_trainer.data.formats.registry import FORMATS
 from finetune_trainer.report.document import Document
-from finetune_trainer.report.evaluation.gates import gate_lines, gate_note
-from finetune_trainer.report.evaluation.headline import evaluation_verdict, figure
-from finetune_trainer.report.evaluation.rows import OUTCOMES
-from finetune_trainer.report.headlines import DATASET_CODES, RELATIONS, headline
+from finetune_trainer.report.evaluation.content import evaluation_verdict, figure, gate_lines, gate_note
+from finetune_trainer.report.evaluation.facts import OUTCOMES
 from finetune_trainer.report.histogram import LEFT, histogram
-from finetune_trainer.report.learningcurve import curve_chart, curve_note, interval_text, share_text
-from finetune_trainer.report.training import facts, kept_as, loss, loss_chart, training_verdict
-from finetune_trainer.report.verdict import counted, number, position, token_verdict, verdict
+from finetune_trainer.report.training import (
+    curve_chart,
+    curve_note,
+    facts,
+    interval_text,
+    kept_as,
+    loss,
+    loss_chart,
+    share_text,
+    training_verdict,
+)
+from finetune_trainer.report.verdicts import (
+    DATASET_CODES,
+    RELATIONS,
+    counted,
+    headline,
+    number,
+    position,
+    token_verdict,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
 
 FOLDER: Final = Path(__file__).parent
 OPEN_ROWS: Final = 25
