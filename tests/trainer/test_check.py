@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from finetune_trainer.check.__main__ import app
-from finetune_trainer.check.hints import as_options
+from finetune_trainer.check.terminal import as_options
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.rows import SPLIT_FILES
 from tests.waiting import eventually

@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 
-from finetune_trainer.check.commandline import division, field_names, region
-from finetune_trainer.check.outputs import require_writable, write
-from finetune_trainer.check.sources import NotFound, find_files
+from finetune_trainer.check.command_line import (
+    NotFound,
+    division,
+    field_names,
+    find_files,
+    region,
+    require_writable,
+    write,
+)
 from finetune_trainer.contract.dataset import Checks, Cleaning
 from finetune_trainer.contract.vocabulary import DataFormat, Finding, NearDuplicates, SplitName
 from finetune_trainer.data.files import FileUnreadable, SourceFile, TooLarge
@@ -237,7 +243,7 @@ def main() -> None:
 
 def _prepared(sources: Sequence[SourceFile], recipe: Recipe, source: str, output: Path | None) -> "Document":
     """Prepare the rows, write them to `output`, and return the report. Raises FileUnreadable, OSError."""
-    from finetune_trainer.check.progressbar import progress
+    from finetune_trainer.check.terminal import progress
     from finetune_trainer.data.pipeline import prepare
     from finetune_trainer.report.document import document
 
@@ -269,7 +275,7 @@ def _show(
 ) -> None:
     from rich.console import Console
 
-    from finetune_trainer.check.show import show
+    from finetune_trainer.check.terminal import show
 
     console = Console(highlight=False)
     show(found, console, problems)

@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show a report on the terminal."""
+"""Translate hints for the command line: fields of a Dataset become options.
 
+A progress bar on the terminal for preparations that take a while.
+
+Show a report on the terminal.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer.check.hints import as_options
+from finetune_trainer.data.files import SourceFile
+from finetune_trainer.data.result import DuplicatePair, RowProblem
 from finetune_trainer.report.document import Document
 from finetune_trainer.report.verdicts import (
     DATASET_CODES,
@@ -18,7 +28,89 @@ from finetune_trainer.report.verdicts import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
+
+    from finetune_trainer.data.pipeline import Listener
+
+
+FIELD: Final = re.compile(
+    r"\b(?P<block>split|cleaning|checks|columns)\.(?P<field>[a-z][A-Za-z]*)(?:: (?P<value>[A-Za-z0-9.]+))?"
+)
+FORMAT: Final = re.compile(r"\b(?P<verb>set|name|leave) format\b(?:: (?P<value>[A-Za-z]+))?")
+NAMED: Final = {"split.column": "split-column", "split.fromFiles": "split-from-files"}
+
+
+def as_options(text: str) -> str:
+    """Replace fields with options in a hint: `columns.prompt` becomes `--prompt`."""
+    text = FIELD.sub(_option, text)
+    text = FORMAT.sub(lambda found: f"{found['verb']} --format" + _value(found), text)
+    text = re.sub(r"\bset template:? ", "set --template ", text)
+    # Options are copied to the command line as they are.
+    text = re.sub(r"(--(?:prompt|template) (?:\"[^\"]+\"|\S+)) and (?=--completion)", r"\1 ", text)
+    text = re.sub(r"\bkeepColumns\b", "--keep-column", text)
+    return re.sub(r"\bin columns\b", "in --columns", text)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = NAMED.get(f"{found['block']}.{found['field']}")
+    option = name or re.sub("([A-Z])", lambda letter: f"-{letter[1].lower()}", found["field"])
+    return f"--{option}{_value(found)}"
+
+
+def _value(found: re.Match[str]) -> str:
+    value = found["value"]
+    return "" if value is None or value == "true" else f" {value}"
+
+
+MIN_BYTES_FOR_BAR: Final = 4 << 20
+"""Min size of a source to show a bar for. Smaller sources are read too fast."""
+
+
+class ProgressBar:
+    """Listener that shows how many bytes were read."""
+
+    def __init__(self, progress: "Progress", total_bytes: int) -> None:
+        self._progress = progress
+        self._total_bytes = total_bytes
+        self._task = progress.add_task("Reading", total=total_bytes)
+
+    def rows(self, count: int, bytes_read: int) -> None:  # noqa: ARG002 - the bar counts bytes
+        """Advance the bar to `bytes_read`."""
+        self._progress.update(
+            self._task,
+            completed=bytes_read,
+            description="Comparing" if bytes_read >= self._total_bytes else "Reading",
+        )
+
+    def problem(self, problem: RowProblem) -> None:
+        """Do nothing: problems are shown at the end."""
+
+    def duplicate(self, pair: DuplicatePair) -> None:
+        """Do nothing: similar rows are shown at the end."""
+
+
+@contextmanager
+def progress(files: Sequence[SourceFile]) -> "Iterator[Listener | None]":
+    """A listener that shows a bar on stderr; None without a terminal. Raises FileUnreadable."""
+    size = sum(file.size for file in files)
+    if size < MIN_BYTES_FOR_BAR or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        yield ProgressBar(bar, size)
+
 
 MAX_SHOWN_LABELS: Final = 10
 STYLES: Final = {"good": "bold green", "warning": "bold yellow", "error": "bold red"}
