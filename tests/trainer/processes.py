@@ -26,7 +26,7 @@ from finetune_trainer.contract.base import Contract
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV
+from finetune_trainer.distributed.process_group import LOCAL_RANK_ENV
 from tests.forkserver import Forked, preload
 from tests.trainer.workbench import Workbench
 from tests.waiting import eventually

@@ -16,19 +16,24 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.distributed.distributedgroup import nccl_environment
-from finetune_trainer.distributed.group import Group, GroupFinished, PeerLost
-from finetune_trainer.distributed.launch import is_launcher, pod_exit_code
-from finetune_trainer.distributed.peermonitor import (
+from finetune_trainer.distributed.distributed_group import (
     GRACE_SECONDS,
     HEARTBEAT_TIMEOUT_SECONDS,
     PeerMonitor,
+    nccl_environment,
 )
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, ProcessRank
-from finetune_trainer.distributed.rendezvous import Rendezvous
-from finetune_trainer.distributed.tunnel import (
+from finetune_trainer.distributed.launcher import is_launcher, pod_exit_code
+from finetune_trainer.distributed.process_group import (
+    LOCAL_RANK_ENV,
+    Group,
+    GroupFinished,
+    PeerLost,
+    ProcessRank,
+)
+from finetune_trainer.distributed.rendezvous import (
     MAX_PENDING_PER_ADDRESS,
     PeerNotAuthenticated,
+    Rendezvous,
     TunnelClient,
     read_key,
 )

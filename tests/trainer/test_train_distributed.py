@@ -20,7 +20,7 @@ from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.distributed.rank import PORT_ENV
+from finetune_trainer.distributed.process_group import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row
 from finetune_trainer.train import modelsetup, session, stage, trainer

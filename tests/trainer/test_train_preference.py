@@ -17,7 +17,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
-from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.model.load import load_adapter, load_base
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted

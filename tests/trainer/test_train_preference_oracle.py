@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from finetune_trainer.contract.method import LoRA, Method, Preference
-from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer

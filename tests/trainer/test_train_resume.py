@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.distributed.group import PeerLost
+from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.runtime.failure import Preempted
 from tests.trainer.processes import start
 from tests.trainer.test_train_early import CONTRADICTIONS

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
-from finetune_trainer.distributed.group import ALONE
+from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.chattemplate import load_tokenizer

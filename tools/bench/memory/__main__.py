@@ -21,7 +21,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.distributed.rank import PORT_ENV
+from finetune_trainer.distributed.process_group import PORT_ENV
 from finetune_trainer.rows import SPLIT_FILES, Row
 from finetune_trainer.store import ArtifactKind, Store, open_store
 from tools.bench.errors import BenchError

@@ -17,7 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
-from finetune_trainer.distributed import distributedgroup
+from finetune_trainer.distributed import distributed_group
 from finetune_trainer.train import fsdp, session
 from finetune_trainer.train.fsdp import FullyShardedTrainer
 from finetune_trainer.train.states import weights
@@ -118,7 +118,7 @@ def _resident(field: str) -> int:
 
 if __name__ == "__main__":
     # The stage is imported by now, and the group that it trains in.
-    _ = distributedgroup
+    _ = distributed_group
     measure(Phases(Path(sys.argv[1]) / f"rank-{os.environ[NODE_RANK_ENV]}.jsonl"))
     sys.argv = ["finetune_trainer"]
     runpy.run_module("finetune_trainer", run_name="__main__", alter_sys=True)

@@ -13,9 +13,8 @@ from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs import AnyConfig, CollectConfig, EvaluateConfig, TrainConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, ResultStage
-from finetune_trainer.distributed.group import ALONE, Group, GroupFinished, PeerLost
-from finetune_trainer.distributed.launch import is_launcher, launch
-from finetune_trainer.distributed.rank import ProcessRank
+from finetune_trainer.distributed.launcher import is_launcher, launch
+from finetune_trainer.distributed.process_group import ALONE, Group, GroupFinished, PeerLost, ProcessRank
 from finetune_trainer.entrypoint.stages import StageRunConfig, StoreFreeConfig, run_stage, run_without_store
 from finetune_trainer.entrypoint.withoutresult import ConfigWithoutResult, run_without_result
 from finetune_trainer.runtime import configuration, signals, termination
@@ -192,7 +191,7 @@ def _session(
     if process is None or not isinstance(config, TrainConfig):
         yield ALONE
         return
-    from finetune_trainer.distributed.distributedgroup import session
+    from finetune_trainer.distributed.distributed_group import session
 
     with session(config, process, stop, lambda: _succeeded(store, config) is not None) as group:
         yield group

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.distributed.process_group import ALONE, Group
 from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.store import Store

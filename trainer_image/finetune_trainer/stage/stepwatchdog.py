@@ -17,7 +17,7 @@ from typing import Final, Self
 from finetune_trainer.contract.configs import EvaluateConfig, TrainConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.distributed.process_group import ALONE, Group
 from finetune_trainer.runtime import termination
 
 SHUTDOWN_SECONDS: Final = 30

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.guards.memory import MemoryLadder
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, Method
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.train.collation import choose_budget, choose_collation
 from finetune_trainer.train.fsdp import FullyShardedTrainer
 from finetune_trainer.train.modelsetup import Trainable

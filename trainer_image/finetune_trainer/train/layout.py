@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 
 STATE: Final = "state"
 BEST: Final = "best"

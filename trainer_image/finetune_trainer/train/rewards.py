@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 
 
 def describe_rewards(rewards: "RewardSums | None", prefix: str = "") -> str:

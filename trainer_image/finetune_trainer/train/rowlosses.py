@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from torch import Tensor
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.train.layout import ROW_LOSSES
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.results import TrainResult
-from finetune_trainer.distributed.group import PeerLost
+from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.model.device import peak_memory
 from finetune_trainer.model.outofmemory import OutOfMemory, release_memory
 from finetune_trainer.runtime.failure import Preempted

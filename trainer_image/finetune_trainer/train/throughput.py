@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.contract.progress import Progress
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.train.rewards import RewardSums
 
 AVERAGED_STEPS: Final = 20

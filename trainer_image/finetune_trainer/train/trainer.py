@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, Scheduler
-from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.distributed.process_group import ALONE, Group
 from finetune_trainer.model.completionloss import (
     completion_loss,
     completion_losses_by_row,

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import TYPES, Method, is_sharded, types_of
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.outofmemory import OutOfMemory
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import override
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.batching import longest_first
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.schedule import batch_sizes, steps_per_epoch

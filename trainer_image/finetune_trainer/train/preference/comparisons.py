@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.heldout import RowBatches

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainingArguments
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.collation import probe_head

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import RootModel
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.manifest import FileEntry, Manifest
 from finetune_trainer.store import RunFolder
 from finetune_trainer.store.file_writing import WriteFile

@@ -15,7 +15,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.distributed.group import ALONE, Group
+from finetune_trainer.distributed.process_group import ALONE, Group
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder

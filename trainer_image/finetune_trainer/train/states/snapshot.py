@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from finetune_trainer.distributed.group import Group
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.store.file_writing import ByteSink, WriteFile, written
 from finetune_trainer.train.layout import TRAINER_STATE, random_numbers_name, shard_name
 from finetune_trainer.train.modelsetup import Trainable

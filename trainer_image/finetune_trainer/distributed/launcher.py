@@ -20,7 +20,7 @@ from typing import Final
 
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.distributed.rank import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV, SILENCE_FILE_ENV
+from finetune_trainer.distributed.process_group import LOCAL_RANK_ENV, LOOPBACK, PORT_ENV, SILENCE_FILE_ENV
 from finetune_trainer.runtime import signals
 
 SIGNALLED: Final = 128
