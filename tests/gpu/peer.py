@@ -22,7 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.model.modules import linear_layers
+from finetune_trainer.model.adapted_layers import linear_layers
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import RowEncoder
 from tests.gpu.scene import excerpts, row_of

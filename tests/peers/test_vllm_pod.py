@@ -34,7 +34,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.serving import FetchConfig, FetchItem, ServedModel
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
 from tests.peers.test_vllm import UNTIL_KNOWN

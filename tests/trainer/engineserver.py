@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from finetune_trainer.contract.evaluation import GenerationSettings
 from finetune_trainer.evaluate.subjects.generation import AnswerGenerator, AnswerRequest
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 
 VERSION: Final = "0.1.test"

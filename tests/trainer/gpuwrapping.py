@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from finetune_trainer.evaluate import measured
 from finetune_trainer.evaluate.subjects import generation
-from finetune_trainer.model import attention, head, load, probe, quantization
+from finetune_trainer.model import attention, completion_loss, loading, probe
 from finetune_trainer.tokens.batching import TokenBudget
 from finetune_trainer.train import collation, factory
 from finetune_trainer.train.modelsetup import Trainable
@@ -69,7 +69,7 @@ def take_the_path_of_a_gpu() -> None:
 
 def _mix_precision(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(VARIABLE, "bf16")
-    for module in (load, quantization):
+    for module in (loading, loading):
         patch.setattr(module, "multiplies_bfloat16", lambda _: True)
     for user in (measured, generation, probe, collation):
         patch.setattr(user, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
@@ -88,8 +88,8 @@ def _use_kernels(patch: pytest.MonkeyPatch, *, has_kernel: bool) -> None:
 
     patch.setattr(factory, "choose_budget", choose_on_a_gpu)
     patch.setattr(attention, "varlen_attn", varlen_kernel if has_kernel else _no_kernel)
-    patch.setattr(head, "chunked_losses", head.tiled_losses)
-    patch.setattr(head, "TILE_TOKENS", TILE_TOKENS)
+    patch.setattr(completion_loss, "chunked_losses", completion_loss.tiled_losses)
+    patch.setattr(completion_loss, "TILE_TOKENS", TILE_TOKENS)
 
 
 def varlen_kernel(query: Tensor, key: Tensor, value: Tensor, *others: Any, **settings: Any) -> Tensor:
@@ -137,5 +137,5 @@ def tiny_in_bfloat16() -> Path:
     """The tiny model in bfloat16, as most models are stored."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-bfloat16-"))
     shutil.copytree(tiny(), folder, dirs_exist_ok=True)
-    load.load_base(tiny(), torch.bfloat16, torch.device("cpu")).save_pretrained(folder)
+    loading.load_base(tiny(), torch.bfloat16, torch.device("cpu")).save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ import torch
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.accelerators import MIN_CUBLAS_BYTES, check_accelerators, has_gpu_libraries
+from finetune_trainer.model.device import MIN_CUBLAS_BYTES, check_accelerators, has_gpu_libraries
 from finetune_trainer.runtime.failure import StageFailure
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.processes import run
@@ -57,7 +57,7 @@ def test_a_torch_for_cpus_has_no_gpu_libraries(monkeypatch: pytest.MonkeyPatch, 
 def test_a_pod_that_sees_fewer_devices_than_it_requests_names_the_node(
     monkeypatch: pytest.MonkeyPatch, visible: int, requested: int, fails: bool
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.model.accelerators.has_gpu_libraries", lambda: True)
+    monkeypatch.setattr("finetune_trainer.model.device.has_gpu_libraries", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     if not fails:

@@ -14,9 +14,9 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from finetune_trainer.contract.method import Method
-from finetune_trainer.model.completionloss import completion_loss
-from finetune_trainer.model.load import empty_model
-from finetune_trainer.model.modules import freeze_encoders, stacked_experts
+from finetune_trainer.model.adapted_layers import freeze_encoders, stacked_experts
+from finetune_trainer.model.completion_loss import completion_loss
+from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.architecture import check_adapter
 from finetune_trainer.tokens.batching import Padding, pack
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow

@@ -14,8 +14,8 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
-from finetune_trainer.model.basebundle import BundleUnknown, base_bundle
-from finetune_trainer.model.generationbatch import GenerationBatch
+from finetune_trainer.model.bundle import BundleUnknown, base_bundle
+from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage

@@ -23,9 +23,9 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.checks import scanner
 from finetune_trainer.data.checks.scanner import HashedValues, Scanner, SensitiveHashes
 from finetune_trainer.evaluate.checks.memorization import find_memorized
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import compute_probe
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.prepare.stage import publish_hashes
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure

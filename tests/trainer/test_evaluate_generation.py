@@ -15,7 +15,7 @@ from finetune_trainer.evaluate.subjects.generation import (
     AnswerRequest,
     GeneratedAnswer,
 )
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from tests.trainer.test_evaluate_memory import Evaluated
 from tests.trainer.workbench import ROWS, tiny_tokenizer

@@ -25,7 +25,7 @@ from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE, PredictionLog, RowPrediction
 from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
-from finetune_trainer.model.placement import load_placed
+from finetune_trainer.model.loading import load_placed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16

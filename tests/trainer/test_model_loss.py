@@ -9,10 +9,17 @@ import torch
 from accelerate import Accelerator
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from finetune_trainer.model import head as head_module
-from finetune_trainer.model.completionloss import completion_loss, row_loss_sums, total_completion_loss
-from finetune_trainer.model.head import ChunkedHead, chunked_head, chunked_losses, tiled_losses
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model import completion_loss as head_module
+from finetune_trainer.model.completion_loss import (
+    ChunkedHead,
+    chunked_head,
+    chunked_losses,
+    completion_loss,
+    row_loss_sums,
+    tiled_losses,
+    total_completion_loss,
+)
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import Padding, pack, pad_left
 from finetune_trainer.tokens.encode import RowEncoder

@@ -21,19 +21,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.evaluate import stage
-from finetune_trainer.model import head, placement
-from finetune_trainer.model.completionloss import row_loss_sums
-from finetune_trainer.model.generationbatch import GenerationBatch
-from finetune_trainer.model.head import chunked_head
-from finetune_trainer.model.load import empty_model_in
-from finetune_trainer.model.placement import (
+from finetune_trainer.model import completion_loss, loading
+from finetune_trainer.model.completion_loss import chunked_head, row_loss_sums
+from finetune_trainer.model.generation import GenerationBatch
+from finetune_trainer.model.loading import (
     connect_layers,
+    empty_model_in,
     load_placed,
+    load_quantized_base,
     place_layers,
     visible_devices,
     weights_bytes,
 )
-from finetune_trainer.model.quantization import load_quantized_base
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors
 from finetune_trainer.runtime.failure import StageFailure
 from tests.methods import method_of
@@ -73,7 +72,7 @@ class SameDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """New tensors are fake, and two accelerators exist."""
     # Triton's kernels need a driver.
-    monkeypatch.setattr(head, "tiled_losses", head.chunked_losses)
+    monkeypatch.setattr(completion_loss, "tiled_losses", completion_loss.chunked_losses)
     # Numbers would be copied to the device for real.
     monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", -1)
     # accelerate finds tied weights by their address.
@@ -142,8 +141,8 @@ def test_a_layer_larger_than_each_device_is_not_divided(empty: PreTrainedModel) 
 
 
 def test_nothing_is_loaded_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "memory_use", lambda _: (0, 100_000))
-    monkeypatch.setattr(placement, "load_base", None)
+    monkeypatch.setattr(loading, "memory_use", lambda _: (0, 100_000))
+    monkeypatch.setattr(loading, "load_base", None)
 
     with pytest.raises(StageFailure, match=r"the weights of the model take 0\.00 GiB"):
         load_placed(tiny(), GPUS)
@@ -152,9 +151,9 @@ def test_nothing_is_loaded_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_bytes_of_weights_in_four_bits_are_those_that_are_loaded(
     monkeypatch: pytest.MonkeyPatch, empty: PreTrainedModel
 ) -> None:
-    from finetune_trainer.model import quantization
+    from finetune_trainer.model import loading
 
-    monkeypatch.setattr(quantization, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda _: True)
     loaded = load_quantized_base(tiny(), CPU)
 
     tensors = (*loaded.parameters(), *loaded.buffers())

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.model.generation import Sampler
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 PROBABILITIES = torch.softmax(LOGITS, dim=-1)

@@ -12,7 +12,7 @@ import torch
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.preflight import stage
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop

@@ -15,7 +15,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters, Requested
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.load import empty_model
+from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.estimate import prediction
 from finetune_trainer.preflight.estimate.duration import run_flops, seconds_range
 from finetune_trainer.preflight.estimate.fakestep import StepMeasure, StepShape

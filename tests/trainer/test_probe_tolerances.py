@@ -14,9 +14,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import ENGINE, dtype_name, log_probabilities
-from finetune_trainer.model.probetolerance import NO_CHANGE_NATS, TOLERANCES
+from finetune_trainer.model.probe_record import NO_CHANGE_NATS, TOLERANCES
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.probeprompts import probe_prompts
 from finetune_trainer.train.modelsetup import trainable_model

@@ -24,7 +24,7 @@ from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.model.basebundle import base_bundle
+from finetune_trainer.model.bundle import base_bundle
 from finetune_trainer.runtime import signals
 from tests.trainer.processes import TIMEOUT_SECONDS, Process, start, start_fresh
 from tests.trainer.serve.endpoint import serve_config

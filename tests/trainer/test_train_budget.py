@@ -16,7 +16,7 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model import attention
 from finetune_trainer.model.attention import VARLEN, attention_of, set_attention
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import (
     TokenBudget,

@@ -18,7 +18,7 @@ from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.distributed.process_group import ALONE
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers

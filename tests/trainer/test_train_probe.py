@@ -9,9 +9,9 @@ import torch
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import CheckpointResult
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import compute_probe, log_probabilities
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, TopTokens
+from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord, TopTokens
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.probeprompts import PROMPTS, probe_prompts

@@ -10,9 +10,8 @@ from peft import PeftModel
 
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint
-from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.modules import linear_layers
-from finetune_trainer.model.quantization import load_quantized_base
+from finetune_trainer.model.adapted_layers import linear_layers
+from finetune_trainer.model.loading import load_adapter, load_base, load_quantized_base
 from finetune_trainer.train.modelsetup import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Workbench, weights
 from tools.models import tiny

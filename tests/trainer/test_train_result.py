@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids, template_name
 from finetune_trainer.train.modelsetup import trainable_model

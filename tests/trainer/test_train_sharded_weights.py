@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.preflight.estimate.livebytes import START, LiveBytes
 from finetune_trainer.train.parallel.shardingconfig import sharding_config
 from finetune_trainer.train.parallel.shards import rows_of

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
 from finetune_trainer.contract.prediction import CARDS, gibibytes
-from finetune_trainer.model.load import empty_model
+from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
 from finetune_trainer.preflight.estimate.fakestep import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory

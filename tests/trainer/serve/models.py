@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune_trainer.model.basebundle import base_bundle
+from finetune_trainer.model.bundle import base_bundle
 from tools.models import tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.model.generation import Sampler
 from finetune_trainer.serve.constraint import Grammars
 from finetune_trainer.serve.readers import AnswerReaders
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, Mamba
 
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.model.generationbatch import GenerationBatch
+from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.model.probe import compute_probe
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord
+from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve import loading
 from finetune_trainer.serve.loading import load

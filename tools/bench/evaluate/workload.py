@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.evaluate.examples import Example, encode_examples
-from finetune_trainer.model.load import load_base
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from tools.bench.examplerows import example_rows
 

@@ -22,7 +22,7 @@ from transformers import set_seed
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import Method, MethodType
 from finetune_trainer.distributed.process_group import ALONE
-from finetune_trainer.model.completionloss import completion_loss
+from finetune_trainer.model.completion_loss import completion_loss
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.tokens.batching import pack, row_lengths, token_count
 from finetune_trainer.tokens.chattemplate import load_tokenizer

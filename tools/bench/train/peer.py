@@ -15,9 +15,9 @@ from peft import LoraConfig
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from finetune_trainer.model.adapted_layers import linear_layers
 from finetune_trainer.model.device import choose_device
-from finetune_trainer.model.load import load_base
-from finetune_trainer.model.modules import linear_layers
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chattemplate import load_tokenizer
 from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
 from finetune_trainer.train.trainer import training_arguments

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from finetune_operator.api.meta import API_VERSION
 from finetune_trainer.contract.references import StoreConfig
-from finetune_trainer.model.basebundle import base_bundle
+from finetune_trainer.model.bundle import base_bundle
 from finetune_trainer.store import open_store
 from tools.bench.errors import BenchError
 from tools.cluster.layout import DEFAULT_NAME, Layout

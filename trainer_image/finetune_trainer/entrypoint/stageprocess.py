@@ -147,7 +147,7 @@ def _run_stage(config: StageRunConfig, process: ProcessRank | None = None) -> Ex
 def _check_accelerators(config: StageRunConfig) -> None:
     """Raise StageFailure (WRONG_IMAGE, DEVICE_NOT_FOUND) if the pod cannot use what it requests."""
     if config.accelerators:
-        from finetune_trainer.model.accelerators import check_accelerators
+        from finetune_trainer.model.device import check_accelerators
 
         check_accelerators(config.accelerators)
 

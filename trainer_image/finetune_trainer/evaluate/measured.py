@@ -21,10 +21,9 @@ from finetune_trainer.evaluate.subjects.generation import (
     AnswerSource,
     GeneratedAnswer,
 )
-from finetune_trainer.model.completionloss import row_loss_sums
+from finetune_trainer.model.completion_loss import ChunkedHead, chunked_head, row_loss_sums
 from finetune_trainer.model.device import mixed_precision
-from finetune_trainer.model.head import ChunkedHead, chunked_head
-from finetune_trainer.model.load import context_length
+from finetune_trainer.model.loading import context_length
 from finetune_trainer.tokens.batching import Padding
 from finetune_trainer.tokens.chattemplate import stop_token_ids
 from finetune_trainer.tokens.encode import EncodedRow

@@ -17,7 +17,7 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
-from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
+from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.runtime.failure import StageFailure
 
 MEMORY_ADVICE = (

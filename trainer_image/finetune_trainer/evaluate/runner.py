@@ -19,9 +19,8 @@ from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
-from finetune_trainer.model.load import load_adapter
-from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory, release_memory
-from finetune_trainer.model.placement import load_placed
+from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
+from finetune_trainer.model.loading import load_adapter, load_placed
 from finetune_trainer.runtime.failure import StageFailure
 
 if TYPE_CHECKING:

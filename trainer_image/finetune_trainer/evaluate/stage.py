@@ -45,7 +45,7 @@ from finetune_trainer.evaluate.subjects.optional import optional
 from finetune_trainer.evaluate.subjects.prompted import prompt_digest
 from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.model.device import limit_threads
-from finetune_trainer.model.placement import visible_devices
+from finetune_trainer.model.loading import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext

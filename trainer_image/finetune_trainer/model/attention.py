@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-from finetune_trainer.model.modules import base_of
+from finetune_trainer.model.adapted_layers import base_of
 
 VARLEN: Final = "varlen"
 """Name of this attention in a model's configuration."""

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device that a model runs on, its memory, and the number of threads."""
+"""The device that a model runs on, its memory, and the number of threads.
+
+Exhausted memory as one exception, with the figures of the device.
+
+Checks that a stage which was given accelerators can use them, before it does any work.
+"""
 
 import ctypes
+import gc
 import logging
 import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.contract.prediction import GIBIBYTE
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.podmemory import MEMORY_LIMIT_PATH, pod_memory_bytes
 from finetune_trainer.processors import available_processors
+from finetune_trainer.runtime.failure import StageFailure
 
 ALLOCATION_FAILURES: Final = (
     "DefaultCPUAllocator",
@@ -97,3 +108,96 @@ def memory_use(device: torch.device, limit: Path = MEMORY_LIMIT_PATH) -> tuple[i
         return total - free, total
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return used, pod_memory_bytes(limit)
+
+
+class OutOfMemory(Exception):
+    """Memory is exhausted. `by_batch`: it happened while computing batches, so smaller ones may fit."""
+
+    def __init__(self, message: str, max_row_tokens: int, *, by_batch: bool) -> None:
+        super().__init__(message)
+        self.max_row_tokens = max_row_tokens
+        self.by_batch = by_batch
+
+
+@contextmanager
+def catch_out_of_memory(
+    activity: str, devices: Sequence[torch.device], max_row_tokens: int, *, by_batch: bool
+) -> Iterator[None]:
+    """Turn any out-of-memory error of the block into OutOfMemory, with the figures of the fullest device."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        use = {device: memory_use(device) for device in devices}
+        device, (used, total) = max(use.items(), key=lambda item: item[1][0] / item[1][1])
+        raise OutOfMemory(
+            f"{activity} ran out of memory on {device}, with {used / GIBIBYTE:.2f} of"
+            f" {total / GIBIBYTE:.2f} GiB in use ({_first_line(error)})",
+            max_row_tokens,
+            by_batch=by_batch,
+        ) from error
+
+
+def release_memory() -> None:
+    """Free the memory of a failed attempt; no reference to its exception may remain."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the error; PyTorch's whole message fills a screen."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+MIN_CUBLAS_BYTES: Final = 1 << 20
+"""A smaller libcublas is a stub: the `cpu` variant of the image has stubs instead of CUDA's libraries."""
+
+
+def check_accelerators(requested: int) -> None:
+    """Raise StageFailure if the pod requests accelerators and this image or its node has none.
+
+    WRONG_IMAGE fails the run at once. DEVICE_NOT_FOUND is retried, because another node may be in order.
+
+    Args:
+        requested: accelerators of the pod; 0 checks nothing, so a stage without them runs in any image.
+    """
+    if requested == 0:
+        return
+    if not has_gpu_libraries():
+        raise StageFailure(
+            FailureReason.WRONG_IMAGE,
+            f"the pod requests {_count(requested)}, but its image is the trainer's variant for CPUs, without"
+            " CUDA: build the cuda variant with make images VARIANT=cuda, and name it in"
+            " spec.images.trainer of the ComputeProfile, or in trainerImage of the chart for all profiles;"
+            " then create a new FineTuneJob",
+        )
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < requested:
+        raise StageFailure(
+            FailureReason.DEVICE_NOT_FOUND,
+            f"the pod requests {_count(requested)}, and PyTorch {torch.__version__} finds {found}: check that"
+            " nvidia-smi works on the node, that its driver supports CUDA"
+            f" {torch.version.cuda or torch.version.hip}, and that spec.runtimeClassName of the"
+            " ComputeProfile names a runtime with GPU support",
+            ExitCode.INTERNAL,
+        )
+
+
+def has_gpu_libraries(packages: Path | None = None) -> bool:
+    """Whether PyTorch was built for GPUs and its libraries are not stubs.
+
+    Args:
+        packages: folder of the installed packages; None for that of PyTorch.
+    """
+    if torch.version.cuda is None and torch.version.hip is None:
+        return False
+    folder = packages or Path(torch.__file__).parents[1]
+    # Where CUDA is not a package of Python, PyTorch has its libraries from the system.
+    libraries = list((folder / "nvidia").glob("**/libcublas.so*"))
+    return not libraries or any(path.stat().st_size >= MIN_CUBLAS_BYTES for path in libraries)
+
+
+def _count(number: int) -> str:
+    return f"{number} accelerator{'' if number == 1 else 's'}"

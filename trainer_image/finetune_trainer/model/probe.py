@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from finetune_trainer.contract.serving import EngineName
 from finetune_trainer.model.attention import without_varlen
 from finetune_trainer.model.device import mixed_precision
-from finetune_trainer.model.load import context_length
-from finetune_trainer.model.proberecord import ProbeRecord, TopTokens
+from finetune_trainer.model.loading import context_length
+from finetune_trainer.model.probe_record import ProbeRecord, TopTokens
 from finetune_trainer.tokens.batching import Padding, model_inputs
 from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.contract.method import TYPES, Method
-from finetune_trainer.model.load import empty_model
-from finetune_trainer.model.modules import stacked_experts
+from finetune_trainer.model.adapted_layers import stacked_experts
+from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.train.modelsetup import adapter_config
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.beneath import PathRefused
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.model.adapter import ADAPTER_CONFIG
 from finetune_trainer.model.bundle import (
+    ADAPTER_CONFIG,
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
     MODEL_CONFIG,

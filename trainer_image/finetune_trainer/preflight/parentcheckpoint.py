@@ -9,8 +9,8 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA, RequestedLoRA
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
-from finetune_trainer.model.adapter import read_adapter
-from finetune_trainer.model.modules import linear_layers
+from finetune_trainer.model.adapted_layers import linear_layers
+from finetune_trainer.model.bundle import read_adapter
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
 

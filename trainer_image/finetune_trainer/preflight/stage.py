@@ -14,7 +14,7 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.duplicates import Leaks
 from finetune_trainer.manifest import Manifest
-from finetune_trainer.model.load import context_length
+from finetune_trainer.model.loading import context_length
 from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config
 from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length

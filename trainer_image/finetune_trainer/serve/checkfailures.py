@@ -5,8 +5,13 @@ import logging
 from typing import Final
 
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.model.proberecord import ProbeRecord
-from finetune_trainer.model.probetolerance import UNMEASURED_TOLERANCE, Computation, mismatch, tolerance_of
+from finetune_trainer.model.probe_record import (
+    UNMEASURED_TOLERANCE,
+    Computation,
+    ProbeRecord,
+    mismatch,
+    tolerance_of,
+)
 from finetune_trainer.runtime.failure import StageFailure
 
 REMEDY: Final = "Check that base model and Checkpoint belong together, or train the model again"

@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.model.generation import Sampler
 from finetune_trainer.serve.constraintlimits import check_schema, unusable
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.errors import RequestError

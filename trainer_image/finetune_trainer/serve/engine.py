@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from finetune_trainer.model.generationbatch import GenerationBatch
+from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.serve.admission import AdmissionControl, Refusal
 from finetune_trainer.serve.generation import EngineRequest, GenerationFailed
 from finetune_trainer.serve.loading import LoadedModels

@@ -19,11 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL, FailureReason
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
-from finetune_trainer.model.dora import fix_magnitudes
-from finetune_trainer.model.generationbatch import BASE_ADAPTER, can_leave_batch
-from finetune_trainer.model.load import context_length
-from finetune_trainer.model.outofmemory import OutOfMemory, catch_out_of_memory
-from finetune_trainer.model.placement import load_placed, visible_devices
+from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory
+from finetune_trainer.model.generation import BASE_ADAPTER, can_leave_batch
+from finetune_trainer.model.loading import context_length, fix_magnitudes, load_placed, visible_devices
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.serve.readers import AnswerReaders

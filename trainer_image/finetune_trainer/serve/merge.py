@@ -22,15 +22,15 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import MergeConfig, MergedWeights
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.model.adapter import check_base_model
 from finetune_trainer.model.bundle import (
     PROCESSOR_FILES,
     Bundle,
+    check_base_model,
     own_chat_template,
     own_stop_ids,
     require_bundle,
 )
-from finetune_trainer.model.load import load_adapter, load_base
+from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import (
     ENGINE,
     PromptIds,
@@ -39,8 +39,7 @@ from finetune_trainer.model.probe import (
     largest_difference,
     log_probabilities,
 )
-from finetune_trainer.model.proberecord import ProbeRecord, read_record, write_record
-from finetune_trainer.model.probetolerance import Computation
+from finetune_trainer.model.probe_record import Computation, ProbeRecord, read_record, write_record
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store

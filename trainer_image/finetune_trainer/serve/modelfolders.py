@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer.model.proberecord import PROBE_FILE, ProbeRecord, read_record
+from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord, read_record
 
 _PROBES: Final = ".probes"
 

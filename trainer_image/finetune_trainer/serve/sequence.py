@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.model.generation import Sampler
 from finetune_trainer.serve.detokenize import TextStream
 from finetune_trainer.serve.generation import (
     Candidate,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract.serving import DefaultSampling, ServeConfig
-from finetune_trainer.model.proberecord import ProbeRecord
+from finetune_trainer.model.probe_record import ProbeRecord
 from finetune_trainer.serve.apikeys import ApiKeys
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, RequestError

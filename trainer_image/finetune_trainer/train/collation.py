@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 
 from finetune_trainer.model.attention import REPLACED, VARLEN, attention_of, set_attention, without_varlen
+from finetune_trainer.model.completion_loss import ChunkedHead, chunked_head
 from finetune_trainer.model.device import is_out_of_memory, mixed_precision
-from finetune_trainer.model.head import ChunkedHead, chunked_head
 from finetune_trainer.tokens.batching import (
     Collate,
     Padding,

@@ -10,9 +10,13 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from finetune_trainer.contract.method import TYPES, Method
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.model.load import load_adapter, load_base
-from finetune_trainer.model.modules import excluded_layers, freeze_encoders, linear_layers, unknown_layers
-from finetune_trainer.model.quantization import load_quantized_base
+from finetune_trainer.model.adapted_layers import (
+    excluded_layers,
+    freeze_encoders,
+    linear_layers,
+    unknown_layers,
+)
+from finetune_trainer.model.loading import load_adapter, load_base, load_quantized_base
 from finetune_trainer.runtime.failure import StageFailure
 
 Trainable = PreTrainedModel | PeftModel

@@ -15,8 +15,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import TYPES, is_sharded
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.model.bundle import Bundle
-from finetune_trainer.model.device import choose_device
-from finetune_trainer.model.outofmemory import catch_out_of_memory
+from finetune_trainer.model.device import catch_out_of_memory, choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
 from finetune_trainer.tokens.probeprompts import probe_prompts

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, Scheduler
 from finetune_trainer.distributed.process_group import ALONE, Group
-from finetune_trainer.model.completionloss import (
+from finetune_trainer.model.completion_loss import (
     completion_loss,
     completion_losses_by_row,
     total_completion_loss,

@@ -21,12 +21,13 @@ from finetune_trainer.model.probe import (
     log_probabilities,
     pass_dtype,
 )
-from finetune_trainer.model.proberecord import ProbeRecord, read_record
-from finetune_trainer.model.probetolerance import (
+from finetune_trainer.model.probe_record import (
     NO_CHANGE_NATS,
     UNMEASURED_TOLERANCE,
     Computation,
+    ProbeRecord,
     mismatch,
+    read_record,
     tolerance_of,
 )
 from finetune_trainer.store import DerivedRef, Store

@@ -26,8 +26,7 @@ from typing_extensions import override
 
 from finetune_trainer.contract.evaluation import GenerationSettings
 from finetune_trainer.model.device import mixed_precision
-from finetune_trainer.model.generationbatch import GenerationBatch, can_leave_batch
-from finetune_trainer.model.sampling import Sampler
+from finetune_trainer.model.generation import GenerationBatch, Sampler, can_leave_batch
 from finetune_trainer.tokens.batching import pad_left
 from finetune_trainer.tokens.reasoning import AnswerReader
 

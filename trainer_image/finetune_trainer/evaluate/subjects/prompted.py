@@ -22,7 +22,7 @@ from finetune_trainer.evaluate.budget import AnswerBudget
 from finetune_trainer.evaluate.examples import Example, encode_examples
 from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.model.load import read_context_length
+from finetune_trainer.model.loading import read_context_length
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder

@@ -27,7 +27,7 @@ from transformers.initialization import no_init_weights
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, TYPES, Method
 from finetune_trainer.distributed.process_group import ALONE
-from finetune_trainer.model.modules import freeze_encoders
+from finetune_trainer.model.adapted_layers import freeze_encoders
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward, replaced
 from finetune_trainer.preflight.estimate.livebytes import LiveBytes
 from finetune_trainer.tokens.answers import EncodedAnswers

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from finetune_trainer.model.quantization import quantized_layers
+from finetune_trainer.model.loading import quantized_layers
 from finetune_trainer.preflight.estimate.fakestep import decoder_layers
 
 

@@ -11,7 +11,7 @@ from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import TYPES, Method, is_sharded, resolve_sharding
 from finetune_trainer.contract.prediction import Prediction
-from finetune_trainer.model.placement import weights_bytes
+from finetune_trainer.model.loading import weights_bytes
 from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, run_flops, seconds_range
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit

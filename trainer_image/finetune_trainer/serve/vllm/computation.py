@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 
-from finetune_trainer.model.probetolerance import Computation
+from finetune_trainer.model.probe_record import Computation
 
 UNKNOWN: Final = "unknown"
 

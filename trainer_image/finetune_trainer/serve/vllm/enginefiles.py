@@ -13,13 +13,14 @@ from pathlib import Path
 import finetune_trainer
 from finetune_trainer.contract.environment import VLLM_FOLDER, VLLM_PYTHON_FOLDER
 from finetune_trainer.contract.vocabulary import FailureReason, listed
-from finetune_trainer.model.adapter import read_adapter
-from finetune_trainer.model.basebundle import BundleUnknown, base_bundle
 from finetune_trainer.model.bundle import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
+    BundleUnknown,
+    base_bundle,
     own_chat_template,
     own_stop_ids,
+    read_adapter,
     write_settings,
 )
 from finetune_trainer.runtime.failure import StageFailure

@@ -7,7 +7,7 @@ import torch
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
-from finetune_trainer.model.load import empty_model_in
+from finetune_trainer.model.loading import empty_model_in
 
 
 def sharding_config(

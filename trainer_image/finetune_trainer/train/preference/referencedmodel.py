@@ -16,8 +16,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from finetune_trainer.model.completionloss import segment_loss_sums
-from finetune_trainer.model.head import ChunkedHead
+from finetune_trainer.model.completion_loss import ChunkedHead, segment_loss_sums
 from finetune_trainer.tokens.encode import IGNORE_INDEX
 
 REFERENCE: Final = "reference"

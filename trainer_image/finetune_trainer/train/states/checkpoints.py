@@ -11,7 +11,7 @@ from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.manifest import MANIFEST_NAME
 from finetune_trainer.model.bundle import Bundle
-from finetune_trainer.model.proberecord import PROBE_FILE
+from finetune_trainer.model.probe_record import PROBE_FILE
 from finetune_trainer.store import Store
 from finetune_trainer.train.layout import ROW_LOSSES
 from finetune_trainer.train.states.ledger import RunLedger

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.contract.vocabulary import CheckpointType
 from finetune_trainer.model.probe import PromptIds, compute_probe
-from finetune_trainer.model.proberecord import ProbeRecord, write_record
+from finetune_trainer.model.probe_record import ProbeRecord, write_record
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import reshard
 from finetune_trainer.train.states.weights import TrainingWeights

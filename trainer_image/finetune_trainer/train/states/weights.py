@@ -16,8 +16,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
-from finetune_trainer.model.adapter import ADAPTER_CONFIG
 from finetune_trainer.model.bundle import (
+    ADAPTER_CONFIG,
     GENERATION_CONFIG,
     MODEL_CONFIG,
     PROCESSOR_FILES,
