@@ -23,8 +23,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.model.adapted_layers import linear_layers
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import RowEncoder
 from tests.gpu.scene import excerpts, row_of
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune_trainer.tokens import trainingtemplates
-from finetune_trainer.tokens.suppliedtemplates import template_text
+from finetune_trainer.tokens import chat_template
+from finetune_trainer.tokens.supplied_templates import template_text
 from tools.models import tiny
 
 
@@ -52,5 +52,5 @@ def with_special_tokens(folder: Path, *tokens: str, ordinary: tuple[str, ...] = 
 def with_reasoning(folder: Path) -> Path:
     """A model with the published template of a family whose answers begin with reasoning."""
     with_special_tokens(folder, "<|im_start|>", "<|im_end|>", ordinary=("<think>", "</think>"))
-    shutil.copy(trainingtemplates.folder() / "qwen3.jinja", folder / "chat_template.jinja")
+    shutil.copy(chat_template.folder() / "qwen3.jinja", folder / "chat_template.jinja")
     return folder

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from finetune_trainer.contract.evaluation import GenerationSettings
 from finetune_trainer.evaluate.subjects.generation import AnswerGenerator, AnswerRequest
 from finetune_trainer.model.loading import load_adapter, load_base
-from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.chat_template import load_tokenizer
 
 VERSION: Final = "0.1.test"
 

@@ -19,7 +19,7 @@ from finetune_trainer.model.completion_loss import completion_loss
 from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.architecture import check_adapter
 from finetune_trainer.tokens.batching import Padding, pack
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.modelsetup import adapter_config
 from tests.trainer.architectures import ARCHITECTURES, tiny_config, tiny_model
 

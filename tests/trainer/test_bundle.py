@@ -19,7 +19,7 @@ from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
-from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids
 from finetune_trainer.train.states.weights import bundle_of
 from tests.trainer.basemodels import (
     whole,

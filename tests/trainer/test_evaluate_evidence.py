@@ -24,7 +24,7 @@ from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 
 Values = Sequence[float]
 OF_VALUES = [

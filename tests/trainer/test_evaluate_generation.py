@@ -16,7 +16,7 @@ from finetune_trainer.evaluate.subjects.generation import (
     GeneratedAnswer,
 )
 from finetune_trainer.model.loading import load_base
-from finetune_trainer.tokens.chattemplate import stop_token_ids
+from finetune_trainer.tokens.chat_template import stop_token_ids
 from tests.trainer.test_evaluate_memory import Evaluated
 from tests.trainer.workbench import ROWS, tiny_tokenizer
 from tools.models import tiny

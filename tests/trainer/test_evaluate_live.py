@@ -19,7 +19,7 @@ from finetune_trainer.evaluate import runner
 from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.model.loading import load_placed
-from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.chat_template import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny
 

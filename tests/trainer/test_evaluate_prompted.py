@@ -18,8 +18,8 @@ from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
 from finetune_trainer.evaluate.subjects.prompted import FewShotPrompt
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.chattemplate import has_system_turn, load_tokenizer
-from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
+from finetune_trainer.tokens.chat_template import has_system_turn, load_tokenizer
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, RowEncoder
 from tests.trainer.workbench import JUDGED, ROWS, TEAMS, Workbench, tiny_tokenizer
 from tools.models import tiny
 

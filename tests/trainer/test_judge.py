@@ -34,7 +34,7 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.statistics.groups import Groups
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 from tests.trainer.judgeserver import Asked, JudgeServer, likes, verdict
 from tests.trainer.processes import Process, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, TEAMS, Sheet, Workbench

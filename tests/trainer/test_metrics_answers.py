@@ -31,7 +31,7 @@ from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.patterns import AnswerPattern
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.textmetrics import exact_match, normalized_match, rouge_l
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 ENGLISH: Final = (
     ("The parcel is late because of snow.", ("The parcel was late, because of the snow.",)),

@@ -18,7 +18,7 @@ from finetune_trainer.evaluate.metrics.registry import measures_of
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.scope import MetricScope
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 
 NAMES: Final = ("billing", "sales", "请假", "配送")
 NO_LABEL: Final = "I cannot say"

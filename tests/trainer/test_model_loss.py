@@ -22,7 +22,7 @@ from finetune_trainer.model.completion_loss import (
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.batching import Padding, pack, pad_left
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.encoding import RowEncoder
 from tests.trainer.gpuwrapping import as_a_gpu_trains
 from tests.trainer.workbench import tiny_tokenizer
 from tools.models import tiny

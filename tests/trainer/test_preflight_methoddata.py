@@ -12,7 +12,7 @@ from finetune_trainer.contract.method import LoRA, Method, Preference, Sharding
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.methoddata import resolve_preference
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.encoding import RowEncoder
 from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.scopesource import ScopeSource
-from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.chat_template import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.chattemplate import load_tokenizer, render, stop_token_ids, template_name
+from finetune_trainer.tokens.chat_template import load_tokenizer, render, stop_token_ids, template_name
 from tools.models import tiny
 
 CHATS: tuple[tuple[dict[str, str], ...], ...] = (

@@ -14,9 +14,8 @@ from finetune_trainer.contract.method import Objective
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.answers import make_encoder
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow, RowEncoder, make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
 from tools.models import tiny
 

@@ -15,10 +15,9 @@ from finetune_trainer.preflight import tokenizing
 from finetune_trainer.preflight.tokenizing import RowFiles, TokenizedRows, tokenize
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, count_rows
 from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.tokens.answers import EncodedAnswers, Encoder, make_encoder
-from finetune_trainer.tokens.encode import EncodedRow
-from finetune_trainer.tokens.encodingname import encoding_name
+from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow, Encoder, make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
+from finetune_trainer.tokens.token_files import encoding_name
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench, tiny_tokenizer
 
 CHAT = Row(

@@ -21,12 +21,11 @@ from finetune_trainer.data.split_files import line_of
 from finetune_trainer.rows import Message, Row, parse_row
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatCompletionRequest
-from finetune_trainer.tokens import trainingtemplates
-from finetune_trainer.tokens.chattemplate import stop_token_ids
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens import chat_template
+from finetune_trainer.tokens.chat_template import stop_token_ids, training_template
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
-from finetune_trainer.tokens.trainingtemplates import training_template
 from tests.trainer.data.reading import json_lines, read
 from tools.models import tiny
 
@@ -77,7 +76,7 @@ def published() -> dict[str, str]:
     """TRL's copies of published templates, by family."""
     return {
         path.stem: path.read_text(encoding="utf-8")
-        for path in sorted(trainingtemplates.folder().glob("*.jinja"))
+        for path in sorted(chat_template.folder().glob("*.jinja"))
         if not path.stem.endswith("_training")
     }
 

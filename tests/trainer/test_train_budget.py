@@ -27,7 +27,7 @@ from finetune_trainer.tokens.batching import (
     pad_without_mask,
     similar,
 )
-from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
+from finetune_trainer.tokens.encoding import EncodedRow, RowEncoder
 from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
 from finetune_trainer.train.parallel.sharding import Division, RowLimit
 from finetune_trainer.train.trainer import CompletionTrainer

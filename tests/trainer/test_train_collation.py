@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.batching import Padding, pack
-from finetune_trainer.tokens.encode import EncodedRow, RowEncoder
+from finetune_trainer.tokens.encoding import EncodedRow, RowEncoder
 from finetune_trainer.train.collation import choose_collation, isolates_packed_rows
 from tests.trainer.workbench import ROWS, tiny_tokenizer
 from tools.models import tiny

@@ -13,7 +13,7 @@ from datasets import Dataset
 from finetune_trainer.contract.method import LoRA, Method, Preference
 from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.rows import Row
-from finetune_trainer.tokens.answers import AnswerEncoder, EncodedAnswers
+from finetune_trainer.tokens.encoding import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.preference.comparisons import ComparedRows

@@ -19,7 +19,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.store import DerivedRef
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.encoding import RowEncoder
 from tests.methods import method_of
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere
 from tools.models import tiny

@@ -28,7 +28,7 @@ from finetune_trainer.runtime.reporter import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
-from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.train import stage as train
 from finetune_trainer.train.schedule import run_steps
 from tests.methods import requested

@@ -17,9 +17,8 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
 from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.preflight.estimate.fakestep import StepShape
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import trainable_model
 from tools.models import tiny

@@ -25,8 +25,8 @@ from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.model.completion_loss import completion_loss
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.tokens.batching import pack, row_lengths, token_count
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow, RowEncoder
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.modelsetup import Trainable, trainable_model
 from finetune_trainer.train.parallel.sharding import RowLimit, Steps

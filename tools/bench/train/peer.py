@@ -18,8 +18,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune_trainer.model.adapted_layers import linear_layers
 from finetune_trainer.model.device import choose_device
 from finetune_trainer.model.loading import load_base
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.encode import IGNORE_INDEX, RowEncoder
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, RowEncoder
 from finetune_trainer.train.trainer import training_arguments
 from tools.bench.train.stopwatch import Stopwatch
 from tools.bench.train.workload import LORA, ROWS_PER_STEP, hyperparameters, training_rows

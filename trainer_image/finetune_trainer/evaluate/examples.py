@@ -10,9 +10,14 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.toolcalls import expected_calls
-from finetune_trainer.tokens.answers import AnswerEncoder
-from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow, RowEncoder, require_encoded
+from finetune_trainer.tokens.chat_template import NONE, TemplateArguments
+from finetune_trainer.tokens.encoding import (
+    IGNORE_INDEX,
+    AnswerEncoder,
+    EncodedRow,
+    RowEncoder,
+    require_encoded,
+)
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
 

@@ -16,7 +16,7 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured import MeasuredBatch
 from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
-from finetune_trainer.tokens.encode import IGNORE_INDEX
+from finetune_trainer.tokens.encoding import IGNORE_INDEX
 
 
 def count_row(_: Example) -> int:

@@ -25,8 +25,8 @@ from finetune_trainer.model.completion_loss import ChunkedHead, chunked_head, ro
 from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.tokens.batching import Padding
-from finetune_trainer.tokens.chattemplate import stop_token_ids
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.chat_template import stop_token_ids
+from finetune_trainer.tokens.encoding import EncodedRow
 
 
 class MeasuredModel:

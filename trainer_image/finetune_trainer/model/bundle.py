@@ -27,7 +27,7 @@ from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.vocabulary import FailureReason, listed
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.suppliedtemplates import supplied_template
+from finetune_trainer.tokens.supplied_templates import supplied_template
 
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from finetune_trainer.model.adapted_layers import base_of
 from finetune_trainer.tokens.batching import ROW_LABELS, model_inputs
-from finetune_trainer.tokens.encode import IGNORE_INDEX
+from finetune_trainer.tokens.encoding import IGNORE_INDEX
 
 MAX_LOGITS: Final = 1 << 24
 """Logits computed at once on a CPU: 64 MiB in float32."""

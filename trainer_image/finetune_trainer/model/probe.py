@@ -20,7 +20,7 @@ from finetune_trainer.model.device import mixed_precision
 from finetune_trainer.model.loading import context_length
 from finetune_trainer.model.probe_record import ProbeRecord, TopTokens
 from finetune_trainer.tokens.batching import Padding, model_inputs
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 TOP_TOKENS: Final = 5
 """Tokens that the record has for each prompt."""

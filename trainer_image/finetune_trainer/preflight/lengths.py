@@ -8,8 +8,7 @@ import numpy as np
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.columns import Int64s
-from finetune_trainer.tokens.tokenfiles import MAX_NAMED_ROWS, FoundRows, SplitFacts, TokenFiles
+from finetune_trainer.tokens.token_files import MAX_NAMED_ROWS, FoundRows, Int64s, SplitFacts, TokenFiles
 
 
 @dataclass(frozen=True)

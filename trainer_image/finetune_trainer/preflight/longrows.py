@@ -11,8 +11,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitN
 from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import LEARNED_FROM
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.columns import Int64s
-from finetune_trainer.tokens.tokenfiles import FoundRows
+from finetune_trainer.tokens.token_files import FoundRows, Int64s
 
 
 @dataclass(frozen=True)

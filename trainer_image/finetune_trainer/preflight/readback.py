@@ -23,12 +23,11 @@ from finetune_trainer.preflight.lengths import first_of
 from finetune_trainer.preflight.modelfiles import invalid
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.scoring.normalization import normalize
-from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments
-from finetune_trainer.tokens.controltokens import ControlTokens
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.chat_template import NONE, ControlTokens, TemplateArguments
+from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
-from finetune_trainer.tokens.tokenfiles import FoundRows
+from finetune_trainer.tokens.token_files import FoundRows
 
 MAX_READ_ROWS: Final = 1000
 """Max rows of a split from which the checked ones are chosen: the first of each kind."""

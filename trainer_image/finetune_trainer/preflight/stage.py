@@ -38,10 +38,10 @@ from finetune_trainer.stage.heldout import leaks_of
 from finetune_trainer.stage.judgeendpoint import judge_warnings
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.stage.metricsource import metric_sources
-from finetune_trainer.tokens.answers import evaluation_encoder, make_encoder
-from finetune_trainer.tokens.chattemplate import load_tokenizer, template_name
+from finetune_trainer.tokens.chat_template import load_tokenizer, template_name
+from finetune_trainer.tokens.encoding import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.reasoning import parser_for
-from finetune_trainer.tokens.tokenfiles import MAX_NAMED_ROWS, FoundRows
+from finetune_trainer.tokens.token_files import MAX_NAMED_ROWS, FoundRows
 from finetune_trainer.train.learningcurve.plan import require_validation_rows
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,10 @@ from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.store import DerivedRef, Store
-from finetune_trainer.tokens.answers import Encoder
-from finetune_trainer.tokens.chattemplate import MODEL_TEMPLATE, template_name
-from finetune_trainer.tokens.controltokens import ControlTokens
-from finetune_trainer.tokens.encodingname import encoding_name
+from finetune_trainer.tokens.chat_template import MODEL_TEMPLATE, ControlTokens, template_name
+from finetune_trainer.tokens.encoding import Encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
-from finetune_trainer.tokens.tokenfiles import FoundRows, TokenFiles, TokenFileWriter, kind_of
+from finetune_trainer.tokens.token_files import FoundRows, TokenFiles, TokenFileWriter, encoding_name, kind_of
 
 ROW_COST: Final = 1 << 18
 """Cost of tokenizing one row, in bytes read that take about as long."""

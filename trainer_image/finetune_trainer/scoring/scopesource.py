@@ -20,8 +20,8 @@ from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.patterns import AnswerPattern
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.toolcalls import calls_in, expected_calls
-from finetune_trainer.tokens.chattemplate import TemplateArguments
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.chat_template import TemplateArguments
+from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
 

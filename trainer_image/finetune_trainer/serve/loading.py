@@ -25,7 +25,7 @@ from finetune_trainer.model.loading import context_length, fix_magnitudes, load_
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.serve.readers import AnswerReaders
-from finetune_trainer.tokens.chattemplate import load_tokenizer, stop_token_ids
+from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids
 from finetune_trainer.tokens.reasoning import PARSERS, ReasoningParser, parser_named
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")

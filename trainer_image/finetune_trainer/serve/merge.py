@@ -44,8 +44,8 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.download_lock import download_lock
-from finetune_trainer.tokens.chattemplate import load_tokenizer
-from finetune_trainer.tokens.probeprompts import probe_prompts
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.probe_prompts import probe_prompts
 
 WEIGHTS: Final = "merged-bfloat16"
 PROBE: Final = "merged-bfloat16-probe"

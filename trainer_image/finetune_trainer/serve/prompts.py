@@ -13,7 +13,7 @@ from finetune_trainer.serve.messagereader import MessageReader
 from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
 from finetune_trainer.serve.toolcalls import TOOL_FORMS, ToolForm, ToolStream, tool_form_of
-from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
+from finetune_trainer.tokens.chat_template import NONE, TemplateArguments, render
 from finetune_trainer.tokens.reasoning import ReasoningStream
 
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedAnswers, EncodedRow
 
 Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
 

@@ -21,7 +21,7 @@ from finetune_trainer.tokens.batching import (
     pad_without_mask,
     row_lengths,
 )
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.modelsetup import Trainable
 
 MAX_PACKED_TOKENS: Final = 1024

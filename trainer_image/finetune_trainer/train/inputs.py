@@ -18,11 +18,11 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.heldout import leaks_of
 from finetune_trainer.store import DerivedRef
-from finetune_trainer.tokens.answers import make_encoder
 from finetune_trainer.tokens.batching import row_lengths
-from finetune_trainer.tokens.chattemplate import load_tokenizer
+from finetune_trainer.tokens.chat_template import load_tokenizer
+from finetune_trainer.tokens.encoding import make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
-from finetune_trainer.tokens.tokenfiles import TokenFiles
+from finetune_trainer.tokens.token_files import TokenFiles
 from finetune_trainer.train.schedule import run_steps, steps_per_epoch
 
 logger = logging.getLogger(__name__)

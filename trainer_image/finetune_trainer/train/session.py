@@ -18,7 +18,7 @@ from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import catch_out_of_memory, choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
-from finetune_trainer.tokens.probeprompts import probe_prompts
+from finetune_trainer.tokens.probe_prompts import probe_prompts
 from finetune_trainer.train.attempt import Attempt
 from finetune_trainer.train.callbacks.divergence import Divergence
 from finetune_trainer.train.callbacks.heartbeat import Heartbeat

@@ -26,7 +26,7 @@ from finetune_trainer.tokens.batching import (
     row_lengths,
     token_count,
 )
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.heldout import LazyBatches, RowBatches
 from finetune_trainer.train.layout import is_sharded

@@ -22,7 +22,7 @@ from finetune_trainer.model.loading import read_context_length, read_generation_
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import open_store
-from finetune_trainer.tokens.chattemplate import stop_token_ids
+from finetune_trainer.tokens.chat_template import stop_token_ids
 
 FOLDERS: Final[dict[Subject, tuple[str, str]]] = {
     "Tuned": (BASE_FOLDER, TUNED_FOLDER),

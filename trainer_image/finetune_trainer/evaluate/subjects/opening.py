@@ -23,7 +23,7 @@ from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.store import RunFolder, Store
-from finetune_trainer.tokens.chattemplate import TemplateArguments, load_tokenizer
+from finetune_trainer.tokens.chat_template import TemplateArguments, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from finetune_trainer.model.loading import read_context_length
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
-from finetune_trainer.tokens.chattemplate import has_system_turn
-from finetune_trainer.tokens.encode import RowEncoder
+from finetune_trainer.tokens.chat_template import has_system_turn
+from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
 
 PROMPT_FILE: Final = "prompt.json"

@@ -30,8 +30,7 @@ from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.model.adapted_layers import freeze_encoders
 from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward, replaced
 from finetune_trainer.preflight.estimate.livebytes import LiveBytes
-from finetune_trainer.tokens.answers import EncodedAnswers
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import Trainable, adapter_config

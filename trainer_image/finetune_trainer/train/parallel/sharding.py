@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.batching import longest_first
-from finetune_trainer.tokens.encode import IGNORE_INDEX, EncodedRow
+from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.schedule import batch_sizes, steps_per_epoch
 
 

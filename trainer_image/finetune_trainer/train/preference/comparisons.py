@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from finetune_trainer.distributed.process_group import Group
-from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
+from finetune_trainer.tokens.encoding import EncodedAnswers
 from finetune_trainer.train.heldout import RowBatches
 from finetune_trainer.train.parallel.sharding import Division, Steps
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 from finetune_trainer.train.preference.comparisons import ComparedRow
 from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals, pair_reward_sums
 from finetune_trainer.train.preference.referencedmodel import ReferencedModel

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune_trainer.contract.method import Objective, Preference
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.batching import Padding
-from finetune_trainer.tokens.encode import EncodedRow
+from finetune_trainer.tokens.encoding import EncodedRow
 from finetune_trainer.train.preference.comparisons import ComparedRow
 from finetune_trainer.train.preference.referencedmodel import ReferencedModel
 

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.process_group import Group
-from finetune_trainer.tokens.answers import EncodedAnswers
 from finetune_trainer.tokens.batching import row_lengths
+from finetune_trainer.tokens.encoding import EncodedAnswers
 from finetune_trainer.train.collation import probe_head
 from finetune_trainer.train.heldout import LazyBatches
 from finetune_trainer.train.parallel.sharding import CollatedBatches, Division

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from finetune_trainer.model.completion_loss import ChunkedHead, segment_loss_sums
-from finetune_trainer.tokens.encode import IGNORE_INDEX
+from finetune_trainer.tokens.encoding import IGNORE_INDEX
 
 REFERENCE: Final = "reference"
 """Name of the copy of the adapter that training starts from."""

@@ -26,7 +26,7 @@ from finetune_trainer.model.bundle import (
     read_settings,
     write_settings,
 )
-from finetune_trainer.tokens.chattemplate import stop_token_ids
+from finetune_trainer.tokens.chat_template import stop_token_ids
 from finetune_trainer.train.modelsetup import Trainable
 from finetune_trainer.train.parallel.shards import is_fully_sharded
 from finetune_trainer.train.states.adapterweights import adapter_weights

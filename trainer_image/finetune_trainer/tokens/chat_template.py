@@ -1,23 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
+"""Chat templates with markers around what the assistant generates, `{% generation %}`.
+
+TRL has such a copy of the templates of many model families, found by the text of the published template. They
+are read from its files, because importing TRL imports PyTorch and takes seconds.
+
+The tokenizer of a base model, always with a chat template, and the tokens that end an answer.
 
 Prompts and completions are trained and served as a chat, so a request with the prompt as its user message
 sees exactly the tokens of training. If the model has a chat template, it is used. If it has none, as most
 base models, the trainer supplies one (`suppliedtemplates`).
+
+Control tokens that occur in the text of rows.
+
+The tokenizer reads such text as the control token itself: a user's `<|im_end|>` ends the turn.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.contract.vocabulary import FailureReason
+from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.tokens.suppliedtemplates import CONTROL_TOKENS, supplied_template, template_text
-from finetune_trainer.tokens.trainingtemplates import render_marked, training_template
+from finetune_trainer.tokens.reasoning import parser_for
+from finetune_trainer.tokens.supplied_templates import CONTROL_TOKENS, supplied_template, template_text
+
+SUFFIX: Final = "_training.jinja"
+MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def training_template(template: str) -> str | None:
+    """The copy of a published template with markers; the template itself if it has markers; else None."""
+    return template if MARKER.search(template) else _published().get(template)
+
+
+@cache
+def _published() -> Mapping[str, str]:
+    found = {}
+    for path in sorted(folder().glob(f"*{SUFFIX}")):
+        original = path.with_name(path.name.removesuffix(SUFFIX) + ".jinja")
+        found[original.read_text(encoding="utf-8")] = path.read_text(encoding="utf-8")
+    return found
+
+
+def folder() -> Path:
+    """TRL's folder of chat templates."""
+    spec = find_spec("trl")
+    locations = [] if spec is None else spec.submodule_search_locations
+    return Path(*(locations or [])[:1], "chat_templates")
+
+
+def render_marked(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: list[Any] | None,
+    arguments: Mapping[str, Any],
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation. Returns the text, and start and end of each marked part in characters.
+
+    Raises jinja2.TemplateError, or TypeError for messages that the template cannot handle.
+    """
+    rendered: Any = render_jinja_template(
+        conversations=[[dict(message) for message in messages]],
+        tools=tools,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **{**tokenizer.special_tokens_map, **arguments},
+    )
+    texts, parts = rendered
+    return texts[0], parts[0]
+
 
 MODEL_TEMPLATE: Final = "model"
 """Name that refers to the model's own template."""
@@ -196,3 +257,23 @@ def render(
 
 def _invalid(folder: Path, what: str) -> StageFailure:
     return StageFailure(FailureReason.BASE_MODEL_INVALID, f"base model in {folder}: {what}")
+
+
+class ControlTokens:
+    """Finds the control tokens of one tokenizer in rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        parser = parser_for(tokenizer)
+        expected = "" if parser is None else "".join(parser.tags)
+        texts = {
+            *(str(token) for token in tokenizer.all_special_tokens),
+            *(added.content for added in tokenizer.added_tokens_decoder.values() if added.special),
+        }
+        # Answers with reasoning have its tags.
+        found = sorted((text for text in texts if text and text not in expected), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, found)) or r"(?!)")
+
+    def first_in(self, row: Row) -> str | None:
+        """The first control token in the texts of a row; None if there is none."""
+        texts = [*(message.content for message in row.messages), row.rejected or ""]
+        return next((match[0] for text in texts if (match := self._pattern.search(text))), None)

@@ -6,7 +6,7 @@ from typing import Final
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.tokens.chattemplate import NONE, TemplateArguments, render
+from finetune_trainer.tokens.chat_template import NONE, TemplateArguments, render
 
 PROMPTS: Final = (
     "What is 17 + 25?",
