@@ -17,7 +17,7 @@ from finetune_trainer.contract.method import Method
 from finetune_trainer.model.adapted_layers import freeze_encoders, stacked_experts
 from finetune_trainer.model.completion_loss import completion_loss
 from finetune_trainer.model.loading import empty_model
-from finetune_trainer.preflight.architecture import check_adapter
+from finetune_trainer.preflight.method_checks import check_adapter
 from finetune_trainer.tokens.batching import Padding, pack
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.modelsetup import adapter_config

@@ -33,7 +33,7 @@ from finetune_trainer.model.loading import (
     visible_devices,
     weights_bytes,
 )
-from finetune_trainer.preflight.estimate.faketensors import fake_tensors
+from finetune_trainer.preflight.estimate.fake_tensors import fake_tensors
 from finetune_trainer.runtime.failure import StageFailure
 from tests.methods import method_of
 from tests.trainer.workbench import ROWS, Workbench

@@ -10,8 +10,13 @@ import torch
 from transformers import Gemma3TextConfig, PretrainedConfig
 
 from finetune_trainer.contract.method import LoRA, Method
-from finetune_trainer.preflight.estimate.depth import measure_at_depth
-from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
+from finetune_trainer.preflight.estimate.fake_step import (
+    Precision,
+    StepMeasure,
+    StepShape,
+    measure_at_depth,
+    measure_step,
+)
 from tests.methods import NAMES, method_of
 from tests.trainer.architectures import ARCHITECTURES, tiny_config
 from tests.trainer.gpuwrapping import as_a_gpu_trains

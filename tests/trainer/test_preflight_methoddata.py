@@ -10,7 +10,7 @@ import pytest
 
 from finetune_trainer.contract.method import LoRA, Method, Preference, Sharding
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.preflight.methoddata import resolve_preference
+from finetune_trainer.preflight.method_checks import resolve_preference
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.encoding import RowEncoder
 from tests.methods import method_of

@@ -17,12 +17,15 @@ from finetune_trainer.contract.prediction import DeviceFacts
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.estimate import prediction
-from finetune_trainer.preflight.estimate.duration import run_flops, seconds_range
-from finetune_trainer.preflight.estimate.fakestep import StepMeasure, StepShape
-from finetune_trainer.preflight.estimate.memory import TrainMemory, quantized_difference, sharded_bytes
-from finetune_trainer.preflight.estimate.modelsizes import ModelSizes
-from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit
-from finetune_trainer.preflight.estimate.refusal import refusal
+from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
+from finetune_trainer.preflight.estimate.memory import (
+    ModelSizes,
+    TrainMemory,
+    quantized_difference,
+    sharded_bytes,
+)
+from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
+from finetune_trainer.preflight.estimate.prediction import run_flops, seconds_range
 from finetune_trainer.train.modelsetup import trainable_model
 from tests.methods import method_of
 from tests.trainer.workbench import Workbench

@@ -11,8 +11,8 @@ import pytest
 
 from finetune_trainer.contract.method import OBJECTIVES, Objective
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.preflight import tokenizing
-from finetune_trainer.preflight.tokenizing import RowFiles, TokenizedRows, tokenize
+from finetune_trainer.preflight import tokenization
+from finetune_trainer.preflight.tokenization import RowFiles, TokenizedRows, tokenize
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, count_rows
 from finetune_trainer.stage.meter import StageMeter
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow, Encoder, make_encoder
@@ -123,7 +123,7 @@ def test_tokenizing_and_reading_hold_few_rows_in_memory(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """A row as an object takes about 800 bytes, and its tokens as lists 2 KiB."""
-    monkeypatch.setattr(tokenizing, "MAX_BATCH_ROWS", 32)
+    monkeypatch.setattr(tokenization, "MAX_BATCH_ROWS", 32)
     encoder, path = make_encoder("SFT", tiny_tokenizer()), bench.root / "train.jsonl"
     with path.open("w") as file:
         file.writelines(f'{{"completion":"sales","prompt":"order {at} late?"}}\n' for at in range(count))

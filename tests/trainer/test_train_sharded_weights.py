@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from finetune_trainer.model.loading import load_base
-from finetune_trainer.preflight.estimate.livebytes import START, LiveBytes
+from finetune_trainer.preflight.estimate.fake_step import START, LiveBytes
 from finetune_trainer.train.parallel.shardingconfig import sharding_config
 from finetune_trainer.train.parallel.shards import rows_of
 from finetune_trainer.train.states.modelfiles import write_model

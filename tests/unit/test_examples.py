@@ -33,7 +33,7 @@ from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import DataFormat
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import split_of
-from finetune_trainer.preflight.methoddata import check_method, resolve_preference
+from finetune_trainer.preflight.method_checks import check_method, resolve_preference
 from finetune_trainer.rows import load_rows
 from tests.trainer.preparing import RUN, Preparation
 from tools.demo.install import PROFILE as DEMO

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from finetune_trainer.contract.method import METHODS, TYPES, Method
-from finetune_trainer.preflight.estimate.fakestep import Precision, StepShape, measure_step
+from finetune_trainer.preflight.estimate.fake_step import Precision, StepShape, measure_step
 from tools.bench.sheet import Sheet
 from tools.sizing.realstep import measured_peak, small
 

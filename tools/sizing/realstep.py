@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
 from finetune_trainer.distributed.process_group import ALONE
-from finetune_trainer.preflight.estimate.fakestep import StepShape
+from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train.factory import make_trainer

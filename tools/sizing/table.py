@@ -9,10 +9,10 @@ from transformers import PretrainedConfig
 from finetune_trainer.contract.method import DEFAULT_OBJECTIVE, Method, MethodType, can_shard, types_of
 from finetune_trainer.contract.prediction import CARDS, gibibytes
 from finetune_trainer.model.loading import empty_model
-from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, TERA, run_flops
-from finetune_trainer.preflight.estimate.fakestep import StepShape
+from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.preflight.estimate.plan import FITS
+from finetune_trainer.preflight.estimate.memory_plan import FITS
+from finetune_trainer.preflight.estimate.prediction import ASSUMED_MFU, TERA, run_flops
 from tools.bench.sheet import Sheet
 
 CARD: Final = CARDS["NVIDIA-H100-80GB-HBM3"]

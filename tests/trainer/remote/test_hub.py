@@ -17,9 +17,7 @@ from finetune_trainer.contract.results import PreflightResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import Manifest, OnBytes, ignore_bytes
 from finetune_trainer.preflight import stage as preflight
-from finetune_trainer.preflight.basemodelfetch import store_model
-from finetune_trainer.preflight.modelfiles import model_files
-from finetune_trainer.preflight.modelsource import readable_model
+from finetune_trainer.preflight.base_model import model_files, readable_model, store_model
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource

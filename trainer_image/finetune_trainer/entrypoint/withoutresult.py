@@ -35,10 +35,10 @@ def run_without_result(config: ConfigWithoutResult) -> None:
 
             fetch.run(config)
         case DownloadConfig():
-            from finetune_trainer.preflight import download
+            from finetune_trainer.preflight import base_model
             from finetune_trainer.runtime import termination
 
-            termination.write(download.run(config).to_json())
+            termination.write(base_model.run(config).to_json())
         case MergeConfig():
             from finetune_trainer.runtime import termination
             from finetune_trainer.serve import merge

@@ -19,8 +19,8 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.vocabulary import SplitName
-from finetune_trainer.preflight.lengths import first_of
-from finetune_trainer.preflight.modelfiles import invalid
+from finetune_trainer.preflight.base_model import invalid
+from finetune_trainer.preflight.row_lengths import first_of
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.scoring.normalization import normalize
 from finetune_trainer.tokens.chat_template import NONE, ControlTokens, TemplateArguments

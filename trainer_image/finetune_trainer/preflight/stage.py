@@ -15,20 +15,37 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.duplicates import Leaks
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.model.loading import context_length
-from finetune_trainer.preflight.architecture import build_empty, check_adapter, load_config
-from finetune_trainer.preflight.basemodelfetch import require_digest, store_model
+from finetune_trainer.preflight.base_model import (
+    MEBIBYTE,
+    errors_named,
+    model_files,
+    readable_model,
+    require_digest,
+    store_model,
+)
 from finetune_trainer.preflight.defaults import TOKEN_BUDGET, choose_hyperparameters, sequence_length
-from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict
-from finetune_trainer.preflight.learningcurve import with_learning_curve
-from finetune_trainer.preflight.lengths import TokenLengths, check_answers, count_of, first_of, warnings_of
-from finetune_trainer.preflight.longrows import LongRows
-from finetune_trainer.preflight.methoddata import check_method, check_sharding, resolve_preference
-from finetune_trainer.preflight.modelfiles import errors_named, model_files
-from finetune_trainer.preflight.modelsource import MEBIBYTE, readable_model
-from finetune_trainer.preflight.parentcheckpoint import continued_lora
+from finetune_trainer.preflight.estimate.prediction import NOT_PREDICTED, predict, with_learning_curve
+from finetune_trainer.preflight.method_checks import (
+    build_empty,
+    check_adapter,
+    check_method,
+    check_sharding,
+    continued_lora,
+    load_config,
+    resolve_preference,
+)
 from finetune_trainer.preflight.readback import check_read_back
-from finetune_trainer.preflight.tokenizing import RowFiles, measure_rows, tokenize
-from finetune_trainer.preflight.tokenreport import token_report, write_token_report
+from finetune_trainer.preflight.row_lengths import (
+    LongRows,
+    TokenLengths,
+    check_answers,
+    count_of,
+    first_of,
+    token_report,
+    warnings_of,
+    write_token_report,
+)
+from finetune_trainer.preflight.tokenization import RowFiles, measure_rows, tokenize
 from finetune_trainer.rows import LEARNED_FROM, Row, count_rows, read_rows, split_paths
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that one process of train needs: what a fake step measures, and what only formulas give.
+"""Numbers of parameters of a base model, from its layers without weights.
+
+Bytes that one process of train needs: what a fake step measures, and what only formulas give.
 
 By formula, because it needs a device or several processes:
 
@@ -25,13 +27,61 @@ from functools import cached_property
 from typing import Final
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_trainer.contract.method import TYPES, Method
 from finetune_trainer.model.device import multiplies_bfloat16
-from finetune_trainer.preflight.estimate.depth import measure_at_depth
-from finetune_trainer.preflight.estimate.fakestep import Precision, StepMeasure, StepShape, measure_step
-from finetune_trainer.preflight.estimate.modelsizes import ModelSizes, stored_dtype
+from finetune_trainer.model.loading import quantized_layers
+from finetune_trainer.preflight.estimate.fake_step import (
+    Precision,
+    StepMeasure,
+    StepShape,
+    decoder_layers,
+    measure_at_depth,
+    measure_step,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Numbers of parameters."""
+
+    parameters: int
+    """All of them; shared ones count once."""
+    quantized: int
+    """Of the layers that QLoRA stores in 4 bits: linear layers except the output head."""
+    largest_quantized: int
+    """Of the largest one of these layers."""
+    largest_layer: int
+    """Of the largest layer of the decoder; 0 if the model has no list of its layers."""
+    outside_layers: int
+    """Of everything outside of the decoder's layers: embeddings, norms, output head, encoders."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, config: PretrainedConfig) -> "ModelSizes":
+        """Count those of a model, which may be on the meta device."""
+        linear = [layer.weight.numel() for layer in quantized_layers(model).values()]
+        layers = [_count(layer) for layer in decoder_layers(model, config) or ()]
+        parameters = _count(model)
+        return cls(
+            parameters=parameters,
+            quantized=sum(linear),
+            largest_quantized=max(linear, default=0),
+            largest_layer=max(layers, default=0),
+            outside_layers=parameters - sum(layers),
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def stored_dtype(config: PretrainedConfig) -> torch.dtype:
+    """Dtype of the stored weights as the config states it; float32 if it does not."""
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
 
 FLOAT32_BYTES: Final = 4
 BFLOAT16_BYTES: Final = 2

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict what training will take, and choose the settings that make it fit."""
+"""Floating-point operations of a run, and how long devices take for them.
+
+Predict what training will take, and choose the settings that make it fit.
+
+What a learning curve adds to a run: the duration of its trainings, which must fit the time of the run.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from transformers import PreTrainedModel
@@ -10,14 +15,54 @@ from transformers import PreTrainedModel
 from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import TYPES, Method, is_sharded, resolve_sharding
-from finetune_trainer.contract.prediction import Prediction
+from finetune_trainer.contract.prediction import DeviceFacts, Prediction
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.loading import weights_bytes
-from finetune_trainer.preflight.estimate.duration import ASSUMED_MFU, run_flops, seconds_range
+from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.preflight.estimate.plan import MemoryPlan, fit
-from finetune_trainer.preflight.estimate.refusal import refusal
+from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
 from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.train.learningcurve.subsets import share_of_work, subset_size
 from finetune_trainer.train.schedule import steps_per_epoch
+
+ASSUMED_MFU: Final = 0.35
+"""Model FLOPs utilization of a profile without a finished run."""
+ASSUMED_RANGE: Final = (0.25, 0.45)
+"""Range of the utilizations that are usual for training language models of 1B and more."""
+CAUSAL_SHARE: Final = 0.5
+"""Share of attention that causal kernels compute."""
+TERA: Final = 1e12
+
+
+def run_flops(step: StepMeasure, shape: StepShape, lengths: Iterable[int], epochs: float) -> float:
+    """Operations of all training steps on all devices; recomputed activations count.
+
+    Matrix products grow with the tokens, attention with the square of each row's tokens.
+
+    Args:
+        step: what was measured.
+        shape: the shape of the measured step.
+        lengths: tokens of each training row, after truncation.
+        epochs: number of passes over these rows, the last one possibly a part.
+    """
+    per_token = step.matmul_flops / (shape.rows * shape.length)
+    per_square = CAUSAL_SHARE * step.attention_flops / (shape.rows * shape.length**2)
+    return epochs * sum(per_token * length + per_square * length**2 for length in lengths)
+
+
+def seconds_range(
+    flops: float, device: DeviceFacts | None, devices: int, mfu: float | None
+) -> tuple[float, float] | None:
+    """Shortest and longest expected duration in seconds; None if the peak of a device is unknown.
+
+    A measured utilization gives one number, an assumed one a range.
+    """
+    if device is None or device.peak_teraflops is None:
+        return None
+    at_peak = flops / (device.peak_teraflops * TERA * devices)
+    low, high = (mfu, mfu) if mfu is not None else ASSUMED_RANGE
+    return at_peak / high, at_peak / low
+
 
 CPU_PROCESS_BYTES: Final = 1 << 30
 """Memory of a process of train without tensors, on a CPU: its libraries."""
@@ -131,3 +176,30 @@ def host_bytes(memory: TrainMemory, devices: int, nodes: int, state_bytes: int) 
     if not memory.on_gpu:
         return devices * CPU_PROCESS_BYTES
     return devices * GPU_PROCESS_BYTES + state_bytes // (nodes if memory.sharded else 1)
+
+
+def with_learning_curve(
+    config: PreflightConfig, prediction: Prediction | None, rows: int, chosen: Hyperparameters
+) -> Prediction | None:
+    """The prediction of a run on `rows` rows, with the seconds of its learning curve.
+
+    A training takes seconds in proportion to the rows that it reads.
+    Raises StageFailure (INVALID_CONFIG) if even the lower bound exceeds the limit of the run.
+    """
+    if prediction is None or prediction.seconds_low is None or prediction.seconds_high is None:
+        return prediction
+    sizes = (subset_size(rows, share) for share in config.learning_curve)
+    factor = 1 + sum(share_of_work(size, rows, chosen) for size in sizes)
+    alone, limit = prediction.seconds_low, config.max_run_seconds
+    together = factor * alone
+    if config.learning_curve and limit is not None and together > limit:
+        raise StageFailure(
+            FailureReason.INVALID_CONFIG,
+            f"learningCurve.shares: the run takes at least {alone:.0f} s, and the trainings on parts of"
+            f" its rows {together - alone:.0f} s more, together {together:.0f} s, but maxRunSeconds is"
+            f" {limit}. Create a new run with fewer or smaller shares, without learningCurve, or with a"
+            " larger compute.maxRunSeconds",
+        )
+    return prediction.model_copy(
+        update={"seconds_low": together, "seconds_high": factor * prediction.seconds_high}
+    )

@@ -4,18 +4,22 @@
 Batches of rows are halved, and then activations are recomputed: the rungs that train takes when memory runs
 out (`train.guards.memory`). A token budget is halved down to `MIN_TOKENS`; below, the largest budget is
 chosen with which a step fits if activations are recomputed. What the user set is kept.
+
+The failure of a run that cannot fit its devices, and what would fit.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
-from finetune_trainer.contract.method import OBJECTIVES, Objective
+from finetune_trainer.contract.method import OBJECTIVES, TYPES, Objective, can_shard, types_of
 from finetune_trainer.contract.prediction import Verdict, gibibytes
+from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
-from finetune_trainer.preflight.estimate.fakestep import StepShape
+from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
+from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.train.guards.memory import MemoryLadder
 from finetune_trainer.train.schedule import largest_batch, max_process_rows
 
@@ -165,3 +169,60 @@ def _batch_text(used: Hyperparameters) -> str:
         return f"up to {used.max_batch_tokens} tokens"
     rows = largest_batch(used.batch_size, used.processes, used.max_batch_rows)
     return "1 row" if rows == 1 else f"{rows} rows"
+
+
+MAX_DEVICES: Final = 64
+"""Max number of devices that the message proposes."""
+MIN_LENGTH: Final = 256
+"""Min maxSequenceLength that the message proposes."""
+
+
+def refusal(memory: TrainMemory, plan: MemoryPlan, available: int) -> StageFailure:
+    """Create the failure (PREDICTED_OUT_OF_MEMORY), with figures and what would fit."""
+    shape = replace(plan.shape, checkpointing=True)
+    fitting = _alternatives(memory, shape, FITS * available)
+    advice = ", or ".join(fitting) or "nothing that the trainer can change would fit"
+    return StageFailure(
+        FailureReason.PREDICTED_OUT_OF_MEMORY,
+        f"{memory.method.label} needs {gibibytes(plan.smallest_bytes)} GiB per device of"
+        f" {gibibytes(available)}, with batches of 1 row of {shape.length} tokens and gradient"
+        f" checkpointing; {advice}. Create a new run, use a ComputeProfile with more memory per device, or"
+        " set compute.onPredictedOutOfMemory: Warn to train in any case",
+    )
+
+
+def _alternatives(memory: TrainMemory, shape: StepShape, limit: float) -> list[str]:
+    """The ways to train these rows that need less than `limit` bytes per device; shorter rows come last."""
+    others = (_adapters(memory, shape), _more_devices(memory, shape, limit))
+    fitting = [text for each in others for text, size in each if size < limit]
+    return fitting or list(_shorter_rows(memory, shape, limit))
+
+
+def _adapters(memory: TrainMemory, shape: StepShape) -> Iterator[tuple[str, int]]:
+    """The other types that train an adapter for the same objective."""
+    for type_ in types_of(memory.method.objective):
+        if type_ != memory.method.type and TYPES[type_].trains_adapter:
+            method = memory.method.model_copy(update={"type": type_})
+            size = memory.with_method(method).peak_bytes(shape)
+            yield f"{method.label} needs {gibibytes(size)}", size
+
+
+def _more_devices(memory: TrainMemory, shape: StepShape, limit: float) -> Iterator[tuple[str, int]]:
+    """The smallest number of devices whose shares fit, where weights can be sharded."""
+    devices = 2 * memory.processes
+    while can_shard(memory.method) and devices <= MAX_DEVICES:
+        size = memory.with_shards(devices).peak_bytes(shape)
+        if size < limit:
+            yield f"{devices} devices with {memory.method.label} sharded need {gibibytes(size)}", size
+            return
+        devices *= 2
+
+
+def _shorter_rows(memory: TrainMemory, shape: StepShape, limit: float) -> Iterator[str]:
+    length = shape.length // 2
+    while length >= MIN_LENGTH:
+        size = memory.peak_bytes(replace(shape, length=length))
+        if size < limit:
+            yield f"maxSequenceLength {length} needs {gibibytes(size)}"
+            return
+        length //= 2

@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step of a method on fake tensors: peak bytes of a process, and floating-point operations."""
+"""Counts the bytes of live tensors and the floating-point operations of a block.
 
+One training step of a method on fake tensors: peak bytes of a process, and floating-point operations.
+
+The figures of a deep model from those of two shallow ones with the same layers.
+"""
+
+import copy
 import os
-from collections.abc import Iterator, Mapping
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +22,9 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -23,17 +33,88 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.initialization import no_init_weights
+from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.method import OBJECTIVES, TYPES, Method
 from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.model.adapted_layers import freeze_encoders
-from finetune_trainer.preflight.estimate.faketensors import fake_tensors, in_backward, replaced
-from finetune_trainer.preflight.estimate.livebytes import LiveBytes
+from finetune_trainer.preflight.estimate.fake_tensors import fake_tensors, in_backward, replaced
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.modelsetup import Trainable, adapter_config
+
+aten = torch.ops.aten
+
+START: Final = ("start", 0)
+ATTENTION: Final = frozenset(
+    operation
+    for operation in flop_registry
+    if "scaled_dot_product" in str(operation) or "flash_attention" in str(operation)
+)
+"""Operations whose cost grows with the square of the length."""
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts live storages and their peak in each phase of a block, like an allocator without overhead.
+
+    A storage counts from the first operation that returns it until it is freed. Works with real and with
+    fake tensors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        """Bytes of all live storages."""
+        self.peaks: dict[tuple[str, int], int] = defaultdict(int)
+        """Peak of `live` in each phase, in bytes."""
+        self.matmul_flops = 0
+        """Floating-point operations of matrix products, except in attention."""
+        self.attention_flops = 0
+        """Those of the two products of attention. A causal mask does not halve them."""
+        self._phase = START
+        self._storages: dict[int, int] = {}
+
+    def begin(self, phase: tuple[str, int]) -> None:
+        """Count the following operations in this phase."""
+        self._phase = phase
+        self._record()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor that existed before the block."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        self._storages[key] = size = storage.nbytes()
+        self.live += size
+        self._record()
+        weakref.finalize(storage, self._remove, key)
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            flops = count(*args, **(kwargs or {}), out_val=result)
+            if func._overloadpacket in ATTENTION:
+                self.attention_flops += flops
+            else:
+                self.matmul_flops += flops
+        return result
+
+    def _remove(self, key: int) -> None:
+        self.live -= self._storages.pop(key, 0)
+
+    def _record(self) -> None:
+        self.peaks[self._phase] = max(self.peaks[self._phase], self.live)
+
 
 STEPS: Final = 2
 """The second step has the state of the optimizer from its beginning."""
@@ -273,3 +354,73 @@ class _Phases(TrainerCallback):
             hidden.register_hook(  # type: ignore[no-untyped-call]
                 lambda _: self._live.begin(("backward", index))
             )
+
+
+MAX_PERIOD: Final = 8
+"""Longest pattern of layer types that is searched for."""
+
+
+def with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of the config with the first layers only."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    depth = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == depth:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return shallow
+
+
+def period(config: PretrainedConfig) -> int:
+    """Number of layers after which the types of layers repeat; 1 if they have no such pattern."""
+    types: list[Any] = list(getattr(config.get_text_config(), "layer_types", None) or [])
+    for length in range(1, MAX_PERIOD + 1):
+        if all(types[at] == types[at - length] for at in range(length, len(types))):
+            return length
+    return 1
+
+
+def measure_at_depth(
+    config: PretrainedConfig, measure: Callable[[PretrainedConfig], StepMeasure]
+) -> StepMeasure:
+    """What `measure` returns for a config, from two models of a few layers.
+
+    Equal layers add equal amounts to every figure: to the peak while the first or the last layers are
+    computed, to the weights, and to the operations. The two models differ by one period of layers, and the
+    shallower one has the same layers at its end as the whole model.
+    """
+    layers: int = config.get_text_config().num_hidden_layers
+    step = period(config)
+    shallow = max(2, step) + (layers - max(2, step)) % step
+    if layers <= shallow + step:
+        return measure(config)
+    first, second = (measure(with_depth(config, depth)) for depth in (shallow, shallow + step))
+    periods = (layers - shallow) // step
+
+    def extrapolated(low: int, high: int) -> int:
+        return low + (high - low) * periods
+
+    low_ends, high_ends = _ends(first, shallow, step), _ends(second, shallow + step, step)
+    return StepMeasure(
+        # With as many layers as a period has, what is outside of the layers would count as a last layer.
+        peaks={
+            phase: extrapolated(low_ends[phase], high_ends[phase])
+            for phase in low_ends.keys() & high_ends.keys()
+        },
+        **{
+            name: extrapolated(getattr(first, name), getattr(second, name))
+            for name in ("frozen_bytes", "trained_bytes", "matmul_flops", "attention_flops")
+        },
+    )
+
+
+def _ends(measured: StepMeasure, layers: int, step: int) -> dict[tuple[str, int], int]:
+    """Peaks of the first and the last layers, which count from -1."""
+    ends: dict[tuple[str, int], int] = {}
+    for (phase, index), bytes_ in measured.peaks.items():
+        if index < step:
+            ends[phase, index] = bytes_
+        if index >= layers - step:
+            ends[phase, index - layers] = bytes_
+    return ends

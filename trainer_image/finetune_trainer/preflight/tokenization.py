@@ -10,7 +10,7 @@ from typing import Final
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
-from finetune_trainer.preflight.lengths import TokenLengths, count_of, first_of
+from finetune_trainer.preflight.row_lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import Row, read_rows
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.meter import StageMeter
