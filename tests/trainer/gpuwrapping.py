@@ -28,8 +28,8 @@ from finetune_trainer.evaluate.subjects import generation
 from finetune_trainer.model import attention, completion_loss, loading, probe
 from finetune_trainer.tokens.batching import TokenBudget
 from finetune_trainer.train import collation, factory
-from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel import shardingconfig
+from finetune_trainer.train.model_setup import Trainable
+from finetune_trainer.train.parallel import shards
 from tools.models import tiny
 
 VARIABLE: Final = "ACCELERATE_MIXED_PRECISION"
@@ -73,7 +73,7 @@ def _mix_precision(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "multiplies_bfloat16", lambda _: True)
     for user in (measured, generation, probe, collation):
         patch.setattr(user, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
-    patch.setattr(shardingconfig, "mixes_precision", lambda _: True)
+    patch.setattr(shards, "mixes_precision", lambda _: True)
 
 
 def _use_kernels(patch: pytest.MonkeyPatch, *, has_kernel: bool) -> None:

@@ -20,7 +20,7 @@ from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.method_checks import check_adapter
 from finetune_trainer.tokens.batching import Padding, pack
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.modelsetup import adapter_config
+from finetune_trainer.train.model_setup import adapter_config
 from tests.trainer.architectures import ARCHITECTURES, tiny_config, tiny_model
 
 TABLE: Final = Path(__file__).parent / "data" / "architectures.json"

@@ -39,7 +39,7 @@ from finetune_trainer.distributed.rendezvous import (
 )
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.parallel.sharding import blank_row
+from finetune_trainer.train.batches import blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function
 from tests.trainer.test_train_distributed import KEY, Pods, free_port, received
 from tests.trainer.workbench import Workbench

@@ -26,7 +26,7 @@ from finetune_trainer.preflight.estimate.memory import (
 )
 from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
 from finetune_trainer.preflight.estimate.prediction import run_flops, seconds_range
-from finetune_trainer.train.modelsetup import trainable_model
+from finetune_trainer.train.model_setup import trainable_model
 from tests.methods import method_of
 from tests.trainer.workbench import Workbench
 from tools.models import tiny

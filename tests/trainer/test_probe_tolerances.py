@@ -19,7 +19,7 @@ from finetune_trainer.model.probe import ENGINE, dtype_name, log_probabilities
 from finetune_trainer.model.probe_record import NO_CHANGE_NATS, TOLERANCES
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.probe_prompts import probe_prompts
-from finetune_trainer.train.modelsetup import trainable_model
+from finetune_trainer.train.model_setup import trainable_model
 from finetune_trainer.train.states.weights import training_weights
 from tools.models import gemma, tiny
 

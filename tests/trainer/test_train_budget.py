@@ -28,8 +28,8 @@ from finetune_trainer.tokens.batching import (
     similar,
 )
 from finetune_trainer.tokens.encoding import EncodedRow, RowEncoder
+from finetune_trainer.train.batches import Division, RowLimit
 from finetune_trainer.train.collation import isolates_packed_rows, pack_by_varlen, probe_head
-from finetune_trainer.train.parallel.sharding import Division, RowLimit
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer.gpuwrapping import reference_attention, tiny_in_bfloat16, varlen_kernel
 from tests.trainer.test_train_distributed import Pods, pods

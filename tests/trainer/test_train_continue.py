@@ -16,7 +16,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
-from finetune_trainer.train.states.resume import ResumeStates
+from finetune_trainer.train.states.resume_states import ResumeStates
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 from tools.models import tiny
 

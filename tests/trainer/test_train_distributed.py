@@ -23,10 +23,10 @@ from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.process_group import PORT_ENV
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.rows import Row
-from finetune_trainer.train import modelsetup, session, stage, trainer
-from finetune_trainer.train.layout import is_sharded
-from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train import model_setup, session, stage, trainer
+from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles
+from finetune_trainer.train.state_folders import is_sharded
 from tests.methods import method_of
 from tests.trainer.processes import (
     THREADS_ENV,
@@ -77,7 +77,7 @@ def have_room_for_one_row() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def load(*arguments: Any) -> Trainable:
-        model = modelsetup.trainable_model(*arguments)
+        model = model_setup.trainable_model(*arguments)
         model.register_forward_pre_hook(before, with_kwargs=True)
         return model
 

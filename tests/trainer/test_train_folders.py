@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder, open_store
-from finetune_trainer.train.states.folders import find_problem, remove_unfinished, save_folder
+from finetune_trainer.train.state_folders import find_problem, remove_unfinished, save_folder
 
 NAME = "state/step-3"
 

@@ -21,11 +21,16 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import ConfidenceInterval
-from finetune_trainer.train.learningcurve.curve import MAX_PROBLEM_LENGTH
-from finetune_trainer.train.learningcurve.intervals import learning_curve, outlook_of
-from finetune_trainer.train.learningcurve.record import FILE, CurveRecord, MeasuredShare
-from finetune_trainer.train.learningcurve.subsets import subset_indices, subset_size
-from finetune_trainer.train.rowlosses import RowLosses
+from finetune_trainer.train.figures import RowLosses
+from finetune_trainer.train.learning_curve import (
+    FILE,
+    MAX_PROBLEM_LENGTH,
+    CurveRecord,
+    MeasuredShare,
+    learning_curve,
+    outlook_of,
+)
+from finetune_trainer.train.learning_curve_plan import subset_indices, subset_size
 from finetune_trainer.train.states.restarts import MAX_STARTS_WITHOUT_PROGRESS, STARTS_FILE
 from tests.methods import method_of
 from tests.trainer import test_train_preference as preference
@@ -131,8 +136,8 @@ def test_a_stopped_curve_continues_and_trains_no_subset_twice(bench: Workbench, 
 def test_a_subset_that_diverges_has_a_point_without_a_loss(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.train.learningcurve import curve
-    from finetune_trainer.train.learningcurve.subsets import subset_data
+    from finetune_trainer.train import learning_curve as curve
+    from finetune_trainer.train.learning_curve_plan import subset_data
 
     def poisoned(data: Any, hyperparameters: Any, share: float) -> Any:
         changed = hyperparameters.model_copy(update={"learning_rate": 1e30})

@@ -10,7 +10,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.entrypoint import stageprocess
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.states import resume
+from finetune_trainer.train.states import resume_states
 from tests.trainer.processes import run, run_fresh
 from tests.trainer.workbench import ROWS, Workbench
 
@@ -53,7 +53,7 @@ def test_states_that_cannot_be_removed_fail_no_run(
     def refuse(_: object) -> None:
         raise StageFailure(FailureReason.STORE_UNAVAILABLE, "read-only", ExitCode.STORE_UNAVAILABLE)
 
-    monkeypatch.setattr(resume, "remove_states", refuse)
+    monkeypatch.setattr(resume_states, "remove_states", refuse)
     config = config_for(bench)
     stageprocess._remove_states(bench.store, config)
     assert f"resume states of run {config.run} are left in the store: read-only" in caplog.text

@@ -19,8 +19,8 @@ from finetune_trainer.model.probe import log_probabilities
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.train import session
-from finetune_trainer.train.guards.memory import FILE
-from finetune_trainer.train.modelsetup import trainable_model
+from finetune_trainer.train.memory_ladder import FILE
+from finetune_trainer.train.model_setup import trainable_model
 from tests.trainer.workbench import (
     ROWS,
     Sheet,

@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method, can_shard
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.train.callbacks.divergence import Divergence
+from finetune_trainer.train.callbacks import Divergence
 from finetune_trainer.train.trainer import training_arguments
 from tests.methods import name_of
 from tests.trainer import test_train_preference as preference

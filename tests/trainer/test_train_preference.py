@@ -24,8 +24,8 @@ from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.chat_template import render, stop_token_ids
 from finetune_trainer.tokens.encoding import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer
-from finetune_trainer.train.modelsetup import trainable_model
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
+from finetune_trainer.train.model_setup import trainable_model
+from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
 from tests.trainer.processes import run_fresh, start, wait_for_state
 from tests.trainer.test_train_resume import preempted
 from tests.trainer.workbench import JUDGED, PAIRS, Sheet, Undisturbed, Workbench, elsewhere, tiny_tokenizer

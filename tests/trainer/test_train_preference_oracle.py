@@ -15,11 +15,10 @@ from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.encoding import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer
-from finetune_trainer.train.modelsetup import Trainable, trainable_model
-from finetune_trainer.train.preference.comparisons import ComparedRows
-from finetune_trainer.train.preference.losses import Totals
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.rewards import RewardSums
+from finetune_trainer.train.figures import RewardSums
+from finetune_trainer.train.model_setup import Trainable, trainable_model
+from finetune_trainer.train.preference.preference_loss import ComparedRows, Totals
+from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
 from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, Workbench, tiny_tokenizer
 from tools.models import tiny

@@ -12,7 +12,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.model.adapted_layers import linear_layers
 from finetune_trainer.model.loading import load_adapter, load_base, load_quantized_base
-from finetune_trainer.train.modelsetup import trainable_model
+from finetune_trainer.train.model_setup import trainable_model
 from tests.trainer.workbench import ROWS, Sheet, Workbench, weights
 from tools.models import tiny
 

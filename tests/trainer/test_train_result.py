@@ -18,7 +18,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.rows import Row
 from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids, template_name
-from finetune_trainer.train.modelsetup import trainable_model
+from finetune_trainer.train.model_setup import trainable_model
 from finetune_trainer.train.states.weights import training_weights
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights
 from tools.models import tiny

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from finetune_trainer.contract.references import ParentCheckpoint
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.train import modelsetup, session
-from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train import model_setup, session
+from finetune_trainer.train.model_setup import Trainable
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.workbench import JUDGED, PAIRS, Workbench, elsewhere
 
@@ -22,7 +22,7 @@ def report_held_bytes() -> None:
     """Report the bytes of the frozen and of the trained weights that a process holds."""
 
     def load(*arguments: Any) -> Trainable:
-        model = modelsetup.trainable_model(*arguments)
+        model = model_setup.trainable_model(*arguments)
         held = {False: 0, True: 0}
         for weight in model.parameters():
             local = weight.to_local() if isinstance(weight, DTensor) else weight

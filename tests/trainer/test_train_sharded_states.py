@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.train import fsdp
+from finetune_trainer.train import trainer
 from tests.trainer.interruptions import LAST_FILE, Interruption
 from tests.trainer.test_train_distributed import Pods, pods
 from tests.trainer.test_train_on_a_gpu import train_as_on_a_gpu
@@ -25,7 +25,7 @@ class InBackground:
 
     def __call__(self) -> None:
         train_as_on_a_gpu()
-        fsdp.COPIES_ON_CPU = True
+        trainer.COPIES_ON_CPU = True
         if self.interruption is not None:
             self.interruption()
 

@@ -17,9 +17,8 @@ from typing_extensions import override
 
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.preflight.estimate.fake_step import START, LiveBytes
-from finetune_trainer.train.parallel.shardingconfig import sharding_config
-from finetune_trainer.train.parallel.shards import rows_of
-from finetune_trainer.train.states.modelfiles import write_model
+from finetune_trainer.train.parallel.shards import rows_of, sharding_config
+from finetune_trainer.train.states.weights import write_model
 from tests.forkserver import Forked
 from tests.trainer.architectures import ARCHITECTURES, tiny_model
 from tests.trainer.test_train_distributed import free_port

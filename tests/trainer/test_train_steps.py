@@ -26,10 +26,17 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.tokens.batching import TokenBudget, pack
 from finetune_trainer.train import trainer
-from finetune_trainer.train.guards.memory import MemoryLadder
-from finetune_trainer.train.layout import LEDGER
-from finetune_trainer.train.parallel.sharding import Division, RowLimit, Steps
-from finetune_trainer.train.schedule import batch_sizes, largest_batch, rows_read, run_steps
+from finetune_trainer.train.batches import (
+    Division,
+    RowLimit,
+    Steps,
+    batch_sizes,
+    largest_batch,
+    rows_read,
+    run_steps,
+)
+from finetune_trainer.train.memory_ladder import MemoryLadder
+from finetune_trainer.train.state_folders import LEDGER
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from tests.trainer.test_distributed import member
 from tests.trainer.test_train_distributed import Pods, gradients, pods, show_gradients

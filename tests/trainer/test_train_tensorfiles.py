@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from finetune_trainer.train.parallel import tensor_files
 from finetune_trainer.train.parallel.tensor_files import Rows, TensorFiles, write_tensors
-from finetune_trainer.train.states.folders import write_files
+from finetune_trainer.train.state_folders import write_files
 
 TENSORS = {
     "b.weight": torch.arange(35, dtype=torch.float32).reshape(7, 5),

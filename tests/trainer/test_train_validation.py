@@ -10,9 +10,8 @@ import torch
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.train.callbacks.validation import MIN_SAMPLED_ROWS, validation_sample
-from finetune_trainer.train.heldout import LazyBatches
-from finetune_trainer.train.parallel.sharding import RowLimit
+from finetune_trainer.train.batches import LazyBatches, RowLimit
+from finetune_trainer.train.callbacks import MIN_SAMPLED_ROWS, validation_sample
 from finetune_trainer.train.trainer import CompletionTrainer
 from tests.trainer import test_train_preference as preference
 from tests.trainer.test_train_budget import CPU, ENCODED, model_for, padded

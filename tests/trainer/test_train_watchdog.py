@@ -14,8 +14,8 @@ from typing_extensions import override
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
-from finetune_trainer.train import modelsetup, session
-from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train import model_setup, session
+from finetune_trainer.train.model_setup import Trainable
 from tests.trainer.processes import run
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
@@ -35,7 +35,7 @@ class Blocks:
     def load(self, *arguments: Any) -> Trainable:
         if self.where == "loading":
             blocked_here()
-        model = modelsetup.trainable_model(*arguments)
+        model = model_setup.trainable_model(*arguments)
         model.register_forward_pre_hook(blocked_here)
         return model
 

@@ -30,7 +30,7 @@ from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.train import stage as train
-from finetune_trainer.train.schedule import run_steps
+from finetune_trainer.train.batches import run_steps
 from tests.methods import requested
 from tools.models import tiny
 

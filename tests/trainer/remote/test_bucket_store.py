@@ -24,8 +24,8 @@ from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.store import DerivedRef, Store, bucket, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
 from finetune_trainer.store.copies import copy_artifact
-from finetune_trainer.train.states.folders import save_folder
-from finetune_trainer.train.states.resume import remove_states
+from finetune_trainer.train.state_folders import save_folder
+from finetune_trainer.train.states.resume_states import remove_states
 from tests.s3server import S3Server
 from tests.trainer.processes import run
 from tests.waiting import eventually

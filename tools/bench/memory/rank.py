@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor
 
 from finetune_trainer.contract.environment import NODE_RANK_ENV
 from finetune_trainer.distributed import distributed_group
-from finetune_trainer.train import fsdp, session
-from finetune_trainer.train.fsdp import FullyShardedTrainer
+from finetune_trainer.train import session
+from finetune_trainer.train import trainer as fsdp
 from finetune_trainer.train.states import weights
-from finetune_trainer.train.states.resume import ResumeStates
+from finetune_trainer.train.states.resume_states import ResumeStates
+from finetune_trainer.train.trainer import FullyShardedTrainer
 
 STOP_ENV: Final = "BENCH_STOPS"
 """Set if the run is interrupted after its first save."""

@@ -27,9 +27,9 @@ from finetune_trainer.model.device import choose_device
 from finetune_trainer.tokens.batching import pack, row_lengths, token_count
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow, RowEncoder
+from finetune_trainer.train.batches import RowLimit, Steps
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.modelsetup import Trainable, trainable_model
-from finetune_trainer.train.parallel.sharding import RowLimit, Steps
+from finetune_trainer.train.model_setup import Trainable, trainable_model
 from finetune_trainer.train.trainer import MAX_GRADIENT_NORM, CompletionTrainer, StepSums
 from tools.bench.train.workload import hyperparameters, training_rows
 from tools.models import tiny

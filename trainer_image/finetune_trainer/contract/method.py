@@ -4,7 +4,7 @@
 All other code reads their properties from `OBJECTIVES`, `TYPES` and `METHODS`. Each pair that the trainer can
 train is a row of `METHODS`. A new objective is a member of `Objective`, a row of `OBJECTIVES` and a module in
 `finetune_trainer.train.preference`. A new type is a member of `MethodType`, a row of `TYPES`, and a case in
-`finetune_trainer.train.modelsetup`.
+`finetune_trainer.train.model_setup`.
 
 Training method and its settings. The API shares the fields of LoRA and Preference.
 

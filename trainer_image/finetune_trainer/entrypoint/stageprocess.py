@@ -156,7 +156,7 @@ def _remove_states(store: Store, config: StageRunConfig) -> None:
     """Remove the resume states of a trained run. If train is killed before this, evaluate removes them."""
     if not isinstance(config, TrainConfig | EvaluateConfig):
         return
-    from finetune_trainer.train.states.resume import remove_states
+    from finetune_trainer.train.states.resume_states import remove_states
 
     try:
         with store.run_folder(config.run, "train") as folder:

@@ -60,7 +60,7 @@ from finetune_trainer.contract.hyperparameters import (
 from finetune_trainer.contract.method import METHODS, OBJECTIVES, Method, MethodInfo, Objective
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.schedule import largest_batch, run_steps, steps_per_epoch
+from finetune_trainer.train.batches import largest_batch, run_steps, steps_per_epoch
 
 DEFAULT_EPOCHS: Final = 3
 MIN_TRAINING_EXAMPLES: Final = 100

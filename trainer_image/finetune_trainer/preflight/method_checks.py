@@ -40,7 +40,7 @@ from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.base_model import invalid
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.train.modelsetup import adapter_config
+from finetune_trainer.train.model_setup import adapter_config
 
 
 def check_method(method: Method, form: RowForm) -> None:

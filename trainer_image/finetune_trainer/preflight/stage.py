@@ -59,7 +59,7 @@ from finetune_trainer.tokens.chat_template import load_tokenizer, template_name
 from finetune_trainer.tokens.encoding import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.reasoning import parser_for
 from finetune_trainer.tokens.token_files import MAX_NAMED_ROWS, FoundRows
-from finetune_trainer.train.learningcurve.plan import require_validation_rows
+from finetune_trainer.train.learning_curve_plan import require_validation_rows
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from finetune_trainer.tokens.batching import (
     row_lengths,
 )
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train.model_setup import Trainable
 
 MAX_PACKED_TOKENS: Final = 1024
 """Attention with a mask costs the square of a packed sequence; above this limit padding costs less."""

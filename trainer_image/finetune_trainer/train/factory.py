@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates the trainer of a method."""
+"""The losses of the objectives that train on preference data.
 
-from collections.abc import Sequence
+Creates the trainer of a method.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters
-from finetune_trainer.contract.method import OBJECTIVES, Method
+from finetune_trainer.contract.method import OBJECTIVES, Method, Objective
 from finetune_trainer.distributed.process_group import Group
+from finetune_trainer.train.batches import Division, RowLimit, largest_batch
 from finetune_trainer.train.collation import choose_budget, choose_collation
-from finetune_trainer.train.fsdp import FullyShardedTrainer
-from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel.sharding import Division, RowLimit
+from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.shards import is_fully_sharded
-from finetune_trainer.train.preference.methodlosses import LOSSES
-from finetune_trainer.train.preference.preferencetrainer import PreferenceTrainer
-from finetune_trainer.train.schedule import largest_batch
-from finetune_trainer.train.trainer import CompletionTrainer
+from finetune_trainer.train.preference.dpo import DPO
+from finetune_trainer.train.preference.kto import KTO
+from finetune_trainer.train.preference.orpo import ORPO
+from finetune_trainer.train.preference.preference_loss import PreferenceLoss
+from finetune_trainer.train.preference.preference_trainer import PreferenceTrainer
+from finetune_trainer.train.trainer import CompletionTrainer, FullyShardedTrainer
+
+LOSSES: Final[Mapping[Objective, type[PreferenceLoss[Any]]]] = {
+    each.objective: each for each in (DPO, KTO, ORPO)
+}
 
 
 def make_trainer(

@@ -23,7 +23,7 @@ from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
 from finetune_trainer.tokens.token_files import TokenFiles
-from finetune_trainer.train.schedule import run_steps, steps_per_epoch
+from finetune_trainer.train.batches import run_steps, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 

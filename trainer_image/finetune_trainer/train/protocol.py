@@ -7,10 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from finetune_trainer.train.rewards import RewardSums
-from finetune_trainer.train.rowlosses import RowLossCollector
-from finetune_trainer.train.states.pendingsave import StateSnapshot
-from finetune_trainer.train.throughput import StepFigures
+from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures
+from finetune_trainer.train.states.resume_states import StateSnapshot
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training session: loads the model, watches it, and trains to the last step."""
+"""One attempt at a run: the state it resumes from, and how it divides a step.
+
+Adapts the events of transformers' Trainer to our callbacks.
+
+A training session: loads the model, watches it, and trains to the last step.
+"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from typing_extensions import override
 
 from finetune_trainer.contract.configs import TrainConfig
+from finetune_trainer.contract.hyperparameters import Hyperparameters, StepDivision
 from finetune_trainer.contract.method import TYPES, is_sharded
 from finetune_trainer.contract.references import ArtifactRef
+from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.bundle import Bundle
 from finetune_trainer.model.device import catch_out_of_memory, choose_device
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.store import RunFolder
 from finetune_trainer.tokens.probe_prompts import probe_prompts
-from finetune_trainer.train.attempt import Attempt
-from finetune_trainer.train.callbacks.divergence import Divergence
-from finetune_trainer.train.callbacks.heartbeat import Heartbeat
-from finetune_trainer.train.callbacks.reporting import Reporting
-from finetune_trainer.train.callbacks.saving import Keeping, Saving
-from finetune_trainer.train.callbacks.state import RunState, StoppedEarly
-from finetune_trainer.train.callbacks.trainerevents import Events
-from finetune_trainer.train.callbacks.validation import Validating, validation_sample
+from finetune_trainer.train.callbacks import (
+    Callback,
+    Divergence,
+    Heartbeat,
+    Keeping,
+    Reporting,
+    RunState,
+    Saving,
+    StoppedEarly,
+    Validating,
+    validation_sample,
+)
 from finetune_trainer.train.factory import make_trainer
 from finetune_trainer.train.inputs import TrainingData
-from finetune_trainer.train.modelsetup import Trainable, trainable_model
-from finetune_trainer.train.parallel.shardingconfig import sharding_config
-from finetune_trainer.train.states.ledger import RunLedger
-from finetune_trainer.train.states.probedweights import ProbedWeights
+from finetune_trainer.train.memory_ladder import MemoryLadder
+from finetune_trainer.train.model_setup import Trainable, trainable_model
+from finetune_trainer.train.parallel.shards import sharding_config
+from finetune_trainer.train.states.ledger import Fingerprint, Retention, RunLedger
 from finetune_trainer.train.states.restarts import WastedTime
-from finetune_trainer.train.states.retention import Retention
-from finetune_trainer.train.states.weights import TrainingWeights, bundle_of, training_weights
-from finetune_trainer.train.trainingmetrics import TrainingMetrics
+from finetune_trainer.train.states.resume_states import ResumeState, ResumeStates
+from finetune_trainer.train.states.weights import ProbedWeights, TrainingWeights, bundle_of, training_weights
+from finetune_trainer.train.training_metrics import TrainingMetrics
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The contents of the run's folder at the start of a process."""
+
+    folder: RunFolder
+    states: ResumeStates
+    state: ResumeState | None
+    """The state to resume from; None for a run that starts."""
+    ladder: MemoryLadder
+    hyperparameters: Hyperparameters
+    """Those of the run, with the division of the state; if memory ran out later, with smaller batches."""
+    fingerprint: Fingerprint
+
+    @classmethod
+    def open(cls, config: TrainConfig, folder: RunFolder, group: Group) -> "Attempt":
+        """Read the run's folder. Collective.
+
+        Raises StageFailure (FINGERPRINT_MISMATCH, STORE_UNAVAILABLE).
+        """
+        states, fingerprint = ResumeStates(folder, group), Fingerprint.of(config)
+        state = states.newest(fingerprint)
+        ladder = MemoryLadder.read(folder).broadcast(group)
+        hyperparameters = config.hyperparameters
+        if state is not None:
+            hyperparameters = hyperparameters.model_copy(update=state.ledger.division.model_dump())
+        return cls(folder, states, state, ladder, ladder.apply(hyperparameters), fingerprint)
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which the attempt starts."""
+        return self.state.step if self.state else 0
+
+    def ledger(self) -> RunLedger:
+        """A copy of the state's ledger, to be continued, with the division of this attempt."""
+        division = StepDivision(**self.hyperparameters.model_dump(include=set(StepDivision.model_fields)))
+        if self.state is None:
+            return RunLedger(fingerprint=self.fingerprint, division=division)
+        return self.state.ledger.model_copy(update={"division": division}, deep=True)
+
+
+class Events(TrainerCallback):
+    """Passes each event to the callbacks, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks:
+            callback.begin(state.global_step, state.epoch or 0.0)
+
+    @override
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks:
+            callback.begin_step()
+
+    @override
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks:
+            callback.end_batch(state.global_step)
+
+    @override
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks:
+            callback.before_update(state.global_step, kwargs["optimizer"])
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._callbacks:
+            callback.end_step(state.global_step, state.epoch or 0.0)
+
 
 logger = logging.getLogger(__name__)
 

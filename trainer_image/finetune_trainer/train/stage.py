@@ -13,16 +13,18 @@ from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.model.device import OutOfMemory, peak_memory, release_memory
 from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.train.attempt import Attempt
-from finetune_trainer.train.guards.memory import describe_batches, out_of_memory_failure
+from finetune_trainer.train.figures import RowLosses
 from finetune_trainer.train.inputs import TrainingData
-from finetune_trainer.train.learningcurve.curve import measure_curve
-from finetune_trainer.train.learningcurve.plan import CurvePlan, require_validation_rows
-from finetune_trainer.train.learningcurve.record import CurveRecord, MeasuredShare
-from finetune_trainer.train.report import add_learning_curve, training_report, write_training_report
-from finetune_trainer.train.rowlosses import RowLosses
-from finetune_trainer.train.session import TrainingOutcome, TrainingSession
-from finetune_trainer.train.states.checkpoints import publish_checkpoints
+from finetune_trainer.train.learning_curve import CurveRecord, MeasuredShare, measure_curve
+from finetune_trainer.train.learning_curve_plan import CurvePlan, require_validation_rows
+from finetune_trainer.train.memory_ladder import describe_batches, out_of_memory_failure
+from finetune_trainer.train.publication import (
+    add_learning_curve,
+    publish_checkpoints,
+    training_report,
+    write_training_report,
+)
+from finetune_trainer.train.session import Attempt, TrainingOutcome, TrainingSession
 from finetune_trainer.train.states.restarts import RestartBudget
 
 ADAPTED: Final = (

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' Trainer with our loss, and with its state written by our code."""
+"""transformers' Trainer with whole optimizer steps as its batches.
+
+transformers' Trainer with our loss, and with its state written by our code.
+
+Full training with the weights sharded across the processes of a run: PyTorch's FSDP2.
+
+Each process holds its rows of every layer with their gradients and optimizer state, and gathers a layer only
+while it is computed. Checkpoints are those of one process.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from typing_extensions import override
 
 from finetune_trainer.contract.hyperparameters import Hyperparameters, Scheduler
@@ -20,6 +30,7 @@ from finetune_trainer.model.completion_loss import (
     completion_losses_by_row,
     total_completion_loss,
 )
+from finetune_trainer.model.device import return_freed_memory
 from finetune_trainer.tokens.batching import (
     Collate,
     collate_with_row_labels,
@@ -27,25 +38,89 @@ from finetune_trainer.tokens.batching import (
     token_count,
 )
 from finetune_trainer.tokens.encoding import EncodedRow
-from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.heldout import LazyBatches, RowBatches
-from finetune_trainer.train.layout import is_sharded
-from finetune_trainer.train.modelsetup import Trainable
-from finetune_trainer.train.parallel.sharding import (
+from finetune_trainer.train.batches import (
     CollatedBatches,
     Division,
+    LazyBatches,
+    RowBatches,
     RowsWithBlank,
     Steps,
     share_batches,
 )
+from finetune_trainer.train.collation import probe_head
+from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures
+from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.shards import load_optimizer, load_weights
 from finetune_trainer.train.protocol import Validation
-from finetune_trainer.train.rewards import RewardSums
-from finetune_trainer.train.rowlosses import RowLossCollector
-from finetune_trainer.train.states.pendingsave import StateSnapshot
-from finetune_trainer.train.states.snapshot import collect_whole
-from finetune_trainer.train.steptrainer import StepTrainer
-from finetune_trainer.train.throughput import StepFigures
+from finetune_trainer.train.state_folders import is_sharded
+from finetune_trainer.train.states.resume_states import StateSnapshot
+from finetune_trainer.train.states.snapshot import collect_sharded, collect_whole
+
+
+class StepTrainer(Trainer):
+    """Computes the batches of an optimizer step, which the loader returns as a list.
+
+    Their number differs from step to step, which transformers' own accumulation does not support.
+    """
+
+    loss_is_scaled_for_ga = True
+    reduces_each_batch = False
+    """Whether processes add up their gradients after each batch of a step, instead of once per step."""
+    _gradient_norm: Any = None
+
+    def step_loader(self, batches: Dataset[dict[str, Any]], steps: Steps) -> DataLoader[Any]:
+        """The loader of `steps`; `batches` collates each of their batches."""
+        return DataLoader(
+            batches,
+            batch_sampler=steps,
+            collate_fn=list,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    @override
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Any,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute all batches of a step; processes exchange gradients at the end."""
+        loss = torch.zeros((), device=self.args.device)
+        for left, batch in zip(range(len(inputs) - 1, -1, -1), inputs, strict=True):
+            waits = left > 0 and not self.reduces_each_batch
+            # The Trainer averages the gradients of an adapter over a sharded base model when this is set.
+            self.accelerator.gradient_state._set_sync_gradients(not waits)
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                loss += super().training_step(model, batch, num_items_in_batch)
+            if left:
+                self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        return loss
+
+    @override
+    def _get_num_items_in_batch(
+        self, batch_samples: Sequence[Any], device: torch.device
+    ) -> Tensor | int | None:
+        return self.count_items([batch for step in batch_samples for batch in step], device)
+
+    def count_items(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
+        """Number of labelled tokens of a step in all processes; `batches` are those of this process."""
+        return super()._get_num_items_in_batch(batches, device)
+
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: nothing reads the estimate, which walks over all weights for each batch."""
+        return 0
+
+    @override
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        self._gradient_norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        return self._gradient_norm
+
+    def gradient_norm(self) -> float:
+        """Norm of all gradients of the current optimizer step before clipping."""
+        norm = self._gradient_norm
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
 
 MAX_GRADIENT_NORM: Final = 1.0
 SCHEDULERS: Final[Mapping[Scheduler, str]] = {
@@ -225,3 +300,31 @@ class CompletionTrainer(StepTrainer):
             load_optimizer(self, self._trained, Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
+
+
+COPIES_ON_CPU = False
+"""Whether a state is copied before it is written also on a CPU, for tests."""
+
+
+class FullyShardedTrainer(CompletionTrainer):
+    """Trains a model that was sharded when it was loaded."""
+
+    reduces_each_batch = True  # gradients that wait for the last batch are not sharded
+
+    @override
+    def collect_state(self) -> StateSnapshot:
+        return_freed_memory()  # of the step, since the limit of a pod counts it while the files are written
+        # On a CPU a copy would need the memory of model and optimizer once more.
+        copies = self.args.device.type != "cpu" or COPIES_ON_CPU
+        return collect_sharded(self, self._trained, self._group, copies=copies)
+
+    @override
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        load_weights(self._trained, Path(resume_from_checkpoint))
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(self, self._trained, Path(checkpoint))

@@ -43,7 +43,7 @@ from finetune_trainer.preflight.estimate.fake_tensors import fake_tensors, in_ba
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow
 from finetune_trainer.train import collation
 from finetune_trainer.train.factory import make_trainer
-from finetune_trainer.train.modelsetup import Trainable, adapter_config
+from finetune_trainer.train.model_setup import Trainable, adapter_config
 
 aten = torch.ops.aten
 

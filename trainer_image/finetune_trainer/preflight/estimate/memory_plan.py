@@ -20,8 +20,8 @@ from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.guards.memory import MemoryLadder
-from finetune_trainer.train.schedule import largest_batch, max_process_rows
+from finetune_trainer.train.batches import largest_batch, max_process_rows
+from finetune_trainer.train.memory_ladder import MemoryLadder
 
 FITS: Final = 0.9
 """Share of a device's memory below which a prediction fits."""

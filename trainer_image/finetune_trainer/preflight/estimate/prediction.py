@@ -22,8 +22,8 @@ from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
 from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.train.learningcurve.subsets import share_of_work, subset_size
-from finetune_trainer.train.schedule import steps_per_epoch
+from finetune_trainer.train.batches import steps_per_epoch
+from finetune_trainer.train.learning_curve_plan import share_of_work, subset_size
 
 ASSUMED_MFU: Final = 0.35
 """Model FLOPs utilization of a profile without a finished run."""

@@ -10,9 +10,14 @@ from typing_extensions import override
 
 from finetune_trainer.contract.method import Preference
 from finetune_trainer.tokens.encoding import EncodedRow
-from finetune_trainer.train.preference.comparisons import ComparedRow
-from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals
-from finetune_trainer.train.preference.referencedmodel import ReferencedModel, halves
+from finetune_trainer.train.preference.preference_loss import (
+    Batch,
+    ComparedRow,
+    PreferenceLoss,
+    ReferencedModel,
+    Totals,
+    halves,
+)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,15 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
 from finetune_trainer.tokens.encoding import EncodedRow
-from finetune_trainer.train.preference.comparisons import ComparedRow
-from finetune_trainer.train.preference.losses import Batch, PreferenceLoss, Totals, pair_reward_sums
-from finetune_trainer.train.preference.referencedmodel import ReferencedModel, label_counts
+from finetune_trainer.train.preference.preference_loss import (
+    Batch,
+    ComparedRow,
+    PreferenceLoss,
+    ReferencedModel,
+    Totals,
+    label_counts,
+    pair_reward_sums,
+)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.store.file_writing import ByteSink, WriteFile, written
-from finetune_trainer.train.layout import TRAINER_STATE, random_numbers_name, shard_name
-from finetune_trainer.train.modelsetup import Trainable
+from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.shards import (
     GROUPS,
     collect_shards,
@@ -27,8 +26,9 @@ from finetune_trainer.train.parallel.shards import (
     own_scheduler,
 )
 from finetune_trainer.train.parallel.tensor_files import Rows, write_tensors
-from finetune_trainer.train.states.adapterweights import adapter_weights
-from finetune_trainer.train.states.pendingsave import StateSnapshot
+from finetune_trainer.train.state_folders import TRAINER_STATE, random_numbers_name, shard_name
+from finetune_trainer.train.states.resume_states import StateSnapshot
+from finetune_trainer.train.states.weights import adapter_weights
 
 T = TypeVar("T")
 

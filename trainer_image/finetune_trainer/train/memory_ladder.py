@@ -16,7 +16,7 @@ from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.device import OutOfMemory
 from finetune_trainer.runtime.failure import StageFailure
 from finetune_trainer.store import RunFolder
-from finetune_trainer.train.schedule import largest_batch, max_process_rows
+from finetune_trainer.train.batches import largest_batch, max_process_rows
 
 FILE: Final = "batchsplit.json"
 

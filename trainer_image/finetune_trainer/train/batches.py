@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divides the rows of an optimizer step into batches, and shares these among processes.
+"""The number of optimizer steps of a run, and how the rows of a step are divided.
+
+Held-out rows in batches, of which one at a time is on the device.
+
+Divides the rows of an optimizer step into batches, and shares these among processes.
 
 All divisions of a step, and any number of processes, compute the same rows, so they train the same weights.
 """
@@ -10,13 +14,115 @@ from itertools import islice
 from typing import Any, Protocol, overload
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import override
 
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.batching import longest_first
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
-from finetune_trainer.train.schedule import batch_sizes, steps_per_epoch
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimizer steps per epoch. The last step may have fewer rows."""
+    return -(-rows // batch_size)
+
+
+def run_steps(rows: int, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
+    """Optimizer steps of a run, which ends after `epochs` or after `max_steps`, whichever comes first."""
+    steps = epochs * steps_per_epoch(rows, batch_size)
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def rows_read(rows: int, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
+    """Rows that a run reads in all of its steps, repeated ones included."""
+    read = epochs * rows
+    return read if max_steps is None else min(read, max_steps * batch_size)
+
+
+def max_process_rows(batch_size: int, processes: int) -> int:
+    """Max rows of a process in an optimizer step of `batch_size` rows."""
+    return -(-batch_size // processes)
+
+
+def batch_sizes(rows: int, processes: int, max_rows: int | None) -> list[int]:
+    """Rows of each batch of an optimizer step, ascending, if process r computes every n-th batch from r on.
+
+    There are as few batches as `max_rows` rows per batch allow. Their sizes differ by at most 1, and so do
+    the numbers of rows per process. No batch is empty, so with fewer rows than processes some have none.
+    """
+    if not rows:
+        return []
+    of_process = max_process_rows(rows, processes)
+    rounds = -(-of_process // (max_rows or of_process))
+    small, larger = divmod(rows, count := min(rows, rounds * processes))
+    return [small] * (count - larger) + [small + 1] * larger
+
+
+def largest_batch(batch_size: int, processes: int, max_rows: int | None) -> int:
+    """Rows of the largest batch of an optimizer step of `batch_size` rows."""
+    return batch_sizes(batch_size, processes, max_rows)[-1]
+
+
+Batch = dict[str, Any]
+"""Inputs of a model: tensors, and a few numbers."""
+
+
+class RowBatches(Sequence[list[Any]]):
+    """The rows of batches, read when a batch is used."""
+
+    def __init__(self, rows: Any, batches: Sequence[Sequence[Any]]) -> None:
+        """`batches` has what `rows` are indexed with."""
+        self._rows = rows
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The indices of the rows, in the order of the batches."""
+        places = (place for batch in self._batches for place in batch)
+        return [place if isinstance(place, int) else place[0] for place in places]
+
+    @overload
+    def __getitem__(self, index: int) -> list[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "RowBatches": ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> "list[Any] | RowBatches":
+        if isinstance(index, slice):
+            return RowBatches(self._rows, self._batches[index])
+        return [self._rows[row] for row in self._batches[index]]
+
+
+class LazyBatches:
+    """Batches that are collated and moved to the device when they are read."""
+
+    def __init__(
+        self, batches: Sequence[Sequence[Any]], collate: Callable[[Any], Batch], device: torch.device
+    ) -> None:
+        """`batches` has the rows of each batch."""
+        self._batches = batches
+        self._collate = collate
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The indices of the rows, in the order of the batches."""
+        return self._batches.numbers if isinstance(self._batches, RowBatches) else []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self._batches:
+            yield {
+                name: value.to(self._device) if isinstance(value, Tensor) else value
+                for name, value in self._collate(rows).items()
+            }
 
 
 class Division(Protocol):

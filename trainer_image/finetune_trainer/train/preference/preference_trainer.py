@@ -16,20 +16,21 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.encoding import EncodedAnswers
+from finetune_trainer.train.batches import CollatedBatches, Division, LazyBatches
 from finetune_trainer.train.collation import probe_head
-from finetune_trainer.train.heldout import LazyBatches
-from finetune_trainer.train.parallel.sharding import CollatedBatches, Division
-from finetune_trainer.train.preference.comparisons import ComparedRows, ComparedSteps, held_out_batches
-from finetune_trainer.train.preference.losses import PreferenceLoss, Totals
-from finetune_trainer.train.preference.referencedmodel import ReferencedModel
+from finetune_trainer.train.figures import RewardSums, RowLossCollector, StepFigures
+from finetune_trainer.train.preference.preference_loss import (
+    ComparedRows,
+    ComparedSteps,
+    PreferenceLoss,
+    ReferencedModel,
+    Totals,
+    held_out_batches,
+)
 from finetune_trainer.train.protocol import Validation
-from finetune_trainer.train.rewards import RewardSums
-from finetune_trainer.train.rowlosses import RowLossCollector
-from finetune_trainer.train.states.pendingsave import StateSnapshot
+from finetune_trainer.train.states.resume_states import StateSnapshot
 from finetune_trainer.train.states.snapshot import collect_whole
-from finetune_trainer.train.steptrainer import StepTrainer
-from finetune_trainer.train.throughput import StepFigures
-from finetune_trainer.train.trainer import StepSums, training_arguments
+from finetune_trainer.train.trainer import StepSums, StepTrainer, training_arguments
 
 
 class PreferenceTrainer(StepTrainer):

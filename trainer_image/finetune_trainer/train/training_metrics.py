@@ -14,6 +14,7 @@ from finetune_trainer.contract.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+
 logger = logging.getLogger(__name__)
 
 
