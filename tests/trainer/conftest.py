@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber
+from finetune_trainer.runtime.logs import SCRUBBER, Scrubber
 
 if TYPE_CHECKING:
     from tests.trainer.workbench import Undisturbed

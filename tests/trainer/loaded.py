@@ -14,7 +14,6 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # of the tiny model
 
-from finetune_trainer.entrypoint import cli
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.prepare import stage as prepare
@@ -29,7 +28,7 @@ get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]
 __all__ = [
     "app",
     "cli",
-    "distributedgroup",
+    "group",
     "engine",
     "evaluate",
     "loading",

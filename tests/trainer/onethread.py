@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from finetune_trainer import processors
+from finetune_trainer import pod_limits
 from finetune_trainer.model import device
 
 
 def use_one_thread() -> None:
     """Let this process and the stages in it compute with one thread, whatever the machine has."""
     torch.set_num_threads(1)
-    setattr(device, processors.available_processors.__name__, _one)
+    setattr(device, pod_limits.available_processors.__name__, _one)
 
 
 def _one(_: Path | None = None) -> int:

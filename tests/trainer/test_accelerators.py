@@ -10,7 +10,7 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.device import MIN_CUBLAS_BYTES, check_accelerators, has_gpu_libraries
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.preparing import OWNER, RUN
 from tests.trainer.processes import run
 

@@ -20,7 +20,7 @@ from finetune_trainer.contract.analysis import (
 from finetune_trainer.contract.configs import AnalyzeConfig
 from finetune_trainer.contract.references import SecretMount, StoreConfig
 from finetune_trainer.remote import retries
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.prometheus import Prometheus, backfill
 from tests.trainer.certificates import certificate
 from tests.trainer.test_analyze import ERRORS, OWNER, Clock, Traffic, pod, traffic

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.beneath import (
+from finetune_trainer.rooted_open import (
     OpenDirectory,
     PathRefused,
     kind_of,

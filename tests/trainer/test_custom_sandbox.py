@@ -10,7 +10,7 @@ import pytest
 
 from finetune_trainer.evaluate.custom.sandbox import MetricError, MetricProcess
 from finetune_trainer.evaluate.custom.syscallfilter import CALLS, program
-from finetune_trainer.stage.metricsource import SourceError, check_source
+from finetune_trainer.stage.own_metrics import SourceError, check_source
 
 ROW = {"prompt": "late order?", "completion": "shipping"}
 

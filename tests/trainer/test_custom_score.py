@@ -16,8 +16,8 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate.custom import stage
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime import termination
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.stage.metricsource import check_metric
+from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.stage.own_metrics import check_metric
 from tests.trainer.processes import start
 from tests.trainer.workbench import OWNER, RUN, TEAMS, Workbench
 

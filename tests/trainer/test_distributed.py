@@ -37,7 +37,7 @@ from finetune_trainer.distributed.rendezvous import (
     TunnelClient,
     read_key,
 )
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 from finetune_trainer.train.batches import blank_row
 from tests.trainer.processes import TIMEOUT_SECONDS, run, start_function

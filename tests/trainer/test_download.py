@@ -17,7 +17,7 @@ from finetune_trainer.contract.serving import (
 )
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.preflight import base_model
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve import fetch
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.names import served_names

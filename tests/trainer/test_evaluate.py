@@ -21,8 +21,8 @@ from finetune_trainer.evaluate.metrics import f1_token
 from finetune_trainer.evaluate.metrics.registry import MEASURES
 from finetune_trainer.evaluate.report import read_learning_curve
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.statistics.estimate import one_sided
 from finetune_trainer.statistics.proportion import Proportion
 from finetune_trainer.tokens.chat_template import load_tokenizer

@@ -28,7 +28,7 @@ from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.prepare.stage import publish_hashes
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.probe_prompts import probe_prompts
 from tests.trainer.workbench import ROWS, TEAMS, Workbench, tiny_tokenizer, weights
 from tools.models import tiny

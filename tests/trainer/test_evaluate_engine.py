@@ -28,7 +28,7 @@ from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.evaluate.report import PAGE_NAME
 from finetune_trainer.evaluate.subjects.generation import row_seed
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.engineserver import VERSION, command
 from tests.trainer.test_evaluate_live import Line
 from tests.waiting import eventually

@@ -16,7 +16,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate import runner
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.model.loading import load_placed
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.trainer.test_train_memory import allocation_fails, gpu_is_full, python_fails
 from tests.trainer.workbench import ROWS, Sheet, Workbench
 

@@ -17,12 +17,12 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.entrypoint.stages import base_to_load
+from finetune_trainer.entrypoint.dispatch import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
 from finetune_trainer.evaluate.measured import MeasuredModel, likeliest
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.workbench import JUDGED, OWNER, ROWS, TEAMS, Workbench, tiny_tokenizer
 from tools.models import tiny
 

@@ -12,7 +12,7 @@ from finetune_trainer.contract.method import LoRA, Preference
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.methods import method_of
 from tests.trainer.workbench import JUDGED, PAIRS, ROWS, Workbench
 

@@ -27,7 +27,7 @@ from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.model.loading import load_placed
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.trainer.gpuwrapping import as_a_gpu_trains, tiny_in_bfloat16
 from tests.trainer.processes import run
 from tests.trainer.workbench import OWNER, ROWS, Sheet, Workbench

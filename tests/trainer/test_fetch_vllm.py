@@ -20,7 +20,7 @@ from finetune_trainer.contract.environment import (
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.modelfolders import probe_folder
 from tests.trainer.basemodels import whole, with_gemma_tokens

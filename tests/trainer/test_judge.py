@@ -30,9 +30,9 @@ from finetune_trainer.remote import retries
 from finetune_trainer.remote.json_api import JsonApi
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
-from finetune_trainer.stage.judgeendpoint import judge_warnings
+from finetune_trainer.runtime.termination import Preempted
+from finetune_trainer.stage.judge_endpoint import judge_warnings
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.tokens.encoding import EncodedRow
 from tests.trainer.judgeserver import Asked, JudgeServer, likes, verdict

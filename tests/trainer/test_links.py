@@ -14,7 +14,7 @@ from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.bundle import Bundle
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.publication import _publish_saved
 from tests.trainer import processes
 from tests.trainer.preparing import OWNER, RUN, Preparation, json_lines, pairs

@@ -21,7 +21,7 @@ from finetune_trainer.contract.serving import (
     ServedModel,
 )
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve import loading, merge
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.store import DerivedRef, Store, download_lock, open_store

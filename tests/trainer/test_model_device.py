@@ -9,7 +9,7 @@ import torch
 
 from finetune_trainer.model import device
 from finetune_trainer.model.device import choose_device
-from finetune_trainer.processors import available_processors
+from finetune_trainer.pod_limits import available_processors
 
 ALLOWED = len(os.sched_getaffinity(0))
 

@@ -34,7 +34,7 @@ from finetune_trainer.model.loading import (
     weights_bytes,
 )
 from finetune_trainer.preflight.estimate.fake_tensors import fake_tensors
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.methods import method_of
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny

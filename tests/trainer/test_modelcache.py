@@ -12,7 +12,7 @@ import pytest
 from finetune_trainer.contract.references import ArtifactRef, Owner, StoreConfig
 from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.serve.fill import run as fill
 from finetune_trainer.store import Store, download_lock, failures, open_store

@@ -9,7 +9,7 @@ import pytest
 from finetune_trainer.contract.references import ArtifactRef, ImageVolume, Owner, StoreConfig
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
 from finetune_trainer.store import open_store
 

@@ -14,8 +14,8 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.preflight import stage
-from finetune_trainer.runtime.failure import Preempted
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.runtime.termination import Preempted
 from tests.trainer.workbench import URI, Sheet, Workbench
 from tools.models import tiny
 

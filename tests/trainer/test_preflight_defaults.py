@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.contract.hyperparameters import Hyperparameters, RequestedHyperparameters
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters, sequence_length
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.methods import method_of
 
 

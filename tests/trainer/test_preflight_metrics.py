@@ -11,7 +11,7 @@ from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.tokens.chat_template import load_tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.encoding import RowEncoder
 from tests.trainer.workbench import ROWS, RUN, Workbench, tiny_tokenizer
 from tools.models import tiny

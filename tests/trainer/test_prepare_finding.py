@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.prepare.row_sources import find_files
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 
 
 def find(

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from finetune_trainer.contract.progress import Progress
-from finetune_trainer.runtime.progressmeter import ProgressMeter
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import ProgressMeter, Reporter
 
 
 @dataclass

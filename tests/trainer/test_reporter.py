@@ -12,7 +12,7 @@ import pytest
 
 from finetune_trainer.contract.progress import Progress, Report
 from finetune_trainer.contract.references import Owner, ReportTarget
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import Reporter
 from tests.trainer.certificates import certificate
 
 OWNER = Owner(kind="FineTuneJob", namespace="team", name="routing", uid="0f0f")

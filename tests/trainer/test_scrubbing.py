@@ -9,9 +9,8 @@ from urllib.parse import quote
 import pytest
 
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.logs import JsonFormatter
-from finetune_trainer.runtime.scrubbing import SCRUBBER, Scrubber, one_line
+from finetune_trainer.runtime.logs import SCRUBBER, JsonFormatter, Scrubber, one_line
+from finetune_trainer.runtime.termination import StageFailure
 
 TOKEN = "hf_Kq+93/fjWm=s7 Lx2&Rv?ZpQ"
 PASSWORD = 'pa:ss w"d'

@@ -14,7 +14,7 @@ from finetune_trainer.contract.references import ArtifactRef, StoreConfig
 from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest, digest_of
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store import read_ahead as readahead
 from finetune_trainer.store.base import STAGING, STALE_STAGING_SECONDS

@@ -12,8 +12,8 @@ import yaml
 
 from finetune_trainer.contract.own_metrics import EvaluationTask
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.stage.evaluationtasks import open_tasks
+from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.stage.own_metrics import open_tasks
 from tests.trainer.workbench import Workbench
 
 ROWS: Final = tuple({"question": f"Is {number} even?", "gold": number % 2} for number in range(6))

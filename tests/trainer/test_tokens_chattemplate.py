@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.chat_template import load_tokenizer, render, stop_token_ids, template_name
 from tools.models import tiny
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from finetune_trainer.contract.method import Objective
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow, RowEncoder, make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable

@@ -14,7 +14,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.preflight import tokenization
 from finetune_trainer.preflight.tokenization import RowFiles, TokenizedRows, tokenize
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, count_rows
-from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.stage.context import StageMeter
 from finetune_trainer.tokens.encoding import EncodedAnswers, EncodedRow, Encoder, make_encoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
 from finetune_trainer.tokens.token_files import encoding_name

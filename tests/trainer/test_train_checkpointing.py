@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere
 
 METHODS = {"LoRA": Method(lora=LoRA(r=4, alpha=8, dropout=0.1)), "Full": Method(type="Full")}

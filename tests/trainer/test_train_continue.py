@@ -14,7 +14,7 @@ from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
 from finetune_trainer.contract.results import CheckpointResult, PreflightResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.train.states.ledger import Fingerprint, RunLedger
 from finetune_trainer.train.states.resume_states import ResumeStates
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere, weights

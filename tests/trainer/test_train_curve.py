@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.contract.results import CheckpointResult, RepeatedTraining, StageResult, TrainResult
 from finetune_trainer.runtime import termination
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.train.states.ledger import MAX_POINTS, MAX_SHOWN_POINTS, LossCurve
 from tests.methods import method_of
 from tests.trainer.workbench import PAIRS, ROWS, RUN, Sheet, Workbench, elsewhere

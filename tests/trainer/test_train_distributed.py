@@ -21,7 +21,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.distributed.process_group import PORT_ENV
-from finetune_trainer.entrypoint import stageprocess
+from finetune_trainer.entrypoint import process
 from finetune_trainer.rows import Row
 from finetune_trainer.train import model_setup, session, stage, trainer
 from finetune_trainer.train.model_setup import Trainable
@@ -65,7 +65,7 @@ class PublishesOnSignal:
 def show_gradients() -> None:
     """Disable clipping, and keep the state that has the means of the gradients."""
     trainer.MAX_GRADIENT_NORM = 1e9  # type: ignore[misc]  # in a process of its own
-    stageprocess._remove_states = lambda *_: None
+    process._remove_states = lambda *_: None
 
 
 def have_room_for_one_row() -> None:

@@ -12,7 +12,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.train.states.ledger import MAX_HIGH_LOSS_STEPS, MEDIAN_STEPS, MIN_STEPS, RecentLosses
 from tests.trainer.workbench import ROWS, Sheet, Workbench, elsewhere
 

@@ -12,7 +12,7 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench
 
 CONTRADICTIONS = tuple(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract.references import StoreConfig
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder, open_store
 from finetune_trainer.train.state_folders import find_problem, remove_unfinished, save_folder
 

@@ -18,7 +18,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.preflight.defaults import choose_hyperparameters
 from finetune_trainer.preflight.estimate.prediction import with_learning_curve
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import ConfidenceInterval
 from finetune_trainer.train.figures import RowLosses

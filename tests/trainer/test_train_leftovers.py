@@ -8,8 +8,8 @@ import pytest
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.entrypoint import stageprocess
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.entrypoint import process
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.states import resume_states
 from tests.trainer.processes import run, run_fresh
 from tests.trainer.workbench import ROWS, Workbench
@@ -55,5 +55,5 @@ def test_states_that_cannot_be_removed_fail_no_run(
 
     monkeypatch.setattr(resume_states, "remove_states", refuse)
     config = config_for(bench)
-    stageprocess._remove_states(bench.store, config)
+    process._remove_states(bench.store, config)
     assert f"resume states of run {config.run} are left in the store: read-only" in caplog.text

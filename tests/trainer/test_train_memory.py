@@ -16,7 +16,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model import probe
 from finetune_trainer.model.device import is_out_of_memory, memory_use
 from finetune_trainer.model.probe import log_probabilities
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.train import session
 from finetune_trainer.train.memory_ladder import FILE

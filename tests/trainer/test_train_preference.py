@@ -20,7 +20,7 @@ from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.distributed.process_group import ALONE
 from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.tokens.chat_template import render, stop_token_ids
 from finetune_trainer.tokens.encoding import AnswerEncoder, EncodedAnswers
 from finetune_trainer.train.factory import make_trainer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.results import MAX_REPEATS
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.states import restarts
 from finetune_trainer.train.states.restarts import WASTED_TIME_FILE, WastedTime

@@ -11,7 +11,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.process_group import PeerLost
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from tests.trainer.processes import start
 from tests.trainer.test_train_early import CONTRADICTIONS
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench

@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.train.states.ledger import KeptStep, Retention
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, start
 from tests.trainer.workbench import ROWS, Sheet, Undisturbed, Workbench, elsewhere

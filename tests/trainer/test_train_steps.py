@@ -23,7 +23,7 @@ from finetune_trainer.contract.method import LoRA, Method, MethodType
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.tokens.batching import TokenBudget, pack
 from finetune_trainer.train import trainer
 from finetune_trainer.train.batches import (

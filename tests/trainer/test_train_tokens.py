@@ -17,7 +17,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import PreflightResult, StageResult, TrainResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.encoding import RowEncoder
 from tests.methods import method_of

@@ -12,8 +12,8 @@ import pytest
 from typing_extensions import override
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.runtime.termination import Preempted
+from finetune_trainer.stage.context import StepWatchdog
 from finetune_trainer.train import model_setup, session
 from finetune_trainer.train.model_setup import Trainable
 from tests.trainer.processes import run

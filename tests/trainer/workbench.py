@@ -23,9 +23,9 @@ from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, 
 from finetune_trainer.evaluate import stage as evaluate
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import Reporter
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.tokens.chat_template import load_tokenizer

@@ -9,9 +9,9 @@ from finetune_trainer.runtime import signals
 def main() -> int:
     """Run the stage of the config. Returns an `ExitCode`, or 128 + a signal's number."""
     signals.exit_before_start()
-    from finetune_trainer.entrypoint import cli
+    from finetune_trainer.entrypoint import process
 
-    return cli.run_command_line()
+    return process.run_command_line()
 
 
 if __name__ == "__main__":

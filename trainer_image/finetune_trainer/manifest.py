@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -82,7 +82,7 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the content of `manifest.json`."""
-        return canonical.encode(self.model_dump(mode="json"))
+        return canonical_json.encode(self.model_dump(mode="json"))
 
     @property
     def digest(self) -> Digest:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -76,7 +76,7 @@ class Message:
             message["role"],
             message["content"],
             message.get("weight", 1) != 0,
-            None if calls is None else canonical.in_order(calls),
+            None if calls is None else canonical_json.in_order(calls),
             message.get("tool_call_id"),
             message.get("name"),
         )
@@ -126,9 +126,12 @@ class Row:
     def to_line(self) -> str:
         """Return the row's line in a prepared file, without the line break."""
         if self.form == "PromptCompletion" and not self.columns:
-            prompt, completion = canonical.quoted(self.messages[0].content), canonical.quoted(self.output)
+            prompt, completion = (
+                canonical_json.quoted(self.messages[0].content),
+                canonical_json.quoted(self.output),
+            )
             return f'{{"completion":{completion},"prompt":{prompt}}}'
-        return canonical.in_order(_by_name(self.to_dict()))
+        return canonical_json.in_order(_by_name(self.to_dict()))
 
     def _parts(self) -> dict[str, Any]:
         if self.form == "ChatMessages":
@@ -186,7 +189,7 @@ def _conversation(value: Mapping[str, Any]) -> Row:
         tools = value.get("tools")
         return Row(
             tuple(map(Message.from_dict, value["messages"])),
-            tools=None if tools is None else canonical.in_order(tools),
+            tools=None if tools is None else canonical_json.in_order(tools),
         )
     prompt = value["prompt"]
     turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(map(Message.from_dict, prompt))

@@ -6,7 +6,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.row_index import NONE, PART, answer_digest, input_digest
 from finetune_trainer.data.split_files import fraction_of
@@ -19,8 +19,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 def test_shortcuts_for_pairs_equal_the_general_computation(prompt: str, completion: str, seed: int) -> None:
     row = Row.pair(prompt, completion)
 
-    assert row.to_line() == canonical.text(row.to_dict())
-    subject = hashlib.sha256(canonical.encode(["v1", seed, "prompt", prompt])).digest()
+    assert row.to_line() == canonical_json.text(row.to_dict())
+    subject = hashlib.sha256(canonical_json.encode(["v1", seed, "prompt", prompt])).digest()
     assert fraction_of(RawRow(row), seed) == int.from_bytes(subject[:8], "big") / 2**64
     parts = PART.join([completion, NONE, NONE, "None", "11"])
     assert answer_digest(row) == hashlib.sha256(parts.encode()).digest()[:8]

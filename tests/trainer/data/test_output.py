@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.row_index import SPLIT_NUMBERS
 from finetune_trainer.data.split_files import SplitWriter, keep_rows, line_of
@@ -85,7 +85,7 @@ ANY_ROWS = st.builds(Row.pair, ANY_TEXT, ANY_TEXT) | st.builds(
 @given(row=ANY_ROWS)
 @example(row=Row.pair('"\\/\x7f\u2028\U0001f600\t\n\r\x00\x1f', "é"))
 def test_a_line_is_the_canonical_json_of_its_row(row: Row) -> None:
-    assert line_of(row) == canonical.encode(row.to_dict()) + b"\n"
+    assert line_of(row) == canonical_json.encode(row.to_dict()) + b"\n"
 
 
 def test_only_tools_and_calls_are_not_sorted_in_a_line() -> None:

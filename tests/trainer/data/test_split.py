@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.formats.base import RawRow
 from finetune_trainer.data.split_files import fraction_of, split_of
@@ -152,7 +152,7 @@ def _splits_of(prompts: list[str]) -> dict[str, frozenset[str]]:
 
 @given(prompt=st.text(st.characters(exclude_categories=["Cs"])), seed=st.integers(0, 2**31 - 1))
 def test_the_fraction_of_a_prompt_depends_on_its_canonical_json(prompt: str, seed: int) -> None:
-    text = canonical.text(["v1", seed, "prompt", prompt])
+    text = canonical_json.text(["v1", seed, "prompt", prompt])
 
     place = fraction_of(RawRow(Row.pair(prompt, "a")), seed)
 

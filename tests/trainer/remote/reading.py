@@ -13,9 +13,9 @@ from finetune_trainer.contract.results import PrepareResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.prepare import stage
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import Reporter
 from finetune_trainer.runtime.signals import Stop
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import open_store
 from tests.trainer.preparing import OF_SOURCE, OWNER, RUN

@@ -22,7 +22,7 @@ from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.preflight import stage as preflight_stage
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from tests.s3server import S3Server
 from tests.trainer.processes import PAUSE_SECONDS, TIMEOUT_SECONDS, run, start
 from tests.trainer.workbench import OWNER, ROWS, RUN, Sheet, Workbench, elsewhere

@@ -20,7 +20,7 @@ from finetune_trainer.contract.results import PrepareResult, StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import Manifest
 from finetune_trainer.remote import retries
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.store import DerivedRef, Store, bucket, open_store
 from finetune_trainer.store.base import STALE_STAGING_SECONDS
 from finetune_trainer.store.copies import copy_artifact

@@ -10,7 +10,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote import source
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.cloudservers import AzureServer, CloudServer, GoogleServer
 from tests.trainer.remote.reading import failure, prepare, read

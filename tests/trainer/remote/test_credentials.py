@@ -19,8 +19,8 @@ from finetune_trainer.remote.credentials import (
     load_credentials,
 )
 from finetune_trainer.remote.filesystem import open_filesystem
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.scrubbing import SCRUBBER
+from finetune_trainer.runtime.logs import SCRUBBER
+from finetune_trainer.runtime.termination import StageFailure
 
 AZURE_TEAM: Final = "https://team.blob.core.windows.net"
 SERVICE_ACCOUNT: Final = json.dumps({"type": "service_account", "private_key_id": "1", "private_key": "none"})

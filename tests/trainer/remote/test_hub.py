@@ -21,9 +21,8 @@ from finetune_trainer.preflight.base_model import model_files, readable_model, s
 from finetune_trainer.remote import hub as hub_client
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
 from finetune_trainer.remote.source import RemoteSource
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.runtime.termination import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext, StageMeter
 from finetune_trainer.store import download_lock
 from finetune_trainer.store.mounted import MountedStore
 from tests.trainer.preparing import json_lines, pairs

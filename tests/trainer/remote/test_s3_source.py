@@ -12,7 +12,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight import stage as preflight
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.remote_folder import CHUNK_BYTES
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.s3server import S3Server
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source

@@ -18,7 +18,7 @@ from finetune_trainer.remote import retries
 from finetune_trainer.remote import source as remote_source
 from finetune_trainer.remote import web as web_client
 from finetune_trainer.remote.remote_folder import CHUNK_BYTES
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.trainer.preparing import json_lines, pairs
 from tests.trainer.remote.reading import failure, prepare, read, source
 from tests.trainer.remote.webserver import Answer, Seen, WebServer

@@ -19,7 +19,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.generation import GenerationBatch
 from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve import loading
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.modelfolders import probe_folder

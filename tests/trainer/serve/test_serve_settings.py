@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from finetune_trainer.contract.serving import DefaultSampling
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.readers import AnswerReaders

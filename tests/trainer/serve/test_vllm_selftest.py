@@ -18,7 +18,7 @@ from starlette.routing import Route
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.probe_record import PROBE_FILE, Computation, ProbeRecord, TopTokens
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.vllm.computation import UNKNOWN, computation_of
 from finetune_trainer.serve.vllm.lifetime import Lifetime

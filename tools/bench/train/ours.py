@@ -12,7 +12,7 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import Method
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import SPLIT_FILES
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import Reporter
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store

@@ -11,7 +11,7 @@ from finetune_trainer.contract.configs import AnalysisProbe, ProbedModel
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import SPLIT_FILES, Message, Row, load_rows
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import Store
 from finetune_trainer.tokens.reasoning import ReasoningParser, parser_named
 

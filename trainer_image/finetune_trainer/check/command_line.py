@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from finetune_trainer.beneath import kind_of, names_in
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.data.files import COMPRESSED_SUFFIXES, ENDINGS, SourceFile, is_data, unpacking_budget
 from finetune_trainer.data.recipe import FieldNames, PromptTemplate
+from finetune_trainer.rooted_open import kind_of, names_in
 from finetune_trainer.rows import SPLIT_FILES
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import IO, Final, Self
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.dataset import Cleaning
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data import split_files
@@ -37,7 +37,7 @@ from finetune_trainer.data.recipe import Recipe
 from finetune_trainer.data.row_index import RowIndex, completion_of
 from finetune_trainer.data.row_problems import InvalidRecord, Issue, RowPosition
 from finetune_trainer.data.split_files import split_of
-from finetune_trainer.processors import available_processors
+from finetune_trainer.pod_limits import available_processors
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
 
 SPACES: Final = re.compile(r"[ \t\u00a0\u2007\u202f]+")
@@ -159,7 +159,7 @@ class Preparer:
         calls = turn.tool_calls
         if calls is not None:
             # The texts in the JSON, in which characters can be escaped, are masked one by one.
-            calls = canonical.text(self._scanner.masked_json(json.loads(calls)))
+            calls = canonical_json.text(self._scanner.masked_json(json.loads(calls)))
         return replace(turn, content=self._scanner.masked(turn.content), tool_calls=calls)
 
 

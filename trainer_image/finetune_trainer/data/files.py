@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
-from finetune_trainer.beneath import PathRefused, open_file
+from finetune_trainer.rooted_open import PathRefused, open_file
 
 CHUNK_BYTES: Final = 1 << 18
 MAX_BYTES: Final = 64 << 30

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.vocabulary import RowForm, SplitName
 from finetune_trainer.data.row_problems import visible_text
 from finetune_trainer.rows import SPLIT_FILES, Message, Row
@@ -144,7 +144,7 @@ def completion_of(turn: Message) -> str:
     """The last turn of a row as one text: its content, then its tool calls in canonical form."""
     if turn.tool_calls is None:
         return turn.content
-    return "\n".join(filter(None, (turn.content, canonical.of_json(turn.tool_calls))))
+    return "\n".join(filter(None, (turn.content, canonical_json.of_json(turn.tool_calls))))
 
 
 def input_digest(row: Row, contents: Sequence[str] | None = None) -> bytes:
@@ -241,12 +241,12 @@ def _input_parts(message: Message, content: str) -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _sorted_tools(tools: str) -> str:
     """Tools in canonical form; cached, because consecutive rows often have the same."""
-    return canonical.of_json(tools)
+    return canonical_json.of_json(tools)
 
 
 def _calls(message: Message) -> str:
     """Calls in canonical form: digests do not depend on the order of fields."""
-    return NONE if message.tool_calls is None else canonical.of_json(message.tool_calls)
+    return NONE if message.tool_calls is None else canonical_json.of_json(message.tool_calls)
 
 
 def _shortened(text: str) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.dataset import Split
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.data.files import Budget
@@ -64,12 +64,12 @@ def fraction_of(raw: RawRow, seed: int) -> float:
 def _subject(raw: RawRow, seed: int) -> bytes:
     """Canonical JSON of what determines the split."""
     if raw.group is not None:
-        return canonical.encode([RULE, seed, "group", raw.group])
+        return canonical_json.encode([RULE, seed, "group", raw.group])
     row, turns = raw.row, raw.row.input
     if row.form != "ChatMessages" and len(turns) == 1 and turns[0].role == "user":
         # orjson writes a text like `canonical`.
         return b'["%b",%d,"prompt",%b]' % (RULE.encode(), seed, orjson.dumps(turns[0].content))
-    return canonical.encode([RULE, seed, "messages", [_turn(message) for message in turns]])
+    return canonical_json.encode([RULE, seed, "messages", [_turn(message) for message in turns]])
 
 
 def _turn(message: Message) -> dict[str, Any]:

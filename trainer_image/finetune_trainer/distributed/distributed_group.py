@@ -35,7 +35,7 @@ from finetune_trainer.distributed.process_group import (
 )
 from finetune_trainer.distributed.rendezvous import POLL_SECONDS, Rendezvous, exit_key, read_key
 from finetune_trainer.model.device import choose_device, is_collective_error
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 
 HEARTBEAT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0

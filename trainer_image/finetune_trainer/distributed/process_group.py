@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.environment import NODE_RANK_ENV, RENDEZVOUS_PORT
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 LOCAL_RANK_ENV: Final = "LOCAL_RANK"
 PORT_ENV: Final = "MASTER_PORT"

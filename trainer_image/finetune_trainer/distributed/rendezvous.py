@@ -35,7 +35,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.distributed.process_group import LOOPBACK, GroupFinished, PeerLost, ProcessRank
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 
 CHALLENGE_BYTES: Final = 32
 PROOF_BYTES: Final = sha256().digest_size

@@ -18,7 +18,7 @@ from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
 from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 MEMORY_ADVICE = (
     "Create a new run with spec.evaluation.profile set to a ComputeProfile with more memory per device, or"

@@ -16,8 +16,8 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.progressmeter import Interval
+from finetune_trainer.runtime.progress import Interval
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 
 FILE: Final = "predictions.jsonl"

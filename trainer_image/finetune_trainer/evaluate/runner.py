@@ -21,7 +21,7 @@ from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
 from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.model.loading import load_adapter, load_placed
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 if TYPE_CHECKING:
     from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement

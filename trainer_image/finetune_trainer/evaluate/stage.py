@@ -47,12 +47,9 @@ from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.loading import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.evaluationtasks import open_tasks, task_sources
-from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.stage.metricsource import metric_sources
-from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.runtime.termination import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext, StageMeter, StepWatchdog
+from finetune_trainer.stage.own_metrics import metric_sources, open_tasks, task_sources
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
 

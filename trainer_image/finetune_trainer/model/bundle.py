@@ -22,11 +22,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.method import LoRA
 from finetune_trainer.contract.vocabulary import FailureReason, listed
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.rooted_open import copy_file
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.supplied_templates import supplied_template
 
 TOKENIZER: Final = "tokenizer.json"

@@ -20,9 +20,8 @@ import torch.distributed as dist
 
 from finetune_trainer.contract.prediction import GIBIBYTE
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.podmemory import MEMORY_LIMIT_PATH, pod_memory_bytes
-from finetune_trainer.processors import available_processors
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.pod_limits import MEMORY_LIMIT_PATH, available_processors, pod_memory_bytes
+from finetune_trainer.runtime.termination import StageFailure
 
 ALLOCATION_FAILURES: Final = (
     "DefaultCPUAllocator",

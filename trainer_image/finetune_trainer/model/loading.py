@@ -54,7 +54,7 @@ from finetune_trainer.model.device import (
     memory_use,
     multiplies_bfloat16,
 )
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 
 class FixedMagnitude(LoraVariant):

@@ -21,14 +21,6 @@ from typing import Final
 
 from safetensors import SafetensorError, safe_open
 
-from finetune_trainer.beneath import (
-    OpenDirectory,
-    PathRefused,
-    kind_of,
-    names_in,
-    require_all_beneath,
-    root_of,
-)
 from finetune_trainer.contract.configs import PreflightConfig
 from finetune_trainer.contract.environment import BASE_MODEL_MOUNT
 from finetune_trainer.contract.references import ArtifactRef, ParentCheckpoint
@@ -46,11 +38,18 @@ from finetune_trainer.model.bundle import (
 )
 from finetune_trainer.remote.remote_folder import MAX_MODEL_BYTES
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.rooted_open import (
+    OpenDirectory,
+    PathRefused,
+    kind_of,
+    names_in,
+    require_all_beneath,
+    root_of,
+)
+from finetune_trainer.runtime.progress import Reporter
 from finetune_trainer.runtime.signals import Stop
-from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.stage.context import StageContext, StageMeter
 from finetune_trainer.store import open_store
 from finetune_trainer.store.download_lock import download_lock
 

@@ -59,7 +59,7 @@ from finetune_trainer.contract.hyperparameters import (
 )
 from finetune_trainer.contract.method import METHODS, OBJECTIVES, Method, MethodInfo, Objective
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.batches import largest_batch, run_steps, steps_per_epoch
 
 DEFAULT_EPOCHS: Final = 3

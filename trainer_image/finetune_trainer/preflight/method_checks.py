@@ -38,7 +38,7 @@ from finetune_trainer.model.adapted_layers import linear_layers, stacked_experts
 from finetune_trainer.model.bundle import read_adapter
 from finetune_trainer.model.loading import empty_model
 from finetune_trainer.preflight.base_model import invalid
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.model_setup import adapter_config
 

@@ -19,7 +19,7 @@ from finetune_trainer.data.statistics import lengths as describe_lengths
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.html_page import token_page
 from finetune_trainer.rows import LEARNED_FROM
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.tokens.token_files import MAX_NAMED_ROWS, FoundRows, Int64s, SplitFacts, TokenFiles
 

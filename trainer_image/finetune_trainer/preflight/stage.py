@@ -47,14 +47,12 @@ from finetune_trainer.preflight.row_lengths import (
 )
 from finetune_trainer.preflight.tokenization import RowFiles, measure_rows, tokenize
 from finetune_trainer.rows import LEARNED_FROM, Row, count_rows, read_rows, split_paths
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.scopesource import ScopeSource
-from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.evaluationtasks import open_tasks, task_sources
-from finetune_trainer.stage.heldout import leaks_of
-from finetune_trainer.stage.judgeendpoint import judge_warnings
-from finetune_trainer.stage.meter import StageMeter
-from finetune_trainer.stage.metricsource import metric_sources
+from finetune_trainer.stage.context import StageContext, StageMeter
+from finetune_trainer.stage.held_out_rows import leaks_of
+from finetune_trainer.stage.judge_endpoint import judge_warnings
+from finetune_trainer.stage.own_metrics import metric_sources, open_tasks, task_sources
 from finetune_trainer.tokens.chat_template import load_tokenizer, template_name
 from finetune_trainer.tokens.encoding import evaluation_encoder, make_encoder
 from finetune_trainer.tokens.reasoning import parser_for

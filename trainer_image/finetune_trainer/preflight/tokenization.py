@@ -12,8 +12,8 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.preflight.row_lengths import TokenLengths, count_of, first_of
 from finetune_trainer.rows import Row, read_rows
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.stage.meter import StageMeter
+from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.stage.context import StageMeter
 from finetune_trainer.store import DerivedRef, Store
 from finetune_trainer.tokens.chat_template import MODEL_TEMPLATE, ControlTokens, template_name
 from finetune_trainer.tokens.encoding import Encoder

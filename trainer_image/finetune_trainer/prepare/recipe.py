@@ -5,13 +5,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.vocabulary import RULE_VERSIONS, DataFormat, FailureReason, listed
 from finetune_trainer.data.recipe import FieldNames, PromptTemplate, Recipe
 from finetune_trainer.manifest import digest_of
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 VERSION: Final = 2
 """Version of the preparation. Raise it when the same settings produce different rows."""
@@ -72,7 +72,7 @@ def preparation_digest(
     Settings at their default are omitted, so that adding a setting later does not change existing digests.
     """
     return digest_of(
-        canonical.encode(
+        canonical_json.encode(
             {
                 "version": VERSION,
                 "recipes": [

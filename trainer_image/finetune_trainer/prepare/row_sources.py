@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from finetune_trainer import canonical
-from finetune_trainer.beneath import kind_of, names_in, root_of
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.configs import PrepareConfig, SourceConfig
 from finetune_trainer.contract.environment import SOURCES_MOUNT
 from finetune_trainer.contract.references import without_query
@@ -34,7 +33,8 @@ from finetune_trainer.data.row_problems import printable
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.remote.remote_folder import MAX_SOURCE_BYTES, RemoteFile
 from finetune_trainer.remote.source import RemoteSource, SourceRequest
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.rooted_open import kind_of, names_in, root_of
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.store import RunFolder
 
 WAIT_SECONDS: Final = 60.0
@@ -219,7 +219,7 @@ class MountedRows:
             ]
         except FileUnreadable as error:
             raise unreadable(uri, error) from error
-        self.version = digest_of(canonical.encode(entries))
+        self.version = digest_of(canonical_json.encode(entries))
 
     @contextmanager
     def readable(self, folder: RunFolder) -> Iterator[list[SourceFile]]:  # noqa: ARG002 - as in RemoteRows

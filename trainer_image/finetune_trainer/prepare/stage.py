@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import PrepareConfig
 from finetune_trainer.contract.references import ArtifactRef, without_query
@@ -42,8 +42,8 @@ from finetune_trainer.report.document import document, duplicate_record, encode,
 from finetune_trainer.report.html_page import page
 from finetune_trainer.report.verdicts import DATASET_CODES
 from finetune_trainer.rows import SPLIT_FILES, split_paths
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.runtime.progressmeter import ProgressMeter
+from finetune_trainer.runtime.progress import ProgressMeter
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import DerivedRef, RunFolder, Store
 
@@ -117,7 +117,7 @@ class LineLog:
         self._count += 1
         if self._bytes > MAX_BYTES:
             return
-        line = canonical.text(record) + "\n"
+        line = canonical_json.text(record) + "\n"
         self._bytes += len(line.encode())
         with self._folder.mount.reachable(self._path):
             self._file.write(line)
@@ -308,7 +308,7 @@ def _result(
     prompts, completions = statistics.prompt_characters, statistics.completion_characters
     formats = [source.format for source in prepared.sources]
     return PrepareResult(
-        source=digest_of(canonical.encode([[file.name, file.sha256] for file in prepared.files])),
+        source=digest_of(canonical_json.encode([[file.name, file.sha256] for file in prepared.files])),
         sources=tuple(map(_source_result, prepared.sources, opened)),
         preparation=preparation_digest(config, [source.recipe for source in prepared.sources], formats),
         format=", ".join(dict.fromkeys(form for form in formats if form is not None)) or None,

@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials, plain, redact_file
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 ERRORS: Final = (AzureError,)
 

@@ -21,8 +21,8 @@ from pydantic.alias_generators import to_camel
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, listed
 from finetune_trainer.remote.origins import check_endpoint
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.scrubbing import MIN_PUBLIC_LENGTH, SCRUBBER
+from finetune_trainer.runtime.logs import MIN_PUBLIC_LENGTH, SCRUBBER
+from finetune_trainer.runtime.termination import StageFailure
 
 PUBLIC: Final = frozenset({"endpoint", "region", "caBundle", "accountName"})
 """Keys whose values may appear in messages."""

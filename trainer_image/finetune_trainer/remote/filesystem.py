@@ -10,7 +10,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials, load_credentials
 from finetune_trainer.remote.origins import guard_connections
 from finetune_trainer.remote.remote_folder import RemoteFolder
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 SCHEMES: Final = ("hf", "https", "s3", "gs", "abfs")
 

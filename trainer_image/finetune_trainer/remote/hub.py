@@ -16,7 +16,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.credentials import Credentials
 from finetune_trainer.remote.origins import origin_of, require_https
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, STALL_SECONDS, RemoteFolder
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 ERRORS: Final = (httpx2.HTTPError, HfHubHTTPError)
 

@@ -23,7 +23,7 @@ from finetune_trainer.remote.origins import RedirectRefused, guard_connections, 
 from finetune_trainer.remote.remote_folder import CONNECT_SECONDS, MAX_ATTEMPTS, MAX_PAUSE_SECONDS
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable, pause_seconds, problem_of
 from finetune_trainer.remote.web import authorized_options
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 RESPONSE_SECONDS: Final = 300.0
 """Max duration of one attempt, unless the caller needs another one."""

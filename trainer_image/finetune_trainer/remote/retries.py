@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 from finetune_trainer.remote.origins import AddressRefused, RedirectRefused
 from finetune_trainer.remote.remote_folder import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, RemoteFolder
-from finetune_trainer.runtime.failure import Preempted
-from finetune_trainer.runtime.scrubbing import SCRUBBER, one_line
+from finetune_trainer.runtime.logs import SCRUBBER, one_line
+from finetune_trainer.runtime.termination import Preempted
 
 RETRYABLE_STATUS_CODES: Final = frozenset({408, 425, 429})
 """HTTP client errors that may be transient. All server errors may be."""

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
-from finetune_trainer import canonical
-from finetune_trainer.beneath import no_follow_opener
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import OnBytes, digest_of, hash_file, ignore_bytes
@@ -35,8 +34,9 @@ from finetune_trainer.remote.remote_folder import (
     Stream,
 )
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Retrier, Unreachable
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.runtime.scrubbing import SCRUBBER
+from finetune_trainer.rooted_open import no_follow_opener
+from finetune_trainer.runtime.logs import SCRUBBER
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 
 VERSION_KEYS: Final = ("ETag", "etag", "generation", "blob_id")
 """Keys under which file systems report the version of a file."""
@@ -273,7 +273,7 @@ class RemoteSource:
         if self.revision is None and not all(file.version for file in self.files):
             return None
         listed = [[file.name, file.size_bytes, file.version] for file in self.files]
-        content = canonical.encode([self._folder.endpoint, self._request.uri, self.revision or listed])
+        content = canonical_json.encode([self._folder.endpoint, self._request.uri, self.revision or listed])
         return digest_of(content).removeprefix("sha256:")
 
     def version(self, files: Iterable[RemoteFile]) -> str | None:
@@ -285,7 +285,7 @@ class RemoteSource:
         content = listed if all(version for _, _, version in listed) else self.revision
         if content is None:
             return None
-        return digest_of(canonical.encode([self._folder.endpoint, self._request.uri, content]))
+        return digest_of(canonical_json.encode([self._folder.endpoint, self._request.uri, content]))
 
     def download(self, files: Iterable[RemoteFile], folder: Path, on_bytes: OnBytes = ignore_bytes) -> None:
         """Download files into a folder. Keeps files that are already complete.

@@ -10,7 +10,7 @@ from finetune_trainer.contract.base import CONTRACT_VERSION, CONTRACT_VERSIONS
 from finetune_trainer.contract.configs import CONFIG_ADAPTER, AnyConfig
 from finetune_trainer.contract.environment import CONFIG_ENV, MAX_CONFIG_BYTES
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 SAME_RELEASE = "set spec.images.trainer of the ComputeProfile to the image of the operator's release"
 

@@ -1,11 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Termination message of the pod: the kubelet copies the content of this file to the container's status."""
+"""Early ends of a stage: a failure that says what to fix, or a preemption after the state is saved.
+
+Termination message of the pod: the kubelet copies the content of this file to the container's status.
+"""
 
 import logging
 from pathlib import Path
 
 from finetune_trainer.contract.environment import MAX_TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_PATH
-from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, StageResult
+from finetune_trainer.contract.results import CheckpointResult, EvaluateResult, PrepareResult, StageResult
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
+from finetune_trainer.runtime.logs import SCRUBBER
+from finetune_trainer.runtime.signals import Preempted
+
+__all__ = ["Preempted", "StageFailure"]
+
+
+class StageFailure(Exception):
+    """Ends the stage with a reason for the operator and a message for the user, which has no credential.
+
+    `exit_code` decides whether a retry can help: BAD_CONFIG and BAD_DATA fail the Job at once.
+    """
+
+    def __init__(
+        self,
+        reason: FailureReason,
+        message: str,
+        exit_code: ExitCode = ExitCode.BAD_CONFIG,
+        prepare: PrepareResult | None = None,
+    ) -> None:
+        self.message = SCRUBBER.scrub(message)
+        super().__init__(self.message)
+        self.reason = reason
+        self.exit_code = exit_code
+        self.prepare = prepare
+
 
 MAX_MESSAGE_LENGTH = 1000
 """Max characters of a failure's message if the result is too long."""

@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, UnknownDialect, specification_with
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.scoring.patterns import compiled, occurs
 
 REFERENCES = ("$ref", "$dynamicRef")
@@ -25,7 +25,7 @@ class JSONSchema:
 
     def __init__(self, text: str) -> None:
         """Raises ValueError for text that is not a JSON Schema, and for one that refers to others."""
-        schema = canonical.parse(text)
+        schema = canonical_json.parse(text)
         if not isinstance(schema, dict):
             raise ValueError("a JSON Schema is an object")  # noqa: TRY004
         kind = validator_for(schema, default=Draft202012Validator)

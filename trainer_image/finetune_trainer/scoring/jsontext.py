@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 
 FENCED: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 """A code block of Markdown."""
@@ -22,7 +22,7 @@ def without_fence(text: str) -> str:
 
 def parse_fenced(text: str) -> Any:
     """Parse JSON that may be in a Markdown code block. Raises ValueError."""
-    return canonical.parse(without_fence(text))
+    return canonical_json.parse(without_fence(text))
 
 
 def has_json(text: str) -> bool:

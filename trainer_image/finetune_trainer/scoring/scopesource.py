@@ -13,7 +13,7 @@ from finetune_trainer.contract.evaluation import MetricOptions
 from finetune_trainer.contract.metrics import METRICS, Metric, MetricNeed
 from finetune_trainer.contract.vocabulary import FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.scoring.jsonschemas import JSONSchema
 from finetune_trainer.scoring.jsontext import has_json
 from finetune_trainer.scoring.labels import LabelSet

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 
 ARGUMENTS: Final = ("arguments", "parameters")
 """Names of the field with the arguments."""
@@ -56,7 +56,7 @@ def _canonical(functions: Iterable[dict[str, Any]]) -> tuple[str, ...]:
         arguments = next((function[name] for name in ARGUMENTS if name in function), None)
         if isinstance(arguments, str):
             try:
-                arguments = canonical.parse(arguments)
+                arguments = canonical_json.parse(arguments)
             except ValueError:
                 continue
         if isinstance(arguments, dict):

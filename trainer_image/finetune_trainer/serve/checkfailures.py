@@ -12,7 +12,7 @@ from finetune_trainer.model.probe_record import (
     mismatch,
     tolerance_of,
 )
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 REMEDY: Final = "Check that base model and Checkpoint belong together, or train the model again"
 """What to do if a model differs from its record."""

@@ -12,7 +12,7 @@ from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.model.bundle import check_base_model, require_bundle
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.modelfolders import probe_folder
 from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine_files
 from finetune_trainer.store import DerivedRef, Store, open_store

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.drain import Drain
 
 _KEEP_ALIVE_SECONDS: Final = 75

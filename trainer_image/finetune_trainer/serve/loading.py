@@ -22,7 +22,7 @@ from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, requi
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.generation import BASE_ADAPTER, can_leave_batch
 from finetune_trainer.model.loading import context_length, fix_magnitudes, load_placed, visible_devices
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.names import BASE_NAME
 from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids

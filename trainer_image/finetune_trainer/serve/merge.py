@@ -17,7 +17,6 @@ import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.serving import MergeConfig, MergedWeights
@@ -40,7 +39,8 @@ from finetune_trainer.model.probe import (
     log_probabilities,
 )
 from finetune_trainer.model.probe_record import Computation, ProbeRecord, read_record, write_record
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.rooted_open import copy_file
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.download_lock import download_lock

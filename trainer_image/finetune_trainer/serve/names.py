@@ -5,7 +5,7 @@ from typing import Final
 
 from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 BASE_NAME: Final = "base"
 

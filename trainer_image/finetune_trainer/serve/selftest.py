@@ -13,7 +13,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.generation import BASE_ADAPTER, GenerationBatch
 from finetune_trainer.model.probe import ENGINE, dtype_name, largest_difference
 from finetune_trainer.model.probe_record import Computation, ProbeRecord
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels

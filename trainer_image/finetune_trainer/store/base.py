@@ -22,7 +22,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason, Stage
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnBytes, digest_of, ignore_bytes
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store.failures import Mount, any_file, corrupt
 
 ArtifactKind = Literal["datasets", "models", "checkpoints"]

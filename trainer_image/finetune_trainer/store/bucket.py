@@ -36,7 +36,7 @@ from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest, OnByte
 from finetune_trainer.remote.filesystem import open_filesystem
 from finetune_trainer.remote.remote_folder import RemoteFolder
 from finetune_trainer.remote.retries import ProblemKind, Retrier, Unreachable
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.store.base import (
     STAGING,
     STALE_STAGING_SECONDS,

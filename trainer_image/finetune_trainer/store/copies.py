@@ -21,12 +21,12 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from finetune_trainer.beneath import read_file
 from finetune_trainer.contract.references import ImageVolume, StoreConfig
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.progressmeter import ProgressMeter
+from finetune_trainer.rooted_open import read_file
+from finetune_trainer.runtime.progress import ProgressMeter
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import file_writing
 from finetune_trainer.store.base import Store, StoredRef, key_of
 from finetune_trainer.store.failures import Mount, corrupt, verify_files, verify_names, writable

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from finetune_trainer.beneath import PathRefused, open_file, require_all_beneath
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest, hash_content
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.rooted_open import PathRefused, open_file, require_all_beneath
+from finetune_trainer.runtime.termination import StageFailure
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from types import TracebackType
 
 from typing_extensions import override
 
-from finetune_trainer.beneath import read_file, require_beneath, root_of
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.environment import STORE_MOUNT
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.manifest import CHUNK_BYTES, MANIFEST_NAME, FileEntry, Manifest, OnBytes, ignore_bytes
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.rooted_open import read_file, require_beneath, root_of
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import file_writing
 from finetune_trainer.store.base import (
     STAGING,

@@ -10,7 +10,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from finetune_trainer.manifest import MANIFEST_NAME
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.store.failures import writable
 
 LOCKS: Final = ".locks"

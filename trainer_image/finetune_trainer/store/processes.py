@@ -9,7 +9,7 @@ import logging
 from finetune_trainer.contract.configs import CleanupConfig, CollectConfig
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import Store
 
 PROBE_NAME = "probe"

@@ -6,10 +6,10 @@ import os
 import threading
 from typing import Final
 
-from finetune_trainer.beneath import open_file
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.podmemory import pod_memory_bytes
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.pod_limits import pod_memory_bytes
+from finetune_trainer.rooted_open import open_file
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.store.base import Store
 
 BUFFER_BYTES: Final = 16 << 20

@@ -29,7 +29,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.reasoning import parser_for
 from finetune_trainer.tokens.supplied_templates import CONTROL_TOKENS, supplied_template, template_text
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract.method import OBJECTIVES, Objective
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.chat_template import (
     NONE,
     TemplateArguments,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, AnswerEncoder, EncodedAnswers, EncodedRow, Encoder
 
@@ -316,7 +316,7 @@ class TokenFileWriter:
             "kind": self._kind,
             "splits": {split: asdict(facts) for split, facts in self._facts.items()},
         }
-        (self._folder / INDEX).write_bytes(canonical.encode(index))
+        (self._folder / INDEX).write_bytes(canonical_json.encode(index))
 
 
 def _found(raw: Mapping[str, Any]) -> FoundRows:
@@ -344,4 +344,4 @@ def encoding_name(encoder: Encoder) -> str:
         "template": tokenizer.chat_template,
         "arguments": dict(encoder.chat_template_kwargs),
     }
-    return hashlib.sha256(canonical.encode(facts)).hexdigest()
+    return hashlib.sha256(canonical_json.encode(facts)).hexdigest()

@@ -34,10 +34,9 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.model.device import peak_memory
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.runtime.progressmeter import Interval
-from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.stepwatchdog import StepWatchdog
+from finetune_trainer.runtime.progress import Interval
+from finetune_trainer.runtime.termination import Preempted, StageFailure
+from finetune_trainer.stage.context import StageContext, StepWatchdog
 from finetune_trainer.train.batches import LazyBatches
 from finetune_trainer.train.figures import (
     RowLossCollector,

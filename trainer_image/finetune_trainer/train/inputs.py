@@ -14,9 +14,9 @@ from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, read_rows
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.stage.heldout import leaks_of
+from finetune_trainer.stage.held_out_rows import leaks_of
 from finetune_trainer.store import DerivedRef
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.tokens.chat_template import load_tokenizer

@@ -31,7 +31,7 @@ from finetune_trainer.contract.vocabulary import CheckpointType, FailureReason
 from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.model.device import OutOfMemory, release_memory
 from finetune_trainer.rows import SPLIT_FILES, load_rows
-from finetune_trainer.runtime.failure import Preempted, StageFailure
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.statistics.bootstrap import Numbers, resampled_mean
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval

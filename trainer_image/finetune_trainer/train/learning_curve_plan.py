@@ -16,8 +16,8 @@ from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.hyperparameters import Hyperparameters
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.runtime.progress import Reporter
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.tokens.batching import row_lengths
 from finetune_trainer.train.batches import rows_read, run_steps, steps_per_epoch

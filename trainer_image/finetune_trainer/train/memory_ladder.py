@@ -14,7 +14,7 @@ from finetune_trainer.contract.method import TYPES, Method, is_sharded, types_of
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.model.device import OutOfMemory
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.batches import largest_batch, max_process_rows
 

@@ -17,7 +17,7 @@ from finetune_trainer.model.adapted_layers import (
     unknown_layers,
 )
 from finetune_trainer.model.loading import load_adapter, load_base, load_quantized_base
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 Trainable = PreTrainedModel | PeftModel
 

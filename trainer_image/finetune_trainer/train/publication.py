@@ -11,7 +11,6 @@ from typing import Any, Final, TypedDict
 
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.beneath import copy_file, names_in
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import TrainConfig
 from finetune_trainer.contract.method import OBJECTIVES
@@ -24,6 +23,7 @@ from finetune_trainer.model.probe_record import PROBE_FILE
 from finetune_trainer.report.document import encode
 from finetune_trainer.report.html_page import training_page
 from finetune_trainer.report.training import REPORT_NAME
+from finetune_trainer.rooted_open import copy_file, names_in
 from finetune_trainer.store import RunFolder, Store
 from finetune_trainer.train.state_folders import ROW_LOSSES
 from finetune_trainer.train.states.ledger import LossCurve, Retention, RunLedger

@@ -11,7 +11,7 @@ from finetune_trainer.contract.hyperparameters import StepDivision
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.distributed.process_group import PeerLost
 from finetune_trainer.model.device import OutOfMemory, peak_memory, release_memory
-from finetune_trainer.runtime.failure import Preempted
+from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.train.figures import RowLosses
 from finetune_trainer.train.inputs import TrainingData

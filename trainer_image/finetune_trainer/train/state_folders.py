@@ -15,12 +15,12 @@ from typing import Final
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from finetune_trainer.beneath import read_file
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.distributed.process_group import Group
 from finetune_trainer.manifest import MANIFEST_NAME, FileEntry, Manifest
 from finetune_trainer.model.device import is_collective_error
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.rooted_open import read_file
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder, file_writing
 from finetune_trainer.store.failures import Mount, any_file, verify_files
 from finetune_trainer.store.file_writing import HashedFolder, WriteFile

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.dataset import Checks
 from finetune_trainer.contract.vocabulary import Finding
 from finetune_trainer.data.checks.detector import DetectedSpan, Detector, Expressions, Prefilter
@@ -80,7 +80,7 @@ class SensitiveHashes:
             "checks": asdict(self.checks),
             "hashes": sorted(self.hashes),
         }
-        return canonical.encode(content if self.complete else {**content, "complete": False})
+        return canonical_json.encode(content if self.complete else {**content, "complete": False})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "SensitiveHashes":
@@ -282,7 +282,7 @@ def _with_texts(
         replace(
             message,
             content=texts[number],
-            tool_calls=canonical.in_order(calls[number]) if number in calls else None,
+            tool_calls=canonical_json.in_order(calls[number]) if number in calls else None,
         )
         for number, message in enumerate(row.messages)
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.data.containers.base import Fields
 from finetune_trainer.data.containers.json_records import from_json, json_type_name
 from finetune_trainer.data.row_problems import (
@@ -157,7 +157,7 @@ def _listed(tools: frozenset[str]) -> str:
 
 def _json(path: str, value: Any, found: list[Issue]) -> str | None:
     try:
-        content = canonical.in_order(value)
+        content = canonical_json.in_order(value)
     except (ValueError, TypeError, RecursionError):
         found.append(
             _issue(

@@ -26,7 +26,7 @@ from finetune_trainer.evaluate.answering.exchange import (
     RowPrompt,
 )
 from finetune_trainer.runtime import configuration, logs, signals
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 REQUESTS_IN_FLIGHT: Final = 256
 """As many as the engine answers at the same time by default."""

@@ -16,7 +16,7 @@ from typing import Final, Self
 import httpx
 
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 STARTUP_SECONDS: Final = 7200.0
 """Time in which the engine can load its models; as in the pods of endpoints."""

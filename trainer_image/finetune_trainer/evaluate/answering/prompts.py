@@ -20,7 +20,7 @@ from finetune_trainer.evaluate.subjects.generation import row_seed
 from finetune_trainer.evaluate.subjects.opening import SubjectOpener
 from finetune_trainer.model.loading import read_context_length, read_generation_config
 from finetune_trainer.rows import SPLIT_FILES, load_rows
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import open_store
 from finetune_trainer.tokens.chat_template import stop_token_ids
 

@@ -13,7 +13,7 @@ from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subjec
 from finetune_trainer.evaluate.answering.exchange import Exchange
 from finetune_trainer.evaluate.subjects.generation import AnswerRequest, GeneratedAnswer
 from finetune_trainer.evaluate.subjects.optional import OPTIONAL
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.reasoning import AnswerReader
 
 CHECK: Final = "AnswerEngine"

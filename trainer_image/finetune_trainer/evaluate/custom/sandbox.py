@@ -20,7 +20,7 @@ from typing import IO, Any, Final, Self
 
 import finetune_trainer
 from finetune_trainer.evaluate.custom.syscallfilter import forbid_inspection
-from finetune_trainer.runtime.scrubbing import one_line
+from finetune_trainer.runtime.logs import one_line
 
 CPU_SECONDS: Final = 1800
 """CPU time of a function, over all rows."""

@@ -18,8 +18,8 @@ from finetune_trainer.evaluate.custom.sandbox import STAGE_SECONDS, MetricError,
 from finetune_trainer.evaluate.evidence import evidence_for
 from finetune_trainer.evaluate.predictions import FILE
 from finetune_trainer.rows import SPLIT_FILES
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.stage.metricsource import MetricSource, check_metric, metric_failure
+from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.stage.own_metrics import MetricSource, check_metric, metric_failure
 from finetune_trainer.statistics.groups import Groups
 
 Answers = dict[Subject, dict[int, str]]

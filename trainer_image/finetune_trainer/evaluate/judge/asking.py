@@ -11,7 +11,7 @@ from finetune_trainer.evaluate.judge.questions import Question
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
 from finetune_trainer.remote.json_api import JsonApi
 from finetune_trainer.remote.retries import ProblemKind, Unreachable
-from finetune_trainer.runtime.scrubbing import SCRUBBER
+from finetune_trainer.runtime.logs import SCRUBBER
 from finetune_trainer.runtime.signals import Stop
 
 CALL: Final = "chat/completions"

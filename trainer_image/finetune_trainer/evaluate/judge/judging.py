@@ -22,9 +22,9 @@ from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.evaluate.subjects.optional import FINAL_CODES
 from finetune_trainer.remote.retries import Unreachable
 from finetune_trainer.rows import Row
-from finetune_trainer.runtime.failure import Preempted, StageFailure
 from finetune_trainer.runtime.signals import Stop
-from finetune_trainer.stage.judgeendpoint import JudgeProblem, endpoint_problem, located, open_endpoint
+from finetune_trainer.runtime.termination import Preempted, StageFailure
+from finetune_trainer.stage.judge_endpoint import JudgeProblem, endpoint_problem, located, open_endpoint
 from finetune_trainer.store import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
 from finetune_trainer.rows import Message
-from finetune_trainer.runtime.scrubbing import one_line
+from finetune_trainer.runtime.logs import one_line
 
 Preference = Literal["A", "B", "tie"]
 

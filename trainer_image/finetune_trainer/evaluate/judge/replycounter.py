@@ -6,7 +6,7 @@ from typing import Final
 
 from finetune_trainer.contract.own_metrics import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
-from finetune_trainer.stage.judgeendpoint import JudgeProblem
+from finetune_trainer.stage.judge_endpoint import JudgeProblem
 
 MAX_UNREADABLE: Final = 0.1
 """Share of replies without a verdict above which a judge has no win rate."""

@@ -13,8 +13,8 @@ from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.evaluate.judge.prompt import Preference
 from finetune_trainer.evaluate.judge.questions import Question
-from finetune_trainer.runtime.failure import StageFailure
-from finetune_trainer.runtime.progressmeter import Interval
+from finetune_trainer.runtime.progress import Interval
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 
 FORMAT: Final = 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Share of answers that are JSON, and valid by the schema if there is one."""
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.evaluate.measure import Measure, of_texts
 from finetune_trainer.scoring.jsonschemas import JSONSchema
 from finetune_trainer.scoring.scope import MetricScope
@@ -18,7 +18,7 @@ def value(answer: str, schema: JSONSchema | None) -> float:
     JSON in a Markdown code block is not valid: a client that parses the answer fails.
     """
     try:
-        parsed = canonical.parse(answer)
+        parsed = canonical_json.parse(answer)
     except ValueError:
         return 0.0
     return float(schema is None or schema.accepts(parsed))

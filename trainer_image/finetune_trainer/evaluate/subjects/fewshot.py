@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.data.row_index import input_digest
 from finetune_trainer.rows import Row
 from finetune_trainer.scoring.scopesource import MAX_LABELS, MIN_ROWS_PER_LABEL
@@ -91,7 +91,7 @@ def _candidates(training: Iterable[Row], evaluated: Sequence[Row], seed: int) ->
 
 
 def _tools(row: Row) -> str | None:
-    return None if row.tools is None else canonical.of_json(row.tools)
+    return None if row.tools is None else canonical_json.of_json(row.tools)
 
 
 def _keep(heap: list[tuple[float, int, Row]], entry: tuple[float, int, Row]) -> None:

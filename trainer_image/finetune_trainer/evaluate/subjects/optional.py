@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
 from finetune_trainer.contract.vocabulary import ExitCode, Subject
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 OPTIONAL: Final[frozenset[Subject]] = frozenset({"Prompted", "Live"})
 FINAL_CODES: Final = frozenset({ExitCode.BAD_CONFIG, ExitCode.BAD_DATA})

@@ -24,7 +24,7 @@ from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.model.loading import read_context_length
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.tokens.chat_template import has_system_turn
 from finetune_trainer.tokens.encoding import RowEncoder

@@ -18,7 +18,7 @@ from finetune_trainer.evaluate.measured import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, batch_rows
 from finetune_trainer.evaluate.subjects.generation import AnswerRequest
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 DEFAULT_MAX_TOKENS: Final = 256

@@ -19,7 +19,7 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.preflight.defaults import ROWS_PER_STEP
 from finetune_trainer.preflight.estimate.fake_step import StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.batches import largest_batch, max_process_rows
 from finetune_trainer.train.memory_ladder import MemoryLadder
 

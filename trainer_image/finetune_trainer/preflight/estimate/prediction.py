@@ -21,7 +21,7 @@ from finetune_trainer.model.loading import weights_bytes
 from finetune_trainer.preflight.estimate.fake_step import StepMeasure, StepShape
 from finetune_trainer.preflight.estimate.memory import TrainMemory
 from finetune_trainer.preflight.estimate.memory_plan import MemoryPlan, fit, refusal
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.train.batches import steps_per_epoch
 from finetune_trainer.train.learning_curve_plan import share_of_work, subset_size
 

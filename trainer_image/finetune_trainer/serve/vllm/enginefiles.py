@@ -23,7 +23,7 @@ from finetune_trainer.model.bundle import (
     read_adapter,
     write_settings,
 )
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store.failures import writable
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime import logs, termination
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.modelidentity import identities
 from finetune_trainer.serve.names import served_names

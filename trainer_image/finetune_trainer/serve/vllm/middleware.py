@@ -18,7 +18,7 @@ from finetune_trainer.contract.serving import ServeConfig
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.origins import guard_connections
 from finetune_trainer.runtime import configuration
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.apikeys import ApiKeys, RequireKey
 from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError

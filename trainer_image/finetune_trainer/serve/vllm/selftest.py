@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import ADAPTER, ExitCode, FailureReason
 from finetune_trainer.model.probe_record import NO_CHANGE_NATS, Computation, ProbeRecord, TopTokens
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.modelfolders import probe_record
 from finetune_trainer.serve.names import BASE_NAME, served_names

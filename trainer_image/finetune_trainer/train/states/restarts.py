@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from finetune_trainer.contract.results import MAX_REPEATS, RepeatedTraining
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.distributed.process_group import ALONE, Group
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 
 MAX_STARTS_WITHOUT_PROGRESS: Final = 3

@@ -20,7 +20,7 @@ from pydantic import RootModel, ValidationError
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.distributed.process_group import ALONE, Group
 from finetune_trainer.manifest import FileEntry, Manifest
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
 from finetune_trainer.store.file_writing import WriteFile, written
 from finetune_trainer.train.state_folders import (

@@ -31,7 +31,6 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
-from finetune_trainer.beneath import copy_file
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType
 from finetune_trainer.model.bundle import (
@@ -46,6 +45,7 @@ from finetune_trainer.model.bundle import (
 )
 from finetune_trainer.model.probe import PromptIds, compute_probe
 from finetune_trainer.model.probe_record import ProbeRecord, write_record
+from finetune_trainer.rooted_open import copy_file
 from finetune_trainer.tokens.chat_template import stop_token_ids
 from finetune_trainer.train.model_setup import Trainable
 from finetune_trainer.train.parallel.shards import is_fully_sharded, reshard

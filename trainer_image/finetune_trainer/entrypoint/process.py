@@ -1,25 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a stage and ends its process with a result in the store, a termination message and an exit code."""
+"""Runs a stage and ends its process with a result in the store, a termination message and an exit code.
 
+The command line of a trainer process: one config in, one result out. See `contract`.
+"""
+
+import argparse
 import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, cast, get_args
 
 from finetune_trainer.contract.base import CONTRACT_VERSIONS
 from finetune_trainer.contract.configs import AnyConfig, CollectConfig, EvaluateConfig, TrainConfig
+from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.results import StageResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, ResultStage
 from finetune_trainer.distributed.launcher import is_launcher, launch
 from finetune_trainer.distributed.process_group import ALONE, Group, GroupFinished, PeerLost, ProcessRank
-from finetune_trainer.entrypoint.stages import StageRunConfig, StoreFreeConfig, run_stage, run_without_store
-from finetune_trainer.entrypoint.withoutresult import ConfigWithoutResult, run_without_result
-from finetune_trainer.runtime import configuration, signals, termination
-from finetune_trainer.runtime.failure import Preempted, StageFailure
-from finetune_trainer.runtime.reporter import Reporter
+from finetune_trainer.entrypoint.dispatch import (
+    ConfigWithoutResult,
+    StageRunConfig,
+    StoreFreeConfig,
+    run_stage,
+    run_without_result,
+    run_without_store,
+)
+from finetune_trainer.runtime import configuration, logs, signals, termination
+from finetune_trainer.runtime.progress import Reporter
+from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
 from finetune_trainer.store import Store, open_store
 from finetune_trainer.store.processes import collect
@@ -281,3 +293,42 @@ def _is_out_of_memory(error: Exception) -> bool:
     from finetune_trainer.model.device import is_out_of_memory
 
     return is_out_of_memory(error)
+
+
+def run_command_line() -> int:
+    """Run the stage of the config in the command line or the environment. Returns the exit code."""
+    # No stage compiles a model, and bitsandbytes takes seconds to load PyTorch's compiler. The Triton kernels
+    # that TRL launches on a GPU do not need it.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Batches of varying length fragment the memory of a GPU in segments of fixed size.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # PyTorch's OpenMP (libgomp) reads it when it is loaded. Threads that spin while they wait for each other
+    # take processor time from the endpoints of the node, and make a step on shared processors five times as
+    # long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logs.configure()
+    parser = argparse.ArgumentParser(
+        prog="finetune-trainer", description="Run one stage of a fine-tuning run."
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"JSON config; default: the value of {CONFIG_ENV}"
+    )
+    arguments = parser.parse_args()
+    try:
+        text = _config_text(arguments.config)
+    except StageFailure as failure:
+        return refuse(None, failure)
+    try:
+        config = configuration.parse(text)
+    except StageFailure as failure:
+        return refuse(text, failure)
+    return run(config)
+
+
+def _config_text(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get(CONFIG_ENV)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageFailure(FailureReason.INVALID_CONFIG, f"--config {path}: {error}") from error

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number of processors that this process may use."""
+"""Number of processors that this process may use.
+
+Memory that the processes of this pod may use.
+"""
 
 import logging
 import math
@@ -27,3 +30,18 @@ def available_processors(cpu_limit: Path = CPU_LIMIT_PATH) -> int:
         logger.debug("no CPU limit known: %s", error)
         return allowed
     return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+MEMORY_LIMIT_PATH: Final = Path("/sys/fs/cgroup/memory.max")
+"""Memory limit of the container in bytes, or `max` (cgroup v2)."""
+
+
+def pod_memory_bytes(limit: Path = MEMORY_LIMIT_PATH) -> int:
+    """Return the limit of the pod in bytes, or the memory of the node if the pod has no limit."""
+    node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = limit.read_text().strip()
+    except OSError as error:
+        logger.debug("the memory limit is unknown: %s", error)
+        return node
+    return node if allowed == "max" else min(node, int(allowed))

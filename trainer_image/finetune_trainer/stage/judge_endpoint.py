@@ -10,7 +10,7 @@ from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.remote.credentials import load_credentials
 from finetune_trainer.remote.json_api import JsonApi, advice_about
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
-from finetune_trainer.runtime.failure import StageFailure
+from finetune_trainer.runtime.termination import StageFailure
 
 CHECK_ATTEMPTS: Final = 3
 UNKNOWN: Final = frozenset({ProblemKind.ABSENT, ProblemKind.REFUSED})

@@ -8,7 +8,7 @@ preflight and each process of train leave out the same rows.
 import json
 from typing import Final
 
-from finetune_trainer import canonical
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.configs import PreflightConfig, TrainConfig
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import SplitName
@@ -49,6 +49,8 @@ def _find(test_dataset: str, split: SplitName, dataset: ArtifactRef, store: Stor
     found = find_leaks(split_paths(data), split_paths(held_out)[split])
     with store.staging() as staging:
         (staging / FILE).write_bytes(
-            canonical.encode({"rows": dict(found.rows), "near": found.near, "unsearched": found.unsearched})
+            canonical_json.encode(
+                {"rows": dict(found.rows), "near": found.near, "unsearched": found.unsearched}
+            )
         )
         return DerivedRef(dataset, store.publish(dataset, staging))
