@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from finetune_trainer.contract.evaluation import GenerationSettings
-from finetune_trainer.evaluate.subjects.generation import AnswerGenerator, AnswerRequest
+from finetune_trainer.evaluate.measured_model import AnswerGenerator, AnswerRequest
 from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.tokens.chat_template import load_tokenizer
 

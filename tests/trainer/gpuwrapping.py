@@ -23,8 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from finetune_trainer.evaluate import measured
-from finetune_trainer.evaluate.subjects import generation
+from finetune_trainer.evaluate import measured_model
 from finetune_trainer.model import attention, completion_loss, loading, probe
 from finetune_trainer.tokens.batching import TokenBudget
 from finetune_trainer.train import collation, factory
@@ -71,7 +70,7 @@ def _mix_precision(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(VARIABLE, "bf16")
     for module in (loading, loading):
         patch.setattr(module, "multiplies_bfloat16", lambda _: True)
-    for user in (measured, generation, probe, collation):
+    for user in (measured_model, measured_model, probe, collation):
         patch.setattr(user, "mixed_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
     patch.setattr(shards, "mixes_precision", lambda _: True)
 

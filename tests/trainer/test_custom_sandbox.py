@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.evaluate.custom.sandbox import MetricError, MetricProcess
+from finetune_trainer.evaluate.custom.stage import MetricError, MetricProcess
 from finetune_trainer.evaluate.custom.syscallfilter import CALLS, program
 from finetune_trainer.stage.own_metrics import SourceError, check_source
 

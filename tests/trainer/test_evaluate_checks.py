@@ -22,7 +22,7 @@ from finetune_trainer.contract.results import CheckpointResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.checks import scanner
 from finetune_trainer.data.checks.scanner import HashedValues, Scanner, SensitiveHashes
-from finetune_trainer.evaluate.checks.memorization import find_memorized
+from finetune_trainer.evaluate.checks import find_memorized
 from finetune_trainer.model.loading import load_adapter, load_base
 from finetune_trainer.model.probe import compute_probe
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord

@@ -21,13 +21,12 @@ from finetune_trainer.contract.evaluation import (
 )
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
-from finetune_trainer.evaluate.answering import engineanswers, prompts
-from finetune_trainer.evaluate.answering.engineprocess import EngineProcess
+from finetune_trainer.evaluate.answering import engine_side, trainer_side
+from finetune_trainer.evaluate.answering.engine_side import EngineProcess
 from finetune_trainer.evaluate.answering.exchange import Exchange
-from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.measured_model import row_seed
+from finetune_trainer.evaluate.measurement_log import FILE, subject_digest
 from finetune_trainer.evaluate.report import PAGE_NAME
-from finetune_trainer.evaluate.subjects.generation import row_seed
-from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
 from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.engineserver import VERSION, command
 from tests.trainer.test_evaluate_live import Line
@@ -78,10 +77,10 @@ class Pod:
         return Exchange(self.folder)
 
     def write_prompts(self) -> None:
-        prompts.run(PromptsConfig(evaluate=self.config))
+        trainer_side.run(PromptsConfig(evaluate=self.config))
 
     def answer(self, *servers: AnswerServer, port: int = 0, **settings: Any) -> None:
-        engineanswers.run(AnswersConfig(servers=servers, folder=str(self.folder), port=port, **settings))
+        engine_side.run(AnswersConfig(servers=servers, folder=str(self.folder), port=port, **settings))
 
     def run(self, *servers: AnswerServer, **settings: Any) -> EvaluateResult:
         """All containers in their order."""
@@ -322,7 +321,7 @@ def test_an_engine_that_the_trainer_replaces_is_a_finding(line: Line) -> None:
 
 def test_the_engine_image_needs_only_libraries_that_an_engine_has() -> None:
     """Others are not in its image."""
-    text = "import sys, finetune_trainer.evaluate.answering.engineanswers; print(*sys.modules)"
+    text = "import sys, finetune_trainer.evaluate.answering.engine_side; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not {"torch", "transformers", "peft", "obstore", "jinja2", "numpy"} & loaded

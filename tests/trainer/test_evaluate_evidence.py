@@ -12,13 +12,11 @@ from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.custom.rowvalues import RowValues
-from finetune_trainer.evaluate.estimates import Estimates
-from finetune_trainer.evaluate.evidence import evidence_for, scores_of
+from finetune_trainer.evaluate.estimates import Estimates, RowValues, evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
+from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics.registry import MEASURES
-from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.statistics.bootstrap import MIN_UNITS
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, one_sided
 from finetune_trainer.statistics.groups import Groups

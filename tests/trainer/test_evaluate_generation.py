@@ -9,12 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract.evaluation import GenerationSettings
-from finetune_trainer.evaluate.subjects import generation
-from finetune_trainer.evaluate.subjects.generation import (
-    AnswerGenerator,
-    AnswerRequest,
-    GeneratedAnswer,
-)
+from finetune_trainer.evaluate import measured_model
+from finetune_trainer.evaluate.measured_model import AnswerGenerator, AnswerRequest, GeneratedAnswer
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.tokens.chat_template import stop_token_ids
 from tests.trainer.test_evaluate_memory import Evaluated
@@ -77,7 +73,7 @@ def test_layers_whose_rows_cannot_leave_a_batch_give_the_same_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = generator(model, settings).generate(requests)
-    monkeypatch.setattr(generation, "can_leave_batch", lambda _: False)
+    monkeypatch.setattr(measured_model, "can_leave_batch", lambda _: False)
 
     assert generator(model, settings).generate(requests) == expected
 

@@ -16,8 +16,8 @@ from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.evaluate import runner
-from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.measured_model import MeasuredModel
+from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.model.loading import load_placed
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench

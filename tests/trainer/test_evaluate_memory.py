@@ -14,7 +14,7 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.evaluate import runner
-from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.model.loading import load_placed
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from tests.trainer.test_train_memory import allocation_fails, gpu_is_full, python_fails

@@ -19,8 +19,8 @@ from finetune_trainer.contract.results import CheckpointResult, EvaluateResult
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.entrypoint.dispatch import base_to_load
 from finetune_trainer.evaluate.examples import encode_examples
-from finetune_trainer.evaluate.measured import MeasuredModel, likeliest
-from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.measured_model import MeasuredModel, likeliest
+from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
 from tests.trainer.workbench import JUDGED, OWNER, ROWS, TEAMS, Workbench, tiny_tokenizer

@@ -12,10 +12,9 @@ from finetune_trainer.contract.evaluation import MetricOptions, PromptedModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.data.checks.personal_data import PaymentCards
-from finetune_trainer.evaluate.predictions import FILE
+from finetune_trainer.evaluate.measurement_log import FILE
 from finetune_trainer.evaluate.subjects import prompted
-from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
-from finetune_trainer.evaluate.subjects.prompted import FewShotPrompt
+from finetune_trainer.evaluate.subjects.prompted import FewShotPrompt, ShownRow, choose_rows
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.tokens.chat_template import has_system_turn, load_tokenizer

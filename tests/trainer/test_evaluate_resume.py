@@ -19,12 +19,10 @@ from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.references import StoreConfig
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
-from finetune_trainer.evaluate import estimates, measured, predictions, runner
+from finetune_trainer.evaluate import estimates, measured_model, measurement_log, runner
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.evaluate.predictions import FILE, PredictionLog, RowPrediction
-from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
-from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
+from finetune_trainer.evaluate.measured_model import GeneratedAnswer, MeasuredModel
+from finetune_trainer.evaluate.measurement_log import FILE, PredictionLog, RowPrediction, subject_digest
 from finetune_trainer.model.loading import load_placed
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.termination import Preempted, StageFailure
@@ -87,7 +85,7 @@ class AtBatch:
     def __call__(self) -> None:
         if self.errors is not None:
             os.dup2(os.open(self.errors, os.O_WRONLY | os.O_CREAT), 2)
-        vars(predictions)["FLUSH_SECONDS"] = 0
+        vars(measurement_log)["FLUSH_SECONDS"] = 0
         left, generate = [self.batch], MeasuredModel.generate
 
         def counted(model: MeasuredModel, examples: list[Example]) -> list[GeneratedAnswer]:
@@ -96,7 +94,7 @@ class AtBatch:
                 self.action()
             return generate(model, examples)
 
-        vars(measured)["MeasuredModel"].generate = counted
+        vars(measured_model)["MeasuredModel"].generate = counted
 
 
 def kill() -> None:
@@ -334,10 +332,10 @@ def test_parts_that_are_left_beside_the_complete_file_are_read_once_and_removed(
     log.add(rows[:3])
     with log.saved():
         log.add(rows[3:])
-    part = folder.read(predictions._part(1))
+    part = folder.read(measurement_log._part(1))
     assert part is not None
     log.finish()
-    folder.write(predictions._part(1), part)
+    folder.write(measurement_log._part(1), part)
 
     again = PredictionLog(folder, live_config("b") if renewed else config)
     for subject in config.subjects if renewed else ():
@@ -347,7 +345,7 @@ def test_parts_that_are_left_beside_the_complete_file_are_read_once_and_removed(
     _, *lines = (folder.read(FILE) or b"").splitlines()
     found = [(line["subject"], line["row"]) for line in map(json.loads, lines)]
     assert sorted(found) == sorted((row.subject, row.row) for row in rows)
-    assert folder.read(predictions._part(1)) is None
+    assert folder.read(measurement_log._part(1)) is None
 
 
 def live_config(champion: str = "a") -> EvaluateConfig:
@@ -390,7 +388,7 @@ def test_one_model_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_store_that_fails_for_a_while_loses_no_rows(
     adapter: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(predictions, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(measurement_log, "FLUSH_SECONDS", 0)
     config = adapter.new_run("outage")
     folder = adapter.bench.store.run_folder(config.run, "evaluate")
     write, down = folder.write, [True]

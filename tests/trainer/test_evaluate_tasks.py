@@ -19,8 +19,8 @@ from finetune_trainer.contract.evaluation import GateBound, LiveModel
 from finetune_trainer.contract.method import LoRA, Method
 from finetune_trainer.contract.own_metrics import EvaluationTask
 from finetune_trainer.contract.vocabulary import FailureReason, Subject
-from finetune_trainer.evaluate.measured import MeasuredModel
-from finetune_trainer.evaluate.tasks.tasklog import TaskLog, Values
+from finetune_trainer.evaluate.measured_model import MeasuredModel
+from finetune_trainer.evaluate.measurement_log import TaskLog, Values
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.tokens.encoding import EncodedRow
 from tests.trainer.workbench import ROWS, TEAMS, Sheet, Workbench

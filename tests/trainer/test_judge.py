@@ -17,15 +17,17 @@ from finetune_trainer.contract.own_metrics import Judge
 from finetune_trainer.contract.references import SecretMount
 from finetune_trainer.contract.vocabulary import ExitCode, Subject
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.judge import replycounter
-from finetune_trainer.evaluate.judge.asking import CALLS_IN_FLIGHT, QUIET_SECONDS, ask_all
-from finetune_trainer.evaluate.judge.judging import Judging
-from finetune_trainer.evaluate.judge.prompt import read_verdict
-from finetune_trainer.evaluate.judge.questions import AnswerPair, Question
-from finetune_trainer.evaluate.judge.results import Judged, JudgedAnswers
-from finetune_trainer.evaluate.judge.verdictlog import JudgeReply
-from finetune_trainer.evaluate.judge.verdicts import JudgeCounts, RowVerdicts
-from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.evaluate.judge import judging
+from finetune_trainer.evaluate.judge.judging import CALLS_IN_FLIGHT, QUIET_SECONDS, Judging, ask_all
+from finetune_trainer.evaluate.judge.questions import AnswerPair, Question, read_verdict
+from finetune_trainer.evaluate.judge.verdicts import (
+    JudgeCounts,
+    Judged,
+    JudgedAnswers,
+    JudgeReply,
+    RowVerdicts,
+)
+from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction
 from finetune_trainer.remote import retries
 from finetune_trainer.remote.json_api import JsonApi
 from finetune_trainer.remote.retries import ProblemKind, RemoteProblem, Unreachable
@@ -373,7 +375,7 @@ def test_an_endpoint_that_refuses_all_calls_is_not_asked_all_of_them(
 def test_an_endpoint_that_cannot_be_used_leaves_the_judge_without_a_value(
     tmp_path: Path, server: JudgeServer, status: int, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replycounter, "MIN_READABLE_CALLS", 1)
+    monkeypatch.setattr(judging, "MIN_READABLE_CALLS", 1)
     server.faults.extend([status] * 100)
 
     (found,) = court(tmp_path).run(judge(server))

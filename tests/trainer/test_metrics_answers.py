@@ -18,6 +18,8 @@ from torchmetrics.functional.text import rouge_score
 from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow
+from finetune_trainer.evaluate.measured_model import GeneratedAnswer
+from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics import (
     answer_tokens,
     chrf,
@@ -25,8 +27,6 @@ from finetune_trainer.evaluate.metrics import (
     truncated,
 )
 from finetune_trainer.evaluate.metrics.registry import measures_of
-from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.patterns import AnswerPattern
 from finetune_trainer.scoring.scope import MetricScope

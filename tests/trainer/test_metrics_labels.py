@@ -14,8 +14,8 @@ from sklearn import metrics as sklearn_metrics
 from finetune_trainer.evaluate.classification import label_names
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import MeasuredRow
+from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics.registry import measures_of
-from finetune_trainer.evaluate.predictions import RowPrediction
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.tokens.encoding import EncodedRow

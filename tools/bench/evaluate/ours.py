@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measured_model import MeasuredModel
 from finetune_trainer.evaluate.measurement import batch_rows
 from tools.bench.evaluate.workload import CONFIG, examples, load
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.evaluate.budget import AnswerBudget
+from finetune_trainer.evaluate.examples import AnswerBudget
 from finetune_trainer.tokens.chat_template import stop_token_ids
 from finetune_trainer.tokens.reasoning import AnswerReader
 from tools.bench.evaluate.workload import CONFIG, examples, load

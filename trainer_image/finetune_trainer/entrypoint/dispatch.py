@@ -72,13 +72,13 @@ def run_without_result(config: ConfigWithoutResult) -> None:
 
             app.serve(config)
         case PromptsConfig():
-            from finetune_trainer.evaluate.answering import prompts
+            from finetune_trainer.evaluate.answering import trainer_side
 
-            prompts.run(config)
+            trainer_side.run(config)
         case AnswersConfig():
-            from finetune_trainer.evaluate.answering import engineanswers
+            from finetune_trainer.evaluate.answering import engine_side
 
-            engineanswers.run(config)
+            engine_side.run(config)
 
 
 StageRunConfig = PrepareConfig | PreflightConfig | TrainConfig | EvaluateConfig

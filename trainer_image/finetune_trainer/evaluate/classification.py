@@ -4,7 +4,7 @@
 from collections.abc import Collection
 
 from finetune_trainer.evaluate.measure import MeasuredRow
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from finetune_trainer.evaluate.measured_model import MeasuredBatch
 from finetune_trainer.scoring.labels import LabelSet
 from finetune_trainer.scoring.scope import MetricScope
 

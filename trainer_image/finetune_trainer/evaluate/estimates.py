@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and gains of the measured rows, as estimates for all rows of their kind."""
+"""Scores and gains of the measured rows, as estimates with intervals, and what they say about each gate."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
 
+from finetune_trainer.contract.evaluation import GateBound, GateEvidence
 from finetune_trainer.contract.metrics import METRICS, Metric, MetricInfo
+from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow, mean
-from finetune_trainer.evaluate.predictions import RowPrediction
+from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.statistics.bootstrap import (
     MIN_UNITS,
     Numbers,
     Resampled,
     ratio,
+    resampled_mean,
     sums_of_units,
 )
-from finetune_trainer.statistics.estimate import Estimate
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
 from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.statistics.paired import PairedProportions
+from finetune_trainer.statistics.power import rows_in_all
 from finetune_trainer.statistics.proportion import Proportion
 
 TUNED: Final[Subject] = "Tuned"
@@ -184,3 +190,185 @@ def _of_sums(
         function=gains if compares else scores,
         limits=(low - high, high - low) if compares else (low, high),
     )
+
+
+DECIMALS: Final = 6
+"""Of bounds, which are rounded outwards."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def scores_of(subjects: Sequence[Subject], estimates: Estimates) -> Iterator[Score]:
+    """Yield the score of each metric and measured subject, with its interval."""
+    for subject in subjects:
+        for metric in estimates.measures:
+            if not estimates.has(metric, subject):
+                continue
+            score = score_of(metric, subject, estimates)
+            logger.info("%s of %s: %.4f", metric, subject, score.value)
+            yield score
+
+
+def score_of(metric: Metric, subject: Subject, estimates: RowEstimates) -> Score:
+    """Return the score of a metric and a subject, with its interval."""
+    estimate = estimates.score(metric, subject)
+    low, high = shown_bounds(estimate, estimates)
+    return Score(metric=metric, subject=subject, value=estimate.value, rows=estimate.rows, low=low, high=high)
+
+
+def shown_bounds(estimate: Estimate, estimates: RowEstimates) -> tuple[float | None, float | None]:
+    """Return the two-sided interval at `SHOWN_LEVEL`, rounded; None for a bound that the rows do not give."""
+    if estimates.shortage(estimate):
+        return None, None
+    interval = estimate.interval(SHOWN_LEVEL)
+    return rounded_down(interval.low), rounded_up(interval.high)
+
+
+def evidence_for(
+    gates: Sequence[GateBound], estimates: RowEstimates, subjects: Sequence[Subject]
+) -> Iterator[GateEvidence]:
+    """Yield the evidence for each gate whose metric was measured.
+
+    Args:
+        gates: the gates of the config.
+        estimates: of the measured rows.
+        subjects: the subjects that were measured.
+    """
+    for index, gate in enumerate(gates):
+        if gate.metric in estimates.measures and TUNED in subjects:
+            over = gate.over
+            compares = over is not None and over in subjects and estimates.has(gate.metric, over)
+            yield _evidence(index, gate, estimates, compares=compares)
+
+
+def _evidence(index: int, gate: GateBound, estimates: RowEstimates, *, compares: bool) -> GateEvidence:
+    value = estimates.score(gate.metric, TUNED)
+    gain = estimates.gain(gate.metric, gate.over) if compares and gate.over is not None else None
+    points = GateEvidence(
+        gate=index, value=value.value, gain=None if gain is None else gain.value, rows=value.rows
+    )
+    if gate.confidence is None:
+        return points
+    shortage = estimates.shortage(value)
+    if shortage:
+        return points.model_copy(update={"undecided": shortage, "more_rows": _missing_rows(value)})
+    bounds: dict[str, float | int | None] = {"more_rows": _more_rows(gate, gate.confidence, value, gain)}
+    for prefix, estimate in (("", value), ("gain_", gain)):
+        if estimate is not None:
+            interval = one_sided(estimate, gate.confidence)
+            bounds |= {f"{prefix}low": rounded_down(interval.low), f"{prefix}high": rounded_up(interval.high)}
+    return points.model_copy(update=bounds)
+
+
+def rounded_down(bound: float) -> float | None:
+    """Return a lower bound with `DECIMALS`; None if it is infinite."""
+    return math.floor(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
+
+
+def rounded_up(bound: float) -> float | None:
+    """Return an upper bound with `DECIMALS`; None if it is infinite."""
+    return math.ceil(bound * 10**DECIMALS) / 10**DECIMALS if math.isfinite(bound) else None
+
+
+def _more_rows(gate: GateBound, confidence: float, value: Estimate, gain: Estimate | None) -> int | None:
+    """Return how many more rows would decide the gate; None if it is decided or no number of rows does."""
+    compared = [(value, gate.min), (value, gate.max), (gain, gate.min_gain)]
+    needed = [
+        rows_in_all(estimate, bound, confidence)
+        for estimate, bound in compared
+        if estimate is not None and bound is not None and _is_within(bound, estimate, confidence)
+    ]
+    known = [rows for rows in needed if rows is not None]
+    if not known or len(known) < len(needed):
+        return None
+    return max(*known, value.rows + 1) - value.rows
+
+
+def _is_within(bound: float, estimate: Estimate, confidence: float) -> bool:
+    """Return whether the true value may be on both sides of the bound of a gate."""
+    interval = one_sided(estimate, confidence)
+    return interval.low < bound < interval.high
+
+
+def _missing_rows(value: Estimate) -> int | None:
+    """Return how many more rows have the min number of units; None if that is unknown."""
+    if not isinstance(value, Resampled) or value.units >= MIN_UNITS:
+        return None
+    return math.ceil(value.rows * MIN_UNITS / value.units) - value.rows
+
+
+UNBOUNDED: Final = (-math.inf, math.inf)
+"""Range of a metric of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """What the user's functions returned. A score is the mean over the rows; higher is better.
+
+    Values of 0 and 1 are those of a proportion: the bootstrap does not know that another row can be wrong.
+    """
+
+    values: Mapping[tuple[Metric, Subject], Mapping[int, float]]
+    """The value of each row, by its number."""
+    groups: Groups | None = None
+    """None if the rows are independent."""
+    remedy: str = MORE_ROWS_OF_SPLIT
+    """How to get more rows, as an imperative."""
+
+    @property
+    def measures(self) -> Collection[Metric]:
+        """The metrics."""
+        return {metric for metric, _ in self.values}
+
+    @property
+    def subjects(self) -> Sequence[Subject]:
+        """The subjects with answers."""
+        return list(dict.fromkeys(subject for _, subject in self.values))
+
+    def has(self, metric: Metric, subject: Subject) -> bool:
+        """Return whether the answers of the subject were measured."""
+        return (metric, subject) in self.values
+
+    def score(self, metric: Metric, subject: Subject) -> Estimate:
+        """Estimate the mean of a subject."""
+        of_rows = self.values[metric, subject]
+        values, groups = list(of_rows.values()), self._groups_of(list(of_rows))
+        if not _are_shares(values):
+            return resampled_mean(values, groups, UNBOUNDED)
+        if groups is not None:
+            return resampled_mean(values, groups, (0, 1))
+        return Proportion(int(sum(values)), len(values))
+
+    def gain(self, metric: Metric, over: Subject) -> Estimate:
+        """Estimate the mean gain of the tuned model, over the rows that both models answered."""
+        tuned, others = self.values[metric, TUNED], self.values[metric, over]
+        common = [row for row in tuned if row in others]
+        samples = [[values[row] for row in common] for values in (tuned, others)]
+        gains = [value - other for value, other in zip(*samples, strict=True)]
+        groups = self._groups_of(common)
+        if not _are_shares(*samples):
+            return resampled_mean(gains, groups, UNBOUNDED)
+        if groups is not None:
+            return resampled_mean(gains, groups, (-1, 1))
+        return PairedProportions(gains.count(1), gains.count(-1), len(gains))
+
+    def shortage(self, estimate: Estimate) -> str:
+        """Return why the rows give no interval, as a sentence; empty if they give one."""
+        return shortage_of(estimate, self.groups, self.remedy)
+
+    def scores(self) -> Iterator[Score]:
+        """Yield the score of each metric and subject, with its interval; those of a subject together.
+
+        A termination message may omit the last ones.
+        """
+        for metric, subject in sorted(self.values, key=lambda each: self.subjects.index(each[1])):
+            yield score_of(metric, subject, self)
+
+    def _groups_of(self, numbers: Sequence[int]) -> list[str] | None:
+        return None if self.groups is None else self.groups.shared(numbers)
+
+
+def _are_shares(*samples: Sequence[float]) -> bool:
+    """Return whether each value is 0 or 1, of enough rows to tell."""
+    return len(samples[0]) >= MIN_UNITS and all(set(values) <= {0, 1} for values in samples)

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.measured import MeasuredBatch
-from finetune_trainer.evaluate.predictions import RowPrediction
-from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
+from finetune_trainer.evaluate.measured_model import GeneratedAnswer, MeasuredBatch
+from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.tokens.encoding import IGNORE_INDEX
 
 

@@ -15,8 +15,8 @@ from finetune_trainer.contract.vocabulary import FailureReason, Subject
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
-from finetune_trainer.evaluate.measured import MeasuredBatch, MeasuredModel
-from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.evaluate.measured_model import MeasuredBatch, MeasuredModel
+from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.runtime.termination import StageFailure
 

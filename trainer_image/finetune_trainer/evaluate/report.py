@@ -13,15 +13,19 @@ from finetune_trainer.contract.metrics import METRICS, Metric, find_metric
 from finetune_trainer.contract.results import Score
 from finetune_trainer.contract.vocabulary import Subject
 from finetune_trainer.data.checks.scanner import Scanner
-from finetune_trainer.evaluate.answering.recordedanswers import engine_version
+from finetune_trainer.evaluate.answering.trainer_side import engine_version
 from finetune_trainer.evaluate.classification import label_names
-from finetune_trainer.evaluate.custom.rowvalues import RowValues
-from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowEstimates
-from finetune_trainer.evaluate.evidence import score_of, shown_bounds
+from finetune_trainer.evaluate.estimates import (
+    TUNED,
+    Estimates,
+    RowEstimates,
+    RowValues,
+    score_of,
+    shown_bounds,
+)
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.predictions import PredictionLog, RowPrediction
+from finetune_trainer.evaluate.measurement_log import PredictionLog, RowPrediction, TaskLog
 from finetune_trainer.evaluate.subjects.prompted import PROMPT_FILE
-from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.report.document import Document, encode
 from finetune_trainer.report.evaluation.content import MAX_SLICES, evaluation_report, judgement_of
 from finetune_trainer.report.evaluation.facts import (

@@ -13,18 +13,18 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.evaluate.answering.recordedanswers import RecordedAnswers, exchange_of
-from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
+from finetune_trainer.evaluate.answering.trainer_side import RecordedAnswers, exchange_of
+from finetune_trainer.evaluate.checks import ProbeCheck
 from finetune_trainer.evaluate.estimates import TUNED
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.evaluate.measured_model import MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, RowMeasurement
-from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
+from finetune_trainer.evaluate.subjects.opening import EvaluatedSubject, Weights
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.model.loading import load_adapter, load_placed
 from finetune_trainer.runtime.termination import StageFailure
 
 if TYPE_CHECKING:
-    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
+    from finetune_trainer.evaluate.task_measurement import TaskMeasurement
 
 
 logger = logging.getLogger(__name__)

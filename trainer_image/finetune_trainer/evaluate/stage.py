@@ -14,24 +14,16 @@ from finetune_trainer.contract.metrics import METRICS, Metric
 from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.results import EvaluateResult
 from finetune_trainer.contract.vocabulary import FailureReason, Subject, listed
-from finetune_trainer.evaluate.answering.recordedanswers import (
-    engine_findings,
-    engine_version,
-    recorded_version,
-)
-from finetune_trainer.evaluate.checks.finiteanswers import not_finite_findings
-from finetune_trainer.evaluate.checks.memorization import memorization_findings
-from finetune_trainer.evaluate.checks.probecheck import ProbeCheck
-from finetune_trainer.evaluate.custom.rowvalues import RowValues
-from finetune_trainer.evaluate.estimates import TUNED, Estimates
-from finetune_trainer.evaluate.evidence import evidence_for, scores_of
+from finetune_trainer.evaluate.answering.trainer_side import engine_findings, engine_version, recorded_version
+from finetune_trainer.evaluate.checks import ProbeCheck, memorization_findings, not_finite_findings
+from finetune_trainer.evaluate.estimates import TUNED, Estimates, RowValues, evidence_for, scores_of
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.judge.judging import Judging, judged_rows
-from finetune_trainer.evaluate.judge.results import JudgedAnswers
+from finetune_trainer.evaluate.judge.verdicts import JudgedAnswers
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement import RowMeasurement
+from finetune_trainer.evaluate.measurement_log import PredictionLog, TaskLog
 from finetune_trainer.evaluate.metrics.registry import measures_of
-from finetune_trainer.evaluate.predictions import PredictionLog
 from finetune_trainer.evaluate.report import (
     MeasuredEvaluation,
     read_learning_curve,
@@ -39,11 +31,8 @@ from finetune_trainer.evaluate.report import (
     write_evaluation_report,
 )
 from finetune_trainer.evaluate.runner import SubjectModels
-from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject
-from finetune_trainer.evaluate.subjects.opening import SubjectOpener
-from finetune_trainer.evaluate.subjects.optional import optional
+from finetune_trainer.evaluate.subjects.opening import EvaluatedSubject, SubjectOpener, optional
 from finetune_trainer.evaluate.subjects.prompted import prompt_digest
-from finetune_trainer.evaluate.tasks.tasklog import TaskLog
 from finetune_trainer.model.device import limit_threads
 from finetune_trainer.model.loading import visible_devices
 from finetune_trainer.rows import SPLIT_FILES, load_rows
@@ -54,7 +43,7 @@ from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
 
 if TYPE_CHECKING:
-    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
+    from finetune_trainer.evaluate.task_measurement import TaskMeasurement
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +178,7 @@ def _task_measurement(
     if not log.tasks:
         return None
     # It imports the library, which takes a second.
-    from finetune_trainer.evaluate.tasks.measurement import TaskMeasurement
+    from finetune_trainer.evaluate.task_measurement import TaskMeasurement
 
     return TaskMeasurement(log, devices, config.batch_size, on_rows)
 

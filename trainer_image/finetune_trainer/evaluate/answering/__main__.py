@@ -9,9 +9,9 @@ from finetune_trainer.runtime import signals
 def main() -> int:
     """Answer the prompts of the pod. Returns the exit code."""
     signals.exit_before_start()
-    from finetune_trainer.evaluate.answering import engineanswers
+    from finetune_trainer.evaluate.answering import engine_side
 
-    engineanswers.run_in_pod()
+    engine_side.run_in_pod()
     return 0
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from finetune_trainer.contract.environment import ANSWERS_MODELS_FOLDER, ANSWERS_PYTHON_FOLDER
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
-from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, to_content
+from finetune_trainer.evaluate.json_lines import JsonLine, JsonLinesHeader, to_content
 from finetune_trainer.runtime.termination import StageFailure
 
 FORMAT: Final = 1

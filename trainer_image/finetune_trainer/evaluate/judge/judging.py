@@ -1,31 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets the judges of an evaluation compare the answers that it has measured."""
+"""Lets the judges of an evaluation compare the answers that it has measured: several calls at a time, each reply kept as
+it arrives.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.evaluation import UnmeasuredSubject
 from finetune_trainer.contract.own_metrics import CALLS_PER_ROW, Judge
 from finetune_trainer.evaluate.estimates import TUNED
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.judge.asking import ask_all
-from finetune_trainer.evaluate.judge.prompt import system_prompt
-from finetune_trainer.evaluate.judge.questions import AnswerPair, Question, questions_of, sample
-from finetune_trainer.evaluate.judge.replycounter import ReplyCounter
-from finetune_trainer.evaluate.judge.results import Judged
-from finetune_trainer.evaluate.judge.verdictlog import JudgeReply, VerdictLog
-from finetune_trainer.evaluate.judge.verdicts import row_verdicts
-from finetune_trainer.evaluate.predictions import PredictionLog
-from finetune_trainer.evaluate.subjects.optional import FINAL_CODES
-from finetune_trainer.remote.retries import Unreachable
+from finetune_trainer.evaluate.judge.questions import (
+    AnswerPair,
+    Question,
+    questions_of,
+    read_verdict,
+    sample,
+    system_prompt,
+)
+from finetune_trainer.evaluate.judge.verdicts import Judged, JudgeReply, VerdictLog, row_verdicts
+from finetune_trainer.evaluate.measurement_log import PredictionLog
+from finetune_trainer.evaluate.subjects.opening import FINAL_CODES
+from finetune_trainer.remote.json_api import JsonApi
+from finetune_trainer.remote.retries import ProblemKind, Unreachable
 from finetune_trainer.rows import Row
+from finetune_trainer.runtime.logs import SCRUBBER
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.judge_endpoint import JudgeProblem, endpoint_problem, located, open_endpoint
 from finetune_trainer.store import RunFolder
+
+MAX_UNREADABLE: Final = 0.1
+"""Share of replies without a verdict above which a judge has no win rate."""
+MIN_READABLE_CALLS: Final = 20
+"""Number of first replies after which to give up if none of them has a verdict."""
+
+
+class ReplyCounter:
+    """Counts replies, and ends the calls of a judge that cannot get a win rate any more."""
+
+    def __init__(self, judge: Judge, calls: int, rows: int, count: Callable[[int], None]) -> None:
+        """Count up to `calls` replies about `rows` rows; `count` gets numbers of rows that are done."""
+        self._judge, self._calls, self._rows, self._count = judge, calls, rows, count
+        self._replies = self._unreadable = self._counted = 0
+
+    def add(self, replies: Iterable[JudgeReply], *, count: bool = True) -> None:
+        """Count replies. Raises JudgeProblem, and what `count` raises.
+
+        Args:
+            replies: the replies.
+            count: whether to report progress.
+        """
+        for reply in replies:
+            self._replies += 1
+            self._unreadable += reply.better is None
+            all_fail = self._replies == self._unreadable >= min(MIN_READABLE_CALLS, self._calls)
+            if all_fail or self._unreadable > MAX_UNREADABLE * self._calls:
+                raise JudgeProblem(
+                    f"judge {self._judge.name}: {self._unreadable} of {self._replies} replies have no"
+                    f" verdict, the last one because: {reply.reason}; use a model that replies as the prompt"
+                    " in its file of replies says, and measure the Checkpoint in an Evaluation"
+                )
+        if count:
+            self._report(self._replies // CALLS_PER_ROW)
+
+    def end(self) -> None:
+        """Report all rows as done. Raises what `count` raises."""
+        self._report(self._rows)
+
+    def _report(self, rows: int) -> None:
+        if rows > self._counted:
+            self._count(rows - self._counted)
+            self._counted = rows
+
+
+CALL: Final = "chat/completions"
+CALLS_IN_FLIGHT: Final = 8
+LOOK_SECONDS: Final = 1.0
+"""Max time until a signal is noticed."""
+QUIET_SECONDS: Final = 10.0
+"""Time without a reply after which the calls in flight are given up, once no new call is made."""
+DRAIN_SECONDS: Final = 25.0
+"""Max time for the calls in flight to end; less than the 30 s between SIGTERM and SIGKILL."""
+
+
+async def ask_all(
+    api: JsonApi,
+    questions: Iterable[Question],
+    on_reply: Callable[[JudgeReply], None],
+    *,
+    stop: Stop,
+    feed: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Make all calls, or those in flight when `stop` is set or a call fails.
+
+    Calls in flight are paid for, so they may end. The time for it counts from the last reply: a slow store
+    that delays `on_reply` costs no replies that have arrived meanwhile.
+
+    Args:
+        api: the endpoint of the judge.
+        questions: the calls to make.
+        on_reply: gets each reply; an exception of it ends the calls.
+        stop: set by a signal.
+        feed: called at least once per second.
+        clock: seconds of a clock that never goes back.
+
+    Raises Unreachable if the endpoint cannot be used.
+    """
+    waiting, running = iter(questions), set[asyncio.Task[JudgeReply]]()
+    failure: BaseException | None = None
+    quiet, deadline = float("inf"), float("inf")
+    async with api:
+        while True:
+            while len(running) < CALLS_IN_FLIGHT and failure is None and not stop.is_set():
+                question = next(waiting, None)
+                if question is None:
+                    break
+                running.add(asyncio.create_task(_ask(api, question)))
+            if not running or clock() > min(quiet, deadline):
+                break
+            done, running = await asyncio.wait(
+                running, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            feed()
+            for task in done:
+                if (error := task.exception()) is None:
+                    on_reply(task.result())
+                else:
+                    failure = failure or error
+            if failure is not None or stop.is_set():
+                now = clock()
+                deadline = min(deadline, now + DRAIN_SECONDS)
+                if done or quiet == float("inf"):
+                    quiet = now + QUIET_SECONDS
+    if failure is not None:
+        raise failure
+
+
+async def _ask(api: JsonApi, question: Question) -> JudgeReply:
+    """Make one call. Raises Unreachable, except if the endpoint refuses this call only."""
+    try:
+        reply = _text_of(await api.post(CALL, dict(question.body)))
+    except Unreachable as error:
+        if error.problem.kind is not ProblemKind.REFUSED:
+            raise
+        return _reply(question, reason=error.problem.text)
+    verdict = read_verdict(reply)
+    if verdict is None:
+        return _reply(question, reason="the reply has no verdict")
+    return _reply(question, better=verdict.better, reason=SCRUBBER.scrub(verdict.reason))
+
+
+def _reply(question: Question, **found: Any) -> JudgeReply:
+    return JudgeReply(
+        digest=question.digest,
+        row=question.pair.row,
+        tuned="A" if question.tuned_first else "B",
+        **found,
+    )
+
+
+def _text_of(response: Any) -> str:
+    """The text of the first choice; empty if there is none."""
+    try:
+        return str(response["choices"][0]["message"]["content"] or "")
+    except (LookupError, TypeError):
+        return ""
+
 
 logger = logging.getLogger(__name__)
 

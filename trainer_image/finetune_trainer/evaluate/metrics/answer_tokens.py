@@ -2,7 +2,7 @@
 """Mean length of the answers."""
 
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
+from finetune_trainer.evaluate.measured_model import GeneratedAnswer
 
 
 def value(answer: GeneratedAnswer, _: Example) -> float:

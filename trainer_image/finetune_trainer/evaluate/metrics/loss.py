@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean loss of the correct answers."""
 
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from finetune_trainer.evaluate.measured_model import MeasuredBatch
 
 
 def values(batch: MeasuredBatch) -> list[float]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.evaluate.measure import MeasuredRow
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from finetune_trainer.evaluate.measured_model import MeasuredBatch
 from finetune_trainer.evaluate.metrics import loss
 
 

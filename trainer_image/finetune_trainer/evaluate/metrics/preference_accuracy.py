@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Share of pairs for which the chosen answer is more likely than the rejected one."""
 
-from finetune_trainer.evaluate.measured import MeasuredBatch
+from finetune_trainer.evaluate.measured_model import MeasuredBatch
 
 
 def values(batch: MeasuredBatch) -> list[float]:

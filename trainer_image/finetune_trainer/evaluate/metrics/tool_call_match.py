@@ -2,7 +2,7 @@
 """Share of rows whose answer makes the expected tool calls."""
 
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.evaluate.subjects.generation import GeneratedAnswer
+from finetune_trainer.evaluate.measured_model import GeneratedAnswer
 from finetune_trainer.scoring.toolcalls import calls_in
 
 

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the subjects of an evaluation: their files in the store, and the rows as each is prompted."""
+"""The subjects of an evaluation: which are optional, their files in the store, and the rows as each is prompted."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import EvaluateConfig
+from finetune_trainer.contract.dataset import Checks
+from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, FailureReason, Subject
+from finetune_trainer.contract.vocabulary import FULL_MODEL, CheckpointType, ExitCode, FailureReason, Subject
 from finetune_trainer.data.checks.scanner import Scanner
+from finetune_trainer.evaluate.checks import sensitive_hashes
 from finetune_trainer.evaluate.examples import Example, encode_examples
-from finetune_trainer.evaluate.masking import page_scanner
-from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
 from finetune_trainer.evaluate.subjects.prompted import encode_prompted
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
@@ -24,6 +28,65 @@ from finetune_trainer.scoring.scope import MetricScope
 from finetune_trainer.scoring.scopesource import ScopeSource
 from finetune_trainer.store import RunFolder, Store
 from finetune_trainer.tokens.chat_template import TemplateArguments, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Folders of the weights of a model."""
+
+    base: Path
+    """A whole model."""
+    adapter: Path | None = None
+    quantized: bool = False
+    """Whether the linear layers of the base model are in 4 bits."""
+
+
+@dataclass(frozen=True)
+class EvaluatedSubject:
+    """A subject with the rows as its prompts have them."""
+
+    name: Subject
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    """With the chat template of its prompts."""
+    examples: Sequence[Example]
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end an answer by the files of its Checkpoint."""
+
+
+OPTIONAL: Final[frozenset[Subject]] = frozenset({"Prompted", "Live"})
+FINAL_CODES: Final = frozenset({ExitCode.BAD_CONFIG, ExitCode.BAD_DATA})
+"""Exit codes of failures that another attempt would repeat."""
+MAX_MESSAGE_CHARACTERS: Final = 512
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional(subject: Subject, unmeasured: list[UnmeasuredSubject], live: LiveModel | None) -> Iterator[None]:
+    """Record a final failure of the block for an optional subject; any other failure ends the stage.
+
+    `live` is the model of the subject Live.
+    """
+    try:
+        yield
+    except StageFailure as failure:
+        if subject not in OPTIONAL or failure.exit_code not in FINAL_CODES:
+            raise
+        logger.warning("%s is not measured: %s", subject, failure.message)
+        champion = f"the champion {live.name}: " if subject == "Live" and live is not None else ""
+        # Messages of PyTorch have many lines.
+        message = " ".join(f"{champion}{failure.message}".split())
+        unmeasured.append(UnmeasuredSubject(subject=subject, message=message[:MAX_MESSAGE_CHARACTERS]))
+
+
+def page_scanner(store: Store, dataset: Digest) -> Scanner:
+    """The scanner with the checks of the dataset; with the default ones if prepare recorded none.
+
+    Raises StageFailure (ARTIFACT_CORRUPT, STORE_UNAVAILABLE), Preempted.
+    """
+    known = sensitive_hashes(store, dataset)
+    return Scanner(Checks() if known is None else known.checks)
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The subject Prompted: the base model with a system prompt and training rows as examples.
+"""Chooses the training rows that a prompt shows as examples.
+
+The rule:
+
+1. A row is a candidate if its answer is a correct one, its input is not that of an evaluated row, and it has
+   the same tools as all evaluated rows.
+2. The order of the candidates is drawn with the seed.
+3. If the answers look like labels, the labels take turns, in an order drawn with the seed, so that the prompt
+   shows as many of them as possible.
+4. A candidate with which the prompt no longer fits is skipped.
+
+The subject Prompted: the base model with a system prompt and training rows as examples.
 
 It shows what a good prompt alone would have given. The examples are turns of the conversation, in the same
 chat template as the rows. Their answers are context: the loss of a row is that of the same tokens as for the
 other subjects, given the longer prompt.
 """
 
+import heapq
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer import canonical_json
 from finetune_trainer.contract.base import Digest
 from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.data.checks.scanner import Scanner
-from finetune_trainer.evaluate.budget import AnswerBudget
-from finetune_trainer.evaluate.examples import Example, encode_examples
-from finetune_trainer.evaluate.subjects.fewshot import ShownRow, choose_rows
+from finetune_trainer.data.row_index import input_digest
+from finetune_trainer.evaluate.examples import AnswerBudget, Example, encode_examples
 from finetune_trainer.manifest import digest_of
 from finetune_trainer.model.loading import read_context_length
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.scoring.scopesource import MAX_LABELS, MIN_ROWS_PER_LABEL
 from finetune_trainer.store import RunFolder
 from finetune_trainer.tokens.chat_template import has_system_turn
 from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.rendering import RowNotEncodable
+
+MAX_CANDIDATES: Final = 256
+"""Max rows that are tried, and max rows per label that are kept."""
+
+
+@dataclass(frozen=True, order=True)
+class ShownRow:
+    """A training row that the prompt shows."""
+
+    number: int
+    """Number of the row in the train split, from 1."""
+    row: Row
+
+
+def choose_rows(
+    training: Iterable[Row],
+    evaluated: Sequence[Row],
+    count: int,
+    seed: int,
+    fits: Callable[[Sequence[ShownRow]], bool],
+) -> list[ShownRow]:
+    """Choose up to `count` rows by the rule of this module; the same arguments give the same rows.
+
+    Args:
+        training: rows of the train split, in order.
+        evaluated: rows whose input must not be shown.
+        count: number of rows to choose.
+        seed: seed of the order.
+        fits: whether a prompt with these rows fits.
+    """
+    chosen: list[ShownRow] = []
+    if count == 0:
+        return chosen
+    for candidate in _candidates(training, evaluated, seed):
+        if fits([*chosen, candidate]):
+            chosen.append(candidate)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def _candidates(training: Iterable[Row], evaluated: Sequence[Row], seed: int) -> Iterator[ShownRow]:
+    """Candidates in the order in which they are tried."""
+    draw = random.Random(seed)  # noqa: S311 - a documented choice, not a secret
+    inputs = {input_digest(row) for row in evaluated}
+    tools = set(map(_tools, evaluated))
+    drawn: list[tuple[float, int, Row]] = []
+    by_answer: dict[str, list[tuple[float, int, Row]]] = {}
+    rows = 0
+    for number, row in enumerate(training, 1):
+        key = draw.random()
+        if row.label is False or {_tools(row)} != tools or input_digest(row) in inputs:
+            continue
+        rows += 1
+        entry = (-key, -number, row)
+        _keep(drawn, entry)
+        # One answer more than labels may have shows that there are no labels.
+        if row.output in by_answer or len(by_answer) <= MAX_LABELS:
+            _keep(by_answer.setdefault(row.output, []), entry)
+    has_labels = len(by_answer) <= MAX_LABELS and 1 < len(by_answer) * MIN_ROWS_PER_LABEL <= rows
+    if not has_labels:
+        return map(_shown, sorted(drawn, reverse=True))
+    labels = sorted(by_answer)
+    draw.shuffle(labels)
+    turns = zip_longest(*(sorted(by_answer[label], reverse=True) for label in labels))
+    return (_shown(entry) for entry in chain.from_iterable(turns) if entry is not None)
+
+
+def _tools(row: Row) -> str | None:
+    return None if row.tools is None else canonical_json.of_json(row.tools)
+
+
+def _keep(heap: list[tuple[float, int, Row]], entry: tuple[float, int, Row]) -> None:
+    if len(heap) < MAX_CANDIDATES:
+        heapq.heappush(heap, entry)
+    else:
+        heapq.heappushpop(heap, entry)
+
+
+def _shown(entry: tuple[float, int, Row]) -> ShownRow:
+    return ShownRow(-entry[1], entry[2])
+
 
 PROMPT_FILE: Final = "prompt.json"
 UNLIMITED: Final = 1 << 30

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have."""
+"""A model of the evaluation as the library's `LM`: same tokens and truncation as its own models have.
 
+Does the tasks that a subject has not finished.
+"""
+
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +17,10 @@ from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.evaluate.measured import MeasuredModel
+from finetune_trainer.contract.vocabulary import FailureReason, Subject
+from finetune_trainer.evaluate.measured_model import AnswerRequest, MeasuredModel
 from finetune_trainer.evaluate.measurement import MEMORY_ADVICE, batch_rows
-from finetune_trainer.evaluate.subjects.generation import AnswerRequest
+from finetune_trainer.evaluate.measurement_log import TaskLog
 from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory, release_memory
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
@@ -164,3 +168,50 @@ def _stops(arguments: dict[str, Any]) -> list[str]:
     """Texts that end an answer."""
     until = arguments.get("until") or ()
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskMeasurement:
+    """The tasks, and where they are done."""
+
+    log: TaskLog
+    devices: Sequence[torch.device]
+    """Devices that hold the models."""
+    batch_size: int
+    """Max requests of a batch."""
+    on_rows: Callable[[int], None]
+    """Called with the number of rows that were done since the last call."""
+
+    def measure(self, subject: Subject, tokenizer: PreTrainedTokenizerBase, model: MeasuredModel) -> None:
+        """Do the missing tasks, and save each.
+
+        Raises StageFailure (OUT_OF_MEMORY, LOSS_NOT_FINITE, STORE_UNAVAILABLE), Preempted.
+        """
+        for wanted in self.log.missing(subject):
+            task = self.log.tasks[wanted]
+            logger.info("%s of %s: %d rows", wanted.metric_name, subject, task.rows)
+            requests = task.requests.all
+            batches = Batches(
+                activity=f"doing the task {wanted.name} with the model {subject}",
+                devices=self.devices,
+                max_rows=self.batch_size,
+                on_batch=_of_rows(self.on_rows, task.rows, len(requests)),
+            )
+            lm = SubjectLM(model, tokenizer, batches)
+            responses = getattr(lm, task.requests.kind)(requests, disable_tqdm=True)
+            self.log.add(wanted, subject, task.values(responses))
+
+
+def _of_rows(on_rows: Callable[[int], None], rows: int, requests: int) -> Callable[[int], None]:
+    """Count requests as rows, of which each has one or more."""
+    done = 0
+
+    def count(finished: int) -> None:
+        nonlocal done
+        before, done = done, done + finished
+        on_rows(done * rows // requests - before * rows // requests)
+
+    return count

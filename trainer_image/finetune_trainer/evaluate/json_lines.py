@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 if TYPE_CHECKING:
-    # Its libraries are not in the image of a serving engine.
     from finetune_trainer.store import RunFolder
+
 
 logger = logging.getLogger(__name__)
 

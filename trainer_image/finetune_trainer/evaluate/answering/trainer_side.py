@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the prompts that a serving engine answers for an evaluation."""
+"""The trainer's side of an evaluation that a serving engine answers: writes the prompts, and reads the answers."""
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
+
+from transformers import PreTrainedTokenizerBase
 
 import finetune_trainer
 from finetune_trainer.contract.configs import EvaluateConfig, PromptsConfig
 from finetune_trainer.contract.environment import BASE_FOLDER, LIVE_BASE_FOLDER, LIVE_FOLDER, TUNED_FOLDER
+from finetune_trainer.contract.evaluation import CheckFinding, EngineVersion
 from finetune_trainer.contract.references import ArtifactRef
-from finetune_trainer.contract.vocabulary import FailureReason, Subject
+from finetune_trainer.contract.vocabulary import ExitCode, FailureReason, Subject
 from finetune_trainer.evaluate.answering.exchange import Exchange, PromptsHeader, RowPrompt
-from finetune_trainer.evaluate.budget import AnswerBudget
-from finetune_trainer.evaluate.predictions import PredictionLog
-from finetune_trainer.evaluate.subjects.evaluated import EvaluatedSubject, Weights
-from finetune_trainer.evaluate.subjects.generation import row_seed
-from finetune_trainer.evaluate.subjects.opening import SubjectOpener
+from finetune_trainer.evaluate.examples import AnswerBudget
+from finetune_trainer.evaluate.measured_model import AnswerRequest, GeneratedAnswer, row_seed
+from finetune_trainer.evaluate.measurement_log import PredictionLog
+from finetune_trainer.evaluate.subjects.opening import OPTIONAL, EvaluatedSubject, SubjectOpener, Weights
 from finetune_trainer.model.loading import read_context_length, read_generation_config
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import open_store
 from finetune_trainer.tokens.chat_template import stop_token_ids
+from finetune_trainer.tokens.reasoning import AnswerReader
 
 FOLDERS: Final[dict[Subject, tuple[str, str]]] = {
     "Tuned": (BASE_FOLDER, TUNED_FOLDER),
@@ -112,3 +115,80 @@ def _link(models: Path, subject: Subject, weights: Weights) -> None:
         link = models / name
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)
+
+
+CHECK: Final = "AnswerEngine"
+
+
+class RecordedAnswers:
+    """The answers of one subject, as the trainer would have generated them."""
+
+    def __init__(self, exchange: Exchange, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read the answers.
+
+        Raises StageFailure: why the engine has not answered. For a subject without which the evaluation
+        continues, it is final, so that an engine that cannot load the champion does not fail the evaluation.
+        """
+        problem = exchange.problem(subject)
+        if problem is not None:
+            raise StageFailure(problem.reason, problem.message) if subject in OPTIONAL else problem
+        found = exchange.answers(subject)
+        self._subject = subject
+        self._reader = AnswerReader(tokenizer)
+        self._seconds = None if found is None else found[0].seconds
+        self._answers = {} if found is None else {answer.row: answer for answer in found[1]}
+
+    def generate(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        """Return the answer to each request. Raises StageFailure (INTERNAL) if one is missing."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: AnswerRequest) -> GeneratedAnswer:
+        if request.max_tokens <= 0:
+            return GeneratedAnswer("", 0, "length", seconds=self._seconds)
+        answer = self._answers.get(request.row)
+        if answer is None:
+            raise StageFailure(
+                FailureReason.INTERNAL,
+                f"the engine has no answer of the model {self._subject} to row {request.row}: the logs of the"
+                " containers prompts and answers of the pod have the cause",
+                ExitCode.INTERNAL,
+            )
+        ids = list(answer.ids)
+        text = self._reader.content(request.prompt, ids)
+        return GeneratedAnswer(text, len(ids), answer.finish_reason, seconds=self._seconds)
+
+
+def exchange_of(config: EvaluateConfig) -> Exchange | None:
+    """The folder with the answers; None if the trainer generates them."""
+    engine = config.answer_engine
+    return Exchange(Path(engine.folder)) if engine is not None and engine.is_separate else None
+
+
+def recorded_version(config: EvaluateConfig) -> str | None:
+    """Version of the engine that has answered in this pod; None if it had nothing to answer."""
+    exchange = exchange_of(config)
+    if exchange is None:
+        return None
+    found = (exchange.answers(subject) for subject in config.subjects)
+    return next((answers[0].version for answers in found if answers is not None), None)
+
+
+def engine_version(config: EvaluateConfig, version: str | None) -> EngineVersion | None:
+    """The engine of the answers for the result; None if it is the trainer.
+
+    Args:
+        config: config of the stage.
+        version: version of the engine, if the predictions record one.
+    """
+    engine = config.answer_engine
+    if engine is None or not engine.is_separate:
+        return None
+    return EngineVersion(name=engine.name, version=version or "unknown")
+
+
+def engine_findings(config: EvaluateConfig) -> tuple[CheckFinding, ...]:
+    """Why the trainer has answered although the ComputeProfile has another engine."""
+    engine = config.answer_engine
+    if engine is None or not engine.unsupported:
+        return ()
+    return (CheckFinding(check=CHECK, veto=False, message=engine.unsupported),)

@@ -1,24 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
+"""What the predictions of a subject depend on.
+
+What each model answered to each row, and its values: a file of the run, which an evaluation resumes from.
 
 While the stage runs, the rows are in parts, each written at once. At the end, one file replaces them. Both
 begin with a header line; every other line is a `RowPrediction` as JSON.
+
+The values of finished tasks in the run's folder: a file per task and subject. They are not done again.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_trainer.contract.configs import EvaluateConfig
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.own_metrics import EvaluationTask
 from finetune_trainer.contract.vocabulary import Subject
-from finetune_trainer.evaluate.jsonlines import JsonLine, JsonLinesHeader, read_lines, to_content
-from finetune_trainer.evaluate.subjects.subjectdigest import subject_digest
+from finetune_trainer.evaluate.json_lines import JsonLine, JsonLinesHeader, read_lines, to_content
 from finetune_trainer.runtime.progress import Interval
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.store import RunFolder
+
+if TYPE_CHECKING:
+    from finetune_trainer.scoring.tasks.harness import HarnessTask
+
+
+_NOT_PREDICTIONS: Final = frozenset(
+    {
+        "subjects",
+        "prompted",
+        "live",
+        "gates",
+        "checks",
+        "judges",
+        "probe",
+        "sliceBy",
+        "groupBy",
+        "tasks",
+        "trainingDataset",
+        "shownDataset",
+        "customMetrics",
+        "batchSize",
+        "stepTimeoutSeconds",
+    }
+)
+"""Wire names of the fields that do not change the predictions of every subject."""
+
+
+def subject_digest(config: EvaluateConfig, subject: Subject) -> str:
+    """SHA-256 of all that determines the predictions of a subject, as 64 hexadecimal digits.
+
+    A new champion changes that of Live only, so that the other subjects are not measured again.
+    """
+    left_out = config.not_work | _NOT_PREDICTIONS
+    work = {name: value for name, value in config.to_dict().items() if name not in left_out}
+    if subject == "Prompted":
+        work["prompted"] = config.prompted.to_dict()
+        if config.shown_dataset is not None:
+            work["shownDataset"] = config.shown_dataset
+    if subject == "Live" and config.live is not None:
+        work["live"] = {name: value for name, value in config.live.to_dict().items() if name != "name"}
+    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+
 
 FILE: Final = "predictions.jsonl"
 FORMAT: Final = 2
@@ -185,3 +234,85 @@ class PredictionLog:
 
 def _part(number: int) -> str:
     return f"predictions-{number:05}.jsonl"
+
+
+WITHOUT_TASKS: Final[frozenset[Subject]] = frozenset({"Prompted"})
+"""A task has its own prompts, so Prompted would have the values of Base, which has the same weights."""
+
+
+Values = Mapping[int, float]
+"""The value of each row of a task, by its number from 1."""
+
+
+class TaskLog:
+    """The tasks of an evaluation, and which are finished."""
+
+    def __init__(self, config: EvaluateConfig, tasks: "Sequence[HarnessTask]", folder: RunFolder) -> None:
+        """Read what earlier processes finished. Raises StageFailure (STORE_UNAVAILABLE).
+
+        Args:
+            config: config of the stage.
+            tasks: those of the config, in its order.
+            folder: the stage's folder of the run.
+        """
+        self._config = config
+        self._folder = folder
+        self._tasks = dict(zip(config.tasks, tasks, strict=True))
+        self._values: dict[tuple[Metric, Subject], Values] = {}
+        for subject in config.subjects:
+            for wanted in self._of(subject):
+                found = self._read(wanted, subject)
+                if found is not None:
+                    self._values[wanted.metric_name, subject] = found
+
+    @property
+    def tasks(self) -> "Mapping[EvaluationTask, HarnessTask]":
+        """The tasks, as the config names them."""
+        return self._tasks
+
+    def missing(self, subject: Subject) -> list[EvaluationTask]:
+        """The tasks that the subject has not finished."""
+        return [wanted for wanted in self._of(subject) if (wanted.metric_name, subject) not in self._values]
+
+    def total_rows(self, subjects: Sequence[Subject]) -> int:
+        """Number of rows of all tasks of these subjects."""
+        return sum(self._tasks[wanted].rows for subject in subjects for wanted in self._of(subject))
+
+    def done_rows(self, subjects: Sequence[Subject]) -> int:
+        """Number of rows of finished tasks of these subjects."""
+        return sum(map(len, self.of(subjects).values()))
+
+    def of(self, subjects: Sequence[Subject]) -> dict[tuple[Metric, Subject], Values]:
+        """The values of finished tasks of these subjects."""
+        return {key: values for key, values in self._values.items() if key[1] in subjects}
+
+    def add(self, wanted: EvaluationTask, subject: Subject, values: Values) -> None:
+        """Save the values of a finished task. Raises StageFailure (STORE_UNAVAILABLE)."""
+        content = {"digest": self._digest(wanted, subject), "values": list(values.values())}
+        self._folder.write(_file(wanted, subject), json.dumps(content).encode())
+        self._values[wanted.metric_name, subject] = values
+
+    def _of(self, subject: Subject) -> Sequence[EvaluationTask]:
+        return () if subject in WITHOUT_TASKS else self._config.tasks
+
+    def _read(self, wanted: EvaluationTask, subject: Subject) -> Values | None:
+        content = self._folder.read(_file(wanted, subject))
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+            values = [float(value) for value in found["values"]]
+            is_same = found["digest"] == self._digest(wanted, subject)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("the values of the task %s are damaged and ignored: %s", wanted.name, error)
+            return None
+        return dict(enumerate(values, 1)) if is_same and len(values) == self._tasks[wanted].rows else None
+
+    def _digest(self, wanted: EvaluationTask, subject: Subject) -> str:
+        """SHA-256 of all that determines the values of a task."""
+        parts = (subject_digest(self._config, subject), wanted.to_dict(), self._tasks[wanted].source.digest)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _file(wanted: EvaluationTask, subject: Subject) -> str:
+    return f"task-{wanted.name}-{subject.lower()}.json"
