@@ -18,7 +18,7 @@ from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectSt
 from finetune_operator.metrics.processmetrics import ProcessStateCollector
 from finetune_operator.reconcile.inputs.calibration import Calibration
 from finetune_trainer.contract.environment import METRICS_PORT, SERVE_PORT
-from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.serve.serving_metrics import ServingMetrics
 from finetune_trainer.train.training_metrics import TrainingMetrics
 from tools.bootstrap.uv import ROOT
 

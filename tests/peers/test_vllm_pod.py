@@ -36,7 +36,7 @@ from finetune_trainer.contract.serving import FetchConfig, FetchItem, ServedMode
 from finetune_trainer.contract.vocabulary import ExitCode
 from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.serve.fetch import run as fetch
-from finetune_trainer.serve.modelfolders import probe_folder
+from finetune_trainer.serve.served_models import probe_folder
 from tests.peers.test_vllm import UNTIL_KNOWN
 from tests.peers.unreachable import UNREACHABLE
 from tests.peers.vllmserver import VLLMServer

@@ -26,7 +26,7 @@ from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, Prob
 from finetune_trainer.contract.references import Owner, StoreConfig
 from finetune_trainer.rows import Row
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.serve.serving_metrics import ServingMetrics
 from finetune_trainer.store import open_store
 from tests.trainer.workbench import Workbench
 

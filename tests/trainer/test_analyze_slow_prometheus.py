@@ -11,7 +11,7 @@ from typing_extensions import override
 from finetune_trainer.analyze import comparison, prometheusreader
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.serve.serving_metrics import ServingMetrics
 from tests.trainer.remote.webserver import Answer, Seen, WebServer
 from tests.trainer.test_analyze import FIRST_TOKEN, traffic
 from tests.trainer.test_analyze_prometheus import NEW, ONE_LOOK, analyze, gate, secret

@@ -20,7 +20,7 @@ from finetune_trainer.preflight import base_model
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve import fetch
 from finetune_trainer.serve.loading import load
-from finetune_trainer.serve.names import served_names
+from finetune_trainer.serve.served_models import served_names
 from tests.trainer.processes import run
 from tests.trainer.workbench import URI, Workbench
 from tools.models import tiny

@@ -22,7 +22,7 @@ from finetune_trainer.contract.serving import FetchConfig, FetchItem
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
-from finetune_trainer.serve.modelfolders import probe_folder
+from finetune_trainer.serve.served_models import probe_folder
 from tests.trainer.basemodels import whole, with_gemma_tokens
 from tests.trainer.processes import run
 from tests.trainer.workbench import OWNER, Workbench

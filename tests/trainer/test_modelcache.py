@@ -14,7 +14,7 @@ from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.fetch import run as fetch
-from finetune_trainer.serve.fill import run as fill
+from finetune_trainer.serve.fetch import run as fill
 from finetune_trainer.store import Store, download_lock, failures, open_store
 from finetune_trainer.store import copies as copying
 from finetune_trainer.store import copies as modelcache

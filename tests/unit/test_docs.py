@@ -13,7 +13,7 @@ from finetune_operator.api.inferencedeployment import InferenceDeployment
 from finetune_operator.status.reasons import ConditionType, EventReason, Reason
 from finetune_operator.status.reserved import not_implemented
 from finetune_trainer.contract.vocabulary import FailureReason
-from finetune_trainer.serve import constraintlimits, grammarlimits
+from finetune_trainer.serve import constraint_limits
 from hack.api_page import FENCED, headings
 
 ROOT = Path(__file__).parents[2]
@@ -117,13 +117,13 @@ def test_the_page_on_endpoints_has_the_limits_of_schemas() -> None:
     rows = re.findall(r"^\| .*", section.partition("\n## ")[0], re.MULTILINE)
     shown = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]{2,}", "".join(rows))}
     assert shown == {
-        constraintlimits.MAX_CHARACTERS,
-        constraintlimits.MAX_COUNTED_PROPERTIES,
-        constraintlimits.MAX_ITEMS,
-        constraintlimits.MAX_PROPERTIES,
-        constraintlimits.MAX_VALUES,
-        grammarlimits.MAX_ALL_BRANCHES,
-        grammarlimits.MAX_BRANCHES,
-        grammarlimits.MAX_NESTING,
-        grammarlimits.MAX_REPETITIONS,
+        constraint_limits.MAX_CHARACTERS,
+        constraint_limits.MAX_COUNTED_PROPERTIES,
+        constraint_limits.MAX_ITEMS,
+        constraint_limits.MAX_PROPERTIES,
+        constraint_limits.MAX_VALUES,
+        constraint_limits.MAX_ALL_BRANCHES,
+        constraint_limits.MAX_BRANCHES,
+        constraint_limits.MAX_NESTING,
+        constraint_limits.MAX_REPETITIONS,
     }

@@ -13,8 +13,7 @@ import openai
 
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
-from finetune_trainer.serve.app import application
-from finetune_trainer.serve.httpserver import DrainingServer, listen
+from finetune_trainer.serve.app import DrainingServer, application, listen
 from finetune_trainer.serve.service import Service
 from tests.trainer.processes import THREADS_ENV, Process, start
 from tests.trainer.serve.models import ADAPTERS

@@ -9,8 +9,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from finetune_trainer.serve import apikeys
-from finetune_trainer.serve.apikeys import ApiKeys
+from finetune_trainer.serve import http_middleware
+from finetune_trainer.serve.http_middleware import ApiKeys
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 
 RIGHT, OTHER = "sk-right-0123456789", "sk-other-0123456789"
@@ -160,7 +160,7 @@ def test_probes_and_metrics_need_no_key_and_refusals_are_counted(guarded: Endpoi
 def test_a_running_server_takes_new_keys_and_forgets_old_ones(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apikeys, "_REFRESH_SECONDS", 0)
+    monkeypatch.setattr(http_middleware, "_REFRESH_SECONDS", 0)
     mount(tmp_path, alice=RIGHT)
     with served_here(serve_config(root, models=(), api_keys_path=str(tmp_path))) as served:
         assert ask(served, RIGHT) is not None

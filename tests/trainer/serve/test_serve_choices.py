@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from finetune_trainer.serve import replies
+from finetune_trainer.serve import routes
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 from tests.trainer.serve.models import ADAPTERS, Oracle
 
@@ -139,7 +139,7 @@ def test_a_client_that_goes_away_frees_the_places_of_all_choices(narrow: Endpoin
 def test_a_stream_that_waits_has_comments_that_clients_ignore(
     narrow: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr(routes, "SILENCE_SECONDS", 0.01)
     body: dict[str, Any] = {"model": "base", "prompt": "a", "max_tokens": 2, "temperature": 0, "stream": True}
     lines: list[str] = []
     by_client: list[Any] = []

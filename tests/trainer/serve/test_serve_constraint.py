@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from finetune_trainer.model.generation import Sampler
 from finetune_trainer.serve.constraint import Grammars
-from finetune_trainer.serve.readers import AnswerReaders
+from finetune_trainer.serve.detokenization import AnswerReaders
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tests.trainer.serve.models import ADAPTERS
 from tests.trainer.serve.test_serve_reasoning import THINKS, tokenizer_with

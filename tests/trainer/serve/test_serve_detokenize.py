@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune_trainer.serve.detokenize import TextStream
+from finetune_trainer.serve.detokenization import TextStream
 from tools.models import tiny
 
 

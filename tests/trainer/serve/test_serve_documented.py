@@ -10,7 +10,7 @@ from finetune_trainer.serve.requests import (
     CompletionRequest,
     GenerationRequest,
 )
-from finetune_trainer.serve.vllm.requestfields import ALLOWED
+from finetune_trainer.serve.vllm.request_body import ALLOWED
 from tools.bootstrap.uv import ROOT
 
 ROUTES: Final[dict[str, type[GenerationRequest]]] = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start and end of a drain."""
 
-from finetune_trainer.serve.drain import Drain
+from finetune_trainer.serve.http_middleware import Drain
 
 
 class Clock:

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from finetune_trainer.serve import admission, replies
+from finetune_trainer.serve import admission, routes
 from tests.busyloops import busy_loops
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until
 
@@ -84,7 +84,7 @@ def test_a_stream_whose_status_was_sent_is_not_refused_any_more(
     narrow: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MAX_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(replies, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(routes, "SILENCE_SECONDS", 0.05)
     with ExitStack() as slot:
         chunks = slot.enter_context(narrow.openai.completions.create(**ENDLESS, stream=True))
         next(iter(chunks))

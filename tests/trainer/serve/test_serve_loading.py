@@ -22,10 +22,9 @@ from finetune_trainer.model.probe_record import PROBE_FILE, ProbeRecord
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve import loading
 from finetune_trainer.serve.loading import load
-from finetune_trainer.serve.modelfolders import probe_folder
-from finetune_trainer.serve.names import served_names
 from finetune_trainer.serve.prompts import Prompts
-from finetune_trainer.serve.selftest import NO_RECORDS, generate_one_token_each
+from finetune_trainer.serve.self_test import NO_RECORDS, generate_one_token_each
+from finetune_trainer.serve.served_models import probe_folder, served_names
 from tests.trainer.serve.endpoint import serve_config, served_here
 from tests.trainer.serve.models import Oracle
 from tests.trainer.test_train_memory import gpu_is_full

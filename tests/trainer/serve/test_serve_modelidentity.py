@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune_trainer.contract.serving import ServedModel
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
-from finetune_trainer.serve.modelidentity import ServerIdentity, identities
+from finetune_trainer.serve.served_models import ServerIdentity, identities
 from tests.trainer.serve.endpoint import serve_config
 
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from finetune_trainer.contract.vocabulary import ExitCode
-from finetune_trainer.serve.passwatchdog import PassWatchdog
+from finetune_trainer.serve.forward_watchdog import PassWatchdog
 from tests.trainer.serve.endpoint import DEADLINE_SECONDS, wait_until
 from tests.trainer.serve.test_serve_engine import Rig, rig, served
 
@@ -67,7 +67,7 @@ def test_passes_that_are_slow_but_end_are_left_alone() -> None:
 def test_a_hang_ends_the_process_with_its_reason_and_every_threads_stack(tmp_path: Path) -> None:
     program = (
         "import threading\n"
-        "from finetune_trainer.serve.passwatchdog import PassWatchdog\n"
+        "from finetune_trainer.serve.forward_watchdog import PassWatchdog\n"
         "def stuck_in_the_model(): threading.Event().wait()\n"
         "threading.Thread(target=stuck_in_the_model, daemon=True).start()\n"
         "PassWatchdog(lambda: 1.0, 0.5).start()\n"

@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_trainer.serve.answer import CompleteChoice
-from finetune_trainer.serve.detokenize import TextStream
+from finetune_trainer.serve.detokenization import TextStream
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
-from finetune_trainer.serve.responseformats import ChatFormat
+from finetune_trainer.serve.response_formats import ChatFormat
 from finetune_trainer.serve.responses import TokenUsage
 from finetune_trainer.tokens.reasoning import AnswerReader
 from tools.models import tiny

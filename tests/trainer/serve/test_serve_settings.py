@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 from finetune_trainer.contract.serving import DefaultSampling
 from finetune_trainer.runtime.termination import StageFailure
+from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.loading import load
 from finetune_trainer.serve.prompts import Prompts
-from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.requests import ChatMessage
 from finetune_trainer.tokens.reasoning import parser_named
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here, wait_until

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer.serve.toolcalls import JSON_IN_TAGS, TOOL_FORMS, XML, ToolStream, tool_form_of
+from finetune_trainer.serve.tool_calls import JSON_IN_TAGS, TOOL_FORMS, XML, ToolStream, tool_form_of
 from tests.trainer.serve.endpoint import Endpoint, serve_config, served_here
 from tools.models import tiny
 

@@ -20,14 +20,13 @@ from starlette.routing import Route
 
 from finetune_trainer.contract.environment import CONFIG_ENV
 from finetune_trainer.contract.serving import ServedModel
-from finetune_trainer.serve import apikeys
-from finetune_trainer.serve.drain import Drain
-from finetune_trainer.serve.grammarlimits import check_grammar
-from finetune_trainer.serve.requestmetrics import MeasureRequests, RequestMetrics
-from finetune_trainer.serve.vllm.deadline import Deadlines
+from finetune_trainer.serve import http_middleware
+from finetune_trainer.serve.constraint_limits import check_grammar
+from finetune_trainer.serve.http_middleware import Drain
+from finetune_trainer.serve.serving_metrics import MeasureRequests, RequestMetrics
+from finetune_trainer.serve.vllm.late_requests import Deadlines, RefuseOverload
 from finetune_trainer.serve.vllm.lifetime import Lifetime
 from finetune_trainer.serve.vllm.middleware import ROUTES, EndpointMiddleware
-from finetune_trainer.serve.vllm.overload import RefuseOverload
 from tests.trainer.serve.endpoint import serve_config
 from tests.trainer.serve.test_serve_apikeys import OTHER, RIGHT, Clock, mount
 
@@ -116,7 +115,7 @@ def test_a_websocket_is_closed() -> None:
 def test_keys_are_required_and_rotated_on_every_route_but_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apikeys, "_REFRESH_SECONDS", 0)
+    monkeypatch.setattr(http_middleware, "_REFRESH_SECONDS", 0)
     mount(tmp_path, alice=RIGHT)
     guarded = Guarded(api_keys_path=str(tmp_path))
 

@@ -19,10 +19,8 @@ from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.model.probe_record import PROBE_FILE, Computation, ProbeRecord, TopTokens
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.modelfolders import probe_folder
-from finetune_trainer.serve.vllm.computation import UNKNOWN, computation_of
-from finetune_trainer.serve.vllm.lifetime import Lifetime
-from finetune_trainer.serve.vllm.selftest import TEXTS, check_models
+from finetune_trainer.serve.served_models import probe_folder
+from finetune_trainer.serve.vllm.lifetime import TEXTS, UNKNOWN, Lifetime, check_models, computation_of
 from tests.trainer.serve.endpoint import serve_config
 
 EXACT: Final = Computation("VLLM", "cpu", "float32", quantized=False)

@@ -28,7 +28,7 @@ from finetune_trainer.contract.environment import (
 from finetune_trainer.contract.references import Owner
 from finetune_trainer.contract.serving import ServeConfig, ServedModel
 from finetune_trainer.contract.vocabulary import FULL_MODEL
-from finetune_trainer.serve.vllm.enginefiles import write_engine_files
+from finetune_trainer.serve.vllm.engine_files import write_engine_files
 from tools.bench.errors import BenchError
 from tools.bench.usage import descendants
 from tools.bootstrap.uv import ROOT

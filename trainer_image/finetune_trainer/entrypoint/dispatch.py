@@ -64,9 +64,9 @@ def run_without_result(config: ConfigWithoutResult) -> None:
 
             termination.write(merge.run(config).to_json())
         case FillConfig():
-            from finetune_trainer.serve import fill
+            from finetune_trainer.serve import fetch
 
-            fill.fill_cache(config)
+            fetch.fill_cache(config)
         case ServeConfig():
             from finetune_trainer.serve import app
 

@@ -19,7 +19,7 @@ from finetune_trainer.serve.generation import (
     Sampling,
     Token,
 )
-from finetune_trainer.serve.servingmetrics import Measurement
+from finetune_trainer.serve.serving_metrics import Measurement
 
 if TYPE_CHECKING:
     from finetune_trainer.serve.constraint import Constraint

@@ -17,10 +17,9 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.model.generation import Sampler
-from finetune_trainer.serve.constraintlimits import check_schema, unusable
-from finetune_trainer.serve.detokenize import TextStream
+from finetune_trainer.serve.constraint_limits import check_schema, unusable
+from finetune_trainer.serve.detokenization import AnswerReaders, TextStream
 from finetune_trainer.serve.errors import RequestError
-from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.tokens.reasoning import AnswerReader, ReasoningStream
 
 FIELD: Final = "response_format"

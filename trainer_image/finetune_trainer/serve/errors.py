@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from finetune_trainer.serve.admission import Refusal, ShedReason
-from finetune_trainer.serve.requestmetrics import CLIENT_CLOSED_REQUEST
 from finetune_trainer.serve.requests import UNSUPPORTED
+from finetune_trainer.serve.serving_metrics import CLIENT_CLOSED_REQUEST
 
 MODEL_NOT_FOUND = "model_not_found"
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"

@@ -3,21 +3,26 @@
 
 A model is copied from the store, or read in place in the model cache or an OCI image. It is the same for both
 engines, except that vLLM needs files in addition.
+
+Fill the model cache of a namespace, from which its serving pods read whole models in place.
 """
 
 import logging
+import threading
+from functools import partial
 from pathlib import Path
 
-from finetune_trainer.contract.serving import FetchConfig, FetchItem
+from finetune_trainer.contract.serving import FetchConfig, FetchItem, FillConfig
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.manifest import MANIFEST_NAME, Manifest
 from finetune_trainer.model.bundle import check_base_model, require_bundle
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.modelfolders import probe_folder
-from finetune_trainer.serve.vllm.enginefiles import check_loadable, write_engine_files
+from finetune_trainer.serve.served_models import probe_folder
+from finetune_trainer.serve.vllm.engine_files import check_loadable, write_engine_files
 from finetune_trainer.store import DerivedRef, Store, open_store
-from finetune_trainer.store.base import StoredRef, derived_or_own
+from finetune_trainer.store.base import StoredRef, derived_or_own, key_of
 from finetune_trainer.store.copies import CacheVolume, copy_artifact, verified_image
+from finetune_trainer.store.download_lock import download_lock
 from finetune_trainer.store.failures import verify_files, writable
 
 logger = logging.getLogger(__name__)
@@ -108,3 +113,18 @@ def _check_folder(item: FetchItem) -> None:
         raise StageFailure(
             FailureReason.INVALID_CONFIG, f"items.folder: {item.folder!r} is not a plain folder name"
         )
+
+
+def fill_cache(config: FillConfig) -> None:
+    """Copy a model that the cache does not have, or has with a damaged file, and verify what was written.
+
+    If several endpoints fill the cache at the same time, one of them copies the model and the others wait.
+    Raises StageFailure: ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT naming the file, STORE_UNAVAILABLE.
+    """
+    store, cache = open_store(config.store), CacheVolume(config.cache)
+    model = derived_or_own(config.artifact, config.merged)
+    name, find = key_of(model).replace("/", "-"), partial(cache.find, model)
+    with download_lock(name, config.owner.uid, find, cache.notes, threading.Event()) as found:
+        if found is None:
+            cache.fill(model, store)
+    logger.info("the model cache has %s", name)

@@ -23,8 +23,8 @@ from finetune_trainer.model.device import OutOfMemory, catch_out_of_memory
 from finetune_trainer.model.generation import BASE_ADAPTER, can_leave_batch
 from finetune_trainer.model.loading import context_length, fix_magnitudes, load_placed, visible_devices
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.names import BASE_NAME
-from finetune_trainer.serve.readers import AnswerReaders
+from finetune_trainer.serve.detokenization import AnswerReaders
+from finetune_trainer.serve.served_models import BASE_NAME
 from finetune_trainer.tokens.chat_template import load_tokenizer, stop_token_ids
 from finetune_trainer.tokens.reasoning import PARSERS, ReasoningParser, parser_named
 

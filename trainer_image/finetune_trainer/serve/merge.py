@@ -41,7 +41,7 @@ from finetune_trainer.model.probe import (
 from finetune_trainer.model.probe_record import Computation, ProbeRecord, read_record, write_record
 from finetune_trainer.rooted_open import copy_file
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.checkfailures import require_probe
+from finetune_trainer.serve.served_models import require_probe
 from finetune_trainer.store import DerivedRef, Store, open_store
 from finetune_trainer.store.download_lock import download_lock
 from finetune_trainer.tokens.chat_template import load_tokenizer

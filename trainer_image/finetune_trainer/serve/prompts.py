@@ -8,11 +8,11 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.serve.detokenization import AnswerReaders
 from finetune_trainer.serve.errors import CONTEXT_LENGTH_EXCEEDED, RequestError
-from finetune_trainer.serve.messagereader import MessageReader
-from finetune_trainer.serve.readers import AnswerReaders
 from finetune_trainer.serve.requests import ChatMessage, GenerationRequest
-from finetune_trainer.serve.toolcalls import TOOL_FORMS, ToolForm, ToolStream, tool_form_of
+from finetune_trainer.serve.response_formats import MessageReader
+from finetune_trainer.serve.tool_calls import TOOL_FORMS, ToolForm, ToolStream, tool_form_of
 from finetune_trainer.tokens.chat_template import NONE, TemplateArguments, render
 from finetune_trainer.tokens.reasoning import ReasoningStream
 

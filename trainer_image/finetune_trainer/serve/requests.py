@@ -1,15 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests of the OpenAI API that this server supports. Unsupported fields are refused by name."""
+"""Requests of the OpenAI API that this server supports, with their fields for tools and forms of the answer.
 
+Unsupported fields are refused by name.
+"""
+
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_trainer.contract.vocabulary import RESERVED_TEMPLATE_ARGUMENTS, ChatTemplateKwargs
-from finetune_trainer.serve.answerforms import AnswerForm, StrictFields
-from finetune_trainer.serve.toolfields import DeclaredTool, EarlierCall
+
+ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
+"""The schema of JSON mode."""
+
+
+class StrictFields(BaseModel):
+    """A part of a request. Fields that it does not have are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NamedSchema(StrictFields):
+    """A JSON Schema that the content of the answer matches."""
+
+    name: str = Field(min_length=1, max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+    """The answer always matches."""
+
+
+class AnswerForm(StrictFields):
+    """`response_format` of a request."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_with_type(self) -> "AnswerForm":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError(
+                "json_schema", "json_schema is required with type json_schema, and only allowed with it"
+            )
+        return self
+
+    @property
+    def schema_of_content(self) -> dict[str, Any] | None:
+        """The JSON Schema of the content; None for any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
+class DeclaredFunction(StrictFields):
+    """A function that the model may call."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of the arguments."""
+    strict: bool | None = None
+    """SDKs send it. The template gets it as from vLLM. Arguments are not restricted to the schema."""
+
+
+class DeclaredTool(StrictFields):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: DeclaredFunction
+
+    def for_template(self) -> dict[str, Any]:
+        """The tool as chat templates read it."""
+        return self.model_dump(exclude_none=True)
+
+
+class EarlierFunction(StrictFields):
+    """The function of an earlier call."""
+
+    name: str
+    arguments: str
+    """A JSON object."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_object(cls, arguments: str) -> str:
+        try:
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise PydanticCustomError("arguments", "Expected a JSON object as text")
+        return arguments
+
+
+class EarlierCall(StrictFields):
+    """A call in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: EarlierFunction
+    index: int | None = None
+    """Accepted because chunks of a stream have it."""
+
+    def for_template(self) -> dict[str, Any]:
+        """The call as chat templates read it: with arguments as an object."""
+        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
 
 MAX_CHOICES: Final = 128
 """Max value of `n`, as in OpenAI's API. A server has its own limit, too."""

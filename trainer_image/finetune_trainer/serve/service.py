@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from finetune_trainer.contract.serving import DefaultSampling, ServeConfig
 from finetune_trainer.model.probe_record import ProbeRecord
-from finetune_trainer.serve.apikeys import ApiKeys
-from finetune_trainer.serve.drain import Drain
 from finetune_trainer.serve.errors import MODEL_NOT_FOUND, RequestError
-from finetune_trainer.serve.modelfolders import probe_record
-from finetune_trainer.serve.modelidentity import identities
-from finetune_trainer.serve.names import served_names
-from finetune_trainer.serve.passwatchdog import PassWatchdog
-from finetune_trainer.serve.servingmetrics import ServingMetrics
+from finetune_trainer.serve.forward_watchdog import PassWatchdog
+from finetune_trainer.serve.http_middleware import ApiKeys, Drain
+from finetune_trainer.serve.served_models import identities, probe_record, served_names
+from finetune_trainer.serve.serving_metrics import ServingMetrics
 
 if TYPE_CHECKING:
     # These import torch, which takes seconds. The server answers probes and handles signals before that.
@@ -163,7 +160,7 @@ class Service:
         from finetune_trainer.serve.engine import Engine
         from finetune_trainer.serve.loading import load
         from finetune_trainer.serve.prompts import Prompts
-        from finetune_trainer.serve.selftest import generate_one_token_each
+        from finetune_trainer.serve.self_test import generate_one_token_each
 
         served = load(self._config)
         prompts = Prompts(

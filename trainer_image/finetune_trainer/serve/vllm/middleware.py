@@ -19,15 +19,12 @@ from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.remote.origins import guard_connections
 from finetune_trainer.runtime import configuration
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.apikeys import ApiKeys, RequireKey
-from finetune_trainer.serve.drain import CloseConnections
 from finetune_trainer.serve.errors import MODEL_NOT_READY, RequestError
-from finetune_trainer.serve.requestids import RequestIds
-from finetune_trainer.serve.requestmetrics import MeasureRequests
-from finetune_trainer.serve.vllm.deadline import Deadlines
+from finetune_trainer.serve.http_middleware import ApiKeys, CloseConnections, RequestIds, RequireKey
+from finetune_trainer.serve.serving_metrics import MeasureRequests
+from finetune_trainer.serve.vllm.late_requests import Deadlines, RefuseOverload
 from finetune_trainer.serve.vllm.lifetime import Lifetime, end_process
-from finetune_trainer.serve.vllm.overload import RefuseOverload
-from finetune_trainer.serve.vllm.requestbody import CheckBody
+from finetune_trainer.serve.vllm.request_body import CheckBody
 
 ROUTES: Final = {
     "/health": "GET",

@@ -14,11 +14,11 @@ from finetune_trainer.model.generation import BASE_ADAPTER, GenerationBatch
 from finetune_trainer.model.probe import ENGINE, dtype_name, largest_difference
 from finetune_trainer.model.probe_record import Computation, ProbeRecord
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.serve.checkfailures import require_probe, without_effect
 from finetune_trainer.serve.errors import RequestError
 from finetune_trainer.serve.loading import LoadedModels
 from finetune_trainer.serve.prompts import Prompts
 from finetune_trainer.serve.requests import ChatMessage
+from finetune_trainer.serve.served_models import require_probe, without_effect
 
 NO_RECORDS: Final[Mapping[str, ProbeRecord]] = MappingProxyType({})
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats of a response: chat or completion, whole or in chunks."""
+"""Formats of a response: the parts of a message, and chat or completion, whole or in chunks."""
 
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
 from finetune_trainer.serve.generation import Candidate, ChatFinishReason, Chosen, FinishReason
-from finetune_trainer.serve.messagereader import MessagePart, MessageReader
 from finetune_trainer.serve.responses import (
     AssistantMessage,
     ChatChoice,
@@ -22,12 +22,57 @@ from finetune_trainer.serve.responses import (
     TextChoice,
     TokenLogprob,
     TokenUsage,
+    ToolCall,
     ToolCallDelta,
     TopLogprob,
 )
 
 if TYPE_CHECKING:
     from finetune_trainer.serve.answer import CompleteChoice
+    from finetune_trainer.serve.tool_calls import ToolStream
+    from finetune_trainer.tokens.reasoning import ReasoningStream
+
+
+class MessagePart(NamedTuple):
+    """A piece of an answer."""
+
+    reasoning: str
+    content: str
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass
+class MessageReader:
+    """Splits an answer that arrives in pieces."""
+
+    reasoning: "ReasoningStream | None" = None
+    """None: the answer has no reasoning."""
+    tools: "ToolStream | None" = None
+    """None: the answer has no calls."""
+    calls: int = field(default=0, init=False)
+    """Number of calls so far."""
+
+    def push(self, text: str) -> MessagePart:
+        """Add a piece. Returns what is certain."""
+        if self.reasoning is None:
+            return self._part("", text)
+        return self._part(*self.reasoning.push(text))
+
+    def finish(self) -> MessagePart:
+        """Return what was held back. Call it after the last piece."""
+        reasoning, content = ("", "") if self.reasoning is None else self.reasoning.finish()
+        return self._part(reasoning, content, last=True)
+
+    def _part(self, reasoning: str, content: str, *, last: bool = False) -> MessagePart:
+        if self.tools is None:
+            return MessagePart(reasoning, content, ())
+        found = self.tools.push(content)
+        if last:
+            rest = self.tools.finish()
+            found = type(found)(found.content + rest.content, found.calls + rest.calls)
+        self.calls += len(found.calls)
+        return MessagePart(reasoning, *found)
+
 
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 

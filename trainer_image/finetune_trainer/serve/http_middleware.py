@@ -1,5 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication of clients by API key.
+"""Graceful shutdown: a pod stops taking requests without refusing any.
+
+1. SIGTERM starts the drain: /health returns 503, and every response has `Connection: close`, so that clients
+   reconnect to another pod. The server still answers every request, because traffic arrives until all nodes
+   have removed the endpoint.
+2. After `drain_seconds` the server accepts no more connections, finishes the requests in flight, and exits 0.
+
+No route starts a drain, because any client of the Service could then remove a pod from it. A pod needs no
+preStop hook, because the kubelet sends SIGTERM when the endpoint leaves the Service.
+The pod's termination grace period must cover the drain and the longest response.
+
+An id for each request, in the header of its response and in the engine's log.
+
+A client or a gateway can choose the id. OpenAI's client shows it as `_request_id`.
+
+Authentication of clients by API key.
 
 The folder is a mounted Secret with one key per file; file names have no meaning. The kubelet updates the
 mount when the Secret changes, so keys are rotated without a restart: add the new key, move the clients,
@@ -10,16 +25,92 @@ refuses every request: a mistake in the Secret must not open the endpoint.
 import hashlib
 import hmac
 import logging
+import re
 import time
+import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_trainer.serve.errors import RequestError
+
+
+class Drain:
+    """State of the drain: whether it has started, and until when the server takes requests."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._end: float | None = None
+
+    def begin(self) -> None:
+        """Start the drain. It cannot be undone; further calls have no effect."""
+        if self._end is None:
+            self._end = self._clock() + self._seconds
+
+    @property
+    def active(self) -> bool:
+        """Whether the drain has started, so that clients should connect to another pod."""
+        return self._end is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether the drain is over, so that the process may exit."""
+        return self._end is not None and self._clock() >= self._end
+
+
+class CloseConnections:
+    """ASGI middleware that closes each connection after its response during a drain."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._drain.active:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_closing)
+
+
+REQUEST_ID_HEADER: Final = "x-request-id"
+
+_VALID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""Ids from clients end up in logs."""
+
+
+class RequestIds:
+    """ASGI middleware that keeps a request's valid id or creates one, and returns it in the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        if not _VALID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        header = REQUEST_ID_HEADER.encode()
+        others = [(name, value) for name, value in scope["headers"] if name.lower() != header]
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app({**scope, "headers": [*others, (header, request_id.encode())]}, receive, send_with_id)
+
 
 INVALID_API_KEY: Final = "invalid_api_key"
 
