@@ -16,11 +16,11 @@ import httpx
 import numpy as np
 import pytest
 
-from finetune_trainer.analyze import podreader, stage
-from finetune_trainer.analyze.comparison import MeasuringClock
+from finetune_trainer.analyze import pod_metrics, stage
 from finetune_trainer.analyze.gates import Evidence, decide, look_seconds
-from finetune_trainer.analyze.probe import probe_requests
-from finetune_trainer.analyze.series import PodMetrics, read_metrics
+from finetune_trainer.analyze.pod_metrics import PodMetrics, read_metrics
+from finetune_trainer.analyze.probing import probe_requests
+from finetune_trainer.analyze.stage import MeasuringClock
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
 from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.contract.references import Owner, StoreConfig
@@ -232,7 +232,7 @@ def test_a_stable_revision_without_requests_is_compared_by_its_past() -> None:
 
 
 def test_a_pod_that_sends_its_metrics_slowly_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(podreader, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(pod_metrics, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server, httpx.Client(trust_env=False) as client:
         ended = threading.Event()
 
@@ -248,7 +248,7 @@ def test_a_pod_that_sends_its_metrics_slowly_holds_up_nothing(monkeypatch: pytes
         thread = threading.Thread(target=trickle, daemon=True)
         thread.start()
         with pytest.raises(ValueError, match=r"its metrics took more than 0\.2 s"):
-            podreader.get_metrics(client, f"http://127.0.0.1:{server.getsockname()[1]}/metrics")
+            pod_metrics.get_metrics(client, f"http://127.0.0.1:{server.getsockname()[1]}/metrics")
         ended.set()
         thread.join()
 
@@ -493,7 +493,7 @@ def test_a_histogram_that_one_reading_lacks_is_no_restart_and_is_not_counted_aga
     ]
     answers = iter(texts)
     client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text=next(answers))))
-    reader = podreader.PodReader(["http://pod:9090/metrics"], client)
+    reader = pod_metrics.PodReader(["http://pod:9090/metrics"], client)
     counts = []
     with ThreadPoolExecutor(1) as executor:
         for _ in texts:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from finetune_trainer.analyze import stage
-from finetune_trainer.analyze.probe import probe_requests
-from finetune_trainer.analyze.probing import ProbeAnswers
-from finetune_trainer.analyze.scores import Answers, decide_score
-from finetune_trainer.analyze.series import served_digests
+from finetune_trainer.analyze.gates import Answers, decide_score
+from finetune_trainer.analyze.pod_metrics import served_digests
+from finetune_trainer.analyze.probing import ProbeAnswers, probe_requests
 from finetune_trainer.contract.analysis import AnalysisGateBound, AnalyzeResult
 from finetune_trainer.contract.configs import AnalysisProbe, AnalyzeConfig, ProbedModel
 from finetune_trainer.rows import Message, Row

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from finetune_trainer.analyze import stage
-from finetune_trainer.analyze.comparison import MeasuringClock
+from finetune_trainer.analyze.stage import MeasuringClock
 from finetune_trainer.contract.analysis import (
     AnalysisGateBound,
     AnalyzeResult,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from finetune_trainer.analyze import comparison, prometheusreader
+from finetune_trainer.analyze import prometheus_queries, stage
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.serve.serving_metrics import ServingMetrics
@@ -40,7 +40,7 @@ class SlowPrometheus(WebServer):
 
 
 def test_pods_are_read_while_queries_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "SECONDS_BETWEEN_READINGS", 1.0)
+    monkeypatch.setattr(stage, "SECONDS_BETWEEN_READINGS", 1.0)
     with SlowPrometheus() as prometheus:
         result = analyze(prometheus.endpoint, None, gate(max=0.5), new=prometheus.traffic, **ONE_LOOK)
     assert (result.verdict, result.figures[0].value) == ("Pass", 0.3)
@@ -57,7 +57,7 @@ def test_a_gate_of_the_pods_that_fails_does_not_wait_for_the_queries() -> None:
 def test_a_server_that_accepts_connections_and_hangs_holds_up_a_look_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prometheusreader, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(prometheus_queries, "LOOK_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         address = f"http://127.0.0.1:{hanging.getsockname()[1]}"
         result = analyze(address, None, gate(max_ratio=1.5), **ONE_LOOK)

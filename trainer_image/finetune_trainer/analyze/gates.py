@@ -3,14 +3,25 @@
 
 A gate fails if the requests show, at its confidence, that a bound is missed. It passes if there are enough
 requests and the measured value meets the bounds. Otherwise it is inconclusive.
+
+Decide the gates on queries of the user.
+
+The value alone decides: a query does not say how many requests it rests on, so it has no interval.
+
+Decide the gates on answers. Each model of the endpoint has scores of its own, and the worst one decides.
+
+A gate fails if the rows show, at its confidence, that a model misses a bound. It passes if all models have
+answered enough rows and meet the bounds.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from finetune_trainer.analyze.series import PodMetrics
+from finetune_trainer.analyze.pod_metrics import PodMetrics
+from finetune_trainer.analyze.probing import ProbeAnswers
+from finetune_trainer.analyze.prometheus_queries import QueriedValues
 from finetune_trainer.contract.analysis import (
     ANALYSIS_METRICS,
     DEFAULT_QUANTILE,
@@ -21,8 +32,14 @@ from finetune_trainer.contract.analysis import (
     ServingMetric,
     is_queried,
 )
+from finetune_trainer.contract.configs import ProbedModel
+from finetune_trainer.contract.metrics import METRICS
+from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
+from finetune_trainer.statistics.bootstrap import resampled_mean
+from finetune_trainer.statistics.estimate import Estimate, one_sided
 from finetune_trainer.statistics.histogram import HistogramQuantile
 from finetune_trainer.statistics.independent import IndependentProportions
+from finetune_trainer.statistics.paired import PairedProportions
 from finetune_trainer.statistics.proportion import Proportion
 
 DIGITS: Final = 4
@@ -209,3 +226,167 @@ def _latency(gate: AnalysisGateBound, metrics: PodMetrics, quantile: float) -> H
 def rounded(value: float) -> float:
     """The value as a figure shows it."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def decide_query(gate: AnalysisGateBound, values: QueriedValues, evidence: Evidence) -> AnalysisFigure:
+    """The figure and the verdict of one gate, at a look at or after the duration of the measurement.
+
+    It fails if a bound is missed, and passes if all are met and the measurement is long enough. Without a
+    value that a bound needs, or without enough requests, it is inconclusive.
+    """
+    if values.new is None:
+        return AnalysisFigure(metric=gate.metric, verdict="Inconclusive")
+    has_enough = evidence.new.requests >= evidence.min_requests
+    has_both = has_enough and evidence.stable.requests >= evidence.min_requests
+    verdicts = [
+        *(
+            _decide_query_bound(excess, evidence, is_decided=has_enough)
+            for excess in _excesses(gate, values.new)
+        ),
+        *(
+            _decide_query_bound(excess, evidence, is_decided=has_both)
+            for excess in _relative_excesses(gate, values.new, values.stable)
+        ),
+    ]
+    return AnalysisFigure(
+        metric=gate.metric,
+        value=rounded(values.new),
+        stable=None if values.stable is None else rounded(values.stable),
+        verdict=combined(verdicts),
+    )
+
+
+def ratio_problem(gate: AnalysisGateBound, values: QueriedValues) -> str:
+    """Why the ratio to the stable revision has no meaning; empty if it has one, or if no gate needs it."""
+    if gate.max_ratio is None or values.stable is None or values.stable > 0:
+        return ""
+    return (
+        f"{gate.metric}: the stable revision has {rounded(values.stable):g}, and maxRatio needs a value above"
+        " 0: use maxIncrease"
+    )
+
+
+def _decide_query_bound(excess: float | None, evidence: Evidence, *, is_decided: bool) -> AnalysisVerdict:
+    """The verdict on one bound that is missed by `excess`; None if it could not be compared."""
+    if excess is None or not is_decided:
+        return "Inconclusive"
+    if excess > 0:
+        return "Fail"
+    return "Pass" if evidence.is_long_enough else "Inconclusive"
+
+
+def _excesses(gate: AnalysisGateBound, new: float) -> Iterator[float]:
+    """By how much each bound of the value is missed; 0 or less if it is met."""
+    if gate.max is not None:
+        yield new - gate.max
+    if gate.min is not None:
+        yield gate.min - new
+
+
+def _relative_excesses(gate: AnalysisGateBound, new: float, stable: float | None) -> Iterator[float | None]:
+    """By how much each bound relative to the stable revision is missed; None if it has no usable value."""
+    if gate.max_increase is not None:
+        yield None if stable is None else new - stable - gate.max_increase
+    if gate.max_decrease is not None:
+        yield None if stable is None else stable - new - gate.max_decrease
+    if gate.max_ratio is not None:
+        yield None if stable is None or stable <= 0 else new - gate.max_ratio * stable
+
+
+SEVERITY: tuple[AnalysisVerdict, ...] = ("Fail", "Inconclusive", "Pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the models have answered at one look."""
+
+    models: Sequence[ProbedModel]
+    rows: Sequence[ProbeAnswers]
+    min_rows: int
+    looks: int
+    """Number of looks at the answers. Each, and each model, gets an equal part of the error of a gate."""
+    is_complete: bool
+    """Whether no more rows follow, so that a gate can pass."""
+
+    def confidence(self, gate: AnalysisGateBound) -> float:
+        """Confidence of one bound of one model at one look."""
+        return 1 - (1 - gate.confidence) / (self.looks * len(self.models))
+
+
+def decide_score(gate: AnalysisGateBound, answers: Answers) -> AnalysisFigure:
+    """The figure and the verdict of the worst model."""
+    figures = [_figure_of(model, gate, answers) for model in answers.models]
+    if not figures:
+        return AnalysisFigure(metric=gate.metric, verdict="Inconclusive")
+    return min(figures, key=lambda each: (SEVERITY.index(each.verdict), each.value or 0))
+
+
+def _figure_of(model: ProbedModel, gate: AnalysisGateBound, answers: Answers) -> AnalysisFigure:
+    value_of, confidence = TEXT_METRICS[gate.metric], answers.confidence(gate)
+    new: list[float] = []
+    pairs: list[tuple[float, float]] = []
+    for row in answers.rows:
+        if row.model != model.name or row.new is None or not row.accepted:
+            continue
+        new.append(value_of(row.new, row.accepted))
+        if row.stable is not None:
+            pairs.append((new[-1], value_of(row.stable, row.accepted)))
+    if not new:
+        return AnalysisFigure(metric=gate.metric, model=model.name, rows=0, verdict="Inconclusive")
+    score = _score(gate, new)
+    interval = one_sided(score, confidence)
+    verdicts: list[AnalysisVerdict] = []
+    if gate.min is not None:
+        verdicts.append(_decide_score_bound(answers, len(new), score.value, interval.high, gate.min))
+    stable: Estimate | None = None
+    if gate.max_decrease is not None and not model.is_new:
+        if pairs:
+            gain, stable = _gain(gate, pairs), _score(gate, [value for _, value in pairs])
+            high = one_sided(gain, confidence).high
+            verdicts.append(_decide_score_bound(answers, len(pairs), gain.value, high, -gate.max_decrease))
+        else:
+            verdicts.append("Inconclusive")
+    return AnalysisFigure(
+        metric=gate.metric,
+        model=model.name,
+        rows=len(new),
+        value=rounded(score.value),
+        low=rounded(interval.low),
+        high=rounded(interval.high),
+        stable=None if stable is None else rounded(stable.value),
+        verdict=combined(verdicts) if verdicts else "Pass",
+    )
+
+
+def _decide_score_bound(
+    answers: Answers, rows: int, value: float, high: float, bound: float
+) -> AnalysisVerdict:
+    """The verdict on a lower bound.
+
+    Args:
+        answers: what the models have answered.
+        rows: number of rows that the value rests on.
+        value: the value.
+        high: its upper bound at the confidence of the gate.
+        bound: the bound of the gate.
+    """
+    if rows < answers.min_rows:
+        return "Inconclusive"
+    if high < bound:
+        return "Fail"
+    return "Pass" if answers.is_complete and value >= bound else "Inconclusive"
+
+
+def _score(gate: AnalysisGateBound, values: Sequence[float]) -> Estimate:
+    if METRICS[gate.metric].kind == "Proportion":
+        return Proportion(round(sum(values)), len(values))
+    return resampled_mean(values, None, METRICS[gate.metric].range)
+
+
+def _gain(gate: AnalysisGateBound, pairs: Sequence[tuple[float, float]]) -> Estimate:
+    """The value of the new revision minus that of the stable one, for the same rows."""
+    differences = [new - stable for new, stable in pairs]
+    if METRICS[gate.metric].kind == "Proportion":
+        return PairedProportions(differences.count(1), differences.count(-1), len(pairs))
+    low, high = METRICS[gate.metric].range
+    return resampled_mean(differences, None, (low - high, high - low))
