@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from finetune_trainer.statistics.histogram import HistogramQuantile
-from finetune_trainer.statistics.independent import IndependentProportions
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import HistogramQuantile, IndependentProportions, Proportion
 
 EDGES = (0.1, 0.25, 0.5, 1.0, math.inf)
 

@@ -24,7 +24,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.statistics.estimate import one_sided
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import Proportion
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from finetune_trainer.tokens.reasoning import AnswerReader
 from tests.trainer.workbench import ROWS, Sheet, Workbench, tiny_tokenizer

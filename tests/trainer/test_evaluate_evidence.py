@@ -17,11 +17,9 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import Measure
 from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics.registry import MEASURES
-from finetune_trainer.statistics.bootstrap import MIN_UNITS
+from finetune_trainer.statistics.bootstrap import MIN_UNITS, Groups
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval, one_sided
-from finetune_trainer.statistics.groups import Groups
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from finetune_trainer.tokens.encoding import EncodedRow
 
 Values = Sequence[float]

@@ -18,10 +18,15 @@ from finetune_trainer.statistics.bootstrap import (
     ratio,
     sums_of_units,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.power import MAX_ROWS, POWER, rows_in_all
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.estimate import (
+    MAX_ROWS,
+    POWER,
+    SHOWN_LEVEL,
+    Estimate,
+    one_sided,
+    rows_in_all,
+)
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from tools.evaluation import coverage
 from tools.evaluation.coverage import Coverage
 

@@ -35,7 +35,7 @@ from finetune_trainer.rows import Row
 from finetune_trainer.runtime.signals import Stop
 from finetune_trainer.runtime.termination import Preempted
 from finetune_trainer.stage.judge_endpoint import judge_warnings
-from finetune_trainer.statistics.groups import Groups
+from finetune_trainer.statistics.bootstrap import Groups
 from finetune_trainer.tokens.encoding import EncodedRow
 from tests.trainer.judgeserver import Asked, JudgeServer, likes, verdict
 from tests.trainer.processes import Process, run, start

@@ -27,9 +27,9 @@ from finetune_trainer.evaluate.metrics import (
     truncated,
 )
 from finetune_trainer.evaluate.metrics.registry import measures_of
-from finetune_trainer.scoring.labels import LabelSet
-from finetune_trainer.scoring.patterns import AnswerPattern
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.answer_formats import AnswerPattern
+from finetune_trainer.scoring.metric_scope import MetricScope
+from finetune_trainer.scoring.text_comparison import LabelSet
 from finetune_trainer.scoring.textmetrics import exact_match, normalized_match, rouge_l
 from finetune_trainer.tokens.encoding import IGNORE_INDEX, EncodedRow
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.evaluate.metrics import json_fields, json_valid
-from finetune_trainer.scoring.jsonschemas import JSONSchema
-from finetune_trainer.scoring.patterns import AnswerPattern
-from finetune_trainer.scoring.toolcalls import calls_in, expected_calls
+from finetune_trainer.scoring.answer_formats import AnswerPattern, JSONSchema
+from finetune_trainer.scoring.json_text import calls_in, expected_calls
 
 SCHEMA = {
     "type": "object",

@@ -16,8 +16,8 @@ from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measure import MeasuredRow
 from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.evaluate.metrics.registry import measures_of
-from finetune_trainer.scoring.labels import LabelSet
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
+from finetune_trainer.scoring.text_comparison import LabelSet
 from finetune_trainer.tokens.encoding import EncodedRow
 
 NAMES: Final = ("billing", "sales", "请假", "配送")

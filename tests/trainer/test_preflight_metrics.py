@@ -12,8 +12,7 @@ from finetune_trainer.contract.references import ArtifactRef
 from finetune_trainer.contract.vocabulary import FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.scope import MetricScope
-from finetune_trainer.scoring.scopesource import ScopeSource
+from finetune_trainer.scoring.metric_scope import MetricScope, ScopeSource
 from finetune_trainer.tokens.chat_template import load_tokenizer
 from tests.trainer.workbench import ROWS, Workbench
 from tools.models import tiny

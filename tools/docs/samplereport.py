@@ -18,10 +18,8 @@ from finetune_trainer.report.evaluation.facts import (
     ShownScore,
     SubjectAnswer,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, one_sided
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.power import rows_in_all
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, one_sided, rows_in_all
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 
 TICKETS: Final = {
     "billing": (

@@ -12,8 +12,7 @@ from scipy.stats import binom
 
 from finetune_trainer.statistics.bootstrap import Resampled, ratio
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from tools.bench.sheet import Sheet
 
 ROWS: Final = (50, 200, 1000)

@@ -4,10 +4,8 @@
 from collections.abc import Callable
 from typing import Final
 
-from finetune_trainer.statistics.estimate import one_sided
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.power import MAX_ROWS, POWER, rows_in_all
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.estimate import MAX_ROWS, POWER, one_sided, rows_in_all
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 from tools.bench.sheet import Sheet
 
 CONFIDENCE: Final = 0.95

@@ -37,10 +37,12 @@ from finetune_trainer.contract.metrics import METRICS
 from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 from finetune_trainer.statistics.bootstrap import resampled_mean
 from finetune_trainer.statistics.estimate import Estimate, one_sided
-from finetune_trainer.statistics.histogram import HistogramQuantile
-from finetune_trainer.statistics.independent import IndependentProportions
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import (
+    HistogramQuantile,
+    IndependentProportions,
+    PairedProportions,
+    Proportion,
+)
 
 DIGITS: Final = 4
 """Significant digits of figures."""

@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 from finetune_trainer.evaluate.measure import MeasuredRow
 from finetune_trainer.evaluate.measured_model import MeasuredBatch
-from finetune_trainer.scoring.labels import LabelSet
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
+from finetune_trainer.scoring.text_comparison import LabelSet
 
 
 def required_labels(scope: MetricScope) -> LabelSet:

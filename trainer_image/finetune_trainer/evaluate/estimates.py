@@ -18,17 +18,15 @@ from finetune_trainer.evaluate.measure import Measure, MeasuredRow, mean
 from finetune_trainer.evaluate.measurement_log import RowPrediction
 from finetune_trainer.statistics.bootstrap import (
     MIN_UNITS,
+    Groups,
     Numbers,
     Resampled,
     ratio,
     resampled_mean,
     sums_of_units,
 )
-from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided
-from finetune_trainer.statistics.groups import Groups
-from finetune_trainer.statistics.paired import PairedProportions
-from finetune_trainer.statistics.power import rows_in_all
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.estimate import SHOWN_LEVEL, Estimate, one_sided, rows_in_all
+from finetune_trainer.statistics.proportions import PairedProportions, Proportion
 
 TUNED: Final[Subject] = "Tuned"
 

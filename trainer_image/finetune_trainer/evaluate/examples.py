@@ -11,7 +11,7 @@ from finetune_trainer.contract.configs import EvaluateConfig
 from finetune_trainer.contract.vocabulary import ExitCode, FailureReason
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.toolcalls import expected_calls
+from finetune_trainer.scoring.json_text import expected_calls
 from finetune_trainer.tokens.chat_template import NONE, TemplateArguments
 from finetune_trainer.tokens.encoding import (
     IGNORE_INDEX,

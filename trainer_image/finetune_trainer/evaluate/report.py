@@ -47,7 +47,7 @@ from finetune_trainer.report.evaluation.facts import (
 from finetune_trainer.report.html_page import evaluation_page
 from finetune_trainer.report.training import REPORT_NAME as TRAINING_REPORT_NAME
 from finetune_trainer.rows import Message, Row
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
 from finetune_trainer.store import RunFolder
 
 REPORT_NAME: Final = "evaluation.json"

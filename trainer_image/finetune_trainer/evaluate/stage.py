@@ -39,7 +39,7 @@ from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext, StageMeter, StepWatchdog
 from finetune_trainer.stage.own_metrics import metric_sources, open_tasks, task_sources
-from finetune_trainer.statistics.groups import Groups
+from finetune_trainer.statistics.bootstrap import Groups
 from finetune_trainer.store import RunFolder
 
 if TYPE_CHECKING:

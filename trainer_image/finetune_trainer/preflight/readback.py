@@ -22,7 +22,7 @@ from finetune_trainer.contract.vocabulary import SplitName
 from finetune_trainer.preflight.base_model import invalid
 from finetune_trainer.preflight.row_lengths import first_of
 from finetune_trainer.rows import Row, read_rows
-from finetune_trainer.scoring.normalization import normalize
+from finetune_trainer.scoring.text_comparison import normalize
 from finetune_trainer.tokens.chat_template import NONE, ControlTokens, TemplateArguments
 from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader

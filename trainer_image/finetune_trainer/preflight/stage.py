@@ -48,7 +48,7 @@ from finetune_trainer.preflight.row_lengths import (
 from finetune_trainer.preflight.tokenization import RowFiles, measure_rows, tokenize
 from finetune_trainer.rows import LEARNED_FROM, Row, count_rows, read_rows, split_paths
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.scopesource import ScopeSource
+from finetune_trainer.scoring.metric_scope import ScopeSource
 from finetune_trainer.stage.context import StageContext, StageMeter
 from finetune_trainer.stage.held_out_rows import leaks_of
 from finetune_trainer.stage.judge_endpoint import judge_warnings

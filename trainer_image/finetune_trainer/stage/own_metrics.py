@@ -135,8 +135,7 @@ def task_sources(
 def _open(wanted: EvaluationTask) -> "HarnessTask":
     # The library takes a second to import, and most runs have no tasks.
     from finetune_trainer.scoring.tasks.harness import HarnessTask
-    from finetune_trainer.scoring.tasks.taskfile import TaskFileError
-    from finetune_trainer.scoring.tasks.tasksource import read_source
+    from finetune_trainer.scoring.tasks.task_files import TaskFileError, read_source
 
     try:
         source = read_source(Path(wanted.folder), wanted.file)

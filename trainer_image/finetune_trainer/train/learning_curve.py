@@ -33,9 +33,8 @@ from finetune_trainer.model.device import OutOfMemory, release_memory
 from finetune_trainer.rows import SPLIT_FILES, load_rows
 from finetune_trainer.runtime.termination import Preempted, StageFailure
 from finetune_trainer.stage.context import StageContext
-from finetune_trainer.statistics.bootstrap import Numbers, resampled_mean
+from finetune_trainer.statistics.bootstrap import Groups, Numbers, resampled_mean
 from finetune_trainer.statistics.estimate import SHOWN_LEVEL, ConfidenceInterval
-from finetune_trainer.statistics.groups import Groups
 from finetune_trainer.store import RunFolder
 from finetune_trainer.train.figures import RowLosses
 from finetune_trainer.train.inputs import TrainingData

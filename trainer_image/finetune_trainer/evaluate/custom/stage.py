@@ -34,7 +34,7 @@ from finetune_trainer.rows import SPLIT_FILES
 from finetune_trainer.runtime.logs import one_line
 from finetune_trainer.runtime.termination import StageFailure
 from finetune_trainer.stage.own_metrics import MetricSource, check_metric, metric_failure
-from finetune_trainer.statistics.groups import Groups
+from finetune_trainer.statistics.bootstrap import Groups
 
 CPU_SECONDS: Final = 1800
 """CPU time of a function, over all rows."""

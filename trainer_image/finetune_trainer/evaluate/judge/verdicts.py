@@ -32,10 +32,9 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.report.evaluation.facts import JudgedRow, ShownJudge
 from finetune_trainer.runtime.progress import Interval
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.statistics.bootstrap import resampled_mean
+from finetune_trainer.statistics.bootstrap import Groups, resampled_mean
 from finetune_trainer.statistics.estimate import Estimate
-from finetune_trainer.statistics.groups import Groups
-from finetune_trainer.statistics.proportion import Proportion
+from finetune_trainer.statistics.proportions import Proportion
 from finetune_trainer.store import RunFolder
 
 FORMAT: Final = 1

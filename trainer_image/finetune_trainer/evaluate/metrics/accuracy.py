@@ -5,7 +5,7 @@ from functools import partial
 
 from finetune_trainer.evaluate.classification import right_answers
 from finetune_trainer.evaluate.measure import Measure
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
 
 
 def measure(scope: MetricScope) -> Measure:

@@ -4,7 +4,7 @@
 from collections.abc import Collection
 
 from finetune_trainer.evaluate.examples import Example
-from finetune_trainer.scoring.jsontext import has_json, leaves, parse_fenced, same
+from finetune_trainer.scoring.json_text import has_json, leaves, parse_fenced, same
 
 
 def value(answer: str, accepted: Collection[str]) -> float:

@@ -3,8 +3,8 @@
 
 from finetune_trainer import canonical_json
 from finetune_trainer.evaluate.measure import Measure, of_texts
-from finetune_trainer.scoring.jsonschemas import JSONSchema
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.answer_formats import JSONSchema
+from finetune_trainer.scoring.metric_scope import MetricScope
 
 
 def measure(scope: MetricScope) -> Measure:

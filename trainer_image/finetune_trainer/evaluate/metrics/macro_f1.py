@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finetune_trainer.evaluate.classification import label_pair, required_labels, right_answers
 from finetune_trainer.evaluate.measure import Measure, MeasuredRow
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
 
 
 def measure(scope: MetricScope) -> Measure:

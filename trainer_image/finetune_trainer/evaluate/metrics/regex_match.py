@@ -2,7 +2,7 @@
 """Share of answers that match the pattern as a whole."""
 
 from finetune_trainer.evaluate.measure import Measure, of_texts
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
 
 
 def measure(scope: MetricScope) -> Measure:

@@ -21,7 +21,7 @@ from finetune_trainer.evaluate.metrics import (
     tool_call_match,
     truncated,
 )
-from finetune_trainer.scoring.scope import MetricScope
+from finetune_trainer.scoring.metric_scope import MetricScope
 from finetune_trainer.scoring.textmetrics.table import TEXT_METRICS
 
 MEASURES: Final[Mapping[Metric, Measure | Callable[[MetricScope], Measure]]] = {

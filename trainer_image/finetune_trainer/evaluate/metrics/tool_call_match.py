@@ -3,7 +3,7 @@
 
 from finetune_trainer.evaluate.examples import Example
 from finetune_trainer.evaluate.measured_model import GeneratedAnswer
-from finetune_trainer.scoring.toolcalls import calls_in
+from finetune_trainer.scoring.json_text import calls_in
 
 
 def value(answer: GeneratedAnswer, example: Example) -> float:

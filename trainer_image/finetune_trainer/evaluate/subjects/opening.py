@@ -24,8 +24,7 @@ from finetune_trainer.evaluate.subjects.prompted import encode_prompted
 from finetune_trainer.model.bundle import own_chat_template, own_stop_ids, require_bundle
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.scope import MetricScope
-from finetune_trainer.scoring.scopesource import ScopeSource
+from finetune_trainer.scoring.metric_scope import MetricScope, ScopeSource
 from finetune_trainer.store import RunFolder, Store
 from finetune_trainer.tokens.chat_template import TemplateArguments, load_tokenizer
 

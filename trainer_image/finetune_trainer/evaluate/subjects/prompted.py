@@ -39,7 +39,7 @@ from finetune_trainer.manifest import digest_of
 from finetune_trainer.model.loading import read_context_length
 from finetune_trainer.rows import Message, Row
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.scopesource import MAX_LABELS, MIN_ROWS_PER_LABEL
+from finetune_trainer.scoring.metric_scope import MAX_LABELS, MIN_ROWS_PER_LABEL
 from finetune_trainer.store import RunFolder
 from finetune_trainer.tokens.chat_template import has_system_turn
 from finetune_trainer.tokens.encoding import RowEncoder

@@ -18,8 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from finetune_trainer.contract.own_metrics import EvaluationTask
-from finetune_trainer.scoring.tasks.taskfile import TaskFileError
-from finetune_trainer.scoring.tasks.tasksource import TaskSource
+from finetune_trainer.scoring.tasks.task_files import TaskFileError, TaskSource
 
 SANDBOX: Final = ImmutableSandboxedEnvironment(
     undefined=utils.env.undefined, keep_trailing_newline=utils.env.keep_trailing_newline

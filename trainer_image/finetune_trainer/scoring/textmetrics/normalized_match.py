@@ -3,7 +3,7 @@
 
 from collections.abc import Collection
 
-from finetune_trainer.scoring.normalization import normalize
+from finetune_trainer.scoring.text_comparison import normalize
 
 
 def value(answer: str, accepted: Collection[str]) -> float:

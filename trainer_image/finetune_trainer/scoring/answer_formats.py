@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
+"""Regular expressions of users, by RE2: the time to match grows with the text and not exponentially.
+
+Validation of answers by a JSON Schema. Nothing is read from the network, and patterns are those of RE2.
 
 jsonschema matches patterns with Python's `re`, which can take exponential time for an answer.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Final
 
+import re2
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator, extend, validator_for
@@ -15,7 +19,37 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, UnknownDialect, specification_with
 
 from finetune_trainer import canonical_json
-from finetune_trainer.scoring.patterns import compiled, occurs
+
+
+@cache
+def compiled(expression: str) -> Any:
+    """Return the compiled expression. Raises ValueError for one that RE2 does not support."""
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(expression, options)
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        raise ValueError(f"RE2 does not support it: {reason}") from error
+
+
+def occurs(expression: str, text: str) -> bool:
+    """Whether a part of the text matches, as in a JSON Schema. Raises ValueError as `compiled` does."""
+    # JSON can have half of a surrogate pair, which UTF-8 cannot.
+    return compiled(expression).search(text.encode(errors="replace").decode()) is not None
+
+
+class AnswerPattern:
+    """A regular expression for a whole answer."""
+
+    def __init__(self, expression: str) -> None:
+        """Raises ValueError for an expression that RE2 does not support."""
+        self._compiled = compiled(expression)
+
+    def matches(self, answer: str) -> bool:
+        """Whether the whole answer matches; `.` does not match a line break."""
+        return self._compiled.fullmatch(answer) is not None
+
 
 REFERENCES = ("$ref", "$dynamicRef")
 

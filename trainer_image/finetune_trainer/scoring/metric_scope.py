@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern."""
+"""What metrics compare answers with, in addition to the correct answer of the row.
+
+Finds what metrics need in addition to answers, before rows are measured: labels, a schema, a pattern.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,16 +17,32 @@ from finetune_trainer.contract.metrics import METRICS, Metric, MetricNeed
 from finetune_trainer.contract.vocabulary import FailureReason, SplitName
 from finetune_trainer.rows import SPLIT_FILES, Row, read_rows
 from finetune_trainer.runtime.termination import StageFailure
-from finetune_trainer.scoring.jsonschemas import JSONSchema
-from finetune_trainer.scoring.jsontext import has_json
-from finetune_trainer.scoring.labels import LabelSet
-from finetune_trainer.scoring.patterns import AnswerPattern
-from finetune_trainer.scoring.scope import MetricScope
-from finetune_trainer.scoring.toolcalls import calls_in, expected_calls
+from finetune_trainer.scoring.answer_formats import AnswerPattern, JSONSchema
+from finetune_trainer.scoring.json_text import calls_in, expected_calls, has_json
+from finetune_trainer.scoring.text_comparison import LabelSet
 from finetune_trainer.tokens.chat_template import TemplateArguments
 from finetune_trainer.tokens.encoding import RowEncoder
 from finetune_trainer.tokens.reasoning import AnswerReader
 from finetune_trainer.tokens.rendering import RowNotEncodable
+
+
+@dataclass(frozen=True, slots=True)
+class MetricScope:
+    """What metrics compare answers with, in addition to the correct answer of the row."""
+
+    labels: LabelSet | None = None
+    """Labels of a classification; None if no metric needs them."""
+    constrained_labels: bool = False
+    """Whether the answer to a classification is the most likely label instead of the generated text."""
+    json_schema: JSONSchema | None = None
+    """Schema of the answers; None for any JSON."""
+    pattern: AnswerPattern | None = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The labels of which the most likely is the answer; none if the answer is generated."""
+        return self.labels.names if self.constrained_labels and self.labels is not None else ()
+
 
 MAX_LABELS: Final = 64
 """Max number of different answers that are labels, as in `MetricOptions.labels`."""

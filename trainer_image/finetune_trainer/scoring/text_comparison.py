@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a text that a reader compares."""
+"""Texts as a reader compares them: their normalized form, and the label that an answer names."""
 
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 
 def normalize(text: str) -> str:
@@ -38,3 +40,25 @@ def _closing(text: str) -> set[int]:
             is_open -= 1
             found.add(at)
     return found
+
+
+class LabelSet:
+    """The labels, in order."""
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self.names: tuple[str, ...] = tuple(labels)
+        self._exact = {name: index for index, name in enumerate(self.names)}
+        normalized = [normalize(name) for name in self.names]
+        times = Counter(normalized)
+        self._normalized = {text: index for index, text in enumerate(normalized) if times[text] == 1}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, answer: str) -> int | None:
+        """Index of the label that the whole answer names; None if it names none.
+
+        The answer equals the label, or does so after `normalize` if no two labels do.
+        """
+        exact = self._exact.get(answer)
+        return self._normalized.get(normalize(answer)) if exact is None else exact
