@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.crd import KINDS, Kind, build_crd
 from finetune_operator.api.meta import API_VERSION
 
 Schema = dict[str, Any]

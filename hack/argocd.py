@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Final
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP
 
 FOLDER: Final = Path(__file__).parents[1] / "examples" / "gitops" / "argocd"

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfileSpec
+from finetune_operator.api.compute_profile import ComputeProfileSpec
 from finetune_operator.api.crd import spec_schema
 from finetune_operator.api.meta import DNS_LABEL
 from finetune_operator.runtime.settings import Settings

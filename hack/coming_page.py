@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from finetune_operator.api.foreignnames import FOREIGN_NAMES, ForeignName
+from finetune_operator.api.foreign_names import FOREIGN_NAMES, ForeignName
 
 TEMPLATE: Final = Path(__file__).with_suffix(".md")
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS, build_crd
 from hack import argocd
 from hack.api_page import api_pages
 from hack.chart_page import chart_pages

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from finetune_operator.api.devicetime import LOST_CAUSES
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
+from finetune_operator.api.stage_status import LOST_CAUSES
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.devicegauges import DeviceCollector
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_operator.api.podresources import PodResources
-from finetune_operator.api.podtemplate import SIZED_STAGES, PodStage
+from finetune_operator.api.pod_resources import PodResources
+from finetune_operator.api.pod_template import SIZED_STAGES, PodStage
 from finetune_operator.status.reasons import ConditionType, Reason
 from finetune_trainer.contract.vocabulary import ResultStage
 

@@ -5,7 +5,7 @@ from typing import Final, cast
 
 import httpx
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import GROUP
 from tests.e2e.team import PATIENCE_SECONDS, PAUSE_SECONDS, uid_of
 from tests.waiting import eventually

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.newconnections import client_of

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waits for states of runs and of the operator."""
 
-from finetune_operator.api import kinds
+from finetune_operator.api import crd
 from tests.integration.api import Api, Object
 from tests.integration.manifests import is_true
 from tests.integration.operators import Operator
@@ -59,7 +59,7 @@ def until_all_watched(audit: AuditLog, mark: int, user: str) -> None:
 
     def done() -> bool:
         listed = audit.lists(mark, user)
-        return all(listed[kind.plural] >= 2 for kind in kinds.KINDS)
+        return all(listed[kind.plural] >= 2 for kind in crd.KINDS)
 
     eventually("Kopf has listed every kind", done)
 

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.steps import Halt
 from tests.integration.judges import STATES, argo_health, kstatus, state

@@ -9,8 +9,7 @@ from typing import Final
 
 import pytest
 
-from finetune_operator.api.crd import PROTECTION
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS, PROTECTION
 from finetune_operator.api.meta import GROUP
 from tests.baserelease import BaseRelease
 from tools.cluster import ClusterError, ControlPlane, program

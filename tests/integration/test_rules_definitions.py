@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.crd import KINDS, Kind
 from tests.integration.api import Api, Object, path_of
 from tests.integration.rules import files
 from tests.integration.rules.requests import NAMESPACE, try_create

@@ -9,8 +9,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind, build_crd
 from tests.docsblocks import fragments
 from tests.integration.api import Api, Object
 from tests.integration.rules import files

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_trainer.contract.method import METHODS, OBJECTIVES, TYPES, types_of
 from tests.integration.api import Api, Object
 from tests.integration.rules import files

@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS_BY_NAME, Kind
+from finetune_operator.api.crd import KINDS_BY_NAME, Kind
 from tests.integration.api import Api, Object
 from tests.integration.rules import files
 from tests.integration.rules.requests import try_patch

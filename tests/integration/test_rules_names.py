@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
 from finetune_operator.api.meta import NAME_LIMIT
 from tests.integration.api import Api
 from tests.integration.rules import files

@@ -3,7 +3,7 @@
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.crd import KINDS, Kind
 from finetune_operator.api.meta import pattern_rule
 from tests.integration.api import Api
 from tests.integration.rules import files

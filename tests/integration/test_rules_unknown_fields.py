@@ -4,7 +4,7 @@
 import pytest
 import yaml
 
-from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
 from tests.integration.api import Api
 from tests.integration.rules import files
 from tests.integration.rules.requests import try_create

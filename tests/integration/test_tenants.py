@@ -10,7 +10,7 @@ from typing import Final
 import httpx
 import pytest
 
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL
+from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL
 from finetune_operator.manifests.labels import INSTALLATION, INSTALLATION_LEASE, WATCHED
 from tests.fakekubelet import FakeKubelet
 from tests.integration import manifests

@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import GROUP
 from tests.docsblocks import blocks
 from tests.fakekubelet import FakeKubelet

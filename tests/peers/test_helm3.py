@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from tests.baserelease import BaseRelease
 from tests.e2e import manifests, operatorpods, pods
 from tests.e2e.pacing import FAST, LONG, SAVED, SLOW, STEPS, pace, resize

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP
 from finetune_operator.plan import Manifest
 from tests import rights

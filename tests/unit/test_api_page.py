@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS, KINDS_BY_NAME, Kind
+from finetune_operator.api.crd import KINDS, KINDS_BY_NAME, Kind
 from hack import api_page
 from hack.api_page import DOCS, GUIDES, HEADING, Schema, api_pages, guide, headings, schema
 

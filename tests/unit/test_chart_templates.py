@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.crd import KINDS
 from finetune_operator.runtime.process import INSTALLATION_MARK
 from finetune_operator.runtime.settings import Settings
 from hack.version import version

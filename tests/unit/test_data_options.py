@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from finetune_operator.api import preparation as api
+from finetune_operator.api import dataset as api
 from finetune_operator.api.meta import Model
 from finetune_trainer.contract.dataset import Checks, Cleaning, Columns, Split
 from finetune_trainer.contract.vocabulary import DataFormat

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from tests.docsblocks import ROOT, blocks
 
 MARKER: Final = re.compile(r"run|output|not run: \S.*|run by (?P<test>\S+)")

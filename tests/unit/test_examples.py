@@ -13,15 +13,14 @@ import jsonschema
 import pytest
 import yaml
 
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL, ComputeProfile, ComputeProfileSpec
+from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL, ComputeProfile, ComputeProfileSpec
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Model
-from finetune_operator.api.podresources import quantity_value
-from finetune_operator.api.podtemplate import SIZED_STAGES
+from finetune_operator.api.pod_resources import CPU, quantity_value
+from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.status.reserved import not_implemented

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import BaseModelRecord
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import mark

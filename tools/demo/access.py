@@ -11,7 +11,7 @@ from typing import Any, Final, Self, cast
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import GROUP, VERSION
 from tools.cluster import TestCluster, program
 from tools.demo.errors import DemoError

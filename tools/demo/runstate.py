@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import API_VERSION, Condition
 from tools.demo.access import Object
 

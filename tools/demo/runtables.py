@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_trainer.contract.vocabulary import Subject
 from tools.demo.questions import ComparedAnswers
 

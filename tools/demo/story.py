@@ -16,7 +16,7 @@ from rich.table import Table
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import DatasetSpec
-from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.manifests.labels import REVISION
 from finetune_trainer.contract.dataset import Split
 from tools.bootstrap.uv import ROOT

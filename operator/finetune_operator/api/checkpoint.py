@@ -6,12 +6,8 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.basemodel import source_of
-from finetune_operator.api.chattemplate import ChatTemplateKwargs
-from finetune_operator.api.devicetime import RecordedCost
-from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
-from finetune_operator.api.finetunejobstatus import LossPoint
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.evaluation import EvaluationStatus, Score
+from finetune_operator.api.finetune_job_status import LossPoint
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
@@ -26,7 +22,9 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
-from finetune_operator.api.method import MethodRecord
+from finetune_operator.api.references import source_of
+from finetune_operator.api.stage_status import RecordedCost
+from finetune_operator.api.training import ChatTemplateKwargs, MethodRecord, ResolvedHyperparameters
 from finetune_trainer.contract.vocabulary import CheckpointType
 
 MAX_EVALUATIONS: Final = 5

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.api.rolloutanalysis import RolloutAnalysis
+from finetune_operator.api.rollout_analysis import RolloutAnalysis
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.labels import ANALYZED, RUN

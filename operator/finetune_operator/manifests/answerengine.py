@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_operator.api.checkpoint import AdapterRecord
-from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
+from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
 from finetune_operator.manifests.engines.enginetable import engine_of
 from finetune_trainer.contract.evaluation import AnswerEngine
 

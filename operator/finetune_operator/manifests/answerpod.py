@@ -9,8 +9,8 @@ answers it.
 import signal
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answerservers import answer_servers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.engines.enginetable import engine_of, engine_resources

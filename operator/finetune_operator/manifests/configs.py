@@ -6,12 +6,11 @@ from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
 
-from finetune_operator.api.finetunejob import FineTuneJobSpec
-from finetune_operator.api.finetunejobstatus import Resolved
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.dataset import DataPreparation, RowSource
+from finetune_operator.api.finetune_job import FineTuneJobSpec
+from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.meta import Model, Resource
-from finetune_operator.api.method import Method
-from finetune_operator.api.preparation import DataPreparation, RowSource
+from finetune_operator.api.training import Method, ResolvedHyperparameters
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.evaluateconfig import judges_of, measured_metrics, metric_options
 from finetune_operator.manifests.locations import parse_source

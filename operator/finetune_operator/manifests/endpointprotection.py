@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.endpointaccess import NetworkPeer, PeerSelector
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.endpoint_access import NetworkPeer, PeerSelector
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.manifests.labels import ANALYZED, REVISION, RUN, stage_job_name
 from finetune_operator.manifests.networkpolicies import (

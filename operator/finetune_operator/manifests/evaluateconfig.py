@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator.api.checkpoint import AdapterRecord
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
 from finetune_operator.api.meta import Model
 from finetune_operator.manifests.answerengine import AnsweringModel, answer_engine

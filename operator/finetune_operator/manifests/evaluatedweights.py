@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_trainer.contract.evaluation import LiveModel
 from finetune_trainer.contract.method import TYPES
 from finetune_trainer.contract.vocabulary import ChatTemplateKwargs, CheckpointType

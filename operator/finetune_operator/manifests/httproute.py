@@ -4,8 +4,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from finetune_operator.api.endpointtraffic import EndpointGateway, GatewayReference
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.endpoint_access import EndpointGateway, GatewayReference
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import HTTP_ROUTE, SERVICE
 from finetune_operator.manifests.jobs import child_metadata
 from finetune_operator.manifests.labels import REVISION, child_labels

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute import NO_CHOICE, QueueChoice
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.meta import GROUP, Resource
-from finetune_operator.api.prediction import Prediction
-from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
 from finetune_operator.manifests.answerpod import (
     ANSWER_CONTAINERS,
     ENDED_BY_SIGTERM,

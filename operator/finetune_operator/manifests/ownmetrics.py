@@ -5,8 +5,8 @@ store."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
-from finetune_operator.api.podresources import PodResources
+from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
+from finetune_operator.api.pod_resources import PodResources
 from finetune_operator.manifests.locations import Location
 from finetune_operator.manifests.podsizing import SCRATCH_LIMIT, disk_volume
 from finetune_operator.plan import Manifest

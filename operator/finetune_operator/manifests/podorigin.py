@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.manifests.labels import (
     IMAGES,
     PROFILE_DIGEST,

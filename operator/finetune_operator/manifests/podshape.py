@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Final
 
-from finetune_operator.api.affinity import Affinity
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.endpointaccess import LabelSelector
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.endpoint_access import LabelSelector
 from finetune_operator.api.meta import Model
-from finetune_operator.api.podresources import quantity_value
-from finetune_operator.api.podtemplate import PodStage, PodTemplate, PodUser
+from finetune_operator.api.pod_resources import quantity_value
+from finetune_operator.api.pod_template import Affinity, PodStage, PodTemplate, PodUser
 from finetune_operator.manifests.answerpod import ANSWERS_CONTAINER
 from finetune_operator.plan import Manifest
 

@@ -5,10 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.podresources import PodResources, quantity_value
-from finetune_operator.api.prediction import Prediction
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job_status import Prediction
+from finetune_operator.api.pod_resources import CPU, PodResources, quantity_value
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import SERVE_PODS, STAGES, JobStage, pod_names
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.evaluation_metrics import CustomMetric, EvaluationTask
+from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.api.ownmetrics import CustomMetric, EvaluationTask
-from finetune_operator.api.prediction import Prediction
+from finetune_operator.api.pod_resources import CPU
 from finetune_operator.manifests.answerpod import with_answers
 from finetune_operator.manifests.configvariable import config_variable
 from finetune_operator.manifests.credentialmounts import Use, secret_mount, secret_volume

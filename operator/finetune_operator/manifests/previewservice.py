@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Service in front of a revision that gets no requests of the endpoint yet."""
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.manifests.serving import build_service
 from finetune_operator.plan import Manifest

@@ -3,8 +3,8 @@
 
 from typing import Final, Literal
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
+from finetune_operator.api.compute import NO_CHOICE, QueueChoice
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.plan import Manifest
 from finetune_operator.stagetable import STAGES, JobStage, Queue
 

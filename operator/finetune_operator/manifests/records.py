@@ -14,20 +14,19 @@ from finetune_operator.api.checkpoint import (
     JobRecord,
     Lineage,
 )
-from finetune_operator.api.datasetversion import (
+from finetune_operator.api.dataset import RowSource
+from finetune_operator.api.dataset_version import (
     DatasetStatistics,
     DatasetVersionSpec,
     SourceRecord,
     SplitRecord,
 )
-from finetune_operator.api.devicetime import Cost, RecordedCost
-from finetune_operator.api.evaluationstatus import Score
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import LossPoint
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.evaluation import Score
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import LossPoint
 from finetune_operator.api.meta import API_VERSION, DeletionPolicy, Resource
-from finetune_operator.api.method import MethodRecord, ResolvedLoRA
-from finetune_operator.api.preparation import RowSource
+from finetune_operator.api.stage_status import Cost, RecordedCost
+from finetune_operator.api.training import MethodRecord, ResolvedHyperparameters, ResolvedLoRA
 from finetune_operator.manifests.labels import (
     DATASET,
     FINALIZER,

@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.labels import revision_name
 from finetune_operator.manifests.revisionhash import hashed_choices, hashed_pods
 from finetune_operator.manifests.weightsreference import WeightsReference

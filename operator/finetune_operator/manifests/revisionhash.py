@@ -4,8 +4,8 @@
 from datetime import UTC
 from typing import Any, Final
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.podtemplate import PodTemplate
+from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.serving import Serving
 
 HASHED: Final = frozenset(

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_trainer.contract.base import CONTRACT_VERSION
 
 

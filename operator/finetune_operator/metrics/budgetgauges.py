@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from finetune_operator.api.computeprofile import is_marked_default
+from finetune_operator.api.compute_profile import is_marked_default
 from finetune_operator.metrics.objectstatus import object_status, true_reason
 from finetune_operator.plan import Manifest
 from finetune_operator.status.budgetuse import shares_used

@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 
 from prometheus_client import Counter
 
-from finetune_operator.api.rolloutstrategy import Strategy
+from finetune_operator.api.rollout_strategy import Strategy
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.metrics.counters import (
     OperatorMetrics,

@@ -16,9 +16,9 @@ from prometheus_client import (
 )
 
 import finetune_operator
-from finetune_operator.api.devicetime import LOST_CAUSES
-from finetune_operator.api.endpointstatus import RevisionResult
-from finetune_operator.api.rolloutstrategy import StrategyType
+from finetune_operator.api.inference_deployment import RevisionResult
+from finetune_operator.api.rollout_strategy import StrategyType
+from finetune_operator.api.stage_status import LOST_CAUSES
 from finetune_trainer.contract.analysis import AnalysisVerdict
 from finetune_trainer.contract.base import CONTRACT_VERSION
 from finetune_trainer.contract.vocabulary import Stage

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from finetune_operator.api.devices import MAX_DEVICES
+from finetune_operator.api.pod_resources import MAX_DEVICES
 from finetune_operator.manifests.labels import DEVICES, PROFILE, STAGE
 from finetune_operator.observe.podstatus import has_condition, has_ended
 from finetune_operator.observe.stagetimes import stage_states

@@ -5,7 +5,7 @@ import re
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Condition
 from finetune_operator.manifests.serving import FETCH_CONTAINER
 from finetune_operator.observe.servingpods import ServingTrouble

@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from finetune_operator.api.devicetime import MAX_ENDED_PODS, EndedPod, PodEndCause
+from finetune_operator.api.stage_status import MAX_ENDED_PODS, EndedPod, PodEndCause
 from finetune_operator.observe.podfailures import disruption
 from finetune_operator.observe.stagetimes import container_state, parse_time
 from finetune_operator.plan import Manifest

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.api.podtemplate import SIZED_STAGES
+from finetune_operator.api.pod_template import SIZED_STAGES
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS, ANSWERS_CONTAINER
 from finetune_operator.manifests.jobs import IGNORED_EXIT_CODES
 from finetune_operator.manifests.labels import PROFILE

@@ -8,8 +8,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Final
 
-from finetune_operator.api.devices import CPU, MAX_DEVICES
-from finetune_operator.api.podresources import quantity_value
+from finetune_operator.api.pod_resources import CPU, MAX_DEVICES, quantity_value
 from finetune_operator.manifests.labels import PROFILE, STAGE
 from finetune_operator.manifests.serving import ENGINE_CONTAINER
 from finetune_operator.observe.devicepods import labeled_devices

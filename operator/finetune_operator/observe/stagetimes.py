@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devicetime import Cost
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import Model
+from finetune_operator.api.stage_status import Cost
 from finetune_operator.manifests.answerpod import ANSWER_CONTAINERS
 from finetune_operator.manifests.podtemplate import CONTAINER
 from finetune_operator.observe.podstatus import has_ended

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
 
-from finetune_operator.api.devicetime import (
+from finetune_operator.api.stage_status import (
     LOST_CAUSES,
     LostCause,
     LostDeviceTime,

@@ -11,14 +11,13 @@ from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
 from finetune_operator.api.checkpoint import Checkpoint, CheckpointStatus
-from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileStatus
+from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileStatus
 from finetune_operator.api.dataset import Dataset, DatasetStatus
-from finetune_operator.api.datasetversion import DatasetVersion, DatasetVersionStatus
-from finetune_operator.api.endpointstatus import InferenceDeploymentStatus
-from finetune_operator.api.evaluationresource import Evaluation, EvaluationResourceStatus
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.dataset_version import DatasetVersion, DatasetVersionStatus
+from finetune_operator.api.evaluation_resource import Evaluation, EvaluationResourceStatus
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
+from finetune_operator.api.inference_deployment import InferenceDeployment, InferenceDeploymentStatus
 from finetune_operator.api.meta import Condition, Resource
 from finetune_operator.plan import Event, Manifest
 from finetune_operator.reconcile.steps import Blocked, Done, Failed, Halt, Suspended, Working

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from finetune_operator.api.checkpoint import AdapterRecord, Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluation import EvaluatedRows, EvaluationSettings
-from finetune_operator.api.evaluationstatus import ComparedChampion
-from finetune_operator.api.meta import Resource, SecretReference
-from finetune_operator.api.ownmetrics import (
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation import ComparedChampion, EvaluatedRows, EvaluationSettings
+from finetune_operator.api.evaluation_metrics import (
     CustomMetric,
     CustomMetricSource,
     EvaluationTask,
     EvaluationTaskSource,
 )
+from finetune_operator.api.meta import Resource, SecretReference
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.evaluateconfig import MeasuredData, subjects_of
 from finetune_operator.manifests.evaluatedweights import live_model as live_model_of

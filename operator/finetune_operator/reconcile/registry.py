@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.checkpoint import reconciler as checkpoint

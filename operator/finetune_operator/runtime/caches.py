@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import API_VERSION, GROUP
 from finetune_operator.engine.namespacebound import MEBIBYTE, NamespaceBound
 from finetune_operator.engine.packing import NEVER, PackingPolicy

@@ -10,8 +10,7 @@ from http import HTTPStatus
 from secrets import token_bytes
 from typing import Final
 
-from finetune_operator.api.meta import Model, Resource
-from finetune_operator.api.unknown import keep_unknown
+from finetune_operator.api.meta import Model, Resource, keep_unknown
 from finetune_operator.engine.errors import Conflict, Gone, NameConflict, Rejected, Undeclared
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.engine.executor import Executor

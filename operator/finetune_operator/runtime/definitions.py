@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Final
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.crd import KINDS, Kind, build_crd
 from finetune_operator.api.meta import GROUP, VERSION
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.errors import Rejected, Unavailable

@@ -18,7 +18,7 @@ import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS
 from finetune_operator.api.meta import GROUP, VERSION
 from finetune_operator.runtime.kindfeed import Sink
 

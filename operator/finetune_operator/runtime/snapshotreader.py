@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.crd import KINDS
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine.metadata import controller
 from finetune_operator.engine.resources import JOB, POD, ResourceType

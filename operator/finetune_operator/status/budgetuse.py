@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Share of a ComputeProfile's budget that each namespace has used, read from the profile's manifest."""
 
-from finetune_operator.api.budget import BudgetStatus, DeviceBudget
+from finetune_operator.api.compute_profile import BudgetStatus, DeviceBudget
 from finetune_operator.plan import Manifest
 from finetune_trainer.contract.base import lenient_validator
 

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
+from finetune_operator.api.evaluation import EvaluationStatus, Score
 from finetune_operator.status.progress import find_score
 
 MAX_LINES: Final = 21

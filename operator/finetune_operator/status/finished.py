@@ -4,8 +4,8 @@
 from typing import Final
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.status.conditions import is_true
 from finetune_operator.status.reasons import ConditionType, Reason
 

@@ -4,10 +4,9 @@
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from finetune_operator.api.devicetime import StageStatus
-from finetune_operator.api.finetunejobstatus import TrainingStatus
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.prediction import MeasuredTraining, Prediction
+from finetune_operator.api.finetune_job_status import MeasuredTraining, Prediction, TrainingStatus
+from finetune_operator.api.stage_status import StageStatus
+from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.prediction import MAX_CHOSEN, DeviceFacts, Verdict, find_card, gibibytes
 from finetune_trainer.contract.prediction import Prediction as Predicted

@@ -3,9 +3,8 @@
 
 from typing import Literal
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
-from finetune_operator.api.finetunejobstatus import ProgressStatus
-from finetune_operator.api.jobdisplay import JobDisplay
+from finetune_operator.api.evaluation import EvaluationStatus, Score
+from finetune_operator.api.finetune_job_status import JobDisplay, ProgressStatus
 from finetune_trainer.contract.progress import Progress
 from finetune_trainer.contract.results import TrainResult
 from finetune_trainer.contract.vocabulary import Stage

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The condition Trained, and the figures of a training in the status."""
 
-from finetune_operator.api.finetunejobstatus import TrainingStatus
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.learningcurve import MAX_SHARES, LearningCurve, LearningCurvePoint
+from finetune_operator.api.finetune_job_status import TrainingStatus
+from finetune_operator.api.training import (
+    MAX_SHARES,
+    LearningCurve,
+    LearningCurvePoint,
+    ResolvedHyperparameters,
+)
 from finetune_trainer.contract.results import OUTLOOKS, CheckpointResult, TrainResult
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from finetune_operator.api.kinds import Kind
+from finetune_operator.api.crd import Kind
 from tests.integration.api import Object
 from tests.integration.rules.requests import NAMESPACE
 from tests.mergepatch import merged

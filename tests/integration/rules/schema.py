@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import Kind
+from finetune_operator.api.crd import Kind, build_crd
 from finetune_operator.api.meta import pattern_rule
 from tests.integration.api import Object
 from tests.integration.rules.requests import without_indexes

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import Resource
 from finetune_operator.manifests.labels import PROFILE, REVISION, RUN
 from finetune_operator.plan import Manifest, Plan

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Literal
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import Resource
 from finetune_operator.engine import resources
 from finetune_operator.engine.refusals import refusal

@@ -4,7 +4,7 @@
 from datetime import timedelta
 from typing import Any
 
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.plan import Manifest
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import (

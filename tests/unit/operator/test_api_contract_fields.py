@@ -4,9 +4,14 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from finetune_operator.api.hyperparameters import Hyperparameters, ResolvedHyperparameters
-from finetune_operator.api.method import LoRA, Preference, ResolvedLoRA
 from finetune_operator.api.serving import DefaultSampling
+from finetune_operator.api.training import (
+    Hyperparameters,
+    LoRA,
+    Preference,
+    ResolvedHyperparameters,
+    ResolvedLoRA,
+)
 from finetune_trainer.contract import hyperparameters, method, serving
 from finetune_trainer.contract.evaluation import MetricOptions
 

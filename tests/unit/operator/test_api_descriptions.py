@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from finetune_operator.api.crd import build_crd, schema_of
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS, build_crd, schema_of
 from finetune_operator.api.meta import Model, Reserved, ReservedValues
 
 

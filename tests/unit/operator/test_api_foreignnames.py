@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.foreignnames import FOREIGN_NAMES, ForeignName
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS, build_crd
+from finetune_operator.api.foreign_names import FOREIGN_NAMES, ForeignName
 
 SPECS: dict[str, Any] = {
     kind.name: build_crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]

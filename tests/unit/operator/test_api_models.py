@@ -4,7 +4,7 @@
 import pytest
 from pydantic import ValidationError
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.api.meta import API_VERSION
 
 MANIFEST = {

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.api.budget import MAX_BUDGET_NAMESPACES, BudgetStatus, BudgetUsage
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import (
+    MAX_BUDGET_NAMESPACES,
+    BudgetStatus,
+    BudgetUsage,
+    ComputeProfile,
+)
 from finetune_operator.observe.poduse import PodUse
 from finetune_operator.reconcile.computeprofile.accounting import (
     LAG,

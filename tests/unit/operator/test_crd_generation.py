@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from finetune_operator.api.crd import build_crd, schema_of
-from finetune_operator.api.kinds import KINDS, Kind
+from finetune_operator.api.crd import KINDS, Kind, build_crd, schema_of
 from hack.generate import ROOT, generated
 
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.rolloutstrategy import CanaryStep
+from finetune_operator.api.rollout_strategy import CanaryStep
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.canary import CanarySteps
 from tests.unit.operator.endpoints import (

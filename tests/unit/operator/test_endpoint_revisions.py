@@ -5,9 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_operator.api.endpointstatus import MAX_REVISIONS, RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment, InferenceDeploymentSpec
-from finetune_operator.api.rolloutstrategy import Strategy
+from finetune_operator.api.inference_deployment import (
+    MAX_REVISIONS,
+    InferenceDeployment,
+    InferenceDeploymentSpec,
+    RevisionStatus,
+)
+from finetune_operator.api.rollout_strategy import Strategy
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.revision.history import (
     spec_hash,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_operator.api.rolloutstrategy import RollingUpdate
+from finetune_operator.api.rollout_strategy import RollingUpdate
 from finetune_operator.manifests.labels import REVISION
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inferencedeployment.rollout.rollinglimits import RollingLimits

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.podresources import quantity_value
+from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.pod_resources import quantity_value
 from finetune_operator.manifests.engines.enginetable import ENGINES
 from finetune_operator.manifests.labels import REVISION, RUN
 from finetune_operator.stagetable import STAGES

@@ -4,8 +4,8 @@
 from datetime import timedelta
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.plan import Key
 from finetune_operator.reconcile.inferencedeployment.rollout.concurrency import is_replacing, slot_of
 from finetune_operator.reconcile.scheduling.locks import rollout_lock

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import spec_hash

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.metrics.changes import record_transition
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.plan import Key, Manifest

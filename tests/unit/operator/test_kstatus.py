@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.crd import KINDS_BY_NAME
 from finetune_operator.api.meta import Resource
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.kstatus import PassResult, Reconciled, block, finish_pass

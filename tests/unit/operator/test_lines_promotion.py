@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import NEVER_PROMOTED
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex

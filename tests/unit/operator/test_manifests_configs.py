@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import Resolved
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.method import Preference
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import Resolved
+from finetune_operator.api.training import Preference, ResolvedHyperparameters
 from finetune_operator.manifests.configs import (
     checkpoint_type,
     preflight_config,

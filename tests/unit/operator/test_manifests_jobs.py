@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job, pod_failure_policy
 from finetune_operator.manifests.labels import NONCE, TEMPLATE_DIGEST

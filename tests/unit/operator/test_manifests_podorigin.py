@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from finetune_operator.api.computeprofile import ComputeProfile, ComputeProfileSpec
+from finetune_operator.api.compute_profile import ComputeProfile, ComputeProfileSpec
 from finetune_operator.manifests.podorigin import SHAPES_NO_PODS, SHAPES_PODS, profile_digest
 from tests.unit.operator.runobjects import profile
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.podtemplate import RESERVED_VARIABLES, PodStage, PodTemplate, merged
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.pod_template import RESERVED_VARIABLES, PodStage, PodTemplate, merged
 from finetune_operator.manifests.engines.vllm import engine_environment
 from finetune_operator.manifests.podshape import shaped
 from finetune_operator.manifests.revisionhash import HASHED

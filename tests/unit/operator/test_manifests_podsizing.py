@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.prediction import Prediction
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job_status import Prediction
 from finetune_operator.manifests.podsizing import pod_sizing
 from tests.unit.operator.runobjects import profile, sized
 

@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.preparation import RowSource
+from finetune_operator.api.dataset import Dataset, RowSource
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.records import build_dataset_version
 from finetune_operator.manifests.stageinputs import StageInputs

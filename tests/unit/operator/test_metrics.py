@@ -11,9 +11,9 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import finetune_operator
-from finetune_operator.api.devicetime import LOST_CAUSES
-from finetune_operator.api.endpointstatus import RevisionResult
-from finetune_operator.api.rolloutstrategy import StrategyType
+from finetune_operator.api.inference_deployment import RevisionResult
+from finetune_operator.api.rollout_strategy import StrategyType
+from finetune_operator.api.stage_status import LOST_CAUSES
 from finetune_operator.metrics.counters import OperatorMetrics
 from finetune_operator.metrics.objectgauges import MAX_SERIES_PER_KIND, ObjectStateCollector
 from finetune_operator.metrics.processmetrics import ProcessStateCollector

@@ -5,8 +5,8 @@ import json
 from typing import Any, Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.labels import RECORDED_AT, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.revision import build_revision
 from finetune_operator.manifests.serving import build_deployment

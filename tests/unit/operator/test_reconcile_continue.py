@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.plan import Key, Manifest
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import EvaluationSettings, Gate
-from finetune_operator.api.evaluationresource import (
+from finetune_operator.api.evaluation_resource import (
     MAX_EVALUATED,
     EvaluationResourceSpec,
     EvaluationResourceStatus,

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.evaluation import EvaluationSettings, Gate
-from finetune_operator.api.evaluationstatus import Score
+from finetune_operator.api.evaluation import EvaluationSettings, Gate, Score
 from finetune_operator.manifests.evaluateconfig import measured_metrics, subjects_of
 from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements

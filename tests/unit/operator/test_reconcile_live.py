@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.finetunejob.live import MAX_RENEWALS
 from finetune_trainer.contract.evaluation import LiveModel, UnmeasuredSubject

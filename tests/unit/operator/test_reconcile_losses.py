@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.devicetime import MAX_ENDED_PODS
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.stage_status import MAX_ENDED_PODS
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.stages.losses import cause_of

@@ -10,10 +10,9 @@ from typing import Any, Final, Literal, cast
 
 import pytest
 
-from finetune_operator.api.devicetime import StageStatus, StageUsage
-from finetune_operator.api.finetunejobstatus import ProgressStatus
-from finetune_operator.api.podresources import PodResources
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.finetune_job_status import ProgressStatus
+from finetune_operator.api.pod_resources import PodResources
+from finetune_operator.api.stage_status import RetryStatus, StageStatus, StageUsage
 from finetune_operator.manifests.stageinputs import StageInputs
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob import reconciler

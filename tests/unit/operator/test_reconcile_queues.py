@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import WORKLOAD
 from finetune_operator.manifests.queueing import PRIORITY_LABEL, QUEUE_LABEL
 from finetune_operator.manifests.revision import Revision, build_revision

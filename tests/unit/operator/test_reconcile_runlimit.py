@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.reconcile.finetunejob.identity import mark
 from tests.unit.operator.memorycluster import MemoryCluster, at
 from tests.unit.operator.runobjects import CHECKPOINT, JOB, trained

@@ -5,8 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from finetune_operator.api.crd import build_crd
-from finetune_operator.api.kinds import KINDS
+from finetune_operator.api.crd import KINDS, build_crd
 from finetune_operator.runtime.definitions import _schema, missing_in
 
 OURS = {kind.name: _schema(build_crd(kind)) for kind in KINDS}

@@ -5,7 +5,7 @@ import tracemalloc
 
 import yaml
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import JOB, POD, POD_DISRUPTION_BUDGET, SERVICE
 from finetune_operator.plan import Manifest
 from finetune_operator.runtime.caches import READ_PREFIXES, Caches

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.engine.resources import (
     DEPLOYMENT,
     JOB,

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.backoff import count_failure, due_at

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.nodepool import NodePool
 from finetune_operator.stagetable import pod_names

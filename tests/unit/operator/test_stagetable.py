@@ -5,12 +5,11 @@ from typing import get_args
 
 import pytest
 
-from finetune_operator.api.devicetime import StageStatus, StageUsage
-from finetune_operator.api.finetunejobstatus import ProgressStatus
+from finetune_operator.api.compute import PerStage, PerWorkload
+from finetune_operator.api.finetune_job_status import ProgressStatus
 from finetune_operator.api.meta import Model
-from finetune_operator.api.podtemplate import DEVICE_STAGES, SIZED_STAGES, PodStage
-from finetune_operator.api.queueing import PerStage, PerWorkload
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.pod_template import DEVICE_STAGES, SIZED_STAGES, PodStage
+from finetune_operator.api.stage_status import RetryStatus, StageStatus, StageUsage
 from finetune_operator.stagetable import SERVE_PODS, STAGES, Queue, pod_names
 from finetune_operator.status.reasons import UNDER_WAY
 from finetune_trainer.contract.vocabulary import ResultStage, Stage

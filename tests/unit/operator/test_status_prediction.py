@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.prediction import MeasuredTraining, Prediction
+from finetune_operator.api.finetune_job_status import MeasuredTraining, Prediction
 from finetune_operator.status.prediction import (
     TrainDevices,
     columns,

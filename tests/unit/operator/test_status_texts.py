@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.dataset import DatasetSpec
-from finetune_operator.api.devicetime import Cost, StageUsage
-from finetune_operator.api.evaluation import EvaluationSettings, Gate
-from finetune_operator.api.evaluationstatus import EvaluationStatus, Score
-from finetune_operator.api.finetunejobstatus import ProgressStatus
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus, Gate, Score
+from finetune_operator.api.finetune_job_status import ProgressStatus
 from finetune_operator.api.meta import ReservedValues
+from finetune_operator.api.stage_status import Cost, StageUsage
 from finetune_operator.observe.stagetimes import Price, with_cost
 from finetune_operator.observe.stageusage import finished_stage, stage_usage
 from finetune_operator.plan import Manifest

@@ -7,11 +7,10 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
-from finetune_operator.api.kinds import KINDS
-from finetune_operator.api.meta import Model
-from finetune_operator.api.unknown import identity_of, keep_unknown
+from finetune_operator.api.crd import KINDS
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
+from finetune_operator.api.meta import Model, identity_of, keep_unknown
 from finetune_operator.engine.store import ObjectStore
 from finetune_operator.runtime.models import Models
 from finetune_operator.status.conditions import status_manifest

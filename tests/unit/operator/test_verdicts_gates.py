@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.evaluationstatus import MAX_SCORES, Score
+from finetune_operator.api.evaluation import MAX_SCORES, Gate, Score
 from finetune_operator.reconcile.verdicts.fewrows import MIN_ROWS, few_rows_warning
 from finetune_operator.reconcile.verdicts.gates import decide
 from finetune_operator.reconcile.verdicts.measurements import Measurements, shown_scores

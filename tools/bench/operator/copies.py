@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.finetunejob.identity import mark

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.client import KubernetesClient
 from finetune_operator.engine.events import EventRecorder
 from finetune_operator.plan import Event, Manifest

@@ -3,7 +3,7 @@
 
 from typing import Any, Final
 
-from finetune_operator.api.computeprofile import DEFAULT_PROFILE_LABEL
+from finetune_operator.api.compute_profile import DEFAULT_PROFILE_LABEL
 from finetune_operator.api.meta import API_VERSION
 
 Object = dict[str, Any]

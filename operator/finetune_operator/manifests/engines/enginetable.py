@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.podresources import PodResources, quantity_value
+from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
+from finetune_operator.api.pod_resources import CPU, PodResources, quantity_value
 from finetune_operator.manifests.engines.answeringengine import AnsweringEngine
 from finetune_operator.manifests.engines.servingconfig import ServingConfig
 from finetune_operator.manifests.engines.transformers import transformers_container

@@ -4,8 +4,8 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
+from finetune_operator.api.pod_resources import CPU
 from finetune_operator.api.serving import Serving
 from finetune_operator.manifests.revision import Revision, api_keys_secret
 from finetune_operator.manifests.weightsreference import WeightsReference

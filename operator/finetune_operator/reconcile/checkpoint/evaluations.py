@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from finetune_operator.api.checkpoint import MAX_EVALUATIONS, Checkpoint
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationstatus import EvaluationStatus
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.evaluation import EvaluationStatus
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.lines.scores import is_of_run, is_resolved

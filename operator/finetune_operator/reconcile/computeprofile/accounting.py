@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from heapq import nlargest
 from typing import Final
 
-from finetune_operator.api.budget import (
+from finetune_operator.api.compute_profile import (
     MAX_BUDGET_NAMESPACES,
     BudgetStatus,
     BudgetUsage,
+    ComputeProfile,
     DeviceBudget,
 )
-from finetune_operator.api.computeprofile import ComputeProfile
 from finetune_operator.observe.poduse import PodUse
 from finetune_operator.reconcile.platform.budgets import period_of
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report whether objects can use a ComputeProfile, and what they have used of its budget."""
 
-from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
+from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.computeprofile.accounting import account
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -9,9 +9,9 @@ the Dataset stays Ready.
 
 from dataclasses import replace
 
+from finetune_operator.api.compute import NO_CHOICE
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.queueing import NO_CHOICE
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.references import StoreReference
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.dataset.clearing import clear_away
 from finetune_operator.reconcile.dataset.prepare import prepare

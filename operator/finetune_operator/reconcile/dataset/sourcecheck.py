@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.dataset import CheckedSource, Dataset, RefreshStatus
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.preparation import RowSource
-from finetune_operator.api.queueing import NO_CHOICE
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.compute import NO_CHOICE
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.dataset import CheckedSource, Dataset, RefreshStatus, RowSource
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import collect_config, prepare_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record in the status of a DatasetVersion which stores hold its content."""
 
-from finetune_operator.api.datasetversion import MAX_LOCATIONS, DatasetVersion
+from finetune_operator.api.dataset_version import MAX_LOCATIONS, DatasetVersion
 from finetune_operator.manifests.labels import STORE
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -5,7 +5,7 @@ import json
 from functools import cached_property
 from typing import Final
 
-from finetune_operator.api.evaluationresource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
+from finetune_operator.api.evaluation_resource import Evaluation, EvaluationDisplay, EvaluationResourceStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.prerequisites import EvaluationPrerequisites, resolve

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluations that measure nothing: finished, suspended, or being deleted."""
 
-from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.evaluation.assessment import (

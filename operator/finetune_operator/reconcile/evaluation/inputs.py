@@ -2,8 +2,8 @@
 """The Checkpoints and the rows of an Evaluation, chosen once and kept in `status.resolved`."""
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresource import ResultStore
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation_resource import ResultStore
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.lines.scores import is_resolved

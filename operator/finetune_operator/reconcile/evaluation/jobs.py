@@ -2,9 +2,9 @@
 """Build the Jobs that measure one Checkpoint: evaluate, and score for custom metrics."""
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CUDA_RESOURCES
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.api.meta import SecretReference
+from finetune_operator.api.pod_resources import CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights

@@ -8,8 +8,8 @@ One whose measurement fails does not keep the following ones from being measured
 from functools import partial
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluationresource import UnmeasuredCheckpoint
-from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
+from finetune_operator.api.evaluation import ComparedChampion, EvaluationStatus
+from finetune_operator.api.evaluation_resource import UnmeasuredCheckpoint
 from finetune_operator.reconcile import measuring
 from finetune_operator.reconcile.evaluation.assessment import (
     STAGE,

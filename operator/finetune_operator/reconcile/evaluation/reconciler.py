@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.evaluation.assessment import Assessment
 from finetune_operator.reconcile.evaluation.ended import delete, finished, suspend

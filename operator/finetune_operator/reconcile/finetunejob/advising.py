@@ -4,11 +4,10 @@
 from collections.abc import Iterator
 from typing import Final
 
-from finetune_operator.api.advice import Advice
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devicetime import StageStatus
-from finetune_operator.api.finetunejobstatus import TrainingStatus
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job_status import Advice, TrainingStatus
+from finetune_operator.api.references import StoreReference
+from finetune_operator.api.stage_status import StageStatus
 from finetune_operator.manifests.podsizing import WEIGHTS_SHARE, one_device_holds
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.inputs.calibration import MAX_LINE_RUNS, LineOnProfile

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of a run: the rows to train on, from a Dataset or the run's own source, and those to measure on."""
 
-from finetune_operator.api.datasetreference import DatasetReference
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.preparation import DataPreparation, RowSource
+from finetune_operator.api.dataset import DataPreparation, RowSource
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.references import DatasetReference
 from finetune_operator.manifests.configs import prepare_config
 from finetune_operator.manifests.labels import own_version_name
 from finetune_operator.manifests.records import build_dataset_version

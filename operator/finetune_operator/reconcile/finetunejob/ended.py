@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import get_args
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import MAX_CHECKPOINTS, CheckpointSummary
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import RECORDED_RUN, STAGE
 from finetune_operator.plan import Plan

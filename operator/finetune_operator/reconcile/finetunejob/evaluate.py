@@ -3,10 +3,9 @@
 
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.evaluation import EvaluationSettings
-from finetune_operator.api.evaluationstatus import EvaluationStatus
-from finetune_operator.api.finetunejobstatus import CheckpointSummary
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.evaluation import EvaluationSettings, EvaluationStatus
+from finetune_operator.api.finetune_job_status import CheckpointSummary
 from finetune_operator.manifests.configs import checkpoint_type, template_arguments
 from finetune_operator.manifests.evaluateconfig import MeasuredData, evaluate_config, score_config
 from finetune_operator.manifests.evaluatedweights import EvaluatedWeights

@@ -10,7 +10,7 @@ import json
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import RECORDED_RUN, short_hash
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -7,8 +7,12 @@ therefore never runs next to it, and the comparison of a verdict is always known
 
 from typing import Final
 
-from finetune_operator.api.evaluation import EvaluationSettings
-from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus, LiveComparison
+from finetune_operator.api.evaluation import (
+    ComparedChampion,
+    EvaluationSettings,
+    EvaluationStatus,
+    LiveComparison,
+)
 from finetune_operator.manifests.evaluateconfig import is_over_live
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.measuring import champion_of, has_begun, rival_of

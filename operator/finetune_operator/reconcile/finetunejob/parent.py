@@ -5,8 +5,8 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from finetune_operator.api.basemodel import ChampionReference
 from finetune_operator.api.checkpoint import Checkpoint
+from finetune_operator.api.references import ChampionReference
 from finetune_operator.manifests.configs import checkpoint_type
 from finetune_operator.manifests.weightsreference import WeightsReference
 from finetune_operator.reconcile.finetunejob.identity import uids

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prediction of a run: recorded after preflight, and compared with what training took."""
 
-from finetune_operator.api.devicetime import StageStatus
-from finetune_operator.api.finetunejobstatus import TrainingStatus
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.finetune_job_status import TrainingStatus
+from finetune_operator.api.stage_status import StageStatus
+from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.platform.devicefacts import device_facts
 from finetune_operator.status.prediction import (

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preflight: check that base model and data fit, and choose the hyperparameters, without devices."""
 
-from finetune_operator.api.droppedrows import DroppedRows
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.method import Preference, ResolvedLoRA
+from finetune_operator.api.finetune_job_status import DroppedRows
+from finetune_operator.api.training import Preference, ResolvedHyperparameters, ResolvedLoRA
 from finetune_operator.manifests.configs import preflight_config
 from finetune_operator.reconcile.finetunejob.predicting import record_prediction
 from finetune_operator.reconcile.finetunejob.run import Run

@@ -3,12 +3,12 @@
 
 from dataclasses import dataclass
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import Resolved
+from finetune_operator.api.compute import NO_CHOICE, QueueChoice
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import Resolved
 from finetune_operator.api.meta import SecretReference
-from finetune_operator.api.queueing import NO_CHOICE, QueueChoice
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.trainerimage import TrainerImage, trainer_of
 from finetune_operator.reconcile.inputs.secondaries import NOTHING, Needs

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.evaluation import EvaluationStatus
 from finetune_operator.reconcile.finetunejob.run import Run
 from finetune_operator.reconcile.lines.checkpointrules import is_rejected
 from finetune_operator.reconcile.lines.promotion import verdict

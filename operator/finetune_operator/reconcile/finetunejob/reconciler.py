@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.data import data, evaluated_rows
 from finetune_operator.reconcile.finetunejob.deleting import delete

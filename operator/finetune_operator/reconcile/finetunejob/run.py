@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.plan import Plan
 from finetune_operator.reconcile.finetunejob.prerequisites import Prerequisites, resolve
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from typing import get_args
 
-from finetune_operator.api.devices import CPU, CUDA_RESOURCES
+from finetune_operator.api.pod_resources import CPU, CUDA_RESOURCES
 from finetune_operator.manifests.configs import collect_config
 from finetune_operator.manifests.jobs import Placement, build_stage_job
 from finetune_operator.manifests.locations import parse_source, parse_store

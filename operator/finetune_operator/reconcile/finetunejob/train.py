@@ -3,8 +3,8 @@
 
 from typing import get_args
 
-from finetune_operator.api.finetunejobstatus import MAX_CHECKPOINTS, CheckpointSummary
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
+from finetune_operator.api.finetune_job_status import MAX_CHECKPOINTS, CheckpointSummary
+from finetune_operator.api.training import ResolvedHyperparameters
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.configs import train_config
 from finetune_operator.manifests.labels import checkpoint_name, stage_job_name

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Validate a run before its first stage."""
 
-from finetune_operator.api.chattemplate import invalid_arguments
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.training import invalid_arguments
 from finetune_operator.reconcile.finetunejob.evaluate import custom_metrics_problem
 from finetune_operator.reconcile.finetunejob.prerequisites import inputs_of
 from finetune_operator.reconcile.finetunejob.run import Run

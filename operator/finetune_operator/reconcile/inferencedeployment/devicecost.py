@@ -3,8 +3,7 @@
 
 from collections import Counter
 
-from finetune_operator.api.endpointstatus import EndpointCost
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import EndpointCost, InferenceDeployment
 from finetune_operator.engine.resources import POD
 from finetune_operator.manifests.labels import PROFILE
 from finetune_operator.observe.devicepods import HELD, device_state, devices_per_pod

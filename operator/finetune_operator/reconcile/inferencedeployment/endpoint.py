@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.endpointstatus import EndpointCost, EndpointDisplay, RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import (
+    EndpointCost,
+    EndpointDisplay,
+    InferenceDeployment,
+    RevisionStatus,
+)
 from finetune_operator.api.meta import Condition
 from finetune_operator.engine.resources import DEPLOYMENT, POD
 from finetune_operator.manifests.serving import build_replicas, endpoint_url

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import NETWORK_POLICY, POD_DISRUPTION_BUDGET
 from finetune_operator.manifests.endpointprotection import (
     build_disruption_budget,

@@ -3,8 +3,7 @@
 
 from dataclasses import replace
 
-from finetune_operator.api.endpointstatus import RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.plan import Delete, Plan

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluationstatus import EvaluationStatus
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.evaluation import EvaluationStatus
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.reconcile.lines.checkpointindex import CheckpointIndex
 from finetune_operator.reconcile.lines.checkpointrules import (
     is_approved,

@@ -4,8 +4,8 @@
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationstatus import EvaluationStatus
+from finetune_operator.api.evaluation import EvaluationStatus
+from finetune_operator.api.evaluation_resource import Evaluation
 
 OF_RUN: Final = "Run"
 """Source of the scores of the run that made the Checkpoint. No Evaluation can have this name."""

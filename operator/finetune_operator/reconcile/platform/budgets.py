@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.api.budget import MAX_BUDGET_NAMESPACES, BudgetPeriod, BudgetStatus
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import (
+    MAX_BUDGET_NAMESPACES,
+    BudgetPeriod,
+    BudgetStatus,
+    ComputeProfile,
+)
 from finetune_operator.manifests.labels import DEVICES, PROFILE
 from finetune_operator.reconcile.inputs.jobdevices import DeviceJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known about one device of a ComputeProfile."""
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.podresources import quantity_value
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.pod_resources import CPU, quantity_value
 from finetune_operator.stagetable import TRAIN_PODS
 from finetune_trainer.contract.prediction import PRODUCT_LABELS, DeviceFacts, find_card
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
+from finetune_operator.api.compute_profile import ComputeProfile
 from finetune_operator.reconcile.platform.devicefacts import device_facts
 
 PEAK_SHARE: Final = 0.9

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the claims that a stage's pod mounts exist and can be shared."""
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.storereference import AccessMode, StoreReference
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.references import AccessMode, StoreReference
 from finetune_operator.engine.resources import CLAIM
 from finetune_operator.manifests.locations import parse_location, parse_source, parse_store
 from finetune_operator.reconcile.inputs.secondaries import Needs

@@ -10,7 +10,7 @@ from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import OWNER_KIND, STORE, STORE_CREDENTIALS
 from finetune_operator.manifests.locations import parse_store, store_folder
 from finetune_operator.manifests.weightsreference import WeightsReference

@@ -2,7 +2,7 @@
 """Folders in stores with the results of Evaluations: answers, values of rows and pages."""
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.evaluationresource import Evaluation
+from finetune_operator.api.evaluation_resource import Evaluation
 from finetune_operator.manifests.locations import run_folder
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

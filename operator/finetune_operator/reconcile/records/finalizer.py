@@ -3,9 +3,9 @@
 
 from finetune_operator.api.checkpoint import Checkpoint
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import FINALIZER
 from finetune_operator.plan import Manifest
 

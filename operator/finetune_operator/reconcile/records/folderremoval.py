@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.labels import STAGE
 from finetune_operator.observe.podstatus import has_ended

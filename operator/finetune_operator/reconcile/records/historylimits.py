@@ -6,9 +6,9 @@ user, the content is removed only if the record's deletionPolicy is Delete.
 """
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.labels import OPERATOR, OWNER_KIND
 from finetune_operator.plan import Delete, Event, Plan
 from finetune_operator.reconcile.inputs.snapshot import Snapshot

@@ -2,7 +2,7 @@
 """What a Checkpoint was made by."""
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 
 

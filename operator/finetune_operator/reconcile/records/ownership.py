@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.plan import Manifest, Plan
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.indexes import version_owner

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs, Evaluations and endpoints that need the content of a record."""
 
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.evaluationresource import Evaluation
-from finetune_operator.api.evaluationstatus import LiveComparison
-from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.dataset_version import DatasetVersion
+from finetune_operator.api.evaluation import LiveComparison
+from finetune_operator.api.evaluation_resource import Evaluation
+from finetune_operator.api.finetune_job import FineTuneJob
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.reconcile.inputs.indexes import address
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.platform.storage import is_same_place

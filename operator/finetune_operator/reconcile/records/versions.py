@@ -2,9 +2,9 @@
 """The DatasetVersion that a run or an Evaluation reads, by its reference to a Dataset."""
 
 from finetune_operator.api.dataset import Dataset
-from finetune_operator.api.datasetreference import DatasetReference
-from finetune_operator.api.datasetversion import DatasetVersion
+from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.api.meta import Resource
+from finetune_operator.api.references import DatasetReference
 from finetune_operator.manifests.labels import REFRESH_REQUESTED
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.steps import Blocked, Working

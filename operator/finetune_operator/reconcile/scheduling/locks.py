@@ -3,8 +3,8 @@
 
 from collections.abc import Mapping
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 
 LockName = tuple[str, ...]
 """Key of a lock that a pass holds."""

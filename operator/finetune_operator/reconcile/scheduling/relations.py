@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.computeprofile import ComputeProfile, is_marked_default
-from finetune_operator.api.datasetversion import DatasetVersion
-from finetune_operator.api.kinds import KINDS_BY_NAME
+from finetune_operator.api.compute_profile import ComputeProfile, is_marked_default
+from finetune_operator.api.crd import KINDS_BY_NAME
+from finetune_operator.api.dataset_version import DatasetVersion
 from finetune_operator.engine.metadata import controller
 from finetune_operator.manifests.labels import OWNER_KIND, OWNER_NAME
 from finetune_operator.observe.devicepods import job_devices, profile_of

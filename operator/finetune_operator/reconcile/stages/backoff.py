@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.reconcile.steps import Blocked, Working
 from finetune_trainer.contract.results import StageResult

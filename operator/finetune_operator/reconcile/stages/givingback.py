@@ -9,7 +9,7 @@ each one gives back after an hour.
 from datetime import datetime, timedelta
 from typing import Final
 
-from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetune_job import FineTuneJob
 from finetune_operator.manifests.queueing import QUEUE_LABEL
 from finetune_operator.observe.jobtrouble import shows_running_pods
 from finetune_operator.observe.peerpods import newest_per_index, nodes_of

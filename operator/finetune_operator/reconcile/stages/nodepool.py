@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, NamedTuple, Self
 
-from finetune_operator.api.affinity import Affinity
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.podtemplate import PodStage, Toleration
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.pod_template import Affinity, PodStage, Toleration
 
 CONDITION_TAINTS: Final = "node.kubernetes.io/"
 """Begin of the keys of taints that Kubernetes sets by the state of a node."""

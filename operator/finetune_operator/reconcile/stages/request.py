@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_operator.api.meta import Resource
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.stage_status import RetryStatus
 from finetune_operator.manifests.labels import stage_job_name
 from finetune_operator.plan import Manifest
 from finetune_operator.reconcile.stages.backoff import Retry

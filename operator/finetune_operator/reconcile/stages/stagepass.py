@@ -4,8 +4,8 @@
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Literal, TypeVar
 
-from finetune_operator.api.evaluationresource import EvaluationResourceStatus
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
+from finetune_operator.api.evaluation_resource import EvaluationResourceStatus
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.reconcile.draft import Draft
 from finetune_operator.reconcile.inputs.snapshot import Snapshot
 from finetune_operator.reconcile.stages.request import JobNames

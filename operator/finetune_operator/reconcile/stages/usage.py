@@ -3,9 +3,9 @@
 
 from typing import Any
 
-from finetune_operator.api.devices import CPU
-from finetune_operator.api.devicetime import StageUsage
-from finetune_operator.api.finetunejobstatus import ProgressStatus
+from finetune_operator.api.finetune_job_status import ProgressStatus
+from finetune_operator.api.pod_resources import CPU
+from finetune_operator.api.stage_status import StageUsage
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.labels import DEVICES
 from finetune_operator.observe.devicepods import devices_per_pod, profile_of

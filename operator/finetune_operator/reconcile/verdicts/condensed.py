@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from finetune_operator.api.evaluationstatus import EvaluationStatus, GateResult
+from finetune_operator.api.evaluation import EvaluationStatus, GateResult
 from finetune_operator.status.conditions import shortened
 
 T = TypeVar("T")

@@ -3,8 +3,7 @@
 
 from typing import Final
 
-from finetune_operator.api.evaluation import EvaluationSettings
-from finetune_operator.api.evaluationstatus import MAX_FINDINGS, CheckFinding, EvaluationStatus
+from finetune_operator.api.evaluation import MAX_FINDINGS, CheckFinding, EvaluationSettings, EvaluationStatus
 from finetune_operator.api.meta import Name
 from finetune_operator.manifests.evaluateconfig import is_over_live, opponents_of
 from finetune_operator.reconcile.verdicts.fewrows import few_rows_warning

@@ -3,8 +3,7 @@
 
 from typing import Final
 
-from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.evaluationstatus import Score
+from finetune_operator.api.evaluation import Gate, Score
 from finetune_operator.status.progress import find_score
 from finetune_trainer.contract.vocabulary import listed
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from finetune_operator.api.evaluation import Gate
-from finetune_operator.api.evaluationstatus import GateResult, GateVerdict, Verdict
+from finetune_operator.api.evaluation import Gate, GateResult, GateVerdict, Verdict
 from finetune_operator.reconcile.verdicts.measurements import Measurements, rounded
 from finetune_operator.status.conditions import shortened
 from finetune_trainer.contract.evaluation import GateEvidence

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_operator.api.evaluationstatus import MAX_SCORES, SUBJECT_PATTERN, Score
+from finetune_operator.api.evaluation import MAX_SCORES, SUBJECT_PATTERN, Score
 from finetune_operator.status.progress import find_score
 from finetune_trainer.contract.evaluation import CheckFinding, GateEvidence
 from finetune_trainer.contract.metrics import METRIC_PATTERN

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_operator.api.checkpoint import BaseModelRecord
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment, ServedBaseModel
-from finetune_operator.api.storereference import StoreReference
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment, ServedBaseModel
+from finetune_operator.api.references import StoreReference
 from finetune_operator.engine.resources import DEPLOYMENT, JOB
 from finetune_operator.manifests.credentialmounts import secret_mount
 from finetune_operator.manifests.engines.servingconfig import endpoint_owner

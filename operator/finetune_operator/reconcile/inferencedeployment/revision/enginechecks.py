@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the engine of an endpoint does not support, found before a pod starts."""
 
-from finetune_operator.api.computeprofile import BUILT_IN, ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import BUILT_IN, ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.engines.servingconfig import ServingConfig, serving_config
 from finetune_operator.manifests.revision import Revision
 from finetune_operator.manifests.serving import fetch_config

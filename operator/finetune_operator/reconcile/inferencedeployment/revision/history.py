@@ -6,8 +6,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
-from finetune_operator.api.endpointstatus import MAX_HISTORY_MODELS, MAX_REVISIONS, RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import (
+    MAX_HISTORY_MODELS,
+    MAX_REVISIONS,
+    InferenceDeployment,
+    RevisionStatus,
+)
 from finetune_operator.manifests.labels import short_hash
 from finetune_operator.plan import without_empty
 from finetune_operator.reconcile.inferencedeployment.rollout.transitions import ENDED, PROGRESSING

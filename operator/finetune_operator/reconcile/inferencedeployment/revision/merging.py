@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.engine.resources import JOB
 from finetune_operator.manifests.engines.servingconfig import endpoint_owner

@@ -8,7 +8,7 @@ Job that is deleted with another one. The pods agree in the cache about which of
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.api.meta import SecretReference
 from finetune_operator.engine.resources import CLAIM, JOB
 from finetune_operator.manifests.engines.servingconfig import endpoint_owner

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.checkpoint import Checkpoint
-from finetune_operator.api.endpointstatus import ServedModelStatus
-from finetune_operator.api.inferencedeployment import (
+from finetune_operator.api.inference_deployment import (
     Follow,
     InferenceDeployment,
     Pin,
     ServedBaseModel,
     ServedModel,
+    ServedModelStatus,
 )
 from finetune_operator.manifests.locations import parse_store
 from finetune_operator.manifests.weightsreference import WeightsReference, short_digest

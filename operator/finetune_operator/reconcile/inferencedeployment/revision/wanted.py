@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Determine the revision that an endpoint should serve, or why there is none."""
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.manifests.revision import Revision, build_revision
 from finetune_operator.reconcile.inferencedeployment.revision.enginechecks import check_engine, check_serving
 from finetune_operator.reconcile.inferencedeployment.revision.targets import Targets

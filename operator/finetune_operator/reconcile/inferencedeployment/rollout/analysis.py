@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from finetune_operator.api.endpointstatus import RevisionStatus
-from finetune_operator.api.inferencedeployment import InferenceDeployment
-from finetune_operator.api.rolloutanalysis import (
-    AnalysisFigureStatus,
-    RevisionAnalysis,
-    StepAnalysis,
-)
+from finetune_operator.api.inference_deployment import InferenceDeployment, RevisionStatus
+from finetune_operator.api.rollout_analysis import AnalysisFigureStatus, RevisionAnalysis, StepAnalysis
 from finetune_operator.engine.resources import DEPLOYMENT, JOB, POD
 from finetune_operator.manifests.analysisjob import (
     AnalysisImage,

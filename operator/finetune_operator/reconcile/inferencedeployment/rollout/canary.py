@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
-from finetune_operator.api.rolloutanalysis import StepAnalysis
-from finetune_operator.api.rolloutstrategy import CanaryStep, Pause
+from finetune_operator.api.rollout_analysis import StepAnalysis
+from finetune_operator.api.rollout_strategy import CanaryStep, Pause
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 

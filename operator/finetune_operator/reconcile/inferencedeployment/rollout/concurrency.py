@@ -8,8 +8,8 @@ from itertools import zip_longest
 from math import inf
 from typing import Final
 
-from finetune_operator.api.computeprofile import ComputeProfile
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.compute_profile import ComputeProfile
+from finetune_operator.api.inference_deployment import InferenceDeployment
 
 DEFAULT_PER_NAMESPACE: Final = 1
 TURN_SECONDS: Final = 60

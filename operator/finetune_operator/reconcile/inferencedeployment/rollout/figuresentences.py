@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences about the figures of an analysis."""
 
-from finetune_operator.api.rolloutanalysis import AnalysisGate
+from finetune_operator.api.rollout_analysis import AnalysisGate
 from finetune_trainer.contract.analysis import AnalysisFigure
 
 

@@ -4,7 +4,7 @@
 from dataclasses import replace
 from typing import Any
 
-from finetune_operator.api.endpointstatus import RevisionVerdict, ServedModelStatus
+from finetune_operator.api.inference_deployment import RevisionVerdict, ServedModelStatus
 from finetune_operator.manifests.previewservice import preview_url
 from finetune_operator.manifests.serving import endpoint_url
 from finetune_operator.plan import Event

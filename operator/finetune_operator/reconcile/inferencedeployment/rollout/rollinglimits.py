@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from finetune_operator.api.rolloutstrategy import RollingUpdate
+from finetune_operator.api.rollout_strategy import RollingUpdate
 from finetune_operator.reconcile.inferencedeployment.traffic.routing import ALL
 
 

@@ -8,7 +8,7 @@ it is ready, the requests move to it, and then the old one is deleted. `transiti
 from collections.abc import Mapping
 from typing import Final
 
-from finetune_operator.api.endpointstatus import ObeyedDecision, RevisionModel, RevisionStatus
+from finetune_operator.api.inference_deployment import ObeyedDecision, RevisionModel, RevisionStatus
 from finetune_operator.engine.resources import DEPLOYMENT
 from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile.inferencedeployment.revision.history import find_revision, with_entry

@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import product
 from typing import Final, Literal, NamedTuple, get_args
 
-from finetune_operator.api.endpointstatus import RevisionState
+from finetune_operator.api.inference_deployment import RevisionState
 
 State = Literal["Pending"] | RevisionState
 """State of a revision, as in `status.revisions[].state`. RollingOut: its pods are starting. Pending is not

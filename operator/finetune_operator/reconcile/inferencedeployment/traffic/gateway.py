@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from finetune_operator.api.endpointtraffic import EndpointGateway
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.endpoint_access import EndpointGateway
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.metadata import applied_whole, controller_uid
 from finetune_operator.engine.refusals import is_refusal
 from finetune_operator.engine.resources import DEPLOYMENT, HTTP_ROUTE, SERVICE

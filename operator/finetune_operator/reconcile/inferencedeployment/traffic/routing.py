@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from finetune_operator.api.inferencedeployment import InferenceDeployment
+from finetune_operator.api.inference_deployment import InferenceDeployment
 from finetune_operator.engine.resources import DEPLOYMENT, SERVICE
 from finetune_operator.manifests.labels import REVISION, RUN, WEIGHTS
 from finetune_operator.manifests.serving import build_service

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from finetune_operator.api.dataset import MAX_SOURCES
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
@@ -18,7 +19,6 @@ from finetune_operator.api.meta import (
     Uri,
     immutable_rules,
 )
-from finetune_operator.api.preparation import MAX_SOURCES
 from finetune_trainer.contract.vocabulary import SourceSplits, SplitName
 
 MAX_LOCATIONS: Final = 5

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that users define: Python functions, judges, and tasks of general ability. Their names in gates are
-custom/NAME, judge/NAME and task/NAME."""
+"""Rules and descriptions of fields that hold metrics, from the contract's table.
 
+Metrics that users define: Python functions, judges, and tasks of general ability. Their names in gates are
+custom/NAME, judge/NAME and task/NAME.
+"""
+
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
@@ -14,9 +18,19 @@ from finetune_operator.api.meta import (
     Name,
     SecretReference,
     base_url_advice,
+    is_one_of,
     pattern_advice,
 )
-from finetune_trainer.contract.metrics import CUSTOM, JUDGE, TASK
+from finetune_trainer.contract.metrics import (
+    CUSTOM,
+    DEFAULT_METRICS,
+    FAMILIES,
+    JUDGE,
+    METRIC_PATTERN,
+    METRICS,
+    TASK,
+    metrics_where,
+)
 from finetune_trainer.contract.own_metrics import (
     MAX_CUSTOM_METRICS,
     MAX_JUDGES,
@@ -24,6 +38,56 @@ from finetune_trainer.contract.own_metrics import (
     EvaluationTaskFields,
     JudgeFields,
 )
+from finetune_trainer.contract.vocabulary import listed
+
+OTHER_METRICS: Final = metrics_where(lambda info: not info.is_fraction)
+LOWER_IS_BETTER: Final = metrics_where(lambda info: info.lower_is_better)
+HIGHER_IS_BETTER: Final = metrics_where(lambda info: not info.lower_is_better)
+PAIR_METRICS: Final = metrics_where(lambda info: "pairs" in info.needs)
+PATTERN_METRICS: Final = metrics_where(lambda info: "pattern" in info.needs)
+
+
+def is_in_family(expression: str, families: Iterable[str]) -> str:
+    """CEL: the metric belongs to one of these families."""
+    return " || ".join(f"{expression}.startsWith('{family}/')" for family in families)
+
+
+FRACTION_ADVICE: Final = (
+    f"bounds are fractions between 0 and 1, except of {listed(OTHER_METRICS)}: write 0.8 for 80 %"
+)
+UNBOUNDED_FAMILIES: Final = tuple(family for family, info in FAMILIES.items() if not info.is_fraction)
+NAMED_METRICS: Final = listed(tuple(f"{family}/NAME" for family in FAMILIES), "or")
+DESCRIPTION: Final = "; ".join(f"{metric}: {info.summary}" for metric, info in METRICS.items()) + "."
+
+MetricName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=81,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": f"{is_one_of('self', tuple(METRICS))} || {is_in_family('self', FAMILIES)}",
+                    "message": f"unknown metric: write {listed(tuple(METRICS), 'or')}, or {NAMED_METRICS}",
+                }
+            ]
+        },
+    ),
+]
+"""A metric in a spec."""
+ScoredMetric = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=81,
+        pattern=METRIC_PATTERN,
+        json_schema_extra=pattern_advice(
+            METRIC_PATTERN, f"use the name of a metric, for example {DEFAULT_METRICS[0]} or custom/tone"
+        ),
+    ),
+]
+"""A metric in a status, possibly one that only a newer release knows."""
+
 
 CUSTOM_NAME: Final = r"^[a-z0-9]([-a-z0-9_.]{0,38}[a-z0-9])?$"
 CONFIG_MAP_KEY: Final = r"^[-._a-zA-Z0-9]+$"

@@ -1,24 +1,188 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status of a FineTuneJob."""
+"""Advice of the operator for later runs.
+
+Rows that a run leaves out.
+
+Text that kubectl shows of a FineTuneJob.
+
+What preflight predicts about a run, and what the run took.
+
+Status of a FineTuneJob.
+"""
 
 from typing import Annotated, Final
 
 from pydantic import Field
 
-from finetune_operator.api.advice import AdviceList
-from finetune_operator.api.chattemplate import ChatTemplateKwargs
-from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
-from finetune_operator.api.droppedrows import DroppedRows
-from finetune_operator.api.evaluationstatus import EvaluationStatus, LiveComparison
-from finetune_operator.api.hyperparameters import ResolvedHyperparameters
-from finetune_operator.api.jobdisplay import JobDisplay
-from finetune_operator.api.learningcurve import LearningCurve
+from finetune_operator.api.evaluation import EvaluationStatus, LiveComparison
+from finetune_operator.api.evaluation_metrics import CustomMetricSources, EvaluationTaskSources
 from finetune_operator.api.meta import MAX_PROBLEMS, Conditions, Digest, Message, Model, Name, Status
-from finetune_operator.api.method import Preference, ResolvedLoRA
-from finetune_operator.api.ownmetrics import CustomMetricSources, EvaluationTaskSources
-from finetune_operator.api.prediction import Prediction
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.stage_status import Cost, RetryStatus, StageStatus, StageUsage
+from finetune_operator.api.training import (
+    ChatTemplateKwargs,
+    LearningCurve,
+    Preference,
+    ResolvedHyperparameters,
+    ResolvedLoRA,
+)
+from finetune_trainer.contract.prediction import MAX_CHOSEN, Verdict
 from finetune_trainer.contract.vocabulary import Stage
+
+MAX_ADVICE: Final = 4
+
+
+class Advice(Model):
+    """One thing that a later run can do better."""
+
+    reason: Annotated[
+        str,
+        Field(
+            max_length=64,
+            description="Kind of the advice. SmallerProfile: a ComputeProfile with less device memory is"
+            " large enough for this model line.",
+        ),
+    ]
+    profile: Annotated[Name | None, Field(description="ComputeProfile that the advice names.")] = None
+    message: Annotated[Message, Field(description="The advice, with the figures that it follows from.")]
+
+
+AdviceList = Annotated[
+    tuple[Advice, ...],
+    Field(
+        max_length=MAX_ADVICE,
+        description="Advice for later runs, from what this run and earlier ones measured.",
+    ),
+]
+
+
+class DroppedRows(Model):
+    """Rows of training and validation that the run does not use, because they are too long."""
+
+    rows: Annotated[int, Field(description="Number of rows.")]
+    percent: Annotated[float, Field(description="Percent of the rows of training and validation.")]
+
+
+class JobDisplay(Model):
+    """Text for kubectl get and kubectl describe. Programs must not read it."""
+
+    progress: Annotated[str | None, Field(description="Current stage, percent and steps.")] = None
+    loss: Annotated[str | None, Field(description="Training loss.")] = None
+    score: Annotated[
+        str | None, Field(description="First score of the tuned model, and that of the base model.")
+    ] = None
+    evaluation: Annotated[
+        tuple[Annotated[str, Field(max_length=160)], ...] | None,
+        Field(max_length=21, description="Table of the scores, with 95 % intervals, for kubectl describe."),
+    ] = None
+    eta: Annotated[str | None, Field(description="Estimated time until the current stage ends.")] = None
+    predicted: Annotated[
+        str | None, Field(description="Predicted duration, device memory and cost of training.")
+    ] = None
+    took: Annotated[str | None, Field(description="The same three figures as measured.")] = None
+
+
+class MeasuredTraining(Model):
+    """What training took, to compare with the prediction."""
+
+    device_memory_bytes: Annotated[
+        int | None, Field(description="Peak memory of one device, in bytes, as in status.training.")
+    ] = None
+    seconds: Annotated[
+        float | None,
+        Field(
+            description="Seconds of training, with validation and saving, without start and repeated work:"
+            " tokens divided by tokens per second. Includes the trainings of a learning curve."
+        ),
+    ] = None
+    cost: Annotated[
+        float | None,
+        Field(
+            description="Price of the device time of the train stage, with start and repeated work, by"
+            " cost.pricePerDeviceHour of the ComputeProfile."
+        ),
+    ] = None
+    mfu: Annotated[
+        float | None,
+        Field(
+            description="Model FLOPs utilization: the predicted floating-point operations of the steps made,"
+            " divided by what the devices could compute in `seconds`. Absent: the peak of the device is"
+            " unknown. The median of the last 20 runs of a ComputeProfile predicts the next one."
+        ),
+    ] = None
+
+
+class Prediction(Model):
+    """What training will take, as preflight predicts it from one fake step."""
+
+    verdict: Annotated[
+        Verdict,
+        Field(
+            description="Fits: the peak is below 0.9 of a device's memory. Tight: below 1.15. TooLarge: above"
+            " it. Unknown: the memory of the devices is unknown."
+        ),
+    ] = "Unknown"
+    device_memory_bytes: Annotated[int, Field(description="Peak memory of one device, in bytes.")]
+    device_memory_available_bytes: Annotated[
+        int | None, Field(description="Memory of one device, in bytes. Absent: unknown.")
+    ] = None
+    host_memory_bytes: Annotated[
+        int, Field(description="Peak memory of one train pod outside of its devices, in bytes.")
+    ]
+    weights_bytes: Annotated[
+        int | None,
+        Field(
+            description="Size of the base model's weights as evaluation loads them, in bytes: for QLoRA in 4"
+            " bits. If one device does not hold them, evaluate pods request compute.devices. Absent: unknown."
+        ),
+    ] = None
+    state_bytes: Annotated[int, Field(description="Size of one saved resume state, in bytes.")]
+    flops: Annotated[float, Field(description="Floating-point operations of all steps on all devices.")]
+    device: Annotated[
+        str | None, Field(max_length=63, description="Product name of the devices. Absent: unknown.")
+    ] = None
+    peak_teraflops: Annotated[
+        float | None,
+        Field(
+            description="Peak of one device in 10^12 floating-point operations per second. Absent: unknown."
+        ),
+    ] = None
+    seconds_low: Annotated[
+        int | None,
+        Field(
+            description="Lower bound of the seconds of training, without start, with those of a learning"
+            " curve. Absent: the peak of the devices is unknown."
+        ),
+    ] = None
+    seconds_high: Annotated[
+        int | None, Field(description="Upper bound of the seconds of training, without start.")
+    ] = None
+    cost_low: Annotated[
+        float | None,
+        Field(
+            description="Price of `secondsLow` on all devices, by cost.pricePerDeviceHour. Absent: no price."
+        ),
+    ] = None
+    cost_high: Annotated[float | None, Field(description="Price of `secondsHigh` on all devices.")] = None
+    currency: Annotated[str | None, Field(description="Currency of the costs.")] = None
+    mfu: Annotated[
+        float | None,
+        Field(description="Model FLOPs utilization that the seconds assume, as a share of the peak."),
+    ] = None
+    mfu_assumed: Annotated[
+        bool,
+        Field(
+            description="Whether mfu is an assumption. Otherwise it is the median of the last 20 runs of the"
+            " ComputeProfile."
+        ),
+    ] = False
+    chosen: Annotated[
+        tuple[Annotated[str, Field(max_length=256)], ...],
+        Field(max_length=MAX_CHOSEN, description="Settings that preflight chose to fit the device, and why."),
+    ] = ()
+    measured: Annotated[
+        MeasuredTraining | None, Field(description="What training took. Absent until it has ended.")
+    ] = None
+
 
 MAX_CHECKPOINTS: Final = 10
 TrainerContract = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.meta import CELRule, IntOrPercent, Model, Name
-from finetune_operator.api.rolloutanalysis import RolloutAnalysis, StepAnalysis
+from finetune_operator.api.rollout_analysis import RolloutAnalysis, StepAnalysis
 
 MAX_SECONDS: Final = 7 * 86400
 """Limit of a wait in a rollout, in seconds."""

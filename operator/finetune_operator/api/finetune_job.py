@@ -5,15 +5,11 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from finetune_operator.api.basemodel import BaseModelReference
-from finetune_operator.api.cel import is_one_of
-from finetune_operator.api.chattemplate import ChatTemplateKwargs
 from finetune_operator.api.compute import Compute
-from finetune_operator.api.datasetreference import DatasetReference
+from finetune_operator.api.dataset import Columns, DataSource, RowSource
 from finetune_operator.api.evaluation import EvaluationSettings
-from finetune_operator.api.finetunejobstatus import FineTuneJobStatus
-from finetune_operator.api.hyperparameters import Hyperparameters
-from finetune_operator.api.learningcurve import RequestedLearningCurve
+from finetune_operator.api.evaluation_metrics import PAIR_METRICS
+from finetune_operator.api.finetune_job_status import FineTuneJobStatus
 from finetune_operator.api.meta import (
     CELRule,
     DeletionPolicy,
@@ -23,14 +19,11 @@ from finetune_operator.api.meta import (
     ShortName,
     immutable_part,
     immutable_rules,
+    is_one_of,
     name_rules,
 )
-from finetune_operator.api.method import Method
-from finetune_operator.api.metricrules import (
-    PAIR_METRICS,
-)
-from finetune_operator.api.preparation import Columns, DataSource, RowSource
-from finetune_operator.api.storereference import OwnStoreReference
+from finetune_operator.api.references import BaseModelReference, DatasetReference, OwnStoreReference
+from finetune_operator.api.training import ChatTemplateKwargs, Hyperparameters, Method, RequestedLearningCurve
 from finetune_trainer.contract.hyperparameters import OnLongRows
 from finetune_trainer.contract.method import PAIRS, objectives_where
 from finetune_trainer.contract.vocabulary import DataFormat, listed

@@ -5,11 +5,15 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from finetune_operator.api.compute import DeviceCount, StepTimeoutSeconds
-from finetune_operator.api.devicetime import Cost, StageStatus, StageUsage
-from finetune_operator.api.evaluation import EvaluatedRows, EvaluationSettings
-from finetune_operator.api.evaluationstatus import ComparedChampion, EvaluationStatus
-from finetune_operator.api.finetunejobstatus import ProgressStatus, TrainerContract
+from finetune_operator.api.compute import DeviceCount, QueueChoice, StepTimeoutSeconds
+from finetune_operator.api.evaluation import (
+    ComparedChampion,
+    EvaluatedRows,
+    EvaluationSettings,
+    EvaluationStatus,
+)
+from finetune_operator.api.evaluation_metrics import CustomMetricSources, EvaluationTaskSources
+from finetune_operator.api.finetune_job_status import ProgressStatus, TrainerContract
 from finetune_operator.api.meta import (
     CELRule,
     Conditions,
@@ -23,9 +27,7 @@ from finetune_operator.api.meta import (
     immutable_rules,
     name_rules,
 )
-from finetune_operator.api.ownmetrics import CustomMetricSources, EvaluationTaskSources
-from finetune_operator.api.queueing import QueueChoice
-from finetune_operator.api.retrystatus import RetryStatus
+from finetune_operator.api.stage_status import Cost, RetryStatus, StageStatus, StageUsage
 
 MAX_EVALUATED: Final = 8
 ADVICE: Final = "an Evaluation is a record: create another one with another name"
